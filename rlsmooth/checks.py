@@ -59,5 +59,7 @@ def check_writable_folder(name: str, folder: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{name}={str(folder)!r} can't be written to ({error.strerror}): name another folder.") from error
+        raise ValueError(
+            f"{name}={str(folder)!r} can't be written to ({error.strerror}): name another folder."
+        ) from error
     return path

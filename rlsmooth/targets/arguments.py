@@ -1,0 +1,155 @@
+"""Checks of what target builders are given. They read values, which waits for the device: call them on entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_positive_int
+from rlsmooth.targets.reference import weight_dtype
+
+__all__ = [
+    "Alpha",
+    "Labels",
+    "broadcast_alpha",
+    "broadcast_mask",
+    "check_alpha",
+    "check_labels",
+    "check_mask",
+    "check_probabilities",
+    "first_row",
+    "to_labels",
+    "values_can_be_checked",
+]
+
+Alpha: TypeAlias = float | Tensor
+Labels: TypeAlias = Tensor | Sequence[int] | int
+
+SUM_TOLERANCE = 1e-4
+"""How far a distribution's sum may be from 1: wide enough for float32 counts, too narrow for a forgotten division."""
+
+
+def values_can_be_checked(validate: bool) -> bool:
+    """Whether to read values: not while compiling, where there are none yet."""
+    return validate and not torch.compiler.is_compiling()
+
+
+def first_row(bad: Tensor) -> tuple[int, ...] | None:
+    """The index of the first True, or None."""
+    places = bad.nonzero()
+    return tuple(places[0].tolist()) if len(places) else None
+
+
+def _at(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]" if index else ""
+
+
+def to_labels(labels: Labels, name: str = "labels") -> Tensor:
+    """Labels as int64.
+
+    Raises:
+        TypeError: they are not whole numbers.
+    """
+    tensor = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        if tensor.numel() == 0 and not isinstance(labels, Tensor):  # torch makes an empty list float32
+            return tensor.to(torch.int64)
+        raise TypeError(
+            f"{name} must hold class indices (int64), got {tensor.dtype}: for probabilities use from_probs."
+        )
+    return tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64)
+
+
+def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None:
+    """Raise ValueError unless every label is in `[0, num_classes)`; the message names the first that is not."""
+    check_positive_int("num_classes", num_classes)
+    bad = first_row((labels < 0) | (labels >= num_classes))
+    if bad is not None:
+        raise ValueError(
+            f"{name}{_at(bad)}={int(labels[bad])} is outside [0, {num_classes}): labels are class indices from 0; to "
+            "ignore a row give the loss weight=0 there."
+        )
+
+
+def check_alpha(alpha: Alpha, batch_shape: torch.Size, *, values: bool) -> None:
+    """Raise unless `alpha` is finite, at most 1 (below 0 is negative smoothing) and broadcasts over the batch."""
+    if isinstance(alpha, Tensor):
+        if not alpha.is_floating_point():
+            raise TypeError(f"alpha must be a floating-point tensor, got {alpha.dtype}.")
+        fits = alpha.ndim <= len(batch_shape) and all(
+            size in (1, goal) for size, goal in zip(reversed(alpha.shape), reversed(batch_shape), strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"alpha of shape {tuple(alpha.shape)} does not broadcast over the batch {tuple(batch_shape)}: give one "
+                "number, or one a row."
+            )
+        if values:
+            bad = first_row(~(alpha.isfinite() & (alpha <= 1)))
+            if bad is not None:
+                raise ValueError(f"alpha{_at(bad)}={float(alpha[bad])!r} must be finite and at most 1.")
+        return
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__} {alpha!r}.")
+    if not math.isfinite(alpha) or alpha > 1:
+        raise ValueError(f"alpha={alpha!r} must be finite and at most 1 (0: hard target, 1: the reference alone).")
+
+
+def broadcast_alpha(alpha: Alpha, labels: Tensor) -> Tensor:
+    """`alpha` as weights of the labels' shape; no copy is made and the host waits for nothing."""
+    dtype = weight_dtype(labels.device)
+    if isinstance(alpha, Tensor):
+        return alpha.detach().to(labels.device, dtype).expand(labels.shape)
+    return torch.full((), float(alpha), dtype=dtype, device=labels.device).expand(labels.shape)
+
+
+def broadcast_mask(mask: Tensor, batch_shape: torch.Size, num_classes: int) -> Tensor:
+    """`mask` expanded to `[..., K]`.
+
+    Raises:
+        TypeError: it is not bool.
+        ValueError: it does not broadcast to `[..., K]`.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a bool tensor (True = legal), got {kind}: use mask.bool() for 0/1 masks.")
+    goal = (*batch_shape, num_classes)
+    fits = 0 < mask.ndim <= len(goal) and mask.shape[-1] == num_classes and all(
+        size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(goal), strict=False)
+    )  # fmt: skip
+    if not fits:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to {goal}: one bool a row and class.")
+    return mask.expand(goal)
+
+
+def check_mask(mask: Tensor, labels: Tensor | None = None, name: str = "labels") -> None:
+    """Raise ValueError where no class is legal, or where a label is illegal; `mask` is `[..., K]` already.
+
+    `labels` may have one more axis than the batch (the parents of a mixture).
+    """
+    bad = first_row(~mask.any(-1))
+    if bad is not None:
+        raise ValueError(f"mask{_at(bad)} allows no class at all: every row needs at least one legal class.")
+    if labels is not None:
+        wanted = labels if labels.ndim == mask.ndim else labels.unsqueeze(-1)
+        illegal = ~mask.gather(-1, wanted)
+        bad = first_row(illegal if labels.ndim == mask.ndim else illegal.squeeze(-1))
+        if bad is not None:
+            raise ValueError(
+                f"{name}{_at(bad)}={int(labels[bad])} is illegal under its mask: mend the mask or drop the row."
+            )
+
+
+def check_probabilities(name: str, probabilities: Tensor, hint: str) -> None:
+    """Raise ValueError unless every row (last axis) is non-negative, finite and sums to 1 within 1e-4."""
+    bad = first_row(~(probabilities.isfinite() & (probabilities >= 0)))
+    if bad is not None:
+        raise ValueError(f"{name}{_at(bad)}={float(probabilities[bad])!r} is no probability: it must be in [0, 1].")
+    total = probabilities.sum(-1, dtype=weight_dtype(probabilities.device))
+    bad = first_row((total - 1).abs() > SUM_TOLERANCE)
+    if bad is not None:
+        raise ValueError(f"{name}{_at(bad)} sums to {float(total[bad]):.6g}, must sum to 1: {hint}.")

@@ -1,0 +1,147 @@
+"""Tables `[K, K]` whose row `t` says how near each class is to class `t`. Plain float64 tensors: plot them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_choice, check_in_range, check_positive_int
+from rlsmooth.targets.arguments import first_row
+from rlsmooth.targets.special import regularised_incomplete_beta
+
+__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "off_label_rows", "ordinal_kernel"]
+
+OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
+ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
+
+
+def off_label_rows(kernel: Tensor) -> Tensor:
+    """A similarity's rows without their label: diagonal 0, each row summing to 1.
+
+    Args:
+        kernel: float `[K, K]`, finite and non-negative. Its diagonal is ignored.
+
+    Raises:
+        TypeError: it is not a floating-point tensor.
+        ValueError: it is not square, has a bad value, or a row with no similarity to any other class.
+    """
+    if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
+        kind = str(kernel.dtype) if isinstance(kernel, Tensor) else type(kernel).__name__
+        raise TypeError(f"kernel must be a floating-point tensor [K, K], got {kind}.")
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
+        raise ValueError(f"kernel has shape {tuple(kernel.shape)}, must be square [K, K].")
+    rows = kernel.detach().to(torch.float64).clone()
+    bad = first_row(~(rows.isfinite() & (rows >= 0)))
+    if bad is not None:
+        raise ValueError(f"kernel[{bad[0]}, {bad[1]}]={float(kernel[bad])!r} must be finite and at least 0.")
+    rows.fill_diagonal_(0.0)
+    if len(rows) == 1:
+        return rows
+    total = rows.sum(-1, keepdim=True)
+    bad = first_row(total.squeeze(-1) <= 0)
+    if bad is not None:
+        raise ValueError(
+            f"kernel[{bad[0]}] is 0 for every class but its own: give class {bad[0]} some similarity to another class."
+        )
+    return rows / total
+
+
+def ordinal_kernel(
+    num_classes: int,
+    scheme: OrdinalScheme = "exponential",
+    *,
+    include_label: bool = False,
+    width: float = 2.0,
+    concentration: float = 20.0,
+    decay: float = 1.0,
+    power: float = 2.0,
+    edge: Literal["all", "half"] = "all",
+) -> Tensor:
+    """The table of an ordinal scheme: row `t` says how a label `t` spreads over the ordered classes `k`.
+
+    | scheme | before normalising | source |
+    |---|---|---|
+    | `"adjacent"` | 1 where `|k - t| = 1` | |
+    | `"triangular"` | `max(0, 1 - |k - t| / width)`, symmetric under reversal | Vargas et al. 2023, mended |
+    | `"binomial"` | `Binomial(k; K - 1, (t + 0.5) / K)` | Pinto da Costa et al. 2008 |
+    | `"poisson"` | `Poisson(k; t + 0.5)` cut to `k < K`; the half keeps `t` the only mode | Liu et al. 2020, mended |
+    | `"beta"` | Beta of mode `(t + 0.5) / K`, `a + b = concentration`, integrated over bins | Vargas et al. 2022 |
+    | `"exponential"` | `exp(-decay · |k - t|^power)`; power 2 is SORD, power 1 the geometric | Diaz and Marathe 2019 |
+
+    Args:
+        num_classes: `K`.
+        scheme: one of the above.
+        include_label: False: the label's own entry is 0 and the rest sums to 1. True: the whole distribution.
+        width: of `"triangular"`, in classes; above 1.
+        concentration: of `"beta"`, at least 2 (where it is flat).
+        decay: of `"exponential"`, at least 0.
+        power: of `"exponential"`, above 0.
+        edge: of `"adjacent"`, at the two ends: `"all"` gives the lone neighbour everything, `"half"` gives it a half
+            and leaves the rest on the label.
+
+    Returns:
+        float64 `[K, K]`, rows summing to 1 (for one class: 0, or 1 with `include_label`).
+
+    Raises:
+        ValueError: an unknown scheme or a parameter outside its range; `"adjacent"` with `include_label`.
+
+    Example:
+        >>> ordinal_kernel(4, "adjacent")[1]
+        tensor([0.5000, 0.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+    check_positive_int("num_classes", num_classes)
+    check_choice("scheme", scheme, ORDINAL_SCHEMES)
+    check_choice("edge", edge, ("all", "half"))
+    check_in_range("width", width, 1.0, low_open=True)
+    check_in_range("concentration", concentration, 2.0)
+    check_in_range("decay", decay, 0.0)
+    check_in_range("power", power, 0.0, low_open=True)
+    if scheme == "adjacent" and include_label:
+        raise ValueError('scheme="adjacent" says nothing of the label itself: give alpha, the mass of its neighbours.')
+    if num_classes == 1:
+        return torch.full((1, 1), float(include_label), dtype=torch.float64)
+    classes = torch.arange(num_classes, dtype=torch.float64)
+    label, other = classes.unsqueeze(1), classes.unsqueeze(0)
+    log_weights = _log_weights(scheme, label, other, num_classes, width, concentration, decay, power)
+    if not include_label:
+        log_weights = log_weights.masked_fill(torch.eye(num_classes, dtype=torch.bool), -math.inf)
+    empty = first_row(log_weights.isneginf().all(-1))
+    if empty is not None:
+        raise ValueError(
+            f"{scheme} puts nothing outside label {empty[0]} in float64: lower concentration={concentration!r}."
+        )
+    table = log_weights.softmax(-1)
+    if scheme == "adjacent" and edge == "half":
+        for end, neighbour in ((0, 1), (num_classes - 1, num_classes - 2)):
+            table[end, end] = table[end, neighbour] = 0.5
+    return table
+
+
+def _log_weights(
+    scheme: str, label: Tensor, other: Tensor, num_classes: int, width: float, concentration: float, decay: float,
+    power: float,
+) -> Tensor:  # fmt: skip
+    """`[K, K]`, up to a constant a row. In logarithms, so that far classes underflow only after normalising."""
+    distance = (other - label).abs()
+    if scheme == "adjacent":
+        return (distance == 1).to(torch.float64).log()
+    if scheme == "triangular":
+        return (1 - distance / width).clamp_min(0).log()
+    if scheme == "exponential":
+        return -decay * distance**power
+    if scheme == "poisson":
+        return other * (label + 0.5).log() - torch.lgamma(other + 1)
+    if scheme == "binomial":
+        trials, probability = num_classes - 1, (label + 0.5) / num_classes
+        log_choices = -torch.lgamma(other + 1) - torch.lgamma(trials - other + 1)
+        return log_choices + other * probability.log() + (trials - other) * torch.log1p(-probability)
+    mode = (label + 0.5) / num_classes
+    low, high = other / num_classes, (other + 1) / num_classes
+    first, second = mode * (concentration - 2) + 1, (1 - mode) * (concentration - 2) + 1
+    below_low, above_low = regularised_incomplete_beta(first, second, low)
+    below_high, above_high = regularised_incomplete_beta(first, second, high)
+    # Each bin is a difference of the tail that it lies in: the other one would cancel.
+    return torch.where(low > mode, above_low - above_high, below_high - below_low).clamp_min(0).log()

@@ -1,0 +1,131 @@
+"""The background of a target: one distribution a row, kept in its smallest form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Reference", "weight_dtype"]
+
+_Select = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """`r(k)`, one distribution a row, without the `[..., K]` copy wherever it can be avoided.
+
+    `r(k) = scale · mask(k) · base(k)`, where `kind` says what `base` is:
+
+    | kind | base | tensors |
+    |---|---|---|
+    | `"uniform"` | `1` under a mask, `1/K` without | none |
+    | `"vector"` | `values[k]`: a prior | `values [K]` |
+    | `"rows"` | `values[rows, k]`: a kernel's row | `values [R, K]`, `rows [...]` int64 |
+    | `"dense"` | `values[..., k]` | `values [..., K]` |
+    | `"logits"` | `exp(values[..., k] / temperature - shift)`: a softmax | `values`, `shift [...]` |
+
+    `mask` (bool `[..., K]`, True = legal) and `scale` (`[...]`, what renormalises over the legal classes) are optional.
+    `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction.
+    """
+
+    num_classes: int
+    kind: Literal["uniform", "vector", "rows", "dense", "logits"] = "uniform"
+    values: Tensor | None = None
+    rows: Tensor | None = None
+    mask: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    temperature: float = 1.0
+    total: Tensor | None = None
+
+    @property
+    def is_plain_uniform(self) -> bool:
+        """Whether `r(k) = 1/K` in every row: the case that costs nothing."""
+        return self.kind == "uniform" and self.mask is None
+
+    def block(self, dtype: torch.dtype) -> Tensor:
+        """`r` as a tensor that broadcasts to `[..., K]`; `[K]` for a plain vector."""
+        base: Tensor
+        if self.kind == "uniform":
+            if self.mask is None:
+                raise ValueError("A plain uniform reference has no block: use 1 / num_classes.")
+            base = self.mask.to(dtype)
+        else:
+            assert self.values is not None
+            base = self.values
+            if self.kind == "rows":
+                assert self.rows is not None
+                base = base[self.rows]
+            base = base.to(dtype)
+            if self.kind == "logits":
+                assert self.shift is not None
+                base = (base / self.temperature - self.shift.to(dtype).unsqueeze(-1)).exp()
+            if self.mask is not None:
+                base = base.masked_fill(~self.mask, 0.0)
+        if self.scale is not None:
+            base = base * self.scale.to(dtype).unsqueeze(-1)
+        return base
+
+    def dense(self, batch_shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`r` written out, `[*batch_shape, K]`: the oracle."""
+        if self.is_plain_uniform:
+            return torch.full((*batch_shape, self.num_classes), 1.0 / self.num_classes, dtype=dtype, device=device)
+        return self.block(dtype).expand(*batch_shape, self.num_classes)
+
+    def entropy(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`-sum_k r(k) log r(k)` in nats, broadcasting over the batch; from `[K]` or `[R, K]` where that is all."""
+        if self.kind == "uniform":
+            if self.scale is None:
+                return torch.full((), self.num_classes, dtype=dtype, device=device).log()
+            return -self.scale.to(dtype).log()
+        shared = self.mask is None and self.kind in ("vector", "rows")
+        values = self.values.to(dtype) if shared and self.values is not None else self.block(dtype)
+        plogp: Tensor = torch.special.xlogy(values, values)
+        entropy = -plogp.sum(-1)
+        return entropy[self.rows] if shared and self.rows is not None else entropy
+
+    def mass(self) -> Tensor | None:
+        """Each row's sum, broadcasting over the batch; None stands for 1 everywhere."""
+        return self.total
+
+    def to(self, device: torch.device | str) -> Reference:
+        """The same reference on another device."""
+        return self._map(lambda tensor: tensor.to(device), shared=lambda tensor: tensor.to(device))
+
+    def weight_classes(self, weights: Tensor) -> Reference:
+        """`r(k) · weights[k]`, which no longer sums to 1."""
+        if self.kind == "logits":
+            weighted = Reference(self.num_classes, "dense", self.block(weights.dtype) * weights)
+        elif self.values is None:
+            values = weights if self.mask is not None else weights / self.num_classes
+            weighted = replace(self, kind="vector", values=values)
+        else:
+            weighted = replace(self, values=self.values * weights)
+        return replace(weighted, total=weighted.block(weights.dtype).sum(-1))
+
+    def index(self, select: _Select, identity: _Select = lambda tensor: tensor) -> Reference:
+        """Apply `select` to what belongs to single rows; vectors and kernels are shared by all rows."""
+        return self._map(select, shared=identity)
+
+    def _map(self, per_row: _Select, shared: _Select) -> Reference:
+        values_per_row = self.kind in ("dense", "logits")
+        return Reference(
+            self.num_classes,
+            self.kind,
+            None if self.values is None else (per_row if values_per_row else shared)(self.values),
+            None if self.rows is None else per_row(self.rows),
+            None if self.mask is None else per_row(self.mask),
+            None if self.scale is None else per_row(self.scale),
+            None if self.shift is None else per_row(self.shift),
+            self.temperature,
+            None if self.total is None else (per_row if self.total.ndim else shared)(self.total),
+        )
+
+
+def weight_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that weights are kept in: float64, or float32 on a device that lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,250 @@
+"""`Smoothing`: the recipe that agents and trainers take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_choice, check_in_range
+from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, to_labels
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows, ordinal_kernel
+from rlsmooth.targets.labelled import one_hot, prior, uniform
+from rlsmooth.targets.reference import weight_dtype
+from rlsmooth.targets.structured import from_rows
+from rlsmooth.targets.target import Target
+from rlsmooth.targets.tree import Tree
+
+__all__ = ["Smoothing", "as_smoothing"]
+
+Schedule: TypeAlias = Callable[[float], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothing:
+    """How labels become targets. Callable: `smoothing(labels, num_classes, mask=None, progress=1.0) -> Target`.
+
+    Attributes:
+        alpha: the mass that leaves the label for the reference. A number at most 1; a schedule, as a callable of the
+            progress remaining (1 at the start, 0 at the end, as in SB3) or as `"lin_0.1"` (from 0.1 down to 0);
+            a tensor that broadcasts over the batch; or None (trees and ordinal schemes only): the whole distribution
+            that the reference gives, label included. 0 means exactly the hard target.
+        reference: `"uniform"`; a prior `[K]`; a similarity kernel `[K, K]`; a `Tree`; or the name of an ordinal scheme
+            (`"adjacent"`, `"triangular"`, `"binomial"`, `"poisson"`, `"beta"`, `"exponential"`).
+        spread: of `"uniform"`: over `"all"` classes or the `"others"`.
+        decay: of a `Tree` (per edge) and of `"exponential"`.
+        power: of `"exponential"`.
+        width: of `"triangular"`.
+        concentration: of `"beta"`.
+        edge: of `"adjacent"`.
+
+    Raises:
+        TypeError: an alpha or reference of an unknown kind.
+        ValueError: a value outside its range; `alpha=None` with a reference that has no whole distribution.
+
+    Example:
+        >>> smoothing = Smoothing(alpha="lin_0.2")
+        >>> smoothing(torch.tensor([0]), 2, progress=0.5).dense()
+        tensor([[0.9500, 0.0500]])
+    """
+
+    alpha: float | str | Schedule | Tensor | None = 0.1
+    reference: str | Tensor | Tree = "uniform"
+    spread: Literal["all", "others"] = "all"
+    decay: float = 1.0
+    power: float = 2.0
+    width: float = 2.0
+    concentration: float = 20.0
+    edge: Literal["all", "half"] = "all"
+    _tables: dict[tuple[int, bool, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice("spread", self.spread, ("all", "others"))
+        if isinstance(self.reference, str):
+            check_choice("reference", self.reference, ("uniform", *ORDINAL_SCHEMES))
+            if self.reference != "uniform":  # checks the scheme's own parameters
+                self._ordinal_table(2, include_label=False)
+        elif isinstance(self.reference, Tensor):
+            if self.reference.ndim == 1:
+                check_probabilities("reference", self.reference, "give counts / counts.sum()")
+            else:
+                off_label_rows(self.reference)
+        elif not isinstance(self.reference, Tree):
+            raise TypeError(
+                f"reference must be a name, a tensor ([K] prior or [K, K] kernel) or a Tree, got "
+                f"{type(self.reference).__name__}."
+            )
+        check_in_range("decay", self.decay, 0.0)
+        if self.alpha is None:
+            if not (isinstance(self.reference, Tree) or self.reference in ORDINAL_SCHEMES[1:]):
+                raise ValueError("alpha=None needs a reference with a whole distribution: a Tree or an ordinal scheme.")
+        elif isinstance(self.alpha, str):
+            _linear(self.alpha)
+        elif not callable(self.alpha) and not isinstance(self.alpha, Tensor):
+            check_alpha(self.alpha, torch.Size(), values=True)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether alpha is the number 0: exactly the unsmoothed algorithm."""
+        return not isinstance(self.alpha, Tensor) and self.alpha == 0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether alpha stays the same over a run, so that targets can be made once."""
+        return not (isinstance(self.alpha, str) or callable(self.alpha))
+
+    def alpha_at(self, progress: float = 1.0) -> float | Tensor | None:
+        """Alpha in force when `progress` (1 at the start, 0 at the end) remains."""
+        if isinstance(self.alpha, str):
+            return _linear(self.alpha) * progress
+        if callable(self.alpha):
+            value = self.alpha(progress)
+            check_alpha(value, torch.Size(), values=True)
+            return value
+        return self.alpha
+
+    def __call__(
+        self,
+        labels: Labels,
+        num_classes: int,
+        mask: Tensor | None = None,
+        progress: float = 1.0,
+        validate: bool = True,
+    ) -> Target:
+        """The target of `labels`.
+
+        Args:
+            labels: int64 `[...]`.
+            num_classes: `K`; must be what the reference is made for.
+            mask: bool, broadcasts to `[..., K]`; True = legal.
+            progress: remaining, 1 at the start, for a schedule.
+            validate: False skips what waits for the device; a trainer that has checked its data set passes it.
+
+        Raises:
+            TypeError: see the builders.
+            ValueError: see the builders; also a reference made for another number of classes.
+        """
+        labels = to_labels(labels)
+        alpha = self.alpha_at(progress)
+        if not isinstance(alpha, Tensor) and alpha == 0:
+            return one_hot(labels, num_classes, mask=mask, validate=validate)
+        if isinstance(self.reference, str) and self.reference == "uniform":
+            assert alpha is not None
+            return uniform(labels, num_classes, alpha, self.spread, mask=mask, validate=validate)
+        table = self._table(num_classes, alpha is None, labels.device)
+        if table.ndim == 1:
+            assert alpha is not None
+            return prior(labels, table, alpha, mask=mask, validate=validate)
+        return from_rows(labels, table, alpha, mask=mask, validate=validate)
+
+    def _table(self, num_classes: int, include_label: bool, device: torch.device) -> Tensor:
+        """The reference's prior or normalised kernel, made once for each device."""
+        key = (num_classes, include_label, device)
+        table = self._tables.get(key)
+        if table is None:
+            table = self._make_table(num_classes, include_label).to(device, weight_dtype(device))
+            self._tables[key] = table
+        return table
+
+    def _ordinal_table(self, num_classes: int, include_label: bool) -> Tensor:
+        return ordinal_kernel(
+            num_classes,
+            cast("OrdinalScheme", self.reference),
+            include_label=include_label,
+            width=self.width,
+            concentration=self.concentration,
+            decay=self.decay,
+            power=self.power,
+            edge=self.edge,
+        )
+
+    def _make_table(self, num_classes: int, include_label: bool) -> Tensor:
+        if isinstance(self.reference, str):
+            return self._ordinal_table(num_classes, include_label)
+        size = self.reference.num_classes if isinstance(self.reference, Tree) else self.reference.shape[-1]
+        if size != num_classes:
+            raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
+        if isinstance(self.reference, Tree):
+            return self.reference.kernel(self.decay, include_label=include_label)
+        return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
+
+    def to_config(self) -> dict[str, Any]:
+        """What JSON can hold; `Smoothing.from_config` reads it back.
+
+        Raises:
+            ValueError: alpha is a callable, which no file of data can hold; `"lin_…"` can be kept.
+        """
+        if callable(self.alpha) and not isinstance(self.alpha, Tensor):
+            raise ValueError('A callable alpha can\'t be written to a file: use a number or "lin_…".')
+        alpha = {"tensor": self.alpha.tolist()} if isinstance(self.alpha, Tensor) else self.alpha
+        reference: object = self.reference
+        if isinstance(self.reference, Tensor):
+            reference = {"tensor": self.reference.to(torch.float64).tolist()}
+        elif isinstance(self.reference, Tree):
+            reference = {"tree": self.reference.to_config()}
+        return {
+            "alpha": alpha,
+            "reference": reference,
+            "spread": self.spread,
+            "decay": self.decay,
+            "power": self.power,
+            "width": self.width,
+            "concentration": self.concentration,
+            "edge": self.edge,
+        }
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> Smoothing:
+        """The recipe that `to_config` wrote."""
+        alpha, reference = config["alpha"], config["reference"]
+        if isinstance(alpha, Mapping):
+            alpha = torch.tensor(alpha["tensor"], dtype=torch.float64)
+        if isinstance(reference, Mapping):
+            reference = (
+                Tree.from_config(reference["tree"])
+                if "tree" in reference
+                else torch.tensor(reference["tensor"], dtype=torch.float64)
+            )
+        return Smoothing(
+            alpha,
+            reference,
+            spread=config["spread"],
+            decay=config["decay"],
+            power=config["power"],
+            width=config["width"],
+            concentration=config["concentration"],
+            edge=config["edge"],
+        )
+
+
+def as_smoothing(value: float | str | Smoothing) -> Smoothing:
+    """What a `smoothing=` argument means: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
+
+    Raises:
+        TypeError: it is none of these.
+
+    Example:
+        >>> as_smoothing(0.1).alpha
+        0.1
+    """
+    if isinstance(value, Smoothing):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f'smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} {value!r}.')
+    return Smoothing(alpha=value)
+
+
+def _linear(text: str) -> float:
+    kind, _, number = text.partition("_")
+    try:
+        start = float(number)
+    except ValueError:
+        kind = ""
+        start = 0.0
+    if kind != "lin":
+        raise ValueError(f'alpha={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
+    check_alpha(start, torch.Size(), values=True)
+    return start

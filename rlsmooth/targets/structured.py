@@ -1,0 +1,162 @@
+"""Targets that smooth towards near classes: similarity kernels, trees, ordered classes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlsmooth.targets.arguments import Alpha, Labels, to_labels
+from rlsmooth.targets.kernels import OrdinalScheme, off_label_rows, ordinal_kernel
+from rlsmooth.targets.labelled import _around_label
+from rlsmooth.targets.reference import Reference, weight_dtype
+from rlsmooth.targets.target import Target
+from rlsmooth.targets.tree import Tree
+
+__all__ = ["from_rows", "hierarchical", "kernel", "ordinal"]
+
+
+def kernel(
+    labels: Labels, kernel: Tensor, alpha: Alpha = 0.1, *, mask: Tensor | None = None, validate: bool = True
+) -> Target:
+    """`(1 - alpha) · onehot + alpha · row`, where `row` is the label's row of a similarity between classes.
+
+    The kernel's diagonal counts as 0 and its rows are normalised to 1, so that exactly `alpha` leaves the label. Under
+    a mask the row is restricted to the legal classes; where it has nothing there, the target is hard.
+
+    Args:
+        labels: int64 `[...]`.
+        kernel: float `[K, K]`, finite and non-negative; need not be symmetric.
+        alpha: at most 1; a number, or a tensor that broadcasts over the batch.
+        mask: bool, broadcasts to `[..., K]`; True = legal.
+        validate: check labels, alpha and mask, which waits for the device. The kernel is always checked: to use one
+            many times give it to `Smoothing`, which prepares it once.
+
+    Raises:
+        TypeError: a kernel that is not floating-point, and as `uniform`.
+        ValueError: a kernel that is not square, has a negative or non-finite entry or an empty row, and as `uniform`.
+
+    Example:
+        >>> similarity = torch.tensor([[9.0, 3.0, 1.0], [1.0, 9.0, 1.0], [1.0, 3.0, 9.0]])
+        >>> kernel(torch.tensor([0]), similarity, alpha=0.2).dense()
+        tensor([[0.8000, 0.1500, 0.0500]])
+    """
+    return from_rows(to_labels(labels), off_label_rows(kernel), alpha, mask=mask, validate=validate)
+
+
+def hierarchical(
+    labels: Labels,
+    tree: Tree,
+    alpha: Alpha | None = 0.1,
+    decay: float = 1.0,
+    *,
+    mask: Tensor | None = None,
+    validate: bool = True,
+) -> Target:
+    """Smoothing along a tree: off the label, `alpha` is shared in proportion to `exp(-decay · d(label, j))`.
+
+    `d` is the number of edges between two leaves. With `alpha=None` the target is the Boltzmann form over all classes,
+    `exp(-decay · d) / sum`, whose mass on the label follows from the tree (Bertinetto et al. 2020).
+
+    Args:
+        labels: int64 `[...]`, in the order of `tree.class_names`.
+        tree: whose leaves are the classes.
+        alpha: at most 1; a number, or a tensor that broadcasts over the batch; None: the Boltzmann form.
+        decay: per edge, at least 0; 0 is `uniform` with `spread="others"`.
+        mask: bool, broadcasts to `[..., K]`; True = legal.
+        validate: check values, which waits for the device.
+
+    Raises:
+        TypeError: `tree` is no `Tree`, and as `uniform`.
+        ValueError: a negative decay, and as `uniform`.
+
+    Example:
+        >>> tree = Tree.from_nested({"left": ["a", "b"], "right": ["c"]})
+        >>> hierarchical(torch.tensor([0]), tree, alpha=0.1).dense()
+        tensor([[0.9000, 0.0881, 0.0119]])
+    """
+    if not isinstance(tree, Tree):
+        raise TypeError(f"tree must be a rlsmooth.targets.Tree, got {type(tree).__name__}: see Tree.from_nested.")
+    rows = tree.kernel(decay, include_label=alpha is None)
+    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
+
+
+def ordinal(
+    labels: Labels,
+    num_classes: int,
+    alpha: Alpha | None = 0.1,
+    scheme: OrdinalScheme = "exponential",
+    *,
+    width: float = 2.0,
+    concentration: float = 20.0,
+    decay: float = 1.0,
+    power: float = 2.0,
+    edge: Literal["all", "half"] = "all",
+    mask: Tensor | None = None,
+    validate: bool = True,
+) -> Target:
+    """Smoothing for ordered classes: `(1 - alpha) · onehot + alpha · f_label`, with `f_label` 0 at the label.
+
+    `ordinal_kernel` has the schemes and their formulas. With `alpha=None` the target is the scheme's whole
+    distribution, label included.
+
+    Args:
+        labels: int64 `[...]`.
+        num_classes: `K`.
+        alpha: at most 1; a number, or a tensor that broadcasts over the batch; None: the whole distribution.
+        scheme: `"adjacent"`, `"triangular"`, `"binomial"`, `"poisson"`, `"beta"` or `"exponential"`.
+        width: see `ordinal_kernel`.
+        concentration: see `ordinal_kernel`.
+        decay: see `ordinal_kernel`.
+        power: see `ordinal_kernel`.
+        edge: see `ordinal_kernel`.
+        mask: bool, broadcasts to `[..., K]`; True = legal.
+        validate: check values, which waits for the device.
+
+    Raises:
+        TypeError: as `uniform`.
+        ValueError: as `ordinal_kernel` and `uniform`.
+
+    Example:
+        >>> ordinal(torch.tensor([0]), 4, 0.2, "adjacent").dense()
+        tensor([[0.8000, 0.2000, 0.0000, 0.0000]])
+        >>> ordinal(torch.tensor([1]), 4, None, "exponential").dense()  # SORD
+        tensor([[0.2097, 0.5701, 0.2097, 0.0104]])
+    """
+    rows = cached_ordinal_kernel(num_classes, scheme, alpha is None, width, concentration, decay, power, edge)
+    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a table of constants: nothing in it to compile
+@functools.lru_cache(maxsize=64)
+def cached_ordinal_kernel(
+    num_classes: int,
+    scheme: OrdinalScheme,
+    include_label: bool,
+    width: float,
+    concentration: float,
+    decay: float,
+    power: float,
+    edge: Literal["all", "half"],
+) -> Tensor:
+    """`ordinal_kernel`, made once for each set of arguments: training asks for the same table again and again."""
+    return ordinal_kernel(
+        num_classes,
+        scheme,
+        include_label=include_label,
+        width=width,
+        concentration=concentration,
+        decay=decay,
+        power=power,
+        edge=edge,
+    )
+
+
+def from_rows(labels: Tensor, rows: Tensor, alpha: Alpha | None, *, mask: Tensor | None, validate: bool) -> Target:
+    """`(1 - alpha) · onehot + alpha · rows[label]`, of normalised rows. alpha None: `rows[label]` alone."""
+    table = rows.to(labels.device, weight_dtype(labels.device))
+    if len(table) == 1:  # no other class to smooth to
+        table = torch.ones_like(table)
+    return _around_label(labels, Reference(len(table), "rows", table, labels), alpha, mask, validate=validate)

@@ -1,0 +1,251 @@
+"""`Target`: how probable each class should be, as atoms and a background instead of a `[..., K]` tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from rlsmooth.targets.reference import Reference, weight_dtype
+
+__all__ = ["Target"]
+
+Index = int | slice | Tensor | EllipsisType | tuple[int | slice | Tensor | EllipsisType, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A distribution over the last axis' `num_classes` classes, for any leading batch shape `[...]`.
+
+        q = sum_i atom_weights_i · onehot(atom_indices_i) + background_weight · reference
+
+    Atoms may repeat (they add up), weights may be negative (negative smoothing) and the mass need not be 1. A target
+    is a constant: no gradient flows into it. The builders of `rlsmooth.targets` make targets; losses read them.
+
+    Attributes:
+        num_classes: `K`, the number of classes.
+        atom_indices: int64 `[..., A]`, with any `A >= 0`.
+        atom_weights: float64 `[..., A]` (float32 on devices without float64).
+        background_weight: float64 `[...]`, or None where there is no background.
+        reference: what the background weighs, or None where there is no background.
+
+    Example:
+        >>> import torch
+        >>> from rlsmooth.targets import uniform
+        >>> uniform(torch.tensor([2]), 4, alpha=0.2).dense()
+        tensor([[0.0500, 0.0500, 0.8500, 0.0500]])
+    """
+
+    num_classes: int
+    atom_indices: Tensor
+    atom_weights: Tensor
+    background_weight: Tensor | None = None
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        if self.atom_indices.shape != self.atom_weights.shape or self.atom_indices.ndim == 0:
+            raise ValueError(
+                f"atom_indices {tuple(self.atom_indices.shape)} and atom_weights {tuple(self.atom_weights.shape)} must "
+                "have one shape [..., A]."
+            )
+        if (self.background_weight is None) != (self.reference is None):
+            raise ValueError("background_weight and reference go together: give both or neither.")
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading shape `[...]`."""
+        return self.atom_indices.shape[:-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.atom_indices.device
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """`q` written out as `[..., K]`. It is the oracle of tests and plots; no loss needs it.
+
+        Args:
+            dtype: of the result; the sum itself is made in the weights' dtype.
+        """
+        total: Tensor = torch.zeros(
+            (*self.batch_shape, self.num_classes), dtype=self.atom_weights.dtype, device=self.device
+        ).scatter_add(-1, self.atom_indices, self.atom_weights)
+        if self.background_weight is not None and self.reference is not None:
+            reference = self.reference.dense(self.batch_shape, total.dtype, self.device)
+            total = total + self.background_weight.unsqueeze(-1) * reference
+        return total.to(dtype)
+
+    def written_out(self, dtype: torch.dtype = torch.float32) -> Target:
+        """The same target as one dense tensor: where classes are few, a loss reads that faster than three small ones.
+
+        The label is then no atom any more, only the most probable class.
+
+        Args:
+            dtype: of the probabilities that are kept.
+        """
+        dense = self.dense(dtype)
+        none = self.atom_indices[..., :0]
+        one = torch.ones((), dtype=dtype, device=self.device).expand(self.batch_shape)
+        return Target(
+            self.num_classes,
+            none,
+            none.to(dtype),
+            one,
+            Reference(self.num_classes, "dense", dense, total=dense.sum(-1)),
+        )
+
+    def mass(self) -> Tensor:
+        """`sum_k q(k)`, `[...]`: 1 for every builder, less or more after `scale` and `weight_classes`."""
+        total = self.atom_weights.sum(-1)
+        if self.background_weight is not None and self.reference is not None:
+            reference_mass = self.reference.mass()
+            weight = self.background_weight
+            total = total + (weight if reference_mass is None else weight * reference_mass.to(weight.dtype))
+        return total
+
+    def entropy(self) -> Tensor:
+        """`-sum_k q(k) log q(k)` in nats, `[...]`, with `0 log 0 = 0`; NaN where a weight is negative."""
+        if self.background_weight is not None and self.reference is not None and not self.atom_indices.shape[-1]:
+            return _entropy_of_background(self.background_weight, self.reference)
+        dense = self.dense(self.atom_weights.dtype)
+        plogp: Tensor = torch.special.xlogy(dense, dense)
+        return -plogp.sum(-1)
+
+    def to(self, device: torch.device | str) -> Target:
+        """The same target on another device."""
+        goal = torch.device(device)
+        dtype = weight_dtype(goal)
+
+        def move(weights: Tensor) -> Tensor:
+            return weights.to(goal, dtype)
+
+        return Target(
+            self.num_classes,
+            self.atom_indices.to(goal),
+            move(self.atom_weights),
+            None if self.background_weight is None else move(self.background_weight),
+            None if self.reference is None else self.reference.to(goal),
+        )
+
+    def __getitem__(self, index: Index) -> Target:
+        """Index the batch as a tensor of shape `batch_shape` is indexed; classes and atoms stay whole."""
+        if isinstance(index, (int, slice)) or (
+            isinstance(index, Tensor) and index.dtype != torch.bool and index.ndim <= 1
+        ):
+            if not self.batch_shape:
+                raise IndexError("This target has no batch axis to index.")
+            return self._map_rows(lambda tensor: tensor[index])
+        flat_size = self.batch_shape.numel()
+        places = torch.arange(flat_size, device=self.device).reshape(self.batch_shape)[index]
+        batch_dims = len(self.batch_shape)
+        return self._map_rows(lambda tensor: tensor.flatten(0, batch_dims - 1)[places] if batch_dims else tensor)
+
+    def reshape(self, *batch_shape: int) -> Target:
+        """The same rows under another batch shape."""
+        batch_dims = len(self.batch_shape)
+        return self._map_rows(lambda tensor: tensor.reshape(*batch_shape, *tensor.shape[batch_dims:]))
+
+    def scale(self, weights: Tensor | float) -> Target:
+        """Multiply each row's `q` by `weights`, which broadcasts over the batch: the row's loss is scaled by it."""
+        factor = self._weights_like(weights)
+        return Target(
+            self.num_classes,
+            self.atom_indices,
+            self.atom_weights * factor.unsqueeze(-1),
+            None if self.background_weight is None else self.background_weight * factor,
+            self.reference,
+        )
+
+    def weight_classes(self, weights: Tensor) -> Target:
+        """Multiply `q(k)` by `weights[k]`, as torch's `cross_entropy(weight=)` does.
+
+        torch's mean then divides by `weights[labels].sum()`, not by the number of rows.
+
+        Args:
+            weights: `[K]`, one factor a class.
+
+        Raises:
+            ValueError: `weights` is not of shape `[K]`.
+        """
+        if weights.shape != (self.num_classes,):
+            raise ValueError(f"weights has shape {tuple(weights.shape)}, needs ({self.num_classes},): one a class.")
+        factor = weights.detach().to(self.device, self.atom_weights.dtype)
+        return Target(
+            self.num_classes,
+            self.atom_indices,
+            self.atom_weights * factor[self.atom_indices],
+            self.background_weight,
+            None if self.reference is None else self.reference.weight_classes(factor),
+        )
+
+    @staticmethod
+    def mix(first: Target, second: Target, lam: Tensor | float) -> Target:
+        """`lam · first + (1 - lam) · second`: mixup's targets (Zhang et al. 2018), and the mixture of two experts.
+
+        Atoms are put side by side and equal references share one weight; where the references differ, the background
+        is written out.
+
+        Args:
+            first: weighs `lam`.
+            second: weighs `1 - lam`; the same classes and batch shape.
+            lam: a number, or a tensor that broadcasts over the batch.
+
+        Raises:
+            ValueError: the two differ in classes or batch shape.
+        """
+        if first.num_classes != second.num_classes or first.batch_shape != second.batch_shape:
+            raise ValueError(
+                f"mix needs targets alike: first has {first.num_classes} classes and batch {tuple(first.batch_shape)}, "
+                f"second {second.num_classes} and {tuple(second.batch_shape)}."
+            )
+        share = first._weights_like(lam)
+        one, two = first.scale(share), second.scale(1.0 - share)
+        weight, reference = _mix_backgrounds(one, two)
+        return Target(
+            one.num_classes,
+            torch.cat((one.atom_indices, two.atom_indices), -1),
+            torch.cat((one.atom_weights, two.atom_weights), -1),
+            weight,
+            reference,
+        )
+
+    def _weights_like(self, weights: Tensor | float) -> Tensor:
+        if isinstance(weights, Tensor):
+            factor = weights.detach().to(self.device, self.atom_weights.dtype)
+        else:
+            factor = torch.full((), weights, dtype=self.atom_weights.dtype, device=self.device)
+        return factor.expand(self.batch_shape)
+
+    def _map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:
+        return Target(
+            self.num_classes,
+            select(self.atom_indices),
+            select(self.atom_weights),
+            None if self.background_weight is None else select(self.background_weight),
+            None if self.reference is None else self.reference.index(select),
+        )
+
+
+def _entropy_of_background(weight: Tensor, reference: Reference) -> Tensor:
+    """`H(b · r) = b · H(r) - b log b · mass(r)`: no atom to add, so `r` need not be written out for every row."""
+    entropy = weight * reference.entropy(weight.dtype, weight.device)
+    mass = reference.mass()
+    weight_term: Tensor = torch.special.xlogy(weight, weight)
+    return entropy - (weight_term if mass is None else weight_term * mass.to(weight.dtype))
+
+
+def _mix_backgrounds(one: Target, two: Target) -> tuple[Tensor | None, Reference | None]:
+    if one.background_weight is None or one.reference is None:
+        return two.background_weight, two.reference
+    if two.background_weight is None or two.reference is None:
+        return one.background_weight, one.reference
+    if one.reference is two.reference or (one.reference.is_plain_uniform and two.reference.is_plain_uniform):
+        return one.background_weight + two.background_weight, one.reference
+    dtype = one.background_weight.dtype
+    values = one.background_weight.unsqueeze(-1) * one.reference.dense(one.batch_shape, dtype, one.device)
+    values = values + two.background_weight.unsqueeze(-1) * two.reference.dense(two.batch_shape, dtype, two.device)
+    reference = Reference(one.num_classes, "dense", values, total=values.sum(-1))
+    return torch.ones_like(one.background_weight), reference
