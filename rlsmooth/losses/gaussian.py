@@ -1,0 +1,136 @@
+"""The same three quantities for diagonal Gaussian policies, in closed form."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_choice
+from rlsmooth.losses.arguments import Reduction, check_weight, compute_dtype, reduce
+from rlsmooth.targets.gaussian import GaussianTarget
+
+__all__ = ["gaussian_cross_entropy", "gaussian_entropy", "gaussian_kl_divergence"]
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def gaussian_cross_entropy(
+    mean: Tensor,
+    log_std: Tensor,
+    target: GaussianTarget,
+    *,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`-E_q[log N(a; mean, std^2)]` in nats, summed over the action's dimensions.
+
+    For the target's atom it is the negative log-likelihood, `log std + log(2 pi) / 2 + (a - mean)^2 / (2 std^2)`; for
+    its background `(a - mean)^2` becomes `(reference_mean - mean)^2 + reference_std^2`.
+
+    Args:
+        mean: `[..., D]`.
+        log_std: broadcasts to `[..., D]`.
+        target: of the same batch shape.
+        weight: `[...]`, one factor a row; a row of weight 0 is left out.
+        reduction: `"none"`, `"sum"` or `"mean"` (by the number of rows, or by `weight.sum()`; 0 rows: 0).
+
+    Raises:
+        TypeError: a mean that is not floating-point, a target of another kind.
+        ValueError: shapes that do not fit, an unknown reduction.
+
+    Example:
+        >>> from rlsmooth.targets import gaussian
+        >>> gaussian_cross_entropy(torch.zeros(1, 1), torch.zeros(1), gaussian(torch.zeros(1, 1), alpha=0.0))
+        tensor(0.9189)
+    """
+    mean, log_std = _in_compute_dtype(mean, log_std)
+    if not isinstance(target, GaussianTarget):
+        raise TypeError(f"target must be a GaussianTarget, got {type(target).__name__}: see rlsmooth.targets.gaussian.")
+    if target.actions.shape != mean.shape:
+        raise ValueError(f"target is for actions {tuple(target.actions.shape)}, mean has shape {tuple(mean.shape)}.")
+    check_weight(weight, mean.shape[:-1], reduction)
+    if weight is not None:
+        mean = torch.where((weight != 0).unsqueeze(-1), mean, 0.0)
+    dtype = mean.dtype
+    precision = torch.exp(-2 * log_std)
+    squares = (target.actions.to(dtype) - mean).square() * precision
+    rows = target.atom_weight.to(dtype) * (0.5 * squares).sum(-1)
+    if target.background_weight is not None:
+        moments = (target.reference_mean.to(dtype) - mean).square() + target.reference_std.to(dtype).square()
+        rows = rows + target.background_weight.to(dtype) * (0.5 * moments * precision).sum(-1)
+    log_normaliser = (log_std + _HALF_LOG_TWO_PI).expand(mean.shape).sum(-1)
+    return reduce(rows + target.mass().to(dtype) * log_normaliser, weight, reduction)
+
+
+def gaussian_kl_divergence(
+    mean: Tensor,
+    log_std: Tensor,
+    reference_mean: Tensor | float = 0.0,
+    reference_std: Tensor | float = 1.0,
+    *,
+    direction: Literal["reference_to_policy", "policy_to_reference"],
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL divergence in nats between two diagonal Gaussians, summed over the action's dimensions.
+
+    `KL(N1‖N2) = log(std2 / std1) + (std1^2 + (mean1 - mean2)^2) / (2 std2^2) - 1/2`. In the direction that smoothing
+    adds, `"reference_to_policy"`, it grows as `reference_std^2 / (2 std^2)`: 47 nats at std 0.1 for a reference of
+    std 1.
+
+    Args:
+        mean: `[..., D]`, the policy's.
+        log_std: broadcasts to `[..., D]`, the policy's.
+        reference_mean: broadcasts to `[..., D]`.
+        reference_std: broadcasts to `[..., D]`, positive.
+        direction: `"reference_to_policy"` or `"policy_to_reference"`.
+        reduction: `"none"`: `[...]`; `"mean"` (of 0 rows: 0) or `"sum"`.
+
+    Raises:
+        TypeError: a mean that is not floating-point.
+        ValueError: an unknown direction or reduction.
+
+    Example:
+        >>> gaussian_kl_divergence(torch.zeros(1, 1), torch.zeros(1), direction="reference_to_policy")
+        tensor(0.)
+    """
+    check_choice("direction", direction, ("reference_to_policy", "policy_to_reference"))
+    mean, log_std = _in_compute_dtype(mean, log_std)
+    check_weight(None, mean.shape[:-1], reduction)
+    other_mean = torch.as_tensor(reference_mean, dtype=mean.dtype, device=mean.device)
+    other_log_std = torch.as_tensor(reference_std, dtype=mean.dtype, device=mean.device).log()
+    difference = (mean - other_mean).square()
+    gap = log_std - other_log_std  # log(std / reference_std)
+    if direction == "reference_to_policy":
+        terms = gap + 0.5 * (torch.exp(-2 * gap) + difference * torch.exp(-2 * log_std)) - 0.5
+    else:
+        terms = -gap + 0.5 * (torch.exp(2 * gap) + difference * torch.exp(-2 * other_log_std)) - 0.5
+    return reduce(terms.expand(mean.shape).sum(-1), None, reduction)
+
+
+def gaussian_entropy(log_std: Tensor, reduction: Reduction = "none") -> Tensor:
+    """Differential entropy `sum_d (log std_d + log(2 pi e) / 2)` in nats; it may be negative.
+
+    Args:
+        log_std: `[..., D]`.
+        reduction: `"none"`: `[...]`; `"mean"` (of 0 rows: 0) or `"sum"`.
+
+    Raises:
+        ValueError: an unknown reduction.
+
+    Example:
+        >>> gaussian_entropy(torch.zeros(1, 1))
+        tensor([1.4189])
+    """
+    check_weight(None, log_std.shape[:-1], reduction)
+    values = log_std.to(compute_dtype(log_std.dtype))
+    return reduce((values + (_HALF_LOG_TWO_PI + 0.5)).sum(-1), None, reduction)
+
+
+def _in_compute_dtype(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(mean, Tensor) or not mean.is_floating_point():
+        raise TypeError(f"mean must be a floating-point tensor [..., D], got {getattr(mean, 'dtype', type(mean))}.")
+    dtype = compute_dtype(mean.dtype)
+    return mean.to(dtype), log_std.to(dtype)
