@@ -1,0 +1,91 @@
+# Two commands do all the set-up on a fresh machine: `make train` and `make test`.
+# Both create .venv by themselves, install the versions of constraints.txt, and cost nothing when repeated.
+
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The stamps carry the folder's own name, so that a moved or copied tree installs itself again instead of running the old one.
+HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
+CORE := $(VENV)/.installed-core-$(HERE)
+DEV := $(VENV)/.installed-dev-$(HERE)
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help train test test-slow lint types wheel-check coverage bench clean
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON=/path/to/python3.12  the Python that makes .venv (otherwise the first of python3.13, 3.12, 3.11 and python3 that fits)'
+	@echo '  ARGS="..."                  more arguments for train, test, test-slow and bench'
+
+train: $(CORE)  ## train behaviour cloning on the CartPole-v1 demonstrations that ship with the package
+	$(BIN)/rlsmooth bc --env CartPole-v1 --seed 0 $(ARGS)
+
+# -P keeps this folder off sys.path: the tests import what is installed, and never a top-level `agents` or `envs`.
+test: $(DEV)  ## run the tests
+	$(BIN)/python -P -m pytest $(ARGS)
+
+test-slow: $(DEV)  ## run the longer checks that `make test` leaves out
+	$(BIN)/python -P -m pytest -m slow $(ARGS)
+
+lint: $(DEV)  ## check style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(DEV)  ## check types
+	$(BIN)/python -m mypy --strict
+
+wheel-check: $(DEV)  ## build the wheel, install it in an environment of its own and use it from a neutral folder
+	$(BIN)/python -P -m pytest tests/test_wheel.py
+
+coverage: $(DEV)  ## run the tests with branch coverage; the two libraries must reach 95 %
+	$(BIN)/python -P -m pytest --cov --cov-report=
+	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m coverage report --include='rlsmooth/targets/*,rlsmooth/losses/*' --fail-under=95
+
+bench: $(DEV)  ## measure the speed of behaviour cloning beside a hand-written loop
+	$(BIN)/python -m rlsmooth.scripts.bench.bc_speed $(ARGS)
+
+clean:  ## remove build outputs and caches (.venv and logs stay)
+	rm -rf build dist rlsmooth.egg-info .coverage coverage.xml htmlcov
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find agents envs rlsmooth scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Needed only where .venv has no Python that runs: nothing of worth is lost by --clear.
+$(BIN)/python:
+	@found=; without_pip=; \
+	for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3); do \
+	    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    if "$$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	    without_pip=$$candidate; \
+	done; \
+	if [ -z "$$found" ] && [ -n "$$without_pip" ]; then \
+	    echo "$$without_pip can't make an environment: it lacks the venv or ensurepip module." >&2; \
+	    echo "On Debian and Ubuntu install the package python3-venv; or name another Python: make PYTHON=/path/to/python3.12 ..." >&2; \
+	    exit 1; \
+	elif [ -z "$$found" ]; then \
+	    echo "No Python >= 3.11 found (tried $(if $(PYTHON),$(PYTHON),python3.13, python3.12, python3.11 and python3))." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$found ($$("$$found" --version))"; \
+	"$$found" -m venv --clear $(VENV)
+
+# torch first: it is by far the largest, and a failure there shows at once. setuptools is here, pinned too, because the
+# package is then built with it and not with whatever an isolated build would fetch. The stamps go first and come back last,
+# so that an installation that failed or was broken off is done again.
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.exit("$(VENV) has Python %d.%d, 3.11 or newer is needed: remove $(VENV) and try again" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	@rm -f $(VENV)/.installed-*
+	$(INSTALL) setuptools "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt $(CORE)
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,100 @@
+"""What every test shares: the devices, fixed seeds, no screen, one thread, and the built wheel."""
+
+from __future__ import annotations
+
+import os
+
+# Set before torch, pygame and matplotlib are imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads only wait for each other
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+os.environ["MPLBACKEND"] = "Agg"
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+# The same examples in every run: a failure that comes and goes teaches nobody. HYPOTHESIS_MAX_EXAMPLES asks for more.
+hypothesis.settings.register_profile(
+    "rlsmooth",
+    deadline=None,
+    derandomize=True,
+    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "50")),
+)
+hypothesis.settings.load_profile("rlsmooth")
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device at hand. Session scope, so that it can stand beside hypothesis' `given`."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Start every test from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  gymnasium, SB3 and scipy read the global generator
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root folder."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel that was built from that sdist, offline, from a copy of the tree.
+
+    From a copy, because setuptools keeps a `build` folder beside the sources and packs what is long deleted.
+    """
+    folder = tmp_path_factory.mktemp("distributions")
+    tree = folder / "tree"
+    ignored = (".git", ".venv", "build", "dist", "logs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(REPOSITORY, tree, symlinks=True, ignore=shutil.ignore_patterns(*ignored))
+    run_checked([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(tree)], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions: Path) -> Path:
+    """The built wheel."""
+    (path,) = distributions.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has only the wheel, and our dependencies: what another project would have.
+
+    The dependencies come from the environment that runs the tests, through a path file. Path files inside that folder
+    are not read then, so its editable rlsmooth stays out of reach.
+    """
+    folder = tmp_path_factory.mktemp("another project") / "venv"
+    run_checked([sys.executable, "-m", "venv", "--without-pip", str(folder)], folder.parent)
+    python = folder / "bin" / "python"
+    install = ["install", "--no-deps", "--no-index", str(wheel)]
+    run_checked([sys.executable, "-m", "pip", "--python", str(python), *install], folder)
+    (site_packages,) = (folder / "lib").glob("python*/site-packages")
+    dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site_packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in dependencies))
+    return python
+
+
+def run_checked(command: list[str], folder: Path) -> None:
+    """Run `command` in `folder`, and fail with all that it printed if it fails."""
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        pytest.fail(f"{' '.join(command)} exited with {finished.returncode}:\n{finished.stdout}\n{finished.stderr}")
