@@ -1,0 +1,186 @@
+"""Calibration: does a policy that says 90 % hit nine times in ten? Pure functions on tensors, no host sync.
+
+Source: Guo et al., "On calibration of modern neural networks" (2017); Naeini et al., "Obtaining well calibrated
+probabilities using Bayesian binning" (2015).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_choice, check_positive_int
+
+__all__ = ["ReliabilityBins", "calibration_error", "confidence_gap", "reliability_bins"]
+
+
+class ReliabilityBins(NamedTuple):
+    """What a reliability diagram shows, bin by bin, ascending.
+
+    Attributes:
+        edges: [num_bins + 1], from 0 to 1, evenly spaced; the confidences' dtype (float32 for half precision).
+        counts: [num_bins], number of rows (or sum of weights) in each bin.
+        mean_confidence: [num_bins], mean confidence of the bin's rows, NaN where there are none.
+        accuracy: [num_bins], share of the bin's rows that hit, NaN where there are none.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    mean_confidence: Tensor
+    accuracy: Tensor
+
+
+def calibration_error(
+    confidences: Tensor,
+    hits: Tensor,
+    *,
+    num_bins: int = 15,
+    norm: Literal["l1", "l2", "max"] = "l1",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Calibration error over bins of equal width: how far accuracy is from confidence.
+
+    With `g_b = |accuracy_b - mean confidence_b|` and `p_b` the share of rows in bin b:
+    `"l1"` is the expected calibration error `Σ p_b g_b`, `"l2"` is `sqrt(Σ p_b g_b²)`, `"max"` is `max g_b` over the
+    bins that have rows. Bins are `[edge_i, edge_{i+1})`, and a confidence of exactly 1 is a bin of its own, as in
+    torchmetrics, whose figures these are (`reliability_bins` counts it to the last bin: a bar needs a width).
+
+    Args:
+        confidences: float [...], the probability given to the action (or class) chosen, in [0, 1].
+        hits: [...], bool, or 0 and 1: was it the right one?
+        num_bins: number of bins, 1 or more.
+        norm: see above.
+        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+
+    Returns:
+        0-dim, dimensionless, in [0, 1], in the confidences' dtype (float32 for half precision). NaN if there are no
+        rows or all weights are 0, and NaN if a confidence that counts is NaN or outside [0, 1] (checking it here would
+        wait for the device).
+
+    Raises:
+        TypeError: `confidences` is not floating, or `num_bins` no whole number.
+        ValueError: shapes differ, `num_bins` is under 1, or `norm` is unknown.
+
+    Example:
+        >>> calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
+        tensor(0.4000)
+    """
+    check_choice("norm", norm, ("l1", "l2", "max"))
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    edges = _edges(confidence, num_bins)
+    counts, mean_confidence, accuracy = _bin(confidence, hit, weight, edges, num_bins + 1)
+    share = counts / counts.sum()
+    gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(share))
+    if norm == "l1":
+        error = (share * gap).sum()
+    elif norm == "l2":
+        error = (share * gap.square()).sum().sqrt()
+    else:
+        # `share` carries the NaN of an empty set, which a maximum over empty bins would hide.
+        error = (gap + 0 * share).max()
+    return _nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
+
+
+def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Mean confidence minus accuracy: positive is overconfident, negative (smoothing tends to it) underconfident.
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        weights: [...], row weights, 0 or more; None counts each row once.
+
+    Returns:
+        0-dim, dimensionless, in [-1, 1], in the confidences' dtype (float32 for half precision); NaN as in
+        `calibration_error`.
+
+    Raises:
+        TypeError: `confidences` is not floating.
+        ValueError: shapes differ.
+
+    Example:
+        >>> confidence_gap(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
+        tensor(0.2500)
+    """
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    total = weight.sum()
+    gap = (weight * torch.where(weight > 0, confidence.to(hit.dtype) - hit, torch.zeros_like(hit))).sum() / total
+    return _nan_unless(_all_valid(confidence, weight), gap).to(confidence.dtype)
+
+
+def reliability_bins(
+    confidences: Tensor, hits: Tensor, *, num_bins: int = 15, weights: Tensor | None = None
+) -> ReliabilityBins:
+    """Counts, mean confidence and accuracy per bin of confidence, for a reliability diagram.
+
+    Bins are `[edge_i, edge_{i+1})`, the last one closed.
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        num_bins: number of bins, 1 or more.
+        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+
+    Returns:
+        `ReliabilityBins`; all its tensors in the confidences' dtype (float32 for half precision). If a confidence that
+        counts is NaN or outside [0, 1], all but the edges are NaN.
+
+    Raises:
+        TypeError: `confidences` is not floating, or `num_bins` no whole number.
+        ValueError: shapes differ, or `num_bins` is under 1.
+
+    Example:
+        >>> bins = reliability_bins(torch.tensor([0.2, 0.8, 1.0]), torch.tensor([False, True, True]), num_bins=2)
+        >>> bins.counts, bins.accuracy
+        (tensor([1., 2.]), tensor([0., 1.]))
+    """
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    edges = _edges(confidence, num_bins)
+    columns = _bin(confidence, hit, weight, edges, num_bins)
+    valid = _all_valid(confidence, weight)
+    counts, mean_confidence, accuracy = (_nan_unless(valid, column).to(confidence.dtype) for column in columns)
+    return ReliabilityBins(edges, counts, mean_confidence, accuracy)
+
+
+def _prepare(confidences: Tensor, hits: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat `confidence` (float32 or float64), `hit` and `weight` (float64)."""
+    if not confidences.is_floating_point():
+        raise TypeError(f"confidences has dtype {confidences.dtype}: pass probabilities as floating numbers.")
+    for name, other in (("hits", hits), ("weights", weights)):
+        if other is not None and other.shape != confidences.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(other.shape)}, confidences has {tuple(confidences.shape)}: they must agree."
+            )
+    confidence = confidences.detach().flatten()
+    if confidence.dtype in (torch.float16, torch.bfloat16):
+        confidence = confidence.float()
+    # Sums in float64, so that a million rows lose nothing; Apple's GPUs have none.
+    wide = torch.float32 if confidence.device.type == "mps" else torch.float64
+    hit = hits.detach().flatten().to(wide)
+    weight = torch.ones_like(hit) if weights is None else weights.detach().flatten().to(wide)
+    return confidence, hit, weight
+
+
+def _edges(confidence: Tensor, num_bins: int) -> Tensor:
+    # In the confidences' own dtype: float32(1/15) must fall on the edge 1/15, not beside its float64 neighbour.
+    num_bins = check_positive_int("num_bins", num_bins)
+    return torch.linspace(0, 1, num_bins + 1, dtype=confidence.dtype, device=confidence.device)
+
+
+def _bin(confidence: Tensor, hit: Tensor, weight: Tensor, edges: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, mean confidence and accuracy of `rows` bins, float64, NaN in empty ones."""
+    index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, rows - 1)  # values outside end as NaN later
+    zero = torch.zeros_like(weight)
+    columns = (weight, *(torch.where(weight > 0, weight * value, zero) for value in (confidence.to(hit.dtype), hit)))
+    counts, confidence_sum, hit_sum = (zero.new_zeros(rows).index_add_(0, index, column) for column in columns)
+    return counts, confidence_sum / counts, hit_sum / counts
+
+
+def _all_valid(confidence: Tensor, weight: Tensor) -> Tensor:
+    """0-dim bool, on the device: is every confidence that counts a probability?"""
+    return ((confidence >= 0) & (confidence <= 1) | (weight == 0)).all()
+
+
+def _nan_unless(valid: Tensor, value: Tensor) -> Tensor:
+    return torch.where(valid, value, torch.full_like(value, torch.nan))

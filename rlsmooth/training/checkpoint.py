@@ -1,0 +1,226 @@
+"""Checkpoints: a folder of `checkpoint_<step>.zip`, each whole or not there, and optimiser state as plain data."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.training.safe_file import SafeFileError, check_json, read_safe_file, write_safe_file
+from rlsmooth.training.tree import tree_from_json, tree_to_json
+
+__all__ = [
+    "Checkpoint",
+    "checkpoint_steps",
+    "latest_checkpoint",
+    "load_optimizer",
+    "optimizer_to_tensors",
+    "save_checkpoint",
+]
+
+FORMAT_NAME = "rlsmooth-checkpoint"
+FORMAT_VERSION = 1
+FILE_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.zip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read and checked.
+
+    Attributes:
+        step: the step it was saved at.
+        config: the plain data given to `save_checkpoint` (tuples have become lists).
+        tensors: group name to tensor name to tensor.
+        path: the file.
+        versions: version of Python and of each library that wrote it.
+    """
+
+    step: int
+    config: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    path: Path
+    versions: dict[str, str]
+
+
+def save_checkpoint(
+    folder: str | Path,
+    step: int,
+    *,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    keep: int = 2,
+) -> Path:
+    """Write `folder/checkpoint_<step>.zip`, then delete all but the `keep` latest up to this step.
+
+    The new file is whole and on the disk before an old one goes, so that a kill or a power cut at any moment leaves at
+    least one good checkpoint. Files of later steps are never touched: they are another run's, or damaged ones that this
+    run went back behind and will write again. One run a folder.
+
+    Args:
+        folder: made if it is missing.
+        step: 0 or more; a checkpoint of the same step is replaced.
+        config: JSON-able plain data: counters, arguments, what `optimizer_to_tensors` and `execution_state` gave.
+        tensors: group name to tensor name to tensor, for example `{"policy": policy.state_dict(), "rng": rng_state()}`.
+        keep: how many to keep, 1 or more.
+
+    Returns:
+        The path of the new file.
+
+    Raises:
+        TypeError: `step` or `keep` is no whole number, or the data can't be kept (see `write_safe_file`).
+        ValueError: `step` is negative, `keep` is under 1, or the folder can't be written to.
+        OSError: the disk failed or is full; the checkpoints that were there stay.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> for step in (10, 20, 30):
+        ...     path = save_checkpoint(folder, step, config={"loss": 0.5}, tensors={"net": {"w": torch.zeros(1)}})
+        >>> checkpoint_steps(folder)
+        [20, 30]
+    """
+    step = check_positive_int("step", step, minimum=0)
+    keep = check_positive_int("keep", keep)
+    check_json(dict(config), "config")
+    path = check_writable_folder("folder", folder) / f"checkpoint_{step}.zip"
+    head = {"step": step, "config": dict(config)}
+    write_safe_file(path, head, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+    earlier = [other for other in checkpoint_steps(folder) if other < step]
+    for old in earlier[: max(0, len(earlier) - (keep - 1))]:
+        _checkpoint_path(folder, old).unlink(missing_ok=True)
+    return path
+
+
+def checkpoint_steps(folder: str | Path) -> list[int]:
+    """The steps of the checkpoint files in `folder`, ascending, unread; `[]` if the folder is missing.
+
+    Other files, among them what a killed save left half written, are passed over. A trainer that starts a new run
+    should refuse a folder where this is not empty.
+
+    Example:
+        >>> checkpoint_steps("no/such/folder")
+        []
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        return []
+    matches = [FILE_NAME.fullmatch(path.name) for path in folder.iterdir()]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def latest_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
+    """Read the latest good checkpoint in `folder`.
+
+    Damaged ones are passed over, each with a RuntimeWarning that names the file and the fault.
+
+    Args:
+        folder: where `save_checkpoint` wrote.
+        device: where the tensors go. The CPU is right for most: `load_state_dict` and `load_optimizer` move what
+            belongs on a GPU, and leave on the CPU what belongs there (Adam's `step`).
+
+    Returns:
+        The checkpoint, or None if the folder is missing or holds no checkpoint file at all.
+
+    Raises:
+        SafeFileError: there are checkpoint files, and not one of them can be read. Starting afresh without a word would
+            be worse.
+
+    Example:
+        >>> latest_checkpoint("no/such/folder") is None
+        True
+    """
+    faults: list[str] = []
+    for step in reversed(checkpoint_steps(folder)):
+        path = _checkpoint_path(folder, step)
+        try:
+            file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION, device=device)
+            if set(file.config) != {"step", "config"} or file.config["step"] != step:
+                raise SafeFileError(f"{str(path)!r} is the checkpoint of another step, renamed. Delete it.")
+        except SafeFileError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            warnings.warn(
+                f"Passed over a bad checkpoint, going back to step {step}: {fault}", RuntimeWarning, stacklevel=2
+            )
+        return Checkpoint(
+            step=step, config=file.config["config"], tensors=file.tensors, path=path, versions=file.versions
+        )
+    if faults:
+        raise SafeFileError(f"No checkpoint in {str(folder)!r} can be read: {' '.join(faults)}")
+    return None
+
+
+def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into named tensors and JSON, for any optimiser whose `state_dict()` is plain data.
+
+    Returns:
+        `(tensors, config)`: the tensors by name (`state.0.exp_avg`, ...; not copied) and the JSON-able rest.
+
+    Raises:
+        TypeError: the state holds something that is neither a tensor nor plain data.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.Adam([weight])
+        >>> weight.sum().backward(); optimizer.step()
+        >>> tensors, config = optimizer_to_tensors(optimizer)
+        >>> sorted(tensors)
+        ['optimizer.state.0.exp_avg', 'optimizer.state.0.exp_avg_sq', 'optimizer.state.0.step']
+        >>> load_optimizer(optimizer, tensors, config)
+    """
+    encoded, tensors = tree_to_json(optimizer.state_dict(), "optimizer")
+    config = {"class": type(optimizer).__name__, "shapes": _parameter_shapes(optimizer), "state_dict": encoded}
+    return tensors, config
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Put back what `optimizer_to_tensors` took, exactly, into an optimiser of the same class over the same parameters.
+
+    Raises:
+        ValueError: the state belongs to an optimiser of another class, or over parameters of other shapes or grouped
+            otherwise, or it is incomplete.
+    """
+    if not {"class", "shapes", "state_dict"} <= set(config):
+        raise ValueError("config is not what optimizer_to_tensors gave: it lacks 'class', 'shapes' or 'state_dict'.")
+    if config["class"] != type(optimizer).__name__:
+        raise ValueError(
+            f"the state is of a {config['class']}, the optimizer is a {type(optimizer).__name__}: build the same class."
+        )
+    if config["shapes"] != _parameter_shapes(optimizer):
+        raise ValueError(
+            f"the state is for parameter groups of shapes {config['shapes']}, the optimizer has "
+            f"{_parameter_shapes(optimizer)}: build it over the same parameters in the same order."
+        )
+    state = tree_from_json(config["state_dict"], tensors)
+    try:
+        # load_state_dict keeps the tensors it is given where dtype and device fit: the caller's must not change later.
+        optimizer.load_state_dict(_clone_tensors(state))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the optimizer state is malformed ({error!r}): use another checkpoint.") from error
+
+
+def _checkpoint_path(folder: str | Path, step: int) -> Path:
+    return Path(folder).expanduser() / f"checkpoint_{step}.zip"
+
+
+def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
+    """The shape of each parameter of each group: what the state must fit."""
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _clone_tensors(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, dict):
+        return {key: _clone_tensors(item) for key, item in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_clone_tensors(item) for item in tree)
+    return tree

@@ -1,0 +1,249 @@
+"""Random state as tensors, and what else decides whether a resumed run repeats bit for bit."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_positive_int
+
+__all__ = [
+    "epoch_permutation",
+    "execution_state",
+    "isolated_rng",
+    "rng_state",
+    "seed_everything",
+    "set_rng_state",
+    "warn_if_execution_differs",
+]
+
+CUDA_PREFIX = "cuda_"
+CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python's `random`, numpy and torch (the CPU's and every GPU's).
+
+    Environments and spaces have generators of their own: seed them by `env.reset(seed=...)` and `space.seed(...)`.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+
+    Raises:
+        TypeError: `seed` is no whole number.
+        ValueError: `seed` is outside.
+
+    Example:
+        >>> seed_everything(3); first = torch.rand(2)
+        >>> seed_everything(3); torch.equal(torch.rand(2), first)
+        True
+    """
+    seed = _check_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  the global generator is the one that other people's code draws from
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of every global generator, as CPU tensors that a safe file can hold.
+
+    Returns:
+        `"torch"` uint8, `"numpy_words"` int64 [625] and `"numpy_gauss"` float64 [2], `"python_words"` int64 [626] and
+        `"python_gauss"` float64 [0 or 1], and `"cuda_<i>"` uint8 for each GPU.
+
+    Raises:
+        ValueError: numpy's global generator was replaced by one that is not MT19937.
+
+    Example:
+        >>> state = rng_state(); first = torch.rand(2)
+        >>> set_rng_state(state); torch.equal(torch.rand(2), first)
+        True
+    """
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    if numpy_state["bit_generator"] != "MT19937":
+        raise ValueError(f"numpy's global generator is {numpy_state['bit_generator']}: only MT19937 can be kept.")
+    numpy_words = [*numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"]]
+    python_version, python_words, python_gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state().clone(),
+        "numpy_words": torch.tensor(numpy_words, dtype=torch.int64),
+        "numpy_gauss": torch.tensor([numpy_state["has_gauss"], numpy_state["gauss"]], dtype=torch.float64),
+        "python_words": torch.tensor([python_version, *python_words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if python_gauss is None else [python_gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        state |= {f"{CUDA_PREFIX}{index}": cuda for index, cuda in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put every global generator back into the state that `rng_state` gave.
+
+    A state with GPUs that this machine lacks is put back without them, with a RuntimeWarning: no exact repeat then.
+
+    Raises:
+        ValueError: an entry is missing, or is no such state; no generator has changed then.
+    """
+    missing = [key for key in CPU_KEYS if key not in state]
+    if missing:
+        raise ValueError(f"state lacks {missing}: pass what rng_state() gave.")
+    before = rng_state()
+    try:
+        _apply(state)
+    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        _apply(before)
+        raise ValueError(f"state is not what rng_state() gave ({error}).") from error
+    cuda_keys = [key for key in state if key.startswith(CUDA_PREFIX)]
+    lost = [key for key in cuda_keys if key not in before]
+    if lost:
+        warnings.warn(
+            f"The random state of {lost} was left out, since this machine has no such GPU: "
+            "the run will not repeat bit for bit.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Leave every global generator as it was when the block ends, also by an exception.
+
+    So an evaluation in the middle of training does not change what training draws next.
+
+    Args:
+        seed: seeds the generators within the block; None goes on from where they are.
+
+    Raises:
+        TypeError: `seed` is no whole number.
+        ValueError: `seed` is outside 0 to 2**32 - 1.
+
+    Example:
+        >>> seed_everything(0); first = torch.rand(1)
+        >>> seed_everything(0)
+        >>> with isolated_rng(seed=7):
+        ...     _ = torch.rand(1000)
+        >>> torch.equal(torch.rand(1), first)
+        True
+    """
+    if seed is not None:
+        seed = _check_seed(seed)
+    before = rng_state()
+    try:
+        if seed is not None:
+            seed_everything(seed)
+        yield
+    finally:
+        set_rng_state(before)
+
+
+def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order of `n` rows in one epoch, from a generator of its own: the same for the same `(seed, epoch, n)`.
+
+    It neither reads nor moves a global generator, so a resumed run needs no state for the order of its data. It is
+    drawn on the CPU, so that it is the same for every device.
+
+    Args:
+        seed: 0 or more.
+        epoch: 0 or more.
+        n: number of rows, 0 or more.
+        device: where the result goes.
+
+    Returns:
+        int64 [n], a permutation of 0 ... n-1.
+
+    Raises:
+        TypeError: `seed`, `epoch` or `n` is no whole number.
+        ValueError: one of them is negative.
+
+    Example:
+        >>> sorted(epoch_permutation(0, 3, 5).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    entropy = [check_positive_int("seed", seed, minimum=0), check_positive_int("epoch", epoch, minimum=0)]
+    n = check_positive_int("n", n, minimum=0)
+    # SeedSequence mixes the two, so that (0, 1) and (1, 0) differ and neighbouring epochs are not alike.
+    mixed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    generator = torch.Generator().manual_seed(mixed)
+    return torch.randperm(n, generator=generator).to(device)
+
+
+def execution_state() -> dict[str, Any]:
+    """What decides how floating-point sums are ordered, as JSON-able data: a run repeats bit for bit only if it agrees.
+
+    Returns:
+        `torch_version`, `num_threads` (a sum over threads is split by their number), `cpu_capability` (vector width),
+        `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
+        and `gpus` (names).
+
+    Example:
+        >>> execution_state()["num_threads"] == torch.get_num_threads()
+        True
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "torch_version": str(torch.__version__),
+        "num_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+    }
+
+
+def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, Any] | None = None) -> list[str]:
+    """Give one RuntimeWarning if a resumed run will not repeat bit for bit, naming each difference.
+
+    Args:
+        saved: `execution_state()` when the run was saved, with whatever entries the trainer added.
+        current: the same now; None is `execution_state()`.
+
+    Returns:
+        The names of the entries that differ, sorted; empty means no warning.
+
+    Example:
+        >>> warn_if_execution_differs(execution_state())
+        []
+    """
+    current = execution_state() if current is None else current
+    differing = sorted(key for key in {*saved, *current} if saved.get(key) != current.get(key))
+    if differing:
+        listed = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)
+        warnings.warn(
+            f"The resumed run will not repeat the saved one bit for bit: {listed}. "
+            "Set them as they were (for num_threads: torch.set_num_threads) if it has to.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return differing
+
+
+def _check_seed(seed: int) -> int:
+    seed = check_positive_int("seed", seed, minimum=0)
+    if seed >= 2**32:
+        raise ValueError(f"seed={seed} must be under 2**32, since numpy takes no larger one.")
+    return seed
+
+
+def _apply(state: Mapping[str, Tensor]) -> None:
+    numpy_words = state["numpy_words"].cpu().numpy()
+    has_gauss, gauss = state["numpy_gauss"].tolist()
+    python_version, *python_words = state["python_words"].tolist()
+    python_gauss = state["python_gauss"].tolist()
+    torch.set_rng_state(state["torch"].cpu())
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", numpy_words[:-1].astype(np.uint32), int(numpy_words[-1]), int(has_gauss), gauss)
+    )
+    random.setstate((python_version, tuple(python_words), python_gauss[0] if python_gauss else None))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"{CUDA_PREFIX}{index}" in state:
+                torch.cuda.set_rng_state(state[f"{CUDA_PREFIX}{index}"].cpu(), index)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlsmooth.training import (
+    epoch_permutation,
+    execution_state,
+    isolated_rng,
+    read_safe_file,
+    rng_state,
+    seed_everything,
+    set_rng_state,
+    warn_if_execution_differs,
+    write_safe_file,
+)
+
+
+def draw(device: torch.device) -> list[float]:
+    """One draw, and a normal one, from each generator: normal ones keep a second value for the next call."""
+    values = [random.random(), random.gauss(0, 1)]
+    values += [np.random.rand(), np.random.randn()]  # noqa: NPY002
+    values += [torch.rand(()).item(), torch.randn(3).sum().item(), torch.rand((), device=device).item()]
+    return values
+
+
+def test_a_seed_repeats_every_generator(device: torch.device) -> None:
+    seed_everything(5)
+    first = draw(device)
+    seed_everything(5)
+    assert draw(device) == first
+    seed_everything(6)
+    assert all(a != b for a, b in zip(draw(device), first, strict=True))
+
+
+def test_a_seed_is_what_everybody_elses_seeding_gives() -> None:
+    seed_everything(2**32 - 1)
+    ours = (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+    random.seed(2**32 - 1)
+    np.random.seed(2**32 - 1)  # noqa: NPY002
+    torch.manual_seed(2**32 - 1)
+    assert ours == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("draws", [0, 1, 2, 700])
+def test_a_state_comes_back_from_a_file(tmp_path: Path, device: torch.device, draws: int) -> None:
+    for _ in range(draws):
+        draw(device)
+    write_safe_file(tmp_path / "a", {}, tensors={"rng": rng_state()}, format_name="rng", format_version=1)
+    expected = [draw(device) for _ in range(3)]
+    set_rng_state(read_safe_file(tmp_path / "a", format_name="rng", format_version=1).tensors["rng"])
+    assert [draw(device) for _ in range(3)] == expected
+
+
+def test_a_state_is_a_copy() -> None:
+    state = rng_state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    draw(torch.device("cpu"))
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("key", ["torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss"])
+def test_a_bad_state_is_a_clear_error_and_changes_nothing(key: str) -> None:
+    state = rng_state()
+    draw(torch.device("cpu"))
+    now = rng_state()
+    with pytest.raises(ValueError, match=rf"state lacks \['{key}'\]"):
+        set_rng_state({name: tensor for name, tensor in state.items() if name != key})
+    if key != "python_gauss":
+        with pytest.raises(ValueError, match=r"not what rng_state\(\) gave"):
+            set_rng_state({**state, key: torch.tensor([1, 2, 3])})
+    assert all(torch.equal(tensor, now[name]) for name, tensor in rng_state().items())
+
+
+def test_another_numpy_generator_is_a_clear_error() -> None:
+    generators: Any = np.random
+    before = generators.get_bit_generator()
+    generators.set_bit_generator(np.random.PCG64(0))
+    try:
+        with pytest.raises(ValueError, match="PCG64"):
+            rng_state()
+    finally:
+        generators.set_bit_generator(before)
+
+
+def test_a_gpu_that_is_not_here_gives_a_warning() -> None:
+    state = {**rng_state(), "cuda_99": torch.zeros(16, dtype=torch.uint8)}
+    with pytest.warns(RuntimeWarning, match="cuda_99"):
+        set_rng_state(state)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_block_leaves_the_generators_as_they_were(device: torch.device, seed: int | None) -> None:
+    seed_everything(1)
+    draw(device)
+    expected = draw(device)
+    seed_everything(1)
+    draw(device)
+    with isolated_rng(seed):
+        within = draw(device)
+    assert draw(device) == expected
+    assert (within == expected) is (seed is None)
+    seed_everything(1)
+    draw(device)
+    with contextlib.suppress(KeyError), isolated_rng(seed):
+        draw(device)
+        raise KeyError
+    assert draw(device) == expected
+
+
+def test_a_seeded_block_repeats() -> None:
+    values = []
+    for _ in range(2):
+        with isolated_rng(9):
+            values.append(draw(torch.device("cpu")))
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_outside_are_errors(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed={seed}"):
+        seed_everything(seed)
+    with pytest.raises(ValueError, match=f"seed={seed}"), isolated_rng(seed):
+        pass
+
+
+def test_seeds_that_are_no_whole_numbers_are_errors() -> None:
+    for bad in (1.0, "1", True):
+        with pytest.raises(TypeError, match="seed must be a whole number"):
+            seed_everything(bad)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="seed must be a whole number"), isolated_rng(bad):  # type: ignore[arg-type]
+            pass
+
+
+def test_an_epochs_order_depends_on_seed_and_epoch_only(device: torch.device) -> None:
+    order = epoch_permutation(3, 7, 1000, device)
+    assert order.dtype == torch.int64
+    assert order.device.type == device.type
+    assert order.sort().values.tolist() == list(range(1000))
+    before = rng_state()
+    torch.rand(10)
+    assert torch.equal(epoch_permutation(3, 7, 1000).to(device), order)
+    set_rng_state(before)
+    epoch_permutation(3, 7, 1000)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in rng_state().items())
+
+
+def test_epochs_differ_and_positions_are_uniform() -> None:
+    orders = torch.stack([epoch_permutation(seed, epoch, 10) for seed in range(60) for epoch in range(60)])
+    assert len({tuple(order.tolist()) for order in orders}) > 3590  # of 10! orders, two of 3600 may agree
+    counts = torch.stack([orders[:, place].bincount(minlength=10) for place in range(10)])
+    chi_squared = ((counts - 360.0) ** 2 / 360).sum().item()  # 81 degrees of freedom: 99.99 % lie under 137
+    assert chi_squared < 137
+
+
+def test_the_order_is_the_same_in_every_version() -> None:
+    """A run that is resumed after an upgrade must not meet its data in another order."""
+    assert epoch_permutation(0, 0, 8).tolist() == [4, 1, 3, 5, 0, 2, 6, 7]
+    assert epoch_permutation(1, 0, 8).tolist() != epoch_permutation(0, 1, 8).tolist()
+
+
+def test_small_and_bad_epochs() -> None:
+    assert epoch_permutation(0, 0, 0).tolist() == []
+    assert epoch_permutation(0, 0, 1).tolist() == [0]
+    for name, arguments in {"seed": (-1, 0, 1), "epoch": (0, -1, 1), "n": (0, 0, -1)}.items():
+        with pytest.raises(ValueError, match=f"{name}=-1"):
+            epoch_permutation(*arguments)
+    for name, floats in {"seed": (1.5, 0, 1), "epoch": (0, 1.5, 1), "n": (0, 0, 1.5)}.items():
+        with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+            epoch_permutation(*floats)  # type: ignore[arg-type]
+
+
+def test_a_differing_thread_count_gives_one_clear_warning() -> None:
+    saved = execution_state()
+    assert warn_if_execution_differs(saved) == []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(
+            RuntimeWarning, match=f"num_threads was {threads}, is {threads + 1}.*set_num_threads"
+        ) as caught:
+            assert warn_if_execution_differs(saved) == ["num_threads"]
+        assert len(caught) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_trainers_own_entries_count_too() -> None:
+    with pytest.warns(RuntimeWarning, match="compiled was True, is False; torch_version was 'x', is None"):
+        differing = warn_if_execution_differs(
+            {"compiled": True, "torch_version": "x", "a": 1}, {"compiled": False, "a": 1}
+        )
+    assert differing == ["compiled", "torch_version"]
+
+
+def test_execution_state_is_json_and_follows_the_flags(tmp_path: Path) -> None:
+    before = execution_state()
+    write_safe_file(tmp_path / "a", {"run": before}, tensors={}, format_name="run", format_version=1)
+    assert read_safe_file(tmp_path / "a", format_name="run", format_version=1).config["run"] == before
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert execution_state() == {**before, "deterministic_algorithms": True}
+    finally:
+        torch.use_deterministic_algorithms(False)
