@@ -1,0 +1,239 @@
+"""Agent files: a policy of Stable-Baselines3, and what an agent knows besides, in a file that can't run code.
+
+The file names classes by short names from fixed tables. A class that is not in them is never looked up: the caller
+passes it by `policy_class=` or `custom_objects=`. See `rlsmooth.training.safe_file` for the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.utils import get_device
+from torch import Tensor
+
+from rlsmooth.agents.policy_arguments import (
+    constant_zero,
+    constructor_arguments,
+    custom_name,
+    decode_arguments,
+    encode_arguments,
+    mark_custom,
+)
+from rlsmooth.agents.policy_classes import is_listed_policy, policy_class_by_name
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import check_json
+
+__all__ = ["AgentFile", "load_agent_file", "save_agent_file"]
+
+FORMAT_NAME = "rlsmooth-agent"
+FORMAT_VERSION = 1
+MEMBERS = {"policy", "arguments", "extra"}
+BUILT_FROM = {"observation_space", "action_space"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentFile:
+    """What an agent file held, read, checked and built.
+
+    Attributes:
+        kind: the algorithm that wrote it, such as `"bc"`.
+        policy: the policy, on the device asked for, in evaluation mode, with a fresh optimiser of learning rate 0.
+        config: the plain data that the writer gave (tuples have become lists).
+        tensors: the tensors that the writer gave besides the policy's.
+        versions: version of Python and of each library that wrote the file.
+    """
+
+    kind: str
+    policy: BasePolicy
+    config: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def save_agent_file(
+    path: str | Path,
+    *,
+    kind: str,
+    policy: BasePolicy,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write an agent file, whole or not at all.
+
+    Args:
+        path: the file. As in Stable-Baselines3, `.zip` is added to a name without a suffix, and a missing folder made.
+        kind: the algorithm's short name; `load_agent_file(kind=...)` checks it.
+        policy: any `ActorCriticPolicy` of Stable-Baselines3, or sb3-contrib's Maskable or Recurrent ones. Of a policy,
+            extractor, activation or optimiser class of your own the file keeps the name only, and loading asks for it.
+        config: JSON-able: arguments, counters, whatever the algorithm needs to go on.
+        tensors: whatever tensors it needs besides the policy's.
+
+    Returns:
+        The path written, with its suffix.
+
+    Raises:
+        TypeError: `policy` is no actor-critic policy, or a space of its is of an unknown kind, or `config` is not
+            JSON-able.
+        ValueError: the policy's constructor can't be called with what its `_get_constructor_parameters()` gives, or the
+            folder can't be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from gymnasium import spaces
+        >>> policy = ActorCriticPolicy(spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3)
+        >>> path = save_agent_file(f"{tempfile.mkdtemp()}/agent", kind="bc", policy=policy, config={"alpha": 0.1})
+        >>> path.name, load_agent_file(path).config
+        ('agent.zip', {'alpha': 0.1})
+    """
+    if not isinstance(policy, BasePolicy) or not (isinstance(policy, ActorCriticPolicy) or is_listed_policy(policy)):
+        raise TypeError(f"policy is a {type(policy).__name__}: pass an actor-critic policy, such as agent.policy.")
+    check_json(dict(config), "config")
+    path = Path(path).expanduser()
+    path = path if path.suffix else path.with_name(f"{path.name}.zip")
+    encoded, argument_tensors = encode_arguments(constructor_arguments(policy))
+    description = {
+        "class": type(policy).__name__ if is_listed_policy(policy) else mark_custom(type(policy)),
+        "arguments": encoded,
+    }
+    check_writable_folder("path", path.parent)
+    write_safe_file(
+        path,
+        {"kind": kind, "policy": description, "config": dict(config)},
+        tensors={"policy": policy.state_dict(), "arguments": argument_tensors, "extra": tensors or {}},
+        format_name=FORMAT_NAME,
+        format_version=FORMAT_VERSION,
+    )
+    return path
+
+
+def load_agent_file(
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    device: torch.device | str = "auto",
+    policy_class: type[BasePolicy] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> AgentFile:
+    """Read an agent file and build its policy. Runs no code that the file could name.
+
+    What a stranger's file can still do is ask for a policy larger than memory.
+
+    Args:
+        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+        kind: the algorithm's short name that must stand in the file; None takes any.
+        device: where the policy and the tensors go, as in Stable-Baselines3: `"auto"` is CUDA if there is one.
+        policy_class: built in place of the class named in the file; needed if that is a class of your own.
+        custom_objects: constructor argument to value, taken in place of the file's: for classes and values of your own,
+            such as `{"features_extractor_class": MyExtractor}`.
+
+    Raises:
+        SafeFileError: as in `read_safe_file`; also if the file is of another kind, names a class that is not known here
+            (the message says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
+
+    Example:
+        See `save_agent_file`.
+    """
+    path = Path(path).expanduser()
+    if not path.suffix and not path.exists():
+        path = path.with_name(f"{path.name}.zip")
+    file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+    description = _checked_description(path, file.config, set(file.tensors))
+    if kind is not None and file.config["kind"] != kind:
+        raise SafeFileError(
+            f"{str(path)!r} holds a {file.config['kind']!r} agent, not {kind!r}. Load it with the class of that name."
+        )
+    build = _policy_class(path, description["class"], policy_class)
+    arguments = decode_arguments(
+        path, description["arguments"], tensors=file.tensors["arguments"], custom_objects=custom_objects or {}
+    )
+    # Building draws initial weights that are overwritten at once: the caller's random state must not move for it.
+    with isolated_rng():
+        policy = _build_policy(path, build, arguments)
+        _load_parameters(path, policy, file.tensors["policy"])
+        target = get_device(device)
+        policy.to(target)
+        policy.set_training_mode(False)
+        if isinstance(policy, ActorCriticPolicy) and policy.use_sde:
+            policy.reset_noise()  # drawn from the fresh weights, on the CPU
+    return AgentFile(
+        kind=file.config["kind"],
+        policy=policy,
+        config=file.config["config"],
+        tensors={name: tensor.to(target) for name, tensor in file.tensors["extra"].items()},
+        versions=file.versions,
+    )
+
+
+# ---- loading
+
+
+def _checked_description(path: Path, config: Mapping[str, Any], groups: set[str]) -> dict[str, Any]:
+    description = config.get("policy")
+    if not (
+        isinstance(config.get("kind"), str)
+        and isinstance(config.get("config"), dict)
+        and isinstance(description, dict)
+        and isinstance(description.get("arguments"), dict)
+        and set(description["arguments"]) >= BUILT_FROM
+        and "class" in description
+        and groups == MEMBERS
+    ):
+        raise SafeFileError(f"{str(path)!r} lacks a part of an agent file. Use another copy, or save the agent again.")
+    return description
+
+
+def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> type[BasePolicy]:
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, BasePolicy)):
+            raise TypeError(f"policy_class={given!r} is no policy class: pass a subclass of ActorCriticPolicy.")
+        return given
+    custom = custom_name(named)
+    if custom is not None:
+        raise SafeFileError(
+            f"{str(path)!r} was saved with a policy class of its writer's own ({custom}). "
+            f"Import that class and load with policy_class={custom.rpartition('.')[2]}."
+        )
+    try:
+        return policy_class_by_name(named)
+    except ValueError as error:
+        raise SafeFileError(f"{str(path)!r}: {error}") from error
+
+
+def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, Any]) -> BasePolicy:
+    # The arguments are the file's to fill, so any error of torch's, Stable-Baselines3's or a custom class's can come.
+    try:
+        return build(lr_schedule=constant_zero, **arguments)
+    except Exception as error:
+        raise SafeFileError(
+            f"{str(path)!r}: {build.__name__} can't be built from the file's arguments "
+            f"({type(error).__name__}: {error}). "
+            "Check policy_class and custom_objects, or use another copy."
+        ) from error
+
+
+def _load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:
+    own = policy.state_dict()
+    problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
+    problems += [f"has {name}, which the policy lacks" for name in sorted(state.keys() - own.keys())]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the policy's has {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise SafeFileError(
+            f"{str(path)!r} does not fit {type(policy).__name__}: {'; '.join(problems[:5])}"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
+            "Check policy_class and custom_objects, or use another copy."
+        )
+    # load_state_dict would cast to the dtype that the policy was built in; the file's is the one that was trained.
+    for name, tensor in [*policy.named_parameters(), *policy.named_buffers()]:
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    policy.load_state_dict(dict(state))

@@ -1,0 +1,136 @@
+"""The classes that an agent file may name. sb3-contrib's are looked up only when one of them is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import nn
+
+__all__ = ["ACTIVATIONS", "EXTRACTORS", "OPTIMIZERS", "is_listed_policy", "policy_class_by_name", "recurrent_arguments"]
+
+ACTIVATIONS: dict[str, type] = {
+    activation.__name__: activation
+    for activation in (
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.LogSigmoid,
+        nn.Mish,
+        nn.PReLU,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SELU,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Tanh,
+        nn.Tanhshrink,
+    )
+}
+"""Activation functions by short name."""
+
+OPTIMIZERS: dict[str, type] = {
+    optimizer.__name__: optimizer
+    for optimizer in (
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.RMSprop,
+        torch.optim.SGD,
+        RMSpropTFLike,
+    )
+}
+"""Optimisers by short name."""
+
+EXTRACTORS: dict[str, type] = {
+    extractor.__name__: extractor for extractor in (CombinedExtractor, FlattenExtractor, NatureCNN)
+}
+"""Features extractors by short name."""
+
+POLICIES: dict[str, type[BasePolicy]] = {
+    policy.__name__: policy for policy in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
+}
+MASKABLE = ("MaskableActorCriticPolicy", "MaskableActorCriticCnnPolicy", "MaskableMultiInputActorCriticPolicy")
+RECURRENT = ("RecurrentActorCriticPolicy", "RecurrentActorCriticCnnPolicy", "RecurrentMultiInputActorCriticPolicy")
+
+
+def policy_class_by_name(name: Any) -> type[BasePolicy]:
+    """The policy class of that short name.
+
+    Args:
+        name: anything that a file may hold; only the names of the tables above are known.
+
+    Raises:
+        ValueError: the name is not known, or it is one of sb3-contrib's, which is not installed.
+
+    Example:
+        >>> policy_class_by_name("ActorCriticPolicy").__name__
+        'ActorCriticPolicy'
+    """
+    if isinstance(name, str) and name in POLICIES:
+        return POLICIES[name]
+    if isinstance(name, str) and name in (*MASKABLE, *RECURRENT):
+        try:
+            return _contrib_policies(maskable=name in MASKABLE)[name]
+        except ImportError as error:
+            raise ValueError(f"{name} is sb3-contrib's. Install it: pip install 'rlsmooth[contrib]'.") from error
+    known = ", ".join([*POLICIES, *MASKABLE, *RECURRENT])
+    raise ValueError(f"the policy class {name!r} is not known (known: {known}). If you trust it, pass policy_class=.")
+
+
+def is_listed_policy(policy: BasePolicy) -> bool:
+    """Whether the policy's very class, no subclass of it, is one that a file may name."""
+    name = type(policy).__name__
+    if name in (*MASKABLE, *RECURRENT) and not _contrib_is_loaded():
+        return False  # a namesake: an object of sb3-contrib's class can't exist before its module does
+    try:
+        return policy_class_by_name(name) is type(policy)
+    except ValueError:
+        return False
+
+
+def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
+    """The constructor arguments of sb3-contrib's recurrent policies, which their own list leaves out; else `{}`."""
+    if not _contrib_is_loaded():
+        return {}
+    base = _contrib_policies(maskable=False)["RecurrentActorCriticPolicy"]
+    if not isinstance(policy, base):
+        return {}
+    policy_of_base: Any = policy
+    return {
+        "lstm_hidden_size": policy_of_base.lstm_output_dim,
+        "n_lstm_layers": policy_of_base.lstm_hidden_state_shape[0],
+        "shared_lstm": policy_of_base.shared_lstm,
+        "enable_critic_lstm": policy_of_base.enable_critic_lstm,
+        "lstm_kwargs": policy_of_base.lstm_kwargs,
+    }
+
+
+def _contrib_is_loaded() -> bool:
+    return sys.modules.get("sb3_contrib") is not None
+
+
+def _contrib_policies(*, maskable: bool) -> dict[str, type[BasePolicy]]:
+    # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
+    if maskable:
+        from sb3_contrib.common.maskable import policies as maskable_policies
+
+        return {name: getattr(maskable_policies, name) for name in MASKABLE}
+    from sb3_contrib.common.recurrent import policies as recurrent_policies
+
+    return {name: getattr(recurrent_policies, name) for name in RECURRENT}
