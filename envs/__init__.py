@@ -1,1 +1,38 @@
-"""rlsmooth.envs"""
+"""Small environments whose optimum, and whose optimal smoothed policy, are known in closed form.
+
+Importing this package registers them with Gymnasium, as `rlsmooth/...`;
+`gym.make("rlsmooth.envs:rlsmooth/Identity-v0")` does both at once. `rlsmooth.envs.registration` is the table of ids,
+and the place to add one.
+"""
+
+from rlsmooth.envs.box import IdentityBoxEnv
+from rlsmooth.envs.identity import (
+    IdentityEnv,
+    IdentityMultiBinaryEnv,
+    IdentityMultiDiscreteEnv,
+)
+from rlsmooth.envs.masked import IdentityMaskedEnv, IdentityMaskedMultiBinaryEnv, IdentityMaskedMultiDiscreteEnv
+from rlsmooth.envs.optima import soft_optimum
+from rlsmooth.envs.ordered import IdentityOrderedEnv
+from rlsmooth.envs.registration import ENVIRONMENTS, register_environments
+from rlsmooth.envs.tabular import TabularProblem
+from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
+
+__all__ = [
+    "ENVIRONMENTS",
+    "IdentityBoxEnv",
+    "IdentityEnv",
+    "IdentityMaskedEnv",
+    "IdentityMaskedMultiBinaryEnv",
+    "IdentityMaskedMultiDiscreteEnv",
+    "IdentityMultiBinaryEnv",
+    "IdentityMultiDiscreteEnv",
+    "IdentityOrderedEnv",
+    "MaskedTabularEnv",
+    "TabularEnv",
+    "TabularProblem",
+    "register_environments",
+    "soft_optimum",
+]
+
+register_environments()
