@@ -1,0 +1,386 @@
+"""`Demonstrations`: transitions of an expert, episode by episode, with the spaces they live in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.data.arrays import AnyArray, Array, Observations, Rows, as_array, as_observations
+from rlsmooth.data.batch import Batch, read_batch, selected_fields
+from rlsmooth.data.noise import noisy_actions
+from rlsmooth.data.validation import action_starts, checked_fields, ends_of_flags
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+
+__all__ = ["Demonstrations"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Demonstrations:
+    """Transitions `(observation, action, ...)` of whole episodes, checked once when they enter.
+
+    Rows are transitions, in time order within an episode, and the episodes lie end to end. `demonstrations[rows]` reads
+    rows (a slice, index array or Boolean array) as a `Batch`. Arrays in memory are stored in the spaces' own dtypes
+    (Discrete and MultiDiscrete: int64, MultiBinary: int8); do not write to them, since nothing checks them again.
+    Memory-mapped arrays stay on the disk: they are checked in chunks of 16 MiB and keep their dtype, and a choice of
+    episodes from them is an `EpisodeView`, which reads rows when indexed and holds three numbers an episode.
+
+    Actions have the environment's own numbering, so that those of `Discrete(n, start=s)` run from `s` to `s + n - 1`;
+    `action_labels` counts from 0, as losses and policies do.
+
+    Args:
+        observations: `[N, *observation_space.shape]`, or a dict of such arrays for a Dict space. A Box's bounds are
+            not enforced (many environments overstep them), but its floats must be finite; other spaces are enforced.
+        actions: `[N, *action_space.shape]`; every action must be inside the space, a Box's bounds included.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those.
+        action_space: Discrete, MultiDiscrete, MultiBinary or Box.
+        episode_ends: int `[E]`, strictly increasing: the row after the last of each episode; the last one is N.
+        next_observations: as `observations`: what the environment showed after the action, at an episode's end its
+            true final observation.
+        rewards: `[N]`, finite.
+        terminations: bool `[N]`: the episode ended in a terminal state here. May be True only at an episode's end; an
+            episode whose last row has neither flag was cut off there.
+        truncations: bool `[N]`: the episode was ended from outside here, as by a time limit.
+        action_masks: bool `[N, sum of the dimensions' choices]`, True = legal, as sb3-contrib lays them out (a
+            MultiBinary dimension has two choices). Each dimension needs a legal choice, and the action must be legal.
+        weights: `[N]`, finite and >= 0: how much each transition counts.
+        groups: int `[N]`: a group number for audits or per-group smoothing.
+        action_probs: `[N, K]` soft targets for a Discrete space, used in place of smoothed labels; non-negative, rows
+            sum to 1 within 1e-4.
+        infos: N mappings. `save` needs them to be JSON.
+        metadata: where the data come from; JSON.
+
+    Raises:
+        TypeError: a space, a type or a dtype is not one of the above.
+        ValueError: a length, shape or value is wrong; the message names the first offending row.
+
+    Example:
+        >>> demonstrations = Demonstrations.from_arrays(
+        ...     np.zeros((3, 2), np.float32), [0, 1, 1], observation_space=spaces.Box(-1, 1, (2,)),
+        ...     action_space=spaces.Discrete(2), episode_ends=[2, 3])
+        >>> len(demonstrations), demonstrations.num_episodes, demonstrations.episode_lengths().tolist()
+        (3, 2, [2, 1])
+        >>> demonstrations[1:].actions.tolist()
+        [1, 1]
+    """
+
+    observations: Observations
+    actions: Array
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    episode_ends: npt.NDArray[np.int64]
+    next_observations: Observations | None = None
+    rewards: Array | None = None
+    terminations: Array | None = None
+    truncations: Array | None = None
+    action_masks: Array | None = None
+    weights: Array | None = None
+    groups: Array | None = None
+    action_probs: Array | None = None
+    infos: Sequence[Mapping[str, Any]] | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in checked_fields(self).items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        return read_batch(self, rows)
+
+    def __repr__(self) -> str:
+        returns = "" if self.rewards is None else f", return {np.mean(self.episode_returns()):.1f}"
+        return (
+            f"Demonstrations({self.num_episodes} episodes, {len(self)} transitions{returns}, "
+            f"{self.observation_space} -> {self.action_space})"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: Any,
+        actions: npt.ArrayLike,
+        *,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        episode_ends: npt.ArrayLike | None = None,
+        next_observations: Any = None,
+        rewards: npt.ArrayLike | None = None,
+        terminations: npt.ArrayLike | None = None,
+        truncations: npt.ArrayLike | None = None,
+        action_masks: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        groups: npt.ArrayLike | None = None,
+        action_probs: npt.ArrayLike | None = None,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Demonstrations:
+        """Build from arrays, lists or memory-mapped arrays; the arguments are those of the class.
+
+        `episode_ends` may be left out when `terminations` or `truncations` say where episodes end; what follows the
+        last of them is one more episode, cut off.
+
+        Raises:
+            TypeError, ValueError: as the class; or nothing says where the episodes end.
+
+        Example:
+            >>> demonstrations = Demonstrations.from_arrays(
+            ...     [0, 1, 2], [1, 0, 1], observation_space=spaces.Discrete(3), action_space=spaces.Discrete(2),
+            ...     terminations=[False, True, False])
+            >>> demonstrations.episode_ends.tolist()
+            [2, 3]
+        """
+        if episode_ends is None:
+            episode_ends = ends_of_flags(terminations, truncations)
+        optional = {
+            "rewards": rewards,
+            "terminations": terminations,
+            "truncations": truncations,
+            "action_masks": action_masks,
+            "weights": weights,
+            "groups": groups,
+            "action_probs": action_probs,
+        }
+        arrays: dict[str, Any] = {name: as_array(value) for name, value in optional.items() if value is not None}
+        return cls(
+            observations=as_observations(observations),
+            actions=as_array(actions),
+            observation_space=observation_space,
+            action_space=action_space,
+            episode_ends=np.asarray(episode_ends),
+            next_observations=None if next_observations is None else as_observations(next_observations),
+            infos=infos,
+            metadata=dict(metadata or {}),
+            **arrays,
+        )
+
+    @classmethod
+    def from_imitation(
+        cls,
+        source: str | Path | Iterable[Any],
+        *,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+    ) -> Demonstrations:
+        """Read trajectories of the `imitation` library (folders need the extra `datasets`).
+
+        Args:
+            source: a folder of its `serialize.save`, an `.npz` of its older versions, or trajectory objects with `obs`
+                `[T + 1, ...]`, `acts` `[T, ...]`, `terminal` and perhaps `rews`. Its infos are not read: they are
+                jsonpickle strings, which can run code when decoded. A trajectory that is not terminal is truncated.
+            observation_space: imitation does not store the spaces.
+            action_space: likewise.
+
+        Raises:
+            DemonstrationsFileError: the folder or file is missing, damaged or something else.
+            TypeError, ValueError: as the class; or a trajectory's lengths do not fit.
+            ImportError: pyarrow is not installed.
+        """
+        from rlsmooth.data.imitation import demonstrations_from_imitation
+
+        return demonstrations_from_imitation(source, observation_space=observation_space, action_space=action_space)
+
+    @classmethod
+    def from_minari(cls, source: str | Path) -> Demonstrations:
+        """Read a Minari data set (extra `minari`): the id of one that is on this machine, or its folder.
+
+        Nothing is downloaded. Episodes of Dict observations are fine, Tuple and Text spaces are not.
+
+        Raises:
+            DemonstrationsFileError: there is no such data set, or it can't be read.
+            TypeError, ValueError: as the class.
+            ImportError: minari is not installed.
+        """
+        from rlsmooth.data.minari import demonstrations_from_minari
+
+        return demonstrations_from_minari(source)
+
+    @classmethod
+    def from_replay_buffer(cls, buffer: ReplayBuffer, *, actions_are_scaled: bool = True) -> Demonstrations:
+        """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's rows in time order.
+
+        The newest episode of each environment may be cut off, and in a full buffer the oldest may lack its beginning.
+        Buffers that save memory have no final observations, so `next_observations` is None for them.
+
+        Args:
+            buffer: the buffer; `model.load_replay_buffer` reads SB3's files (pickles, which can run code).
+            actions_are_scaled: whether Box actions are scaled to [-1, 1], as SB3's own off-policy algorithms store
+                them, and must be put back between the space's bounds.
+
+        Raises:
+            TypeError, ValueError: as the class; or the buffer is empty.
+        """
+        from rlsmooth.data.buffers import demonstrations_from_replay_buffer
+
+        return demonstrations_from_replay_buffer(buffer, actions_are_scaled=actions_are_scaled)
+
+    @classmethod
+    def from_rollout_buffer(cls, buffer: RolloutBuffer) -> Demonstrations:
+        """Read an SB3 `RolloutBuffer` or `DictRolloutBuffer`, or sb3-contrib's maskable ones with their masks.
+
+        The buffer holds no next observations and does not tell a terminal state from a time limit, so those fields are
+        None; its last episodes are mostly cut off. Its rewards are SB3's: at a time limit they include the value of the
+        final observation. Box actions are stored before SB3 clips them to the bounds for the environment; here they are
+        as the environment got them, so policies with `squash_output=True` are not for this reader.
+
+        Raises:
+            TypeError, ValueError: as the class; or the buffer is empty.
+        """
+        from rlsmooth.data.buffers import demonstrations_from_rollout_buffer
+
+        return demonstrations_from_rollout_buffer(buffer)
+
+    @property
+    def num_episodes(self) -> int:
+        """E, the number of episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def episode_starts(self) -> npt.NDArray[np.int64]:
+        """int64 `[E]`: the first row of each episode."""
+        return self.episode_ends - self.episode_lengths()
+
+    @property
+    def action_labels(self) -> AnyArray:
+        """The actions counted from 0, in memory: int64 `[N]` (Discrete) or `[N, D]`; a Box's actions as they are."""
+        actions = np.asarray(self.actions)
+        if isinstance(self.action_space, spaces.Box):
+            return actions
+        flat = actions.astype(np.int64).reshape(len(self), -1) - action_starts(self.action_space)
+        return flat[:, 0] if isinstance(self.action_space, spaces.Discrete) else flat
+
+    def episode_lengths(self) -> npt.NDArray[np.int64]:
+        """int64 `[E]`: the number of transitions of each episode."""
+        return np.diff(self.episode_ends, prepend=0)
+
+    def episode_returns(self) -> npt.NDArray[np.float64]:
+        """float64 `[E]`: the undiscounted sum of each episode's rewards.
+
+        Raises:
+            ValueError: there are no rewards.
+        """
+        if self.rewards is None:
+            raise ValueError("rewards is None: these demonstrations have no returns.")
+        return np.add.reduceat(np.asarray(self.rewards, dtype=np.float64), self.episode_starts)
+
+    def select_episodes(self, indices: npt.ArrayLike) -> Demonstrations:
+        """The episodes of the given numbers, in that order; a number may be repeated.
+
+        Raises:
+            ValueError: `indices` is empty or no list of whole numbers from 0 to E - 1.
+        """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or chosen.size == 0 or chosen.dtype.kind not in "iu":
+            raise ValueError(f"indices={indices!r} must be a non-empty list of episode numbers.")
+        if chosen.min() < 0 or chosen.max() >= self.num_episodes:
+            raise ValueError(f"indices={indices!r}: the episodes are numbered from 0 to {self.num_episodes - 1}.")
+        return self._with(**selected_fields(self, chosen.astype(np.int64)))
+
+    def sample_episodes(self, n_episodes: int, seed: int = 0) -> Demonstrations:
+        """`n_episodes` different episodes drawn at random, in their original order.
+
+        Raises:
+            TypeError, ValueError: `n_episodes` is no whole number from 1 to E.
+        """
+        count = check_positive_int("n_episodes", n_episodes)
+        if count > self.num_episodes:
+            raise ValueError(f"n_episodes={count} is more than the {self.num_episodes} episodes there are.")
+        drawn = np.random.default_rng(seed).choice(self.num_episodes, size=count, replace=False)
+        return self.select_episodes(np.sort(drawn))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
+        """Split by episode into (training, validation); `fraction` of the episodes, rounded, go to validation.
+
+        Never by transition: neighbouring transitions are nearly equal, so a split by transition would validate on what
+        was trained on. Every episode is on one side, and the same seed gives the same split.
+
+        Raises:
+            TypeError, ValueError: `fraction` is no number in (0, 1), or a side would be empty.
+
+        Example:
+            >>> from rlsmooth.data import cartpole_v1
+            >>> training, validation = cartpole_v1().split(0.25, seed=0)
+            >>> training.num_episodes, validation.num_episodes
+            (18, 6)
+        """
+        fraction = check_in_range("fraction", fraction, 0, 1, low_open=True, high_open=True)
+        held_out = round(fraction * self.num_episodes)
+        if held_out in (0, self.num_episodes):
+            raise ValueError(
+                f"fraction={fraction} of {self.num_episodes} episodes leaves a side empty: "
+                "use another fraction, or more episodes."
+            )
+        order = np.random.default_rng(seed).permutation(self.num_episodes)
+        return self.select_episodes(np.sort(order[held_out:])), self.select_episodes(np.sort(order[:held_out]))
+
+    def with_action_noise(self, p: float, seed: int = 0) -> Demonstrations:
+        """Replace each action, with probability `p`, by another one: label noise, for studies.
+
+        Discrete: uniformly one of the OTHER legal actions (the action stays if it is the only one). MultiDiscrete: each
+        dimension by itself, likewise. MultiBinary: each bit by itself is flipped, if its mask allows. Box: the vector
+        is replaced by a uniform draw between the bounds. Only the labels change; the episodes stay as they went.
+
+        Args:
+            p: the probability, in [0, 1].
+            seed: the same seed gives the same noise.
+
+        Raises:
+            TypeError, ValueError: `p` is no number in [0, 1]; a Box has no finite bounds; or there are `action_probs`,
+                which would be trained on in place of the noisy labels.
+        """
+        p = check_in_range("p", p, 0, 1)
+        if self.action_probs is not None:
+            raise ValueError("action_probs would be used in place of the noisy actions: set them to None first.")
+        actions = noisy_actions(self.actions, self.action_space, self.action_masks, p=p, seed=seed)
+        return self._with(actions=actions, metadata={**self.metadata, "action_noise": {"p": p, "seed": seed}})
+
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """One pass over the transitions in batches, in order, or in an order drawn from `seed`; the last may be small.
+
+        Reads only the batch from memory-mapped arrays, so that the set may be larger than memory.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no whole number >= 1.
+        """
+        size = check_positive_int("batch_size", batch_size)
+        order = None if seed is None else np.random.default_rng(seed).permutation(len(self))
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            yield self[rows if order is None else order[rows]]
+
+    def save(self, path: str | Path) -> None:
+        """Write one `.npz`, atomically and without pickle; see `rlsmooth.data.npz_file`."""
+        from rlsmooth.data.npz_file import save_npz
+
+        save_npz(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Demonstrations:
+        """Read a `.npz` of `save` into memory, or a folder of `save_folder`, memory-mapped."""
+        from rlsmooth.data.folder import load_folder
+        from rlsmooth.data.npz_file import load_npz
+
+        return load_folder(path) if Path(path).expanduser().is_dir() else load_npz(path)
+
+    def save_folder(self, path: str | Path) -> None:
+        """Write a folder of `.npy` files, for sets larger than memory; see `rlsmooth.data.folder`."""
+        from rlsmooth.data.folder import save_folder
+
+        save_folder(self, path)
+
+    def _with(self, **changes: Any) -> Demonstrations:
+        """A copy with fields changed to values known to be right: not checked, so nothing is read from the disk."""
+        copy = object.__new__(Demonstrations)
+        for field in dataclasses.fields(self):
+            object.__setattr__(copy, field.name, changes.get(field.name, getattr(self, field.name)))
+        return copy

@@ -1,0 +1,287 @@
+"""What `Demonstrations` checks once, when data enter: vectorised, in chunks, and the error names the first bad row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Observations, chunks, in_memory
+
+if TYPE_CHECKING:
+    from rlsmooth.data.demonstrations import Demonstrations
+
+__all__ = ["action_dims", "action_starts", "checked_fields", "ends_of_flags", "stored_dtype"]
+
+PROBABILITY_TOLERANCE = 1e-4
+
+
+def action_dims(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
+    """The number of choices of each action dimension: int64 `[D]`; a Box has none.
+
+    Raises:
+        TypeError: the space is of a kind that demonstrations can't hold actions of.
+
+    Example:
+        >>> action_dims(spaces.MultiDiscrete([3, 2])).tolist(), action_dims(spaces.MultiBinary(2)).tolist()
+        ([3, 2], [2, 2])
+    """
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], dtype=np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.asarray(space.nvec, dtype=np.int64).reshape(-1)
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2, dtype=np.int64)
+    if isinstance(space, spaces.Box):
+        return np.zeros(0, dtype=np.int64)
+    raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
+
+
+def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
+    """The number of each dimension's first action: int64 `[D]`, zero but for spaces made with `start=`."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.start], dtype=np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.asarray(space.start, dtype=np.int64).reshape(-1)
+    return np.zeros(len(action_dims(space)), dtype=np.int64)
+
+
+def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+    """`episode_ends` from terminations and truncations; rows after the last True are one more episode, cut off.
+
+    Raises:
+        ValueError: all of them are None.
+    """
+    given = [np.asarray(values, dtype=bool) for values in flags if values is not None]
+    if not given:
+        raise ValueError(
+            "episode_ends is missing and neither terminations nor truncations are given: say where the episodes end "
+            "(episode_ends=[len(actions)] for one episode)."
+        )
+    return np.union1d(np.flatnonzero(np.logical_or.reduce(given)) + 1, [len(given[0])])
+
+
+def checked_fields(data: Demonstrations) -> dict[str, Any]:
+    """Check every field of `data` and return them as they are to be stored; see `Demonstrations` for the rules.
+
+    Raises:
+        TypeError: a field is of a type or dtype that can't be stored.
+        ValueError: a length, shape or value is wrong; names the first offending row.
+    """
+    dims = action_dims(data.action_space)
+    count = _length("actions", data.actions)
+    fields: dict[str, Any] = {"episode_ends": _check_episode_ends(data.episode_ends, count)}
+    fields["observations"] = _check_observations("observations", data.observations, data.observation_space, count)
+    fields["actions"] = _check_space_rows("actions", data.actions, data.action_space, count, bounded=True)
+    if data.next_observations is not None:
+        fields["next_observations"] = _check_observations(
+            "next_observations", data.next_observations, data.observation_space, count
+        )
+    if data.rewards is not None:
+        fields["rewards"] = _check_vector("rewards", data.rewards, count, "iuf", "numbers")
+        _require("rewards", np.isfinite, "is {value}: rewards must be finite", fields["rewards"])
+    for name, value in (("terminations", data.terminations), ("truncations", data.truncations)):
+        if value is not None:
+            fields[name] = _check_vector(name, value, count, "b", "Booleans")
+            _check_ends_only(name, fields[name], fields["episode_ends"])
+    if data.weights is not None:
+        fields["weights"] = _check_vector("weights", data.weights, count, "iuf", "numbers")
+        _require(
+            "weights", lambda w: np.isfinite(w) & (w >= 0), "is {value}: must be finite and >= 0", fields["weights"]
+        )
+    if data.groups is not None:
+        fields["groups"] = _check_vector("groups", data.groups, count, "iu", "whole numbers")
+    if data.action_masks is not None:
+        fields["action_masks"] = _check_masks(data.action_masks, fields["actions"], data.action_space, dims)
+    if data.action_probs is not None:
+        masks = fields.get("action_masks")
+        fields["action_probs"] = _check_probs(data.action_probs, data.action_space, count, masks)
+    if data.infos is not None:
+        fields["infos"] = tuple(data.infos)
+        if len(fields["infos"]) != count:
+            raise ValueError(f"infos has {len(fields['infos'])} entries, but there are {count} actions.")
+    return fields
+
+
+def _length(name: str, array: Array) -> int:
+    array = _as_array(name, array)
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(f"{name} has no rows: demonstrations need at least one transition.")
+    return len(array)
+
+
+def _as_array(name: str, value: Array) -> Array:
+    if isinstance(value, (np.ndarray, EpisodeView)):
+        return value
+    raise TypeError(
+        f"{name} must be a numpy array, got {type(value).__name__}: use Demonstrations.from_arrays for lists."
+    )
+
+
+def _require(
+    name: str, good: Callable[..., AnyArray], problem: str, array: Array, *others: Array, show: bool = True
+) -> None:
+    """Raise ValueError that names the first row for which `good(rows of array, rows of others...)` is not all true."""
+    for start, stop in chunks(array):
+        parts = [np.asarray(a[start:stop]) for a in (array, *others)]
+        ok = np.asarray(good(*parts))
+        if ok.all():
+            continue
+        row = int(ok.reshape(len(ok), -1).all(axis=1).argmin())
+        value = np.array2string(parts[0][row], threshold=20, separator=", ") if show else ""
+        raise ValueError(f"{name}[{start + row}] {problem.format(value=value)}.")
+
+
+def _check_episode_ends(ends: AnyArray, count: int) -> AnyArray:
+    ends = np.asarray(ends)
+    if ends.ndim != 1 or ends.size == 0 or ends.dtype.kind not in "iu":
+        raise ValueError(f"episode_ends must be a non-empty list of whole numbers, got {ends.dtype} {ends.shape}.")
+    ends = ends.astype(np.int64)
+    steps = np.diff(ends, prepend=0)
+    if (steps <= 0).any():
+        where = int((steps <= 0).argmax())
+        raise ValueError(f"episode_ends[{where}]={ends[where]} must exceed the end before it: no episode is empty.")
+    if ends[-1] != count:
+        raise ValueError(f"episode_ends[-1]={ends[-1]} must be the number of transitions, {count}.")
+    return ends
+
+
+def _check_observations(name: str, value: Observations, space: spaces.Space[Any], count: int) -> Observations:
+    if not isinstance(space, spaces.Dict):
+        if isinstance(value, Mapping):
+            raise TypeError(f"{name} is a dict, but observation_space={space!r} is no Dict space.")
+        return _check_space_rows(name, value, space, count, bounded=False)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict of arrays for a Dict space, got {type(value).__name__}.")
+    if set(value) != set(space.spaces):
+        raise ValueError(f"{name} has the keys {sorted(value)}, but observation_space has {sorted(space.spaces)}.")
+    return {
+        key: _check_space_rows(f"{name}[{key!r}]", value[key], subspace, count, bounded=False)
+        for key, subspace in space.spaces.items()
+    }
+
+
+def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: int, *, bounded: bool) -> Array:
+    """Check `[N, *space.shape]` rows against a space; `bounded`: a Box's bounds count too (actions)."""
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise TypeError(
+            f"{name}: {space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
+            "or (observations) one Dict of those."
+        )
+    array = _as_array(name, value)
+    expected = (count, *(space.shape or ()))
+    if array.shape != expected:
+        raise ValueError(f"{name} has shape {array.shape}, but {space!r} and {count} actions need {expected}.")
+    if isinstance(space, spaces.Box):
+        return _check_box_rows(name, array, space, bounded=bounded)
+    if array.dtype.kind not in "biu":
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but {space!r} needs whole numbers: convert with .astype(int)."
+        )
+    low: AnyArray | int
+    if isinstance(space, spaces.MultiBinary):
+        low, high = 0, np.ones(space.shape, dtype=np.int64)
+    elif isinstance(space, spaces.Discrete):
+        low, high = int(space.start), np.asarray(space.start + space.n - 1)
+    else:
+        low, high = space.start, space.start + space.nvec - 1
+    _require(name, lambda a: (a >= low) & (a <= high), f"is {{value}}, which is outside {space!r}", array)
+    # Range first, then the cast: 256 would wrap to a legal 0 in int8.
+    return array.astype(stored_dtype(space), copy=False) if in_memory(array) else array
+
+
+def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """int64 for Discrete and MultiDiscrete, int8 for MultiBinary, a Box's own dtype."""
+    if isinstance(space, spaces.MultiBinary):
+        return np.dtype(np.int8)
+    if isinstance(space, spaces.Box):
+        return np.dtype(space.dtype)
+    return np.dtype(np.int64)
+
+
+def _check_box_rows(name: str, array: Array, space: spaces.Box, *, bounded: bool) -> Array:
+    dtype = np.dtype(space.dtype)
+    # float64 may become float32; but numbers may not become pixels, nor int64 int8, as those casts wrap.
+    if not np.can_cast(array.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but {space!r} needs {dtype}: convert with .astype('{dtype}')."
+        )
+    if in_memory(array):
+        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below, with its row
+            array = array.astype(dtype, copy=False)
+    if array.dtype.kind == "f":
+        _require(name, np.isfinite, "holds NaN or infinity: {value}", array)
+    if bounded:
+        low, high = space.low, space.high
+        _require(name, lambda a: (a >= low) & (a <= high), f"is {{value}}, which is outside {space!r}", array)
+    return array
+
+
+def _check_vector(name: str, value: Array, count: int, kinds: str, what: str) -> Array:
+    array = _as_array(name, value)
+    if array.shape != (count,):
+        raise ValueError(f"{name} has shape {array.shape}, but there are {count} actions: it must be {(count,)}.")
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} has dtype {array.dtype}, but must hold {what}.")
+    if in_memory(array) and array.dtype.kind in "iu":
+        return array.astype(np.int64 if kinds == "iu" else np.float64, copy=False)
+    return array
+
+
+def _check_ends_only(name: str, flags: Array, episode_ends: AnyArray) -> None:
+    """A True must be the last row of its episode: anything else is a boundary that `episode_ends` missed."""
+    for start, stop in chunks(flags):
+        rows = start + np.flatnonzero(np.asarray(flags[start:stop]))
+        inner = rows[~np.isin(rows + 1, episode_ends)]
+        if inner.size:
+            raise ValueError(f"{name}[{inner[0]}] is True, but episode_ends has no episode that ends there.")
+
+
+def _check_masks(masks: Array, actions: Array, space: spaces.Space[Any], dims: npt.NDArray[np.int64]) -> Array:
+    array, width = _as_array("action_masks", masks), int(dims.sum())
+    if width == 0:
+        raise ValueError(f"action_masks can't be used with action_space={space!r}: leave them out.")
+    if array.shape != (len(actions), width):
+        raise ValueError(
+            f"action_masks has shape {array.shape}, but {space!r} and {len(actions)} actions need "
+            f"{(len(actions), width)}: one Boolean for each choice of each dimension, end to end."
+        )
+    if array.dtype != np.bool_:
+        raise TypeError(f"action_masks has dtype {array.dtype}, but must hold Booleans (True = legal).")
+    offsets = np.cumsum(dims) - dims
+    shift = offsets - action_starts(space)
+
+    def has_choice(mask: AnyArray) -> AnyArray:
+        return np.asarray(np.logical_or.reduceat(mask, offsets, axis=1))
+
+    def is_legal(action: AnyArray, mask: AnyArray) -> AnyArray:
+        return np.asarray(np.take_along_axis(mask, action.reshape(len(action), -1) + shift, axis=1))
+
+    _require("action_masks", has_choice, "is {value}, which leaves a dimension with no legal action", array)
+    _require("actions", is_legal, "is {value}, which its action mask forbids", actions, array)
+    return array
+
+
+def _check_probs(probs: Array, space: spaces.Space[Any], count: int, masks: Array | None) -> Array:
+    array = _as_array("action_probs", probs)
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(f"action_probs needs a Discrete action space, got {space!r}.")
+    if array.shape != (count, int(space.n)):
+        raise ValueError(
+            f"action_probs has shape {array.shape}, but {space!r} and {count} actions need {(count, int(space.n))}."
+        )
+    if array.dtype.kind != "f":
+        raise TypeError(f"action_probs has dtype {array.dtype}, but must hold floating-point numbers.")
+    _require("action_probs", lambda p: np.isfinite(p) & (p >= 0), "is {value}: must be finite and >= 0", array)
+    _require(
+        "action_probs",
+        lambda p: np.abs(p.sum(axis=1, dtype=np.float64) - 1) <= PROBABILITY_TOLERANCE,
+        "is {value}, which does not sum to 1: divide each row by its sum",
+        array,
+    )
+    if masks is not None:
+        _require("action_probs", lambda p, m: (p == 0) | m, "is {value}, which its action mask forbids", array, masks)
+    return array

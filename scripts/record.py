@@ -1,0 +1,193 @@
+"""Record demonstrations: from a trained agent, or from a PPO expert that is trained first.
+
+rlsmooth record --env CartPole-v1 --train-expert 100000 --n-episodes 24
+rlsmooth record --algo dqn --env CartPole-v1 -i dqn_cartpole.zip --output demonstrations.npz
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import tyro
+
+from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.data import record
+
+Algorithm = Literal["a2c", "bc", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo"]
+CONTRIB = {"ppo_lstm": "RecurrentPPO", "ppo_mask": "MaskablePPO", "qrdqn": "QRDQN", "tqc": "TQC", "trpo": "TRPO"}
+"""RL Zoo's names of sb3-contrib's algorithms (extra `contrib`)."""
+alias = tyro.conf.arg
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Record demonstrations of an agent as one .npz file."""
+
+    algo: Algorithm = "ppo"
+    """The algorithm of the trained agent; experts are trained with ppo."""
+    env: str = "CartPole-v1"
+    """The environment's id."""
+    trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
+    """The agent's zip. SB3's zips are pickles, which can run code: load only those that you trust."""
+    n_timesteps: Annotated[int, alias(aliases=["-n", "--train-expert"])] = 0
+    """Train a PPO expert for this many steps first, in place of --trained-agent."""
+    n_episodes: int = 24
+    """How many episodes to record."""
+    n_envs: int = 8
+    """How many environments to record from."""
+    stochastic: bool = False
+    """Sample the actions; otherwise the agent's most probable ones are recorded."""
+    min_return: float | None = None
+    """Fail, and write nothing, if an episode returns less."""
+    eval_episodes: int = 100
+    """How many episodes to evaluate a new expert on."""
+    seed: int = 0
+    """Seeds the training, the evaluation and the recording."""
+    device: str = "auto"
+    """Where the agent runs: auto, cpu, cuda."""
+    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
+    """A new expert, and the recording unless --output says otherwise, go to <log folder>/record/<env>_<n>/."""
+    output: Path | None = None
+    """The .npz to write."""
+    progress: Annotated[bool, alias(aliases=["-P"])] = False
+    """Show progress bars."""
+
+
+def main(args: Args) -> Path:
+    """Train or load the agent, record it, and return the path of the file.
+
+    Raises:
+        ValueError: the arguments contradict each other, name something that is not there or can't be written to, or an
+            episode returned less than `min_return`.
+    """
+    if (args.trained_agent is None) == (args.n_timesteps == 0):
+        raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
+    try:
+        gym.spec(args.env)
+    except gym.error.Error as error:
+        raise ValueError(f"env={args.env!r} is not known: {error}") from error
+    folder = _new_folder(args) if args.output is None or args.n_timesteps else None
+    output = args.output or (folder or args.log_folder) / "demonstrations.npz"
+    check_writable_folder("output", output.parent)
+    provenance: dict[str, Any] = {"command": _command(args), "versions": _versions()}
+    if folder is not None and args.n_timesteps:
+        agent, scores = _train_expert(args)
+        agent.save(folder / "expert.zip")
+        provenance["expert"] = {"algo": "ppo", "n_timesteps": args.n_timesteps, "evaluation": scores}
+        for name, score in scores.items():
+            print(f"expert, {name}: return {score['mean_return']:.1f} ± {score['std_return']:.1f}")
+        print(f"expert saved in {folder / 'expert.zip'}")
+    else:
+        agent = _load_agent(args)
+        provenance["expert"] = {"algo": args.algo}
+    demonstrations = record(
+        agent,
+        args.env,
+        args.n_episodes,
+        args.seed,
+        deterministic=not args.stochastic,
+        n_envs=min(args.n_envs, args.n_episodes),
+        progress=args.progress,
+    )
+    lowest = float(demonstrations.episode_returns().min())
+    if args.min_return is not None and lowest < args.min_return:
+        raise ValueError(
+            f"an episode returned {lowest:g}, less than min_return={args.min_return:g}: nothing was written."
+        )
+    metadata = {**demonstrations.metadata, **provenance}
+    dataclasses.replace(demonstrations, metadata=metadata).save(output)
+    print(f"{demonstrations}\nwritten to {output} ({output.stat().st_size / 1024:.0f} KiB)")
+    return output
+
+
+def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
+    """PPO with RL Zoo's settings for CartPole: both rates fall to 0, so that it ends as a steady expert."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    steps = check_positive_int("n_timesteps", args.n_timesteps)
+    env = make_vec_env(args.env, n_envs=8, seed=args.seed)
+    agent = PPO(
+        "MlpPolicy" if not isinstance(env.observation_space, gym.spaces.Dict) else "MultiInputPolicy",
+        env,
+        learning_rate=lambda left: 1e-3 * left,
+        clip_range=lambda left: 0.2 * left,
+        n_steps=32,
+        batch_size=256,
+        n_epochs=20,
+        gamma=0.98,
+        gae_lambda=0.8,
+        seed=args.seed,
+        device=args.device,
+    )
+    agent.learn(steps, progress_bar=args.progress)
+    scores = {}
+    for name, deterministic in (("deterministic", True), ("sampled", False)):
+        env.seed(args.seed + 1000)  # other episodes than those trained on
+        returns, _ = evaluate_policy(agent, env, args.eval_episodes, deterministic, return_episode_rewards=True)
+        scores[name] = {
+            "n_episodes": args.eval_episodes,
+            "mean_return": float(np.mean(returns)),
+            "std_return": float(np.std(returns)),
+            "min_return": float(np.min(returns)),
+        }
+    env.close()
+    return agent, scores
+
+
+def _load_agent(args: Args) -> Any:
+    path = args.trained_agent
+    assert path is not None
+    if not path.is_file():
+        raise ValueError(f"trained_agent={str(path)!r} is no file.")
+    if args.algo == "bc":
+        from rlsmooth.agents import BC
+
+        return BC.load(path, device=args.device)
+    package, name = (
+        ("sb3_contrib", CONTRIB[args.algo]) if args.algo in CONTRIB else ("stable_baselines3", args.algo.upper())
+    )
+    try:
+        return getattr(import_module(package), name).load(path, device=args.device)
+    except ImportError as error:
+        raise ValueError(f'algo={args.algo!r} needs sb3-contrib: pip install "rlsmooth[contrib]".') from error
+    except Exception as error:  # unpickling can fail in any way
+        raise ValueError(f"trained_agent={str(path)!r} can't be loaded as {args.algo}: {error}") from error
+
+
+def _new_folder(args: Args) -> Path:
+    parent = check_writable_folder("log_folder", args.log_folder / "record")
+    name = args.env.replace("/", "-")
+    taken = [int(end) for path in parent.glob(f"{name}_*") if (end := path.name.rpartition("_")[2]).isdigit()]
+    return check_writable_folder("log_folder", parent / f"{name}_{max(taken, default=0) + 1}")
+
+
+def _command(args: Args) -> str:
+    """The options that differ from the defaults, without the paths, which mean nothing elsewhere."""
+    words = ["rlsmooth record"]
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if field.name not in ("output", "log_folder", "trained_agent", "progress") and value != field.default:
+            words.append(f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+    return " ".join(words)
+
+
+def _versions() -> dict[str, str]:
+    names = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except ValueError as problem:
+        sys.exit(f"error: {problem}")
