@@ -67,7 +67,7 @@ def test_positive_int_returns_an_int(value: int) -> None:
 
 @pytest.mark.parametrize("value", [True, 3.0, "3", None, torch.ones(2)])
 def test_positive_int_refuses_what_is_no_whole_number(value: object) -> None:
-    with pytest.raises(TypeError, match="num_classes|only integer tensors"):
+    with pytest.raises(TypeError, match=r"num_classes|only integer tensors"):
         check_positive_int("num_classes", value)
 
 
@@ -89,7 +89,9 @@ def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_text("kept")
-    with pytest.raises(ValueError, match=rf"^log_folder='{re.escape(str(place))}' can't be written to .*another folder"):
+    with pytest.raises(
+        ValueError, match=rf"^log_folder='{re.escape(str(place))}' can't be written to .*another folder"
+    ):
         check_writable_folder("log_folder", place)
     assert place.read_text() == "kept"
 

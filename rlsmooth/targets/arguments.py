@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.targets.reference import weight_dtype
+from rlsmooth.targets.reference import check_broadcast, weight_dtype
 
 __all__ = [
     "Alpha",
     "Labels",
+    "at",
     "broadcast_alpha",
     "broadcast_mask",
     "check_alpha",
@@ -44,7 +46,8 @@ def first_row(bad: Tensor) -> tuple[int, ...] | None:
     return tuple(places[0].tolist()) if len(places) else None
 
 
-def _at(index: tuple[int, ...]) -> str:
+def at(index: tuple[int, ...]) -> str:
+    """How a message writes an index: nothing for that of a single row."""
     return f"[{', '.join(map(str, index))}]" if index else ""
 
 
@@ -54,7 +57,13 @@ def to_labels(labels: Labels, name: str = "labels") -> Tensor:
     Raises:
         TypeError: they are not whole numbers.
     """
-    tensor = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    if isinstance(labels, Tensor):
+        tensor = labels
+    else:
+        try:
+            tensor = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be whole numbers: {error}.") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         if tensor.numel() == 0 and not isinstance(labels, Tensor):  # torch makes an empty list float32
             return tensor.to(torch.int64)
@@ -70,7 +79,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None
     bad = first_row((labels < 0) | (labels >= num_classes))
     if bad is not None:
         raise ValueError(
-            f"{name}{_at(bad)}={int(labels[bad])} is outside [0, {num_classes}): labels are class indices from 0; to "
+            f"{name}{at(bad)}={int(labels[bad])} is outside [0, {num_classes}): labels are class indices from 0; to "
             "ignore a row give the loss weight=0 there."
         )
 
@@ -80,22 +89,15 @@ def check_alpha(alpha: Alpha, batch_shape: torch.Size, *, values: bool) -> None:
     if isinstance(alpha, Tensor):
         if not alpha.is_floating_point():
             raise TypeError(f"alpha must be a floating-point tensor, got {alpha.dtype}.")
-        fits = alpha.ndim <= len(batch_shape) and all(
-            size in (1, goal) for size, goal in zip(reversed(alpha.shape), reversed(batch_shape), strict=False)
-        )
-        if not fits:
-            raise ValueError(
-                f"alpha of shape {tuple(alpha.shape)} does not broadcast over the batch {tuple(batch_shape)}: give one "
-                "number, or one a row."
-            )
+        check_broadcast("alpha", alpha, batch_shape)
         if values:
             bad = first_row(~(alpha.isfinite() & (alpha <= 1)))
             if bad is not None:
-                raise ValueError(f"alpha{_at(bad)}={float(alpha[bad])!r} must be finite and at most 1.")
+                raise ValueError(f"alpha{at(bad)}={float(alpha[bad])!r} must be finite and at most 1.")
         return
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float, numbers.Real)):
         raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__} {alpha!r}.")
-    if not math.isfinite(alpha) or alpha > 1:
+    if not -math.inf < alpha <= 1:  # not math.isfinite, which no compiler can trace
         raise ValueError(f"alpha={alpha!r} must be finite and at most 1 (0: hard target, 1: the reference alone).")
 
 
@@ -133,14 +135,14 @@ def check_mask(mask: Tensor, labels: Tensor | None = None, name: str = "labels")
     """
     bad = first_row(~mask.any(-1))
     if bad is not None:
-        raise ValueError(f"mask{_at(bad)} allows no class at all: every row needs at least one legal class.")
+        raise ValueError(f"mask{at(bad)} allows no class at all: every row needs at least one legal class.")
     if labels is not None:
         wanted = labels if labels.ndim == mask.ndim else labels.unsqueeze(-1)
         illegal = ~mask.gather(-1, wanted)
         bad = first_row(illegal if labels.ndim == mask.ndim else illegal.squeeze(-1))
         if bad is not None:
             raise ValueError(
-                f"{name}{_at(bad)}={int(labels[bad])} is illegal under its mask: mend the mask or drop the row."
+                f"{name}{at(bad)}={int(labels[bad])} is illegal under its mask: mend the mask or drop the row."
             )
 
 
@@ -148,8 +150,10 @@ def check_probabilities(name: str, probabilities: Tensor, hint: str) -> None:
     """Raise ValueError unless every row (last axis) is non-negative, finite and sums to 1 within 1e-4."""
     bad = first_row(~(probabilities.isfinite() & (probabilities >= 0)))
     if bad is not None:
-        raise ValueError(f"{name}{_at(bad)}={float(probabilities[bad])!r} is no probability: it must be in [0, 1].")
+        raise ValueError(f"{name}{at(bad)}={float(probabilities[bad])!r} is no probability: it must be in [0, 1].")
     total = probabilities.sum(-1, dtype=weight_dtype(probabilities.device))
     bad = first_row((total - 1).abs() > SUM_TOLERANCE)
     if bad is not None:
-        raise ValueError(f"{name}{_at(bad)} sums to {float(total[bad]):.6g}, must sum to 1: {hint}.")
+        if probabilities.dtype.itemsize < 4:
+            hint = f"{hint}, in float32: {probabilities.dtype} is too coarse"
+        raise ValueError(f"{name}{at(bad)} sums to {float(total[bad]):.6g}, must sum to 1: {hint}.")

@@ -9,6 +9,7 @@ from rlsmooth.checks import check_in_range
 from rlsmooth.targets.arguments import (
     Alpha,
     Labels,
+    at,
     broadcast_alpha,
     broadcast_mask,
     check_alpha,
@@ -63,6 +64,7 @@ def visit_counts(
         validate: check values, which waits for the device.
 
     Raises:
+        TypeError: counts that are not numbers.
         ValueError: a negative or non-finite count, a row without visits, visits to an illegal class, a negative
             temperature.
 
@@ -71,6 +73,8 @@ def visit_counts(
         tensor([[0.1000, 0.9000]])
     """
     temperature = check_in_range("temperature", temperature, 0.0)
+    if not isinstance(counts, Tensor):
+        raise TypeError(f"counts must be a tensor of numbers [..., K], got {type(counts).__name__}.")
     if counts.ndim == 0 or counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"counts must be numbers of shape [..., K], got {counts.dtype} {tuple(counts.shape)}.")
     visits = counts.detach().to(weight_dtype(counts.device))
@@ -80,13 +84,14 @@ def visit_counts(
             raise ValueError(f"counts{list(bad)}={float(visits[bad])!r} must be finite and at least 0.")
         bad = first_row(visits.sum(-1) <= 0)
         if bad is not None:
-            raise ValueError(f"counts{list(bad)} has no visit at all: drop the row or search it.")
+            raise ValueError(f"counts{at(bad)} has no visit at all: drop the row or search it.")
         _check_nothing_illegal("counts", visits, mask)
     if temperature == 0:
         most = (visits == visits.amax(-1, keepdim=True)).to(visits.dtype)
         probs = most / most.sum(-1, keepdim=True)
     else:
-        probs = (visits.log() / temperature).softmax(-1)
+        logarithms = visits.log()
+        probs = ((logarithms - logarithms.amax(-1, keepdim=True)) / temperature).softmax(-1)
     return _whole(Reference(probs.shape[-1], "dense", probs), probs)
 
 
@@ -177,9 +182,12 @@ def _softmax(name: str, values: Tensor, temperature: float, mask: Tensor | None,
             raise ValueError(f"{name}{list(bad)}={float(values[bad])!r} must be a number below infinity.")
         bad = first_row(values.isneginf().all(-1))
         if bad is not None:
-            raise ValueError(f"{name}{list(bad)} is -inf everywhere: every row needs a possible class.")
-    shift = torch.logsumexp(values.to(weight_dtype(values.device)) / temperature, -1)
-    return Reference(values.shape[-1], "logits", values, mask=mask, shift=shift, temperature=temperature)
+            raise ValueError(f"{name}{at(bad)} is -inf everywhere: every row needs a possible class.")
+    # The maximum is subtracted first, exactly, so that neither a common offset nor a low temperature costs precision.
+    shift = values.amax(-1)
+    exponents = (values.to(weight_dtype(values.device)) - shift.unsqueeze(-1)) / temperature
+    scale = 1 / exponents.exp().sum(-1)
+    return Reference(values.shape[-1], "logits", values, mask=mask, scale=scale, shift=shift, temperature=temperature)
 
 
 def _whole(reference: Reference, values: Tensor) -> Target:

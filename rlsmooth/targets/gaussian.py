@@ -104,8 +104,8 @@ def gaussian(
     check_values = values_can_be_checked(validate)
     batch = actions[..., 0] if actions.shape[-1] else actions.new_zeros(actions.shape[:-1])
     check_alpha(alpha, batch.shape, values=check_values)
-    mean = torch.as_tensor(reference_mean, dtype=actions.dtype, device=actions.device)
-    std = torch.as_tensor(reference_std, dtype=actions.dtype, device=actions.device)
+    mean = torch.as_tensor(reference_mean, dtype=actions.dtype, device=actions.device).detach()
+    std = torch.as_tensor(reference_std, dtype=actions.dtype, device=actions.device).detach()
     for name, tensor in (("reference_mean", mean), ("reference_std", std)):
         if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, actions.shape[-1])):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needs a number or ({actions.shape[-1]},).")

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
-from rlsmooth.targets.arguments import first_row
+from rlsmooth.targets.arguments import first_row, values_can_be_checked
 from rlsmooth.targets.special import regularised_incomplete_beta
 
-__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "off_label_rows", "ordinal_kernel"]
+__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "check_ordinal_parameters", "off_label_rows", "ordinal_kernel"]
 
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
 
 
-def off_label_rows(kernel: Tensor) -> Tensor:
+def off_label_rows(kernel: Tensor, name: str = "kernel") -> Tensor:
     """A similarity's rows without their label: diagonal 0, each row summing to 1.
 
     Args:
         kernel: float `[K, K]`, finite and non-negative. Its diagonal is ignored.
+        name: what messages call it.
 
     Raises:
         TypeError: it is not a floating-point tensor.
@@ -30,23 +31,34 @@ def off_label_rows(kernel: Tensor) -> Tensor:
     """
     if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
         kind = str(kernel.dtype) if isinstance(kernel, Tensor) else type(kernel).__name__
-        raise TypeError(f"kernel must be a floating-point tensor [K, K], got {kind}.")
+        raise TypeError(f"{name} must be a floating-point tensor [K, K], got {kind}.")
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
-        raise ValueError(f"kernel has shape {tuple(kernel.shape)}, must be square [K, K].")
+        raise ValueError(f"{name} has shape {tuple(kernel.shape)}, must be square [K, K].")
     rows = kernel.detach().to(torch.float64).clone()
-    bad = first_row(~(rows.isfinite() & (rows >= 0)))
+    check_values = values_can_be_checked(True)
+    bad = first_row(~(rows.isfinite() & (rows >= 0))) if check_values else None
     if bad is not None:
-        raise ValueError(f"kernel[{bad[0]}, {bad[1]}]={float(kernel[bad])!r} must be finite and at least 0.")
+        raise ValueError(f"{name}[{bad[0]}, {bad[1]}]={float(kernel[bad])!r} must be finite and at least 0.")
     rows.fill_diagonal_(0.0)
     if len(rows) == 1:
         return rows
+    rows = rows / rows.amax(-1, keepdim=True)  # so that the sum neither overflows nor underflows
     total = rows.sum(-1, keepdim=True)
-    bad = first_row(total.squeeze(-1) <= 0)
+    bad = first_row(~(total.squeeze(-1) > 0)) if check_values else None
     if bad is not None:
         raise ValueError(
-            f"kernel[{bad[0]}] is 0 for every class but its own: give class {bad[0]} some similarity to another class."
+            f"{name}[{bad[0]}] is 0 for every class but its own: give class {bad[0]} some similarity to another class."
         )
     return rows / total
+
+
+def check_ordinal_parameters(width: float, concentration: float, decay: float, power: float, edge: str) -> None:
+    """Raise unless each parameter is in the range that `ordinal_kernel` says."""
+    check_choice("edge", edge, ("all", "half"))
+    check_in_range("width", width, 1.0, low_open=True)
+    check_in_range("concentration", concentration, 2.0)
+    check_in_range("decay", decay, 0.0)
+    check_in_range("power", power, 0.0, low_open=True)
 
 
 def ordinal_kernel(
@@ -94,21 +106,17 @@ def ordinal_kernel(
     """
     check_positive_int("num_classes", num_classes)
     check_choice("scheme", scheme, ORDINAL_SCHEMES)
-    check_choice("edge", edge, ("all", "half"))
-    check_in_range("width", width, 1.0, low_open=True)
-    check_in_range("concentration", concentration, 2.0)
-    check_in_range("decay", decay, 0.0)
-    check_in_range("power", power, 0.0, low_open=True)
+    check_ordinal_parameters(width, concentration, decay, power, edge)
     if scheme == "adjacent" and include_label:
         raise ValueError('scheme="adjacent" says nothing of the label itself: give alpha, the mass of its neighbours.')
     if num_classes == 1:
-        return torch.full((1, 1), float(include_label), dtype=torch.float64)
-    classes = torch.arange(num_classes, dtype=torch.float64)
+        return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
+    classes = torch.arange(num_classes, dtype=torch.float64, device="cpu")  # whatever torch's default device
     label, other = classes.unsqueeze(1), classes.unsqueeze(0)
     log_weights = _log_weights(scheme, label, other, num_classes, width, concentration, decay, power)
     if not include_label:
-        log_weights = log_weights.masked_fill(torch.eye(num_classes, dtype=torch.bool), -math.inf)
-    empty = first_row(log_weights.isneginf().all(-1))
+        log_weights = log_weights.masked_fill(torch.eye(num_classes, dtype=torch.bool, device="cpu"), -math.inf)
+    empty = first_row(log_weights.isneginf().all(-1)) if values_can_be_checked(True) else None
     if empty is not None:
         raise ValueError(
             f"{scheme} puts nothing outside label {empty[0]} in float64: lower concentration={concentration!r}."
@@ -131,7 +139,7 @@ def _log_weights(
     if scheme == "triangular":
         return (1 - distance / width).clamp_min(0).log()
     if scheme == "exponential":
-        return -decay * distance**power
+        return -decay * distance**power if decay else torch.zeros_like(distance)  # the power may be inf
     if scheme == "poisson":
         return other * (label + 0.5).log() - torch.lgamma(other + 1)
     if scheme == "binomial":
@@ -139,9 +147,9 @@ def _log_weights(
         log_choices = -torch.lgamma(other + 1) - torch.lgamma(trials - other + 1)
         return log_choices + other * probability.log() + (trials - other) * torch.log1p(-probability)
     mode = (label + 0.5) / num_classes
-    low, high = other / num_classes, (other + 1) / num_classes
+    edges = torch.arange(num_classes + 1, dtype=torch.float64, device="cpu") / num_classes
     first, second = mode * (concentration - 2) + 1, (1 - mode) * (concentration - 2) + 1
-    below_low, above_low = regularised_incomplete_beta(first, second, low)
-    below_high, above_high = regularised_incomplete_beta(first, second, high)
+    below, above = regularised_incomplete_beta(first, second, edges)
     # Each bin is a difference of the tail that it lies in: the other one would cancel.
-    return torch.where(low > mode, above_low - above_high, below_high - below_low).clamp_min(0).log()
+    inside = torch.where(edges[:-1] > mode, above[:, :-1] - above[:, 1:], below[:, 1:] - below[:, :-1])
+    return inside.clamp_min(0).log()

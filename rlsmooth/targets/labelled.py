@@ -11,6 +11,7 @@ from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.targets.arguments import (
     Alpha,
     Labels,
+    at,
     broadcast_alpha,
     broadcast_mask,
     check_alpha,
@@ -87,6 +88,7 @@ def uniform(
     """
     labels = to_labels(labels)
     check_choice("spread", spread, ("all", "others"))
+    check_positive_int("num_classes", num_classes)
     check_values = values_can_be_checked(validate)
     check_alpha(alpha, labels.shape, values=check_values)
     if mask is not None:
@@ -95,17 +97,23 @@ def uniform(
         check_labels(labels, num_classes)
         if mask is not None:
             check_mask(mask, labels)
-    background = broadcast_alpha(alpha, labels)
+    level = broadcast_alpha(alpha, labels)
+    background, on_label = level, 1 - level
     if mask is None:
         reference = Reference(num_classes)
+        each: Tensor | float = 1 / num_classes
         if spread == "others":
-            background = background * (num_classes / (num_classes - 1) if num_classes > 1 else 0.0)
+            background = level * (num_classes / (num_classes - 1) if num_classes > 1 else 0.0)
     else:
-        legal = mask.sum(-1).to(background.dtype)
+        legal = mask.sum(-1).to(level.dtype)
         reference = Reference(num_classes, mask=mask, scale=1 / legal)
+        each = 1 / legal
         if spread == "others":
-            background = torch.where(legal > 1, background * legal / (legal - 1), 0.0)
-    return Target(num_classes, labels.unsqueeze(-1), (1 - background).unsqueeze(-1), background, reference)
+            background = torch.where(legal > 1, level * legal / (legal - 1), 0.0)
+    if spread == "others":
+        # What the background puts on the label is taken off exactly, so that alpha 1 leaves 0 there and not -1e-17.
+        on_label = torch.where(background == 0, 1.0, on_label) - background * each
+    return Target(num_classes, labels.unsqueeze(-1), on_label.unsqueeze(-1), background, reference)
 
 
 def prior(
@@ -177,8 +185,8 @@ def _around_label(
         if check_values and empty_is_an_error:
             bad = first_row(legal_mass <= 0)
             if bad is not None:
-                raise ValueError(f"mask{list(bad)} leaves only classes of prior 0: give them some prior.")
-        has_mass = legal_mass > 0
+                raise ValueError(f"mask{at(bad)} leaves only classes of prior 0: give them some prior.")
+        has_mass = legal_mass >= torch.finfo(legal_mass.dtype).tiny  # the inverse of less is inf
         background = torch.where(has_mass, background, 0.0)
         scale = torch.where(has_mass, 1 / legal_mass, 0.0)
         reference = Reference(num_classes, reference.kind, reference.values, reference.rows, mask, scale)
@@ -219,6 +227,7 @@ def mixture(
     parents = to_labels(parents, "parents")
     if num_classes is None:
         raise TypeError("num_classes is missing: mixture can't tell it from the parents.")
+    check_positive_int("num_classes", num_classes)
     if parents.ndim == 0 or parents.shape[-1] == 0:
         raise ValueError(f"parents has shape {tuple(parents.shape)}, needs [..., P] with at least one parent.")
     batch_shape, num_parents = parents.shape[:-1], parents.shape[-1]
@@ -228,6 +237,8 @@ def mixture(
     if weights is None:
         shares = torch.full((), 1 / num_parents, dtype=dtype, device=parents.device).expand(parents.shape)
     else:
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weights must be a floating-point tensor [..., P], got {type(weights).__name__}.")
         if not weights.is_floating_point() or weights.shape not in (parents.shape, (num_parents,)):
             raise ValueError(
                 f"weights ({weights.dtype} {tuple(weights.shape)}) must be floating-point and have the parents' shape "
@@ -252,9 +263,12 @@ def mixture(
     others = classes - first_of_its_kind.sum(-1)
     level = broadcast_alpha(alpha, classes)
     per_other = torch.where(others > 0, level / others, 0.0)  # what each class that is no parent gets
-    atoms = (1 - per_other * others).unsqueeze(-1) * shares - first_of_its_kind * per_other.unsqueeze(-1)
     reference = Reference(num_classes, mask=mask, scale=None if mask is None else 1 / classes)
-    return Target(num_classes, parents, atoms, per_other * classes, reference)
+    background = per_other * classes
+    # What the background puts on a parent is taken off exactly, so that a parent of weight 0 keeps 0 and not -1e-17.
+    from_background = (background * (1 / classes)).unsqueeze(-1)
+    atoms = torch.where(others > 0, 1 - level, 1.0).unsqueeze(-1) * shares - first_of_its_kind * from_background
+    return Target(num_classes, parents, atoms, background, reference)
 
 
 def sparse(indices: Tensor, weights: Tensor, num_classes: int, *, validate: bool = True) -> Target:

@@ -26,7 +26,7 @@ class Reference:
     | `"vector"` | `values[k]`: a prior | `values [K]` |
     | `"rows"` | `values[rows, k]`: a kernel's row | `values [R, K]`, `rows [...]` int64 |
     | `"dense"` | `values[..., k]` | `values [..., K]` |
-    | `"logits"` | `exp(values[..., k] / temperature - shift)`: a softmax | `values`, `shift [...]` |
+    | `"logits"` | `exp((values[..., k] - shift) / temperature)`, shift the row's maximum | `values`, `shift [...]` |
 
     `mask` (bool `[..., K]`, True = legal) and `scale` (`[...]`, what renormalises over the legal classes) are optional.
     `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction.
@@ -59,11 +59,11 @@ class Reference:
             base = self.values
             if self.kind == "rows":
                 assert self.rows is not None
-                base = base[self.rows]
+                base = take_rows(base, self.rows)
             base = base.to(dtype)
             if self.kind == "logits":
                 assert self.shift is not None
-                base = (base / self.temperature - self.shift.to(dtype).unsqueeze(-1)).exp()
+                base = ((base - self.shift.to(dtype).unsqueeze(-1)) / self.temperature).exp()
             if self.mask is not None:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
@@ -86,7 +86,7 @@ class Reference:
         values = self.values.to(dtype) if shared and self.values is not None else self.block(dtype)
         plogp: Tensor = torch.special.xlogy(values, values)
         entropy = -plogp.sum(-1)
-        return entropy[self.rows] if shared and self.rows is not None else entropy
+        return take_rows(entropy, self.rows) if shared and self.rows is not None else entropy
 
     def mass(self) -> Tensor | None:
         """Each row's sum, broadcasting over the batch; None stands for 1 everywhere."""
@@ -94,7 +94,13 @@ class Reference:
 
     def to(self, device: torch.device | str) -> Reference:
         """The same reference on another device."""
-        return self._map(lambda tensor: tensor.to(device), shared=lambda tensor: tensor.to(device))
+        dtype = weight_dtype(torch.device(device))
+
+        def move(tensor: Tensor) -> Tensor:
+            # A float64 tensor is an error on a device that lacks it.
+            return tensor.to(device, dtype) if tensor.dtype == torch.float64 else tensor.to(device)
+
+        return self._map(move, shared=move)
 
     def weight_classes(self, weights: Tensor) -> Reference:
         """`r(k) · weights[k]`, which no longer sums to 1."""
@@ -124,6 +130,23 @@ class Reference:
             self.temperature,
             None if self.total is None else (per_row if self.total.ndim else shared)(self.total),
         )
+
+
+def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:
+    """Raise ValueError unless `tensor` broadcasts over the batch."""
+    fits = tensor.ndim <= len(batch_shape) and all(
+        size in (1, goal) for size, goal in zip(reversed(tensor.shape), reversed(batch_shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} does not broadcast over the batch {tuple(batch_shape)}: give one "
+            "number, or one a row."
+        )
+
+
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]`; indexing by a single number on the device would read it."""
+    return table.index_select(0, rows.reshape(-1)).reshape((*rows.shape, *table.shape[1:]))
 
 
 def weight_dtype(device: torch.device) -> torch.dtype:

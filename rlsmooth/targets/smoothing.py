@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, check_in_range
+from rlsmooth.checks import check_choice
 from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, to_labels
-from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows, ordinal_kernel
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
 from rlsmooth.targets.reference import weight_dtype
-from rlsmooth.targets.structured import from_rows
+from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows
 from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
 
@@ -65,25 +65,25 @@ class Smoothing:
         check_choice("spread", self.spread, ("all", "others"))
         if isinstance(self.reference, str):
             check_choice("reference", self.reference, ("uniform", *ORDINAL_SCHEMES))
-            if self.reference != "uniform":  # checks the scheme's own parameters
-                self._ordinal_table(2, include_label=False)
         elif isinstance(self.reference, Tensor):
             if self.reference.ndim == 1:
                 check_probabilities("reference", self.reference, "give counts / counts.sum()")
             else:
-                off_label_rows(self.reference)
+                off_label_rows(self.reference, "reference")
         elif not isinstance(self.reference, Tree):
             raise TypeError(
                 f"reference must be a name, a tensor ([K] prior or [K, K] kernel) or a Tree, got "
                 f"{type(self.reference).__name__}."
             )
-        check_in_range("decay", self.decay, 0.0)
+        check_ordinal_parameters(self.width, self.concentration, self.decay, self.power, self.edge)
         if self.alpha is None:
             if not (isinstance(self.reference, Tree) or self.reference in ORDINAL_SCHEMES[1:]):
                 raise ValueError("alpha=None needs a reference with a whole distribution: a Tree or an ordinal scheme.")
         elif isinstance(self.alpha, str):
             _linear(self.alpha)
-        elif not callable(self.alpha) and not isinstance(self.alpha, Tensor):
+        elif isinstance(self.alpha, Tensor):
+            check_alpha(self.alpha, self.alpha.shape, values=True)
+        elif not callable(self.alpha):
             check_alpha(self.alpha, torch.Size(), values=True)
 
     @property
@@ -102,7 +102,8 @@ class Smoothing:
             return _linear(self.alpha) * progress
         if callable(self.alpha):
             value = self.alpha(progress)
-            check_alpha(value, torch.Size(), values=True)
+            # A tensor's value is the builder's to check: reading it would wait for the device.
+            check_alpha(value, torch.Size(), values=False)
             return value
         return self.alpha
 
@@ -145,25 +146,25 @@ class Smoothing:
         key = (num_classes, include_label, device)
         table = self._tables.get(key)
         if table is None:
-            table = self._make_table(num_classes, include_label).to(device, weight_dtype(device))
-            self._tables[key] = table
+            with torch.inference_mode(False):  # it is kept, and may serve a training that comes later
+                table = self._make_table(num_classes, include_label).to(device, weight_dtype(device))
+            if not torch.compiler.is_compiling():  # a compiler's tensor is no table
+                self._tables[key] = table
         return table
-
-    def _ordinal_table(self, num_classes: int, include_label: bool) -> Tensor:
-        return ordinal_kernel(
-            num_classes,
-            cast("OrdinalScheme", self.reference),
-            include_label=include_label,
-            width=self.width,
-            concentration=self.concentration,
-            decay=self.decay,
-            power=self.power,
-            edge=self.edge,
-        )
 
     def _make_table(self, num_classes: int, include_label: bool) -> Tensor:
         if isinstance(self.reference, str):
-            return self._ordinal_table(num_classes, include_label)
+            table: Tensor = cached_ordinal_kernel(
+                num_classes,
+                cast("OrdinalScheme", self.reference),
+                include_label,
+                self.width,
+                self.concentration,
+                self.decay,
+                self.power,
+                self.edge,
+            )
+            return table
         size = self.reference.num_classes if isinstance(self.reference, Tree) else self.reference.shape[-1]
         if size != num_classes:
             raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
@@ -198,7 +199,15 @@ class Smoothing:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Smoothing:
-        """The recipe that `to_config` wrote."""
+        """The recipe that `to_config` wrote.
+
+        Raises:
+            ValueError: a key that is missing or unknown; and as the class.
+        """
+        known = {entry.name for entry in fields(Smoothing) if entry.init}
+        if set(config) != known:
+            odd = ", ".join(sorted(set(config) ^ known))
+            raise ValueError(f"config needs the keys {sorted(known)}; missing or unknown: {odd}.")
         alpha, reference = config["alpha"], config["reference"]
         if isinstance(alpha, Mapping):
             alpha = torch.tensor(alpha["tensor"], dtype=torch.float64)
@@ -244,6 +253,8 @@ def _linear(text: str) -> float:
     except ValueError:
         kind = ""
         start = 0.0
+    if "_" in number:  # float() would read "0_1" as 1
+        kind = ""
     if kind != "lin":
         raise ValueError(f'alpha={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
     check_alpha(start, torch.Size(), values=True)

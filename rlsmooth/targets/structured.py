@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlsmooth.checks import check_choice
 from rlsmooth.targets.arguments import Alpha, Labels, to_labels
-from rlsmooth.targets.kernels import OrdinalScheme, off_label_rows, ordinal_kernel
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows, ordinal_kernel
 from rlsmooth.targets.labelled import _around_label
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
@@ -130,7 +131,6 @@ def ordinal(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a table of constants: nothing in it to compile
-@functools.lru_cache(maxsize=64)
 def cached_ordinal_kernel(
     num_classes: int,
     scheme: OrdinalScheme,
@@ -142,16 +142,34 @@ def cached_ordinal_kernel(
     edge: Literal["all", "half"],
 ) -> Tensor:
     """`ordinal_kernel`, made once for each set of arguments: training asks for the same table again and again."""
-    return ordinal_kernel(
-        num_classes,
-        scheme,
-        include_label=include_label,
-        width=width,
-        concentration=concentration,
-        decay=decay,
-        power=power,
-        edge=edge,
-    )
+    check_choice("scheme", scheme, ORDINAL_SCHEMES)  # before the cache, which could not look it up
+    check_choice("edge", edge, ("all", "half"))
+    return _cached_ordinal_kernel(num_classes, scheme, include_label, width, concentration, decay, power, edge)
+
+
+@functools.lru_cache(maxsize=64, typed=True)  # typed: 3.0 is no number of classes, whether or not 3 was one
+def _cached_ordinal_kernel(
+    num_classes: int,
+    scheme: OrdinalScheme,
+    include_label: bool,
+    width: float,
+    concentration: float,
+    decay: float,
+    power: float,
+    edge: Literal["all", "half"],
+) -> Tensor:
+    # Inside the compiler's constant folding and the first caller's inference mode alike, a plain tensor is wanted.
+    with torch.inference_mode(False):
+        return ordinal_kernel(
+            num_classes,
+            scheme,
+            include_label=include_label,
+            width=width,
+            concentration=concentration,
+            decay=decay,
+            power=power,
+            edge=edge,
+        )
 
 
 def from_rows(labels: Tensor, rows: Tensor, alpha: Alpha | None, *, mask: Tensor | None, validate: bool) -> Target:

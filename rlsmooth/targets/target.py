@@ -9,7 +9,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from rlsmooth.targets.reference import Reference, weight_dtype
+from rlsmooth.targets.reference import Reference, check_broadcast, take_rows, weight_dtype
 
 __all__ = ["Target"]
 
@@ -141,16 +141,20 @@ class Target:
         flat_size = self.batch_shape.numel()
         places = torch.arange(flat_size, device=self.device).reshape(self.batch_shape)[index]
         batch_dims = len(self.batch_shape)
-        return self._map_rows(lambda tensor: tensor.flatten(0, batch_dims - 1)[places] if batch_dims else tensor)
+        return self._map_rows(
+            lambda tensor: take_rows(tensor.flatten(0, batch_dims - 1) if batch_dims else tensor.unsqueeze(0), places)
+        )
 
     def reshape(self, *batch_shape: int) -> Target:
         """The same rows under another batch shape."""
         batch_dims = len(self.batch_shape)
-        return self._map_rows(lambda tensor: tensor.reshape(*batch_shape, *tensor.shape[batch_dims:]))
+        # Found on the batch alone: an atom axis of size 0 says nothing of a -1.
+        shape = torch.empty(self.batch_shape, device="meta").reshape(batch_shape).shape
+        return self._map_rows(lambda tensor: tensor.reshape((*shape, *tensor.shape[batch_dims:])))
 
     def scale(self, weights: Tensor | float) -> Target:
         """Multiply each row's `q` by `weights`, which broadcasts over the batch: the row's loss is scaled by it."""
-        factor = self._weights_like(weights)
+        factor = self._weights_like("weights", weights)
         return Target(
             self.num_classes,
             self.atom_indices,
@@ -170,6 +174,8 @@ class Target:
         Raises:
             ValueError: `weights` is not of shape `[K]`.
         """
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weights must be a tensor [K], got {type(weights).__name__}.")
         if weights.shape != (self.num_classes,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}, needs ({self.num_classes},): one a class.")
         factor = weights.detach().to(self.device, self.atom_weights.dtype)
@@ -201,7 +207,7 @@ class Target:
                 f"mix needs targets alike: first has {first.num_classes} classes and batch {tuple(first.batch_shape)}, "
                 f"second {second.num_classes} and {tuple(second.batch_shape)}."
             )
-        share = first._weights_like(lam)
+        share = first._weights_like("lam", lam)
         one, two = first.scale(share), second.scale(1.0 - share)
         weight, reference = _mix_backgrounds(one, two)
         return Target(
@@ -212,11 +218,12 @@ class Target:
             reference,
         )
 
-    def _weights_like(self, weights: Tensor | float) -> Tensor:
+    def _weights_like(self, name: str, weights: Tensor | float) -> Tensor:
         if isinstance(weights, Tensor):
             factor = weights.detach().to(self.device, self.atom_weights.dtype)
         else:
             factor = torch.full((), weights, dtype=self.atom_weights.dtype, device=self.device)
+        check_broadcast(name, factor, self.batch_shape)
         return factor.expand(self.batch_shape)
 
     def _map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:

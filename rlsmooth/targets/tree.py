@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,9 +68,11 @@ class Tree:
         check_in_range("decay", decay, 0.0)
         log_weights = -float(decay) * self.distances.to(torch.float64)
         if self.num_classes == 1:
-            return torch.full((1, 1), float(include_label), dtype=torch.float64)
+            return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
         if not include_label:
-            log_weights = log_weights.masked_fill(torch.eye(self.num_classes, dtype=torch.bool), -torch.inf)
+            log_weights = log_weights.masked_fill(
+                torch.eye(self.num_classes, dtype=torch.bool, device="cpu"), -torch.inf
+            )
         return log_weights.softmax(-1)
 
     @staticmethod
@@ -99,7 +102,7 @@ class Tree:
         else:
             names = tuple(str(place) for place in range(len(parents)))
             places = {name: place for place, name in enumerate(names)}
-            pointers = tuple(-1 if parent is None else int(parent) for parent in parents)
+            pointers = tuple(_pointer(place, parent) for place, parent in enumerate(parents))
             for place, pointer in enumerate(pointers):
                 if not -1 <= pointer < len(pointers):
                     raise ValueError(
@@ -171,7 +174,11 @@ class Tree:
                 )
             table = [tuple(map(str, row)) for row in zip(*columns, strict=True)]
         else:
-            table = [tuple(map(str, row)) for row in rows]
+            given = list(rows)
+            for number, row in enumerate(given):
+                if isinstance(row, str):
+                    raise TypeError(f"rows[{number}]={row!r} is a string; needs the ranks: ({row!r},) for one rank.")
+            table = [tuple(map(str, row)) for row in given]
         if not table:
             raise ValueError("rows is empty: give one row a class.")
         names, parents, leaves = ["root"], [-1], []
@@ -206,9 +213,20 @@ class Tree:
         return Tree(tuple(config["names"]), tuple(config["parents"]), tuple(config["classes"]))
 
 
+def _pointer(place: int, parent: int | None) -> int:
+    try:
+        return -1 if parent is None else operator.index(parent)
+    except TypeError as error:
+        raise TypeError(f"parents[{place}]={parent!r} must be a node's index, -1 or None.") from error
+
+
 def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int, ...]) -> None:
     if not names or len(names) != len(parents):
         raise ValueError(f"A tree needs one parent a node: got {len(names)} names and {len(parents)} parents.")
+    for what, pointers, lowest in (("parent", parents, -1), ("class", classes, 0)):
+        for pointer in pointers:
+            if not lowest <= pointer < len(names):
+                raise ValueError(f"The {what} {pointer} is not a node: there are nodes 0 to {len(names) - 1}.")
     roots = [place for place, parent in enumerate(parents) if parent == -1]
     if len(roots) != 1:
         found = "none" if not roots else ", ".join(repr(names[place]) for place in roots)
@@ -248,12 +266,14 @@ def _distances(parents: tuple[int, ...], classes: tuple[int, ...]) -> Tensor:
             path.append(place)
             place = parents[place]
         paths.append(path[::-1])
-    depth = torch.tensor([len(path) for path in paths])
+    depth = torch.tensor([len(path) for path in paths], device="cpu")  # whatever torch's default device
     # Filled up with numbers that no other leaf has, so that only true ancestors agree.
     padded = torch.tensor(
-        [path + [-1 - row] * (int(depth.max()) - len(path)) for row, path in enumerate(paths)], dtype=torch.int64
+        [path + [-1 - row] * (int(depth.max()) - len(path)) for row, path in enumerate(paths)],
+        dtype=torch.int64,
+        device="cpu",
     )
-    shared = torch.zeros(len(paths), len(paths), dtype=torch.int64)
+    shared = torch.zeros(len(paths), len(paths), dtype=torch.int64, device="cpu")
     for level in padded.T:
         shared += level.unsqueeze(0) == level.unsqueeze(1)
     shared.fill_diagonal_(0)
