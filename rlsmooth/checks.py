@@ -57,7 +57,7 @@ def check_writable_folder(name: str, folder: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".rlsmooth-write-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run may check the same folder at this moment
     except OSError as error:
         raise ValueError(
             f"{name}={str(folder)!r} can't be written to ({error.strerror}): name another folder."

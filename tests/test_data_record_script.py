@@ -94,8 +94,8 @@ def test_agents_of_sb3_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_error_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     result = run("--env", "NoSuchEnv-v0", "--train-expert", "10", folder=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: env='NoSuchEnv-v0' is not known")
+    assert result.returncode == 2
+    assert result.stderr.startswith("rlsmooth record: error: env='NoSuchEnv-v0' is not known")
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 

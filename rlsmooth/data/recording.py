@@ -144,6 +144,8 @@ class _Chooser:
 def _checked_action(action: Any, space: spaces.Space[Any]) -> AnyArray:
     array = np.asarray(action)
     whole = not isinstance(space, spaces.Box)
+    if isinstance(space, spaces.MultiBinary) and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():
+        array = array.astype(np.int8)  # SB3's Bernoulli policies choose 0.0 and 1.0
     if array.shape == space.shape and not (whole and array.dtype.kind not in "biu"):
         cast = array.astype(stored_dtype(space))
         if space.contains(cast[()] if whole else cast):

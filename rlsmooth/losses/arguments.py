@@ -12,7 +12,7 @@ from rlsmooth.targets.arguments import broadcast_mask
 from rlsmooth.targets.labelled import one_hot
 from rlsmooth.targets.target import Target
 
-__all__ = ["Reduction", "as_target", "check_logits", "check_weight", "compute_dtype", "reduce"]
+__all__ = ["Reduction", "as_labels", "as_target", "check_logits", "check_weight", "compute_dtype", "reduce"]
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 
@@ -36,6 +36,20 @@ def check_logits(logits: Tensor, mask: Tensor | None, name: str = "logits") -> T
     return None if mask is None else broadcast_mask(mask, logits.shape[:-1], logits.shape[-1])
 
 
+def as_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels that fit the logits.
+
+    Raises:
+        TypeError: they are not int64.
+        ValueError: their shape is not the logits' batch shape.
+    """
+    if labels.dtype != torch.int64:
+        raise TypeError(f"target must be a Target or int64 labels, got {labels.dtype}: see rlsmooth.targets.")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"target has shape {tuple(labels.shape)}, needs one label a row: {tuple(logits.shape[:-1])}.")
+    return labels
+
+
 def as_target(target: Target | Tensor, logits: Tensor) -> Target:
     """Labels as a hard target; a target as it is.
 
@@ -44,10 +58,8 @@ def as_target(target: Target | Tensor, logits: Tensor) -> Target:
         ValueError: it does not fit the logits.
     """
     if isinstance(target, Tensor):
-        if target.dtype != torch.int64:
-            raise TypeError(f"target must be a Target or int64 labels, got {target.dtype}: see rlsmooth.targets.")
-        target = one_hot(target, logits.shape[-1], validate=False)
-    elif not isinstance(target, Target):
+        return one_hot(as_labels(target, logits), logits.shape[-1], validate=False)
+    if not isinstance(target, Target):
         raise TypeError(f"target must be a Target or int64 labels, got {type(target).__name__}.")
     if target.num_classes != logits.shape[-1] or target.batch_shape != logits.shape[:-1]:
         raise ValueError(
@@ -61,9 +73,12 @@ def check_weight(weight: Tensor | None, batch_shape: torch.Size, reduction: str)
     """Check a reduction's name and the shape of per-row weights.
 
     Raises:
+        TypeError: weights that are no tensor.
         ValueError: an unknown reduction, weights of another shape than the batch.
     """
     check_choice("reduction", reduction, ("none", "mean", "sum"))
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor of one factor a row, got {type(weight).__name__}.")
     if weight is not None and weight.shape != batch_shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, needs the batch shape {tuple(batch_shape)}.")
 

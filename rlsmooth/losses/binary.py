@@ -36,7 +36,7 @@ def binary_cross_entropy(
         reduction: `"none"`, `"sum"` or `"mean"` (by the number of rows, or by `weight.sum()`; 0 rows: 0).
 
     Raises:
-        TypeError: logits that are not floating-point.
+        TypeError: logits that are not floating-point, labels that are no tensor.
         ValueError: shapes that differ, a target outside `[0, 1]`, an unknown reduction.
 
     Example:
@@ -45,6 +45,8 @@ def binary_cross_entropy(
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits))}.")
+    if not isinstance(labels_real_is_one, Tensor):
+        raise TypeError(f"labels_real_is_one must be a tensor, got {type(labels_real_is_one).__name__}.")
     if labels_real_is_one.shape != logits.shape:
         raise ValueError(
             f"labels_real_is_one {tuple(labels_real_is_one.shape)} and logits {tuple(logits.shape)} differ in shape."

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice
-from rlsmooth.losses.arguments import Reduction, as_target, check_logits, check_weight, compute_dtype, reduce
-from rlsmooth.losses.closed_form import cross_entropy_rows, policy_divergence_rows
+from rlsmooth.losses.arguments import Reduction, as_labels, as_target, check_logits, check_weight, compute_dtype, reduce
+from rlsmooth.losses.closed_form import cross_entropy_rows, label_rows, policy_divergence_rows, target_entropies
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
 
@@ -50,8 +50,12 @@ def cross_entropy(
         tensor(0.2269)
     """
     legal = check_logits(logits, mask)
-    target = as_target(target, logits)
     check_weight(weight, logits.shape[:-1], reduction)
+    if isinstance(target, Tensor) and legal is None and weight is None:
+        rows = label_rows(logits, as_labels(target, logits))
+        if rows is not None:
+            return reduce(rows, None, reduction)
+    target = as_target(target, logits)
     if weight is not None and torch.compiler.is_compiling():
         logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
     rows = cross_entropy_rows(logits, target, legal, ignore_rows=weight is not None)
@@ -126,13 +130,13 @@ def kl_divergence(
         return reduce(_policy_to_reference(logits, reference, legal), None, reduction)
     goal = uniform_over_legal(logits, legal) if reference is None else reference
     rows = cross_entropy_rows(logits, goal, legal)
-    return reduce(rows - goal.entropy().to(rows.dtype), None, reduction)
+    return reduce(rows - target_entropies(goal).to(rows.dtype), None, reduction)
 
 
 def _policy_to_reference(logits: Tensor, reference: Target | None, mask: Tensor | None) -> Tensor:
     dtype = compute_dtype(logits.dtype)
     if reference is not None:
-        return policy_divergence_rows(logits, reference.dense(dtype).log(), mask)
+        return policy_divergence_rows(logits, reference, mask)
     negative_entropy = policy_divergence_rows(logits, None, mask)
     if mask is None:
         return negative_entropy + torch.full((), logits.shape[-1], dtype=dtype, device=logits.device).log()

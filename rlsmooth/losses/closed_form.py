@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rlsmooth.losses import reference
 from rlsmooth.losses.arguments import compute_dtype
@@ -29,13 +30,19 @@ from rlsmooth.targets.target import Target
 __all__ = ["cross_entropy_rows", "policy_divergence_rows"]
 
 _BLOCK_ELEMENTS = {"cpu": 1 << 19}
-_BLOCK_ELEMENTS_ELSEWHERE = 1 << 25
+_BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
+_NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
+_SMALL_ELEMENTS = 1 << 16
+_SMALL_ROWS = 2048  # torch's log_softmax takes each row by itself, which tells where rows are many and short
 
 
-def row_blocks(logits: Tensor) -> Iterator[slice]:
-    """Slices of the rows of `[B, K]` logits; a single one wherever that is small enough."""
+def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:
+    """Slices of the rows of `[B, K]` logits; a single one wherever that is small enough.
+
+    `share` makes them that much smaller, for work that writes so much more than one block.
+    """
     rows, classes = logits.shape
-    size = max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // classes)
+    size = max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // classes // share)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
@@ -91,14 +98,34 @@ def sum_atoms(values: Tensor) -> Tensor:
     return values.squeeze(-1) if values.shape[-1] == 1 else values.sum(-1)
 
 
-def row_losses(at_atoms: Tensor, inner: Tensor | None, log_sum: Tensor, weights: Weights) -> Tensor:
-    """`M · log d - sum_i w_i · c[a_i] - b · <r, c>`, `[B]`, from `c[a_i]` as `[B, A]` and `<r, c>` as `inner`."""
-    losses = weights.mass * log_sum
-    if at_atoms.shape[-1]:
-        losses = losses - sum_atoms(product(weights.atoms, at_atoms))
-    if weights.background is not None and inner is not None:
-        losses = losses - product(weights.background, inner)
-    return losses
+def inner_with_target(shifted: Tensor, target: Target, weights: Weights) -> Tensor:
+    """`<q, c> = sum_i w_i · c[a_i] + b · <r, c>`, `[B]`.
+
+    An atom may take off what the background puts on its class. Where that class is impossible, `-inf` and `+inf` would
+    meet: there the atom stands for the class's whole `q`, and `<r, c>` leaves it out. Most targets are known to have
+    no such atoms and skip this.
+    """
+    has_atoms, atoms = bool(target.atom_indices.shape[-1]), weights.atoms
+    at_atoms = shifted.gather(-1, target.atom_indices)
+    result: Tensor | None = None
+    if weights.background is not None and target.reference is not None:
+        if has_atoms and target.weights_may_cancel:
+            impossible = at_atoms.isneginf()
+            atoms = torch.where(impossible, target.at_atoms().to(atoms.dtype), atoms)
+            if torch.compiler.is_compiling():
+                places = torch.zeros_like(shifted, dtype=torch.bool).scatter(-1, target.atom_indices, impossible)
+                inner = inner_with_reference(shifted.masked_fill(places, 0.0), target.reference)
+            else:  # in place, and put back
+                shifted.scatter_(-1, target.atom_indices, at_atoms.masked_fill(impossible, 0.0))
+                inner = inner_with_reference(shifted, target.reference)
+                shifted.scatter_(-1, target.atom_indices, at_atoms)
+        else:
+            inner = inner_with_reference(shifted, target.reference)
+        result = product(weights.background, inner)
+    if has_atoms or result is None:
+        on_atoms = sum_atoms(product(atoms, at_atoms))
+        result = on_atoms if result is None else result + on_atoms
+    return result
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -106,8 +133,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Target, mask: Tensor | None, ignore_rows: bool) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.target, ctx.mask, ctx.ignore_rows, ctx.small = target, mask, ignore_rows, None
+        kept: tuple[Tensor | None, ...] = ()
+        ctx.target, ctx.mask, ctx.ignore_rows = target, mask, ignore_rows
         losses = []
         for rows in row_blocks(logits):
             whole = rows.stop - rows.start == len(logits)
@@ -115,26 +142,26 @@ class _CrossEntropy(torch.autograd.Function):
             values = legal_logits(logits if whole else logits[rows], mask if mask is None or whole else mask[rows])
             weights = Weights.of(part, values.dtype)
             shifted = shift(values)
-            inner = None if part.reference is None else inner_with_reference(shifted, part.reference)
-            at_atoms = shifted.gather(-1, part.atom_indices)
+            inner = inner_with_target(shifted, part, weights)
             exponentials = shifted.exp_()
             total = exponentials.sum(-1)
-            losses.append(row_losses(at_atoms, inner, total.log(), weights))
+            losses.append(weights.mass * total.log() - inner)
             if whole:  # small enough to be kept, which saves the backward pass its first half
-                ctx.small = exponentials, total, weights
+                kept = exponentials, total, *weights
+        ctx.save_for_backward(logits, *kept)
         if not losses:
             return logits.new_zeros(0, dtype=compute_dtype(logits.dtype))
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (logits,) = ctx.saved_tensors
+        logits, *kept = ctx.saved_tensors
         target, mask = ctx.target, ctx.mask
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: write it out
             return _differentiable_gradient(logits, target, mask, ctx.ignore_rows, upstream), None, None, None
-        if ctx.small is not None:
-            exponentials, total, weights = ctx.small
-            gradient = _gradient(exponentials, total, weights, target, mask, ctx.ignore_rows, upstream)
+        if kept:
+            exponentials, total, *rest = kept
+            gradient = _gradient(exponentials, total, Weights(*rest), target, mask, ctx.ignore_rows, upstream)
             return gradient.to(logits.dtype), None, None, None
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for rows in row_blocks(logits):
@@ -177,6 +204,8 @@ def _gradient(
 def _differentiable_gradient(
     logits: Tensor, target: Target, mask: Tensor | None, ignore_rows: bool, upstream: Tensor
 ) -> Tensor:
+    if ignore_rows:  # before the softmax, whose own derivative would multiply by an ignored row's NaN
+        logits = torch.where((upstream != 0).unsqueeze(-1), logits, 0.0)
     values = legal_logits(logits, mask)
     excess = target.mass().to(values.dtype).unsqueeze(-1) * values.softmax(-1) - target.dense(values.dtype)
     gradient = excess * upstream.unsqueeze(-1)
@@ -188,51 +217,47 @@ def _differentiable_gradient(
 
 
 class _PolicyDivergence(torch.autograd.Function):
-    """Per-row `sum_k p(k) (log p(k) - log q(k))` of `[B, K]` logits; `log_q` is `[B, K]`, `[K]` or None."""
+    """Per-row `sum_k p(k) (log p(k) - log q(k))` of `[B, K]` logits; without `q` the negative entropy."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_q: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, q: Target | None, mask: Tensor | None) -> Tensor:
         parts = []
-        for rows in row_blocks(logits):
+        for rows in row_blocks(logits, 1 if q is None else 4):
             shifted = shift(legal_logits(logits[rows], None if mask is None else mask[rows]))
             weights = shifted.exp()
             total = weights.sum(-1)
-            score = shifted if log_q is None else shifted - _rows_of(log_q, rows)
+            score = shifted if q is None else shifted - q[rows].dense(shifted.dtype).log()
             score = score.masked_fill(weights == 0, 0.0)
             parts.append((weights * score).sum(-1) / total - total.log())
         divergence = torch.cat(parts) if parts else logits.new_zeros(0, dtype=compute_dtype(logits.dtype))
         ctx.save_for_backward(logits, divergence)
-        ctx.log_q, ctx.mask = log_q, mask
+        ctx.q, ctx.mask = q, mask
         return divergence
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, divergence = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable_divergence_gradient(logits, ctx.log_q, ctx.mask, upstream), None, None
+            return _differentiable_divergence_gradient(logits, ctx.q, ctx.mask, upstream), None, None
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for rows in row_blocks(logits):
+        for rows in row_blocks(logits, 1 if ctx.q is None else 4):
             shifted = shift(legal_logits(logits[rows], None if ctx.mask is None else ctx.mask[rows]))
             weights = shifted.exp()
             total = weights.sum(-1, keepdim=True)
-            score = shifted if ctx.log_q is None else shifted - _rows_of(ctx.log_q, rows)
+            score = shifted if ctx.q is None else shifted - ctx.q[rows].dense(shifted.dtype).log()
             score = (score - total.log() - divergence[rows].unsqueeze(-1)).masked_fill_(weights == 0, 0.0)
             gradient[rows] = weights.mul_(upstream[rows].unsqueeze(-1) / total).mul_(score)
         return gradient, None, None
 
 
 def _differentiable_divergence_gradient(
-    logits: Tensor, log_q: Tensor | None, mask: Tensor | None, upstream: Tensor
+    logits: Tensor, q: Target | None, mask: Tensor | None, upstream: Tensor
 ) -> Tensor:
     log_p = reference.log_probabilities(logits, mask)
     p = log_p.exp()
-    score = torch.where(p > 0, log_p if log_q is None else log_p - log_q, 0.0)
+    score = torch.where(p > 0, log_p if q is None else log_p - q.dense(log_p.dtype).log(), 0.0)
     mean = (p * score).sum(-1, keepdim=True)
     return (p * (score - mean) * upstream.unsqueeze(-1)).to(logits.dtype)
-
-
-def _rows_of(log_q: Tensor, rows: slice) -> Tensor:
-    return log_q[rows] if log_q.ndim == 2 else log_q
 
 
 def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, ignore_rows: bool = False) -> Tensor:
@@ -246,6 +271,11 @@ def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, i
     """
     if torch.compiler.is_compiling():
         return _fusible_rows(logits, target, mask)
+    if not ignore_rows and _is_small(logits):
+        if target.is_positive_probabilities and mask is None:
+            return _probability_rows(logits, target)
+        if target.reference is not None and target.reference.kind == "dense" and not target.atom_indices.shape[-1]:
+            return _written_out_rows(logits, target, mask)
     if logits.ndim == 2:
         rows: Tensor = _CrossEntropy.apply(logits, target, mask, ignore_rows)  # type: ignore[no-untyped-call]
         return rows
@@ -256,29 +286,80 @@ def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, i
     return rows.reshape(batch_shape)
 
 
+def _is_small(logits: Tensor) -> bool:
+    """Whether the number of steps counts, not what they write: then torch's own are taken where `q` is there."""
+    return logits.numel() <= _SMALL_ELEMENTS and logits.numel() <= _SMALL_ROWS * logits.shape[-1]
+
+
+def label_rows(logits: Tensor, labels: Tensor) -> Tensor | None:
+    """Per-row cross-entropy with hard labels by torch's own loss where that is small, else None.
+
+    torch is right at every edge here: nothing is multiplied by a target of 0.
+    """
+    if torch.compiler.is_compiling() or not _is_small(logits):
+        return None
+    values, classes = legal_logits(logits, None), logits.shape[-1]
+    rows = F.cross_entropy(values.reshape(-1, classes), labels.reshape(-1), reduction="none", ignore_index=_NO_LABEL)
+    return rows.reshape(labels.shape)
+
+
+def _probability_rows(logits: Tensor, target: Target) -> Tensor:
+    """torch's own loss, which is right where no probability is 0."""
+    assert target.reference is not None
+    assert target.reference.values is not None
+    values, classes = legal_logits(logits, None), logits.shape[-1]
+    q = target.reference.values.to(values.dtype)
+    if logits.ndim == 2:
+        return F.cross_entropy(values, q, reduction="none")
+    rows = F.cross_entropy(values.reshape(-1, classes), q.reshape(-1, classes), reduction="none")
+    return rows.reshape(logits.shape[:-1])
+
+
+def _written_out_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:
+    """`-sum_k q(k) log p(k)` in torch's own operations: a third of the steps of the closed form."""
+    assert target.reference is not None
+    assert target.background_weight is not None
+    log_p = legal_logits(logits, mask).log_softmax(-1)
+    q = target.reference.block(log_p.dtype) * target.background_weight.to(log_p.dtype).unsqueeze(-1)
+    rows = -torch.where(q != 0, q * log_p, 0.0).sum(-1)
+    return torch.where(log_p[..., 0].isnan(), torch.nan, rows)
+
+
 def _fusible_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:
     """The same formula in plain operations, for a compiler to differentiate and fuse."""
     values = legal_logits(logits, mask)
     shifted = values - values.detach().amax(-1, keepdim=True)
     log_sum = shifted.exp().sum(-1).log()
-    inner = None if target.reference is None else inner_with_reference(shifted, target.reference)
-    at_atoms = shifted.gather(-1, target.atom_indices)
-    return row_losses(at_atoms, inner, log_sum, Weights.of(target, values.dtype))
+    weights = Weights.of(target, values.dtype)
+    return weights.mass * log_sum - inner_with_target(shifted, target, weights)
 
 
-def policy_divergence_rows(logits: Tensor, log_q: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Per-row `sum_k p(k) (log p(k) - log q(k))`, `[...]`; without `log_q` the negative entropy.
+def target_entropies(target: Target) -> Tensor:
+    """`target.entropy()`, `[...]`, a block of rows at a time: it may have to be written out in float64."""
+    if torch.compiler.is_compiling() or not target.batch_shape.numel():
+        return target.entropy()
+    flat = target.reshape(target.batch_shape.numel())
+    rows = max(1, _BLOCK_ELEMENTS.get(target.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // target.num_classes)
+    if rows >= flat.batch_shape[0]:
+        return target.entropy()
+    parts = [flat[start : start + rows].entropy() for start in range(0, flat.batch_shape[0], rows)]
+    return torch.cat(parts).reshape(target.batch_shape)
+
+
+def policy_divergence_rows(logits: Tensor, q: Target | None, mask: Tensor | None) -> Tensor:
+    """Per-row `sum_k p(k) (log p(k) - log q(k))`, `[...]`; without `q` the negative entropy.
 
     Args:
         logits: `[..., K]`.
-        log_q: `[..., K]` or `[K]`, in the dtype of computing; or None.
+        q: of the same batch shape, or None.
         mask: bool `[..., K]`, or None.
     """
     if torch.compiler.is_compiling():
+        log_q = None if q is None else q.dense(compute_dtype(logits.dtype)).log()
         return reference.policy_divergence_rows(logits, log_q, mask)
     classes, batch_shape = logits.shape[-1], logits.shape[:-1]
     flat_mask = None if mask is None else mask.reshape(-1, classes)
-    flat_log_q = log_q if log_q is None or log_q.ndim == 1 else log_q.reshape(-1, classes)
+    flat_q = None if q is None else q.reshape(batch_shape.numel())
     flat_logits = logits.reshape(-1, classes)
-    rows: Tensor = _PolicyDivergence.apply(flat_logits, flat_log_q, flat_mask)  # type: ignore[no-untyped-call]
+    rows: Tensor = _PolicyDivergence.apply(flat_logits, flat_q, flat_mask)  # type: ignore[no-untyped-call]
     return rows.reshape(batch_shape)

@@ -52,15 +52,19 @@ def gaussian_cross_entropy(
     if target.actions.shape != mean.shape:
         raise ValueError(f"target is for actions {tuple(target.actions.shape)}, mean has shape {tuple(mean.shape)}.")
     check_weight(weight, mean.shape[:-1], reduction)
+    _check_log_std(mean, log_std)
     if weight is not None:
         mean = torch.where((weight != 0).unsqueeze(-1), mean, 0.0)
+        log_std = torch.where((weight != 0).unsqueeze(-1), log_std, 0.0)
     dtype = mean.dtype
-    precision = torch.exp(-2 * log_std)
-    squares = (target.actions.to(dtype) - mean).square() * precision
+    inverse = torch.exp(-log_std)  # squared after the product: at a difference of 0, exp(-2 log_std) may be inf
+    squares = ((target.actions.to(dtype) - mean) * inverse).square()
     rows = target.atom_weight.to(dtype) * (0.5 * squares).sum(-1)
     if target.background_weight is not None:
-        moments = (target.reference_mean.to(dtype) - mean).square() + target.reference_std.to(dtype).square()
-        rows = rows + target.background_weight.to(dtype) * (0.5 * moments * precision).sum(-1)
+        moments = ((target.reference_mean.to(dtype) - mean) * inverse).square()
+        moments = moments + (target.reference_std.to(dtype) * inverse).square()
+        background = target.background_weight.to(dtype)
+        rows = rows + torch.where(background != 0, background * (0.5 * moments).sum(-1), 0.0)
     log_normaliser = (log_std + _HALF_LOG_TWO_PI).expand(mean.shape).sum(-1)
     return reduce(rows + target.mass().to(dtype) * log_normaliser, weight, reduction)
 
@@ -99,14 +103,15 @@ def gaussian_kl_divergence(
     check_choice("direction", direction, ("reference_to_policy", "policy_to_reference"))
     mean, log_std = _in_compute_dtype(mean, log_std)
     check_weight(None, mean.shape[:-1], reduction)
+    _check_log_std(mean, log_std)
     other_mean = torch.as_tensor(reference_mean, dtype=mean.dtype, device=mean.device)
     other_log_std = torch.as_tensor(reference_std, dtype=mean.dtype, device=mean.device).log()
-    difference = (mean - other_mean).square()
+    difference = mean - other_mean
     gap = log_std - other_log_std  # log(std / reference_std)
     if direction == "reference_to_policy":
-        terms = gap + 0.5 * (torch.exp(-2 * gap) + difference * torch.exp(-2 * log_std)) - 0.5
+        terms = gap + 0.5 * (torch.exp(-2 * gap) + (difference * torch.exp(-log_std)).square()) - 0.5
     else:
-        terms = -gap + 0.5 * (torch.exp(2 * gap) + difference * torch.exp(-2 * other_log_std)) - 0.5
+        terms = -gap + 0.5 * (torch.exp(2 * gap) + (difference * torch.exp(-other_log_std)).square()) - 0.5
     return reduce(terms.expand(mean.shape).sum(-1), None, reduction)
 
 
@@ -127,6 +132,14 @@ def gaussian_entropy(log_std: Tensor, reduction: Reduction = "none") -> Tensor:
     check_weight(None, log_std.shape[:-1], reduction)
     values = log_std.to(compute_dtype(log_std.dtype))
     return reduce((values + (_HALF_LOG_TWO_PI + 0.5)).sum(-1), None, reduction)
+
+
+def _check_log_std(mean: Tensor, log_std: Tensor) -> None:
+    fits = log_std.ndim <= mean.ndim and all(
+        size in (1, goal) for size, goal in zip(reversed(log_std.shape), reversed(mean.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"log_std {tuple(log_std.shape)} does not broadcast to the mean's shape {tuple(mean.shape)}.")
 
 
 def _in_compute_dtype(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlsmooth.checks import check_choice
 from rlsmooth.losses.arguments import Reduction, as_target, check_logits, check_weight, compute_dtype, reduce
 from rlsmooth.targets.target import Target
 
@@ -61,6 +62,7 @@ def cross_entropy(
 def entropy(logits: Tensor, mask: Tensor | None = None, reduction: Reduction = "none") -> Tensor:
     """`rlsmooth.losses.entropy` by its definition."""
     mask = check_logits(logits, mask)
+    check_weight(None, logits.shape[:-1], reduction)
     return reduce(-policy_divergence_rows(logits, None, mask), None, reduction)
 
 
@@ -74,6 +76,8 @@ def kl_divergence(
 ) -> Tensor:
     """`rlsmooth.losses.kl_divergence` by its definition, over a reference that is written out."""
     mask = check_logits(logits, mask)
+    check_choice("direction", direction, ("reference_to_policy", "policy_to_reference"))
+    check_weight(None, logits.shape[:-1], reduction)
     log_p = log_probabilities(logits, mask)
     if reference is None:
         legal = torch.ones_like(log_p) if mask is None else mask.to(log_p.dtype)

@@ -54,7 +54,7 @@ def label_relaxation(
         logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
     values = legal_logits(logits, legal)
     label = target.atom_indices[..., :1]
-    wanted = target.dense(values.dtype).gather(-1, label).squeeze(-1)
+    wanted = target.at_atoms()[..., 0].to(values.dtype)
     log_sum = values.logsumexp(-1)
     log_label = values.gather(-1, label).squeeze(-1) - log_sum
     # The lowest finite number, not -inf: where the label is the only legal class, the gradient stays a number.
@@ -64,6 +64,7 @@ def label_relaxation(
     satisfied = log_label.exp() >= wanted
     divergence = torch.xlogy(wanted, wanted) - wanted * torch.where(satisfied, 0.0, log_label)
     divergence = divergence + torch.xlogy(rest, rest) - rest * torch.where(satisfied | (rest <= 0), 0.0, log_others)
+    divergence = torch.where(log_sum < torch.inf, divergence, torch.nan)  # +inf or NaN among the logits
     return reduce(torch.where(satisfied, 0.0, divergence), weight, reduction)
 
 

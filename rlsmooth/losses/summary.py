@@ -11,11 +11,10 @@ from rlsmooth.losses.arguments import as_target, check_logits
 from rlsmooth.losses.categorical import uniform_over_legal
 from rlsmooth.losses.closed_form import (
     Weights,
-    inner_with_reference,
+    inner_with_target,
     legal_logits,
     product,
     row_blocks,
-    row_losses,
     shift,
 )
 from rlsmooth.targets.target import Target
@@ -79,17 +78,17 @@ def _block(logits: Tensor, target: Target, mask: Tensor | None) -> Statistics:
     reference = uniform_over_legal(logits, mask)
     if target.reference is not None:
         reference = Target(target.num_classes, none, none.to(log_sum.dtype), torch.ones_like(log_sum), target.reference)
-    assert reference.reference is not None
-    inner = inner_with_reference(shifted, reference.reference)
-    cross_entropy_of_reference = row_losses(
-        shifted.gather(-1, none), inner, log_sum, Weights.of(reference, log_sum.dtype)
-    )
+
+    def loss(goal: Target) -> Tensor:
+        weights = Weights.of(goal, log_sum.dtype)
+        return weights.mass * log_sum - inner_with_target(shifted, goal, weights)
+
     label = target.atom_indices[..., 0] if target.atom_indices.shape[-1] else target.dense().argmax(-1)
     plogp = product(exponentials, shifted).sum(-1) / total
     return Statistics(
-        row_losses(shifted.gather(-1, target.atom_indices), inner, log_sum, Weights.of(target, log_sum.dtype)),
+        loss(target),
         log_sum - plogp,
-        cross_entropy_of_reference - reference.entropy().to(log_sum.dtype),
+        loss(reference) - reference.entropy().to(log_sum.dtype),
         exponentials.gather(-1, label.unsqueeze(-1)).squeeze(-1) / total,
-        shifted.argmax(-1) == label,
+        (shifted.argmax(-1) == label) & ~log_sum.isnan(),
     )

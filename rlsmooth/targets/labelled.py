@@ -113,7 +113,9 @@ def uniform(
     if spread == "others":
         # What the background puts on the label is taken off exactly, so that alpha 1 leaves 0 there and not -1e-17.
         on_label = torch.where(background == 0, 1.0, on_label) - background * each
-    return Target(num_classes, labels.unsqueeze(-1), on_label.unsqueeze(-1), background, reference)
+    may_cancel = spread == "others" or not _is_share(alpha)
+    atoms = labels.unsqueeze(-1), on_label.unsqueeze(-1)
+    return Target(num_classes, *atoms, background, reference, weights_may_cancel=may_cancel)
 
 
 def prior(
@@ -190,7 +192,13 @@ def _around_label(
         background = torch.where(has_mass, background, 0.0)
         scale = torch.where(has_mass, 1 / legal_mass, 0.0)
         reference = Reference(num_classes, reference.kind, reference.values, reference.rows, mask, scale)
-    return Target(num_classes, labels.unsqueeze(-1), (1 - background).unsqueeze(-1), background, reference)
+    atoms = labels.unsqueeze(-1), (1 - background).unsqueeze(-1)
+    return Target(num_classes, *atoms, background, reference, weights_may_cancel=not _is_share(alpha))
+
+
+def _is_share(alpha: Alpha) -> bool:
+    """Whether alpha is known, without reading a tensor, to leave no weight below 0."""
+    return not isinstance(alpha, Tensor) and 0 <= alpha <= 1
 
 
 def mixture(

@@ -76,6 +76,26 @@ class Reference:
             return torch.full((*batch_shape, self.num_classes), 1.0 / self.num_classes, dtype=dtype, device=device)
         return self.block(dtype).expand(*batch_shape, self.num_classes)
 
+    def at(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        """`r` at the classes `indices`, `[..., A]`, without writing out the rest."""
+        base: Tensor
+        if self.values is None:
+            each = 1.0 if self.mask is not None else 1.0 / self.num_classes
+            base = torch.full((), each, dtype=dtype, device=indices.device).expand(indices.shape)
+        elif self.kind == "vector":
+            base = take_rows(self.values, indices).to(dtype)
+        elif self.kind == "rows":
+            assert self.rows is not None
+            base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices).to(dtype)
+        else:
+            base = self.values.gather(-1, indices).to(dtype)
+            if self.kind == "logits":
+                assert self.shift is not None
+                base = ((base - self.shift.to(dtype).unsqueeze(-1)) / self.temperature).exp()
+        if self.mask is not None:
+            base = base.masked_fill(~self.mask.gather(-1, indices), 0.0)
+        return base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+
     def entropy(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`-sum_k r(k) log r(k)` in nats, broadcasting over the batch; from `[K]` or `[R, K]` where that is all."""
         if self.kind == "uniform":

@@ -130,7 +130,6 @@ def ordinal(
     return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a table of constants: nothing in it to compile
 def cached_ordinal_kernel(
     num_classes: int,
     scheme: OrdinalScheme,
@@ -145,6 +144,11 @@ def cached_ordinal_kernel(
     check_choice("scheme", scheme, ORDINAL_SCHEMES)  # before the cache, which could not look it up
     check_choice("edge", edge, ("all", "half"))
     return _cached_ordinal_kernel(num_classes, scheme, include_label, width, concentration, decay, power, edge)
+
+
+# What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that
+# would load the whole compiler, a second and more, whenever this library is imported.
+cached_ordinal_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=64, typed=True)  # typed: 3.0 is no number of classes, whether or not 3 was one

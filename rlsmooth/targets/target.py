@@ -31,6 +31,10 @@ class Target:
         atom_weights: float64 `[..., A]` (float32 on devices without float64).
         background_weight: float64 `[...]`, or None where there is no background.
         reference: what the background weighs, or None where there is no background.
+        is_positive_probabilities: whether `q` is known to be `reference.values` itself and above 0 everywhere, so that
+            no loss has to look for `0 · inf`. Only `written_out(find_positive=True)` finds that out.
+        weights_may_cancel: False where no atom is known to take off what the background adds (no weight is below 0), so
+            that no loss has to look for `inf - inf`.
 
     Example:
         >>> import torch
@@ -44,6 +48,8 @@ class Target:
     atom_weights: Tensor
     background_weight: Tensor | None = None
     reference: Reference | None = None
+    is_positive_probabilities: bool = False
+    weights_may_cancel: bool = True
 
     def __post_init__(self) -> None:
         if self.atom_indices.shape != self.atom_weights.shape or self.atom_indices.ndim == 0:
@@ -72,21 +78,23 @@ class Target:
         """
         total: Tensor = torch.zeros(
             (*self.batch_shape, self.num_classes), dtype=self.atom_weights.dtype, device=self.device
-        ).scatter_add(-1, self.atom_indices, self.atom_weights)
+        ).scatter_add_(-1, self.atom_indices, self.atom_weights)
         if self.background_weight is not None and self.reference is not None:
             reference = self.reference.dense(self.batch_shape, total.dtype, self.device)
-            total = total + self.background_weight.unsqueeze(-1) * reference
+            total.add_(self.background_weight.unsqueeze(-1) * reference)
         return total.to(dtype)
 
-    def written_out(self, dtype: torch.dtype = torch.float32) -> Target:
+    def written_out(self, dtype: torch.dtype = torch.float32, *, find_positive: bool = False) -> Target:
         """The same target as one dense tensor: where classes are few, a loss reads that faster than three small ones.
 
         The label is then no atom any more, only the most probable class.
 
         Args:
             dtype: of the probabilities that are kept.
+            find_positive: read whether all of them are above 0, which waits for the device and lets losses save steps.
         """
         dense = self.dense(dtype)
+        positive = find_positive and bool((dense > 0).all())
         none = self.atom_indices[..., :0]
         one = torch.ones((), dtype=dtype, device=self.device).expand(self.batch_shape)
         return Target(
@@ -95,7 +103,19 @@ class Target:
             none.to(dtype),
             one,
             Reference(self.num_classes, "dense", dense, total=dense.sum(-1)),
+            positive,
         )
+
+    def at_atoms(self) -> Tensor:
+        """`q` at the atoms' classes, `[..., A]`, without writing out the rest."""
+        weights = self.atom_weights
+        if weights.shape[-1] > 1:  # atoms may repeat
+            shape = (*self.batch_shape, self.num_classes)
+            zeros = torch.zeros(shape, dtype=weights.dtype, device=self.device)
+            weights = zeros.scatter_add_(-1, self.atom_indices, weights).gather(-1, self.atom_indices)
+        if self.background_weight is None or self.reference is None:
+            return weights
+        return weights + self.background_weight.unsqueeze(-1) * self.reference.at(self.atom_indices, weights.dtype)
 
     def mass(self) -> Tensor:
         """`sum_k q(k)`, `[...]`: 1 for every builder, less or more after `scale` and `weight_classes`."""
@@ -128,6 +148,7 @@ class Target:
             move(self.atom_weights),
             None if self.background_weight is None else move(self.background_weight),
             None if self.reference is None else self.reference.to(goal),
+            weights_may_cancel=self.weights_may_cancel,
         )
 
     def __getitem__(self, index: Index) -> Target:
@@ -161,6 +182,7 @@ class Target:
             self.atom_weights * factor.unsqueeze(-1),
             None if self.background_weight is None else self.background_weight * factor,
             self.reference,
+            weights_may_cancel=self.weights_may_cancel,
         )
 
     def weight_classes(self, weights: Tensor) -> Target:
@@ -185,6 +207,7 @@ class Target:
             self.atom_weights * factor[self.atom_indices],
             self.background_weight,
             None if self.reference is None else self.reference.weight_classes(factor),
+            weights_may_cancel=self.weights_may_cancel,
         )
 
     @staticmethod
@@ -233,6 +256,8 @@ class Target:
             select(self.atom_weights),
             None if self.background_weight is None else select(self.background_weight),
             None if self.reference is None else self.reference.index(select),
+            self.is_positive_probabilities,
+            self.weights_may_cancel,
         )
 
 
