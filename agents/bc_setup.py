@@ -1,0 +1,231 @@
+"""What an agent is built from: policy, head, learning-rate schedule, validation data, checked where they enter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+from rlsmooth.agents.early_stopping import EarlyStopping
+from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
+from rlsmooth.agents.policy_classes import policy_class_by_name
+from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.data import Demonstrations
+
+__all__ = [
+    "LearningRate",
+    "as_schedule",
+    "build_policy",
+    "early_stopping",
+    "is_maskable",
+    "make_head",
+    "split",
+]
+
+LearningRate: TypeAlias = float | str | Callable[[float], float]
+
+ALIASES = {
+    "MlpPolicy": "ActorCriticPolicy",
+    "CnnPolicy": "ActorCriticCnnPolicy",
+    "MultiInputPolicy": "MultiInputActorCriticPolicy",
+    "MaskableMlpPolicy": "MaskableActorCriticPolicy",
+    "MaskableCnnPolicy": "MaskableActorCriticCnnPolicy",
+    "MaskableMultiInputPolicy": "MaskableMultiInputActorCriticPolicy",
+}
+DISTRIBUTIONS: tuple[type[Distribution], ...] = (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+
+
+def as_schedule(learning_rate: LearningRate) -> Callable[[float], float]:
+    """The learning rate as a function of the progress remaining, from 1 to 0.
+
+    Args:
+        learning_rate: a number above 0, `"lin_1e-3"` (from 1e-3 down to 0), or such a function.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is not above 0, or another word.
+
+    Example:
+        >>> as_schedule("lin_0.5")(0.5)
+        0.25
+    """
+    if callable(learning_rate):
+        return learning_rate
+    if isinstance(learning_rate, str):
+        kind, _, number = learning_rate.partition("_")
+        try:
+            start = float(number)
+        except ValueError:
+            start = float("nan")
+        if kind != "lin" or not 0 < start < float("inf"):
+            raise ValueError(f'learning_rate={learning_rate!r} is no schedule: write "lin_1e-3", or give a callable.')
+        return lambda progress: progress * start
+    rate = check_in_range("learning_rate", learning_rate, 0.0, low_open=True)
+    return lambda _: rate
+
+
+def build_policy(
+    policy: str | type[BasePolicy] | BasePolicy,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    *,
+    learning_rate: float,
+    policy_kwargs: Mapping[str, Any] | None,
+    device: torch.device,
+) -> BasePolicy:
+    """The policy, built as SB3 builds it, or the given one.
+
+    Adam without `optimizer_kwargs` of the user's is SB3's (`eps=1e-5`) in its fused form: the same numbers to rounding,
+    a fifth of the time.
+
+    Raises:
+        TypeError: it is no actor-critic policy, or a recurrent one.
+        ValueError: an unknown name, or a policy whose outputs are squashed.
+    """
+    if isinstance(policy, BasePolicy):
+        if policy_kwargs:
+            raise ValueError("policy_kwargs can't be used with a policy that is built already: give its class.")
+        _check_policy_class(type(policy))
+        check_same_spaces("policy", (policy.observation_space, policy.action_space), (observation_space, action_space))
+        built = policy
+    else:
+        chosen = _class_of_alias(policy) if isinstance(policy, str) else policy
+        _check_policy_class(chosen)
+        arguments = dict(policy_kwargs or {})
+        adam = arguments.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
+        if adam and "optimizer_kwargs" not in arguments and device.type in ("cpu", "cuda"):
+            arguments["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
+        build: Any = chosen
+        built = build(observation_space, action_space, lambda _: learning_rate, **arguments)
+    if built.squash_output:
+        raise ValueError(
+            "policy squashes its outputs (squash_output=True), so that it has no Gaussian to compare with."
+        )
+    for group in built.optimizer.param_groups:
+        group["lr"] = learning_rate
+    return built.to(device)
+
+
+def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std: float | None) -> ActionHead:
+    """The head of the policy's action space.
+
+    For a Box the broad Gaussian lies at the middle of the bounds with half their distance as its standard deviation;
+    a dimension without finite bounds has mean 0 and standard deviation 1. `reference_std` replaces the latter.
+
+    Raises:
+        TypeError: the policy's distribution is one of its own that can't be read.
+        ValueError: `reference_std` for another space than a Box, or not above 0.
+    """
+    if not is_maskable(policy) and not isinstance(_unchecked(policy).action_dist, DISTRIBUTIONS):
+        raise TypeError(
+            f"policy has the distribution {type(_unchecked(policy).action_dist).__name__}, which can't be read: "
+            "use one of Stable-Baselines3's."
+        )
+    direct = _is_standard(policy)
+    if isinstance(action_space, spaces.Box):
+        low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
+        high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+        bounded = low.isfinite() & high.isfinite()
+        mean = torch.where(bounded, low / 2 + high / 2, 0.0)
+        std = torch.where(bounded, high / 2 - low / 2, 1.0)
+        if reference_std is not None:
+            std = torch.full_like(std, check_in_range("reference_std", reference_std, 0.0, low_open=True))
+        return GaussianHead(policy, direct, mean.to(policy.device), std.to(policy.device))
+    if reference_std is not None:
+        raise ValueError(f"reference_std={reference_std!r} is for a Box action space, this one is {action_space!r}.")
+    if isinstance(action_space, spaces.Discrete):
+        return CategoricalHead(policy, "discrete", (int(action_space.n),), direct)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return CategoricalHead(policy, "multi_discrete", tuple(action_space.nvec.tolist()), direct)
+    assert isinstance(action_space, spaces.MultiBinary)
+    return CategoricalHead(policy, "multi_binary", (2,) * int(action_space.shape[0]), direct)
+
+
+def is_maskable(policy: BasePolicy) -> bool:
+    """Whether it is one of sb3-contrib's maskable policies, which take `action_masks` in `predict`."""
+    return _has_base(type(policy), "MaskableActorCriticPolicy")
+
+
+def _class_of_alias(name: str) -> type[BasePolicy]:
+    if name not in ALIASES:
+        raise ValueError(f"policy={name!r} is not known: choose one of {', '.join(ALIASES)}, or give a policy class.")
+    return policy_class_by_name(ALIASES[name])
+
+
+def _has_base(policy_class: type, name: str) -> bool:
+    # By name: sb3-contrib is an optional extra, which nothing here should import.
+    return any(base.__name__ == name for base in policy_class.__mro__)
+
+
+def _check_policy_class(policy_class: Any) -> None:
+    is_class = isinstance(policy_class, type)
+    if is_class and _has_base(policy_class, "RecurrentActorCriticPolicy"):
+        raise TypeError(f"policy={policy_class.__name__} is recurrent, which BC does not support yet: use MlpPolicy.")
+    if not is_class or not (
+        issubclass(policy_class, ActorCriticPolicy) or _has_base(policy_class, "MaskableActorCriticPolicy")
+    ):
+        raise TypeError(f"policy={policy_class!r} must be a policy's name or an actor-critic policy class.")
+
+
+def _is_standard(policy: BasePolicy) -> bool:
+    """Whether the actor's layers may be called directly: nothing between them and the distribution was changed."""
+    exact = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
+    if not is_maskable(policy) and type(_unchecked(policy).action_dist) not in exact:
+        return False
+    base: Any = next(
+        base for base in type(policy).__mro__ if base.__name__ in ("ActorCriticPolicy", "MaskableActorCriticPolicy")
+    )
+    own: Any = type(policy)
+    return all(
+        getattr(own, name) is getattr(base, name) for name in ("get_distribution", "_get_action_dist_from_latent")
+    )
+
+
+def _unchecked(policy: BasePolicy) -> Any:
+    return policy
+
+
+def split(
+    demonstrations: Demonstrations | None, validation: Demonstrations | None, fraction: float, seed: int
+) -> tuple[Demonstrations | None, Demonstrations | None]:
+    """`(training, validation)` demonstrations.
+
+    Raises:
+        ValueError: there are validation data and a fraction too, or too few episodes for it.
+    """
+    if fraction == 0.0 or demonstrations is None:
+        return demonstrations, validation
+    if validation is not None:
+        raise ValueError(f"validation and validation_fraction={fraction} are both given: choose one.")
+    return demonstrations.split(fraction, seed)
+
+
+def early_stopping(patience: int | None, fraction: float, validation: Demonstrations | None) -> EarlyStopping | None:
+    """The rule of `early_stopping_patience=`.
+
+    Raises:
+        TypeError, ValueError: it is no whole number of at least 1, or there is nothing to validate on.
+    """
+    if patience is None:
+        return None
+    if validation is None and fraction == 0.0:
+        raise ValueError("early_stopping_patience needs validation data: give validation or validation_fraction.")
+    return EarlyStopping(check_positive_int("early_stopping_patience", patience))

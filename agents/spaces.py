@@ -1,0 +1,139 @@
+"""Environments and spaces, wrapped and checked where they enter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+
+from rlsmooth.data import Demonstrations
+from rlsmooth.data.validation import action_starts
+
+__all__ = ["action_start", "check_all_spaces", "check_same_spaces", "policy_space", "resolve_spaces", "wrap_env"]
+
+
+def wrap_env(name: str, env: GymEnv | str, verbose: int = 0) -> VecEnv:
+    """A vectorised environment, made and wrapped as SB3's algorithms do (Monitor, channel-first images).
+
+    Raises:
+        TypeError: it is neither an id nor an environment.
+        ValueError: no environment of that id is registered, or it can't be made.
+    """
+    if isinstance(env, str):
+        try:
+            return wrap_env(name, gym.make(env), verbose)
+        except gym.error.Error as error:
+            raise ValueError(f"{name}={env!r} can't be made ({error}).") from error
+    if not isinstance(env, (gym.Env, VecEnv)):
+        raise TypeError(f"{name} must be an id, an environment or a VecEnv, got {type(env).__name__} {env!r}.")
+    return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper=True)
+
+
+def resolve_spaces(
+    env_or_spaces: GymEnv | str | tuple[spaces.Space[Any], spaces.Space[Any]] | None,
+    demonstrations: Demonstrations | None,
+    verbose: int,
+) -> tuple[VecEnv | None, spaces.Space[Any], spaces.Space[Any]]:
+    """The environment, if any, and the two spaces that it, the pair or the demonstrations give.
+
+    Raises:
+        TypeError: `env_or_spaces` is none of what it may be.
+        ValueError: there is nothing to take spaces from.
+    """
+    if env_or_spaces is None:
+        if demonstrations is None:
+            raise ValueError("env_or_spaces and demonstrations are both None: one must tell the spaces.")
+        return None, demonstrations.observation_space, demonstrations.action_space
+    if isinstance(env_or_spaces, tuple):
+        if len(env_or_spaces) != 2 or not all(isinstance(space, spaces.Space) for space in env_or_spaces):
+            raise TypeError(f"env_or_spaces={env_or_spaces!r} must be (observation_space, action_space).")
+        return None, env_or_spaces[0], env_or_spaces[1]
+    env = wrap_env("env_or_spaces", env_or_spaces, verbose)
+    return env, env.observation_space, env.action_space
+
+
+def policy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The observation space that the policy sees: images channel-first, as SB3 transposes them.
+
+    Raises:
+        TypeError: a space of another kind, or a Dict in a Dict.
+        ValueError: a Discrete or MultiDiscrete space that does not start at 0, which SB3's policies can't take.
+    """
+    if isinstance(space, spaces.Dict):
+        if any(isinstance(part, spaces.Dict) for part in space.values()):
+            raise TypeError("observation_space is a Dict in a Dict: use gymnasium.wrappers.FlattenObservation.")
+        return spaces.Dict({key: policy_space(part) for key, part in space.items()})
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise TypeError(f"observation_space={space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary.")
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+        raise ValueError(f"observation_space={space!r} must start at 0: subtract its start in a wrapper.")
+    if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        return VecTransposeImage.transpose_space(space)
+    return space
+
+
+def check_same_spaces(
+    name: str, given: tuple[spaces.Space[Any], spaces.Space[Any]], own: tuple[spaces.Space[Any], spaces.Space[Any]]
+) -> None:
+    """Raise ValueError unless the spaces of `name` fit the agent's; the bounds of a Box observation may differ."""
+    observations = (policy_space(given[0]), policy_space(own[0]))
+    for kind, (theirs, ours) in (("observation_space", observations), ("action_space", (given[1], own[1]))):
+        if not _fits(theirs, ours, bounds=kind == "action_space"):
+            raise ValueError(f"{name} has {kind}={theirs!r}, but the agent has {ours!r}: they must be the same.")
+
+
+def check_all_spaces(
+    own: tuple[spaces.Space[Any], spaces.Space[Any]],
+    demonstrations: Demonstrations | None,
+    validation: Demonstrations | None,
+    eval_env: VecEnv | None,
+) -> None:
+    """Raise unless everything that has spaces has the agent's.
+
+    Raises:
+        TypeError: an unsupported space.
+        ValueError: spaces that differ; the message names whose.
+    """
+    _check_action_space(own[1])
+    policy_space(own[0])
+    for name, owner in (
+        ("demonstrations", demonstrations),
+        ("validation", validation),
+        ("eval_env", eval_env),
+    ):
+        if owner is not None:
+            check_same_spaces(name, (owner.observation_space, owner.action_space), own)
+
+
+def action_start(space: spaces.Space[Any]) -> NDArray[Any] | None:
+    """What to add to a policy's actions, which count from 0; None where that is nothing."""
+    start = action_starts(space)
+    if not np.any(start):
+        return None
+    return np.asarray(start[0] if isinstance(space, spaces.Discrete) else start)
+
+
+def _check_action_space(space: spaces.Space[Any]) -> None:
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
+    if isinstance(space, spaces.Box) and np.dtype(space.dtype).kind != "f":
+        raise TypeError(f"action_space={space!r} has whole numbers: use MultiDiscrete, or a Box of floats.")
+    if not isinstance(space, spaces.Box) and len(space.shape or ()) > 1:
+        raise ValueError(f"action_space={space!r} must have one axis: flatten it in a wrapper.")
+
+
+def _fits(theirs: spaces.Space[Any], ours: spaces.Space[Any], *, bounds: bool) -> bool:
+    if isinstance(theirs, spaces.Dict) and isinstance(ours, spaces.Dict):
+        return set(theirs) == set(ours) and all(_fits(theirs[key], ours[key], bounds=bounds) for key in ours)
+    if isinstance(theirs, spaces.Box) and isinstance(ours, spaces.Box):
+        same_kind = np.dtype(theirs.dtype).kind == np.dtype(ours.dtype).kind
+        same_bounds = np.allclose(theirs.low, ours.low) and np.allclose(theirs.high, ours.high) if bounds else True
+        return theirs.shape == ours.shape and same_kind and same_bounds
+    return bool(theirs == ours)

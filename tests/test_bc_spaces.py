@@ -1,0 +1,316 @@
+"""Every action space, observation space and policy class: the head reads what SB3's own distribution says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from rlsmooth.agents import BC
+from rlsmooth.agents.heads import CategoricalHead, GaussianHead
+from rlsmooth.data import Demonstrations
+from rlsmooth.losses import cross_entropy
+
+ROWS = 12
+FLAT = spaces.Box(-np.inf, np.inf, (3,))
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "discrete": spaces.Discrete(3),
+    "discrete_from_5": spaces.Discrete(3, start=5),
+    "multi_discrete": spaces.MultiDiscrete([3, 2]),
+    "multi_discrete_from": spaces.MultiDiscrete([3, 2], start=[4, -1]),
+    "multi_binary": spaces.MultiBinary(3),
+    "box": spaces.Box(-2.0, 1.0, (2,)),
+    "box_matrix": spaces.Box(-np.inf, np.inf, (2, 2)),
+    "one_action": spaces.Discrete(1),
+}
+OBSERVATIONS: dict[str, tuple[spaces.Space[Any], str]] = {
+    "float64": (spaces.Box(-1.0, 1.0, (3,), dtype=np.float64), "MlpPolicy"),
+    "discrete": (spaces.Discrete(4), "MlpPolicy"),
+    "multi_discrete": (spaces.MultiDiscrete([3, 4]), "MlpPolicy"),
+    "multi_binary": (spaces.MultiBinary(5), "MlpPolicy"),
+    "image": (spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8), "CnnPolicy"),
+    "channel_first": (spaces.Box(0, 255, (3, 36, 40), dtype=np.uint8), "CnnPolicy"),
+    "dict": (
+        spaces.Dict(
+            {
+                "vector": spaces.Box(-1.0, 1.0, (2,)),
+                "place": spaces.Discrete(3),
+                "image": spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8),
+            }
+        ),
+        "MultiInputPolicy",
+    ),
+}
+
+
+def draw(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], rows: int = ROWS, **more: Any) -> Any:
+    """Demonstrations of random observations and actions."""
+    observation_space.seed(0)
+    action_space.seed(1)
+    observations = [observation_space.sample() for _ in range(rows)]
+    stacked: Any = (
+        {key: np.stack([row[key] for row in observations]) for key in observation_space}
+        if isinstance(observation_space, spaces.Dict)
+        else np.stack(observations)
+    )
+    return Demonstrations.from_arrays(
+        stacked,
+        np.stack([np.asarray(action_space.sample()) for _ in range(rows)]),
+        observation_space=observation_space,
+        action_space=action_space,
+        episode_ends=[rows // 2, rows],
+        **more,
+    )
+
+
+def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of the demonstrated actions, by SB3."""
+    policy: Any = agent.policy
+    observations, _ = policy.obs_to_tensor(demonstrations.observations)
+    start = 0 if agent._action_start is None else agent._action_start
+    actions = torch.as_tensor(np.asarray(demonstrations.actions) - start)
+    actions = actions.reshape(len(actions), -1).float() if actions.ndim > 1 else actions
+    with torch.no_grad():
+        _, log_probability, entropy = policy.evaluate_actions(observations, actions)
+    return log_probability, entropy
+
+
+def metrics(agent: BC) -> dict[str, float]:
+    """What the next log line says."""
+    return agent.monitor._summary([agent.monitor._monitored()])
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_numbers_are_those_of_sb3s_distribution(name: str, shared: bool) -> None:
+    demonstrations = draw(FLAT, ACTIONS[name])
+    agent = BC(
+        "MlpPolicy",
+        None,
+        demonstrations,
+        smoothing=0.1,
+        policy_kwargs={"share_features_extractor": shared, "ortho_init": False},
+        seed=0,
+        device="cpu",
+    )
+    agent.learn(total_epochs=3)
+    assert agent.head.direct
+    log_probability, entropy = evaluate_actions(agent, demonstrations)
+    found = metrics(agent)
+    assert found["nll_hard"] == pytest.approx(float(-log_probability.mean()), abs=1e-5)
+    assert found["policy_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-5)
+    assert found["prob_true_act"] == pytest.approx(float(log_probability.exp().mean()), abs=1e-5)
+    assert ("accuracy" in found) == (not name.startswith("box"))
+    assert ("entropy_dim1" in found) == name.startswith("multi_discrete")
+    action, _ = agent.predict(demonstrations.observations[0])
+    assert demonstrations.action_space.contains(
+        np.asarray(action, dtype=demonstrations.action_space.dtype)
+        if action.shape
+        else demonstrations.action_space.dtype.type(action)  # type: ignore[union-attr]
+    )
+    batch, _ = agent.predict(demonstrations.observations)
+    assert batch.shape == (ROWS, *demonstrations.action_space.shape)
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_every_observation_space_trains(name: str) -> None:
+    observation_space, policy = OBSERVATIONS[name]
+    demonstrations = draw(observation_space, spaces.Discrete(2))
+    agent = BC(policy, None, demonstrations, smoothing=0.0, learning_rate=1e-2, batch_size=ROWS, seed=0, device="cpu")
+    before = metrics(agent)["nll_hard"]
+    agent.learn(total_batches=5)
+    after = metrics(agent)["nll_hard"]
+    assert after < before
+    log_probability, _ = evaluate_actions(agent, demonstrations)  # images go through SB3's own transposition
+    assert after == pytest.approx(float(-log_probability.mean()), abs=1e-4)
+    first = demonstrations[0:1].observations
+    one = {key: value[0] for key, value in first.items()} if isinstance(first, dict) else first[0]
+    action, _ = agent.predict(one, deterministic=True)
+    assert action.shape == ()
+
+
+@pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary", "box"])
+def test_a_changed_distribution_is_read_instead_of_the_layers(name: str) -> None:
+    class Sharper(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Distribution:
+            return super()._get_action_dist_from_latent(3.0 * latent_pi)
+
+    demonstrations = draw(FLAT, ACTIONS[name])
+    agent = BC(Sharper, None, demonstrations, policy_kwargs={"ortho_init": False}, seed=0, device="cpu")
+    assert not agent.head.direct
+    agent.learn(total_epochs=2)
+    log_probability, entropy = evaluate_actions(agent, demonstrations)
+    assert metrics(agent)["nll_hard"] == pytest.approx(float(-log_probability.mean()), abs=1e-5)
+    assert metrics(agent)["policy_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-5)
+
+
+def test_gsde_is_a_gaussian_that_depends_on_the_state() -> None:
+    demonstrations = draw(FLAT, ACTIONS["box"])
+    agent = BC("MlpPolicy", None, demonstrations, smoothing=0, policy_kwargs={"use_sde": True}, seed=0, device="cpu")
+    assert isinstance(agent.head, GaussianHead)
+    assert not agent.head.direct
+    assert agent._data is not None
+    batch = agent._data.take(torch.arange(ROWS))
+    before = (agent.head.outputs(batch.observations)[0] - batch.labels).abs().mean()
+    agent.learn(total_epochs=50)
+    log_probability, entropy = evaluate_actions(agent, demonstrations)
+    assert metrics(agent)["nll_hard"] == pytest.approx(float(-log_probability.mean()), abs=1e-4)
+    assert metrics(agent)["policy_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-4)
+    # The mean, not the likelihood: SB3 lets no gradient of the standard deviation reach the layers that it depends on.
+    assert (agent.head.outputs(batch.observations)[0] - batch.labels).abs().mean() < 0.7 * before
+
+
+MASKED: dict[str, spaces.Space[Any]] = {name: ACTIONS[name] for name in ("discrete", "multi_discrete", "multi_binary")}
+
+
+def legal_masks(demonstrations: Demonstrations, dims: list[int]) -> np.ndarray:
+    """Random masks under which the demonstrated actions are legal."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((ROWS, sum(dims))) < 0.5
+    labels = np.asarray(demonstrations.actions).reshape(ROWS, -1)
+    offsets = np.cumsum([0, *dims[:-1]])
+    np.put_along_axis(masks, labels + offsets, True, axis=1)
+    return masks
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_maskable_policies_agree_with_sb3_contrib(name: str) -> None:
+    pytest.importorskip("sb3_contrib")
+    dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
+    plain = draw(FLAT, MASKED[name])
+    masks = legal_masks(plain, dims)
+    demonstrations = draw(FLAT, MASKED[name], action_masks=masks)
+    agent = BC(
+        "MaskableMlpPolicy", None, demonstrations, policy_kwargs={"ortho_init": False}, seed=0, device="cpu"
+    ).learn(total_epochs=3)
+    policy: Any = agent.policy
+    with torch.no_grad():
+        _, log_probability, entropy = policy.evaluate_actions(
+            torch.as_tensor(demonstrations.observations),
+            torch.as_tensor(np.asarray(demonstrations.actions)),
+            action_masks=torch.as_tensor(masks),
+        )
+    found = metrics(agent)
+    assert found["nll_hard"] == pytest.approx(float(-log_probability.mean()), abs=1e-5)
+    assert found["policy_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-5)
+    actions, _ = agent.predict(demonstrations.observations, action_masks=masks)
+    labels = np.asarray(actions).reshape(ROWS, -1) + np.cumsum([0, *dims[:-1]])
+    assert np.take_along_axis(masks, labels, axis=1).all()
+
+
+def test_a_plain_policy_learns_under_masks_and_says_that_it_acts_without() -> None:
+    demonstrations = draw(FLAT, ACTIONS["discrete"])
+    demonstrations = draw(FLAT, ACTIONS["discrete"], action_masks=legal_masks(demonstrations, [3]))
+    agent = BC("MlpPolicy", None, demonstrations, seed=0, device="cpu").learn(total_epochs=1)
+    with pytest.raises(ValueError, match="MaskableMlpPolicy"):
+        agent.predict(demonstrations.observations, action_masks=demonstrations.action_masks)
+
+
+def test_masked_rows_have_the_loss_of_their_legal_actions() -> None:
+    """A row with one legal action has loss 0 and no gradient, whatever its logits."""
+    masks = np.zeros((ROWS, 3), dtype=bool)
+    actions = draw(FLAT, ACTIONS["discrete"]).actions
+    masks[np.arange(ROWS), actions] = True
+    demonstrations = draw(FLAT, ACTIONS["discrete"], action_masks=masks)
+    agent = BC("MlpPolicy", None, demonstrations, smoothing=0.3, kl_coef=0.5, seed=0, device="cpu")
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    agent.learn(total_epochs=2)
+    assert metrics(agent)["loss"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics(agent)["entropy_frac"] == 0.0
+    for one, two in zip(before, agent.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_entropy_fraction_leaves_out_rows_without_a_choice() -> None:
+    masks = np.ones((ROWS, 3), dtype=bool)
+    actions = draw(FLAT, ACTIONS["discrete"]).actions
+    masks[:6] = False
+    masks[np.arange(ROWS), actions] = True
+    agent = BC(
+        "MlpPolicy",
+        None,
+        draw(FLAT, ACTIONS["discrete"], action_masks=masks),
+        policy_kwargs={"net_arch": []},
+        seed=0,
+        device="cpu",
+    )
+    with torch.no_grad():
+        nn.init.zeros_(agent.policy.action_net.weight)  # type: ignore[arg-type, union-attr]
+    assert metrics(agent)["entropy_frac"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics(agent)["policy_entropy"] == pytest.approx(0.5 * np.log(3), abs=1e-6)
+
+
+def test_groups_of_components_sum_to_the_joint_loss() -> None:
+    demonstrations = draw(FLAT, ACTIONS["multi_binary"], weights=np.linspace(0.0, 2.0, ROWS))
+    agent = BC("MlpPolicy", None, demonstrations, smoothing=0.2, seed=0, device="cpu")
+    assert isinstance(agent.head, CategoricalHead)
+    assert agent._data is not None
+    batch = agent._data.take(torch.arange(ROWS))
+    assert batch.target is not None
+    outputs = agent.head.outputs(batch.observations)
+    loss = agent.head.loss(outputs, batch, batch.target, 0.0, "mean")
+    targets = 0.8 * np.asarray(demonstrations.actions) + 0.1
+    logits = agent.policy.get_distribution(batch.observations).distribution.logits  # type: ignore[operator]
+    per_bit = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.as_tensor(targets, dtype=torch.float32), reduction="none"
+    )
+    weights = torch.linspace(0.0, 2.0, ROWS)
+    torch.testing.assert_close(loss, (per_bit.sum(-1) * weights).sum() / weights.sum())
+    assert cross_entropy(outputs[0], batch.target[0], reduction="none").shape == (ROWS, 3)  # type: ignore[index, arg-type]
+
+
+class Unreadable(ActorCriticPolicy):
+    """Has a distribution of its own."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.action_dist = type("Mine", (), {})()  # type: ignore[assignment]
+
+
+def test_unsupported_policies_and_spaces_are_refused() -> None:
+    demonstrations = draw(FLAT, ACTIONS["box"])
+    with pytest.raises(ValueError, match="squash"):
+        BC("MlpPolicy", None, demonstrations, policy_kwargs={"use_sde": True, "squash_output": True}, device="cpu")
+    with pytest.raises(TypeError, match="Mine"):
+        BC(Unreadable, None, demonstrations, device="cpu")
+    with pytest.raises(TypeError, match="actor-critic"):
+        BC(nn.Linear, None, demonstrations, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Mlp"):
+        BC("NoSuchPolicy", None, demonstrations, device="cpu")
+    contrib = pytest.importorskip("sb3_contrib.common.recurrent.policies")
+    with pytest.raises(TypeError, match="recurrent"):
+        BC(contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
+    with pytest.raises(TypeError, match="whole numbers"):
+        BC("MlpPolicy", (FLAT, spaces.Box(0, 3, (2,), dtype=np.int64)), None, device="cpu")
+    with pytest.raises(TypeError, match="Tuple"):
+        BC("MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
+    with pytest.raises(ValueError, match="one axis"):
+        BC("MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
+    with pytest.raises(ValueError, match="start at 0"):
+        BC("MlpPolicy", (spaces.Discrete(3, start=1), spaces.Discrete(2)), None, device="cpu")
+    nested = spaces.Dict({"a": spaces.Dict({"b": FLAT})})
+    with pytest.raises(TypeError, match="Dict in a Dict"):
+        BC("MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary", "box"])
+def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.device, tmp_path: Path) -> None:
+    demonstrations = draw(FLAT, ACTIONS[name], weights=np.linspace(0.0, 1.0, ROWS))
+    arguments: dict[str, Any] = {"kl_coef": 0.1, "smoothing": "lin_0.2", "max_grad_norm": 1.0, "amp": amp, "seed": 0}
+    agent = BC("MlpPolicy", None, demonstrations, device=device, checkpoint_folder=tmp_path, batch_size=5, **arguments)
+    agent.learn(total_epochs=2)
+    resumed = BC.resume(tmp_path, None, demonstrations, device=device)
+    for one, two in zip(agent.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert one.device.type == two.device.type == device.type
+        assert torch.equal(one, two)
+    assert np.isfinite(list(metrics(agent).values())).all()
+    action, _ = agent.predict(demonstrations.observations)
+    assert len(action) == ROWS
