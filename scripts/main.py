@@ -1,5 +1,51 @@
-"""The `rlsmooth` command."""
+"""The `rlsmooth` command: `rlsmooth <command> --help` lists the options of each."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from rlsmooth import __version__
+from rlsmooth.scripts.command import fail, run_command
+
+COMMANDS = {
+    "bc": "train behaviour cloning and write agent, report and logs",
+    "record": "record demonstrations of a trained agent, or of an expert that is trained first",
+    "evaluate": "run a saved agent and print its returns",
+    "plot": "draw the report of a run again, or compare several",
+}
 
 
-def main() -> None:
-    """Run the command that the arguments name."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (those of the process, if None) name; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        print(usage(), file=sys.stderr)
+        return 2
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"rlsmooth {__version__}")
+        return 0
+    if command not in COMMANDS:
+        return fail("rlsmooth", f"{command!r} is no command: choose one of {', '.join(COMMANDS)}.")
+    # Imported only now: `rlsmooth --help` needs no torch, and no command needs another's libraries.
+    module = importlib.import_module(f"rlsmooth.scripts.{command}")
+    return run_command(command, module.Args, module.main, rest)
+
+
+def usage() -> str:
+    """What `rlsmooth --help` prints."""
+    lines = "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    return (
+        "usage: rlsmooth COMMAND [OPTIONS]\n\n"
+        f"Policies with smoothed targets.\n\ncommands:\n{lines}\n\n"
+        "rlsmooth COMMAND --help lists the options; rlsmooth --version prints the version."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

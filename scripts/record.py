@@ -20,6 +20,8 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data import record
+from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.run_folder import new_run_folder
 
 Algorithm = Literal["a2c", "bc", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo"]
 CONTRIB = {"ppo_lstm": "RecurrentPPO", "ppo_mask": "MaskablePPO", "qrdqn": "QRDQN", "tqc": "TQC", "trpo": "TRPO"}
@@ -70,11 +72,15 @@ def main(args: Args) -> Path:
     """
     if (args.trained_agent is None) == (args.n_timesteps == 0):
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
+    # Imported here: the arguments can be listed without waiting for torch. The first one registers our environments.
+    import rlsmooth.envs  # noqa: F401
+    from rlsmooth.agents.bc_setup import is_maskable
+
     try:
         gym.spec(args.env)
     except gym.error.Error as error:
         raise ValueError(f"env={args.env!r} is not known: {error}") from error
-    folder = _new_folder(args) if args.output is None or args.n_timesteps else None
+    folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"
     check_writable_folder("output", output.parent)
     provenance: dict[str, Any] = {"command": _command(args), "versions": _versions()}
@@ -95,6 +101,7 @@ def main(args: Args) -> Path:
         args.seed,
         deterministic=not args.stochastic,
         n_envs=min(args.n_envs, args.n_episodes),
+        action_masks=args.algo != "bc" or is_maskable(agent.policy),
         progress=args.progress,
     )
     lowest = float(demonstrations.episode_returns().min())
@@ -164,13 +171,6 @@ def _load_agent(args: Args) -> Any:
         raise ValueError(f"trained_agent={str(path)!r} can't be loaded as {args.algo}: {error}") from error
 
 
-def _new_folder(args: Args) -> Path:
-    parent = check_writable_folder("log_folder", args.log_folder / "record")
-    name = args.env.replace("/", "-")
-    taken = [int(end) for path in parent.glob(f"{name}_*") if (end := path.name.rpartition("_")[2]).isdigit()]
-    return check_writable_folder("log_folder", parent / f"{name}_{max(taken, default=0) + 1}")
-
-
 def _command(args: Args) -> str:
     """The options that differ from the defaults, without the paths, which mean nothing elsewhere."""
     words = ["rlsmooth record"]
@@ -187,7 +187,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except ValueError as problem:
-        sys.exit(f"error: {problem}")
+    sys.exit(run_command("record", Args, main))

@@ -1,0 +1,53 @@
+"""How a script becomes a command: arguments in, one clear line out if they are wrong. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+__all__ = ["fail", "run_command"]
+
+ArgsT = TypeVar("ArgsT")
+
+# What wrong input raises. Ours are ValueError (SafeFileError and DemonstrationsFileError among them), TypeError and, of
+# a loss that became NaN, ArithmeticError; OSError is a full disk, ImportError an extra that is not installed.
+EXPECTED = (ValueError, TypeError, ArithmeticError, OSError, ImportError)
+
+
+def run_command(
+    name: str,
+    args_type: type[ArgsT],
+    main: Callable[[ArgsT], object],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse `arguments` (those of the process, if None) and call `main`; return the exit code.
+
+    0: done. 2: wrong arguments or input, told in one line on stderr (all of the traceback with `RLSMOOTH_TRACEBACK=1`).
+    130: interrupted.
+    """
+    program = f"rlsmooth {name}"
+    args = tyro.cli(args_type, prog=program, args=arguments)  # exits with 2 itself
+    try:
+        main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        if os.environ.get("RLSMOOTH_TRACEBACK") == "1":
+            raise
+        return fail(program, f"{error}" or type(error).__name__)
+    return 0
+
+
+def fail(program: str, message: str) -> int:
+    """Print the one line and return the exit code."""
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,117 @@
+"""Evaluate a saved agent: returns, episode lengths and entropy, deterministic and sampled.
+
+rlsmooth evaluate -i logs/bc/CartPole-v1_1/agent.zip
+rlsmooth evaluate -i agent.zip --env CartPole-v1 --demonstrations cartpole-v1 --json evaluation.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.run_folder import plain, read_settings, versions, write_json
+
+alias = tyro.conf.arg
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Play a saved agent, and measure its calibration if demonstrations are given."""
+
+    trained_agent: Annotated[Path, alias(aliases=["-i"])]
+    """The agent.zip, or the folder of the run that wrote it."""
+    env: str | None = None
+    """The environment's id. Default: the one that the config.json beside the agent names."""
+    eval_episodes: int = 20
+    """How many episodes to play deterministically, and how many sampled."""
+    n_envs: int = 20
+    """How many environments to play in."""
+    seed: int = 0
+    """Seeds the environments and the sampled actions."""
+    demonstrations: str | None = None
+    """Measure accuracy, likelihood and calibration on these: a shipped set's name, an .npz or a folder."""
+    json: Path | None = None
+    """Write all numbers to this file."""
+    device: str = "auto"
+    """Where the agent runs: auto, cpu, cuda."""
+    num_threads: int = 1
+    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
+    progress: Annotated[bool, alias(aliases=["-P"])] = False
+    """Show progress bars."""
+
+
+def main(args: Args) -> dict[str, dict[str, float]]:
+    """Play, measure, print, and return the numbers: by column of the table, by name.
+
+    Raises:
+        ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
+    """
+    path = args.trained_agent / "agent.zip" if args.trained_agent.is_dir() else args.trained_agent
+    if not path.is_file():
+        raise ValueError(f"trained_agent={str(args.trained_agent)!r} is neither an agent's file nor a run's folder.")
+    env = args.env or _env_of_run(path)
+    check_positive_int("eval_episodes", args.eval_episodes)
+    if args.json is not None:
+        check_writable_folder("json", args.json.parent)
+    # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
+    from rlsmooth.agents import BC, load_agent_file
+    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.data import load_demonstrations, record
+    from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
+    from rlsmooth.scripts.measure import measure
+    from rlsmooth.scripts.results import print_evaluation
+
+    limit_threads(args.num_threads)
+    kinds = {"bc": BC}
+    kind = load_agent_file(path, device="cpu").kind
+    if kind not in kinds:
+        raise ValueError(f"{str(path)!r} holds a {kind!r} agent: this command knows {', '.join(kinds)}.")
+    envs = make_envs(env, min(check_positive_int("n_envs", args.n_envs), args.eval_episodes), args.seed)
+    agent = kinds[kind].load(path, envs, device=check_device(args.device))
+    given = None if args.demonstrations is None else load_demonstrations(args.demonstrations)
+
+    found: dict[str, dict[str, float]] = {}
+    for name, deterministic in (("deterministic", True), ("sampled", False)):
+        played = record(
+            agent,
+            envs,
+            args.eval_episodes,
+            args.seed,
+            deterministic=deterministic,
+            action_masks=is_maskable(agent.policy),
+            progress=args.progress,
+        )
+        on_states, _ = measure(agent, played)
+        returns, lengths = played.episode_returns(), played.episode_lengths()
+        found[name] = {
+            "mean_reward": float(returns.mean()),
+            "std_reward": float(returns.std()),
+            "min_reward": float(returns.min()),
+            "mean_ep_length": float(lengths.mean()),
+            **{key: on_states[key] for key in ("policy_entropy", "entropy_frac", "kl_uniform") if key in on_states},
+        }
+    envs.close()
+    if given is not None:
+        found["demonstrations"], _ = measure(agent, given)
+    print_evaluation(f"{path}, {args.eval_episodes} episodes of {env}", found)
+    if args.json is not None:
+        write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})
+        print(f"written to {args.json}")
+    return found
+
+
+def _env_of_run(path: Path) -> str:
+    try:
+        return str(read_settings(path.parent, "bc")["env"])
+    except (ValueError, KeyError) as error:
+        raise ValueError("no config.json beside the agent names an environment: give --env.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("evaluate", Args, main))

@@ -1,0 +1,74 @@
+"""`metrics.csv`: what SB3's logger records, a row for each dump, with its step; a resumed run goes on in it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import CSVOutputFormat
+
+__all__ = ["MetricsFile", "read_metrics"]
+
+STEP = "step"
+
+
+class MetricsFile(CSVOutputFormat):
+    """SB3's CSV format with the step as its first column, and with the rows that are there already.
+
+    Args:
+        path: the file.
+        last_step: rows after this step are left out: a run that was killed had logged them after its last checkpoint,
+            and logs them again. None starts an empty file.
+
+    The new file takes the place of the old one when it is complete, so that being killed here loses nothing.
+    """
+
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
+        kept = [] if last_step is None else [row for row in _rows(path) if row[STEP] <= last_step]
+        unfinished = path.with_name(f".{path.name}.tmp")
+        super().__init__(str(unfinished))
+        for row in kept:
+            step = int(row.pop(STEP))
+            self.write(dict(row), {}, step)
+        self.file.flush()
+        unfinished.replace(path)  # the open file goes along
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Add a row; called by the logger."""
+        values = {STEP: step, **dict(sorted(key_values.items()))}
+        if not self.keys:  # SB3 adds columns in the order of a set, which differs from run to run
+            self.keys = [key for key in values if "csv" not in key_excluded.get(key, ())]
+            self.file.write(",".join(self.keys) + "\n")
+        super().write(values, {key: key_excluded.get(key, ()) for key in values}, step)
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """The curves of a `metrics.csv`: by column, steps and values. Empty if there is no such file."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for row in _rows(path):
+        for name, value in row.items():
+            if name != STEP and math.isfinite(value):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(row[STEP])
+                values.append(value)
+    return curves
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The numbers of each row. A last row that a killed run left incomplete, with too few columns, is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        raw = [row for row in reader if all(value is not None for value in row.values())]
+    rows = [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in raw]
+    return [row for row in rows if STEP in row]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,52 @@
+"""Draw a run's report again, or compare several runs.
+
+rlsmooth plot logs/bc/CartPole-v1_1
+rlsmooth plot logs/bc/CartPole-v1_* --output comparison.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.scripts.command import run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Draw the report of one run, or one figure that compares several."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """The runs' folders. A run that has not ended is drawn as far as it is."""
+    output: Path | None = None
+    """The picture: .png, .svg or .pdf. Default: report.png in the run's folder, or comparison.png here."""
+
+
+def main(args: Args) -> Path:
+    """Draw, and return the picture's path.
+
+    Raises:
+        ValueError: a folder is none of a run, or the picture can't be written.
+    """
+    if not args.folders:
+        raise ValueError("name at least one folder of a run.")
+    # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
+    from rlsmooth.scripts.figures import comparison_figure, report_figure, save_figure
+    from rlsmooth.scripts.report import load_report
+
+    reports = [load_report(folder) for folder in args.folders]
+    alone = len(reports) == 1
+    output = args.output or (args.folders[0] / "report.png" if alone else Path("comparison.png"))
+    check_writable_folder("output", output.parent)
+    save_figure(output, report_figure(reports[0]) if alone else comparison_figure(reports))
+    print(f"drawn to {output}")
+    return output
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("plot", Args, main))

@@ -1,0 +1,125 @@
+"""A run's folder: `logs/<algo>/<env>_<n>/`, its numbering, and the files that say how the run was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rlsmooth.atomic import write_bytes_atomically
+
+__all__ = ["new_run_folder", "plain", "read_json", "read_settings", "versions", "write_json", "write_settings"]
+
+LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
+
+
+def new_run_folder(log_folder: Path, algo: str, env: str) -> Path:
+    """Make `<log_folder>/<algo>/<env>_<n>/` with the number after the highest one taken.
+
+    Two runs that start at once get two folders: making a folder that is there already fails, whoever was first.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    parent = log_folder.expanduser() / algo
+    name = env.replace("/", "-").replace(":", "-")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((_number(path.name, name) for path in parent.iterdir()), default=0)
+        while not _made(parent / f"{name}_{number}"):
+            number += 1
+    except OSError as error:
+        raise ValueError(
+            f"log_folder={str(log_folder)!r} can't be written to ({error.strerror}): name another folder."
+        ) from error
+    return parent / f"{name}_{number}"
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _number(taken: str, name: str) -> int:
+    start, _, end = taken.rpartition("_")
+    return int(end) if start == name and end.isascii() and end.isdigit() else 0
+
+
+def write_settings(folder: Path, command: str, args: Any) -> None:
+    """Write `config.json` (all arguments, and the versions) and `command.txt` (what to type to get the same run)."""
+    settings = {"command": command, "arguments": plain(dataclasses.asdict(args)), "versions": versions()}
+    write_json(folder / "config.json", settings)
+    write_bytes_atomically(folder / "command.txt", f"{command_line(command, args)}\n".encode())
+
+
+def read_settings(folder: Path, command: str) -> dict[str, Any]:
+    """The arguments in a run's `config.json`.
+
+    Raises:
+        ValueError: there is no such folder or file, or another command wrote it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} is no folder of a run: it has no config.json.")
+    settings = read_json(path)
+    if settings.get("command") != command or not isinstance(settings.get("arguments"), dict):
+        raise ValueError(f"{str(path)!r} was not written by `rlsmooth {command}`.")
+    return dict(settings["arguments"])
+
+
+def command_line(command: str, args: Any) -> str:
+    """The options that differ from the defaults, ready for a shell."""
+    words = ["rlsmooth", command]
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if value == field.default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{option}")
+        else:
+            parts = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option}", *(str(part) for part in parts)]
+    return shlex.join(words)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is not there or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(path)!r} holds no JSON object.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    write_bytes_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries that decide a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def plain(value: Any) -> Any:
+    """Paths and tuples as JSON has them."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
