@@ -1,0 +1,1 @@
+"""Benchmarks beside other libraries, each with its committed result in `results/`."""
