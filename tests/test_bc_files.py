@@ -191,6 +191,7 @@ SCRIPT = """
     torch.set_num_threads(1)
     from rlsmooth.agents import BC
     from rlsmooth.data import cartpole_v1
+    from rlsmooth.training import checkpoint_steps
     from stable_baselines3.common.torch_layers import FlattenExtractor
 
     class Dropping(FlattenExtractor):  # draws from torch's generator in every forward pass
@@ -224,9 +225,11 @@ SCRIPT = """
 
     assert os.waitpid(start("whole"), 0)[1] == 0
     moments = random.Random(0)
-    for _ in range(4):
+    for goal in (0, 70, 140, 210):  # batches: a fixed time would be too early or too late on another machine
         process = start("killed")
-        time.sleep(moments.uniform(0.1, 0.35))
+        while max([0, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.03))
         os.kill(process, signal.SIGKILL)
         print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
     assert os.waitpid(start("killed"), 0)[1] == 0
@@ -243,7 +246,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert "killed" in lines
+    assert lines.count("killed") == 4, lines
     assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
