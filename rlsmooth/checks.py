@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection
 from pathlib import Path
 
@@ -26,12 +27,12 @@ def check_in_range(
     high_open: bool = False,
 ) -> float:
     """Return `value` as a float, or raise: TypeError if it is no number, ValueError if it is not finite or outside."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # numpy's scalars are Real
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
     number = float(value)
     below = number <= low if low_open else number < low
     above = number >= high if high_open else number > high
-    if not math.isfinite(number) or below or above:
+    if not -math.inf < number < math.inf or below or above:  # not math.isfinite, which no compiler can trace
         interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
         raise ValueError(f"{name}={value!r} must be a finite number in {interval}.")
     return number

@@ -218,9 +218,6 @@ def test_functional_transforms_raise() -> None:
         torch.func.grad(lambda x: cross_entropy(x, TARGET))(LOGITS)
 
 
-# What follows is known to be missing.
-
-
 @pytest.mark.parametrize("name", WITH_WEIGHT)
 def test_weight_that_is_a_number(name: str) -> None:
     with pytest.raises(TypeError, match="weight"):

@@ -350,9 +350,6 @@ def test_kl_and_entropy_take_no_notice_of_what_is_impossible(layer: str, device:
     assert entropy(row(2.0, 1.0, -INF, device=device)).item() == pytest.approx(expected, abs=1e-14)
 
 
-# What follows is known to be wrong.
-
-
 @pytest.mark.parametrize("kind", ["weightless parent", "negative label", "others", "others alone"])
 def test_atoms_that_the_background_outweighs(kind: str, device: torch.device) -> None:
     parents, shares = torch.tensor([[0, 2]], device=device), row(1.0, 0.0, device=device)

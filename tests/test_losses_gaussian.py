@@ -193,9 +193,6 @@ def test_no_gradient_flows_into_the_reference(device: torch.device) -> None:
     assert not gaussian_cross_entropy(mean, log_std, target).requires_grad
 
 
-# What follows is known to be wrong.
-
-
 def test_very_narrow_policy_at_its_action(device: torch.device) -> None:
     mean = torch.zeros(1, 1, device=device)
     log_std = torch.tensor([-50.0], device=device)

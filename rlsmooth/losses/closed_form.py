@@ -98,25 +98,32 @@ def sum_atoms(values: Tensor) -> Tensor:
     return values.squeeze(-1) if values.shape[-1] == 1 else values.sum(-1)
 
 
+def once_a_class(indices: Tensor, values: Tensor) -> Tensor:
+    """`values` at the first atom of each class, 0 at its repeats, `[B, A]`."""
+    if indices.shape[-1] == 1:
+        return values
+    repeats = (indices.unsqueeze(-1) == indices.unsqueeze(-2)).tril(-1).any(-1)
+    return values.masked_fill(repeats, 0.0)
+
+
 def inner_with_target(shifted: Tensor, target: Target, weights: Weights) -> Tensor:
     """`<q, c> = sum_i w_i · c[a_i] + b · <r, c>`, `[B]`.
 
     An atom may take off what the background puts on its class. Where that class is impossible, `-inf` and `+inf` would
-    meet: there the atom stands for the class's whole `q`, and `<r, c>` leaves it out. Most targets are known to have
-    no such atoms and skip this.
+    meet, and where it is masked by -1e8 the rest would drown in rounding: an atom stands for its class's whole `q`
+    there, and `<r, c>` leaves the class out. Most targets are known to have no such atoms and skip this.
     """
     has_atoms, atoms = bool(target.atom_indices.shape[-1]), weights.atoms
     at_atoms = shifted.gather(-1, target.atom_indices)
     result: Tensor | None = None
     if weights.background is not None and target.reference is not None:
         if has_atoms and target.weights_may_cancel:
-            impossible = at_atoms.isneginf()
-            atoms = torch.where(impossible, target.at_atoms().to(atoms.dtype), atoms)
+            atoms = once_a_class(target.atom_indices, target.at_atoms().to(atoms.dtype))
             if torch.compiler.is_compiling():
-                places = torch.zeros_like(shifted, dtype=torch.bool).scatter(-1, target.atom_indices, impossible)
+                places = torch.zeros_like(shifted, dtype=torch.bool).scatter(-1, target.atom_indices, True)
                 inner = inner_with_reference(shifted.masked_fill(places, 0.0), target.reference)
             else:  # in place, and put back
-                shifted.scatter_(-1, target.atom_indices, at_atoms.masked_fill(impossible, 0.0))
+                shifted.scatter_(-1, target.atom_indices, 0.0)
                 inner = inner_with_reference(shifted, target.reference)
                 shifted.scatter_(-1, target.atom_indices, at_atoms)
         else:

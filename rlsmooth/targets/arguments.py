@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = [
     "check_mask",
     "check_probabilities",
     "first_row",
+    "from_array",
     "to_labels",
     "values_can_be_checked",
 ]
@@ -51,6 +52,19 @@ def at(index: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, index))}]" if index else ""
 
 
+def from_array(values: Any) -> Any:
+    """A numpy array as a tensor (a copy: it may be read-only, as a memory-mapped file's); anything else as it is.
+
+    Recognised by what torch makes of it, so that this floor needs no numpy.
+    """
+    if values is None or isinstance(values, (Tensor, bool, int, float, str, list, tuple, dict)):
+        return values
+    try:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError):  # no array: the caller says what it wants
+        return values
+
+
 def to_labels(labels: Labels, name: str = "labels") -> Tensor:
     """Labels as int64.
 
@@ -61,7 +75,7 @@ def to_labels(labels: Labels, name: str = "labels") -> Tensor:
         tensor = labels
     else:
         try:
-            tensor = torch.as_tensor(labels)
+            tensor = torch.tensor(labels)  # a copy: arrays may be read-only
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be whole numbers: {error}.") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -110,12 +124,13 @@ def broadcast_alpha(alpha: Alpha, labels: Tensor) -> Tensor:
 
 
 def broadcast_mask(mask: Tensor, batch_shape: torch.Size, num_classes: int) -> Tensor:
-    """`mask` expanded to `[..., K]`.
+    """`mask`, a tensor or an array (Gymnasium's and sb3-contrib's masks are arrays), expanded to `[..., K]`.
 
     Raises:
         TypeError: it is not bool.
         ValueError: it does not broadcast to `[..., K]`.
     """
+    mask = from_array(mask)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a bool tensor (True = legal), got {kind}: use mask.bool() for 0/1 masks.")

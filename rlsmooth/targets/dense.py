@@ -17,6 +17,7 @@ from rlsmooth.targets.arguments import (
     check_mask,
     check_probabilities,
     first_row,
+    from_array,
     to_labels,
     values_can_be_checked,
 )
@@ -42,6 +43,7 @@ def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = Tr
         >>> from_probs(torch.tensor([[0.25, 0.75]])).entropy()
         tensor([0.5623], dtype=torch.float64)
     """
+    probs = from_array(probs)
     _check_float("probs", probs)
     if values_can_be_checked(validate):
         check_probabilities("probs", probs, "give probs / probs.sum(-1, keepdim=True)")
@@ -73,6 +75,7 @@ def visit_counts(
         tensor([[0.1000, 0.9000]])
     """
     temperature = check_in_range("temperature", temperature, 0.0)
+    counts = from_array(counts)
     if not isinstance(counts, Tensor):
         raise TypeError(f"counts must be a tensor of numbers [..., K], got {type(counts).__name__}.")
     if counts.ndim == 0 or counts.dtype == torch.bool or counts.is_complex():
@@ -115,6 +118,7 @@ def boltzmann(
         >>> boltzmann(torch.tensor([[0.0, 1.0]])).dense()
         tensor([[0.2689, 0.7311]])
     """
+    q_values = from_array(q_values)
     _check_float("q_values", q_values)
     return _whole(_softmax("q_values", q_values, temperature, mask, validate=validate), q_values)
 
@@ -149,6 +153,7 @@ def teacher(
         >>> teacher(torch.tensor([[0.0, 1.0]]), labels=torch.tensor([0]), alpha=0.5).dense()
         tensor([[0.6345, 0.3655]])
     """
+    logits = from_array(logits)
     _check_float("logits", logits)
     reference = _softmax("logits", logits, temperature, mask, validate=validate)
     if labels is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
-from rlsmooth.targets.arguments import first_row, values_can_be_checked
+from rlsmooth.targets.arguments import first_row, from_array, values_can_be_checked
 from rlsmooth.targets.special import regularised_incomplete_beta
 
 __all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "check_ordinal_parameters", "off_label_rows", "ordinal_kernel"]
@@ -29,6 +29,7 @@ def off_label_rows(kernel: Tensor, name: str = "kernel") -> Tensor:
         TypeError: it is not a floating-point tensor.
         ValueError: it is not square, has a bad value, or a row with no similarity to any other class.
     """
+    kernel = from_array(kernel)
     if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
         kind = str(kernel.dtype) if isinstance(kernel, Tensor) else type(kernel).__name__
         raise TypeError(f"{name} must be a floating-point tensor [K, K], got {kind}.")

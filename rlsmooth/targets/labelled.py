@@ -19,6 +19,7 @@ from rlsmooth.targets.arguments import (
     check_mask,
     check_probabilities,
     first_row,
+    from_array,
     to_labels,
     values_can_be_checked,
 )
@@ -142,6 +143,7 @@ def prior(
         tensor([[0.9000, 0.0500, 0.0500]])
     """
     labels = to_labels(labels)
+    prior = from_array(prior)
     if not isinstance(prior, Tensor) or not prior.is_floating_point():
         kind = str(prior.dtype) if isinstance(prior, Tensor) else type(prior).__name__
         raise TypeError(
@@ -245,6 +247,7 @@ def mixture(
     if weights is None:
         shares = torch.full((), 1 / num_parents, dtype=dtype, device=parents.device).expand(parents.shape)
     else:
+        weights = from_array(weights)
         if not isinstance(weights, Tensor):
             raise TypeError(f"weights must be a floating-point tensor [..., P], got {type(weights).__name__}.")
         if not weights.is_floating_point() or weights.shape not in (parents.shape, (num_parents,)):
@@ -298,7 +301,7 @@ def sparse(indices: Tensor, weights: Tensor, num_classes: int, *, validate: bool
         >>> sparse(torch.tensor([[3, 1]]), torch.tensor([[0.75, 0.25]]), 4).dense()
         tensor([[0.0000, 0.2500, 0.0000, 0.7500]])
     """
-    indices = to_labels(indices, "indices")
+    indices, weights = to_labels(indices, "indices"), from_array(weights)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         raise TypeError(f"weights must be a floating-point tensor, got {getattr(weights, 'dtype', type(weights))}.")
     if indices.shape != weights.shape or indices.ndim == 0:

@@ -60,10 +60,7 @@ class Reference:
             if self.kind == "rows":
                 assert self.rows is not None
                 base = take_rows(base, self.rows)
-            base = base.to(dtype)
-            if self.kind == "logits":
-                assert self.shift is not None
-                base = ((base - self.shift.to(dtype).unsqueeze(-1)) / self.temperature).exp()
+            base = self._softmax_terms(base, dtype) if self.kind == "logits" else base.to(dtype)
             if self.mask is not None:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
@@ -88,13 +85,18 @@ class Reference:
             assert self.rows is not None
             base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices).to(dtype)
         else:
-            base = self.values.gather(-1, indices).to(dtype)
-            if self.kind == "logits":
-                assert self.shift is not None
-                base = ((base - self.shift.to(dtype).unsqueeze(-1)) / self.temperature).exp()
+            base = self.values.gather(-1, indices)
+            base = self._softmax_terms(base, dtype) if self.kind == "logits" else base.to(dtype)
         if self.mask is not None:
             base = base.masked_fill(~self.mask.gather(-1, indices), 0.0)
         return base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+
+    def _softmax_terms(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """`exp((values - shift) / temperature)`, the difference taken in the wider dtype: float32 has no 1e8 + 1."""
+        assert self.shift is not None
+        wide = torch.promote_types(values.dtype, dtype)
+        exponents = (values.to(wide) - self.shift.to(wide).unsqueeze(-1)) / self.temperature
+        return exponents.exp().to(dtype)
 
     def entropy(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`-sum_k r(k) log r(k)` in nats, broadcasting over the batch; from `[K]` or `[R, K]` where that is all."""

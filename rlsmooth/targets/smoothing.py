@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice
-from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, to_labels
+from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, from_array, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
 from rlsmooth.targets.reference import weight_dtype
@@ -65,12 +66,14 @@ class Smoothing:
         check_choice("spread", self.spread, ("all", "others"))
         if isinstance(self.reference, str):
             check_choice("reference", self.reference, ("uniform", *ORDINAL_SCHEMES))
-        elif isinstance(self.reference, Tensor):
+        elif not isinstance(self.reference, Tree):
+            object.__setattr__(self, "reference", from_array(self.reference))
+        if isinstance(self.reference, Tensor):
             if self.reference.ndim == 1:
                 check_probabilities("reference", self.reference, "give counts / counts.sum()")
             else:
                 off_label_rows(self.reference, "reference")
-        elif not isinstance(self.reference, Tree):
+        elif not isinstance(self.reference, (str, Tree)):
             raise TypeError(
                 f"reference must be a name, a tensor ([K] prior or [K, K] kernel) or a Tree, got "
                 f"{type(self.reference).__name__}."
@@ -85,6 +88,9 @@ class Smoothing:
             check_alpha(self.alpha, self.alpha.shape, values=True)
         elif not callable(self.alpha):
             check_alpha(self.alpha, torch.Size(), values=True)
+            object.__setattr__(self, "alpha", float(self.alpha))  # JSON can't hold numpy's scalars
+        for name in ("decay", "power", "width", "concentration"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def is_off(self) -> bool:
@@ -241,7 +247,7 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
     """
     if isinstance(value, Smoothing):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, numbers.Real)):
         raise TypeError(f'smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} {value!r}.')
     return Smoothing(alpha=value)
 

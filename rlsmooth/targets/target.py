@@ -9,6 +9,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from rlsmooth.targets.arguments import from_array
 from rlsmooth.targets.reference import Reference, check_broadcast, take_rows, weight_dtype
 
 __all__ = ["Target"]
@@ -118,7 +119,7 @@ class Target:
         return weights + self.background_weight.unsqueeze(-1) * self.reference.at(self.atom_indices, weights.dtype)
 
     def mass(self) -> Tensor:
-        """`sum_k q(k)`, `[...]`: 1 for every builder, less or more after `scale` and `weight_classes`."""
+        """`sum_k q(k)`, `[...]`: 1 for every builder but `sparse`, to 1e-4; less or more once weighed."""
         total = self.atom_weights.sum(-1)
         if self.background_weight is not None and self.reference is not None:
             reference_mass = self.reference.mass()
@@ -196,6 +197,7 @@ class Target:
         Raises:
             ValueError: `weights` is not of shape `[K]`.
         """
+        weights = from_array(weights)
         if not isinstance(weights, Tensor):
             raise TypeError(f"weights must be a tensor [K], got {type(weights).__name__}.")
         if weights.shape != (self.num_classes,):
@@ -242,6 +244,7 @@ class Target:
         )
 
     def _weights_like(self, name: str, weights: Tensor | float) -> Tensor:
+        weights = from_array(weights)
         if isinstance(weights, Tensor):
             factor = weights.detach().to(self.device, self.atom_weights.dtype)
         else:
