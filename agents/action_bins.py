@@ -63,7 +63,7 @@ class ActionBins:
         """The middles of bins `[..., D]`, in the Box's shape and dtype."""
         low, width = self._low_and_width()
         actions = low + (places.astype(np.float64) + 0.5) / self.num_bins * width
-        return actions.astype(self.box.dtype).reshape(*places.shape[:-1], *(self.box.shape or ()))
+        return actions.astype(self.box.dtype).reshape((*places.shape[:-1], *(self.box.shape or ())))
 
     def _low_and_width(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert isinstance(self.box, spaces.Box)

@@ -21,7 +21,7 @@ from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.action_bins import ActionBins
 from rlsmooth.agents.bc_data import TrainingRows
 from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.bc_files import SavedModel, write_checkpoint, write_resume_file
+from rlsmooth.agents.bc_files import SavedModel, begin_checkpoints
 from rlsmooth.agents.bc_metrics import l2_norm
 from rlsmooth.agents.bc_monitor import Monitor
 from rlsmooth.agents.bc_targets import ReferenceLike, action_target, as_references, as_smoothings, refuse_row_alphas
@@ -147,7 +147,9 @@ class BC(SavedModel):
         self.validation_fraction = check_in_range("validation_fraction", validation_fraction, 0.0, 1.0, high_open=True)
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         self.device = get_device(device)
-        self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
+        self.tensorboard_log = None
+        if tensorboard_log is not None:
+            self.tensorboard_log = str(check_writable_folder("tensorboard_log", tensorboard_log))
         self.verbose = verbose
         self.checkpoint_folder = None
         if checkpoint_folder is not None:
@@ -175,6 +177,7 @@ class BC(SavedModel):
                 policy_kwargs=policy_kwargs,
                 device=self.device,
             )
+        with isolated_rng((self.seed + 1) % 2**32):  # whether the policy was built here or read from a file
             self._rng = rng_state()
         self.head = bc_setup.make_head(self.policy, policy_actions, reference_std)
         self.smoothings = as_smoothings(smoothing, self.head)
@@ -187,7 +190,7 @@ class BC(SavedModel):
         self.early_stopping = bc_setup.early_stopping(early_stopping_patience, self.validation_fraction, validation)
         self._data = None if self.demonstrations is None else self._rows(self.demonstrations)
         if self.validation is not None:
-            refuse_row_alphas(self.smoothings)
+            refuse_row_alphas(self.smoothings, "validation data have none")
         validation_rows = None if self.validation is None else self._rows(self.validation)
         self.monitor = Monitor(self, self._data, validation_rows)
 
@@ -258,11 +261,11 @@ class BC(SavedModel):
         listener = bc_run.prepare_callback(self, callback, progress_bar)
         with isolated_rng():
             set_rng_state(self._rng)
-            if self.checkpoint_folder is not None and not self.is_resumed:
-                write_resume_file(self)
-                write_checkpoint(self)
-            self.is_resumed = False
             self.monitor.start()
+            if self.checkpoint_folder is not None and not self.is_resumed:
+                self.monitor.check()  # a policy that an earlier run spoilt must not replace the last good checkpoint
+                begin_checkpoints(self)
+            self.is_resumed = False
             if listener is not None:
                 listener.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
             self._train(listener, log_interval)

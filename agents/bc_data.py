@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import maybe_transpose
 from torch import Tensor
 
 from rlsmooth.agents.action_bins import ActionBins
-from rlsmooth.agents.bc_targets import Smoothings, action_target, kl_references, of_rows, written_out
+from rlsmooth.agents.bc_targets import Smoothings, action_target, kl_references, of_rows, refuse_row_alphas, written_out
 from rlsmooth.agents.heads import ActionHead, Batch, CategoricalHead, TensorObservations
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import in_memory
@@ -48,7 +48,8 @@ class TrainingRows:
         is_streamed: whether the demonstrations stay on the disk.
 
     Raises:
-        ValueError: a per-row alpha that has not one number a transition; soft targets with `alpha=None`.
+        ValueError: a per-row alpha that has not one number a transition, or that is beside a schedule; soft targets
+            with `alpha=None`.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class TrainingRows:
         self.bins = bins
         self.device = device
         self.is_constant = all(recipe.is_constant for recipe in smoothings)
+        if not self.is_constant:
+            refuse_row_alphas(smoothings, "beside a schedule alphas are not told row by row")
         of_rows(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
         first = self.read(slice(0, 1))
         self.row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(first))

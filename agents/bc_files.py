@@ -17,6 +17,7 @@ from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.data import Demonstrations, space_from_json, space_to_json
 from rlsmooth.training import (
     SafeFileError,
+    checkpoint_steps,
     execution_state,
     latest_checkpoint,
     load_optimizer,
@@ -29,7 +30,7 @@ from rlsmooth.training import (
 if TYPE_CHECKING:
     from rlsmooth.agents.bc import BC
 
-__all__ = ["RESUME_FILE", "SavedModel", "write_checkpoint", "write_resume_file"]
+__all__ = ["RESUME_FILE", "SavedModel", "begin_checkpoints", "write_checkpoint"]
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -148,7 +149,7 @@ class SavedModel(ActingModel):
 
         Raises:
             SafeFileError: no checkpoint can be read.
-            ValueError: there is none, or the demonstrations are others.
+            ValueError: there is no run, or the demonstrations are others.
         """
         folder = Path(checkpoint_folder).expanduser()
         if not (folder / RESUME_FILE).is_file():
@@ -170,13 +171,25 @@ class SavedModel(ActingModel):
             checkpoint_folder=folder,
         )
         _read_checkpoint(cast("BC", model), folder)
+        for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
+            leftover.unlink(missing_ok=True)
         return model
 
 
-def write_resume_file(agent: BC) -> None:
-    """Put into the checkpoint folder what does not change during a run."""
-    assert agent.checkpoint_folder is not None
-    agent.save(agent.checkpoint_folder / RESUME_FILE)
+def begin_checkpoints(agent: BC) -> None:
+    """Put into the checkpoint folder what does not change during a run, and the run's first checkpoint.
+
+    Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a pair
+    that fits. Where there are none, the resume file alone says how the run began.
+    """
+    folder = agent.checkpoint_folder
+    assert folder is not None
+    if checkpoint_steps(folder):
+        write_checkpoint(agent)
+        agent.save(folder / RESUME_FILE)
+    else:
+        agent.save(folder / RESUME_FILE)
+        write_checkpoint(agent)
 
 
 def write_checkpoint(agent: BC) -> None:
@@ -205,8 +218,9 @@ def write_checkpoint(agent: BC) -> None:
 
 def _read_checkpoint(agent: BC, folder: Path) -> None:
     checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"checkpoint_folder={str(folder)!r} holds no checkpoint to go on from.")
+    if checkpoint is None:  # killed before the first: the resume file is the beginning itself
+        agent.is_resumed = True
+        return
     config, tensors = checkpoint.config, checkpoint.tensors
     for name, saved, given in zip(
         ("demonstrations", "validation"), config["fingerprints"], agent.fingerprints, strict=True
@@ -257,6 +271,9 @@ def _load(
     try:
         load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
         _set_counters(model, file.config["counters"])
+        if "learning_rate" in own:  # the optimiser's state brought the file's back
+            for group in policy.optimizer.param_groups:
+                group["lr"] = model.lr_schedule(model._current_progress_remaining)
     except (KeyError, TypeError, ValueError) as error:
         raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
     model.missing = tuple(name for name in missing if name not in own)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
@@ -30,6 +30,7 @@ from rlsmooth.agents.bc_targets import action_target, alpha_in_force, target_mat
 from rlsmooth.agents.divergence import divergence_error
 from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import Batch, CategoricalHead
+from rlsmooth.audits import calibration_error
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.training import epoch_permutation
 
@@ -196,9 +197,9 @@ class Monitor:
         if agent.eval_env is not None:
             for name, value in self.play().items():
                 logger.record(f"eval/{name}", value)
+            logger.dump(agent.num_timesteps)
         if self._draws:
-            self._record_pictures()
-        logger.dump(agent.num_timesteps)
+            self._write_pictures()
         self._evaluated_step = agent.num_timesteps
         self._resume()
 
@@ -249,23 +250,26 @@ class Monitor:
         return concatenate(parts)
 
     def _draw_target_matrices(self) -> None:
-        """At step 0, to TensorBoard alone: a log line without numbers would be an empty table elsewhere."""
-        outputs = [output for output in self.agent.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
-        for name, matrix in target_matrices(self.agent.head, self.agent.smoothings).items() if outputs else ():
+        for name, matrix in target_matrices(self.agent.head, self.agent.smoothings).items():
             figure, axes = new_figure()
             draw_target_matrix(axes, matrix)
-            for output in outputs:
-                output.write({f"bc/{name}": Figure(figure, close=False)}, {f"bc/{name}": NOT_FOR_TEXT}, step=0)
+            self._to_tensorboard(f"bc/{name}", Figure(figure, close=False))
 
-    def _record_pictures(self) -> None:
-        logger = self.agent.logger
+    def _write_pictures(self) -> None:
         rows = self._metrics([self._monitored()])
-        logger.record("eval/entropy_per_state", rows.entropy.sum(-1).cpu(), exclude=NOT_FOR_TEXT)
-        if rows.confidence is not None:
+        self._to_tensorboard("eval/entropy_per_state", rows.entropy.sum(-1).cpu())
+        if rows.confidence is not None and rows.hit is not None:
             figure, axes = new_figure()
-            ece = self._summary([self._monitored()])["ece"]
+            weights = rows.weights.unsqueeze(-1).expand(rows.confidence.shape)
+            ece = float(calibration_error(rows.confidence, rows.hit, weights=weights))
             draw_reliability(axes, rows.reliability(), ece=ece)
-            logger.record("eval/reliability", Figure(figure, close=False), exclude=NOT_FOR_TEXT)
+            self._to_tensorboard("eval/reliability", Figure(figure, close=False))
+
+    def _to_tensorboard(self, name: str, value: Any) -> None:
+        """Not by the logger's `dump`: a line without numbers would be an empty table, and a warning, elsewhere."""
+        for output in self.agent.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.write({name: value}, {name: NOT_FOR_TEXT}, step=self.agent.num_timesteps)
 
     def _pause(self) -> None:
         self._seconds += time.perf_counter() - self._since

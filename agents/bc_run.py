@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.utils import configure_logger
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -68,12 +68,12 @@ def plan(agent: BC, total_epochs: int | None, total_batches: int | None, reset_n
                 f"total_batches={planned}, and for more in another call."
             )
         return
+    _check_checkpoint_folder(agent, 0 if reset_num_timesteps else agent.num_timesteps)
     if reset_num_timesteps and agent.num_timesteps:
         agent._first_epoch += -(-agent.num_timesteps // agent.batches_per_epoch)  # other orders than so far
         agent.num_timesteps = 0
     if agent.early_stopping is not None:
         agent.early_stopping.reset()
-    _check_checkpoint_folder(agent)
     agent._num_timesteps_at_start = agent.num_timesteps
     agent._total_timesteps = agent.num_timesteps + batches
     agent._current_progress_remaining = 1.0 - agent.num_timesteps / agent._total_timesteps
@@ -91,20 +91,19 @@ def prepare_callback(agent: BC, callback: Callbacks, progress_bar: bool) -> Base
     if not progress_bar and (callback is None or callback == []):
         return None
     given = [] if callback is None else callback if isinstance(callback, list) else [callback]
-    listed = [*given, *([ProgressBar()] if progress_bar else [])]
+    listed = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
     model = cast("BaseAlgorithm", agent)  # what callbacks need of one, it has
-    if len(listed) == 1 and not isinstance(listed[0], BaseCallback):
-        return BaseAlgorithm._init_callback(model, cast("Any", listed[0]))
-    return BaseAlgorithm._init_callback(model, cast("Any", listed))
+    return BaseAlgorithm._init_callback(model, [*listed, *([ProgressBar()] if progress_bar else [])])
 
 
-def _check_checkpoint_folder(agent: BC) -> None:
+def _check_checkpoint_folder(agent: BC, start: int) -> None:
     if agent.checkpoint_folder is None:
         return
     steps = checkpoint_steps(agent.checkpoint_folder)
-    others = [step for step in steps if agent.num_timesteps == 0 or step > agent.num_timesteps]
+    others = [step for step in steps if start == 0 or step > start]
     if others:
         raise ValueError(
             f"checkpoint_folder={str(agent.checkpoint_folder)!r} holds another run's checkpoints (batch {others[-1]}): "
-            f"go on from them by BC.resume (it reads {RESUME_FILE}), or name another folder."
+            f"go on from them by BC.resume (it reads {RESUME_FILE}) or, in the agent that wrote them, by "
+            "learn(..., reset_num_timesteps=False); or set agent.checkpoint_folder to another folder."
         )

@@ -16,6 +16,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 
 from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
@@ -109,6 +110,7 @@ def build_policy(
     else:
         chosen = _class_of_alias(policy) if isinstance(policy, str) else policy
         _check_policy_class(chosen)
+        _check_observations(policy, observation_space, policy_kwargs)
         arguments = dict(policy_kwargs or {})
         adam = arguments.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
         if adam and "optimizer_kwargs" not in arguments and device.type in ("cpu", "cuda"):
@@ -143,9 +145,10 @@ def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std
     if isinstance(action_space, spaces.Box):
         low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
         high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
-        bounded = low.isfinite() & high.isfinite()
+        half = high / 2 - low / 2
+        bounded = half.square().isfinite()  # float32's largest number is nobody's bound either
         mean = torch.where(bounded, low / 2 + high / 2, 0.0)
-        std = torch.where(bounded, high / 2 - low / 2, 1.0)
+        std = torch.where(bounded, half, 1.0)
         if reference_std is not None:
             std = torch.full_like(std, check_in_range("reference_std", reference_std, 0.0, low_open=True))
         return GaussianHead(policy, direct, mean.to(policy.device), std.to(policy.device))
@@ -168,6 +171,19 @@ def _class_of_alias(name: str) -> type[BasePolicy]:
     if name not in ALIASES:
         raise ValueError(f"policy={name!r} is not known: choose one of {', '.join(ALIASES)}, or give a policy class.")
     return policy_class_by_name(ALIASES[name])
+
+
+def _check_observations(policy: Any, space: spaces.Space[Any], policy_kwargs: Mapping[str, Any] | None) -> None:
+    """Raise ValueError if an alias's own features extractor can't read the observations."""
+    if not isinstance(policy, str) or "features_extractor_class" in (policy_kwargs or {}):
+        return
+    is_dict = isinstance(space, spaces.Dict)
+    if is_dict != ("MultiInput" in policy):
+        fix = policy.replace("Mlp", "MultiInput").replace("Cnn", "MultiInput") if is_dict else "MlpPolicy or CnnPolicy"
+        raise ValueError(f"policy={policy!r} can't read observation_space={space!r}: use {fix}.")
+    normalized = not (policy_kwargs or {}).get("normalize_images", True)
+    if "Cnn" in policy and not is_image_space(space, check_channels=False, normalized_image=normalized):
+        raise ValueError(f"policy={policy!r} reads images, not observation_space={space!r}: use MlpPolicy.")
 
 
 def _has_base(policy_class: type, name: str) -> bool:

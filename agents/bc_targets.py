@@ -175,13 +175,10 @@ def of_rows(smoothings: Smoothings, rows: Tensor, num_rows: int) -> Smoothings:
     return tuple(_of_rows(recipe, rows, num_rows) for recipe in smoothings)
 
 
-def refuse_row_alphas(smoothings: Smoothings) -> None:
-    """Raise ValueError if an alpha has one number a training row: other rows have none."""
-    for recipe in smoothings:
-        if not _alpha_fits_any_batch(recipe):
-            raise ValueError(
-                "smoothing has an alpha for each training row, so validation data have none: give one number."
-            )
+def refuse_row_alphas(smoothings: Smoothings, why: str) -> None:
+    """Raise ValueError, which says `why`, if an alpha has one number a training row."""
+    if not all(_alpha_fits_any_batch(recipe) for recipe in smoothings):
+        raise ValueError(f"smoothing has an alpha for each training row, but {why}: give one number.")
 
 
 def alpha_in_force(smoothings: Smoothings, progress: float) -> float:

@@ -47,6 +47,8 @@ def resolve_spaces(
         TypeError: `env_or_spaces` is none of what it may be.
         ValueError: there is nothing to take spaces from.
     """
+    if demonstrations is not None:
+        check_demonstrations("demonstrations", demonstrations)
     if env_or_spaces is None:
         if demonstrations is None:
             raise ValueError("env_or_spaces and demonstrations are both None: one must tell the spaces.")
@@ -57,6 +59,15 @@ def resolve_spaces(
         return None, env_or_spaces[0], env_or_spaces[1]
     env = wrap_env("env_or_spaces", env_or_spaces, verbose)
     return env, env.observation_space, env.action_space
+
+
+def check_demonstrations(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is what holds demonstrations."""
+    if not isinstance(value, Demonstrations):
+        raise TypeError(
+            f"{name} must be rlsmooth.data.Demonstrations, got {type(value).__name__}: use Demonstrations.from_arrays, "
+            "from_imitation, from_minari or load_demonstrations."
+        )
 
 
 def policy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
@@ -103,6 +114,8 @@ def check_all_spaces(
     """
     _check_action_space(own[1])
     policy_space(own[0])
+    if validation is not None:
+        check_demonstrations("validation", validation)
     for name, owner in (
         ("demonstrations", demonstrations),
         ("validation", validation),

@@ -79,6 +79,9 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("discrete", {"eval_env": "NoSuchEnv-v0"}, ValueError, "NoSuchEnv"),
     ("discrete", {"eval_env": "CartPole-v1"}, ValueError, "eval_env has observation_space"),
     ("discrete", {"checkpoint_folder": "/proc/nowhere"}, ValueError, "checkpoint_folder"),
+    ("discrete", {"tensorboard_log": "/proc/nowhere"}, ValueError, "tensorboard_log"),
+    ("discrete", {"validation": 3}, TypeError, "validation must be rlsmooth.data.Demonstrations"),
+    ("multi", {"smoothing": [Smoothing(torch.full((8,), 0.1)), "lin_0.1"]}, ValueError, "beside a schedule"),
 ]
 
 
@@ -114,6 +117,25 @@ def test_spaces_must_come_from_somewhere_and_agree() -> None:
     with pytest.raises(ValueError, match="policy_kwargs"):
         BC(built, None, demonstrations, policy_kwargs={"net_arch": []})
     assert BC(built, None, demonstrations, device="cpu").policy is built
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "message"),
+    [
+        ("CnnPolicy", FLAT, "reads images.*MlpPolicy"),
+        ("MultiInputPolicy", FLAT, "MlpPolicy or CnnPolicy"),
+        ("MlpPolicy", spaces.Dict(a=FLAT), "use MultiInputPolicy"),
+    ],
+)
+def test_a_policy_that_can_not_read_the_observations_is_named(policy: str, space: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BC(policy, (space, SPACES["discrete"]), None, device="cpu")
+
+
+def test_demonstrations_must_be_demonstrations() -> None:
+    for spaces_given in (None, (FLAT, SPACES["discrete"])):
+        with pytest.raises(TypeError, match=r"demonstrations must be rlsmooth\.data\.Demonstrations"):
+            BC("MlpPolicy", spaces_given, "cartpole-v1", device="cpu")  # type: ignore[arg-type]
 
 
 LEARN: list[tuple[Callable[[BC], object], type[Exception], str]] = [

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 
-from rlsmooth.agents import BC, bc_data
+from rlsmooth.agents import BC, TrainingDivergedError, bc_data, bc_files
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, checkpoint_steps
@@ -103,6 +103,15 @@ def test_callables_are_asked_for_again(tmp_path: Path) -> None:
     for one in (agent, loaded):
         one.learn(total_batches=3, reset_num_timesteps=False)
     assert same_parameters(agent, loaded)
+
+
+@pytest.mark.parametrize("saved", [0.01, lambda progress: 0.01 * progress])
+@pytest.mark.parametrize("given", [0.5, "lin_0.5"])
+def test_a_learning_rate_given_to_load_is_used(saved: Any, given: Any, tmp_path: Path) -> None:
+    path = make(learning_rate=saved).learn(total_batches=2).save(tmp_path / "agent")
+    loaded = BC.load(path, demonstrations=draw(), device="cpu", custom_objects={"learning_rate": given})
+    loaded.learn(total_batches=1)
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_images_and_starts_survive_a_file(tmp_path: Path) -> None:
@@ -250,6 +259,36 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> N
     assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bc_files, "save_checkpoint", fail)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointed(tmp_path).learn(total_epochs=2)
+    assert checkpoint_steps(tmp_path) == []
+    resumed = BC.resume(tmp_path, None, draw(), device="cpu").learn(total_epochs=2)
+    assert same_parameters(resumed, make(batch_size=4).learn(total_epochs=2))
+
+
+def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -> None:
+    agent = checkpointed(tmp_path).learn(total_batches=4)
+    with pytest.raises(ValueError, match="reset_num_timesteps=False"):
+        agent.learn(total_batches=4)
+    assert agent.num_timesteps == 4
+    agent.learn(total_batches=4, reset_num_timesteps=False)
+    assert checkpoint_steps(tmp_path) == [6, 8]
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingDivergedError):
+        agent.learn(total_batches=4, reset_num_timesteps=False)
+    good = BC.resume(tmp_path, None, draw(), device="cpu")
+    assert all(parameter.isfinite().all() for parameter in good.policy.parameters())
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:

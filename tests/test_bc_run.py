@@ -258,6 +258,16 @@ def test_a_callback_stops_training_and_functions_are_taken() -> None:
     assert len(seen) == 2
 
 
+def test_functions_stand_beside_callbacks_and_the_bar() -> None:
+    seen: list[int] = []
+    recorder = Recorder()
+    function = lambda local, _: seen.append(local["self"].num_timesteps) or True  # noqa: E731
+    agent = make(batch_size=16).learn(total_batches=3, callback=function, progress_bar=True)
+    agent.learn(total_batches=2, callback=[recorder, function])  # type: ignore[list-item]
+    assert seen == [1, 2, 3, 1, 2]
+    assert recorder.steps == [1, 2]
+
+
 def test_the_progress_bar_needs_no_environment(capsys: pytest.CaptureFixture[str]) -> None:
     make(batch_size=16).learn(total_batches=4, progress_bar=True)
     assert "4/4" in capsys.readouterr().err
