@@ -33,7 +33,9 @@ def cross_entropy(
     Args:
         logits: `[..., K]`, any floating-point dtype. Half precision is computed and returned in float32, its gradient
             is in the logits' dtype.
-        target: a `Target` of the same batch shape, or int64 labels `[...]` (hard targets).
+        target: a `Target` of the same batch shape, or int64 labels `[...]` (hard targets). Labels are not read here,
+            which would wait for the device: one outside `[0, K)`, -100 too, ends in torch's own IndexError or
+            RuntimeError. To ignore a row give it weight 0 and any label that is a class.
         mask: bool, broadcasts to `[..., K]`, True = legal: illegal classes leave the softmax.
         weight: `[...]`, one factor a row. A row of weight 0 is left out: its loss and gradient are exactly 0 whatever
             its logits. Class weights belong to the target: `target.weight_classes(w)`.
