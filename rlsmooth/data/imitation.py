@@ -175,12 +175,13 @@ def _column(table: Any, name: str) -> list[AnyArray]:
 
 def _nested_to_numpy(array: Any, name: str, number: int) -> AnyArray:
     import pyarrow as pa
+    import pyarrow.compute as pc  # no part of `import pyarrow` by itself
 
     if isinstance(array, pa.ExtensionArray):  # as `datasets` marks arrays of a fixed number of axes
         array = array.storage
     shape: list[int] = []
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        lengths = set(pa.compute.list_value_length(array).to_pylist())
+        lengths = set(pc.list_value_length(array).to_pylist())
         if len(lengths) != 1 or None in lengths:
             raise ValueError(f"trajectory {number}: {name} is missing, or its rows differ in shape")
         shape.append(lengths.pop())
