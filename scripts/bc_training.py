@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import shutil
 import statistics
 import sys
@@ -71,7 +72,7 @@ def train(args: Args) -> Path:
         agent.learn(total_batches=total, log_interval=max(1, min(500, total // LOG_LINES)), progress_bar=bar)
     except KeyboardInterrupt:
         if args.checkpoint_freq > 0:
-            print(f"\nTo go on from the last checkpoint: rlsmooth bc --resume {folder}")
+            print(f"\nTo go on from the last checkpoint: rlsmooth bc --resume {shlex.quote(str(folder))}")
         raise
     logger.close()
     agent.save(folder / "agent.zip")
@@ -79,7 +80,8 @@ def train(args: Args) -> Path:
     save_report(folder, report)
     save_figure(folder / "report.png", report_figure(report))
     print_results(report)
-    print(f"Agent, report and logs are in {folder}. Watch them: tensorboard --logdir {args.tensorboard_log or folder}")
+    events = shlex.quote(str(args.tensorboard_log or folder))
+    print(f"Agent, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     eval_env.close()
     return folder
 
@@ -90,7 +92,7 @@ def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
     Raises:
         ValueError: there are none, or not as many as asked for.
     """
-    name = args.demonstrations or SHIPPED.get(args.env)
+    name = SHIPPED.get(args.env) if args.demonstrations is None else args.demonstrations
     if name is None:
         raise ValueError(
             f"no demonstrations of env={args.env!r} ship with the package: name some by --demonstrations "
@@ -142,7 +144,8 @@ def make_agent(
 
 def batches(name: str, transitions: int, args: Args) -> int:
     """How many updates see `transitions` transitions, rounded up."""
-    rows = check_positive_int("batch_size", args.batch_size) * args.gradient_accumulation
+    rows = check_positive_int("batch_size", args.batch_size)
+    rows *= check_positive_int("gradient_accumulation", args.gradient_accumulation)
     return math.ceil(check_positive_int(name, transitions) / rows)
 
 

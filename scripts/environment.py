@@ -13,7 +13,7 @@ import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 
-__all__ = ["check_device", "default_policy", "limit_threads", "make_envs"]
+__all__ = ["check_device", "check_seed", "default_policy", "limit_threads", "make_envs"]
 
 assert rlsmooth.envs.ENVIRONMENTS
 
@@ -22,13 +22,25 @@ def make_envs(env: str, n_envs: int, seed: int) -> VecEnv:
     """`n_envs` environments of the id `env`, with monitors, as SB3's `make_vec_env` makes them.
 
     Raises:
-        ValueError: no environment of that id is known, or it can't be made.
+        ValueError: no environment of that id is known, or it can't be made; a seed that is negative or too large.
     """
     check_positive_int("n_envs", n_envs)
+    check_seed(seed)
     try:
         return make_vec_env(env, n_envs=n_envs, seed=seed)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed`.
+
+    Raises:
+        ValueError: it is negative, or larger than numpy takes.
+    """
+    if check_positive_int("seed", seed, minimum=0) >= 2**32:
+        raise ValueError(f"seed={seed} must be under 2**32, since numpy takes no larger one.")
+    return seed
 
 
 def check_device(device: str) -> str:
@@ -40,8 +52,8 @@ def check_device(device: str) -> str:
     if device == "auto":
         return device
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # the device `meta` has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device={device!r} can't be used ({reason}): try auto or cpu.") from error
     return device

@@ -62,7 +62,10 @@ def _rows(path: Path) -> list[dict[str, float]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        raw = [row for row in reader if all(value is not None for value in row.values())]
+        try:
+            raw = [row for row in reader if None not in row and all(value is not None for value in row.values())]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(path)!r} can't be read: {error}") from error
     rows = [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in raw]
     return [row for row in rows if STEP in row]
 

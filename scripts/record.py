@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -74,13 +75,35 @@ def main(args: Args) -> Path:
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
     # Imported here: the arguments can be listed without waiting for torch. The first one registers our environments.
     import rlsmooth.envs  # noqa: F401
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.scripts.environment import check_device, check_seed
 
+    # Before anything is trained or made: a mistake must not cost an expert's training, nor leave a folder.
+    for name in ("n_episodes", "n_envs", "eval_episodes"):
+        check_positive_int(name, getattr(args, name))
+    if args.trained_agent is None:
+        check_positive_int("n_timesteps", args.n_timesteps)
+    check_seed(args.seed)
+    check_device(args.device)
+    if args.output is not None and (args.output.suffix != ".npz" or args.output.is_dir()):
+        raise ValueError(f"output={str(args.output)!r} must be a file whose name ends in .npz.")
     try:
         gym.spec(args.env)
     except gym.error.Error as error:
         raise ValueError(f"env={args.env!r} is not known: {error}") from error
+    loaded = None if args.trained_agent is None else _load_agent(args)
     folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
+    try:
+        return _record(args, folder, loaded)
+    except BaseException:
+        if folder is not None:
+            with suppress(OSError):  # unless it holds an expert
+                folder.rmdir()
+        raise
+
+
+def _record(args: Args, folder: Path | None, loaded: Any) -> Path:
+    from rlsmooth.agents.bc_setup import is_maskable
+
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"
     check_writable_folder("output", output.parent)
     provenance: dict[str, Any] = {"command": _command(args), "versions": _versions()}
@@ -92,7 +115,7 @@ def main(args: Args) -> Path:
             print(f"expert, {name}: return {score['mean_return']:.1f} ± {score['std_return']:.1f}")
         print(f"expert saved in {folder / 'expert.zip'}")
     else:
-        agent = _load_agent(args)
+        agent = loaded
         provenance["expert"] = {"algo": args.algo}
     demonstrations = record(
         agent,

@@ -12,6 +12,19 @@ from rlsmooth.scripts.run_folder import read_json, read_settings, write_json
 
 __all__ = ["Curve", "Report", "load_report", "save_report"]
 
+SHOWN = (
+    "env",
+    "smoothing",
+    "reference",
+    "seed",
+    "batch_size",
+    "gradient_accumulation",
+    "learning_rate",
+    "net_arch",
+    "kl_coef",
+)
+"""The settings without which no figure can be drawn."""
+
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
@@ -53,10 +66,19 @@ def load_report(folder: Path) -> Report:
         ValueError: it is no folder of a run, or the report is malformed.
     """
     settings = read_settings(folder, "bc")
+    _check_settings(settings, folder / "config.json")
     path = folder / "report.json"
     if not path.exists():
         return Report(name=folder.name, settings=settings, curves=read_metrics(folder / "metrics.csv"))
     try:
-        return Report(**read_json(path))
+        report = Report(**read_json(path))
     except TypeError as error:
         raise ValueError(f"{str(path)!r} is no report of this version: {error}.") from error
+    _check_settings(report.settings, path)
+    return report
+
+
+def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    missing = [name for name in SHOWN if name not in settings]
+    if missing:
+        raise ValueError(f"{str(path)!r} is not of this version: it lacks {', '.join(missing)}.")

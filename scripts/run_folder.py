@@ -76,11 +76,11 @@ def read_settings(folder: Path, command: str) -> dict[str, Any]:
 
 
 def command_line(command: str, args: Any) -> str:
-    """The options that differ from the defaults, ready for a shell."""
+    """The environment, the seed and the options that differ from the defaults, ready for a shell."""
     words = ["rlsmooth", command]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default:
+        if value == field.default and field.name not in ("env", "seed"):
             continue
         option = field.name.replace("_", "-")
         if isinstance(value, bool):

@@ -142,6 +142,18 @@ def one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         ("evaluate -i nowhere.zip", "trained_agent='nowhere.zip' is neither"),
         ("evaluate -i {file}", "no config.json beside the agent"),
         ("evaluate -i {file} --env CartPole-v1", "is not a zip archive"),
+        ("bc --gradient-accumulation 0", "gradient_accumulation=0"),
+        ("bc --demonstrations=", "'' is neither"),
+        ("bc --seed -1", "seed=-1"),
+        ("bc --device meta", "device='meta' can't be used"),
+        ("bc --policy MultiInputPolicy", "policy='MultiInputPolicy'"),
+        # With so many steps a check that comes after the training would run into the time limit.
+        ("record --train-expert 100000000 --output x.txt", "output='x.txt' must be a file"),
+        ("record --train-expert 100000000 --n-episodes 0", "n_episodes=0"),
+        ("record --train-expert 100000000 --eval-episodes 0", "eval_episodes=0"),
+        ("record --train-expert 100000000 --device toaster", "device='toaster' can't be used"),
+        ("record --train-expert 100000000 --seed 99999999999", "seed=99999999999"),
+        ("record -i {file}", "can't be loaded as ppo"),
         ("plot nowhere", "'nowhere' is no folder of a run"),
         ("plot", "name at least one folder"),
     ],
@@ -154,6 +166,7 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
     file.write_text("not an agent")
     assert says in one_line(capsys, words.format(file=file).split())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert not list(tmp_path.glob("logs/*/*"))
     assert file.read_text() == "not an agent"
 
 
@@ -275,6 +288,30 @@ def test_a_config_of_something_else_is_told(content: str, tmp_path: Path, capsys
     (tmp_path / "config.json").write_text(content)
     assert "config.json" in one_line(capsys, ["plot", str(tmp_path)])
     assert "config.json" in one_line(capsys, ["bc", "--resume", str(tmp_path)])
+
+
+def test_a_run_of_another_version_is_told(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, key in (("config.json", "arguments"), ("report.json", "settings")):
+        folder = tmp_path / name
+        shutil.copytree(runs[0], folder)
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, key: {}}))
+        line = one_line(capsys, ["plot", str(folder)])
+        assert name in line
+        assert "it lacks env" in line
+
+
+def test_damaged_metrics_and_unknown_pictures_are_told(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "report.json").unlink()
+    (folder / "metrics.csv").write_bytes(b"step,bc/loss\n1,\xff\xfe\n")
+    assert "metrics.csv" in one_line(capsys, ["plot", str(folder)])
+    assert "names no kind of picture" in one_line(
+        capsys, ["plot", str(runs[0]), str(runs[0]), "--output", str(tmp_path / "x.rgba")]
+    )
 
 
 # ---- the run's folder and its files

@@ -62,7 +62,7 @@ def test_the_settings_and_the_command_are_those_of_the_run(finished: tuple[Path,
     assert settings["versions"]["torch"] == torch.__version__
     words = shlex.split((folder / "command.txt").read_text())
     assert words[:2] == ["rlsmooth", "bc"]
-    assert set(TINY) == set(words[2:])
+    assert {*TINY, "--env", "CartPole-v1", "--seed", "0"} == set(words[2:])
 
 
 def test_the_agent_acts(finished: tuple[Path, str]) -> None:

@@ -90,7 +90,7 @@ def draw_target_matrix(
         labels = list(names) if names is not None else [str(place) for place in range(size)]
         axes.set_xticks(range(size), labels, rotation=90 if names is not None and size > 4 else 0)
         axes.set_yticks(range(size), labels)
-    if size <= 12:
+    if size <= 8:  # more numbers would overlap
         for row in range(size):
             for column in range(size):
                 value = float(values[row, column])

@@ -64,7 +64,7 @@ def load_demonstrations(name_or_path: str | Path) -> Demonstrations:
     if name_or_path == "cartpole-v1-noisy":
         return cartpole_v1_noisy()
     path = Path(name_or_path).expanduser()
-    if not path.exists():
+    if not str(name_or_path) or not path.exists():  # an empty path would be this folder
         raise DemonstrationsFileError(
             f"{str(name_or_path)!r} is neither a file or folder nor one of the shipped sets: {', '.join(SHIPPED)}."
         )
