@@ -1,4 +1,4 @@
-"""Small environments whose optimum, and whose optimal smoothed policy, are known in closed form.
+"""Small environments whose optimum is known in closed form, and mostly the optimal smoothed policy too.
 
 Importing this package registers them with Gymnasium, as `rlsmooth/...`;
 `gym.make("rlsmooth.envs:rlsmooth/Identity-v0")` does both at once. `rlsmooth.envs.registration` is the table of ids,
@@ -6,6 +6,7 @@ and the place to add one.
 """
 
 from rlsmooth.envs.box import IdentityBoxEnv
+from rlsmooth.envs.deep_sea import DeepSeaEnv
 from rlsmooth.envs.identity import (
     IdentityEnv,
     IdentityMultiBinaryEnv,
@@ -20,6 +21,7 @@ from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
 
 __all__ = [
     "ENVIRONMENTS",
+    "DeepSeaEnv",
     "IdentityBoxEnv",
     "IdentityEnv",
     "IdentityMaskedEnv",

@@ -37,6 +37,8 @@ ENVIRONMENTS = (
     # Ordered and continuous actions.
     Entry("rlsmooth/IdentityOrdered-v0", "rlsmooth.envs.ordered:IdentityOrderedEnv"),
     Entry("rlsmooth/IdentityBox-v0", "rlsmooth.envs.box:IdentityBoxEnv"),
+    # Exploration.
+    Entry("rlsmooth/DeepSea-v0", "rlsmooth.envs.deep_sea:DeepSeaEnv"),
 )
 
 

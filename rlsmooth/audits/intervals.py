@@ -1,0 +1,249 @@
+"""How sure a result of a few runs is: interquartile means with bootstrap intervals, and intervals of proportions.
+
+Scores are numbers on the host, one a run, so these are functions of numpy arrays and not of tensors.
+
+Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (the package
+`rliable`), whose interquartile mean and stratified bootstrap these are.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlsmooth.checks import check_in_range, check_positive_int
+
+__all__ = [
+    "Band",
+    "Interval",
+    "interquartile_mean",
+    "interquartile_mean_band",
+    "interquartile_mean_difference",
+    "interquartile_mean_interval",
+    "proportion_interval",
+]
+
+_TRIMMED = 0.25  # from each end
+
+
+class Interval(NamedTuple):
+    """An estimate and the interval around it, all in the unit of the scores."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class Band(NamedTuple):
+    """Estimates `[P]` at P points of training, and the interval around each, all in the unit of the scores."""
+
+    estimate: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Return the mean of the middle half: of n scores, the `floor(n / 4)` lowest and highest are left out.
+
+    It is as little moved by one lucky or broken run as the median, and uses more of the runs.
+
+    Args:
+        scores: of any shape, at least one; all of them count alike, whichever task they belong to.
+
+    Raises:
+        ValueError: there is no score, or one is not finite.
+
+    Example:
+        >>> interquartile_mean([0.0, 1.0, 2.0, 100.0])
+        1.5
+    """
+    return float(_middle_mean(_checked(scores).ravel()))
+
+
+def interquartile_mean_interval(
+    scores: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Return the interquartile mean and its stratified percentile-bootstrap interval.
+
+    Each task's runs are drawn again with replacement within the task (its stratum), so that each resample has as many
+    runs of each task as there were; the interval lies between the quantiles of the resamples' interquartile means.
+
+    Args:
+        scores: `[runs]`, or `[runs, tasks]` with scores that are comparable across tasks.
+        confidence: in (0, 1).
+        num_resamples: at least 1.
+        seed: of the resampling: the same scores give the same interval.
+
+    Raises:
+        TypeError: a number is none, or not whole.
+        ValueError: another shape, no score, one that is not finite, or a number out of range.
+
+    Example:
+        >>> interval = interquartile_mean_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 80.0])
+        >>> interval.estimate, interval.low >= 1.0, interval.high < 80.0
+        (4.5, True, True)
+    """
+    values = _by_task(scores)  # [R, T]
+    means = _resampled_means(values, num_resamples, np.random.default_rng(seed))
+    low, high = _quantiles(means, confidence)
+    return Interval(float(_middle_mean(values.ravel())), float(low), float(high))
+
+
+def interquartile_mean_difference(
+    scores: ArrayLike,
+    baseline: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Return the interquartile mean of `scores` minus that of `baseline`, and the bootstrap interval of that.
+
+    Both are resampled independently, as in `interquartile_mean_interval`. Runs are not paired: two algorithms that
+    share a seed still have nothing in common after a few updates.
+
+    Args:
+        scores: `[runs]` or `[runs, tasks]`.
+        baseline: likewise; the number of runs may be another, that of tasks may not.
+        confidence: in (0, 1).
+        num_resamples: at least 1.
+        seed: of the resampling.
+
+    Raises:
+        TypeError: a number is none, or not whole.
+        ValueError: another shape or number of tasks, no score, one that is not finite, or a number out of range.
+
+    Example:
+        >>> interquartile_mean_difference([3.0, 3.0, 3.0], [1.0, 1.0])
+        Interval(estimate=2.0, low=2.0, high=2.0)
+    """
+    one, other = _by_task(scores), _by_task(baseline)
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(f"scores has {one.shape[1]} tasks and baseline {other.shape[1]}: give the same tasks.")
+    generator = np.random.default_rng(seed)
+    differences = _resampled_means(one, num_resamples, generator) - _resampled_means(other, num_resamples, generator)
+    low, high = _quantiles(differences, confidence)
+    return Interval(float(_middle_mean(one.ravel()) - _middle_mean(other.ravel())), float(low), float(high))
+
+
+def interquartile_mean_band(
+    curves: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 2_000, seed: int = 0
+) -> Band:
+    """Return the interquartile mean over runs at each point of their curves, and the bootstrap interval at each.
+
+    The interval at a point says nothing about other points: it covers that point with the given confidence, not the
+    whole curve at once.
+
+    Args:
+        curves: `[runs, points]`, or `[runs, tasks, points]`.
+        confidence: in (0, 1).
+        num_resamples: at least 1.
+        seed: of the resampling.
+
+    Raises:
+        TypeError: a number is none, or not whole.
+        ValueError: another shape, no score, one that is not finite, or a number out of range.
+
+    Example:
+        >>> band = interquartile_mean_band([[0.0, 1.0], [0.0, 3.0]])
+        >>> band.estimate.tolist(), band.low.tolist(), band.high.tolist()
+        ([0.0, 2.0], [0.0, 1.0], [0.0, 3.0])
+    """
+    values = _checked(curves)
+    if values.ndim not in (2, 3):
+        raise ValueError(f"curves has the shape {values.shape}: it must be [runs, points] or [runs, tasks, points].")
+    columns = [
+        interquartile_mean_interval(
+            values[..., point], confidence=confidence, num_resamples=num_resamples, seed=seed + point
+        )
+        for point in range(values.shape[-1])
+    ]
+    estimate, low, high = np.array(columns).T
+    return Band(estimate, low, high)
+
+
+def proportion_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Return the proportion of successes and Wilson's score interval, which holds up with few trials and near 0 and 1.
+
+    With `p = successes / n` and `z` the normal quantile of `(1 + confidence) / 2`:
+
+        (p + z² / 2n ± z · sqrt(p · (1 - p) / n + z² / 4n²)) / (1 + z² / n)
+
+    Args:
+        successes: from 0 to `trials`.
+        trials: n, at least 1.
+        confidence: in (0, 1).
+
+    Raises:
+        TypeError: a number is none, or not whole.
+        ValueError: a number is out of range.
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Example:
+        >>> proportion, low, high = proportion_interval(0, 10)
+        >>> proportion, low, round(high, 4)
+        (0.0, 0.0, 0.2775)
+    """
+    n = check_positive_int("trials", trials)
+    hits = check_positive_int("successes", successes, 0)
+    if hits > n:
+        raise ValueError(f"successes={hits} must be at most trials={n}.")
+    level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    p = hits / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1.0 - p) / n + z * z / (4 * n * n))
+    shrink = 1.0 + z * z / n
+    # At the ends the formula gives 0 and 1 but for the rounding.
+    low = 0.0 if hits == 0 else (middle - half) / shrink
+    high = 1.0 if hits == n else (middle + half) / shrink
+    return Interval(p, low, high)
+
+
+def _checked(scores: ArrayLike) -> NDArray[np.float64]:
+    """`scores` as float64, at least one and all finite."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError(f"scores of shape {values.shape} hold no score: give at least one run.")
+    if not np.isfinite(values).all():
+        place = tuple(int(index) for index in np.argwhere(~np.isfinite(values))[0])
+        raise ValueError(f"scores{list(place)} is {values[place]}: all must be finite. Say what a failed run scores.")
+    return values
+
+
+def _by_task(scores: ArrayLike) -> NDArray[np.float64]:
+    """`scores` as `[runs, tasks]`."""
+    values = _checked(scores)
+    if values.ndim not in (1, 2):
+        raise ValueError(f"scores has the shape {values.shape}: it must be [runs] or [runs, tasks].")
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _middle_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interquartile mean over the last axis: `[..., n]` -> `[...]`."""
+    n = values.shape[-1]
+    cut = int(_TRIMMED * n)
+    middle: NDArray[np.float64] = np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)
+    return middle
+
+
+def _resampled_means(
+    values: NDArray[np.float64], num_resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Interquartile means of resamples of `values` `[R, T]`: `[num_resamples]`."""
+    count = check_positive_int("num_resamples", num_resamples)
+    num_runs, num_tasks = values.shape
+    rows = generator.integers(num_runs, size=(count, num_runs, num_tasks))
+    return _middle_mean(values[rows, np.arange(num_tasks)].reshape(count, -1))
+
+
+def _quantiles(means: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
+    """The two ends, `[2]`, of the interval that holds `confidence` of `means`."""
+    level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    ends: NDArray[np.float64] = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return ends
