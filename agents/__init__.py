@@ -1,7 +1,79 @@
-"""Agents: behavioural cloning with smoothed targets, and safe agent files."""
+"""Agents: cloning with smoothed targets, policies and algorithms that keep exploring, and safe agent files.
+
+The Maskable and Recurrent names need sb3-contrib (`pip install 'rlsmooth[contrib]'`), and are looked up when asked for.
+"""
+
+import typing
 
 from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
 from rlsmooth.agents.bc import BC
 from rlsmooth.agents.divergence import TrainingDivergedError
+from rlsmooth.agents.entropy_slot import EntropySlot
+from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.model_file import load_agent, save_agent
+from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
+from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
+from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed_policies import (
+    SmoothedActorCriticCnnPolicy,
+    SmoothedActorCriticPolicy,
+    SmoothedMultiInputActorCriticPolicy,
+)
+from rlsmooth.agents.smoothed_policy import SmoothedPolicy
 
-__all__ = ["BC", "AgentFile", "TrainingDivergedError", "load_agent_file", "save_agent_file"]
+if typing.TYPE_CHECKING:
+    from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+    from rlsmooth.agents.smoothed_contrib_policies import (
+        SmoothedMaskableActorCriticCnnPolicy,
+        SmoothedMaskableActorCriticPolicy,
+        SmoothedMaskableMultiInputActorCriticPolicy,
+        SmoothedRecurrentActorCriticCnnPolicy,
+        SmoothedRecurrentActorCriticPolicy,
+        SmoothedRecurrentMultiInputActorCriticPolicy,
+    )
+
+__all__ = [
+    "BC",
+    "AgentFile",
+    "EntropySlot",
+    "ExactCheckpointCallback",
+    "PolicyEntropyCallback",
+    "PolicyMeasures",
+    "SmoothedA2C",
+    "SmoothedActorCriticCnnPolicy",
+    "SmoothedActorCriticPolicy",
+    "SmoothedMaskableActorCriticCnnPolicy",
+    "SmoothedMaskableActorCriticPolicy",
+    "SmoothedMaskableMultiInputActorCriticPolicy",
+    "SmoothedMaskablePPO",
+    "SmoothedMultiInputActorCriticPolicy",
+    "SmoothedPPO",
+    "SmoothedPolicy",
+    "SmoothedRecurrentActorCriticCnnPolicy",
+    "SmoothedRecurrentActorCriticPolicy",
+    "SmoothedRecurrentMultiInputActorCriticPolicy",
+    "SmoothedRecurrentPPO",
+    "TrainingDivergedError",
+    "load_agent",
+    "load_agent_file",
+    "load_checkpoint",
+    "measure_policy",
+    "measure_rollout",
+    "record_measures",
+    "save_agent",
+    "save_agent_file",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs sb3-contrib when somebody asks for it."""
+    if name in __all__ and name.startswith(("SmoothedMaskable", "SmoothedRecurrent")):
+        try:
+            from rlsmooth.agents import smoothed_contrib_algorithms, smoothed_contrib_policies
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "sb3_contrib":
+                raise
+            raise ImportError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
+        module = smoothed_contrib_policies if name.endswith("Policy") else smoothed_contrib_algorithms
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

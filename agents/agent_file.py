@@ -29,7 +29,7 @@ from rlsmooth.checks import check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
 from rlsmooth.training.safe_file import check_json
 
-__all__ = ["AgentFile", "load_agent_file", "save_agent_file"]
+__all__ = ["AgentFile", "load_agent_file", "load_parameters", "save_agent_file"]
 
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
@@ -155,7 +155,7 @@ def load_agent_file(
     # Building draws initial weights that are overwritten at once: the caller's random state must not move for it.
     with isolated_rng():
         policy = _build_policy(path, build, arguments)
-        _load_parameters(path, policy, file.tensors["policy"])
+        load_parameters(path, policy, file.tensors["policy"])
         target = get_device(device)
         policy.to(target)
         policy.set_training_mode(False)
@@ -217,7 +217,17 @@ def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, A
         ) from error
 
 
-def _load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:
+def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:
+    """Put a file's parameters and buffers into a policy, in the dtypes that they have in the file.
+
+    Args:
+        path: what errors call the file.
+        policy: built already.
+        state: all of its `state_dict()`, on any device.
+
+    Raises:
+        SafeFileError: something is missing, too many, or of another shape.
+    """
     own = policy.state_dict()
     problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
     problems += [f"has {name}, which the policy lacks" for name in sorted(state.keys() - own.keys())]

@@ -21,6 +21,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.policy_classes import policy_class_by_name
+from rlsmooth.agents.policy_reference import box_reference
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data import Demonstrations
@@ -129,8 +130,7 @@ def build_policy(
 def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std: float | None) -> ActionHead:
     """The head of the policy's action space.
 
-    For a Box the broad Gaussian lies at the middle of the bounds with half their distance as its standard deviation;
-    a dimension without finite bounds has mean 0 and standard deviation 1. `reference_std` replaces the latter.
+    For a Box `reference_std` is the width of the broad Gaussian, see `box_reference`.
 
     Raises:
         TypeError: the policy's distribution is one of its own that can't be read.
@@ -143,14 +143,7 @@ def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std
         )
     direct = _is_standard(policy)
     if isinstance(action_space, spaces.Box):
-        low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
-        high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
-        half = high / 2 - low / 2
-        bounded = half.square().isfinite()  # float32's largest number is nobody's bound either
-        mean = torch.where(bounded, low / 2 + high / 2, 0.0)
-        std = torch.where(bounded, half, 1.0)
-        if reference_std is not None:
-            std = torch.full_like(std, check_in_range("reference_std", reference_std, 0.0, low_open=True))
+        mean, std = box_reference(action_space, reference_std)
         return GaussianHead(policy, direct, mean.to(policy.device), std.to(policy.device))
     if reference_std is not None:
         raise ValueError(f"reference_std={reference_std!r} is for a Box action space, this one is {action_space!r}.")
@@ -210,8 +203,11 @@ def _is_standard(policy: BasePolicy) -> bool:
         base for base in type(policy).__mro__ if base.__name__ in ("ActorCriticPolicy", "MaskableActorCriticPolicy")
     )
     own: Any = type(policy)
-    return all(
-        getattr(own, name) is getattr(base, name) for name in ("get_distribution", "_get_action_dist_from_latent")
+    # What a smoothed policy changes comes after the network, which is what cloning trains.
+    latent: Any = next((part for part in own.__mro__ if part.__name__ == "SmoothedPolicy"), base)
+    return (
+        own.get_distribution is base.get_distribution
+        and own._get_action_dist_from_latent is latent._get_action_dist_from_latent
     )
 
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from rlsmooth.agents.policy_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS, recurrent_arguments
+from rlsmooth.agents.policy_reference import reference_from_plain, reference_to_plain
 from rlsmooth.data.space_json import space_from_json, space_to_json
 from rlsmooth.training import SafeFileError, tree_from_json, tree_to_json
 
@@ -88,7 +89,7 @@ def encode_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
             encoded[name] = value.__name__ if listed else mark_custom(value)
         else:
             try:
-                encoded[name], found = tree_to_json(value, name)
+                encoded[name], found = tree_to_json(reference_to_plain(value), name)
             except TypeError as error:
                 encoded[name] = {CUSTOM: str(error)}
             else:
@@ -127,7 +128,7 @@ def decode_arguments(
             elif name in CLASS_TABLES:
                 arguments[name] = CLASS_TABLES[name][value]
             else:
-                arguments[name] = tree_from_json(value, tensors)
+                arguments[name] = reference_from_plain(tree_from_json(value, tensors))
         except (ValueError, TypeError, KeyError) as error:
             known = f"one of {sorted(CLASS_TABLES[name])}" if name in CLASS_TABLES else "what rlsmooth writes"
             raise SafeFileError(

@@ -16,6 +16,12 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
+from rlsmooth.agents.smoothed_policies import (
+    SmoothedActorCriticCnnPolicy,
+    SmoothedActorCriticPolicy,
+    SmoothedMultiInputActorCriticPolicy,
+)
+
 __all__ = ["ACTIVATIONS", "EXTRACTORS", "OPTIMIZERS", "is_listed_policy", "policy_class_by_name", "recurrent_arguments"]
 
 ACTIVATIONS: dict[str, type] = {
@@ -63,10 +69,20 @@ EXTRACTORS: dict[str, type] = {
 """Features extractors by short name."""
 
 POLICIES: dict[str, type[BasePolicy]] = {
-    policy.__name__: policy for policy in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
+    policy.__name__: policy
+    for policy in (
+        ActorCriticPolicy,
+        ActorCriticCnnPolicy,
+        MultiInputActorCriticPolicy,
+        SmoothedActorCriticPolicy,
+        SmoothedActorCriticCnnPolicy,
+        SmoothedMultiInputActorCriticPolicy,
+    )
 }
 MASKABLE = ("MaskableActorCriticPolicy", "MaskableActorCriticCnnPolicy", "MaskableMultiInputActorCriticPolicy")
 RECURRENT = ("RecurrentActorCriticPolicy", "RecurrentActorCriticCnnPolicy", "RecurrentMultiInputActorCriticPolicy")
+SMOOTHED_CONTRIB = tuple(f"Smoothed{name}" for name in (*MASKABLE, *RECURRENT))
+CONTRIB = (*MASKABLE, *RECURRENT, *SMOOTHED_CONTRIB)
 
 
 def policy_class_by_name(name: Any) -> type[BasePolicy]:
@@ -84,19 +100,19 @@ def policy_class_by_name(name: Any) -> type[BasePolicy]:
     """
     if isinstance(name, str) and name in POLICIES:
         return POLICIES[name]
-    if isinstance(name, str) and name in (*MASKABLE, *RECURRENT):
+    if isinstance(name, str) and name in CONTRIB:
         try:
-            return _contrib_policies(maskable=name in MASKABLE)[name]
+            return _contrib_policies(name)[name]
         except ImportError as error:
-            raise ValueError(f"{name} is sb3-contrib's. Install it: pip install 'rlsmooth[contrib]'.") from error
-    known = ", ".join([*POLICIES, *MASKABLE, *RECURRENT])
+            raise ValueError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
+    known = ", ".join([*POLICIES, *CONTRIB])
     raise ValueError(f"the policy class {name!r} is not known (known: {known}). If you trust it, pass policy_class=.")
 
 
 def is_listed_policy(policy: BasePolicy) -> bool:
     """Whether the policy's very class, no subclass of it, is one that a file may name."""
     name = type(policy).__name__
-    if name in (*MASKABLE, *RECURRENT) and not _contrib_is_loaded():
+    if name in CONTRIB and not _contrib_is_loaded():
         return False  # a namesake: an object of sb3-contrib's class can't exist before its module does
     try:
         return policy_class_by_name(name) is type(policy)
@@ -108,7 +124,7 @@ def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
     """The constructor arguments of sb3-contrib's recurrent policies, which their own list leaves out; else `{}`."""
     if not _contrib_is_loaded():
         return {}
-    base = _contrib_policies(maskable=False)["RecurrentActorCriticPolicy"]
+    base = _contrib_policies(RECURRENT[0])[RECURRENT[0]]
     if not isinstance(policy, base):
         return {}
     policy_of_base: Any = policy
@@ -125,12 +141,17 @@ def _contrib_is_loaded() -> bool:
     return sys.modules.get("sb3_contrib") is not None
 
 
-def _contrib_policies(*, maskable: bool) -> dict[str, type[BasePolicy]]:
+def _contrib_policies(name: str) -> dict[str, type[BasePolicy]]:
+    """The policies of the module that has the one of that name."""
     # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
-    if maskable:
+    if name in SMOOTHED_CONTRIB:
+        from rlsmooth.agents import smoothed_contrib_policies
+
+        return {known: getattr(smoothed_contrib_policies, known) for known in SMOOTHED_CONTRIB}
+    if name in MASKABLE:
         from sb3_contrib.common.maskable import policies as maskable_policies
 
-        return {name: getattr(maskable_policies, name) for name in MASKABLE}
+        return {known: getattr(maskable_policies, known) for known in MASKABLE}
     from sb3_contrib.common.recurrent import policies as recurrent_policies
 
-    return {name: getattr(recurrent_policies, name) for name in RECURRENT}
+    return {known: getattr(recurrent_policies, known) for known in RECURRENT}

@@ -6,6 +6,14 @@
 from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.policy import (
+    entropy_of,
+    gaussian_log_prob,
+    gaussian_mixture_log_prob,
+    kl_from_log_probabilities,
+    log_probabilities,
+    mixture_log_probabilities,
+)
 from rlsmooth.losses.regularisers import confidence_penalty, label_relaxation, margin_penalty
 from rlsmooth.losses.summary import Statistics, statistics
 
@@ -15,11 +23,17 @@ __all__ = [
     "confidence_penalty",
     "cross_entropy",
     "entropy",
+    "entropy_of",
     "gaussian_cross_entropy",
     "gaussian_entropy",
     "gaussian_kl_divergence",
+    "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
     "kl_divergence",
+    "kl_from_log_probabilities",
     "label_relaxation",
+    "log_probabilities",
     "margin_penalty",
+    "mixture_log_probabilities",
     "statistics",
 ]

@@ -14,7 +14,7 @@ from rlsmooth.targets.gaussian import GaussianTarget
 
 __all__ = ["gaussian_cross_entropy", "gaussian_entropy", "gaussian_kl_divergence"]
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def gaussian_cross_entropy(
@@ -65,7 +65,7 @@ def gaussian_cross_entropy(
         moments = moments + (target.reference_std.to(dtype) * inverse).square()
         background = target.background_weight.to(dtype)
         rows = rows + torch.where(background != 0, background * (0.5 * moments).sum(-1), 0.0)
-    log_normaliser = (log_std + _HALF_LOG_TWO_PI).expand(mean.shape).sum(-1)
+    log_normaliser = (log_std + HALF_LOG_TWO_PI).expand(mean.shape).sum(-1)
     return reduce(rows + target.mass().to(dtype) * log_normaliser, weight, reduction)
 
 
@@ -131,7 +131,7 @@ def gaussian_entropy(log_std: Tensor, reduction: Reduction = "none") -> Tensor:
     """
     check_weight(None, log_std.shape[:-1], reduction)
     values = log_std.to(compute_dtype(log_std.dtype))
-    return reduce((values + (_HALF_LOG_TWO_PI + 0.5)).sum(-1), None, reduction)
+    return reduce((values + (HALF_LOG_TWO_PI + 0.5)).sum(-1), None, reduction)
 
 
 def _check_log_std(mean: Tensor, log_std: Tensor) -> None:

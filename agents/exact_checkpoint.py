@@ -1,0 +1,338 @@
+"""Checkpoints that a killed run goes on from as if nothing had happened, bit for bit.
+
+Train with
+
+    model.learn(total, callback=ExactCheckpointCallback(10_000, folder))
+
+and after a kill, in a new process, with environments built as before:
+
+    run = load_checkpoint(folder, env)
+    run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
+
+Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
+have counted and collected comes back too. On the CPU, with environments whose state can be kept (see
+`rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
+cut off. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.snapshot.Resumable`. Where environments can't
+be kept, a warning says so, and the resumed run starts new episodes.
+
+Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
+after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from torch import Tensor
+
+from rlsmooth.agents.agent_file import load_parameters
+from rlsmooth.agents.exact_state import (
+    arrays_from_tensors,
+    callback_states,
+    changed_states,
+    interaction_state,
+    logger_state,
+    noise_state,
+    set_callback_states,
+    set_interaction_state,
+    set_logger_state,
+    set_noise_state,
+    tensors_from_arrays,
+)
+from rlsmooth.agents.model_file import load_agent, save_agent
+from rlsmooth.agents.model_state import extra_modules, load_extra_modules, plain_attributes, set_plain_attributes
+from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.training import (
+    Checkpoint,
+    SafeFileError,
+    checkpoint_steps,
+    execution_state,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_to_tensors,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    tree_from_json,
+    tree_to_json,
+    warn_if_execution_differs,
+)
+
+__all__ = ["MODEL_FILE", "ExactCheckpointCallback", "ResumedRun", "load_checkpoint"]
+
+MODEL_FILE = "model.zip"
+"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedRun:
+    """A run that stands where its last checkpoint was written.
+
+    Attributes:
+        model: the algorithm, with its environments.
+        callback: to be given to `learn`: it puts back the random state when the first rollout starts, and goes on
+            writing checkpoints.
+        total_timesteps: what the run was to reach, in environment steps.
+        remaining_timesteps: what is left of it; 0 for a finished run.
+        is_exact: whether the environments are where they were; False: `learn` starts new episodes.
+    """
+
+    model: OnPolicyAlgorithm
+    callback: ExactCheckpointCallback
+    total_timesteps: int
+    remaining_timesteps: int
+    is_exact: bool
+
+
+class ExactCheckpointCallback(BaseCallback):
+    """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
+
+    Args:
+        save_freq: environment steps between two checkpoints. They are written when a rollout starts.
+        save_path: the folder, for this run alone.
+        keep: how many checkpoints to keep.
+        verbose: 1 prints each path.
+
+    Raises:
+        TypeError: `save_freq` or `keep` is no whole number.
+        ValueError: one is under 1, or the folder can't be written to; by `learn`, if the folder holds another run.
+
+    Example:
+        >>> import tempfile
+        >>> from stable_baselines3 import PPO
+        >>> folder = tempfile.mkdtemp()
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu")
+        >>> _ = model.learn(256, callback=ExactCheckpointCallback(128, folder))
+        >>> run = load_checkpoint(folder, "CartPole-v1", device="cpu")
+        >>> run.model.num_timesteps, run.remaining_timesteps, run.is_exact
+        (256, 0, True)
+    """
+
+    def __init__(self, save_freq: int, save_path: str | Path, *, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.save_freq = check_positive_int("save_freq", save_freq)
+        self.keep = check_positive_int("keep", keep)
+        self.save_path = check_writable_folder("save_path", save_path)
+        self._pending: Checkpoint | None = None
+        self._is_exact = True
+        self._root: Any = None
+        self._baseline: list[dict[str, Any]] | None = None
+        self._saved_at: int | None = None
+        self._is_between_rollouts = False
+        self._has_warned = False
+
+    def _on_training_start(self) -> None:
+        self._root = self.locals["callback"]
+        self._baseline = None
+        if self._pending is not None:
+            if self.num_timesteps != self._pending.step:
+                raise ValueError(
+                    f"num_timesteps is {self.num_timesteps}, the checkpoint's {self._pending.step}: resume with "
+                    "learn(run.remaining_timesteps, ..., reset_num_timesteps=False)."
+                )
+            return
+        steps = checkpoint_steps(self.save_path)
+        if steps and (self._saved_at is None or steps[-1] > self.num_timesteps):
+            raise ValueError(
+                f"save_path={str(self.save_path)!r} holds the checkpoints of a run that reached {steps[-1]}: go on "
+                "with it by load_checkpoint, or name another folder."
+            )
+
+    def _on_rollout_start(self) -> None:
+        self._is_between_rollouts = False
+        if self._baseline is not None:
+            assert self._saved_at is not None
+            if self.num_timesteps - self._saved_at >= self.save_freq:
+                self._save(noise_state(self._model))
+            return
+        self._baseline = callback_states(self._root, self)
+        if self._pending is not None:
+            self._restore(self._pending)
+            self._pending = None
+            self._save_model()
+        elif checkpoint_steps(self.save_path):
+            # The checkpoint first: a kill in between then leaves a pair that fits.
+            self._save(noise_state(self._model))
+            self._save_model()
+        else:
+            self._save_model()
+            self._save(noise_state(self._model))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._is_between_rollouts = True
+
+    def _on_training_end(self) -> None:
+        # A run that a callback stopped in the middle of a rollout has no state to go on from.
+        if self._is_between_rollouts and self.num_timesteps != self._saved_at:
+            self._save(None)  # gSDE draws its noise when the next rollout starts
+
+    @property
+    def _model(self) -> OnPolicyAlgorithm:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return self.model
+
+    def _save_model(self) -> None:
+        save_agent(self._model, self.save_path / MODEL_FILE)
+
+    def _save(self, noise: Mapping[str, Tensor] | None) -> None:
+        model = self._model
+        assert self._baseline is not None
+        interaction = interaction_state(model)
+        problem = interaction["env"]["problem"]
+        if problem and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"A run resumed from here starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
+        kept = {
+            "interaction": interaction,
+            "logger": logger_state(model.logger),
+            "callbacks": changed_states(callback_states(self._root, self), self._baseline),
+        }
+        run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
+        optimizer_tensors, optimizer = optimizer_to_tensors(model.policy.optimizer)
+        modules, module_tensors = extra_modules(model)
+        path = save_checkpoint(
+            self.save_path,
+            model.num_timesteps,
+            config={
+                "total_timesteps": model._total_timesteps,
+                "n_envs": model.n_envs,
+                "save_freq": self.save_freq,
+                "keep": self.keep,
+                "attributes": plain_attributes(model),
+                "optimizer": optimizer,
+                "modules": modules,
+                "has_noise": noise is not None,
+                "execution": execution_state(),
+                "run": run,
+            },
+            tensors={
+                "policy": model.policy.state_dict(),
+                "optimizer": optimizer_tensors,
+                "modules": module_tensors,
+                "noise": noise or {},
+                "rng": rng_state(),
+                "run": run_tensors,
+            },
+            keep=self.keep,
+        )
+        self._saved_at = model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Saved a checkpoint to {path}")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """What `learn` itself has changed since the checkpoint was loaded."""
+        model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
+        run = _run_of(checkpoint)
+        set_logger_state(model.logger, run["logger"])
+        problem = set_callback_states(self._root, self, run["callbacks"])
+        if problem:
+            warnings.warn(f"The state of the callbacks was not put back: {problem}.", RuntimeWarning, stacklevel=2)
+        if self._is_exact:
+            # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
+            set_interaction_state(model, run["interaction"])
+        self._saved_at = checkpoint.step
+        set_rng_state(tensors["rng"])
+        set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    env: GymEnv | str,
+    *,
+    device: torch.device | str = "auto",
+    model_class: type[OnPolicyAlgorithm] | None = None,
+    policy_class: type[BasePolicy] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    tensorboard_log: str | Path | None = None,
+    verbose: int = 0,
+) -> ResumedRun:
+    """The run in a folder of `ExactCheckpointCallback`, as it stood when its last good checkpoint was written.
+
+    A checkpoint that a kill or a disk left damaged is passed over with a warning.
+
+    Args:
+        folder: `save_path` of the run.
+        env: built and wrapped as that of the run, with as many environments.
+        device: as in Stable-Baselines3.
+        model_class: see `load_agent`.
+        policy_class: see `load_agent`.
+        custom_objects: see `load_agent`.
+        tensorboard_log: as of the run.
+        verbose: as in Stable-Baselines3.
+
+    Raises:
+        ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
+            environments are others.
+        SafeFileError: no checkpoint can be read, or it does not fit.
+
+    Example:
+        See `ExactCheckpointCallback`.
+    """
+    folder = Path(folder).expanduser()
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None or not (folder / MODEL_FILE).is_file():
+        raise ValueError(f"folder={str(folder)!r} holds no run to go on with: start it from the beginning.")
+    model: OnPolicyAlgorithm = load_agent(
+        folder / MODEL_FILE,
+        env=env,
+        device=device,
+        model_class=model_class,
+        policy_class=policy_class,
+        custom_objects=custom_objects,
+        tensorboard_log=tensorboard_log,
+        verbose=verbose,
+    )
+    try:
+        problem = _apply(checkpoint, model)
+        callback = ExactCheckpointCallback(
+            checkpoint.config["save_freq"], folder, keep=checkpoint.config["keep"], verbose=verbose
+        )
+        total = int(checkpoint.config["total_timesteps"])
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
+    if problem:
+        warnings.warn(f"The resumed run starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
+    warn_if_execution_differs(checkpoint.config["execution"])
+    for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
+        leftover.unlink(missing_ok=True)
+    callback._pending, callback._is_exact, callback._has_warned = checkpoint, not problem, bool(problem)
+    return ResumedRun(
+        model=model,
+        callback=callback,
+        total_timesteps=total,
+        remaining_timesteps=max(0, total - model.num_timesteps),
+        is_exact=not problem,
+    )
+
+
+def _apply(checkpoint: Checkpoint, model: OnPolicyAlgorithm) -> str:
+    """Put back all that `learn` leaves alone; returns why the environments could not be, or ""."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if config["n_envs"] != model.n_envs:
+        raise ValueError(f"env has {model.n_envs} environments, the run had {config['n_envs']}: build as many.")
+    load_parameters(checkpoint.path, model.policy, tensors["policy"])
+    load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
+    load_optimizer(model.policy.optimizer, tensors["optimizer"], config["optimizer"])
+    set_plain_attributes(model, config["attributes"])
+    problem = set_interaction_state(model, _run_of(checkpoint)["interaction"])
+    if problem and model.seed is not None:
+        assert model.env is not None
+        model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with
+    return problem
+
+
+def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    run: dict[str, Any] = arrays_from_tensors(tree_from_json(checkpoint.config["run"], checkpoint.tensors["run"]))
+    return run

@@ -1,0 +1,237 @@
+"""What acting policies need, from one log-softmax: log-probabilities, entropy, KL divergence, and exact mixtures.
+
+`log_probabilities` is taken once a minibatch; everything else reads what it gave. Reinforcement learning has many small
+minibatches of few classes, where the number of steps counts: these are torch's own, few, and wait for no device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlsmooth.checks import check_in_range
+from rlsmooth.losses.arguments import check_logits, compute_dtype
+from rlsmooth.losses.gaussian import HALF_LOG_TWO_PI
+from rlsmooth.targets.target import Target
+
+__all__ = [
+    "entropy_of",
+    "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
+    "kl_from_log_probabilities",
+    "log_probabilities",
+    "mixture_log_probabilities",
+]
+
+_NO_PROBABILITY = -1e4  # exp() of it is 0 in float64 too, and no gradient times it overflows
+
+
+def log_probabilities(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`log softmax(logits)` over the legal classes, `[..., K]`, in nats.
+
+    An illegal class gets -inf and a gradient of exactly 0, whatever its logit holds (-1e8, -inf, NaN). A NaN or +inf
+    among the legal logits, or a row without a legal class, makes the row NaN.
+
+    Args:
+        logits: `[..., K]`. Half precision is computed and returned in float32.
+        mask: bool, broadcasts to `[..., K]`, True = legal.
+
+    Raises:
+        TypeError: logits that are not floating-point, a mask that is not bool.
+        ValueError: logits without a class axis, a mask that does not broadcast.
+
+    Example:
+        >>> log_probabilities(torch.tensor([[0.0, 0.0, 7.0]]), torch.tensor([True, True, False]))
+        tensor([[-0.6931, -0.6931,    -inf]])
+    """
+    mask = check_logits(logits, mask)
+    values = logits.to(compute_dtype(logits.dtype))
+    if mask is not None:
+        values = values.masked_fill(~mask, -torch.inf)
+    return values.log_softmax(-1)
+
+
+def entropy_of(log_probs: Tensor) -> Tensor:
+    """`-sum_k p(k) log p(k)` in nats, `[...]`, with `0 log 0 = 0` in value and gradient.
+
+    Args:
+        log_probs: `[..., K]`, as `log_probabilities` or `mixture_log_probabilities` gave them; illegal classes at -inf.
+
+    Raises:
+        TypeError: they are not floating-point.
+        ValueError: they have no class axis.
+
+    Example:
+        >>> entropy_of(log_probabilities(torch.tensor([[0.0, 0.0, -torch.inf]])))
+        tensor([0.6931])
+    """
+    check_logits(log_probs, None, "log_probs")
+    # Clamped where exp() is 0 anyway: 0 · -inf would be NaN.
+    return -(log_probs.exp() * log_probs.clamp_min(_NO_PROBABILITY)).sum(-1)
+
+
+def kl_from_log_probabilities(
+    log_probs: Tensor, reference: Target | Tensor | None = None, *, mask: Tensor | None = None
+) -> Tensor:
+    """`KL(reference‖p) = sum_k r(k) (log r(k) - log p(k))` in nats, `[...]`.
+
+    For the uniform over all `K` classes that is `-mean_k log p(k) - log K`. It equals
+    `kl_divergence(logits, reference, direction="reference_to_policy", mask=mask, reduction="none")`.
+
+    Args:
+        log_probs: `[..., K]`, as `log_probabilities` gave them.
+        reference: a `Target`, or probabilities that broadcast to `[..., K]` and are 0 at illegal classes (used as
+            given, without a gradient); None: uniform over the legal classes.
+        mask: bool, broadcasts to `[..., K]`, True = legal; read where `reference` is None, the others know their own.
+
+    Returns:
+        `[...]`; +inf where the reference has a class of probability 0, 0 where one class is legal.
+
+    Raises:
+        TypeError: log-probabilities or a reference that are not floating-point, a mask that is not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> kl_from_log_probabilities(log_probabilities(torch.tensor([[2.0, 0.0]])))
+        tensor([0.4338])
+    """
+    mask = check_logits(log_probs, mask, "log_probs")
+    if reference is not None:
+        r = _probabilities(reference, log_probs)
+        # A class that the reference lacks adds 0, even where its log-probability is -inf.
+        expected = (r * log_probs.masked_fill(r == 0, 0.0)).sum(-1)
+        return torch.xlogy(r, r).sum(-1) - expected
+    if mask is None:
+        # One step less than `-mean - log K`
+        return torch.rsub(log_probs.mean(-1), -math.log(log_probs.shape[-1]))
+    legal = mask.sum(-1).to(log_probs.dtype)
+    return -log_probs.masked_fill(~mask, 0.0).sum(-1) / legal - legal.log()
+
+
+def mixture_log_probabilities(
+    log_probs: Tensor, reference: Target | Tensor | None = None, *, floor: float, mask: Tensor | None = None
+) -> Tensor:
+    """`log((1 - floor) · p(k) + floor · r(k))`, `[..., K]`: what acts under an exploration floor.
+
+    Taken in logarithms, so that it stays exact, and its gradient finite, where `p` underflows and where `r` is 0.
+
+    Args:
+        log_probs: `[..., K]`, as `log_probabilities` gave them.
+        reference: as of `kl_from_log_probabilities`: `r`, without a gradient; None: uniform over the legal classes.
+        floor: in [0, 1]; 0 gives `log_probs` itself.
+        mask: bool, broadcasts to `[..., K]`, True = legal; read where `reference` is None.
+
+    Raises:
+        TypeError: see `kl_from_log_probabilities`; a floor that is no number.
+        ValueError: shapes that do not fit, a floor out of range.
+
+    Example:
+        >>> mixture_log_probabilities(torch.tensor([[0.0, -torch.inf]]), floor=0.2).exp()
+        tensor([[0.9000, 0.1000]])
+    """
+    mask = check_logits(log_probs, mask, "log_probs")
+    share = check_in_range("floor", floor, 0.0, 1.0)
+    if share == 0:
+        return log_probs
+    if reference is not None:
+        log_r = _probabilities(reference, log_probs).log()
+    elif mask is not None:
+        log_r = torch.where(mask, -mask.sum(-1, keepdim=True).to(log_probs.dtype).log(), -torch.inf)
+    else:
+        each = torch.full((), math.log(share / log_probs.shape[-1]), dtype=log_probs.dtype, device=log_probs.device)
+        return torch.logaddexp(log_probs + _log(1 - share), each)  # never -inf
+    certain = torch.minimum(log_probs.detach(), log_r) == 0
+    # Where one class is legal: exactly 0, which the sum of two rounded shares may miss.
+    return _log_mixture(log_probs, log_r, share).masked_fill(certain, 0.0)
+
+
+def gaussian_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """`log N(a; mean, std^2)` of diagonal Gaussians, summed over the action's dimensions, `[...]`, in nats.
+
+    `-sum_d ((a_d - mean_d)^2 / (2 std_d^2) + log std_d + log(2 pi) / 2)`
+
+    Args:
+        actions: broadcasts with `mean`, `[..., D]`.
+        mean: `[..., D]`.
+        log_std: broadcasts to `[..., D]`.
+
+    Raises:
+        TypeError: a mean that is not floating-point.
+
+    Example:
+        >>> gaussian_log_prob(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2))
+        tensor([-1.8379])
+    """
+    check_logits(mean, None, "mean")
+    dtype = compute_dtype(mean.dtype)
+    log_std = log_std.to(dtype)
+    if log_std.shape[-1:] != mean.shape[-1:]:
+        log_std = log_std.expand(*log_std.shape[:-1], mean.shape[-1])
+    standard = (actions.to(dtype) - mean.to(dtype)) * torch.exp(-log_std)
+    return standard.square().sum(-1) * -0.5 - (log_std + HALF_LOG_TWO_PI).sum(-1)
+
+
+def gaussian_mixture_log_prob(
+    actions: Tensor,
+    mean: Tensor,
+    log_std: Tensor,
+    reference_mean: Tensor,
+    reference_std: Tensor,
+    *,
+    floor: float,
+) -> Tensor:
+    """`log((1 - floor) · N(a; mean, std^2) + floor · N(a; reference_mean, reference_std^2))`, `[...]`, in nats.
+
+    One draw decides for the whole vector: the mixture's components are diagonal, the mixture is not.
+
+    Args:
+        actions: `[..., D]`.
+        mean: `[..., D]`, the policy's.
+        log_std: broadcasts to `[..., D]`, the policy's.
+        reference_mean: broadcasts to `[..., D]`.
+        reference_std: broadcasts to `[..., D]`, above 0.
+        floor: in [0, 1]; 0 gives `gaussian_log_prob`.
+
+    Raises:
+        TypeError: a mean that is not floating-point, a floor that is no number.
+        ValueError: a floor out of range.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> gaussian_mixture_log_prob(0 * one, 0 * one, 0 * one, 0 * one, one, floor=0.1)
+        tensor([-0.9189])
+    """
+    share = check_in_range("floor", floor, 0.0, 1.0)
+    own = gaussian_log_prob(actions, mean, log_std)
+    if share == 0:
+        return own
+    other = gaussian_log_prob(actions, reference_mean, reference_std.log())
+    return _log_mixture(own, other.to(own.dtype), share)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _log_mixture(log_p: Tensor, log_r: Tensor, share: float) -> Tensor:
+    """`log((1 - share) · p + share · r)`; the gradient is 0 where both are 0, for which torch's own has NaN."""
+    first, second = log_p + _log(1 - share), log_r + math.log(share)
+    neither = torch.maximum(first.detach(), second) == -torch.inf
+    return torch.logaddexp(first.masked_fill(neither, 0.0), second).masked_fill(neither, -torch.inf)
+
+
+def _probabilities(reference: Target | Tensor, log_probs: Tensor) -> Tensor:
+    if isinstance(reference, Target):
+        if reference.num_classes != log_probs.shape[-1]:
+            raise ValueError(
+                f"reference is for {reference.num_classes} classes, log_probs have shape {tuple(log_probs.shape)}."
+            )
+        return reference.dense(log_probs.dtype)
+    if not isinstance(reference, Tensor) or not reference.is_floating_point():
+        raise TypeError(
+            "reference must be a Target, a floating-point tensor of probabilities or None, got "
+            f"{getattr(reference, 'dtype', type(reference))}."
+        )
+    return reference.detach().to(log_probs.dtype)
