@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,9 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
         ValueError: a wrong size, or a row that allows nothing.
     """
     total = sum(dims)
-    if masks.size % total:
+    # Rows of another length that happen to have the right number of entries together are transposed, say.
+    is_odd = masks.size % total if masks.ndim < 2 else masks.size != total and math.prod(masks.shape[1:]) != total
+    if is_odd:
         raise ValueError(f"action_masks has shape {masks.shape}, needs [B, {total}]: one entry for each choice.")
     flat = masks.reshape(-1, total).astype(bool)
     starts = np.cumsum((0, *dims[:-1]))

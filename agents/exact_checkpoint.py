@@ -12,7 +12,7 @@ and after a kill, in a new process, with environments built as before:
 Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
 have counted and collected comes back too. On the CPU, with environments whose state can be kept (see
 `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
-cut off. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.snapshot.Resumable`. Where environments can't
+cut off. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.Resumable`. Where environments can't
 be kept, a warning says so, and the resumed run starts new episodes.
 
 Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written

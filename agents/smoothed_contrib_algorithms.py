@@ -64,7 +64,7 @@ class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
         buffer: Any = self.rollout_buffer
         components = action_components(self.action_space)
         assert components is not None
-        check_masks(buffer.action_masks, components[1])
+        check_masks(buffer.action_masks.reshape(-1, buffer.mask_dims), components[1])
         super()._train_smoothed()
 
 

@@ -57,6 +57,9 @@ class SmoothedPolicy(PolicyQueries):
     where a reference policy is set. What a reference looks like around an action (a kernel, an ordinal scheme, a tree)
     is taken around the network's greedy legal action, without a gradient through that choice.
 
+    sb3-contrib's TRPO, which takes KL divergences between what acted and what acts, can have a floor on Discrete and
+    MultiBinary actions only; it has no entropy term, so that `reference` does nothing there.
+
     KL to a broad Gaussian grows as `reference_std² / (2 std²)`: 47 nats a dimension at std 0.1 for `reference_std=1`.
 
     Args:

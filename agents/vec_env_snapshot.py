@@ -35,7 +35,7 @@ def vec_env_state(venv: VecEnv) -> dict[str, Any]:
     """The state of a VecEnv as plain data (see `rlsmooth.envs.snapshot`).
 
     Args:
-        venv: a DummyVecEnv, or a SubprocVecEnv whose environments are wrapped in `rlsmooth.envs.snapshot.Resumable`,
+        venv: a DummyVecEnv, or a SubprocVecEnv whose environments are wrapped in `rlsmooth.envs.Resumable`,
             inside any number of VecEnvWrappers (VecNormalize, VecMonitor, VecFrameStack, ...).
 
     Returns:
@@ -137,5 +137,5 @@ def _check_reachable(base: VecEnv) -> None:
     if not all(base.env_is_wrapped(Resumable)):
         raise CannotSnapshotError(
             "the environments are in processes of their own: build them with make_vec_env(..., "
-            "wrapper_class=rlsmooth.envs.snapshot.Resumable)."
+            "wrapper_class=rlsmooth.envs.Resumable)."
         )

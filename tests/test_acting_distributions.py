@@ -166,6 +166,16 @@ def test_masks_are_sb3_contribs_but_exact(
         torch.testing.assert_close(acting.entropy(), plain.entropy())
 
 
+def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
+    acting = CategoricalActing("discrete", (4,)).proba_distribution(torch.zeros(3, 4))
+    for shape in ((4, 3), (12, 1), (2, 3), (5,)):
+        with pytest.raises(ValueError, match=r"needs \[B, 4\]: one entry for each choice"):
+            acting.apply_masking(np.ones(shape, dtype=bool))
+    for fits in ((3, 4), (3, 2, 2), (12,), (1, 4), (4,), (2, 2)):
+        acting.apply_masking(np.ones(fits, dtype=bool))
+        assert acting.probabilities()[0].shape == (3, 4)
+
+
 def test_an_array_of_masks_that_allows_nothing_is_an_error() -> None:
     acting = CategoricalActing("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
     masks = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=bool)
