@@ -12,18 +12,21 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train test test-slow lint types wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow lint types wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=/path/to/python3.12  the Python that makes .venv (otherwise the first of python3.13, 3.12, 3.11 and python3 that fits)'
-	@echo '  ARGS="..."                  more arguments for train, test, test-slow and bench'
+	@echo '  ARGS="..."                  more arguments for train, train-ppo, test, test-slow and bench'
 
 train: $(CORE)  ## train behaviour cloning on the CartPole-v1 demonstrations that ship with the package
 	$(BIN)/rlsmooth bc --env CartPole-v1 --seed 0 $(ARGS)
+
+train-ppo: $(CORE)  ## train PPO with a smoothed policy on CartPole-v1
+	$(BIN)/rlsmooth ppo --env CartPole-v1 --seed 0 --smoothing 0.01 $(ARGS)
 
 # -P keeps this folder off sys.path: the tests import what is installed, and never a top-level `agents` or `envs`.
 test: $(DEV)  ## run the tests
@@ -89,3 +92,18 @@ $(CORE): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): pyproject.toml constraints.txt $(CORE)
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+# Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
+.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
+
+study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
+	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
+
+study-bc-to-ppo: $(CORE)  ## study: from a cloned policy to PPO
+	$(BIN)/python -P -m rlsmooth.scripts.studies.bc_to_ppo $(ARGS)
+
+study-collapse: $(CORE)  ## study: an entropy target where PPO's entropy collapses
+	$(BIN)/python -P -m rlsmooth.scripts.studies.collapse $(ARGS)
+
+study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
+	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)

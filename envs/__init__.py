@@ -16,11 +16,13 @@ from rlsmooth.envs.masked import IdentityMaskedEnv, IdentityMaskedMultiBinaryEnv
 from rlsmooth.envs.optima import soft_optimum
 from rlsmooth.envs.ordered import IdentityOrderedEnv
 from rlsmooth.envs.registration import ENVIRONMENTS, register_environments
+from rlsmooth.envs.snapshot import CannotSnapshotError, Resumable
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
 
 __all__ = [
     "ENVIRONMENTS",
+    "CannotSnapshotError",
     "DeepSeaEnv",
     "IdentityBoxEnv",
     "IdentityEnv",
@@ -31,6 +33,7 @@ __all__ = [
     "IdentityMultiDiscreteEnv",
     "IdentityOrderedEnv",
     "MaskedTabularEnv",
+    "Resumable",
     "TabularEnv",
     "TabularProblem",
     "register_environments",

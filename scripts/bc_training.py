@@ -18,8 +18,9 @@ from rlsmooth.agents import BC
 from rlsmooth.agents.bc_targets import target_matrices
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, load_demonstrations
+from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, default_policy, limit_threads, make_envs
-from rlsmooth.scripts.figures import report_figure, save_figure
+from rlsmooth.scripts.figures import report_figure
 from rlsmooth.scripts.measure import bins_to_json, measure
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
 from rlsmooth.scripts.report import Report, save_report

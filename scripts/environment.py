@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
+from rlsmooth.envs import Resumable
 
-__all__ = ["check_device", "check_seed", "default_policy", "limit_threads", "make_envs"]
+__all__ = ["check_device", "check_seed", "default_policy", "limit_threads", "make_envs", "policy_alias"]
 
 assert rlsmooth.envs.ENVIRONMENTS
 
 
-def make_envs(env: str, n_envs: int, seed: int) -> VecEnv:
+def make_envs(
+    env: str,
+    n_envs: int,
+    seed: int,
+    *,
+    vec_env: Literal["dummy", "subproc"] = "dummy",
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> VecEnv:
     """`n_envs` environments of the id `env`, with monitors, as SB3's `make_vec_env` makes them.
+
+    Args:
+        env: a Gymnasium id.
+        n_envs: how many.
+        seed: environment i gets `seed + i`.
+        vec_env: all in this process, or each in a process of its own.
+        env_kwargs: arguments of each environment.
 
     Raises:
         ValueError: no environment of that id is known, or it can't be made; a seed that is negative or too large.
     """
     check_positive_int("n_envs", n_envs)
     check_seed(seed)
+    # A new process knows our environments only once it has imported them; Gymnasium does so for `module:id`.
+    name = f"rlsmooth.envs:{env}" if env.startswith("rlsmooth/") else env
+    kwargs = dict(env_kwargs or {})
     try:
-        return make_vec_env(env, n_envs=n_envs, seed=seed)
+        if vec_env == "dummy":
+            return make_vec_env(name, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
+        # Across processes, a checkpoint reaches an environment's state only through this wrapper.
+        return make_vec_env(
+            name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=Resumable
+        )
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
 
 
 def check_seed(seed: int) -> int:
@@ -72,9 +100,14 @@ def limit_threads(num_threads: int) -> None:
 
 def default_policy(demonstrations: Demonstrations) -> str:
     """The alias of the policy for such observations, sb3-contrib's maskable one where there are action masks."""
-    space = demonstrations.observation_space
-    if isinstance(space, spaces.Dict):
-        name = "MultiInputPolicy"
-    else:
-        name = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    name = policy_alias(demonstrations.observation_space)
     return name if demonstrations.action_masks is None else f"Maskable{name}"
+
+
+def policy_alias(space: spaces.Space[Any], *, recurrent: bool = False) -> str:
+    """SB3's alias of the policy that fits such observations: `MlpPolicy`, `CnnPolicy`, `MultiInputLstmPolicy`, ..."""
+    if isinstance(space, spaces.Dict):
+        name = "MultiInput"
+    else:
+        name = "Cnn" if is_image_space(space) else "Mlp"
+    return f"{name}{'Lstm' if recurrent else ''}Policy"

@@ -1,6 +1,7 @@
 """Evaluate a saved agent: returns, episode lengths and entropy, deterministic and sampled.
 
 rlsmooth evaluate -i logs/bc/CartPole-v1_1/agent.zip
+rlsmooth evaluate -i logs/ppo/CartPole-v1_1/best_agent.zip --eval-episodes 100
 rlsmooth evaluate -i agent.zip --env CartPole-v1 --demonstrations cartpole-v1 --json evaluation.json
 """
 
@@ -15,17 +16,17 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import plain, read_settings, versions, write_json
+from rlsmooth.scripts.run_folder import env_of_run, plain, versions, write_json
 
 alias = tyro.conf.arg
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Play a saved agent, and measure its calibration if demonstrations are given."""
+    """Play a saved agent of any kind; measure the calibration of a cloned one if demonstrations are given."""
 
     trained_agent: Annotated[Path, alias(aliases=["-i"])]
-    """The agent.zip, or the folder of the run that wrote it."""
+    """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip)."""
     env: str | None = None
     """The environment's id. Default: the one that the config.json beside the agent names."""
     eval_episodes: int = 20
@@ -35,7 +36,7 @@ class Args:
     seed: int = 0
     """Seeds the environments and the sampled actions."""
     demonstrations: str | None = None
-    """Measure accuracy, likelihood and calibration on these: a shipped set's name, an .npz or a folder."""
+    """Measure a cloned agent's accuracy and calibration on these: a shipped set's name, an .npz or a folder."""
     json: Path | None = None
     """Write all numbers to this file."""
     device: str = "auto"
@@ -55,25 +56,25 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     path = args.trained_agent / "agent.zip" if args.trained_agent.is_dir() else args.trained_agent
     if not path.is_file():
         raise ValueError(f"trained_agent={str(args.trained_agent)!r} is neither an agent's file nor a run's folder.")
-    env = args.env or _env_of_run(path)
+    env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)
     # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
-    from rlsmooth.agents import BC, load_agent_file
+    from rlsmooth.agents import BC
     from rlsmooth.agents.bc_setup import is_maskable
     from rlsmooth.data import load_demonstrations, record
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
+    from rlsmooth.scripts.loading import load_to_play, measure_on_states
     from rlsmooth.scripts.measure import measure
     from rlsmooth.scripts.results import print_evaluation
 
     limit_threads(args.num_threads)
-    kinds = {"bc": BC}
-    kind = load_agent_file(path, device="cpu").kind
-    if kind not in kinds:
-        raise ValueError(f"{str(path)!r} holds a {kind!r} agent: this command knows {', '.join(kinds)}.")
-    envs = make_envs(env, min(check_positive_int("n_envs", args.n_envs), args.eval_episodes), args.seed)
-    agent = kinds[kind].load(path, envs, device=check_device(args.device))
+    n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)
+    envs = make_envs(env, n_envs, args.seed, env_kwargs=env_kwargs)
+    agent, envs = load_to_play(path, envs, check_device(args.device))
+    if args.demonstrations is not None and not isinstance(agent, BC):
+        raise ValueError(f"--demonstrations is for cloned agents, and {str(path)!r} is none: leave it out.")
     given = None if args.demonstrations is None else load_demonstrations(args.demonstrations)
 
     found: dict[str, dict[str, float]] = {}
@@ -87,14 +88,13 @@ def main(args: Args) -> dict[str, dict[str, float]]:
             action_masks=is_maskable(agent.policy),
             progress=args.progress,
         )
-        on_states, _ = measure(agent, played)
         returns, lengths = played.episode_returns(), played.episode_lengths()
         found[name] = {
             "mean_reward": float(returns.mean()),
             "std_reward": float(returns.std()),
             "min_reward": float(returns.min()),
             "mean_ep_length": float(lengths.mean()),
-            **{key: on_states[key] for key in ("policy_entropy", "entropy_frac", "kl_uniform") if key in on_states},
+            **measure_on_states(agent, played),
         }
     envs.close()
     if given is not None:
@@ -104,13 +104,6 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})
         print(f"written to {args.json}")
     return found
-
-
-def _env_of_run(path: Path) -> str:
-    try:
-        return str(read_settings(path.parent, "bc")["env"])
-    except (ValueError, KeyError) as error:
-        raise ValueError("no config.json beside the agent names an environment: give --env.") from error
 
 
 if __name__ == "__main__":

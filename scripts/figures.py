@@ -1,13 +1,8 @@
-"""The pictures of a run: one figure that tells how it went, and one that compares several runs.
-
-Drawn with matplotlib's object interface: no screen, no global state. One colour means one thing in all panels (the
-palette of Okabe and Ito, which colour-blind people can tell apart), and legends stand above the axes, never on data.
-"""
+"""The pictures of cloning: one figure that tells how a run went, and one that compares several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -15,50 +10,29 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rlsmooth.atomic import atomic_file
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix
+from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, PURPLE, RED, STYLE, finish, legend, page, table
 from rlsmooth.scripts.measure import bins_from_json
 from rlsmooth.scripts.report import Report
 from rlsmooth.scripts.results import result_rows, setting_rows
 
-__all__ = ["comparison_figure", "report_figure", "save_figure"]
+__all__ = ["comparison_figure", "report_figure"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-INK, GREY = "#222222", "#767676"
-STYLE: Any = {
-    "font.size": 11.5,
-    "axes.titlesize": 14,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 30,  # room for the legend
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "lines.linewidth": 2.0,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def report_figure(report: Report) -> Figure:
     """One run at a glance, 1600 x 1000 pixels: losses, returns, entropy, calibration, targets, key figures."""
     with mpl.rc_context(STYLE):
-        figure = _figure(_title(report))
-        (losses, returns, entropies), (calibration, targets, table) = figure.subplots(2, 3)
+        figure = page(_title(report))
+        (losses, returns, entropies), (calibration, targets, results) = figure.subplots(2, 3)
         _draw_losses(losses, report)
         _draw_returns(returns, report)
         _draw_entropy(entropies, report)
         _draw_calibration(calibration, report)
         _draw_targets(targets, report)
-        _draw_table(table, report)
+        table(results, "Results", (result_rows(report), setting_rows(report)))
     return figure
 
 
@@ -69,7 +43,7 @@ def comparison_figure(reports: Sequence[Report]) -> Figure:
     order = sorted(range(len(reports)), key=lambda place: (_alpha(reports[place]), names[place]))
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
     with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        figure = _figure(f"Comparison of {len(reports)} runs")
+        figure = page(f"Comparison of {len(reports)} runs")
         (likelihoods, returns), (entropies, by_alpha) = figure.subplots(2, 2)
         for colour, place in zip(shades, order, strict=True):
             report, name = reports[place], names[place]
@@ -79,9 +53,9 @@ def comparison_figure(reports: Sequence[Report]) -> Figure:
             _line(entropies, report, f"{prefix}policy_entropy", name, colour)
             if "policy_entropy" in report.summary and not str(report.settings["smoothing"]).startswith("lin_"):
                 by_alpha.plot(_alpha(report), report.summary["policy_entropy"], "o", markersize=11, color=colour)
-        _finish(likelihoods, "Negative log-likelihood (held-out data where there are any)", "nats", legend=False)
-        _finish(returns, "Return of sampled actions", "mean return", legend=False)
-        _finish(entropies, "Policy entropy", "nats", legend=False)
+        _finish(likelihoods, "Negative log-likelihood (held-out data where there are any)", "nats", with_legend=False)
+        _finish(returns, "Return of sampled actions", "mean return", with_legend=False)
+        _finish(entropies, "Policy entropy", "nats", with_legend=False)
         by_alpha.set(title="Policy entropy at the end", xlabel="smoothing (constant ones)", ylabel="nats")
         handles, labels = likelihoods.get_legend_handles_labels()
         figure.legend(
@@ -102,26 +76,6 @@ def _run_name(report: Report) -> str:
 
 def _alpha(report: Report) -> float:
     return float(str(report.settings["smoothing"]).removeprefix("lin_"))
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a picture, whole or not at all.
-
-    Raises:
-        ValueError: the file's suffix is none of .png, .svg and .pdf, or the folder can't be written to.
-    """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("png", "svg", "pdf"):
-        raise ValueError(f"{str(path)!r} names no kind of picture: end it in .png, .svg or .pdf.")
-    with atomic_file(path) as file:
-        figure.savefig(file, format=kind)
-
-
-def _figure(title: str) -> Figure:
-    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04, hspace=0.04)  # type: ignore[union-attr, call-arg]
-    figure.suptitle(title, x=0.012, ha="left", fontsize=18, fontweight="bold", color=INK)
-    return figure
 
 
 def _title(report: Report) -> str:
@@ -164,7 +118,7 @@ def _draw_calibration(ax: Axes, report: Report) -> None:
         _say(ax, "Calibration", report)
         return
     draw_reliability(ax, bins_from_json(report.reliability), ece=report.summary.get("ece"), title="Calibration")
-    _legend(ax)
+    legend(ax)
 
 
 def _draw_targets(ax: Axes, report: Report) -> None:
@@ -185,33 +139,6 @@ def _say(ax: Axes, title: str, report: Report) -> None:
     ax.text(0, 0.95, words, transform=ax.transAxes, color=GREY)
 
 
-def _legend(ax: Axes) -> None:
-    """Above the axes and under the title, where no data are."""
-    legend = ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
-        frameon=False,
-        borderaxespad=0.1,
-        columnspacing=1.0,
-        handlelength=1.4,
-        fontsize=10.5,
-    )
-    legend.set_in_layout(False)  # the title's pad makes room for it; all columns keep the same width
-
-
-def _draw_table(ax: Axes, report: Report) -> None:
-    ax.set_axis_off()
-    ax.set_title("Results")
-    height = 1.03
-    for rows in (result_rows(report), setting_rows(report)):
-        for name, value in rows:
-            for x, words, colour in ((0.0, name, GREY), (0.48, value, INK)):
-                ax.text(x, height, words, transform=ax.transAxes, va="center", color=colour).set_in_layout(False)
-            height -= 0.077
-        height -= 0.04
-
-
 def _line(
     ax: Axes, report: Report, tag: str, name: str, colour: Any, marker: str | None = None, width: float = 2.0
 ) -> None:
@@ -228,14 +155,5 @@ def _curve(report: Report, tag: str) -> tuple[Array, Array]:
     return np.interp(steps, [0, *known_steps], [0, *known]), np.array(values)
 
 
-def _finish(ax: Axes, title: str, unit: str, *, legend: bool = True) -> None:
-    ax.set_title(title)
-    ax.set_ylabel(unit)
-    ax.set_xlabel("transitions trained on")
-    ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value else "0"))
-    if not ax.lines:
-        ax.text(0.5, 0.5, "nothing logged yet", transform=ax.transAxes, ha="center", color=GREY)
-    elif legend:
-        _legend(ax)
+def _finish(ax: Axes, title: str, unit: str, *, with_legend: bool = True) -> None:
+    finish(ax, title, unit, steps="transitions trained on", with_legend=with_legend)

@@ -11,7 +11,12 @@ from rlsmooth.scripts.command import fail, run_command
 
 COMMANDS = {
     "bc": "train behaviour cloning and write agent, report and logs",
+    "ppo": "train PPO, its policy smoothed or not; likewise the next three",
+    "a2c": "train A2C",
+    "maskable-ppo": "train PPO with action masks (sb3-contrib)",
+    "recurrent-ppo": "train PPO with a memory (sb3-contrib)",
     "record": "record demonstrations of a trained agent, or of an expert that is trained first",
+    "enjoy": "show or film an agent with its action probabilities and entropy",
     "evaluate": "run a saved agent and print its returns",
     "plot": "draw the report of a run again, or compare several",
 }
@@ -33,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return fail("rlsmooth", f"{command!r} is no command: choose one of {', '.join(COMMANDS)}.")
     # Imported only now: `rlsmooth --help` needs no torch, and no command needs another's libraries.
-    module = importlib.import_module(f"rlsmooth.scripts.{command}")
+    module = importlib.import_module(f"rlsmooth.scripts.{command.replace('-', '_')}")
     return run_command(command, module.Args, module.main, rest)
 
 
 def usage() -> str:
     """What `rlsmooth --help` prints."""
-    lines = "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    lines = "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     return (
         "usage: rlsmooth COMMAND [OPTIONS]\n\n"
         f"Policies with smoothed targets.\n\ncommands:\n{lines}\n\n"

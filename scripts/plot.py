@@ -2,19 +2,25 @@
 
 rlsmooth plot logs/bc/CartPole-v1_1
 rlsmooth plot logs/bc/CartPole-v1_* --output comparison.png
+rlsmooth plot logs/ppo/CartPole-v1_1 logs/a2c/CartPole-v1_1
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.run_folder import read_command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +37,39 @@ def main(args: Args) -> Path:
     """Draw, and return the picture's path.
 
     Raises:
-        ValueError: a folder is none of a run, or the picture can't be written.
+        ValueError: a folder is none of a run, cloning is to be compared with something else, or the picture can't be
+            written.
     """
     if not args.folders:
         raise ValueError("name at least one folder of a run.")
     # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
-    from rlsmooth.scripts.figures import comparison_figure, report_figure, save_figure
-    from rlsmooth.scripts.report import load_report
+    from rlsmooth.scripts.drawing import save_figure
 
-    reports = [load_report(folder) for folder in args.folders]
-    alone = len(reports) == 1
-    output = args.output or (args.folders[0] / "report.png" if alone else Path("comparison.png"))
+    commands = [read_command(folder) for folder in args.folders]
+    if "bc" in commands and set(commands) != {"bc"}:
+        raise ValueError("runs of cloning and of reinforcement learning can't be compared: name those of one kind.")
+    figure = _cloning_figure(args.folders) if "bc" in commands else _on_policy_figure(args.folders)
+    output = args.output or (args.folders[0] / "report.png" if len(commands) == 1 else Path("comparison.png"))
     check_writable_folder("output", output.parent)
-    save_figure(output, report_figure(reports[0]) if alone else comparison_figure(reports))
+    save_figure(output, figure)
     print(f"drawn to {output}")
     return output
+
+
+def _cloning_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.figures import comparison_figure, report_figure
+    from rlsmooth.scripts.report import load_report
+
+    reports = [load_report(folder) for folder in folders]
+    return report_figure(reports[0]) if len(reports) == 1 else comparison_figure(reports)
+
+
+def _on_policy_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.on_policy_figures import on_policy_comparison_figure, on_policy_figure
+    from rlsmooth.scripts.on_policy_report import load_on_policy_report
+
+    reports = [load_on_policy_report(folder) for folder in folders]
+    return on_policy_figure(reports[0]) if len(reports) == 1 else on_policy_comparison_figure(reports)
 
 
 if __name__ == "__main__":

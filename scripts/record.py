@@ -1,6 +1,7 @@
 """Record demonstrations: from a trained agent, or from a PPO expert that is trained first.
 
 rlsmooth record --env CartPole-v1 --train-expert 100000 --n-episodes 24
+rlsmooth record --env CartPole-v1 -i logs/ppo/CartPole-v1_1/best_agent.zip
 rlsmooth record --algo dqn --env CartPole-v1 -i dqn_cartpole.zip --output demonstrations.npz
 """
 
@@ -35,11 +36,11 @@ class Args:
     """Record demonstrations of an agent as one .npz file."""
 
     algo: Algorithm = "ppo"
-    """The algorithm of the trained agent; experts are trained with ppo."""
+    """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
     env: str = "CartPole-v1"
     """The environment's id."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
-    """The agent's zip. SB3's zips are pickles, which can run code: load only those that you trust."""
+    """The agent's file. SB3's zips are pickles, which can run code: load only those that you trust. Ours are safe."""
     n_timesteps: Annotated[int, alias(aliases=["-n", "--train-expert"])] = 0
     """Train a PPO expert for this many steps first, in place of --trained-agent."""
     n_episodes: int = 24
@@ -101,7 +102,8 @@ def main(args: Args) -> Path:
         raise
 
 
-def _record(args: Args, folder: Path | None, loaded: Any) -> Path:
+def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
+    from rlsmooth.agents import BC
     from rlsmooth.agents.bc_setup import is_maskable
 
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"
@@ -115,8 +117,9 @@ def _record(args: Args, folder: Path | None, loaded: Any) -> Path:
             print(f"expert, {name}: return {score['mean_return']:.1f} ± {score['std_return']:.1f}")
         print(f"expert saved in {folder / 'expert.zip'}")
     else:
-        agent = loaded
-        provenance["expert"] = {"algo": args.algo}
+        assert loaded is not None
+        agent, algorithm = loaded
+        provenance["expert"] = {"algo": algorithm}
     demonstrations = record(
         agent,
         args.env,
@@ -124,7 +127,7 @@ def _record(args: Args, folder: Path | None, loaded: Any) -> Path:
         args.seed,
         deterministic=not args.stochastic,
         n_envs=min(args.n_envs, args.n_episodes),
-        action_masks=args.algo != "bc" or is_maskable(agent.policy),
+        action_masks=not isinstance(agent, BC) or is_maskable(agent.policy),
         progress=args.progress,
     )
     lowest = float(demonstrations.episode_returns().min())
@@ -174,20 +177,28 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     return agent, scores
 
 
-def _load_agent(args: Args) -> Any:
+def _load_agent(args: Args) -> tuple[Any, str]:
+    """The agent, and the name of its algorithm."""
     path = args.trained_agent
     assert path is not None
     if not path.is_file():
         raise ValueError(f"trained_agent={str(path)!r} is no file.")
-    if args.algo == "bc":
-        from rlsmooth.agents import BC
+    from rlsmooth.agents import BC
+    from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_to_play
 
-        return BC.load(path, device=args.device)
+    if args.algo == "bc" or is_agent_file(path):
+        from rlsmooth.scripts.environment import make_envs
+
+        agent, env = load_to_play(path, make_envs(args.env, 1, args.seed), args.device)
+        normalizer = agent.get_vec_normalize_env()
+        env.close()
+        name = "bc" if isinstance(agent, BC) else type(agent).__name__
+        return (agent if normalizer is None else NormalisedAgent(agent, normalizer)), name
     package, name = (
         ("sb3_contrib", CONTRIB[args.algo]) if args.algo in CONTRIB else ("stable_baselines3", args.algo.upper())
     )
     try:
-        return getattr(import_module(package), name).load(path, device=args.device)
+        return getattr(import_module(package), name).load(path, device=args.device), args.algo
     except ImportError as error:
         raise ValueError(f'algo={args.algo!r} needs sb3-contrib: pip install "rlsmooth[contrib]".') from error
     except Exception as error:  # unpickling can fail in any way

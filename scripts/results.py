@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rlsmooth.scripts.report import Report
 
-__all__ = ["print_evaluation", "print_results", "result_rows", "setting_rows"]
+__all__ = ["print_evaluation", "print_results", "print_table", "result_rows", "setting_rows"]
 
 EVALUATED = {
     "mean_reward": ("return, mean", "return"),
@@ -72,7 +72,7 @@ def setting_rows(report: Report) -> list[tuple[str, str]]:
 def print_results(report: Report) -> None:
     """Print a run's table."""
     note = f"Returns: mean ± std of {report.settings['eval_episodes']} episodes. The rest: {report.measured_on}."
-    _print_table(f"{report.settings['env']}, {report.name}", result_rows(report), note)
+    print_table(f"{report.settings['env']}, {report.name}", result_rows(report), note)
 
 
 def print_evaluation(title: str, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -82,11 +82,12 @@ def print_evaluation(title: str, found: Mapping[str, Mapping[str, float]]) -> No
     for name in names:
         label, unit = EVALUATED[name]
         rows.append((label, *(_with_unit(column[name], unit) if name in column else "" for column in found.values())))
-    _print_table(title, rows, "Entropy and KL: mean over the states that were met.", header=["", *found])
+    print_table(title, rows, "Entropy and KL: mean over the states that were met.", header=["", *found])
 
 
-def _print_table(title: str, rows: Sequence[Sequence[str]], note: str, header: Sequence[str] | None = None) -> None:
-    table = Table(title=title, title_justify="left", show_header=header is not None)
+def print_table(title: str, rows: Sequence[Sequence[str]], note: str, header: Sequence[str] | None = None) -> None:
+    """Print rows with a title above and a note below."""
+    table = Table(show_header=header is not None)
     for place, name in enumerate(header or [""] * len(rows[0])):
         table.add_column(name, style="cyan" if place == 0 else None, no_wrap=True)
     for row in rows:
@@ -94,6 +95,7 @@ def _print_table(title: str, rows: Sequence[Sequence[str]], note: str, header: S
     # A pipe has no width of its own: 80 columns would cut the rows of long names.
     console = Console()
     console = console if console.is_terminal else Console(width=120)
+    console.print(title, style="italic", highlight=False, soft_wrap=True)  # a table would break it at its own width
     console.print(table)
     console.print(note, style="dim", highlight=False)
 

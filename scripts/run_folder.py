@@ -13,7 +13,17 @@ from typing import Any
 
 from rlsmooth.atomic import write_bytes_atomically
 
-__all__ = ["new_run_folder", "plain", "read_json", "read_settings", "versions", "write_json", "write_settings"]
+__all__ = [
+    "env_of_run",
+    "new_run_folder",
+    "plain",
+    "read_command",
+    "read_json",
+    "read_settings",
+    "versions",
+    "write_json",
+    "write_settings",
+]
 
 LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
 
@@ -53,26 +63,83 @@ def _number(taken: str, name: str) -> int:
     return int(end) if start == name and end.isascii() and end.isdigit() else 0
 
 
-def write_settings(folder: Path, command: str, args: Any) -> None:
-    """Write `config.json` (all arguments, and the versions) and `command.txt` (what to type to get the same run)."""
-    settings = {"command": command, "arguments": plain(dataclasses.asdict(args)), "versions": versions()}
+def write_settings(folder: Path, command: str, args: Any, more: Mapping[str, Any] | None = None) -> None:
+    """Write `config.json` (all arguments, and the versions) and `command.txt` (what to type to get the same run).
+
+    Args:
+        folder: of the run.
+        command: what follows `rlsmooth`.
+        args: a dataclass.
+        more: what else `config.json` is to hold, such as hyperparameters that came from a file.
+    """
+    settings = {
+        "command": command,
+        "arguments": plain(dataclasses.asdict(args)),
+        **(more or {}),
+        "versions": versions(),
+    }
     write_json(folder / "config.json", settings)
     write_bytes_atomically(folder / "command.txt", f"{command_line(command, args)}\n".encode())
 
 
-def read_settings(folder: Path, command: str) -> dict[str, Any]:
-    """The arguments in a run's `config.json`.
+def read_command(folder: Path) -> str:
+    """The command that began a run.
+
+    Raises:
+        ValueError: there is no such folder or file, or none of our commands wrote it.
+    """
+    settings = _read_config(folder)
+    if not isinstance(settings.get("command"), str) or not isinstance(settings.get("arguments"), dict):
+        raise ValueError(f"{str(folder / 'config.json')!r} was not written by a command of rlsmooth.")
+    return str(settings["command"])
+
+
+def read_settings(folder: Path, command: str, part: str = "arguments") -> dict[str, Any]:
+    """The arguments, or another part, in a run's `config.json`.
 
     Raises:
         ValueError: there is no such folder or file, or another command wrote it.
     """
+    settings = _read_config(folder)
+    if settings.get("command") != command or not isinstance(settings.get(part), dict):
+        raise ValueError(f"{str(folder / 'config.json')!r} was not written by `rlsmooth {command}`.")
+    return dict(settings[part])
+
+
+def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The environment's id and its arguments, of the run that wrote the agent in `path`.
+
+    Args:
+        path: the agent's file.
+        given: an id that comes first; the run's arguments are kept if it has the same.
+
+    Raises:
+        ValueError: no `config.json` beside it says so, or the id there has a module to import, which a file from
+            elsewhere must not choose.
+    """
+    try:
+        command = read_command(path.parent)
+        env = str(read_settings(path.parent, command)["env"])
+        of_rl = {} if command == "bc" else read_settings(path.parent, command, "hyperparameters")
+        kwargs = dict(of_rl.get("env_kwargs", {}))
+    except (ValueError, TypeError, KeyError) as error:
+        if given is not None:
+            return given, {}
+        raise ValueError("no config.json beside the agent names an environment: give --env.") from error
+    if given is not None:
+        return given, kwargs if given == env else {}
+    if env.rpartition(":")[0] not in ("", "rlsmooth.envs"):
+        raise ValueError(
+            f"the config.json beside the agent imports a module, env={env!r}: if you trust it, give --env."
+        )
+    return env, kwargs
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} is no folder of a run: it has no config.json.")
-    settings = read_json(path)
-    if settings.get("command") != command or not isinstance(settings.get("arguments"), dict):
-        raise ValueError(f"{str(path)!r} was not written by `rlsmooth {command}`.")
-    return dict(settings["arguments"])
+    return read_json(path)
 
 
 def command_line(command: str, args: Any) -> str:

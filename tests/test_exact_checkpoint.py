@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 
 from rlsmooth.agents.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.exact_state import callback_states, set_callback_states
-from rlsmooth.envs.snapshot import Resumable
+from rlsmooth.envs import Resumable
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
@@ -157,7 +157,12 @@ def cut_off(
     seed_everything(99)  # whatever a new process starts from
 
 
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("PPO-CartPole", "A2C-CartPole", "PPO-Pendulum-normalised", "MaskablePPO", "RecurrentPPO-Pendulum")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in OFTEN else pytest.mark.slow) for case in CASES]
+)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -> None:
     make_env, build = CASES[case]
     total = 640

@@ -150,6 +150,8 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
         assert_same(found.obs_rms.var.tolist(), env.obs_rms.var.tolist())
         assert (float(found.ret_rms.var), found.ret_rms.count) == (float(env.ret_rms.var), env.ret_rms.count)
         assert found.clip_obs == 3.0
+    with pytest.raises(SafeFileError, match="has norm_obs=False, and the agent was trained with True"):
+        load_agent(path, env=VecNormalize(make_vec_env("Pendulum-v1", 1), norm_obs=False))
     raw = np.array([[0.5, 0.1, 3.0]], np.float32)
     assert np.array_equal(found.normalize_obs(raw), env.normalize_obs(raw))
     keyed = VecNormalize(make_vec_env(SimpleMultiObsEnv, 1), norm_obs_keys=["vec"])

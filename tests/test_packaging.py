@@ -64,6 +64,7 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
         "gymnasium",
         "matplotlib",
         "numpy",
+        "pyyaml",
         "rich",
         "safetensors",
         "stable-baselines3",
@@ -72,7 +73,7 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
         "tqdm",
         "tyro",
     }
-    assert set(project["optional-dependencies"]) == {"contrib", "minari", "datasets", "dev"}
+    assert set(project["optional-dependencies"]) == {"contrib", "minari", "datasets", "video", "dev"}
 
 
 def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
@@ -179,5 +180,16 @@ def test_a_python_that_will_not_do_is_a_clear_error(checkout: Path, fails: str, 
 
 def test_make_alone_lists_the_targets(checkout: Path) -> None:
     listed = make(checkout).stdout
-    for target in ("train", "test", "test-slow", "lint", "types", "wheel-check", "bench", "coverage", "clean"):
+    for target in (
+        "train",
+        "train-ppo",
+        "test",
+        "test-slow",
+        "lint",
+        "types",
+        "wheel-check",
+        "bench",
+        "coverage",
+        "clean",
+    ):
         assert f"make {target} " in listed

@@ -261,7 +261,12 @@ WATCHED_RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", WATCHED_RUNS)
+RARELY = ("trpo", "qrdqn", "noise", "ours")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in RARELY else ()) for name in WATCHED_RUNS]
+)
 def test_training_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     algorithm, env, arguments = WATCHED_RUNS[name]
     plain = build(algorithm, env, **arguments)

@@ -309,7 +309,7 @@ def test_large_pictures_are_measured_on_fewer_rows() -> None:
     model = PPO(
         "CnnPolicy",
         DummyVecEnv([Pictures]),
-        **{**SMALL, "n_steps": 90, "batch_size": 45},
+        **{**SMALL, "n_steps": 90, "batch_size": 90, "n_epochs": 1},
         policy_kwargs={"features_extractor_kwargs": {"features_dim": 4}},
     )
     model.learn(90)

@@ -50,9 +50,10 @@ def test_the_first_example_has_about_ten_lines(readme: str) -> None:
 
 def test_every_command_exists(readme: str, repository: Path) -> None:
     consoles = "\n".join(code for code, _ in blocks(readme, "console"))
-    commands = set(re.findall(r"\brlsmooth ([a-z]+)\b", consoles))
+    commands = set(re.findall(r"\brlsmooth ([a-z0-9-]+)", consoles))
     assert commands >= {"bc", "record", "evaluate", "plot"}
-    assert [name for name in sorted(commands) if not (repository / "scripts" / f"{name}.py").exists()] == []
+    files = {name: repository / "scripts" / f"{name.replace('-', '_')}.py" for name in sorted(commands)}
+    assert [name for name, file in files.items() if not file.exists()] == []
 
 
 def test_every_make_target_exists(readme: str, repository: Path) -> None:

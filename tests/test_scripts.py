@@ -30,7 +30,8 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_settings
 
-COMMANDS = ("bc", "record", "evaluate", "plot")
+COMMANDS = ("bc", "ppo", "a2c", "maskable-ppo", "recurrent-ppo", "record", "enjoy", "evaluate", "plot")
+SHARED = "on_policy_arguments"  # what four of them take
 
 
 @pytest.fixture(scope="module")
@@ -61,31 +62,34 @@ def test_version_and_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs_as_a_file_too(command: str, repository: Path, tmp_path: Path) -> None:
-    words = [sys.executable, str(repository / "scripts" / f"{command}.py"), "--help"]
+    words = [sys.executable, str(repository / "scripts" / f"{command.replace('-', '_')}.py"), "--help"]
     finished = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "--help" in finished.stdout
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, SHARED])
 def test_every_option_has_a_type_and_a_sentence(command: str, repository: Path) -> None:
-    tree = ast.parse((repository / "scripts" / f"{command}.py").read_text(encoding="utf-8"))
-    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    tree = ast.parse((repository / "scripts" / f"{command.replace('-', '_')}.py").read_text(encoding="utf-8"))
+    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Args"))
     pairs = list(zip(args.body, args.body[1:], strict=False))
     fields = [(field, following) for field, following in pairs if isinstance(field, ast.AnnAssign)]
-    assert len(fields) >= 2
+    assert len(fields) >= (1 if "ppo" in command or command == "a2c" else 2)
     for field, following in fields:
         sentence = following.value.value if isinstance(following, ast.Expr) else ""  # type: ignore[attr-defined]
         assert sentence[:1].isupper() or sentence[:1].isdigit(), ast.unparse(field)
         assert sentence.endswith("."), ast.unparse(field)
 
 
-def test_the_options_have_rl_zoos_names(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["bc", "ppo", "a2c", "maskable-ppo", "recurrent-ppo"])
+def test_the_options_have_rl_zoos_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["bc", "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for names in ("--env", "--seed", "-n", "--device", "--eval-freq", "--eval-episodes", "-tb", "-f", "-P"):
+    shared = ("--env", "--seed", "-n", "--device", "--eval-freq", "--eval-episodes", "-tb", "-f", "-P", "--num-threads")
+    more = ("--n-eval-envs", "--save-freq", "--vec-env", "-params", "-conf", "--verbose")
+    for names in shared if command == "bc" else (*shared, *more):
         assert f" {names} " in printed or f" {names}," in printed, names
 
 

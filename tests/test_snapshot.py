@@ -300,12 +300,10 @@ class OwnFolder(gym.Wrapper[Any, Any, Any, Any]):
         self.text = text
 
 
-class Recorder(gym.wrappers.RecordConstructorArgs, gym.Wrapper[Any, Any, Any, Any]):
+class Recorder(OwnFolder):
     """As gymnasium's RecordVideo, which needs a package that may be missing."""
 
-    def __init__(self, env: gym.Env[Any, Any], video_folder: str) -> None:
-        gym.Wrapper.__init__(self, env)
-        self.video_folder, self.episode_id = video_folder, 0
+    episode_id = 0
 
 
 Recorder.__module__ = "gymnasium.wrappers.rendering"
@@ -316,7 +314,7 @@ def test_a_state_says_not_where_to_write() -> None:
     there.episode_id = 3
     here = Recorder(OwnFolder(gym.make("CartPole-v1"), "here"), "here")
     set_env_state(here, env_state(there))
-    assert (here.video_folder, here.episode_id) == ("here", 3)
+    assert (here.text, here.episode_id) == ("here", 3)
     assert here.env.get_wrapper_attr("text") == "there"  # an environment's own text may be what it plays with
 
 

@@ -1,0 +1,41 @@
+"""Train A2C whose policy keeps exploring, evaluate it, and write agent, report and logs.
+
+rlsmooth a2c --env CartPole-v1 --smoothing 0.01
+rlsmooth a2c --env CartPole-v1 --target-entropy-frac 0.3 --seed 1
+rlsmooth a2c --resume logs/a2c/CartPole-v1_1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs, resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(OnPolicyArgs):
+    """Train A2C, smoothed or not, and evaluate it in the environment."""
+
+    env: str = "CartPole-v1"
+    """The environment's id."""
+
+
+def main(args: Args) -> Path:
+    """Train, or go on with training, and return the run's folder.
+
+    Raises:
+        ValueError: an argument is wrong, or names something that is not there or can't be written to.
+    """
+    args = resumed(args, "a2c")
+    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
+    from rlsmooth.agents import SmoothedA2C
+    from rlsmooth.scripts.on_policy_training import train
+
+    return train("a2c", SmoothedA2C, args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("a2c", Args, main))

@@ -1,0 +1,254 @@
+"""What smoothing and monitoring cost: wall time of PPO's training with each, over that of Stable-Baselines3's PPO.
+
+In each round every contender is built anew with the round's seed and trains for the same number of steps, on one
+thread; ratios are taken within a round. The order alternates and rotates from round to round, so that nobody always
+follows the same one. Timed is `learn`, from its first rollout to its last update, with TensorBoard files on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+
+from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
+from rlsmooth.agents.smoothed_algorithms import SmoothedPPO
+from rlsmooth.audits.intervals import interquartile_mean_interval
+from rlsmooth.scripts.bench.measure import (
+    command_line,
+    load_average,
+    machine,
+    markdown_table,
+    spread,
+    versions,
+    write_result,
+)
+
+SCRIPT = "scripts/bench/ppo_overhead.py"
+ENVIRONMENT, NUM_ENVS = "CartPole-v1", 8
+BASELINE = "ppo"
+LABELS = {
+    BASELINE: "stable_baselines3.PPO",
+    "smoothed": "SmoothedPPO(smoothing=0.1)",
+    "off": "SmoothedPPO(), everything off",
+    "callback": "stable_baselines3.PPO with PolicyEntropyCallback",
+}
+REQUIRED = ("smoothed", "callback")
+REQUIRED_RATIO = 1.05
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "tensorboard")
+QUICK_STEPS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Arguments of PPO, and for how many steps of the environments it trains."""
+
+    label: str
+    steps: int
+    arguments: dict[str, Any]
+
+
+SETTINGS = {
+    "defaults": Setting("PPO's defaults, rollouts of 512 steps an environment", 4_096, {"n_steps": 512}),
+    "zoo": Setting(
+        "rl-zoo3's hyperparameters for CartPole-v1",
+        4_096,
+        {
+            "n_steps": 32,
+            "batch_size": 256,
+            "n_epochs": 20,
+            "gae_lambda": 0.8,
+            "gamma": 0.98,
+            "learning_rate": LinearSchedule(0.001, 0.0, 1.0),
+            "clip_range": LinearSchedule(0.2, 0.0, 1.0),
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to measure."""
+
+    rounds: int = 24
+    """Rounds of each setting; an even number lets each contender come first as often as last."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    """Of `defaults` and `zoo`."""
+    seed: int = 0
+    """Seed of the first round; each further round has the next."""
+    tensorboard: bool = True
+    """Write TensorBoard files, the callback's histograms among them."""
+    output: Path | None = None
+    """Folder of `ppo_overhead.json` and `.md`; default: results/ beside this file, or nowhere with --quick."""
+    quick: bool = False
+    """Two rounds of a few updates: shows that the benchmark works, measures nothing worth keeping."""
+
+
+def order_of(round_number: int) -> list[str]:
+    """The contenders in the order of a round: rotated by one each second round, and backwards in each odd one."""
+    names = list(LABELS)
+    start = round_number // 2 % len(names)
+    rotated = names[start:] + names[:start]
+    return rotated[::-1] if round_number % 2 else rotated
+
+
+def build(contender: str, setting: Setting, seed: int, folder: str | None) -> tuple[PPO, BaseCallback | None]:
+    """A contender's fresh model, and its callback."""
+    more: dict[str, Any] = {"smoothing": 0.1} if contender == "smoothed" else {}
+    algorithm: type[PPO] = SmoothedPPO if contender in ("smoothed", "off") else PPO
+    env = make_vec_env(ENVIRONMENT, NUM_ENVS, seed=seed)
+    model = algorithm("MlpPolicy", env, seed=seed, device="cpu", tensorboard_log=folder, **setting.arguments, **more)
+    return model, PolicyEntropyCallback() if contender == "callback" else None
+
+
+def timed(contender: str, setting: Setting, seed: int, *, steps: int, tensorboard: bool) -> dict[str, Any]:
+    """Train once: seconds on the clock and of the processor."""
+    with tempfile.TemporaryDirectory(prefix="ppo_overhead_") as folder:
+        model, callback = build(contender, setting, seed, folder if tensorboard else None)
+        gc.collect()
+        wall, cpu = time.perf_counter(), time.process_time()
+        model.learn(steps, callback=callback)
+        found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        model.logger.close()
+        model.get_env().close()  # type: ignore[union-attr]
+        return {**found, "steps": model.num_timesteps, "updates": model._n_updates}
+
+
+def measure(args: Args) -> list[dict[str, Any]]:
+    """Run all rounds; one record a training."""
+    records = []
+    for name in args.settings:
+        setting = SETTINGS[name]
+        steps, rounds = (QUICK_STEPS, 2) if args.quick else (setting.steps, args.rounds)
+        if args.quick:
+            small = {"n_steps": 16, "batch_size": 64, "n_epochs": 2}
+            setting = dataclasses.replace(setting, arguments={**setting.arguments, **small})
+        for contender in LABELS:  # what happens once in a process, happens here
+            timed(contender, setting, args.seed, steps=QUICK_STEPS, tensorboard=args.tensorboard)
+        for number in range(rounds):
+            print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
+            for contender in order_of(number):
+                found = timed(contender, setting, args.seed + number, steps=steps, tensorboard=args.tensorboard)
+                records.append({"setting": name, "round": number, "contender": contender, **found})
+    return records
+
+
+def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a setting and contender: seconds, and the ratio to the baseline's, round by round, with its interval."""
+    rows = []
+    for setting in dict.fromkeys(record["setting"] for record in records):
+        for contender in LABELS:
+            row: dict[str, Any] = {"setting": setting, "contender": contender, "label": LABELS[contender]}
+            for unit in ("seconds", "cpu_seconds"):
+                own, base = (
+                    [record[unit] for record in records if (record["setting"], record["contender"]) == (setting, name)]
+                    for name in (contender, BASELINE)
+                )
+                row[unit] = dataclasses.asdict(spread(own))
+                ratios = [value / other for value, other in zip(own, base, strict=True)]
+                row[f"{unit}_ratios"] = ratios
+                row[f"{unit}_ratio"] = interquartile_mean_interval(ratios)._asdict()
+            rows.append(row)
+    return rows
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """The requirement and whether these rows meet it."""
+    found = []
+    for row in rows:
+        if row["contender"] in REQUIRED:
+            ratio = row["seconds_ratio"]
+            met = "met" if ratio["high"] <= REQUIRED_RATIO else "NOT met"
+            found.append(
+                f"{row['label']} ({row['setting']}): {ratio['estimate']:.3f} "
+                f"[{ratio['low']:.3f}, {ratio['high']:.3f}], {met}"
+            )
+    return f"Required: upper end of the 95 % interval at most {REQUIRED_RATIO}. Measured: {'; '.join(found)}."
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The page a person reads."""
+    settings, where = result["settings"], result["machine"]
+    lines = ["# PPO: what smoothing and monitoring cost", ""]
+    lines += [f"{ENVIRONMENT}, {NUM_ENVS} environments, MLP 64x64, one thread. Below 1: faster than PPO.", ""]
+    header = ["contender", "seconds", "quartiles", "x PPO", "95 % interval", "x PPO, CPU time", "95 % interval"]
+    for name in settings["settings"]:
+        table = [_cells(row) for row in result["rows"] if row["setting"] == name]
+        lines += [f"## {SETTINGS[name].label}", "", markdown_table(header, table), ""]
+    lines += [f"**{result['verdict']}**", "", "## How", ""]
+    lines += [
+        f"- `{result['command']}`",
+        f"- {where['date']}, {where['cpu']}, {where['cores']} cores, {where['system']}; load average before"
+        f" {result['load_before']}, after {result['load_after']} (the run itself makes 1; more is somebody else).",
+        f"- {settings['rounds']} rounds, in each a fresh model of each contender with the round's seed (from"
+        f" {settings['seed']}), in an order that alternates and rotates; {settings['steps']} steps of the environments;"
+        f" TensorBoard files {'on' if settings['tensorboard'] else 'off'}.",
+        "- Ratios are taken round by round: interquartile mean, percentile bootstrap over the rounds (10,000 samples)."
+        " 'CPU time' counts the process's own CPU seconds, which time lost to other programs does not enter.",
+        f"- {', '.join(f'{package} {version}' for package, version in result['versions'].items())}",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    seconds = row["seconds"]
+    cells = [row["label"], f"{seconds['median']:.2f}"]
+    cells.append(f"{seconds['lower_quartile']:.2f}-{seconds['upper_quartile']:.2f}")
+    for unit in ("seconds", "cpu_seconds"):
+        ratio = row[f"{unit}_ratio"]
+        cells += [f"{ratio['estimate']:.3f}", f"{ratio['low']:.3f}-{ratio['high']:.3f}"]
+    return cells
+
+
+def main(args: Args) -> None:
+    """Measure, print and write."""
+    unknown = [name for name in args.settings if name not in SETTINGS]
+    if unknown or not args.settings:
+        raise ValueError(f"settings has {unknown}: use some of {list(SETTINGS)}.")
+    if args.rounds < 1:
+        raise ValueError(f"rounds={args.rounds} must be at least 1.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    load_before = load_average()
+    try:
+        records = measure(args)
+    finally:
+        torch.set_num_threads(threads)
+    rows = summarise(records)
+    steps = {record["setting"]: record["steps"] for record in records}
+    result = {
+        "command": command_line(SCRIPT, args),
+        "machine": machine(),
+        "load_before": load_before,
+        "load_after": load_average(),
+        "settings": {
+            "settings": list(args.settings),
+            "rounds": 2 if args.quick else args.rounds,
+            "seed": args.seed,
+            "tensorboard": args.tensorboard,
+            "steps": " and ".join(f"{count:,} ({name})" for name, count in steps.items()),
+        },
+        "versions": versions(PACKAGES),
+        "verdict": verdict(rows),
+        "rows": rows,
+        "trainings": records,
+    }
+    markdown = to_markdown(result)
+    print(markdown)
+    if args.output is not None or not args.quick:
+        write_result(args.output or Path(__file__).with_name("results"), "ppo_overhead", result, markdown)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

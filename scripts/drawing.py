@@ -1,0 +1,123 @@
+"""What all pictures of runs share: colours, style, the page, legends, the table, and how a picture is written.
+
+Drawn with matplotlib's object interface: no screen, no global state. One colour means one thing in all panels (the
+palette of Okabe and Ito, which colour-blind people can tell apart), and legends stand above the axes, never on data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rlsmooth.atomic import atomic_file
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "SKY",
+    "STYLE",
+    "finish",
+    "legend",
+    "page",
+    "save_figure",
+    "table",
+]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, GREY = "#222222", "#767676"
+STYLE: Any = {
+    "font.size": 11.5,
+    "axes.titlesize": 14,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 30,  # room for the legend
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "lines.linewidth": 2.0,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def page(title: str) -> Figure:
+    """An empty page of 1600 x 1000 pixels with a title."""
+    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04, hspace=0.04)  # type: ignore[union-attr, call-arg]
+    figure.suptitle(title, x=0.012, ha="left", fontsize=18, fontweight="bold", color=INK)
+    return figure
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises:
+        ValueError: the file's suffix is none of .png, .svg and .pdf, or the folder can't be written to.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise ValueError(f"{str(path)!r} names no kind of picture: end it in .png, .svg or .pdf.")
+    with atomic_file(path) as file:
+        figure.savefig(file, format=kind)
+
+
+def finish(ax: Axes, title: str, unit: str, *, steps: str, with_legend: bool = True) -> None:
+    """Title, axes and legend of a panel whose horizontal axis counts `steps`."""
+    ax.set_title(title)
+    ax.set_ylabel(unit)
+    ax.set_xlabel(steps)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    if not ax.lines:
+        ax.text(0.5, 0.5, "nothing logged yet", transform=ax.transAxes, ha="center", color=GREY)
+    elif with_legend:
+        legend(ax)
+
+
+def _thousands(value: float, _: object) -> str:
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1000:g}k" if value else "0"
+
+
+def legend(ax: Axes) -> None:
+    """Above the axes and under the title, where no data are."""
+    shown = ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0.1,
+        columnspacing=1.0,
+        handlelength=1.4,
+        fontsize=10.5,
+    )
+    shown.set_in_layout(False)  # the title's pad makes room for it; all columns keep the same width
+
+
+def table(ax: Axes, title: str, groups: Sequence[Sequence[tuple[str, str]]]) -> None:
+    """Rows of name and value, in groups."""
+    ax.set_axis_off()
+    ax.set_title(title)
+    height = 1.03
+    for rows in groups:
+        for name, value in rows:
+            for x, words, colour in ((0.0, name, GREY), (0.48, value, INK)):
+                ax.text(x, height, words, transform=ax.transAxes, va="center", color=colour).set_in_layout(False)
+            height -= 0.077
+        height -= 0.04

@@ -1,0 +1,242 @@
+"""Hyperparameters by environment, from plain YAML with RL Zoo's names, and what the command line changes in them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+
+from rlsmooth.agents.policy_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
+from rlsmooth.checks import check_positive_int
+
+__all__ = ["Hyperparameters", "read_hyperparameters", "resolve_hyperparameters"]
+
+FOLDER = Path(__file__).parent / "hyperparams"
+OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
+NOT_SUPPORTED = ("env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs")
+"""RL Zoo's names for things that are imported or built; an agent file could not bring them back."""
+SET_ELSEWHERE = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "policy", "_init_setup_model")
+MAY_BE_WORDS = ("smoothing", "exploration_floor")
+PASSED_ON = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What a run is made with.
+
+    Attributes:
+        n_timesteps: how many steps to train.
+        n_envs: in how many environments.
+        policy: SB3's alias, or None: the one that fits the observations.
+        normalize: the arguments of `VecNormalize`, or None: no normalisation.
+        env_kwargs: arguments of the environment.
+        arguments: those of the algorithm's constructor, schedules and classes in place.
+    """
+
+    n_timesteps: int
+    n_envs: int = 1
+    policy: str | None = None
+    normalize: Mapping[str, Any] | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_hyperparameters(
+    command: str, env: str, conf_file: Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The plain values of `env` (else of `default`) in a file, with the overrides on top.
+
+    Args:
+        command: names the package's own file, `hyperparams/<command>.yml`.
+        env: the environment's id.
+        conf_file: another file of the same form, such as one of RL Zoo's.
+        overrides: `key=value`, as RL Zoo's `key:value`; values as in YAML.
+
+    Raises:
+        ValueError: the file can't be read, holds neither `env` nor `default`, or an override is malformed.
+    """
+    path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"conf_file={str(path)!r} can't be read: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
+    found = table.get(env, table.get("default"))
+    if not isinstance(found, dict):
+        raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
+    values = {str(name): _plain(value) for name, value in found.items()}
+    for word in overrides:
+        name, value = _override(word)
+        values[name] = value
+    return values
+
+
+def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyperparameters:
+    """Check names and kinds, and put schedules and classes in place.
+
+    Args:
+        values: of `read_hyperparameters`, with those of the command line.
+        algorithm: its constructor says which names there are.
+
+    Raises:
+        ValueError: an unknown name, or a value of the wrong kind.
+    """
+    known = _parameters(algorithm)
+    _check_names(values, set(known) - set(SET_ELSEWHERE), algorithm.__name__)
+    gamma = values.get("gamma", known["gamma"].default)
+    policy = values.get("policy")
+    if policy is not None and not isinstance(policy, str):
+        raise ValueError(f"policy={policy!r} must be an alias, such as MlpPolicy.")
+    arguments = {name: value for name, value in values.items() if name not in OF_THE_RUN}
+    for name, value in arguments.items():
+        if name in SCHEDULES:
+            arguments[name] = _schedule(name, value)
+        elif isinstance(known[name].default, (bool, int, float)) and name not in MAY_BE_WORDS:
+            arguments[name] = _of_kind(name, value, type(known[name].default))
+        elif name == "target_kl" and value is not None:
+            arguments[name] = _of_kind(name, value, float)
+    if "policy_kwargs" in arguments:
+        arguments["policy_kwargs"] = _policy_kwargs(arguments["policy_kwargs"])
+    return Hyperparameters(
+        n_timesteps=check_positive_int("n_timesteps", _whole("n_timesteps", values.get("n_timesteps", 1_000_000))),
+        n_envs=check_positive_int("n_envs", _whole("n_envs", values.get("n_envs", 1))),
+        policy=policy,
+        normalize=_normalize(values.get("normalize", False), float(gamma)),
+        env_kwargs=_mapping("env_kwargs", values.get("env_kwargs", {})),
+        arguments=arguments,
+    )
+
+
+def _parameters(algorithm: type) -> dict[str, inspect.Parameter]:
+    """Those of its constructor by name, and of its parents' where it passes **kwargs on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in algorithm.__mro__[:-1]:
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        kinds = {parameter.kind for parameter in parameters.values()}
+        found = {**{name: one for name, one in parameters.items() if one.kind not in PASSED_ON}, **found}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
+
+
+def _check_names(values: Mapping[str, Any], known: set[str], algorithm: str) -> None:
+    for name in values:
+        if name in NOT_SUPPORTED:
+            raise ValueError(f"hyperparameter {name!r} of RL Zoo can't be used here: use rl_zoo3.train for it.")
+        if name not in OF_THE_RUN and name not in known:
+            listed = ", ".join([*OF_THE_RUN, *sorted(known)])
+            raise ValueError(f"hyperparameter {name!r} is unknown to {algorithm}: choose of {listed}.")
+
+
+def _override(word: str) -> tuple[str, Any]:
+    places = [place for place in (word.find("="), word.find(":")) if place > 0]
+    if not places:
+        raise ValueError(f"hyperparams: {word!r} must be key=value, such as n_steps=64.")
+    name, value = word[: min(places)], word[min(places) + 1 :]
+    try:
+        return name, _plain(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ValueError(f"hyperparams: the value of {word!r} can't be read: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _of_kind(name: str, value: Any, kind: type) -> Any:
+    """The value, of the kind that the argument's default has."""
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be {'true or false' if kind is bool else 'a number'}.")
+        return value
+    value = _whole(name, value) if kind is int else value
+    if not isinstance(value, int if kind is int else (int, float)):
+        raise ValueError(f"{name}={value!r} must be a {'whole number' if kind is int else 'number'}.")
+    return value
+
+
+def _whole(name: str, value: Any) -> Any:
+    """1e6, as RL Zoo writes it, is 1,000,000."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _schedule(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        kind, _, start = value.partition("_")
+        try:
+            number = float(start)
+        except ValueError:
+            kind, number = "", 0.0
+        if kind != "lin" or "_" in start or not 0 < number < float("inf"):
+            raise ValueError(f'{name}={value!r} must be a number, or such as "lin_0.001".')
+        return LinearSchedule(number, 0.0, 1.0)
+    if value is None and name == "clip_range_vf":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f'{name}={value!r} must be a number above 0, or such as "lin_0.001".')
+    return float(value)
+
+
+def _normalize(value: Any, gamma: float) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        value = _dict_expression("normalize", value)
+    if isinstance(value, bool):
+        return {"gamma": gamma} if value else None
+    return {"gamma": gamma, **_mapping("normalize", value)}
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = _dict_expression(name, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={value!r} must be a mapping, such as {{key: value}}.")
+    return value
+
+
+def _policy_kwargs(value: Any) -> dict[str, Any]:
+    """With the classes that the names of activations, optimisers and extractors stand for."""
+    kwargs = dict(_mapping("policy_kwargs", value))
+    tables = (("activation_fn", ACTIVATIONS), ("optimizer_class", OPTIMIZERS), ("features_extractor_class", EXTRACTORS))
+    for name, table in tables:
+        if isinstance(kwargs.get(name), str):
+            word = kwargs[name].rpartition(".")[2]
+            if word not in table:
+                raise ValueError(
+                    f"policy_kwargs: {name}={kwargs[name]!r} is unknown: choose one of {', '.join(table)}."
+                )
+            kwargs[name] = table[word]
+    return kwargs
+
+
+def _dict_expression(name: str, text: str) -> Any:
+    """RL Zoo's `"dict(ortho_init=False, activation_fn=nn.ReLU)"`, read and not run: literals, `dict(...)` and names."""
+
+    def read(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            return {word.arg: read(word.value) for word in node.keywords if word.arg is not None}
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            return ast.unparse(node)
+        return ast.literal_eval(node)
+
+    try:
+        return read(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}={text!r} can't be read: write a mapping, such as {{ortho_init: false}}.") from error

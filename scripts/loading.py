@@ -1,0 +1,121 @@
+"""Saved agents of every kind, ready to play: cloned or on-policy, with normalised observations or without."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import Tensor
+
+from rlsmooth.agents import BC, load_agent, measure_policy
+from rlsmooth.agents.bc_setup import is_maskable
+from rlsmooth.data import Demonstrations
+from rlsmooth.scripts.measure import measure
+
+__all__ = ["NormalisedAgent", "is_agent_file", "load_to_play", "measure_on_states"]
+
+MOST_ROWS = 4096
+MEASURED = ("policy_entropy", "entropy_frac", "kl_uniform")
+
+
+def is_agent_file(path: Path) -> bool:
+    """Whether it is a zip in our own form, to be checked when it is read; SB3's zips hold pickles."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return "config.json" in file.namelist()
+
+
+def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
+    """The agent of a file, and the environments as it must see them.
+
+    Args:
+        path: an agent file of ours.
+        env: with the agent's spaces.
+        device: where the agent runs.
+
+    Returns:
+        A `BC` or an algorithm, and `env`, within a `VecNormalize` that neither learns nor touches rewards if the agent
+        was trained in one.
+
+    Raises:
+        SafeFileError: the file is damaged, or no agent of ours.
+        ValueError: spaces that differ.
+    """
+    with warnings.catch_warnings():  # it need not train in as many environments as here
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
+        agent = load_agent(path, env=env, device=device)
+    normalizer = agent.get_vec_normalize_env()
+    if normalizer is None:
+        return agent, env
+    normalizer.training = normalizer.norm_reward = False
+    return agent, normalizer
+
+
+def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
+    """Mean entropy, its share of the largest possible, and KL(uniform‖policy), nats, on the states of some episodes.
+
+    An agent with a memory is measured with what it remembers there; the others on at most 4,096 states.
+    """
+    if isinstance(agent, BC):
+        found, _ = measure(agent, played)
+        return {name: found[name] for name in MEASURED if name in found}
+    policy = agent.policy
+    policy.set_training_mode(False)
+    more: dict[str, Any] = {}
+    stride = 1
+    if "Recurrent" in type(policy).__name__:
+        starts = torch.zeros(len(played), device=policy.device)
+        starts[0] = 1.0
+        starts[torch.as_tensor(played.episode_ends[:-1], device=policy.device)] = 1.0
+        more["episode_starts"] = starts
+        layers, _, size = policy.lstm_hidden_state_shape
+        more["lstm_states"] = (torch.zeros(layers, 1, size, device=policy.device),) * 2  # one sequence of all rows
+    else:
+        stride = -(-len(played) // MOST_ROWS)
+    if is_maskable(policy):
+        assert played.action_masks is not None
+        more["action_masks"] = torch.as_tensor(played.action_masks[::stride], device=policy.device)
+    seen: Any = played.observations
+    rows = {key: value[::stride] for key, value in seen.items()} if isinstance(seen, dict) else seen[::stride]
+    observations, _ = policy.obs_to_tensor(rows)
+    with torch.no_grad():
+        measures = measure_policy(policy, observations, **more)
+    values = {name: getattr(measures, name) for name in MEASURED}
+    return {name: _number(value) for name, value in values.items() if value is not None}
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value)
+
+
+class NormalisedAgent:
+    """An agent that was trained on normalised observations, acting on those that an environment shows.
+
+    Args:
+        agent: an algorithm.
+        normalizer: with the statistics of its training.
+    """
+
+    def __init__(self, agent: Any, normalizer: VecNormalize) -> None:
+        self.agent = agent
+        self.policy = agent.policy
+        self.normalizer = normalizer
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """As the agent's; masks are passed on if it takes them."""
+        more = {"action_masks": action_masks} if is_maskable(self.policy) else {}
+        seen = self.normalizer.normalize_obs(observation)
+        actions, state = self.agent.predict(seen, state, episode_start, deterministic, **more)
+        return actions, state

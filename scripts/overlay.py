@@ -1,0 +1,302 @@
+"""Pictures of what a policy thinks: its action probabilities and entropy, drawn beside the environment's frame.
+
+Drawn with Pillow, in a few milliseconds. Pictures are `[height, width, 3]` uint8, with even sides for the video codecs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE
+
+__all__ = ["BoxChoice", "Choices", "Entropy", "beside", "draw_panel"]
+
+Picture = NDArray[np.uint8]
+Pen = ImageDraw.ImageDraw
+
+WIDTH, LEAST_HEIGHT, WIDEST = 360, 320, 800
+MARGIN, LINE = 14, 17
+NAME_WIDTH, NUMBER_WIDTH = 96, 48
+CURVE = 64
+FEW = 12
+PALE, SHADE = "#E8E8E8", "#F4F4F4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """One discrete component.
+
+    Attributes:
+        probabilities: `[K]`, of what acts.
+        legal: bool `[K]`.
+        chosen: the one taken.
+        names: K of them.
+    """
+
+    probabilities: NDArray[np.float64]
+    legal: NDArray[np.bool_]
+    chosen: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxChoice:
+    """One continuous dimension, in the environment's units.
+
+    Attributes:
+        mean: of the Gaussian.
+        std: of the Gaussian.
+        low: the bound, or -inf.
+        high: the bound, or inf.
+        taken: the action.
+        name: of the dimension.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    taken: float
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """Entropies of the acting policy, the newest last.
+
+    Attributes:
+        nats: of each of the last steps.
+        fractions: H / log n_legal of each, NaN where there was no choice; empty for continuous actions.
+    """
+
+    nats: tuple[float, ...]
+    fractions: tuple[float, ...] = ()
+
+
+def draw_panel(
+    choices: Sequence[Choices] | Sequence[BoxChoice], entropy: Entropy, *, title: str, height: int = LEAST_HEIGHT
+) -> Picture:
+    """Draw the panel: a title, bars of probabilities (or mean ± std against the bounds), and the entropy's curve.
+
+    Where the actions are too many for a line each, they become columns of a chart; illegal ones are grey.
+
+    Args:
+        choices: of each component or dimension; those without room are counted in a last line.
+        entropy: see there.
+        title: lines above all.
+        height: of the picture, at least 320 and even.
+
+    Example:
+        >>> coin = Choices(probabilities=np.array([0.9, 0.1]), legal=np.array([True, True]), chosen=0, names=("a", "b"))
+        >>> draw_panel([coin], Entropy(nats=(0.325,), fractions=(0.469,)), title="CartPole-v1").shape
+        (320, 360, 3)
+    """
+    height = max(LEAST_HEIGHT, height + height % 2)
+    image = Image.new("RGB", (WIDTH, height), "white")
+    pen = ImageDraw.Draw(image)
+    y = MARGIN - 4
+    for number, line in enumerate(title.splitlines()):
+        pen.text((MARGIN, y), line, fill=INK if number == 0 else GREY, font=_font(14 if number == 0 else 12))
+        y += LINE + 2
+    bottom = height - MARGIN - CURVE - LINE - 6
+    if choices and isinstance(choices[0], BoxChoice):
+        _draw_box([part for part in choices if isinstance(part, BoxChoice)], pen, y + 4, bottom)
+    else:
+        _draw_choices([part for part in choices if isinstance(part, Choices)], pen, y + 4, bottom)
+    _draw_entropy(entropy, pen, bottom + 6, height - MARGIN)
+    return np.asarray(image)
+
+
+def beside(frame: NDArray[Any] | None, panel: Picture) -> Picture:
+    """A frame and the panel of its height, side by side; the panel alone where there is no frame.
+
+    Args:
+        frame: `[height, width, 3]` uint8, or None. A small one is enlarged by a whole factor.
+        panel: see `draw_panel`.
+
+    Raises:
+        ValueError: the frame has another shape or dtype, or is higher than the panel.
+    """
+    if frame is None:
+        return panel
+    pixels = np.asarray(frame)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"frame must be uint8 of shape [height, width, 3], got {pixels.dtype} {pixels.shape}.")
+    if pixels.shape[0] > len(panel):
+        raise ValueError(f"frame has {pixels.shape[0]} rows, the panel {len(panel)}: draw the panel as high.")
+    factor = max(1, min(len(panel) // pixels.shape[0], WIDEST // pixels.shape[1]))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    rows, columns, _ = pixels.shape
+    canvas: Picture = np.full((len(panel), columns + columns % 2 + panel.shape[1], 3), 255, dtype=np.uint8)
+    top = (len(panel) - rows) // 2
+    canvas[top : top + rows, :columns] = pixels
+    canvas[:, -panel.shape[1] :] = panel
+    return canvas
+
+
+# ---- discrete components
+
+
+def _draw_choices(components: Sequence[Choices], pen: Pen, top: int, bottom: int) -> None:
+    pen.text((MARGIN, top), "action probabilities", fill=INK, font=_font(12))
+    top += LINE + 2
+    lines = sum(len(part.names) for part in components) + len(components) - 1
+    if lines * LINE <= bottom - top:
+        for part in components:
+            for place in range(len(part.names)):
+                _draw_bar(part, place, pen, top)
+                top += LINE
+            top += LINE // 2
+        return
+    shown = min(len(components), max(1, (bottom - top) // (2 * LINE)))
+    left_out = len(components) - shown
+    each = (bottom - top - (LINE if left_out else 0)) // shown
+    for number, part in enumerate(components[:shown]):
+        _draw_columns(
+            part, pen, top + number * each, top + (number + 1) * each - 4, number if len(components) > 1 else None
+        )
+    if left_out:
+        pen.text((MARGIN, bottom - LINE), f"and {left_out} more components", fill=GREY, font=_font(11))
+
+
+def _draw_bar(part: Choices, place: int, pen: Pen, y: int) -> None:
+    left, right = MARGIN + NAME_WIDTH, WIDTH - MARGIN - NUMBER_WIDTH
+    taken, legal = part.chosen == place, bool(part.legal[place])
+    pen.text((MARGIN, y), _cut(part.names[place], 14), fill=INK if legal else GREY, font=_font(12))
+    pen.rectangle((left, y + 2, right, y + LINE - 4), fill=PALE if legal else SHADE)
+    if not legal:
+        pen.text((left + 6, y + 1), "illegal", fill=GREY, font=_font(11))
+        return
+    probability = float(part.probabilities[place])
+    length = round(probability * (right - left))
+    if length:
+        pen.rectangle((left, y + 2, left + length, y + LINE - 4), fill=ORANGE if taken else BLUE)
+    if taken:
+        pen.rectangle((left - 1, y + 1, right + 1, y + LINE - 3), outline=ORANGE)
+    number = f"{100 * probability:.1f} %"
+    pen.text((WIDTH - MARGIN, y), number, fill=INK, font=_font(12), anchor="ra")
+
+
+def _draw_columns(part: Choices, pen: Pen, top: int, bottom: int, number: int | None) -> None:
+    left, right = MARGIN + (28 if number is not None else 0), WIDTH - MARGIN - NUMBER_WIDTH
+    if number is not None:
+        pen.text((MARGIN, (top + bottom) // 2 - 7), str(number), fill=GREY, font=_font(11))
+    pen.rectangle((left, top, right, bottom), fill=SHADE)
+    count = len(part.names)
+    edges = np.linspace(left, right, count + 1)
+    # Many actions have small probabilities each: the highest column then fills the chart, and a number says how much.
+    most = float(part.probabilities.max()) if count > FEW else 1.0
+    for place in range(count):
+        x, end = round(edges[place]), max(round(edges[place]), round(edges[place + 1]) - (2 if count < 100 else 0))
+        if not part.legal[place]:
+            pen.rectangle((x, bottom - 2, end, bottom), fill=GREY)
+            continue
+        length = round(float(part.probabilities[place]) / most * (bottom - top))
+        colour = ORANGE if place == part.chosen else BLUE
+        if length or place == part.chosen:
+            pen.rectangle((x, bottom - length, end, bottom), fill=colour)
+    notes = [(_cut(part.names[part.chosen], 7), ORANGE), (f"{100 * float(part.probabilities[part.chosen]):.1f} %", INK)]
+    if most < 1:
+        notes.append((f"top {100 * most:.0f} %", GREY))
+    for line, (text, colour) in enumerate(notes[: max(1, (bottom - top + 4) // (LINE - 3))]):
+        pen.text((WIDTH - MARGIN, top + line * (LINE - 3)), text, fill=colour, font=_font(11), anchor="ra")
+
+
+# ---- continuous dimensions
+
+
+def _draw_box(dimensions: Sequence[BoxChoice], pen: Pen, top: int, bottom: int) -> None:
+    pen.text((MARGIN, top), "mean ± std, and the action taken", fill=INK, font=_font(12))
+    top += LINE + 2
+    each = 2 * LINE
+    shown = min(len(dimensions), max(1, (bottom - top - LINE) // each))
+    for number, part in enumerate(dimensions[:shown]):
+        _draw_interval(part, pen, top + number * each)
+    if shown < len(dimensions):
+        rest = f"and {len(dimensions) - shown} more dimensions"
+        pen.text((MARGIN, bottom - LINE), rest, fill=GREY, font=_font(11))
+
+
+def _draw_interval(part: BoxChoice, pen: Pen, y: int) -> None:
+    left, right = MARGIN + 40, WIDTH - MARGIN
+    # Without bounds: three stds around 0 and the mean, so that the picture does not jump from step to step.
+    reach = abs(part.mean) + 3 * part.std
+    low = part.low if math.isfinite(part.low) else min(-reach, part.high)
+    high = part.high if math.isfinite(part.high) else max(reach, low + 1e-6)
+
+    def place(value: float) -> int:
+        return round(left + min(1.0, max(0.0, (value - low) / (high - low))) * (right - left))
+
+    pen.text((MARGIN, y), _cut(part.name, 5), fill=INK, font=_font(12))
+    pen.rectangle((left, y + 2, right, y + LINE - 4), fill=PALE)
+    pen.rectangle((place(part.mean - part.std), y + 2, place(part.mean + part.std), y + LINE - 4), fill=BLUE)
+    middle, taken = place(part.mean), place(part.taken)
+    pen.line((middle, y, middle, y + LINE - 2), fill=INK, width=2)
+    pen.ellipse((taken - 4, y + 3, taken + 4, y + LINE - 6), fill=ORANGE, outline="white")
+    bounds = f"[{_bound(part.low)}, {_bound(part.high)}]"
+    numbers = f"{part.mean:+.2f} ± {part.std:.2f}   took {part.taken:+.2f}"
+    pen.text((left, y + LINE - 2), numbers, fill=INK, font=_font(11))
+    pen.text((right, y + LINE - 2), bounds, fill=GREY, font=_font(11), anchor="ra")
+
+
+def _bound(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else ("-inf" if value < 0 else "inf")
+
+
+# ---- the entropy
+
+
+def _draw_entropy(entropy: Entropy, pen: Pen, top: int, bottom: int) -> None:
+    text = f"entropy {entropy.nats[-1]:.2f} nats" if entropy.nats else "entropy"
+    if entropy.fractions:
+        share = entropy.fractions[-1]
+        text += ", no choice" if math.isnan(share) else f", {100 * share:.0f} % of the largest"
+    pen.text((MARGIN, top), text, fill=INK, font=_font(12))
+    top += LINE + 2
+    pen.rectangle((MARGIN, top, WIDTH - MARGIN, bottom), fill=SHADE)
+    values = entropy.fractions or entropy.nats
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return
+    # A share has its own scale; a differential entropy that of what is shown, at least one nat.
+    low, high = (0.0, 1.0) if entropy.fractions else _range(finite)
+    steps = np.linspace(MARGIN + 2, WIDTH - MARGIN - 40, max(len(values), 2))
+    heights = [bottom - 2 - (value - low) / (high - low) * (bottom - top - 4) for value in values]
+    run: list[tuple[float, float]] = []
+    for x, y in [*zip(steps, heights, strict=False), (0.0, math.nan)]:
+        if math.isfinite(y):
+            run.append((float(x), y))
+            continue
+        if len(run) > 1:
+            pen.line(run, fill=BLUE, width=2)
+        elif run:
+            pen.ellipse((run[0][0] - 1, run[0][1] - 1, run[0][0] + 1, run[0][1] + 1), fill=BLUE)
+        run = []
+    pen.text((WIDTH - MARGIN - 3, top + 1), _scale(high, entropy), fill=GREY, font=_font(10), anchor="ra")
+    pen.text((WIDTH - MARGIN - 3, bottom - 13), _scale(low, entropy), fill=GREY, font=_font(10), anchor="ra")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    middle, reach = (max(values) + min(values)) / 2, max(0.5, 0.55 * (max(values) - min(values)))
+    return middle - reach, middle + reach
+
+
+def _scale(value: float, entropy: Entropy) -> str:
+    return f"{100 * value:.0f} %" if entropy.fractions else f"{value:.1f}"
+
+
+def _cut(name: str, letters: int) -> str:
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+@functools.cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)

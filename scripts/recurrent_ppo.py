@@ -1,0 +1,42 @@
+"""Train PPO with a memory (sb3-contrib's RecurrentPPO), evaluate it, and write agent, report and logs.
+
+rlsmooth recurrent-ppo --env CartPole-v1 --smoothing 0.01
+rlsmooth recurrent-ppo --env CartPole-v1 --target-entropy-frac 0.3 --seed 1
+rlsmooth recurrent-ppo --resume logs/recurrent-ppo/CartPole-v1_1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs, resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(OnPolicyArgs):
+    """Train RecurrentPPO, smoothed or not, and evaluate it in the environment."""
+
+    env: str = "CartPole-v1"
+    """The environment's id."""
+
+
+def main(args: Args) -> Path:
+    """Train, or go on with training, and return the run's folder.
+
+    Raises:
+        ImportError: sb3-contrib is not installed.
+        ValueError: an argument is wrong, or names something that is not there or can't be written to.
+    """
+    args = resumed(args, "recurrent-ppo")
+    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
+    from rlsmooth.agents import SmoothedRecurrentPPO
+    from rlsmooth.scripts.on_policy_training import train
+
+    return train("recurrent-ppo", SmoothedRecurrentPPO, args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("recurrent-ppo", Args, main))
