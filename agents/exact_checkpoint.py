@@ -10,10 +10,11 @@ and after a kill, in a new process, with environments built as before:
     run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
 
 Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
-have counted and collected comes back too. On the CPU, with environments whose state can be kept (see
-`rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
-cut off. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.Resumable`. Where environments can't
-be kept, a warning says so, and the resumed run starts new episodes.
+have counted and collected comes back too, text apart: a file must not say where a callback writes. On the CPU, with
+environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
+the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
+`rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
+episodes.
 
 Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
 after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).

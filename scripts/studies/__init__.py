@@ -1,0 +1,1 @@
+"""Learning studies: settings and rules are fixed in each file before it runs, results are whatever comes out."""

@@ -1,0 +1,122 @@
+"""How a study runs: many runs in a few processes, each written as it ends, so that a broken-off study goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rlsmooth.atomic import write_bytes_atomically
+from rlsmooth.scripts.run_folder import versions, write_json
+
+__all__ = ["Args", "Job", "Result", "results_folder", "run_jobs", "write_study"]
+
+Result: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Run a study, or go on with one: runs that are done are not done again."""
+
+    folder: Path | None = None
+    """Where each run's result goes. Default: logs/studies/<study>, with --small <study>-small."""
+    results: Path | None = None
+    """Where the summary goes. Default: scripts/studies/results, with --small the folder of the runs."""
+    workers: int = max(1, os.cpu_count() or 1)
+    """How many runs go on at once, each with one thread."""
+    small: bool = False
+    """Two seeds and a small budget: shows that the study runs, not what it would find."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        key: its name, and that of its file.
+        settings: what the study's function is given, as JSON holds it.
+    """
+
+    key: str
+    settings: dict[str, Any]
+
+
+def run_jobs(
+    jobs: Sequence[Job], work: Callable[[dict[str, Any]], Result], *, folder: Path, workers: int
+) -> list[Result]:
+    """Do what is not done yet and return the results in the order of `jobs`.
+
+    Args:
+        jobs: with keys that differ.
+        work: a function of a module, so that another process can import it.
+        folder: of the results, one JSON a run, with the settings that it was made by.
+        workers: processes.
+
+    Raises:
+        ValueError: a result in the folder was made by other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [job for job in jobs if not _is_done(job, folder)]
+    if waiting:
+        print(f"{folder.name}: {len(jobs) - len(waiting)} of {len(jobs)} runs are done", flush=True)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
+            futures = {pool.submit(work, job.settings): job for job in waiting}
+            try:
+                for number, future in enumerate(as_completed(futures), start=1):
+                    job = futures[future]
+                    content = {"settings": job.settings, "result": future.result()}
+                    write_bytes_atomically(_path(job, folder), (json.dumps(content) + "\n").encode())
+                    print(f"{folder.name}: {number} of {len(waiting)}: {job.key}", flush=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # otherwise the rest would still be computed, and thrown away
+                raise
+    return [dict(json.loads(_path(job, folder).read_text(encoding="utf-8"))["result"]) for job in jobs]
+
+
+def results_folder(args: Args, name: str) -> tuple[Path, Path]:
+    """Where a study's runs and its summary go."""
+    runs = args.folder or Path("logs/studies") / (f"{name}-small" if args.small else name)
+    summary = args.results or (runs if args.small else Path(__file__).parent / "results")
+    return runs, summary
+
+
+def write_study(folder: Path, name: str, *, report: str, data: dict[str, Any]) -> None:
+    """Write `<name>.md` and `<name>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(folder / f"{name}.md", report.encode())
+    write_json(folder / f"{name}.json", {**data, "versions": versions()})
+
+
+def _path(job: Job, folder: Path) -> Path:
+    return folder / f"{job.key}.json"
+
+
+def _is_done(job: Job, folder: Path) -> bool:
+    path = _path(job, folder)
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text(encoding="utf-8"))["settings"] != json.loads(json.dumps(job.settings)):
+        raise ValueError(f"{str(path)!r} was made by other settings: remove it, or name another --folder.")
+    return True
+
+
+def _begin_worker() -> None:
+    """Use one thread, and end when the study is killed: a worker would compute on, for nobody."""
+    import torch
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
