@@ -36,15 +36,15 @@ class OnPolicyArgs:
 
     smoothing: str | None = None
     """The coefficient of KL(reference‖policy) in the loss: a number, or lin_0.1 for one that falls to 0.
-    Default: 0, or with --from-bc lin_0.5."""
+    Default: 0, or with --from-bc lin_0.1. With a target entropy: the coefficient to begin with."""
     reference: Reference = "uniform"
     """What KL is measured from: all actions alike, or the neighbours of the likeliest action by an ordinal scheme."""
     ent_coef: float | None = None
     """SB3's coefficient of the entropy in the loss. Default: the hyperparameters'."""
     target_entropy_frac: float | None = None
-    """Find the coefficient so that the entropy stays at this share of the largest possible, log n."""
+    """Find the coefficient so that the entropy does not fall below this share of the largest possible, log n."""
     target_entropy_nats: float | None = None
-    """Find the coefficient so that the entropy stays at so many nats."""
+    """Find the coefficient so that the entropy does not fall below so many nats."""
     exploration_floor: str | None = None
     """Act with this probability by the reference instead of the policy: a number, or lin_0.1. Default: 0."""
 
@@ -52,7 +52,7 @@ class OnPolicyArgs:
     """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""
     value_warmup_steps: int | None = None
     """With --from-bc: train only the value function for so many steps first.
-    Default: a tenth of the training, at most 10,000."""
+    Default: 4,096, but no more than a tenth of the training."""
 
     seed: int = 0
     """Decides the initial weights, the environments, the sampled actions and the evaluations."""

@@ -27,6 +27,8 @@ class Evaluations:
     Args:
         path: the file.
         last_step: what stands there after this step is left out (see `MetricsFile`); None starts anew.
+        start_counts: whether the evaluation before training can be the best. An untrained network that is lucky in
+            deterministic episodes is nobody's best agent; a cloned one may be.
 
     Attributes:
         steps: of the evaluations.
@@ -37,8 +39,9 @@ class Evaluations:
 
     NAMES = ("timesteps", "results", "ep_lengths", "results_sampled")
 
-    def __init__(self, path: Path, last_step: int | None = None) -> None:
+    def __init__(self, path: Path, last_step: int | None = None, *, start_counts: bool = True) -> None:
         self.path = path
+        self.start_counts = start_counts
         self.steps: list[int] = []
         self.results: list[NDArray[np.float64]] = []
         self.lengths: list[NDArray[np.int64]] = []
@@ -57,8 +60,9 @@ class Evaluations:
         self, step: int, results: NDArray[np.float64], lengths: NDArray[np.int64], sampled: NDArray[np.float64]
     ) -> bool:
         """Keep one evaluation; return whether its mean return is the best so far."""
-        best = all(results.mean() > earlier.mean() for earlier in self.results)
+        earlier = [result.mean() for place, result in enumerate(self.results) if self._counts(place)]
         self._append(step, results, lengths, sampled)
+        best = self._counts(len(self.steps) - 1) and all(results.mean() > mean for mean in earlier)
         content = io.BytesIO()
         columns = (self.steps, self.results, self.lengths, self.sampled)
         np.savez(content, **dict(zip(self.NAMES, map(np.asarray, columns), strict=True)))  # type: ignore[arg-type]
@@ -67,7 +71,11 @@ class Evaluations:
 
     def best(self) -> int:
         """The place of the best evaluation, the first of equals."""
-        return int(np.argmax([result.mean() for result in self.results]))
+        means = [result.mean() if self._counts(place) else -np.inf for place, result in enumerate(self.results)]
+        return int(np.argmax(means))
+
+    def _counts(self, place: int) -> bool:
+        return self.start_counts or self.steps[place] > 0
 
     def _append(self, step: int, results: NDArray[Any], lengths: NDArray[Any], sampled: NDArray[Any]) -> None:
         self.steps.append(step)

@@ -103,7 +103,8 @@ def _draw_divergences(ax: Axes, report: OnPolicyReport) -> None:
 def _draw_coefficients(ax: Axes, report: OnPolicyReport) -> None:
     _, alphas = _curve(report, "train/smoothing")
     _line(ax, report, "train/smoothing", "of KL (alpha)", PURPLE)
-    _line(ax, report, "train/exploration_floor", "exploration floor", ORANGE)
+    if any(report.curves.get("train/exploration_floor", ([], []))[1]):  # at 0 throughout it would lie on the frame
+        _line(ax, report, "train/exploration_floor", "exploration floor", ORANGE)
     if len(alphas) and alphas.min() > 0 and alphas.max() > 20 * alphas.min():  # found by feedback
         ax.set_yscale("log")
     else:

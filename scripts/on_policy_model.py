@@ -87,7 +87,7 @@ def new_model(
         raise ValueError(f"from_bc={str(args.from_bc)!r} is neither an agent's file nor a run's folder.")
     steps = args.value_warmup_steps
     if steps is None:
-        steps = min(10_000, hyperparameters.n_timesteps // 10)
+        steps = min(4_096, hyperparameters.n_timesteps // 10)
     elif steps >= hyperparameters.n_timesteps:
         raise ValueError(
             f"value_warmup_steps={steps} leaves nothing of n_timesteps={hyperparameters.n_timesteps}: give fewer."

@@ -127,13 +127,15 @@ def setting_rows(report: OnPolicyReport) -> list[tuple[str, str]]:
 
 
 def smoothing_words(report: OnPolicyReport) -> str:
-    """How the policy was kept from certainty: `0.01 towards uniform`, `entropy held at 30 % of log n`, `none`, ..."""
+    """How the policy was kept from certainty: `0.01 towards uniform`, `entropy target 30 % of log n`, `none`, ..."""
     values = report.hyperparameters
     reference = "the clone" if report.settings["from_bc"] else report.settings["reference"]
+    if reference == "uniform" and "train/policy_entropy" in report.curves and "train/kl_uniform" not in report.curves:
+        reference = "a Gaussian"  # a Box has no uniform policy
     if values.get("target_entropy_frac") is not None:
-        return f"entropy held at {100 * values['target_entropy_frac']:g} % of log n"
+        return f"entropy target {100 * values['target_entropy_frac']:g} % of log n"
     if values.get("target_entropy_nats") is not None:
-        return f"entropy held at {values['target_entropy_nats']:g} nats"
+        return f"entropy target {values['target_entropy_nats']:g} nats"
     smoothing = values.get("smoothing", 0)
     return f"{smoothing} towards {reference}" if smoothing not in (0, 0.0, "0") else "none"
 

@@ -32,7 +32,7 @@ from rlsmooth.training import checkpoint_steps
 __all__ = ["train"]
 
 MOST_ROWS = 500  # of metrics.csv: A2C would write one every 40 steps
-KICKSTART = "lin_0.5"  # from the clone; `from_bc` has the same default
+KICKSTART = "lin_0.1"  # from the clone; `from_bc` has the same default
 GIVEN = (
     "n_timesteps",
     "n_envs",
@@ -76,7 +76,11 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         if checkpoint is None and args.save_freq > 0:
             checkpoint = ExactCheckpointCallback(args.save_freq, folder / "checkpoints")
         journal = Journal(
-            Evaluations(folder / "evaluations.npz", start if args.resume else None),
+            Evaluations(
+                folder / "evaluations.npz",
+                start if args.resume else None,
+                start_counts=args.from_bc is not None,
+            ),
             eval_env,
             eval_freq=args.eval_freq,
             eval_episodes=args.eval_episodes,

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -77,15 +78,16 @@ def evaluated(model: PPO, *, seed: int, episodes: int, deterministic: bool) -> f
     return mean_return(model, ENV, seed=seed, episodes=episodes, deterministic=deterministic, env_kwargs=ENV_KWARGS)
 
 
+def late_fractions(run: Result, *, budget: int) -> NDArray[np.float64]:
+    """The entropies / log n of the rollouts after the first 20 % of training."""
+    pairs = zip(run["entropy_steps"], run["entropy_fractions"], strict=True)
+    return np.array([fraction for step, fraction in pairs if step > 0.2 * budget], dtype=np.float64)
+
+
 def shares(run: Result, target: float, *, budget: int) -> tuple[float, float]:
     """Of the rollouts after the first 20 % of training: the shares within 10 % of the target, and below that."""
-    late = [
-        fraction
-        for step, fraction in zip(run["entropy_steps"], run["entropy_fractions"], strict=True)
-        if step > 0.2 * budget
-    ]
-    near = np.mean([abs(fraction - target) <= 0.1 * target for fraction in late])
-    return float(near), float(np.mean([fraction < 0.9 * target for fraction in late]))
+    late = late_fractions(run, budget=budget)
+    return float(np.mean(np.abs(late - target) <= 0.1 * target)), float(np.mean(late < 0.9 * target))
 
 
 def main(args: Args) -> None:
@@ -123,6 +125,12 @@ def main(args: Args) -> None:
         share = proportion_interval(solved, len(found))
         cells.append(f"{solved} of {len(found)} ({share.low:.2f} to {share.high:.2f})")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
+    means = {
+        arm: interquartile_mean_interval([float(late_fractions(run, budget=budget).mean()) for run in found])
+        for arm, found in arms.items()
+    }
+    words = "; ".join(f"{arm} {mean.estimate:.3f} ({mean.low:.3f} to {mean.high:.3f})" for arm, mean in means.items())
+    lines.append(f"\nNot planned, added after the runs: the mean entropy / log n of those rollouts: {words}.")
     lines.append("\nReproduce: `make study-collapse`. Curves: [collapse.png](collapse.png).\n")
     data = {"arms": ARMS, **fixed, "runs": arms}
     write_study(summary, "collapse", report="\n".join(lines), data=data)

@@ -129,6 +129,15 @@ def main(args: Args) -> None:
         options = tuning[arm][place]
         mean = float(np.mean([run["steps"] for run in options]))
         lines.append(f"| {arm} | {_words(ARMS[arm][place])} | {sum(run['solved'] for run in options)} | {mean:.0f} |")
+    lines += [
+        "\nNot planned, added after the runs. Runs of one seed start with the same network and the same draws, so that "
+        "the arms\nare not independent. The seeds that were solved, and the mean entropy / log n at the end of the "
+        "others:\n",
+        f"| arm | {' | '.join(f'size {size}' for size in sizes)} |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for arm, by_size in tests.items():
+        lines.append(f"| {arm} | {' | '.join(_which(found_runs) for found_runs in by_size.values())} |")
     lines.append("\nReproduce: `make study-deep-sea`. Picture: [deep_sea.png](deep_sea.png).\n")
     data = {"arms": ARMS, "chosen": chosen, "budget": budget, "tuning": tuning, "tests": tests}
     write_study(summary, "deep_sea", report="\n".join(lines), data=data)
@@ -143,6 +152,13 @@ def jobs_keys(jobs: list[Job]) -> list[str]:
 
 def _words(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in arguments.items())
+
+
+def _which(runs: list[Result]) -> str:
+    """The seeds solved (they count from 0) and the last entropy of the others."""
+    solved = [str(seed) for seed, run in enumerate(runs) if run["solved"]]
+    others = [run["entropy_frac"] for run in runs if not run["solved"]]
+    return f"{', '.join(solved) or 'none'}; {f'{np.mean(others):.3f}' if others else 'all solved'}"
 
 
 def _draw(path: Path, tests: dict[str, dict[int, list[Result]]]) -> None:
