@@ -222,7 +222,10 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path, re
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there.keys() == here.keys()
     assert {name for name in there if there[name] != here[name]} <= {"time/fps", "time/time_elapsed"}
-    assert (whole / "best_agent.zip").stat().st_size == (folder / "best_agent.zip").stat().st_size
+    # Not byte for byte: the episodes in the file have their clock times
+    best = [load_agent(path / "best_agent.zip", device="cpu") for path in (whole, folder)]
+    assert best[0].num_timesteps == best[1].num_timesteps
+    assert same(best[0].policy.state_dict(), best[1].policy.state_dict())
     with np.load(whole / "evaluations.npz") as one, np.load(folder / "evaluations.npz") as other:
         assert all((one[name] == other[name]).all() for name in one)
 

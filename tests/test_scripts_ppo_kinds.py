@@ -150,7 +150,7 @@ def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: P
     folder = trained(tmp_path, "ppo", "--env", "CartPole-v1", *words)
     steps, alphas = read_metrics(folder / "metrics.csv")["train/smoothing"]
     assert steps == [256, 512, 768, 1024]
-    assert alphas == pytest.approx([0.5 * (1 - 0.256), 0.5 * (1 - 0.512), 0.5 * (1 - 0.768), 0.0])
+    assert alphas == pytest.approx([0.1 * (1 - 0.256), 0.1 * (1 - 0.512), 0.1 * (1 - 0.768), 0.0])
     # Rewards alone are normalised: the clone has seen observations as they are.
     agent = load_agent(folder / "agent.zip", env=make_vec_env("CartPole-v1", 8), device="cpu")
     normalizer = agent.get_vec_normalize_env()

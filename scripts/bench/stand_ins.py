@@ -164,7 +164,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        if RECORD_VARIABLE in os.environ:
+        if RECORD_VARIABLE in os.environ and "outcome" in _outcome:  # else it was interrupted
             line = {"test": item.nodeid, **_outcome, "built": sorted(_built)}
             with Path(os.environ[RECORD_VARIABLE]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
