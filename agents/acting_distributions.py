@@ -16,7 +16,13 @@ from rlsmooth.agents.acting_components import component_logits, component_masks,
 from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.gaussian_acting import GaussianActing
 from rlsmooth.checks import check_choice, check_in_range
-from rlsmooth.losses import entropy_of, kl_from_log_probabilities, log_probabilities, mixture_log_probabilities
+from rlsmooth.losses import (
+    entropy_fractions,
+    entropy_of,
+    kl_from_log_probabilities,
+    log_probabilities,
+    mixture_log_probabilities,
+)
 from rlsmooth.targets import Smoothing
 
 __all__ = ["CategoricalActing", "GaussianActing"]
@@ -228,13 +234,6 @@ class CategoricalActing(Distribution):
         """KL divergence of the uniform over the legal choices from pi, `[B]`."""
         return self._sum(kl_from_log_probabilities(self._log_probs(), mask=self._mask))
 
-    def legal_counts(self) -> tuple[Tensor | int, ...]:
-        """The number of legal choices of each component: int64 `[B]`, or a number where all are legal."""
-        if self._mask is None or self._mask.ndim < self._logits.ndim:
-            return self.dims
-        counts = self._mask.sum(-1)
-        return (counts,) if self.kind == "discrete" else tuple(counts.unbind(-1))
-
     def entropy_fractions(self) -> tuple[Tensor, Tensor]:
         """`H / log n` of what acts, with n the number of legal joint actions, and whether n is at least 2: `[B]` each.
 
@@ -245,8 +244,7 @@ class CategoricalActing(Distribution):
             log_n = torch.full_like(entropies, sum(math.log(size) for size in self.dims))
         else:
             log_n = self._sum(self._mask.sum(-1).to(entropies.dtype).log())
-        has_choice = log_n > 0
-        return torch.where(has_choice, entropies / torch.where(has_choice, log_n, 1.0), 0.0), has_choice
+        return entropy_fractions(entropies, log_n)
 
     def probabilities(self) -> tuple[Tensor, ...]:
         """Probabilities of what acts, `[B, K_d]` for each component; 0 where illegal."""

@@ -27,9 +27,16 @@ from rlsmooth.agents.policy_arguments import (
 from rlsmooth.agents.policy_classes import is_listed_policy, policy_class_by_name
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
-from rlsmooth.training.safe_file import check_json
+from rlsmooth.training.safe_file import SafeFile, check_json
 
-__all__ = ["AgentFile", "load_agent_file", "load_parameters", "save_agent_file"]
+__all__ = [
+    "AgentFile",
+    "agent_from_safe_file",
+    "load_agent_file",
+    "load_parameters",
+    "read_agent_file",
+    "save_agent_file",
+]
 
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
@@ -139,10 +146,49 @@ def load_agent_file(
     Example:
         See `save_agent_file`.
     """
+    path, file = read_agent_file(path)
+    return agent_from_safe_file(
+        path, file, kind=kind, device=device, policy_class=policy_class, custom_objects=custom_objects
+    )
+
+
+def read_agent_file(path: str | Path) -> tuple[Path, SafeFile]:
+    """The file's path, with its suffix, and what is in it; nothing is built.
+
+    Args:
+        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+
+    Raises:
+        SafeFileError: as in `read_safe_file`.
+    """
     path = Path(path).expanduser()
     if not path.suffix and not path.exists():
         path = path.with_name(f"{path.name}.zip")
-    file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+    return path, read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+
+
+def agent_from_safe_file(
+    path: Path,
+    file: SafeFile,
+    *,
+    kind: str | None,
+    device: torch.device | str,
+    policy_class: type[BasePolicy] | None,
+    custom_objects: Mapping[str, Any] | None,
+) -> AgentFile:
+    """Build the policy of a file that has been read; see `load_agent_file`.
+
+    Args:
+        path: what errors call the file.
+        file: from `read_agent_file`.
+        kind: see there.
+        device: see there.
+        policy_class: see there.
+        custom_objects: see there.
+
+    Raises:
+        SafeFileError: see there.
+    """
     description = _checked_description(path, file.config, set(file.tensors))
     if kind is not None and file.config["kind"] != kind:
         raise SafeFileError(

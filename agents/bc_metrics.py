@@ -14,6 +14,7 @@ from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
 from rlsmooth.losses import (
     cross_entropy,
     entropy,
+    entropy_fractions,
     gaussian_cross_entropy,
     gaussian_entropy,
     gaussian_kl_divergence,
@@ -156,9 +157,7 @@ def summarise(rows: RowMetrics, *, kl_coef: float, by_component: bool) -> dict[s
         "ent_loss": _mean(regulariser, weights),
     }
     if rows.kl_uniform is not None and rows.most is not None and rows.hit is not None and rows.confidence is not None:
-        most = rows.most.sum(-1)
-        several = most > 1e-6
-        share = torch.where(several, policy_entropy / torch.where(several, most, 1.0), 0.0)
+        share, several = entropy_fractions(policy_entropy, rows.most.sum(-1))
         found["entropy_frac"] = _mean(share, torch.where(several, weights, 0.0))
         found["kl_uniform"] = _mean(rows.kl_uniform.sum(-1), weights)
         found["accuracy"] = _mean(rows.hit.to(torch.float32).mean(-1), weights)

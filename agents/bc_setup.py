@@ -21,7 +21,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.policy_classes import policy_class_by_name
-from rlsmooth.agents.policy_reference import box_reference
+from rlsmooth.agents.policy_reference import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data import Demonstrations
@@ -147,12 +147,9 @@ def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std
         return GaussianHead(policy, direct, mean.to(policy.device), std.to(policy.device))
     if reference_std is not None:
         raise ValueError(f"reference_std={reference_std!r} is for a Box action space, this one is {action_space!r}.")
-    if isinstance(action_space, spaces.Discrete):
-        return CategoricalHead(policy, "discrete", (int(action_space.n),), direct)
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return CategoricalHead(policy, "multi_discrete", tuple(action_space.nvec.tolist()), direct)
-    assert isinstance(action_space, spaces.MultiBinary)
-    return CategoricalHead(policy, "multi_binary", (2,) * int(action_space.shape[0]), direct)
+    components = action_components(action_space)
+    assert components is not None
+    return CategoricalHead(policy, *components, direct)
 
 
 def is_maskable(policy: BasePolicy) -> bool:

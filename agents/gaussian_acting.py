@@ -13,6 +13,7 @@ from rlsmooth.losses import (
     gaussian_entropy,
     gaussian_kl_divergence,
     gaussian_log_prob,
+    gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
 )
 
@@ -197,9 +198,9 @@ class GaussianActing(Distribution):
         generator = torch.Generator(self.mean.device).manual_seed(seed)
         shape = (num_samples, *self.mean.shape)
         noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
-        own = -self.log_prob(self.mean + self.log_std.exp() * noise).mean(0)
-        other = -self.log_prob(self.reference_mean + self.reference_std * noise).mean(0)
-        return (1 - self.floor) * own + self.floor * other
+        return gaussian_mixture_entropy_estimate(
+            self.mean, self.log_std, self.reference_mean, self.reference_std, floor=self.floor, noise=noise
+        )
 
     def kl_reference(self) -> Tensor:
         """`KL(reference‖pi)`, `[B]`: of the reference policy's outputs if there are any, else of the broad Gaussian."""
@@ -220,9 +221,6 @@ class GaussianActing(Distribution):
             return None
         each = self.log_std.expand_as(self.mean).unsqueeze(-1)
         return [gaussian_entropy(part) for part in each.unbind(1)]
-
-    def legal_counts(self) -> None:
-        """None: a Box has no choices to count."""
 
     def entropy_fractions(self) -> None:
         """None: a differential entropy has no greatest value to be a fraction of."""

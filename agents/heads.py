@@ -18,7 +18,15 @@ from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_d
 from rlsmooth.losses.arguments import Reduction, reduce
 from rlsmooth.targets import GaussianTarget, Target
 
-__all__ = ["ActionHead", "ActionTarget", "Batch", "CategoricalHead", "GaussianHead", "TensorObservations"]
+__all__ = [
+    "ActionHead",
+    "ActionTarget",
+    "Batch",
+    "CategoricalHead",
+    "GaussianHead",
+    "TensorObservations",
+    "actor_output",
+]
 
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 ActionTarget: TypeAlias = tuple[Target, ...] | GaussianTarget
@@ -70,7 +78,7 @@ class CategoricalHead:
     def outputs(self, observations: TensorObservations) -> tuple[Tensor, ...]:
         """Logits of each group."""
         if self.direct:
-            return self.groups(_actor_output(self.policy, observations))
+            return self.groups(actor_output(self.policy, observations))
         distribution = self.policy.get_distribution(observations)
         parts = distribution.distributions if "distributions" in vars(distribution) else distribution.distribution
         if isinstance(parts, list):  # one Categorical a dimension
@@ -145,7 +153,7 @@ class GaussianHead:
     def outputs(self, observations: TensorObservations) -> tuple[Tensor, ...]:
         """`(mean [B, D], log_std [D] or [B, D])`."""
         if self.direct:
-            return _actor_output(self.policy, observations), self.policy.log_std
+            return actor_output(self.policy, observations), self.policy.log_std
         normal = self.policy.get_distribution(observations).distribution
         return normal.mean, normal.stddev.log()
 
@@ -172,7 +180,7 @@ class GaussianHead:
 ActionHead: TypeAlias = CategoricalHead | GaussianHead
 
 
-def _actor_output(policy: Any, observations: TensorObservations) -> Tensor:
+def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
     """What `ActorCriticPolicy.get_distribution` computes before it builds the distribution."""
     features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
     output: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))

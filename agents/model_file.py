@@ -22,11 +22,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from rlsmooth.agents.agent_file import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
     AgentFile,
-    load_agent_file,
+    agent_from_safe_file,
     load_parameters,
+    read_agent_file,
     save_agent_file,
 )
 from rlsmooth.agents.bc import BC
@@ -40,7 +39,7 @@ from rlsmooth.agents.model_state import extra_modules, load_extra_modules, plain
 from rlsmooth.agents.normalization import apply_normalization, encode_normalization
 from rlsmooth.agents.policy_arguments import custom_name, decode_arguments, encode_arguments, mark_custom
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
-from rlsmooth.training import SafeFileError, isolated_rng, load_optimizer, optimizer_to_tensors, read_safe_file
+from rlsmooth.training import SafeFileError, isolated_rng, load_optimizer, optimizer_to_tensors
 
 __all__ = ["load_agent", "save_agent"]
 
@@ -139,15 +138,15 @@ def load_agent(
     Example:
         See `save_agent`.
     """
-    path = Path(path).expanduser()
-    if not path.suffix and not path.exists():
-        path = path.with_name(f"{path.name}.zip")
+    path, content = read_agent_file(path)
     custom = dict(custom_objects or {})
-    kind, own = _kind_and_arguments(path)
+    kind, own = _kind_and_arguments(content.config)
     if kind == "bc":
         return BC.load(path, env, device=device, policy_class=policy_class, custom_objects=custom)
     of_policy = {name: value for name, value in custom.items() if name not in own}
-    file = load_agent_file(path, device=device, policy_class=policy_class, custom_objects=of_policy)
+    file = agent_from_safe_file(
+        path, content, kind=None, device=device, policy_class=policy_class, custom_objects=of_policy
+    )
     build = _model_class(path, file, model_class)
     try:
         with isolated_rng():
@@ -159,14 +158,12 @@ def load_agent(
 # ---- loading
 
 
-def _kind_and_arguments(path: Path) -> tuple[str, set[str]]:
+def _kind_and_arguments(head: Mapping[str, Any]) -> tuple[str, set[str]]:
     """The kind of agent, and which arguments are the algorithm's and not the policy's."""
-    head = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION).config
     config: Any = head.get("config")
     arguments = config.get("arguments") if isinstance(config, dict) else None
-    return str(head.get("kind")), set(arguments if isinstance(arguments, dict) else ()) - {
-        "use_sde"
-    }  # the policy's too
+    own = set(arguments if isinstance(arguments, dict) else ())
+    return str(head.get("kind")), own - {"use_sde"}  # the policy's too
 
 
 def _model_class(path: Path, file: AgentFile, given: type[OnPolicyAlgorithm] | None) -> type[OnPolicyAlgorithm]:

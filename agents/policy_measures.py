@@ -18,6 +18,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
 from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.policy_queries import recurrent_distribution
 from rlsmooth.agents.policy_reference import box_reference
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
 from rlsmooth.checks import check_positive_int
@@ -263,11 +264,7 @@ def read_distribution(
     if is_maskable:
         found = reader.get_distribution(observations, action_masks)
     elif is_recurrent:
-        layers, _, size = reader.lstm_hidden_state_shape
-        rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        states = lstm_states or (torch.zeros(layers, rows, size, device=policy.device),) * 2
-        starts = torch.zeros(rows, device=policy.device) if episode_starts is None else episode_starts
-        found, _ = reader.get_distribution(observations, states, starts)
+        found = recurrent_distribution(policy, observations, lstm_states, episode_starts)
     else:
         found = reader.get_distribution(observations)
     if not isinstance(policy.action_space, spaces.Box):

@@ -7,12 +7,13 @@ from typing import Any, TypeAlias
 
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
 
-__all__ = ["Acting", "PolicyQueries"]
+__all__ = ["Acting", "PolicyQueries", "initial_lstm_states", "recurrent_distribution"]
 
 Acting: TypeAlias = CategoricalActing | GaussianActing
 """What a smoothed policy acts from."""
@@ -103,6 +104,37 @@ class PolicyQueries(BasePolicy):
 
     def _float_tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+
+def initial_lstm_states(policy: Any, num_sequences: int) -> tuple[Tensor, Tensor]:
+    """The actor's `(hidden, cell)` at the start of an episode: zeros, `[layers, num_sequences, size]` each.
+
+    Args:
+        policy: sb3-contrib's recurrent one, or one below it.
+        num_sequences: how many.
+    """
+    layers, _, size = policy.lstm_hidden_state_shape
+    zeros = torch.zeros(layers, num_sequences, size, device=policy.device)
+    return zeros, zeros
+
+
+def recurrent_distribution(
+    policy: Any, observations: Any, lstm_states: tuple[Tensor, Tensor] | None, episode_starts: Tensor | None
+) -> Distribution:
+    """What a recurrent policy's `get_distribution` gives, each row a sequence of its own where there are no states.
+
+    Args:
+        policy: sb3-contrib's recurrent one, or one below it.
+        observations: `[B, ...]`, or a dict of such.
+        lstm_states: the actor's `(hidden, cell)`; None: zeros.
+        episode_starts: `[B]`; None: zeros.
+    """
+    rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    states = initial_lstm_states(policy, rows) if lstm_states is None else lstm_states
+    starts = torch.zeros(rows, device=policy.device) if episode_starts is None else episode_starts
+    found: Distribution
+    found, _ = policy.get_distribution(observations, states, starts)
+    return found
 
 
 def _as_numpy(observation: Any) -> Any:

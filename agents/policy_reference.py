@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
+from rlsmooth.agents.heads import actor_output
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Tree
@@ -191,8 +192,7 @@ def reference_outputs(policy: BasePolicy, observations: Any) -> Tensor | tuple[T
     """
     reader: Any = policy
     with torch.no_grad():
-        features = BaseModel.extract_features(reader, observations, reader.pi_features_extractor)
-        outputs: Tensor = reader.action_net(reader.mlp_extractor.forward_actor(features))
+        outputs = actor_output(policy, observations)
         return (outputs, reader.log_std) if isinstance(policy.action_space, spaces.Box) else outputs
 
 

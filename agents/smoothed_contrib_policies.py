@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticCnnPolicy,
     MaskableActorCriticPolicy,
@@ -18,6 +17,8 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
+from rlsmooth.agents.policy_classes import recurrent_arguments
+from rlsmooth.agents.policy_queries import recurrent_distribution
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
 
 __all__ = [
@@ -76,28 +77,14 @@ class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # sb3-contrib's own list lacks these: a policy with other values than the defaults could not be loaded.
-        return super()._get_constructor_parameters() | {
-            "lstm_hidden_size": self.lstm_output_dim,
-            "n_lstm_layers": self.lstm_hidden_state_shape[0],
-            "shared_lstm": self.shared_lstm,
-            "enable_critic_lstm": self.enable_critic_lstm,
-            "lstm_kwargs": self.lstm_kwargs,
-        }
+        return super()._get_constructor_parameters() | recurrent_arguments(self)
 
     def _distribution(
         self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None
     ) -> Distribution:
         if action_masks is not None:
             raise ValueError(f"action_masks can't be used by {type(self).__name__}: leave them out.")
-        rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        if lstm_states is None:
-            layers, _, size = self.lstm_hidden_state_shape
-            zeros = torch.zeros(layers, rows, size, device=self.device)
-            lstm_states = (zeros, zeros)
-        if episode_starts is None:
-            episode_starts = torch.zeros(rows, device=self.device)
-        found, _ = self.get_distribution(observations, lstm_states, episode_starts)
-        return found
+        return recurrent_distribution(self, observations, lstm_states, episode_starts)
 
 
 class SmoothedRecurrentActorCriticCnnPolicy(  # type: ignore[misc]

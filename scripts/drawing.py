@@ -6,10 +6,11 @@ palette of Okabe and Ito, which colour-blind people can tell apart), and legends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -26,12 +27,18 @@ __all__ = [
     "RED",
     "SKY",
     "STYLE",
+    "Values",
+    "draw_line",
+    "draw_returns",
     "finish",
     "legend",
     "page",
     "save_figure",
     "table",
 ]
+
+Values: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
+"""Places on the horizontal axis, and values."""
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, GREY = "#222222", "#767676"
@@ -93,6 +100,30 @@ def _thousands(value: float, _: object) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"
     return f"{value / 1000:g}k" if value else "0"
+
+
+def draw_line(ax: Axes, curve: Values, name: str, colour: Any, marker: str | None = None, width: float = 2.0) -> None:
+    """A curve of `(places, values)`, a lone value as a point; nothing where there is none."""
+    places, values = curve
+    if len(values):
+        lone = marker or ("o" if len(values) == 1 else None)
+        ax.plot(places, values, color=colour, label=name, marker=lone, markersize=3 + width, linewidth=width)
+
+
+def draw_returns(ax: Axes, curve: Callable[[str], Values]) -> None:
+    """Returns of the evaluations, deterministic and sampled, with their spread over episodes.
+
+    Args:
+        ax: the panel.
+        curve: `(places, values)` of a tag.
+    """
+    # The sampled curve is thinner and on top: where both are the same, both can be seen.
+    for suffix, name, colour, width in (("", "deterministic", GREEN, 4.0), ("_sampled", "sampled", PURPLE, 1.8)):
+        places, means = curve(f"eval/mean_reward{suffix}")
+        _, spreads = curve(f"eval/std_reward{suffix}")
+        draw_line(ax, (places, means), name, colour, marker="o", width=width)
+        if len(spreads) == len(means):
+            ax.fill_between(places, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
 
 
 def legend(ax: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +13,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, PURPLE, RED, STYLE, finish, legend, page, table
+from rlsmooth.scripts.drawing import (
+    BLUE,
+    GREY,
+    RED,
+    STYLE,
+    Values,
+    draw_line,
+    draw_returns,
+    finish,
+    legend,
+    page,
+    table,
+)
 from rlsmooth.scripts.measure import bins_from_json
 from rlsmooth.scripts.report import Report
 from rlsmooth.scripts.results import result_rows, setting_rows
 
 __all__ = ["comparison_figure", "report_figure"]
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def report_figure(report: Report) -> Figure:
@@ -93,13 +104,7 @@ def _draw_returns(ax: Axes, report: Report) -> None:
     if "demonstrated_return" in report.summary:
         level = report.summary["demonstrated_return"]
         ax.axhline(level, color=GREY, linestyle="--", linewidth=1.5, label="demonstrations")
-    # The sampled curve is thinner and on top: where both are the same, both can be seen.
-    for suffix, name, colour, width in (("", "deterministic", GREEN, 4.0), ("_sampled", "sampled", PURPLE, 1.8)):
-        places, means = _curve(report, f"eval/mean_reward{suffix}")
-        _, spreads = _curve(report, f"eval/std_reward{suffix}")
-        _line(ax, report, f"eval/mean_reward{suffix}", name, colour, marker="o", width=width)
-        if len(spreads) == len(means):
-            ax.fill_between(places, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+    draw_returns(ax, functools.partial(_curve, report))
     _finish(ax, "Return (band: ± std over episodes)", "return")
 
 
@@ -142,13 +147,10 @@ def _say(ax: Axes, title: str, report: Report) -> None:
 def _line(
     ax: Axes, report: Report, tag: str, name: str, colour: Any, marker: str | None = None, width: float = 2.0
 ) -> None:
-    places, values = _curve(report, tag)
-    if len(values):
-        lone = marker or ("o" if len(values) == 1 else None)
-        ax.plot(places, values, color=colour, label=name, marker=lone, markersize=3 + width, linewidth=width)
+    draw_line(ax, _curve(report, tag), name, colour, marker, width)
 
 
-def _curve(report: Report, tag: str) -> tuple[Array, Array]:
+def _curve(report: Report, tag: str) -> Values:
     """Transitions trained on, and values. Logs count updates; each log line says how many transitions those were."""
     steps, values = report.curves.get(tag, ([], []))
     known_steps, known = report.curves.get("bc/samples_so_far", ([], []))

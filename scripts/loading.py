@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from torch import Tensor
 
 from rlsmooth.agents import BC, load_agent, measure_policy
 from rlsmooth.agents.bc_setup import is_maskable
+from rlsmooth.agents.policy_queries import initial_lstm_states
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 
@@ -73,8 +73,7 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
         starts[0] = 1.0
         starts[torch.as_tensor(played.episode_ends[:-1], device=policy.device)] = 1.0
         more["episode_starts"] = starts
-        layers, _, size = policy.lstm_hidden_state_shape
-        more["lstm_states"] = (torch.zeros(layers, 1, size, device=policy.device),) * 2  # one sequence of all rows
+        more["lstm_states"] = initial_lstm_states(policy, 1)  # one sequence of all rows
     else:
         stride = -(-len(played) // MOST_ROWS)
     if is_maskable(policy):
@@ -86,11 +85,7 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
     with torch.no_grad():
         measures = measure_policy(policy, observations, **more)
     values = {name: getattr(measures, name) for name in MEASURED}
-    return {name: _number(value) for name, value in values.items() if value is not None}
-
-
-def _number(value: Tensor | float) -> float:
-    return float(value)
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 class NormalisedAgent:

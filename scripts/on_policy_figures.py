@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLE, finish, page, table
+from rlsmooth.scripts.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    STYLE,
+    Values,
+    draw_line,
+    draw_returns,
+    finish,
+    page,
+    table,
+)
 from rlsmooth.scripts.on_policy_report import (
     ON_POLICY,
     OnPolicyReport,
@@ -69,13 +85,7 @@ def on_policy_comparison_figure(reports: Sequence[OnPolicyReport]) -> Figure:
 
 def _draw_returns(ax: Axes, report: OnPolicyReport) -> None:
     _line(ax, report, "rollout/ep_rew_mean", "training", SKY, width=1.5)
-    # The sampled curve is thinner and on top: where both are the same, both can be seen.
-    for suffix, name, colour, width in (("", "deterministic", GREEN, 4.0), ("_sampled", "sampled", PURPLE, 1.8)):
-        places, means = _curve(report, f"eval/mean_reward{suffix}")
-        _, spreads = _curve(report, f"eval/std_reward{suffix}")
-        _line(ax, report, f"eval/mean_reward{suffix}", name, colour, marker="o", width=width)
-        if len(spreads) == len(means):
-            ax.fill_between(places, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+    draw_returns(ax, functools.partial(_curve, report))
     _finish(ax, "Return (band: ± std over episodes)", "return")
 
 
@@ -129,13 +139,10 @@ def _line(
     marker: str | None = None,
     width: float = 2.0,
 ) -> None:
-    places, values = _curve(report, tag)
-    if len(values):
-        lone = marker or ("o" if len(values) == 1 else None)
-        ax.plot(places, values, color=colour, label=name, marker=lone, markersize=3 + width, linewidth=width)
+    draw_line(ax, _curve(report, tag), name, colour, marker, width)
 
 
-def _curve(report: OnPolicyReport, tag: str) -> tuple[Any, Any]:
+def _curve(report: OnPolicyReport, tag: str) -> Values:
     steps, values = report.curves.get(tag, ([], []))
     return np.array(steps), np.array(values)
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import ExactCheckpointCallback, load_checkpoint, save_agent
+from rlsmooth.agents.policy_reference import action_components
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, limit_threads
@@ -206,8 +207,5 @@ def _make_report(
 
 def _largest_entropy(space: spaces.Space[Any]) -> float | None:
     """log n of the joint actions; None for a Box."""
-    if isinstance(space, spaces.Discrete):
-        return math.log(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return sum(math.log(int(n)) for n in space.nvec.flatten())
-    return math.log(2) * int(space.n) if isinstance(space, spaces.MultiBinary) else None  # type: ignore[arg-type]
+    components = action_components(space)
+    return None if components is None else sum(map(math.log, components[1]))

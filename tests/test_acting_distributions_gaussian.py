@@ -104,7 +104,6 @@ def test_kl_is_torchs(device: torch.device) -> None:
     torch.testing.assert_close(acting.kl_reference(), expected)
     torch.testing.assert_close(acting.network_entropy(), policy.entropy().sum(-1))
     assert acting.kl_uniform() is None
-    assert acting.legal_counts() is None
     assert acting.entropy_fractions() is None
 
 

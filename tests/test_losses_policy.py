@@ -13,8 +13,10 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from rlsmooth.losses import (
     entropy,
+    entropy_fractions,
     entropy_of,
     gaussian_log_prob,
+    gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
     kl_divergence,
     kl_from_log_probabilities,
@@ -280,3 +282,29 @@ def test_wrong_arguments() -> None:
         kl_from_log_probabilities(log_probs, uniform(torch.zeros(2, dtype=torch.int64), 4, 1.0))
     with pytest.raises(TypeError, match="mean"):
         gaussian_log_prob(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2))
+
+
+def test_entropy_fractions_are_of_the_largest_where_there_is_a_choice(device: torch.device) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], dtype=torch.float64, device=device)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]], device=device)
+    fractions, has_choice = entropy_fractions(entropy(logits, mask), mask.sum(-1).to(logits.dtype).log())
+    assert has_choice.tolist() == [True, True, False]
+    expected = Categorical(logits=logits[0]).entropy() / torch.log(torch.tensor(3.0))
+    torch.testing.assert_close(
+        fractions, torch.stack((expected, torch.ones_like(expected), torch.zeros_like(expected)))
+    )
+
+
+def test_the_estimated_entropy_of_a_mixture_is_its_integral() -> None:
+    mean, log_std = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([-1.5], dtype=torch.float64)
+    other, std = torch.tensor([-0.3], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    mixture = MixtureSameFamily(
+        Categorical(torch.tensor([0.7, 0.3], dtype=torch.float64)),
+        Normal(torch.stack((mean[0, 0], other[0])), torch.stack((log_std.exp()[0], std[0]))),
+    )
+    grid = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    density = mixture.log_prob(grid)
+    exact = -torch.trapezoid(density.exp() * density, grid)
+    noise = torch.randn(200_000, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = gaussian_mixture_entropy_estimate(mean, log_std, other, std, floor=0.3, noise=noise)
+    assert float(found) == pytest.approx(float(exact), abs=0.01)

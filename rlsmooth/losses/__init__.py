@@ -7,8 +7,10 @@ from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
 from rlsmooth.losses.policy import (
+    entropy_fractions,
     entropy_of,
     gaussian_log_prob,
+    gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
     kl_from_log_probabilities,
     log_probabilities,
@@ -23,11 +25,13 @@ __all__ = [
     "confidence_penalty",
     "cross_entropy",
     "entropy",
+    "entropy_fractions",
     "entropy_of",
     "gaussian_cross_entropy",
     "gaussian_entropy",
     "gaussian_kl_divergence",
     "gaussian_log_prob",
+    "gaussian_mixture_entropy_estimate",
     "gaussian_mixture_log_prob",
     "kl_divergence",
     "kl_from_log_probabilities",

@@ -17,8 +17,10 @@ from rlsmooth.losses.gaussian import HALF_LOG_TWO_PI
 from rlsmooth.targets.target import Target
 
 __all__ = [
+    "entropy_fractions",
     "entropy_of",
     "gaussian_log_prob",
+    "gaussian_mixture_entropy_estimate",
     "gaussian_mixture_log_prob",
     "kl_from_log_probabilities",
     "log_probabilities",
@@ -209,6 +211,54 @@ def gaussian_mixture_log_prob(
         return own
     other = gaussian_log_prob(actions, reference_mean, reference_std.log())
     return _log_mixture(own, other.to(own.dtype), share)
+
+
+def gaussian_mixture_entropy_estimate(
+    mean: Tensor, log_std: Tensor, reference_mean: Tensor, reference_std: Tensor, *, floor: float, noise: Tensor
+) -> Tensor:
+    """Entropy of the mixture of `gaussian_mixture_log_prob` from samples, `[...]`, in nats: it has no closed form.
+
+    `-(1 - floor) · mean_s log q(mean + std · z_s) - floor · mean_s log q(reference_mean + reference_std · z_s)`, with q
+    the mixture's density: both components are sampled, and weighed by their shares.
+
+    Args:
+        mean: `[..., D]`, the policy's.
+        log_std: broadcasts to `[..., D]`, the policy's.
+        reference_mean: broadcasts to `[..., D]`.
+        reference_std: broadcasts to `[..., D]`, above 0.
+        floor: in [0, 1].
+        noise: standard normal draws z, `[S, ..., D]`.
+
+    Raises:
+        TypeError: a mean that is not floating-point, a floor that is no number.
+        ValueError: a floor out of range.
+
+    Example:
+        >>> one, draws = torch.ones(1, 1), torch.tensor([[[1.0]], [[-1.0]]])
+        >>> gaussian_mixture_entropy_estimate(0 * one, 0 * one, 0 * one, one, floor=0.1, noise=draws)
+        tensor([1.4189])
+    """
+
+    def surprise(actions: Tensor) -> Tensor:
+        return -gaussian_mixture_log_prob(actions, mean, log_std, reference_mean, reference_std, floor=floor).mean(0)
+
+    own, other = surprise(mean + log_std.exp() * noise), surprise(reference_mean + reference_std * noise)
+    return (1 - floor) * own + floor * other
+
+
+def entropy_fractions(entropies: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """`H / log n` and whether there is a choice (n at least 2): where there is none, the fraction is 0.
+
+    Args:
+        entropies: `[...]`, nats.
+        largest: `[...]`, log n: the largest entropy that each could have, 0 without a choice (up to 1e-6 of rounding).
+
+    Example:
+        >>> entropy_fractions(torch.tensor([0.3466, 0.0]), torch.tensor([0.6931, 0.0]))
+        (tensor([0.5001, 0.0000]), tensor([ True, False]))
+    """
+    has_choice = largest > 1e-6
+    return torch.where(has_choice, entropies / torch.where(has_choice, largest, 1.0), 0.0), has_choice
 
 
 def _log(value: float) -> float:

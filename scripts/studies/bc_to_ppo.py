@@ -23,7 +23,7 @@ from rlsmooth.data import load_demonstrations
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.studies.cartpole import HYPERPARAMETERS, N_ENVS
 from rlsmooth.scripts.studies.charts import curves_chart
-from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
+from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.scripts.studies.watching import Watch, mean_return
 
 ENV = "CartPole-v1"
@@ -57,12 +57,7 @@ def train(settings: dict[str, Any]) -> Result:
 
     watch = Watch(max(budget // 10, 1), sampled)
     model.learn(budget, callback=watch)
-    return {
-        "steps": watch.steps,
-        "returns": watch.seen,
-        "entropy_steps": watch.entropy_steps,
-        "entropy_fractions": watch.entropy_fractions,
-    }
+    return watch.curves()
 
 
 def main(args: Args) -> None:
@@ -75,9 +70,7 @@ def main(args: Args) -> None:
         for arm in ARMS
     ]
     results = run_jobs(jobs, train, folder=runs, workers=args.workers)
-    arms = {
-        arm: [result for job, result in zip(jobs, results, strict=True) if job.settings["arm"] == arm] for arm in ARMS
-    }
+    arms = by_arm(jobs, results)
     scores = {
         arm: {
             "mean over training": [float(np.mean(run["returns"][1:])) for run in found],
@@ -90,7 +83,7 @@ def main(args: Args) -> None:
     lines = [
         "# From a cloned policy to PPO: the first 20,000 steps\n",
         f"{(__doc__ or '').partition(chr(10) + chr(10))[2].strip()}\n",
-        f"The clones before the first step: {clones.estimate:.0f} ({clones.low:.0f} to {clones.high:.0f}). "
+        f"The clones before the first step: {in_words(clones, '.0f')}. "
         "Interquartile means over seeds with 95 % intervals:\n",
         f"| arm | {' | '.join(MEASURES)} | mean over training less that of *neither* |",
         "|---|" + "---:|" * (len(MEASURES) + 1),
@@ -99,12 +92,12 @@ def main(args: Args) -> None:
         cells = []
         for measure in MEASURES:
             interval = interquartile_mean_interval(score[measure])
-            cells.append(f"{interval.estimate:.0f} ({interval.low:.0f} to {interval.high:.0f})")
+            cells.append(in_words(interval, ".0f"))
         if arm == "neither":
             cells.append("")
         else:
             gap = interquartile_mean_difference(score["mean over training"], scores["neither"]["mean over training"])
-            cells.append(f"{gap.estimate:+.0f} ({gap.low:+.0f} to {gap.high:+.0f})")
+            cells.append(in_words(gap, "+.0f"))
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines.append("\nReproduce: `make study-bc-to-ppo`. Curves: [bc_to_ppo.png](bc_to_ppo.png).\n")
     data = {"arms": ARMS, "budget": budget, "scores": scores, "runs": arms}

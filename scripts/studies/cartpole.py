@@ -60,13 +60,7 @@ def train(settings: dict[str, Any]) -> Result:
         kind: mean_return(model, ENV, seed=20_000 + seed, episodes=episodes, deterministic=kind == "deterministic")
         for kind in ("deterministic", "sampled")
     }
-    return {
-        "steps": watch.steps,
-        "returns": watch.seen,
-        "entropy_steps": watch.entropy_steps,
-        "entropy_fractions": watch.entropy_fractions,
-        **final,
-    }
+    return {**watch.curves(), **final}
 
 
 def main(args: Args) -> None:

@@ -25,7 +25,7 @@ from rlsmooth.agents import SmoothedPPO
 from rlsmooth.audits import interquartile_mean_interval, proportion_interval
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.studies.charts import curves_chart
-from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
+from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.scripts.studies.watching import Watch, mean_return
 
 assert rlsmooth.envs.ENVIRONMENTS
@@ -64,13 +64,7 @@ def train(settings: dict[str, Any]) -> Result:
         kind: evaluated(model, seed=20_000 + seed, episodes=episodes, deterministic=kind == "deterministic")
         for kind in ("deterministic", "sampled")
     }
-    return {
-        "steps": watch.steps,
-        "returns": watch.seen,
-        "entropy_steps": watch.entropy_steps,
-        "entropy_fractions": watch.entropy_fractions,
-        **final,
-    }
+    return {**watch.curves(), **final}
 
 
 def evaluated(model: PPO, *, seed: int, episodes: int, deterministic: bool) -> float:
@@ -99,9 +93,7 @@ def main(args: Args) -> None:
         Job(f"{arm.replace(' ', '_')}_{seed}", {"arm": arm, "seed": seed, **fixed}) for seed in seeds for arm in ARMS
     ]
     results = run_jobs(jobs, train, folder=runs, workers=args.workers)
-    arms = {
-        arm: [result for job, result in zip(jobs, results, strict=True) if job.settings["arm"] == arm] for arm in ARMS
-    }
+    arms = by_arm(jobs, results)
     lines = [
         "# Holding the entropy where PPO's collapses\n",
         f"{(__doc__ or '').partition(chr(10) + chr(10))[2].strip()}\n",
@@ -120,7 +112,7 @@ def main(args: Args) -> None:
         cells = []
         for values, digits in zip(columns, (2, 2, 3, 3), strict=True):
             interval = interquartile_mean_interval(values)
-            cells.append(f"{interval.estimate:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})")
+            cells.append(in_words(interval, f".{digits}f"))
         solved = sum(run["deterministic"] > 0.5 for run in found)
         share = proportion_interval(solved, len(found))
         cells.append(f"{solved} of {len(found)} ({share.low:.2f} to {share.high:.2f})")
@@ -129,7 +121,7 @@ def main(args: Args) -> None:
         arm: interquartile_mean_interval([float(late_fractions(run, budget=budget).mean()) for run in found])
         for arm, found in arms.items()
     }
-    words = "; ".join(f"{arm} {mean.estimate:.3f} ({mean.low:.3f} to {mean.high:.3f})" for arm, mean in means.items())
+    words = "; ".join(f"{arm} {in_words(mean, '.3f')}" for arm, mean in means.items())
     lines.append(f"\nNot planned, added after the runs: the mean entropy / log n of those rollouts: {words}.")
     lines.append("\nReproduce: `make study-collapse`. Curves: [collapse.png](collapse.png).\n")
     data = {"arms": ARMS, **fixed, "runs": arms}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlsmooth.atomic import write_bytes_atomically
+from rlsmooth.audits.intervals import Interval
 from rlsmooth.scripts.run_folder import versions, write_json
 
-__all__ = ["Args", "Job", "Result", "results_folder", "run_jobs", "write_study"]
+__all__ = ["Args", "Job", "Result", "by_arm", "in_words", "results_folder", "run_jobs", "write_study"]
 
 Result: TypeAlias = dict[str, Any]
 
@@ -78,6 +79,19 @@ def run_jobs(
                 pool.shutdown(cancel_futures=True)  # otherwise the rest would still be computed, and thrown away
                 raise
     return [dict(json.loads(_path(job, folder).read_text(encoding="utf-8"))["result"]) for job in jobs]
+
+
+def by_arm(jobs: Sequence[Job], results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results of each arm that the jobs' settings name, in the order of the jobs."""
+    arms: dict[str, list[Result]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        arms.setdefault(job.settings["arm"], []).append(result)
+    return arms
+
+
+def in_words(interval: Interval, form: str) -> str:
+    """`estimate (low to high)`, each number in that form, such as `.2f`."""
+    return f"{interval.estimate:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
 def results_folder(args: Args, name: str) -> tuple[Path, Path]:

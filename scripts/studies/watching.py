@@ -40,6 +40,15 @@ class Watch(BaseCallback):
         self.entropy_steps: list[int] = []
         self.entropy_fractions: list[float] = []
 
+    def curves(self) -> dict[str, list[Any]]:
+        """What was kept, as a run's result holds it."""
+        return {
+            "steps": self.steps,
+            "returns": self.seen,
+            "entropy_steps": self.entropy_steps,
+            "entropy_fractions": self.entropy_fractions,
+        }
+
     def _on_training_start(self) -> None:
         self._look()
 
