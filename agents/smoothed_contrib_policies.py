@@ -38,6 +38,7 @@ class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolic
     illegal action's logit is. One legal action: both are 0.
 
     Example:
+        >>> import torch
         >>> from gymnasium import spaces
         >>> policy = SmoothedMaskableActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)
         >>> policy.action_probabilities([0.0, 0.0], torch.tensor([True, False, False]))
@@ -69,6 +70,7 @@ class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's
     """sb3-contrib's `RecurrentActorCriticPolicy` (`MlpLstmPolicy`) with the knobs of `SmoothedPolicy`.
 
     Example:
+        >>> import torch
         >>> from gymnasium import spaces
         >>> policy = SmoothedRecurrentActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)
         >>> policy.action_probabilities(torch.zeros(5, 2)).shape
