@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import read_settings
+from rlsmooth.scripts.resuming import resumed
 
 alias = tyro.conf.arg
 Reference = Literal["uniform", "adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
@@ -104,31 +104,7 @@ def main(args: Args) -> Path:
     # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
     from rlsmooth.scripts.bc_training import train
 
-    return train(args if args.resume is None else _resumed(args, args.resume))
-
-
-def _resumed(args: Args, folder: Path) -> Args:
-    """The arguments that the run in `folder` began with; only how it is shown may differ."""
-    shown = ("resume", "progress", "verbose", "device")
-    changed = [
-        f"--{field.name.replace('_', '-')}"
-        for field in dataclasses.fields(args)
-        if field.name not in shown and getattr(args, field.name) != field.default
-    ]
-    if changed:
-        raise ValueError(
-            f"--resume goes on with the arguments that the run began with: leave out {', '.join(changed)}."
-        )
-    stored = read_settings(folder, "bc")
-    try:
-        stored["net_arch"] = tuple(stored["net_arch"])
-        for name in ("log_folder", "tensorboard_log"):
-            stored[name] = None if stored[name] is None else Path(stored[name])
-        began = Args(**stored)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / 'config.json')!r} is not of this version: {error}.") from error
-    device = began.device if args.device == "auto" else args.device
-    return dataclasses.replace(began, resume=folder, progress=args.progress, verbose=args.verbose, device=device)
+    return train(resumed(args, "bc", tuples=("net_arch",), paths=("log_folder", "tensorboard_log", "resume")))
 
 
 if __name__ == "__main__":

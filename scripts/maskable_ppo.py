@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs, resumed
+from rlsmooth.scripts.on_policy_arguments import PATHS, TUPLES, OnPolicyArgs
+from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ def main(args: Args) -> Path:
         ImportError: sb3-contrib is not installed.
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "maskable-ppo")
+    args = resumed(args, "maskable-ppo", tuples=TUPLES, paths=PATHS)
     # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
     from rlsmooth.agents import SmoothedMaskablePPO
     from rlsmooth.scripts.on_policy_training import train

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
-from rlsmooth.scripts.run_folder import read_settings
-
-__all__ = ["OnPolicyArgs", "resumed"]
+__all__ = ["PATHS", "TUPLES", "OnPolicyArgs"]
 
 alias = tyro.conf.arg
 Reference = Literal["uniform", "adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
-ArgsT = TypeVar("ArgsT", bound="OnPolicyArgs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,35 +78,6 @@ class OnPolicyArgs:
     """1 prints what is logged."""
 
 
-def resumed(args: ArgsT, command: str) -> ArgsT:
-    """The arguments that the run in `args.resume` began with, or `args`; only how it is shown may differ.
-
-    Raises:
-        ValueError: there is no such run of this command, or an argument was given that the run already has.
-    """
-    if args.resume is None:
-        return args
-    shown = ("resume", "progress", "verbose", "device")
-    fields = dataclasses.fields(args)
-    changed = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields
-        if field.name not in shown and getattr(args, field.name) != field.default
-    ]
-    if changed:
-        raise ValueError(
-            f"--resume goes on with the arguments that the run began with: leave out {', '.join(changed)}."
-        )
-    stored = read_settings(args.resume, command)
-    path = str(args.resume / "config.json")
-    if set(stored) != {field.name for field in fields}:
-        raise ValueError(f"{path!r} is not of this version: its arguments have other names.")
-    try:
-        stored["hyperparams"] = tuple(stored["hyperparams"])
-        for name in ("conf_file", "from_bc", "log_folder", "tensorboard_log"):
-            stored[name] = None if stored[name] is None else Path(stored[name])
-    except TypeError as error:
-        raise ValueError(f"{path!r} is not of this version: {error}.") from error
-    began = type(args)(**stored)
-    device = began.device if args.device == "auto" else args.device
-    return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
+TUPLES = ("hyperparams",)
+PATHS = ("conf_file", "from_bc", "log_folder", "tensorboard_log", "resume")
+"""What `resumed` must know of them: what JSON holds as lists, and as text."""

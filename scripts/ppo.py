@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs, resumed
+from rlsmooth.scripts.on_policy_arguments import PATHS, TUPLES, OnPolicyArgs
+from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ def main(args: Args) -> Path:
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "ppo")
+    args = resumed(args, "ppo", tuples=TUPLES, paths=PATHS)
     # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
     from rlsmooth.agents import SmoothedPPO
     from rlsmooth.scripts.on_policy_training import train

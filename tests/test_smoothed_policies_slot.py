@@ -150,7 +150,7 @@ def test_slot_and_gradients_equal_the_dense_formulas(
         policy.slot = EntropySlot(entropy_coef=0.5, kl_coef=torch.tensor(2.0, device=device))
     _, _, found = policy.evaluate_actions(observed, actions, *more)
     assert found.shape == (ROWS,)
-    assert torch.allclose(found.cpu().double(), expected, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(found.cpu().double(), expected, atol=1e-5, rtol=1e-5)
 
     row_weights = torch.linspace(-1.0, 2.0, ROWS)
     found_gradients = torch.autograd.grad(
@@ -158,10 +158,10 @@ def test_slot_and_gradients_equal_the_dense_formulas(
     )
     expected_gradients = torch.autograd.grad(expected @ row_weights.double(), [weight, bias])
     for ours, theirs in zip(found_gradients, expected_gradients, strict=True):
-        assert torch.allclose(ours.cpu().double(), theirs, atol=1e-4, rtol=1e-3)
+        assert torch.allclose(ours.cpu().double(), theirs, atol=1e-5, rtol=1e-5)
         assert theirs.abs().max() > 1e-2
     if with_slot:
-        assert policy.slot.mean_entropy() == pytest.approx(entropy.mean().item(), abs=1e-4)
+        assert policy.slot.mean_entropy() == pytest.approx(entropy.mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("illegal", [-1e8, -math.inf])
@@ -264,9 +264,9 @@ def test_a_box_has_a_broad_gaussian(floor: float, std: float | None) -> None:
     acting = MixtureSameFamily(
         Categorical(torch.tensor([1 - floor, floor]).double().expand(ROWS, 2)), Independent(both, 1)
     )
-    assert torch.allclose(log_prob.double(), acting.log_prob(actions.double()), atol=1e-4)
+    assert torch.allclose(log_prob.double(), acting.log_prob(actions.double()), atol=1e-5)
     assert torch.allclose(again, log_prob, atol=1e-5)
-    assert torch.allclose(slot.double(), -kl_divergence(broad, network), atol=1e-4)
+    assert torch.allclose(slot.double(), -kl_divergence(broad, network), atol=1e-5)
     assert torch.allclose(policy(observations(), deterministic=True)[0].double(), mean, atol=1e-5)
     estimate = policy.entropy(observations().numpy())
     if floor:
@@ -303,7 +303,7 @@ def test_gsde_can_be_regularised_but_not_mixed(squash: bool, entropy_coef: float
     if entropy_coef is not None:
         expected = expected + entropy_coef * (-log_prob if parents is None else parents)
     assert slot is not None
-    assert torch.allclose(slot, expected, atol=1e-4)
+    assert torch.allclose(slot, expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"exploration_floor=0\.1 can't be used with gSDE"):
         policy.exploration_floor = 0.1
     if squash:
@@ -333,10 +333,10 @@ def test_a_reference_policy_takes_the_place_of_the_reference(space: spaces.Space
     else:
         rows = kl_divergence(theirs, ours)
         expected = rows if rows.ndim == 1 else rows.sum(1)
-    assert torch.allclose(slot, -expected, atol=1e-4)
+    assert torch.allclose(slot, -expected, atol=1e-5)
     slot.sum().backward()
     assert all(weights.grad is None for weights in other.parameters())
-    assert torch.allclose(policy.smoothed_distribution(observations()).kl_reference(), expected, atol=1e-4)
+    assert torch.allclose(policy.smoothed_distribution(observations()).kl_reference(), expected, atol=1e-5)
     policy.set_reference_policy(None)
     assert not policy.is_regularised
     again = policy.evaluate_actions(observations(), actions)[1]
