@@ -67,6 +67,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_finds_what_ends_otherwise(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sb3_conformance, "fingerprints", list)
     work = tmp_path / "work"

@@ -62,6 +62,7 @@ def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
     assert (tmp_path / "cartpole.md").read_text() == page
 
 
+@pytest.mark.slow
 def test_bc_to_ppo_runs(tmp_path: Path) -> None:
     done = run_study("bc_to_ppo", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -88,6 +89,7 @@ def test_collapse_runs(tmp_path: Path) -> None:
             assert run["entropy_steps"] == sorted(set(run["entropy_steps"]))
 
 
+@pytest.mark.slow
 def test_deep_sea_runs(tmp_path: Path) -> None:
     done = run_study("deep_sea", tmp_path)
     assert done.returncode == 0, done.stderr
