@@ -43,6 +43,10 @@ REASONS = {
         "86.1, 82.2, 100.0, 86.8 from the seeds 4 to 8; ours with smoothing has 87.3, 81.5, 86.1, 94.0, 100.0, 93.4 "
         "from the same six, and after 2,400 steps 93.3 or more from each."
     ),
+    "tests/test_lstm.py::test_ppo_lstm_performance": (
+        "It asks for a mean return of 450 from seed 1. Ours, made by hand: 293.6 there with smoothing 0.1, and 499.7 "
+        "from seed 2; 500.0 from seed 1 with smoothing 0.01. So it depends on the seed; other seeds were not compared."
+    ),
 }
 """Why a test ends otherwise with smoothing on, where somebody has looked."""
 HEADINGS = {"parents": "SB3's own", "off": "ours, everything off", "on": "ours, smoothing on"}
