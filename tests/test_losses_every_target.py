@@ -15,8 +15,11 @@ from rlsmooth.targets import (
     Target,
     Tree,
     boltzmann,
+    completed_q,
+    confidence_adaptive,
     from_probs,
     hierarchical,
+    hl_gauss,
     kernel,
     mixture,
     one_hot,
@@ -24,6 +27,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    two_hot,
     uniform,
     visit_counts,
 )
@@ -32,6 +36,7 @@ K = 6
 Make = Callable[[Tensor, Tensor | None], Target]
 TREE = Tree.from_nested({"a": ["b", "c", "d"], "e": {"f": ["g", "h"], "i": ["j"]}})
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.25, 0.05], dtype=torch.float64)
+PLACES = torch.tensor([-1.0, -0.5, 0.0, 0.1, 0.4, 0.9], dtype=torch.float64)
 TABLE = torch.tensor([[1 / (1 + (3 * i + 5 * j) % 7) for j in range(K)] for i in range(K)], dtype=torch.float64)
 
 
@@ -45,6 +50,12 @@ def scores(labels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.sin(3.0 * places + labels.unsqueeze(-1).to(dtype))
 
 
+def visits(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Of a search that has seen some of the legal classes. `[..., K]`"""
+    counts = (4 * scores(labels)).clamp_min(0).round()
+    return counts if mask is None else counts * mask
+
+
 MASKABLE: dict[str, Make] = {
     "uniform": lambda y, m: uniform(y, K, 0.3, mask=m),
     "uniform over others": lambda y, m: uniform(y, K, 0.3, "others", mask=m),
@@ -54,6 +65,8 @@ MASKABLE: dict[str, Make] = {
     "hierarchical Boltzmann": lambda y, m: hierarchical(y, TREE, None, 0.5, mask=m),
     "ordinal": lambda y, m: ordinal(y, K, 0.3, mask=m),
     "boltzmann": lambda y, m: boltzmann(scores(y), 0.7, mask=m),
+    "completed values": lambda y, m: completed_q(scores(y), scores(y + 1), visits(y, m), value=0.3, mask=m),
+    "confidence": lambda y, m: confidence_adaptive(y, torch.rand_like(y.double()), K, mask=m),
     "teacher and labels": lambda y, m: teacher(scores(y), 2.0, y, 0.4, mask=m),
     "mixture": lambda y, m: mixture(parents(y), None, K, 0.3, mask=m),
     "class weights of uniform": lambda y, m: uniform(y, K, 0.3, mask=m).weight_classes(2 * PRIOR),
@@ -79,6 +92,8 @@ OTHERS: dict[str, Make] = {
     "visit counts": lambda y, m: visit_counts(1 + (5 * scores(y)).abs().round(), 0.5),
     "teacher": lambda y, m: teacher(scores(y, torch.float32)),
     "probabilities": lambda y, m: from_probs(scores(y).softmax(-1)),
+    "two-hot values": lambda y, m: two_hot(scores(y)[..., 1], PLACES.to(y.device)),
+    "HL-Gauss values": lambda y, m: hl_gauss(scores(y)[..., 1], PLACES.to(y.device)),
     "recipe": lambda y, m: Smoothing(0.2, reference=TABLE)(y, K),
     "class weights of probabilities": lambda y, m: from_probs(scores(y).softmax(-1)).weight_classes(PRIOR),
     "mix of one background": lambda y, m: Target.mix(uniform(y, K, 0.3), uniform((y + 1) % K, K, 0.1), 0.6),
@@ -236,6 +251,10 @@ def test_no_gradient_flows_into_what_targets_are_made_of(device: torch.device) -
         teacher(given),
         boltzmann(given),
         visit_counts(given),
+        completed_q(given, given, given, value=given[:, 0]),
+        confidence_adaptive(labels, given[:, 0], K),
+        two_hot(given[:, 0], given[0].cumsum(0)),
+        hl_gauss(given[:, 0], given[0].cumsum(0)),
         uniform(labels, K, given[:, 0]),
         prior(labels, given[0]),
         sparse(labels.unsqueeze(-1), given[:, :1], K),
@@ -325,7 +344,17 @@ def compiled_rows() -> Iterator[Callable[[Tensor, Target, Tensor | None], Tensor
     torch._dynamo.reset()
 
 
-@every_target
+# A graph is compiled for each structure, which takes half a second: under a mask, one of each kind of background.
+OFTEN_MASKED = ("uniform", "kernel", "boltzmann", "mix of two backgrounds")
+
+
+@pytest.mark.parametrize(
+    ("kind", "masked"),
+    [
+        pytest.param(kind, masked, marks=pytest.mark.slow if masked and kind not in OFTEN_MASKED else ())
+        for kind, masked in EVERY
+    ],
+)
 def test_compiled_equals_eager(
     kind: str,
     masked: bool,

@@ -16,7 +16,10 @@ from rlsmooth.targets import (
     Target,
     as_smoothing,
     boltzmann,
+    completed_q,
+    confidence_adaptive,
     from_probs,
+    hl_gauss,
     kernel,
     mixture,
     one_hot,
@@ -24,6 +27,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    two_hot,
     uniform,
     visit_counts,
 )
@@ -45,6 +49,10 @@ CALLS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray | torch.Tensor]], T
     "visit_counts": lambda c: visit_counts(c(np.array([[1, 3]]))),  # type: ignore[arg-type]
     "boltzmann": lambda c: boltzmann(c(ROWS), mask=c(MASK)),  # type: ignore[arg-type]
     "teacher": lambda c: teacher(c(ROWS), labels=LABELS, alpha=0.5),  # type: ignore[arg-type]
+    "completed_q": lambda c: completed_q(c(ROWS), c(ROWS), c(TABLE[:2]), value=c(ROW[:2])),  # type: ignore[arg-type]
+    "confidence_adaptive": lambda c: confidence_adaptive(LABELS, c(ROW[:2]), 3, mask=c(MASK)),  # type: ignore[arg-type]
+    "two_hot": lambda c: two_hot(c(ROW), c(TABLE[0])),  # type: ignore[arg-type]
+    "hl_gauss": lambda c: hl_gauss(c(ROW), c(TABLE[0])),  # type: ignore[arg-type]
     "from_probs": lambda c: from_probs(c(ROWS)),  # type: ignore[arg-type]
     "recipe of a prior": lambda c: Smoothing(0.1, reference=c(ROW))(LABELS, 3, c(MASK)),  # type: ignore[arg-type]
     "recipe of a kernel": lambda c: Smoothing(0.1, reference=c(TABLE))(LABELS, 3),  # type: ignore[arg-type]

@@ -15,9 +15,12 @@ from rlsmooth.targets import (
     Target,
     Tree,
     boltzmann,
+    completed_q,
+    confidence_adaptive,
     from_probs,
     gaussian,
     hierarchical,
+    hl_gauss,
     kernel,
     mixture,
     one_hot,
@@ -25,6 +28,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    two_hot,
     uniform,
     visit_counts,
 )
@@ -51,6 +55,10 @@ BUILDERS: dict[str, Build] = {
     "visit_counts 0": lambda y, a, m, x: visit_counts(x.exp(), 0.0, validate=False),
     "boltzmann": lambda y, a, m, x: boltzmann(x, 2.0, mask=m, validate=False),
     "teacher": lambda y, a, m, x: teacher(x, 2.0, y, a, mask=m, validate=False),
+    "completed_q": lambda y, a, m, x: completed_q(x, x + 1, (x > 0) * m * 1.0, value=a, mask=m, validate=False),
+    "confidence": lambda y, a, m, x: confidence_adaptive(y, a, K, max_alpha=0.5, mask=m, validate=False),
+    "two_hot": lambda y, a, m, x: two_hot(a, torch.arange(K, device=y.device), validate=False),
+    "hl_gauss": lambda y, a, m, x: hl_gauss(a, torch.arange(K, device=y.device), validate=False),
     "from_probs": lambda y, a, m, x: from_probs(x.softmax(-1), mask=m, validate=False),
 }
 RECIPES: dict[str, Smoothing] = {

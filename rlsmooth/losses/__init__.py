@@ -5,6 +5,7 @@
 
 from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
+from rlsmooth.losses.expectation import expected_value
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
 from rlsmooth.losses.policy import (
     entropy_fractions,
@@ -27,6 +28,7 @@ __all__ = [
     "entropy",
     "entropy_fractions",
     "entropy_of",
+    "expected_value",
     "gaussian_cross_entropy",
     "gaussian_entropy",
     "gaussian_kl_divergence",

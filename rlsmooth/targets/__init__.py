@@ -1,19 +1,22 @@
 """Everything that makes a target distribution. A loss only compares logits with what is made here.
 
 One file a family: `labelled` (hard, uniform, prior, mixtures, atoms), `structured` (kernels, trees, ordered classes),
-`dense` (search, values, teachers), `gaussian` (continuous actions). Value targets (`two_hot`, `hl_gauss`) and
-`completed_q` / `confidence_adaptive` will be files of their own beside them.
+`dense` (search counts, Boltzmann, teachers), `search` (completed values), `values` (categorical value targets),
+`confidence` (pseudo-labels), `gaussian` (continuous actions).
 """
 
+from rlsmooth.targets.confidence import confidence_adaptive
 from rlsmooth.targets.dense import boltzmann, from_probs, teacher, visit_counts
 from rlsmooth.targets.gaussian import GaussianTarget, gaussian
 from rlsmooth.targets.kernels import ordinal_kernel
 from rlsmooth.targets.labelled import mixture, one_hot, prior, sparse, uniform
 from rlsmooth.targets.reference import Reference
+from rlsmooth.targets.search import completed_q
 from rlsmooth.targets.smoothing import Smoothing, as_smoothing
 from rlsmooth.targets.structured import hierarchical, kernel, ordinal
 from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
+from rlsmooth.targets.values import hl_gauss, two_hot
 
 __all__ = [
     "GaussianTarget",
@@ -23,9 +26,12 @@ __all__ = [
     "Tree",
     "as_smoothing",
     "boltzmann",
+    "completed_q",
+    "confidence_adaptive",
     "from_probs",
     "gaussian",
     "hierarchical",
+    "hl_gauss",
     "kernel",
     "mixture",
     "one_hot",
@@ -34,6 +40,7 @@ __all__ = [
     "prior",
     "sparse",
     "teacher",
+    "two_hot",
     "uniform",
     "visit_counts",
 ]

@@ -1,0 +1,36 @@
+"""What a categorical value function says: the mean of its distribution over the support."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlsmooth.losses.policy import log_probabilities
+from rlsmooth.targets.values import to_support
+
+__all__ = ["expected_value"]
+
+
+def expected_value(logits: Tensor, support: Tensor) -> Tensor:
+    """`sum_k softmax(logits)(k) · support(k)`, `[...]`, in the support's unit: the value that `two_hot` encodes.
+
+    Train with `cross_entropy(logits, two_hot(values, support))` or `hl_gauss`, and read the value here. Differentiable
+    in the logits; a target bootstrapped from it has to be detached, which the builders do.
+
+    Args:
+        logits: `[..., K]`. Half precision is computed and returned in float32.
+        support: `[K]`, on the logits' device.
+
+    Raises:
+        TypeError: logits that are not floating-point, a support that does not hold numbers.
+        ValueError: logits without a class axis, a support that is not `[K]`.
+
+    Example:
+        >>> import torch
+        >>> expected_value(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([-1.0, 2.0, 9.0]))
+        tensor([0.5000])
+    """
+    points = to_support(support)
+    probabilities = log_probabilities(logits).exp()
+    if len(points) != logits.shape[-1]:
+        raise ValueError(f"support has {len(points)} points, logits have shape {tuple(logits.shape)}: one logit each.")
+    return (probabilities * points.to(logits.device, probabilities.dtype)).sum(-1)
