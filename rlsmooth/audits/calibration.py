@@ -11,9 +11,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlsmooth.audits.arguments import as_rows, check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
 from rlsmooth.checks import check_choice, check_positive_int
 
-__all__ = ["ReliabilityBins", "calibration_error", "confidence_gap", "reliability_bins"]
+__all__ = [
+    "ReliabilityBins",
+    "adaptive_calibration_error",
+    "calibration_error",
+    "classwise_calibration_error",
+    "confidence_gap",
+    "reliability_bins",
+]
 
 
 class ReliabilityBins(NamedTuple):
@@ -80,7 +88,96 @@ def calibration_error(
     else:
         # `share` carries the NaN of an empty set, which a maximum over empty bins would hide.
         error = (gap + 0 * share).max()
-    return _nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
+    return nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
+
+
+def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: int = 15) -> Tensor:
+    """Expected calibration error over bins that hold equally many rows: `Σ_b p_b |accuracy_b - mean confidence_b|`.
+
+    The edges are the quantiles `1/num_bins, 2/num_bins, ...` of the confidences, linear between the two nearest, the
+    bins `[edge_i, edge_{i+1})`, and each bin weighs its rows: netcal's `ECE(equal_intervals=False)`. Equal confidences
+    share a bin, whatever the order of the rows, so that with ties bins differ in size and may be empty. (Nixon et al.
+    cut the sorted rows, and average over classes too; netcal's `ACE` weighs all bins alike.)
+
+    Args:
+        confidences: float [...], the probability given to the class chosen, in [0, 1].
+        hits: [...], bool, or 0 and 1: was it the right one?
+        num_bins: number of bins, 1 or more.
+
+    Returns:
+        0-dim, dimensionless, in [0, 1], in the confidences' dtype (float32 for half precision); NaN as in
+        `calibration_error`.
+
+    Raises:
+        TypeError: `confidences` is not floating, or `num_bins` no whole number.
+        ValueError: shapes differ, or `num_bins` is under 1.
+
+    Source: Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing
+    models" (2015); Nixon et al., "Measuring calibration in deep learning" (2019).
+
+    Example:
+        >>> confidences, hits = torch.tensor([0.90, 0.91, 0.92, 0.93]), torch.tensor([True, True, False, False])
+        >>> adaptive_calibration_error(confidences, hits, num_bins=2)  # calibration_error: 0.4150
+        tensor(0.5100)
+    """
+    num_bins = check_positive_int("num_bins", num_bins)
+    confidence, hit, weight = _prepare(confidences, hits, None)
+    ordered = confidence.to(hit.dtype).sort().values
+    last = len(ordered) - 1
+    # Edge i lies at i · last / num_bins of the sorted rows, in whole numbers: a rounded place could miss its own row.
+    cuts = torch.arange(1, num_bins, device=ordered.device) * max(last, 0)
+    place, remainder = cuts // num_bins, cuts % num_bins
+    if last >= 0:
+        lower, upper = ordered[place], ordered[(place + 1).clamp(max=last)]
+        edges = lower + (upper - lower) * (remainder / num_bins)
+    else:
+        edges = ordered.new_zeros(num_bins - 1)
+    index = torch.bucketize(confidence.to(hit.dtype), edges, right=True)
+    counts, mean_confidence, accuracy = _sum_bins(index, confidence, hit, weight, num_bins)
+    gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(counts))
+    error = (counts / counts.sum() * gap).sum()
+    return nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
+
+
+def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
+    """Mean over classes of the expected calibration error of "it is this class": `p(k)` against `[k = label]`.
+
+    Unlike `calibration_error` it reads every probability, not just the greatest. It is the mean of torchmetrics'
+    `binary_calibration_error` over the classes, with the bins of `calibration_error`.
+
+    Args:
+        probabilities: float [..., K], in [0, 1].
+        labels: int64 [...], in [0, K).
+        num_bins: number of bins, 1 or more.
+
+    Returns:
+        0-dim, dimensionless, in [0, 1], in the probabilities' dtype (float32 for half precision); NaN without rows,
+        and NaN if a probability is NaN or outside [0, 1] or a label no class.
+
+    Raises:
+        TypeError: `probabilities` is not floating, `labels` not int64, or `num_bins` no whole number.
+        ValueError: shapes that do not fit, or `num_bins` is under 1.
+
+    Source: Kull et al., "Beyond temperature scaling: obtaining well-calibrated multi-class probabilities with
+    Dirichlet calibration" (2019).
+
+    Example:
+        >>> classwise_calibration_error(torch.tensor([[0.7, 0.3], [0.7, 0.3]]), torch.tensor([0, 1]))
+        tensor(0.2000)
+    """
+    rows, label, weight, valid = as_rows(probabilities, labels)
+    edges = _edges(rows, num_bins)
+    num_classes, columns = rows.shape[-1], num_bins + 1
+    classes = torch.arange(num_classes, device=rows.device)
+    # All classes at once: class k has the bins from k · columns on.
+    index = (torch.bucketize(rows.contiguous(), edges, right=True) - 1).clamp(0, num_bins) + classes * columns
+    hit = (label.unsqueeze(-1) == classes).to(weight.dtype)
+    each = weight.unsqueeze(-1).expand_as(hit).flatten()
+    sums = _sum_bins(index.flatten(), rows.flatten(), hit.flatten(), each, num_classes * columns)
+    counts, mean_confidence, accuracy = sums
+    gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(counts))
+    error = (counts / counts.sum() * gap).sum()  # every class has the same number of rows: the mean over classes
+    return nan_unless(valid.all() & _all_valid(rows.flatten(), each), error).to(rows.dtype)
 
 
 def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -106,7 +203,7 @@ def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None 
     confidence, hit, weight = _prepare(confidences, hits, weights)
     total = weight.sum()
     gap = (weight * torch.where(weight > 0, confidence.to(hit.dtype) - hit, torch.zeros_like(hit))).sum() / total
-    return _nan_unless(_all_valid(confidence, weight), gap).to(confidence.dtype)
+    return nan_unless(_all_valid(confidence, weight), gap).to(confidence.dtype)
 
 
 def reliability_bins(
@@ -139,24 +236,18 @@ def reliability_bins(
     edges = _edges(confidence, num_bins)
     columns = _bin(confidence, hit, weight, edges, num_bins)
     valid = _all_valid(confidence, weight)
-    counts, mean_confidence, accuracy = (_nan_unless(valid, column).to(confidence.dtype) for column in columns)
+    counts, mean_confidence, accuracy = (nan_unless(valid, column).to(confidence.dtype) for column in columns)
     return ReliabilityBins(edges, counts, mean_confidence, accuracy)
 
 
 def _prepare(confidences: Tensor, hits: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Flat `confidence` (float32 or float64), `hit` and `weight` (float64)."""
-    if not confidences.is_floating_point():
-        raise TypeError(f"confidences has dtype {confidences.dtype}: pass probabilities as floating numbers.")
+    check_floating("confidences", confidences)
     for name, other in (("hits", hits), ("weights", weights)):
-        if other is not None and other.shape != confidences.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(other.shape)}, confidences has {tuple(confidences.shape)}: they must agree."
-            )
-    confidence = confidences.detach().flatten()
-    if confidence.dtype in (torch.float16, torch.bfloat16):
-        confidence = confidence.float()
-    # Sums in float64, so that a million rows lose nothing; Apple's GPUs have none.
-    wide = torch.float32 if confidence.device.type == "mps" else torch.float64
+        if other is not None:
+            check_same_shape(name, other, "confidences", confidences.shape)
+    confidence = confidences.detach().flatten().to(result_dtype(confidences)).contiguous()  # else bucketize warns
+    wide = wide_dtype(confidence)
     hit = hits.detach().flatten().to(wide)
     weight = torch.ones_like(hit) if weights is None else weights.detach().flatten().to(wide)
     return confidence, hit, weight
@@ -171,6 +262,13 @@ def _edges(confidence: Tensor, num_bins: int) -> Tensor:
 def _bin(confidence: Tensor, hit: Tensor, weight: Tensor, edges: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Counts, mean confidence and accuracy of `rows` bins, float64, NaN in empty ones."""
     index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, rows - 1)  # values outside end as NaN later
+    return _sum_bins(index, confidence, hit, weight, rows)
+
+
+def _sum_bins(
+    index: Tensor, confidence: Tensor, hit: Tensor, weight: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, mean confidence and accuracy of each of `rows` bins, when row i lies in bin `index[i]`."""
     zero = torch.zeros_like(weight)
     columns = (weight, *(torch.where(weight > 0, weight * value, zero) for value in (confidence.to(hit.dtype), hit)))
     counts, confidence_sum, hit_sum = (zero.new_zeros(rows).index_add_(0, index, column) for column in columns)
@@ -180,7 +278,3 @@ def _bin(confidence: Tensor, hit: Tensor, weight: Tensor, edges: Tensor, rows: i
 def _all_valid(confidence: Tensor, weight: Tensor) -> Tensor:
     """0-dim bool, on the device: is every confidence that counts a probability?"""
     return ((confidence >= 0) & (confidence <= 1) | (weight == 0)).all()
-
-
-def _nan_unless(valid: Tensor, value: Tensor) -> Tensor:
-    return torch.where(valid, value, torch.full_like(value, torch.nan))

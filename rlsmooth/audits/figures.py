@@ -5,6 +5,7 @@ Nothing here imports matplotlib before a figure is wanted, and nothing touches i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from rlsmooth.audits.calibration import ReliabilityBins
+from rlsmooth.audits.selective import RiskCoverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_entropy_histogram", "draw_reliability", "draw_target_matrix", "new_figure"]
+__all__ = ["draw_entropy_histogram", "draw_reliability", "draw_risk_coverage", "draw_target_matrix", "new_figure"]
 
 MODEL_COLOUR, IDEAL_COLOUR, COUNT_COLOUR = "#1f5fa8", "#555555", "#c9d6e6"
 
@@ -36,7 +38,13 @@ def new_figure(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def draw_reliability(
-    axes: Axes, bins: ReliabilityBins, *, ece: float | None = None, title: str = "Reliability"
+    axes: Axes,
+    bins: ReliabilityBins,
+    *,
+    ece: float | None = None,
+    title: str = "Reliability",
+    label: str = "policy",
+    colour: str = MODEL_COLOUR,
 ) -> None:
     """A reliability diagram: accuracy against confidence, bin by bin, with the share of rows behind it.
 
@@ -47,6 +55,8 @@ def draw_reliability(
         bins: see `reliability_bins`.
         ece: written into the diagram.
         title: of the diagram.
+        label: what the legend calls the model.
+        colour: of its line.
     """
     edges, counts = bins.edges.detach().cpu().double(), bins.counts.detach().cpu().double()
     share = (counts / counts.sum().clamp(min=1e-300)).nan_to_num()
@@ -64,10 +74,37 @@ def draw_reliability(
         bins.mean_confidence.detach().cpu()[filled].tolist(),
         bins.accuracy.detach().cpu()[filled].tolist(),
         marker="o",
-        color=MODEL_COLOUR,
-        label="policy" if ece is None else f"policy (ECE {ece:.3f})",
+        color=colour,
+        label=label if ece is None else f"{label} (ECE {ece:.3f})",
     )
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence (largest probability)", ylabel="accuracy", title=title)
+    axes.legend(loc="upper left", fontsize="small", framealpha=0.9)
+
+
+def draw_risk_coverage(
+    axes: Axes,
+    curve: RiskCoverage,
+    *,
+    title: str = "Risk when only the surest rows are answered",
+    label: str = "model",
+    colour: str = MODEL_COLOUR,
+) -> None:
+    """A risk-coverage curve: the share of wrong answers against the share of rows that are answered.
+
+    Call it once for each model to have them on one pair of axes.
+
+    Args:
+        axes: where to draw.
+        curve: see `risk_coverage`.
+        title: of the diagram.
+        label: what the legend calls the model; the area under the curve stands behind it.
+        colour: of its line.
+    """
+    coverage, risk = curve.coverage.detach().cpu().tolist(), curve.risk.detach().cpu().tolist()
+    area = float(curve.area)
+    axes.plot(coverage, risk, color=colour, label=label if math.isnan(area) else f"{label} (AURC {area:.4f})")
+    axes.set(xlim=(0, 1), xlabel="coverage (share of rows answered)", ylabel="risk (share of those wrong)", title=title)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", fontsize="small", framealpha=0.9)
 
 

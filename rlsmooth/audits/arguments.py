@@ -1,0 +1,115 @@
+"""What every audit does with its arguments: checks of shape and dtype, none of which reads a value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "as_rows",
+    "check_distances",
+    "check_floating",
+    "check_labels",
+    "check_same_shape",
+    "mean_of",
+    "nan_unless",
+    "result_dtype",
+    "wide_dtype",
+]
+
+
+def check_floating(name: str, values: Tensor) -> None:
+    """Raise TypeError unless `values` is a floating-point tensor."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"{name} has dtype {getattr(values, 'dtype', type(values))}: pass a floating-point tensor.")
+
+
+def check_labels(name: str, labels: Tensor) -> None:
+    """Raise TypeError unless `labels` is an int64 tensor."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor of classes, got {getattr(labels, 'dtype', type(labels))}.")
+
+
+def check_same_shape(name: str, other: Tensor, reference_name: str, shape: torch.Size) -> None:
+    """Raise ValueError unless `other` has that shape."""
+    if other.shape != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(other.shape)}, {reference_name} has {tuple(shape)}: they must agree."
+        )
+
+
+def check_distances(distances: Tensor, num_classes: int | None = None, *, name: str = "distances") -> int:
+    """Check a table `[K, K]`, of the given K if there is one, and return K.
+
+    Raises:
+        TypeError: it is no tensor of numbers.
+        ValueError: it is not square, or of another size.
+    """
+    if not isinstance(distances, Tensor) or distances.dtype == torch.bool or distances.is_complex():
+        kind = getattr(distances, "dtype", type(distances))
+        raise TypeError(f"{name} must be a tensor of numbers [K, K], got {kind}.")
+    size = distances.shape[0] if distances.ndim else 0
+    if distances.shape != (size, size) or size == 0 or num_classes not in (None, size):
+        wanted = "[K, K]" if num_classes is None else f"({num_classes}, {num_classes})"
+        raise ValueError(f"{name} has shape {tuple(distances.shape)}, needs {wanted}: one row and column a class.")
+    return size
+
+
+def as_rows(
+    values: Tensor, labels: Tensor, weights: Tensor | None = None, *, name: str = "probabilities"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Flat rows, their labels, their weights and whether each label is a class.
+
+    Args:
+        values: float `[..., K]`.
+        labels: int64 `[...]`.
+        weights: `[...]`, None: 1 each.
+        name: what messages call `values`.
+
+    Returns:
+        `values` [N, K] in float32 or better, `labels` [N] brought into [0, K), `weight` [N] in `wide_dtype`, and
+        `valid` [N]: bool, whether the label was in [0, K) and no value is NaN, or the row does not count.
+
+    Raises:
+        TypeError: values that are not floating, labels that are not int64.
+        ValueError: shapes that do not fit.
+    """
+    check_floating(name, values)
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}, needs [..., K] with at least one class.")
+    check_labels("labels", labels)
+    batch = values.shape[:-1]
+    for other_name, other in (("labels", labels), ("weights", weights)):
+        if other is not None and other.shape != batch:
+            raise ValueError(f"{other_name} has shape {tuple(other.shape)}, needs one a row of {name}: {tuple(batch)}.")
+    num_classes = values.shape[-1]
+    rows = values.detach().reshape(-1, num_classes).to(result_dtype(values))
+    label = labels.reshape(-1)
+    wide = wide_dtype(rows)
+    weight = torch.ones(len(label), dtype=wide, device=rows.device)
+    if weights is not None:
+        weight = weights.detach().reshape(-1).to(rows.device, wide)
+    valid = (label >= 0) & (label < num_classes) & ~rows.isnan().any(-1) | (weight == 0)
+    return rows, label.clamp(0, num_classes - 1), weight, valid
+
+
+def mean_of(row_values: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """Weighted mean of `row_values` [N]: NaN without rows or weight, NaN if a row that counts is not `valid`."""
+    # Selected, not multiplied: a row of weight 0 may hold NaN.
+    terms = torch.where(weight != 0, weight * row_values.to(weight.dtype), torch.zeros_like(weight))
+    return nan_unless(valid.all(), terms.sum() / weight.sum())
+
+
+def nan_unless(valid: Tensor, value: Tensor) -> Tensor:
+    """`value` where `valid`, NaN elsewhere, without a look at either."""
+    return torch.where(valid, value, torch.full_like(value, torch.nan))
+
+
+def result_dtype(values: Tensor) -> torch.dtype:
+    """Float64 for float64, else float32: no audit is computed in half precision."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def wide_dtype(values: Tensor) -> torch.dtype:
+    """What sums are made in: float64, so that a million rows lose nothing; Apple's GPUs have none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
