@@ -1,13 +1,17 @@
-"""Demonstrations: an expert's transitions, checked once, read from and written to safe files.
+"""Data to learn from, checked once, read from and written to safe files: demonstrations, and labelled data sets.
 
-`Demonstrations` holds them, `record` makes them, `load_demonstrations` finds them, `cartpole_v1` is a set that ships
-with the package. Importing this package loads numpy and gymnasium, and neither Stable-Baselines3 nor torch.
+`Demonstrations` holds an expert's transitions, `record` makes them, `load_demonstrations` finds them, `cartpole_v1` is
+a set that ships with the package. `LabelledData` holds features and classes, `load_labelled` finds them. Importing this
+package loads numpy and gymnasium, and neither Stable-Baselines3 nor torch.
 """
 
 from rlsmooth.data.arrays import EpisodeView
 from rlsmooth.data.batch import Batch
 from rlsmooth.data.demonstrations import Demonstrations
+from rlsmooth.data.densities import GaussianMixture, grid_of_gaussians, ring_of_gaussians
 from rlsmooth.data.file_format import DemonstrationsFileError
+from rlsmooth.data.labelled import LabelledData, load_labelled
+from rlsmooth.data.observation_only import ObservationOnly
 from rlsmooth.data.recording import record
 from rlsmooth.data.shipped import cartpole_v1, cartpole_v1_noisy, load_demonstrations
 from rlsmooth.data.space_json import space_from_json, space_to_json
@@ -17,10 +21,16 @@ __all__ = [
     "Demonstrations",
     "DemonstrationsFileError",
     "EpisodeView",
+    "GaussianMixture",
+    "LabelledData",
+    "ObservationOnly",
     "cartpole_v1",
     "cartpole_v1_noisy",
+    "grid_of_gaussians",
     "load_demonstrations",
+    "load_labelled",
     "record",
+    "ring_of_gaussians",
     "space_from_json",
     "space_to_json",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -19,7 +19,9 @@ __all__ = [
     "chunks",
     "episode_rows",
     "in_memory",
+    "join_observations",
     "select_rows",
+    "stack_observations",
     "take_rows",
 ]
 
@@ -145,3 +147,17 @@ def episode_rows(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) 
     offsets = np.cumsum(lengths) - lengths
     rows: npt.NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)
     return rows
+
+
+def stack_observations(rows: Sequence[Any]) -> Any:
+    """One array of single observations, or a dict of such where each is a dict."""
+    if isinstance(rows[0], dict):
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)
+
+
+def join_observations(parts: Sequence[Any]) -> Any:
+    """Several arrays of rows end to end, or dicts of such, in memory."""
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return np.concatenate(parts)

@@ -16,6 +16,10 @@ from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.space_json import space_from_json, space_to_json
 
 __all__ = [
+    "FORMAT",
+    "MAX_HEADER_BYTES",
+    "OBSERVATION_FORMAT",
+    "VERSION",
     "DemonstrationsFileError",
     "build",
     "encode_json",
@@ -26,6 +30,9 @@ __all__ = [
 ]
 
 FORMAT = "rlsmooth-demonstrations"
+OBSERVATION_FORMAT = "rlsmooth-observations"
+NAMES = {FORMAT: "demonstrations", OBSERVATION_FORMAT: "observations without actions"}
+READERS = {FORMAT: "Demonstrations.load", OBSERVATION_FORMAT: "ObservationOnly.load"}
 VERSION = 1
 MAX_HEADER_BYTES = 64 * 2**20
 
@@ -73,8 +80,8 @@ def make_header(data: Demonstrations, arrays: Mapping[str, Any]) -> bytes:
     )
 
 
-def read_header(raw: bytes, path: Path) -> dict[str, Any]:
-    """Parse and check a header.
+def read_header(raw: bytes, path: Path, kind: str = FORMAT) -> dict[str, Any]:
+    """Parse and check a header whose `format` is `kind`.
 
     Raises:
         DemonstrationsFileError: it is no header of ours, or of a newer version.
@@ -83,8 +90,11 @@ def read_header(raw: bytes, path: Path) -> dict[str, Any]:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DemonstrationsFileError(f"{path}: header.json is damaged ({error}).") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise DemonstrationsFileError(f"{path}: header.json does not describe demonstrations of rlsmooth.")
+    if not isinstance(header, dict) or header.get("format") != kind:
+        found = header.get("format") if isinstance(header, dict) else None
+        reader = READERS.get(found) if isinstance(found, str) else None
+        fix = f" It holds {found}: use {reader}." if reader else ""
+        raise DemonstrationsFileError(f"{path}: header.json does not describe {NAMES[kind]} of rlsmooth.{fix}")
     version = header.get("version")
     if not isinstance(version, int) or version < 1:
         raise DemonstrationsFileError(f"{path}: header.json has no sensible format version ({version!r:.50}).")

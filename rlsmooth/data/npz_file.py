@@ -13,16 +13,17 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from rlsmooth.atomic import atomic_file
-from rlsmooth.data.arrays import AnyArray
+from rlsmooth.data.arrays import AnyArray, Array
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.file_format import (
+    FORMAT,
     MAX_HEADER_BYTES,
     DemonstrationsFileError,
     build,
@@ -33,7 +34,7 @@ from rlsmooth.data.file_format import (
     read_header,
 )
 
-__all__ = ["load_npz", "save_npz"]
+__all__ = ["compact", "expand", "load_npz", "read_archive", "save_npz", "write_archive"]
 
 FINAL = "final_observations"
 
@@ -44,11 +45,31 @@ def save_npz(data: Demonstrations, path: str | Path) -> None:
     Raises:
         ValueError: `path` does not end in `.npz`, its folder can't be written to, or infos or metadata are not JSON.
     """
+    arrays = compact(data)
+    infos = None if data.infos is None else encode_json("infos", list(data.infos))
+    write_archive(path, arrays, infos, lambda described: make_header(data, described))
+
+
+def write_archive(
+    path: str | Path,
+    arrays: Mapping[str, Array],
+    infos: bytes | None,
+    header: Callable[[Mapping[str, Any]], bytes],
+) -> None:
+    """Write arrays and their header to one `.npz`, whole or not at all.
+
+    Args:
+        path: ends in `.npz`.
+        arrays: by name.
+        infos: JSON, or None.
+        header: of what is told about each member.
+
+    Raises:
+        ValueError: another ending, or a folder that can't be written to.
+    """
     target = file_path(path)
     if target.suffix != ".npz":
         raise ValueError(f"path={str(path)!r} must end in .npz.")
-    arrays = _compact(data)
-    infos = None if data.infos is None else encode_json("infos", list(data.infos))
     hashes: dict[str, dict[str, str]] = {}
     with atomic_file(target) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
@@ -59,7 +80,7 @@ def save_npz(data: Demonstrations, path: str | Path) -> None:
         if infos is not None:
             archive.writestr(_entry("infos.json"), infos)
             hashes["infos"] = {"member": "infos.json", "sha256": hashlib.sha256(infos).hexdigest()}
-        archive.writestr(_entry("header.json"), make_header(data, hashes))
+        archive.writestr(_entry("header.json"), header(hashes))
 
 
 def load_npz(path: str | Path) -> Demonstrations:
@@ -70,18 +91,33 @@ def load_npz(path: str | Path) -> Demonstrations:
             a newer version's; or what it holds does not pass the checks of `Demonstrations`.
     """
     source = file_path(path)
-    _check_kind(source)
+    header, arrays, infos = read_archive(source, FORMAT, "Demonstrations.from_arrays")
+    return build(header, expand(arrays, source), infos, source)
+
+
+def read_archive(source: Path, kind: str, reader: str) -> tuple[dict[str, Any], dict[str, AnyArray], Any]:
+    """Header, arrays and infos of a file of `write_archive`, whose hashes were checked.
+
+    Args:
+        source: the file.
+        kind: the `format` that its header must name.
+        reader: what reads arrays that come from elsewhere, for messages.
+
+    Raises:
+        DemonstrationsFileError: see `load_npz`.
+    """
+    _check_kind(source, reader)
     try:
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
             if "header.json" not in names:
                 raise DemonstrationsFileError(
                     f"{source} is a .npz of something else (it holds {', '.join(names[:8])}): "
-                    "read it with np.load and use Demonstrations.from_arrays."
+                    f"read it with np.load and use {reader}."
                 )
             if archive.getinfo("header.json").file_size > MAX_HEADER_BYTES:
                 raise DemonstrationsFileError(f"{source}: header.json is larger than {MAX_HEADER_BYTES} bytes.")
-            header = read_header(archive.read("header.json"), source)
+            header = read_header(archive.read("header.json"), source, kind)
             members = _members(header, names, source)
             arrays = {name: _read_array(archive, entry, source) for name, entry in members.items() if name != "infos"}
             infos = _read_infos(archive, members["infos"], source) if "infos" in members else None
@@ -94,10 +130,11 @@ def load_npz(path: str | Path) -> Demonstrations:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         # A damaged archive makes zipfile raise any of these.
         raise DemonstrationsFileError(f"{source} is truncated or damaged: {error}") from error
-    return build(header, _expand(arrays, source), infos, source)
+    return header, arrays, infos
 
 
-def _compact(data: Demonstrations) -> dict[str, AnyArray]:
+def compact(data: Demonstrations) -> dict[str, AnyArray]:
+    """Every array of the set by name, as the file stores them: see the top of this module."""
     arrays = {name: np.asarray(array) for name, array in named_arrays(data).items()}
     for name in ("actions", "groups", "episode_ends"):
         if name in arrays and arrays[name].dtype.kind in "iu":
@@ -116,7 +153,12 @@ def _compact(data: Demonstrations) -> dict[str, AnyArray]:
     return arrays
 
 
-def _expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
+def expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
+    """Undo what `compact` did to the next observations.
+
+    Raises:
+        DemonstrationsFileError: the final observations don't fit.
+    """
     expanded = {}
     for name, array in arrays.items():
         if not name.startswith(FINAL):
@@ -131,7 +173,7 @@ def _expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
     return expanded
 
 
-def _check_kind(path: Path) -> None:
+def _check_kind(path: Path, reader: str) -> None:
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -144,7 +186,7 @@ def _check_kind(path: Path) -> None:
     if start[:1] == b"\x80":
         raise DemonstrationsFileError(f"{path} is a pickle, which can run code when opened: it is not read.")
     if start[:6] == b"\x93NUMPY":
-        raise DemonstrationsFileError(f"{path} is one bare .npy array: use Demonstrations.from_arrays.")
+        raise DemonstrationsFileError(f"{path} is one bare .npy array: use {reader}.")
     if start[:2] != b"PK":
         raise DemonstrationsFileError(f"{path} is not a .npz file.")
 

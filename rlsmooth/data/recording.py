@@ -13,7 +13,7 @@ from gymnasium import spaces
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data.arrays import AnyArray
+from rlsmooth.data.arrays import AnyArray, stack_observations
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.streams import ObservationRow, Step, Stream, open_stream
 from rlsmooth.data.validation import stored_dtype
@@ -126,14 +126,14 @@ class _Chooser:
         if isinstance(self.policy, Predictor):
             more = {"action_masks": np.stack(masks)} if masks is not None and self.takes_masks else {}
             actions, self.state = self.policy.predict(
-                _stack(observations),
+                stack_observations(observations),
                 state=self.state,
                 episode_start=starts,
                 deterministic=self.deterministic,
                 **more,
             )
         elif self.stream.batched:
-            actions = self.policy(_stack(observations))
+            actions = self.policy(stack_observations(observations))
         else:
             actions = [self.policy(observation) for observation in observations]
         if len(actions) != len(observations):
@@ -190,24 +190,18 @@ def _join(tracks: Sequence[_Track], stream: Stream, metadata: dict[str, Any]) ->
     terminations = np.array([step.terminated for step in steps])
     truncations = np.array([step.truncated for step in steps])
     return Demonstrations(
-        observations=_stack([observation for track in tracks for observation in track.observations]),
+        observations=stack_observations([observation for track in tracks for observation in track.observations]),
         actions=np.stack([action for track in tracks for action in track.actions]),
         observation_space=stream.observation_space,
         action_space=stream.action_space,
         episode_ends=np.flatnonzero(terminations | truncations) + 1,
-        next_observations=_stack([step.next_observation for step in steps]),
+        next_observations=stack_observations([step.next_observation for step in steps]),
         rewards=np.array([step.reward for step in steps]),
         terminations=terminations,
         truncations=truncations,
         action_masks=np.stack(masks) if masks else None,
         metadata=metadata,
     )
-
-
-def _stack(rows: Sequence[ObservationRow]) -> Any:
-    if isinstance(rows[0], dict):
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return np.stack(rows)
 
 
 @contextmanager

