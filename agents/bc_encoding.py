@@ -1,21 +1,17 @@
-"""Smoothing recipes and demonstrations as a file knows them."""
+"""Demonstrations and custom objects as a file knows them."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlsmooth.data import Demonstrations
-from rlsmooth.targets import Smoothing
-from rlsmooth.training import SafeFileError
 
-__all__ = ["decode_smoothing", "encode_smoothing", "fingerprint", "split_custom_objects"]
+__all__ = ["fingerprint", "split_custom_objects"]
 
 HASHED_ROWS = 4096
 TRAINED_ON = ("actions", "action_masks", "weights", "action_probs")
@@ -47,35 +43,6 @@ def fingerprint(demonstrations: Demonstrations) -> str:
         digest.update(f"{name} {kept.dtype} {kept.shape}".encode())
         digest.update(kept.tobytes())
     return digest.hexdigest()
-
-
-def encode_smoothing(recipes: tuple[Smoothing, ...] | None) -> list[dict[str, Any]] | None:
-    """JSON of some recipes; a callable alpha, which no file can hold, becomes None there."""
-    if recipes is None:
-        return None
-    encoded = []
-    for recipe in recipes:
-        is_function = callable(recipe.alpha)
-        kept = dataclasses.replace(recipe, alpha=0.0) if is_function else recipe
-        encoded.append({"recipe": kept.to_config(), "is_function": is_function})
-    return encoded
-
-
-def decode_smoothing(encoded: Any, name: str, path: Path) -> list[Smoothing] | None:
-    """The recipes that `encode_smoothing` wrote.
-
-    Raises:
-        SafeFileError: it is malformed.
-    """
-    if encoded is None:
-        return None
-    try:
-        recipes = [Smoothing.from_config(entry["recipe"]) for entry in encoded]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has a malformed {name} ({error}). Use another copy.") from error
-    if not recipes:
-        raise SafeFileError(f"{str(path)!r} has an empty {name}. Use another copy.")
-    return recipes
 
 
 def split_custom_objects(

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from rlsmooth.agents.acting import ActingModel
 from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
-from rlsmooth.agents.bc_encoding import decode_smoothing, encode_smoothing, split_custom_objects
+from rlsmooth.agents.bc_encoding import split_custom_objects
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.data import Demonstrations, space_from_json, space_to_json
 from rlsmooth.training import (
@@ -26,11 +26,12 @@ from rlsmooth.training import (
     save_checkpoint,
     warn_if_execution_differs,
 )
+from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bc import BC
 
-__all__ = ["RESUME_FILE", "SavedModel", "begin_checkpoints", "write_checkpoint"]
+__all__ = ["RESUME_FILE", "SavedModel", "begin_checkpoints", "write_agent", "write_checkpoint"]
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -75,15 +76,7 @@ class SavedModel(ActingModel):
         Raises:
             ValueError: the folder can't be written to.
         """
-        agent = cast("BC", self)
-        tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
-        config = {
-            "action_space": space_to_json(agent.action_space),  # the policy's differs where actions are bins
-            "arguments": _arguments(agent),
-            "counters": _counters(agent),
-            "optimizer": optimizer,
-        }
-        return save_agent_file(path, kind=KIND, policy=agent.policy, config=config, tensors=tensors)
+        return write_agent(cast("BC", self), path)
 
     @classmethod
     def load(
@@ -174,6 +167,31 @@ class SavedModel(ActingModel):
         for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
             leftover.unlink(missing_ok=True)
         return model
+
+
+def write_agent(agent: BC, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
+    """What `BC.save` does, with more plain data beside it, which `BC.load` passes over.
+
+    Args:
+        agent: whose file it is.
+        path: as of `BC.save`.
+        more: JSON-able, by names of its writer.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the folder can't be written to.
+    """
+    tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
+    config = {
+        **(more or {}),
+        "action_space": space_to_json(agent.action_space),  # the policy's differs where actions are bins
+        "arguments": _arguments(agent),
+        "counters": _counters(agent),
+        "optimizer": optimizer,
+    }
+    return save_agent_file(path, kind=KIND, policy=agent.policy, config=config, tensors=tensors)
 
 
 def begin_checkpoints(agent: BC) -> None:

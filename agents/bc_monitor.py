@@ -27,12 +27,12 @@ from rlsmooth.agents.bc_files import write_checkpoint
 from rlsmooth.agents.bc_metrics import RowMetrics, concatenate, l2_norm, row_metrics, summarise
 from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.bc_targets import action_target, alpha_in_force, target_matrices
-from rlsmooth.agents.divergence import divergence_error
-from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import Batch, CategoricalHead
 from rlsmooth.audits import calibration_error
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.training import epoch_permutation
+from rlsmooth.training.divergence import divergence_error
+from rlsmooth.training.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bc import BC
@@ -129,7 +129,7 @@ class Monitor:
             step,
             float(fresh[place]) if fresh else 0.0,
             rows,
-            self.data.take(rows),
+            _values(self.data.take(rows)),
             learning_rate=float(agent.policy.optimizer.param_groups[0]["lr"]),
             checkpoint_folder=agent.checkpoint_folder,
         )
@@ -277,3 +277,10 @@ class Monitor:
     def _resume(self) -> None:
         self.agent.policy.set_training_mode(True)
         self._since = time.perf_counter()
+
+
+def _values(batch: Batch) -> list[Tensor]:
+    """What the rows of a batch hold."""
+    observations = batch.observations
+    values = [*observations.values()] if isinstance(observations, dict) else [observations]
+    return values + [tensor for tensor in (batch.labels, batch.weights, batch.probs) if tensor is not None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -18,13 +18,14 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
-from rlsmooth.agents.early_stopping import EarlyStopping
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.policy_classes import policy_class_by_name
 from rlsmooth.agents.policy_reference import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
-from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
+from rlsmooth.training.early_stopping import EarlyStopping
+from rlsmooth.training.learning_rate import LearningRate, as_schedule
 
 __all__ = [
     "LearningRate",
@@ -35,8 +36,6 @@ __all__ = [
     "make_head",
     "split",
 ]
-
-LearningRate: TypeAlias = float | str | Callable[[float], float]
 
 ALIASES = {
     "MlpPolicy": "ActorCriticPolicy",
@@ -53,35 +52,6 @@ DISTRIBUTIONS: tuple[type[Distribution], ...] = (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
-
-
-def as_schedule(learning_rate: LearningRate) -> Callable[[float], float]:
-    """The learning rate as a function of the progress remaining, from 1 to 0.
-
-    Args:
-        learning_rate: a number above 0, `"lin_1e-3"` (from 1e-3 down to 0), or such a function.
-
-    Raises:
-        TypeError: it is none of these.
-        ValueError: it is not above 0, or another word.
-
-    Example:
-        >>> as_schedule("lin_0.5")(0.5)
-        0.25
-    """
-    if callable(learning_rate):
-        return learning_rate
-    if isinstance(learning_rate, str):
-        kind, _, number = learning_rate.partition("_")
-        try:
-            start = float(number)
-        except ValueError:
-            start = float("nan")
-        if kind != "lin" or not 0 < start < float("inf"):
-            raise ValueError(f'learning_rate={learning_rate!r} is no schedule: write "lin_1e-3", or give a callable.')
-        return lambda progress: progress * start
-    rate = check_in_range("learning_rate", learning_rate, 0.0, low_open=True)
-    return lambda _: rate
 
 
 def build_policy(

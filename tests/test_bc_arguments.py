@@ -13,9 +13,9 @@ import torch
 from gymnasium import spaces
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.bc_setup import as_schedule
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
+from rlsmooth.training.learning_rate import as_schedule
 
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
 SPACES: dict[str, spaces.Space[Any]] = {

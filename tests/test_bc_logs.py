@@ -16,8 +16,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from rlsmooth.agents import BC
-from rlsmooth.agents.divergence import TrainingDivergedError
+from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps

@@ -1,4 +1,4 @@
-"""What trainers share: safe files, checkpoints, random state. The trainers themselves come here later."""
+"""The classification trainer, and what trainers share: safe files, checkpoints, random state."""
 
 from rlsmooth.training.checkpoint import (
     Checkpoint,
@@ -8,6 +8,20 @@ from rlsmooth.training.checkpoint import (
     optimizer_to_tensors,
     save_checkpoint,
 )
+from rlsmooth.training.classifier import Classifier
+from rlsmooth.training.discriminator import (
+    DiscriminatorStatistics,
+    check_targets,
+    discriminator_loss,
+    discriminator_statistics,
+    discriminator_step,
+)
+from rlsmooth.training.divergence import TrainingDivergedError
+from rlsmooth.training.gan import GANTrainer
+from rlsmooth.training.gan_cases import GANCase, gan_case
+from rlsmooth.training.gan_loss import generator_loss
+from rlsmooth.training.gan_modes import ModeCoverage, mode_coverage
+from rlsmooth.training.gan_networks import image_discriminator, image_generator
 from rlsmooth.training.safe_file import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from rlsmooth.training.seeding import (
     epoch_permutation,
@@ -18,18 +32,49 @@ from rlsmooth.training.seeding import (
     set_rng_state,
     warn_if_execution_differs,
 )
+from rlsmooth.training.self_training import SelfTraining
+from rlsmooth.training.self_training_report import (
+    ConfirmationBias,
+    GradientBins,
+    RoundReport,
+    confirmation_bias,
+    gradient_bins,
+    logit_gradient_norms,
+)
 from rlsmooth.training.tree import tree_from_json, tree_to_json
 
 __all__ = [
     "Checkpoint",
+    "Classifier",
+    "ConfirmationBias",
+    "DiscriminatorStatistics",
+    "GANCase",
+    "GANTrainer",
+    "GradientBins",
+    "ModeCoverage",
+    "RoundReport",
     "SafeFile",
     "SafeFileError",
+    "SelfTraining",
+    "TrainingDivergedError",
+    "check_targets",
     "checkpoint_steps",
+    "confirmation_bias",
+    "discriminator_loss",
+    "discriminator_statistics",
+    "discriminator_step",
     "epoch_permutation",
     "execution_state",
+    "gan_case",
+    "generator_loss",
+    "gradient_bins",
+    "image_discriminator",
+    "image_generator",
     "isolated_rng",
     "latest_checkpoint",
     "load_optimizer",
+    "logit_gradient_norms",
+    "mode_coverage",
     "optimizer_to_tensors",
     "read_safe_file",
     "rng_state",

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3.common.policies import BasePolicy
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["EarlyStopping"]
 
@@ -40,19 +39,19 @@ class EarlyStopping:
         """Whether patience is used up."""
         return self.validations_without_gain >= self.patience
 
-    def update(self, loss: float, step: int, policy: BasePolicy) -> None:
+    def update(self, loss: float, step: int, module: nn.Module) -> None:
         """Take note of a validation loss; NaN is never better."""
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.validations_without_gain = loss, step, 0
-            self.parameters = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
+            self.parameters = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         else:
             self.validations_without_gain += 1
 
-    def restore(self, policy: BasePolicy, step: int) -> bool:
+    def restore(self, module: nn.Module, step: int) -> bool:
         """Put the best parameters back; return whether they are of an earlier step than `step`."""
         if not self.parameters or self.best_step == step:
             return False
-        policy.load_state_dict(self.parameters)
+        module.load_state_dict(self.parameters)
         return True
 
     def to_config(self) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""The network of a classifier: built or copied, with seeded weights, and asked once whether it fits the data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rlsmooth.training.seeding import isolated_rng
+
+__all__ = ["ModelLike", "as_device", "build_model", "check_model", "make_optimizer", "mlp", "model_dtype"]
+
+ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
+HIDDEN = 64
+
+
+def mlp(num_features: int, num_classes: int) -> nn.Module:
+    """Two hidden layers of 64 units with ReLU, over the flattened features."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(num_features, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, num_classes),
+    )
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """`"auto"` is the GPU where there is one.
+
+    Raises:
+        RuntimeError: torch's own, for a device that it does not know.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def model_dtype(model: Any) -> torch.dtype:
+    """What floating-point features become: the dtype of the first parameter that has one, else torch's default."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return torch.get_default_dtype()
+
+
+def build_model(model: Any, num_features: int, num_classes: int, *, seed: int) -> nn.Module:
+    """The network to train; the argument itself stays as it is.
+
+    Args:
+        model: `"mlp"`, a module (copied) or a callable of `(num_features, num_classes)`.
+        num_features: of one row, all axes counted.
+        num_classes: `K`.
+        seed: of the initial weights.
+
+    Raises:
+        TypeError: none of these, or a callable that gives no module.
+        ValueError: another word.
+    """
+    with isolated_rng(seed):
+        if isinstance(model, nn.Module):
+            return copy.deepcopy(model)
+        if isinstance(model, str):
+            if model != "mlp":
+                raise ValueError(f'model={model!r} is not known: give "mlp", a torch.nn.Module or a callable.')
+            return mlp(num_features, num_classes)
+        if not callable(model):
+            raise TypeError(
+                'model must be "mlp", a torch.nn.Module or a callable (num_features, num_classes) -> Module, got '
+                f"{type(model).__name__}."
+            )
+        built = model(num_features, num_classes)
+    if not isinstance(built, nn.Module):
+        raise TypeError(f"model({num_features}, {num_classes}) gave a {type(built).__name__}, no torch.nn.Module.")
+    return built
+
+
+def check_model(module: nn.Module, inputs: Tensor, num_classes: int, *, seed: int) -> None:
+    """Ask the module for the logits of two rows, before training: lazy layers take their shapes here.
+
+    Raises:
+        ValueError: the module can't read the rows, or gives anything but floating-point `[rows, K]`.
+    """
+    few = inputs[:2]
+    module.eval()
+    with torch.no_grad(), isolated_rng(seed):
+        try:
+            logits = module(few)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"model can't read inputs of shape {tuple(few.shape)} {few.dtype}: {error}") from error
+    wanted = (len(few), num_classes)
+    if not isinstance(logits, Tensor) or logits.shape != wanted or not logits.is_floating_point():
+        found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"model gives {found} for {len(few)} rows, needs floating-point logits {wanted}: one output a class."
+        )
+
+
+def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, which is Adam where `weight_decay` is 0, over the parameters that are not frozen; fused where it can be.
+
+    Raises:
+        ValueError: there is no such parameter.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("model has no parameter that requires a gradient: nothing in it can be trained.")
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
