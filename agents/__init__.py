@@ -7,9 +7,10 @@ import typing
 
 from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
 from rlsmooth.agents.bc import BC
-from rlsmooth.agents.divergence import TrainingDivergedError
+from rlsmooth.agents.bco import BCO
 from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.inverse_dynamics import InverseDynamics
 from rlsmooth.agents.model_file import load_agent, save_agent
 from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
 from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
@@ -20,6 +21,7 @@ from rlsmooth.agents.smoothed_policies import (
     SmoothedMultiInputActorCriticPolicy,
 )
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
+from rlsmooth.training.divergence import TrainingDivergedError
 
 if typing.TYPE_CHECKING:
     from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
@@ -34,9 +36,11 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "BC",
+    "BCO",
     "AgentFile",
     "EntropySlot",
     "ExactCheckpointCallback",
+    "InverseDynamics",
     "PolicyEntropyCallback",
     "PolicyMeasures",
     "SmoothedA2C",

@@ -21,6 +21,7 @@ from rlsmooth.agents.smoothed_policies import (
     SmoothedActorCriticPolicy,
     SmoothedMultiInputActorCriticPolicy,
 )
+from rlsmooth.agents.transition_features import TransitionFeatures
 
 __all__ = ["ACTIVATIONS", "EXTRACTORS", "OPTIMIZERS", "is_listed_policy", "policy_class_by_name", "recurrent_arguments"]
 
@@ -64,7 +65,7 @@ OPTIMIZERS: dict[str, type] = {
 """Optimisers by short name."""
 
 EXTRACTORS: dict[str, type] = {
-    extractor.__name__: extractor for extractor in (CombinedExtractor, FlattenExtractor, NatureCNN)
+    extractor.__name__: extractor for extractor in (CombinedExtractor, FlattenExtractor, NatureCNN, TransitionFeatures)
 }
 """Features extractors by short name."""
 

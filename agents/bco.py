@@ -1,0 +1,393 @@
+"""Behavioural cloning from observation: what was done is guessed from what was seen, then cloned with smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, cast, final
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import configure_logger
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from rlsmooth.agents import spaces as agent_spaces
+from rlsmooth.agents.bc import BC, SmoothingLike
+from rlsmooth.agents.bc_encoding import fingerprint
+from rlsmooth.agents.bc_evaluation import play
+from rlsmooth.agents.bc_run import Callbacks, prepare_callback
+from rlsmooth.agents.bc_setup import is_maskable
+from rlsmooth.agents.bc_targets import ReferenceLike, as_smoothings
+from rlsmooth.agents.bco_collection import collect, join
+from rlsmooth.agents.bco_files import SavedBCO, begin_checkpoints, write_checkpoint
+from rlsmooth.agents.bco_labels import pseudo_labelled
+from rlsmooth.agents.bco_setup import check_inverse_arguments, check_observed, check_ready, read_pairs
+from rlsmooth.agents.inverse_dynamics import InverseDynamics
+from rlsmooth.agents.quiet_training import train_quietly
+from rlsmooth.agents.transition_features import Inputs
+from rlsmooth.agents.warm_start import copy_actor
+from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
+from rlsmooth.data import Demonstrations, ObservationOnly
+from rlsmooth.training.learning_rate import LearningRate
+
+__all__ = ["BCO"]
+
+PseudoLabels: TypeAlias = Literal["hard", "soft"]
+ACTING, LEARNING = 0, 1
+"""What a round's seeds are for."""
+CLONE_SHOWN = (
+    "cross_entropy",
+    "nll_hard",
+    "accuracy",
+    "ece",
+    "policy_entropy",
+    "entropy_frac",
+    "kl_uniform",
+    "kl_reference",
+    "smoothing",
+)
+INVERSE_SHOWN = ("accuracy", "cross_entropy", "ece")
+
+
+@final
+class BCO(SavedBCO):
+    """Clone demonstrations that do not tell the actions.
+
+    Each round (1) lets the policy act, in the first round at random, (2) learns from all transitions so far which
+    action leads from one observation to the next (`InverseDynamics`), (3) labels the demonstrations' pairs with it,
+    (4) trains the policy on these pseudo-labels, smoothed:
+
+        loss = CE(smoothed pseudo-label, pi) + kl_coef · KL(reference‖pi)     (nats; see `BC`)
+
+    A wrong pseudo-label that is cloned without smoothing makes a policy that is certain of it, and that acts on it
+    when the next round's transitions are made. Actions that the masks forbid are neither taken nor guessed, and get no
+    smoothing mass. Actions of `Demonstrations` are not looked at, but for the tag `bco/pseudo_label_accuracy`.
+
+    One round is the paper's BCO(0), several are BCO(alpha). Source: Torabi et al. 2018, "Behavioral cloning from
+    observation". The agent is used as a model of Stable-Baselines3, whose timesteps are its transitions. A seeded run
+    repeats bit for bit.
+
+    Log lines, one a round, under `bco/`: `round`, `transitions`, `inverse_dynamics_accuracy` and
+    `inverse_dynamics_cross_entropy` (on transitions that are held out), `pseudo_label_confidence` (mean probability of
+    the labels), `pseudo_label_accuracy` (share of the components that are the demonstrated ones, if these are known;
+    of a Box `pseudo_label_error`, root mean square), `cross_entropy`, `nll_hard`, `accuracy`, `policy_entropy`,
+    `entropy_frac`, `kl_uniform`, `kl_reference`, `smoothing` (as under `bc/`, towards the pseudo-labels), and with an
+    `eval_env` `mean_reward`, `mean_reward_sampled` and so on.
+
+    Args:
+        policy: as of `BC`.
+        env: an environment (id, Gymnasium or VecEnv) to act in, or `(observation_space, action_space)` for an agent
+            that only acts.
+        demonstrations: `ObservationOnly` or `Demonstrations`; None for an agent that only acts.
+        smoothing: of the pseudo-labels; as of `BC`.
+        kl_coef: as of `BC`.
+        reference: as of `BC`.
+        reference_std: as of `BC`.
+        action_bins: as of `BC`; for the inverse dynamics model too.
+        pseudo_labels: `"hard"`: the most probable action; `"soft"`: all probabilities, for a Discrete action space.
+        n_rounds: rounds of one call of `learn`.
+        transitions_per_round: made in each round, divided among the environments.
+        n_epochs: passes over the demonstrations in each round.
+        learning_rate: of the policy; as of `BC`, a schedule runs once a round.
+        batch_size: of both trainings.
+        max_grad_norm: as of `BC`.
+        l2_coef: as of `BC`.
+        policy_kwargs: as SB3's.
+        inverse_smoothing: of the inverse dynamics model.
+        inverse_inputs: see `InverseDynamics`.
+        inverse_epochs: most passes over the transitions; training stops when held-out ones get no better.
+        inverse_learning_rate: a number or `"lin_1e-3"`.
+        inverse_net_arch: sizes of its hidden layers.
+        seed: as of `BC`; of the environments too.
+        device: as SB3's.
+        tensorboard_log: folder for TensorBoard files; None: none.
+        verbose: 0 nothing, 1 logs on the terminal.
+        checkpoint_folder: where each round ends with a checkpoint that `resume` goes on from; None: none are written.
+        eval_env: environment of an evaluation at the end of each round; None: there are none.
+        n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
+
+    Attributes:
+        bc: the clone: what `SmoothedPPO.from_bc` takes.
+        inverse_dynamics: of the last round; None before the first.
+        transitions: all that were made; None before the first round.
+        round: how many rounds are done.
+        pairs: what is cloned, with actions of no meaning; None for an agent that only acts.
+        history: the numbers of each round's log line, without `bco/`.
+
+    Raises:
+        TypeError: an argument of a kind that is not listed; see `BC`.
+        ValueError: a value outside its range, spaces that differ, soft pseudo-labels for another action space than a
+            Discrete one; see `BC`.
+
+    Example:
+        >>> from rlsmooth.data import ObservationOnly, cartpole_v1
+        >>> watched = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(2, seed=0)
+        >>> agent = BCO("MlpPolicy", "CartPole-v1", watched, n_rounds=1, transitions_per_round=500, seed=0)
+        >>> agent = agent.learn()
+        >>> agent.num_timesteps, len(agent.transitions), sorted(agent.history[0])[:2]
+        (500, 500, ['accuracy', 'cross_entropy'])
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] | BasePolicy,
+        env: GymEnv | str | tuple[spaces.Space[Any], spaces.Space[Any]],
+        demonstrations: Demonstrations | ObservationOnly | None,
+        *,
+        smoothing: SmoothingLike | Sequence[SmoothingLike] = 0.1,
+        kl_coef: float = 0.0,
+        reference: ReferenceLike | Sequence[ReferenceLike] | None = None,
+        reference_std: float | None = None,
+        action_bins: int | None = None,
+        pseudo_labels: PseudoLabels = "hard",
+        n_rounds: int = 5,
+        transitions_per_round: int = 2000,
+        n_epochs: int = 10,
+        learning_rate: LearningRate = 1e-3,
+        batch_size: int = 64,
+        max_grad_norm: float | None = None,
+        l2_coef: float = 0.0,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        inverse_smoothing: SmoothingLike | Sequence[SmoothingLike] = 0.0,
+        inverse_inputs: Inputs = "difference",
+        inverse_epochs: int = 50,
+        inverse_learning_rate: float | str = 1e-3,
+        inverse_net_arch: Sequence[int] = (64, 64),
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        checkpoint_folder: str | Path | None = None,
+        eval_env: GymEnv | str | None = None,
+        n_eval_episodes: int = 10,
+    ) -> None:
+        check_observed(demonstrations)
+        check_choice("pseudo_labels", pseudo_labels, ("hard", "soft"))
+        self.pseudo_labels = pseudo_labels
+        self.n_rounds = check_positive_int("n_rounds", n_rounds)
+        self.transitions_per_round = check_positive_int("transitions_per_round", transitions_per_round)
+        self.n_epochs = check_positive_int("n_epochs", n_epochs)
+        self.inverse_inputs = inverse_inputs
+        self.inverse_epochs = check_positive_int("inverse_epochs", inverse_epochs)
+        self.inverse_learning_rate = inverse_learning_rate
+        self.inverse_net_arch = [check_positive_int("inverse_net_arch", size) for size in inverse_net_arch]
+        self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
+        self.tensorboard_log = None
+        if tensorboard_log is not None:
+            self.tensorboard_log = str(check_writable_folder("tensorboard_log", tensorboard_log))
+        self.verbose = verbose
+        self.checkpoint_folder = None
+        if checkpoint_folder is not None:
+            self.checkpoint_folder = check_writable_folder("checkpoint_folder", checkpoint_folder)
+        if env is None:
+            raise TypeError("env is None: give an environment, or (observation_space, action_space) to act only.")
+        self.env, observation_space, self.action_space = agent_spaces.resolve_spaces(env, None, verbose)
+        self._clone_arguments: dict[str, Any] = {
+            "smoothing": smoothing,
+            "kl_coef": kl_coef,
+            "reference": reference,
+            "reference_std": reference_std,
+            "action_bins": action_bins,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "max_grad_norm": max_grad_norm,
+            "l2_coef": l2_coef,
+        }
+        self.bc = BC(
+            policy,
+            (observation_space, self.action_space),
+            None,
+            policy_kwargs=policy_kwargs,
+            seed=seed,
+            device=device,
+            **self._clone_arguments,
+        )
+        self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
+        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
+        self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
+        self._action_start = self.bc._action_start
+        own = (self.observation_space, self.action_space)
+        agent_spaces.check_all_spaces(own, None, None, self.eval_env)
+        self.batch_size = self.bc.batch_size
+        if pseudo_labels == "soft" and not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(
+                f"pseudo_labels='soft' needs a Discrete action space, this one is {self.action_space!r}: use 'hard'."
+            )
+        self.inverse_smoothing = inverse_smoothing
+        self.inverse_smoothings = as_smoothings(inverse_smoothing, self.bc.head)
+        check_inverse_arguments(inverse_inputs, inverse_learning_rate, self.inverse_smoothings)
+
+        self.pairs: Demonstrations | None = None
+        self._true_actions: NDArray[Any] | None = None
+        self.fingerprint: str | None = None
+        if demonstrations is not None:
+            self.pairs, self._true_actions = read_pairs(demonstrations, own)
+            self.fingerprint = fingerprint(self.pairs)
+
+        self.inverse_dynamics: InverseDynamics | None = None
+        self.parts: list[Demonstrations] = []
+        self.transitions: Demonstrations | None = None
+        self.round = self.total_rounds = 0
+        self.history: list[dict[str, float]] = []
+        self.num_timesteps = 0
+        self.n_envs = 1 if self.env is None else self.env.num_envs
+        self.is_resumed = False
+        self.missing: tuple[str, ...] = ()
+        self._logger = None
+        self._has_logger = self._has_custom_logger = False
+
+    def learn(self, callback: Callbacks = None, *, tb_log_name: str = "BCO", progress_bar: bool = False) -> Self:
+        """Make `n_rounds` rounds, or after `resume` those that are missing.
+
+        A second call goes on: with the same policy, transitions and log, for `n_rounds` more.
+
+        Args:
+            callback: SB3's callbacks, one or a list; a rollout is a round's acting, a step one of all environments. One
+                that returns False ends the training there; the round that it breaks off leaves nothing.
+            tb_log_name: of the run's folder in `tensorboard_log`.
+            progress_bar: show one, of rounds.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            ValueError: no demonstrations, no environment, an argument that the file could not keep, a checkpoint
+                folder with another run in it.
+            TrainingDivergedError: see `BC.learn`.
+        """
+        check_ready(self)
+        if not self.is_resumed:
+            self.total_rounds = self.round + self.n_rounds
+        if not self._has_logger and not self._has_custom_logger:
+            self._has_logger = True
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, not self.is_resumed)
+        if self.checkpoint_folder is not None and not self.is_resumed:
+            begin_checkpoints(self)
+        self.is_resumed = False
+        # What callbacks need of a model, this one has.
+        listener = prepare_callback(cast("BC", self), callback, progress_bar=False)
+        if listener is not None:
+            missing = (self.total_rounds - self.round) * self._steps_per_round
+            listener.on_training_start({"self": self, "total_timesteps": self.num_timesteps + missing}, globals())
+        with tqdm(total=self.total_rounds, initial=self.round, unit="round", disable=not progress_bar) as bar:
+            while self.round < self.total_rounds and self._one_round(listener, bar):
+                bar.update()
+        if listener is not None:
+            listener.on_training_end()
+        return self
+
+    def _one_round(self, listener: BaseCallback | None, bar: Any) -> bool:
+        """Act, learn what actions do, label, clone; returns False if a callback ended it."""
+        assert self.env is not None
+        assert self.pairs is not None
+        bar.set_postfix_str("acting")
+        if listener is not None:
+            listener.on_rollout_start()
+        before = self.num_timesteps
+        made = collect(
+            None if self.round == 0 else self.bc,
+            self.env,
+            self.transitions_per_round,
+            seed=self._seed_of(ACTING),
+            after_step=lambda: self._after_step(listener),
+        )
+        if made is None:
+            self.num_timesteps = before
+            return False
+        if listener is not None:
+            listener.on_rollout_end()
+        parts = [*self.parts, made]
+        transitions = join(parts)
+
+        bar.set_postfix_str("inverse dynamics")
+        inverse = InverseDynamics(
+            made.observation_space,
+            self.action_space,
+            smoothing=self.inverse_smoothing,
+            inputs=self.inverse_inputs,
+            action_bins=self._clone_arguments["action_bins"],
+            learning_rate=self.inverse_learning_rate,
+            batch_size=self.batch_size,
+            max_epochs=self.inverse_epochs,
+            policy_kwargs={"net_arch": self.inverse_net_arch},
+            seed=self._seed_of(LEARNING),
+            device=self.device,
+        ).fit(transitions)
+
+        bar.set_postfix_str("cloning")
+        labelled, found = pseudo_labelled(
+            self.pairs, inverse, soft=self.pseudo_labels == "soft", true_actions=self._true_actions
+        )
+        clone = BC(
+            self.policy,
+            (self.pairs.observation_space, self.action_space),
+            labelled,
+            seed=self._seed_of(LEARNING),
+            device=self.device,
+            **self._clone_arguments,
+        )
+        cloned = train_quietly(clone, self.n_epochs)
+        found |= {name: cloned[name] for name in CLONE_SHOWN if name in cloned}
+        self.bc, self.inverse_dynamics, self.parts, self.transitions = clone, inverse, parts, transitions
+        self.round += 1
+        found |= {
+            f"inverse_dynamics_{name}": inverse.metrics[f"val_{name}"]
+            for name in INVERSE_SHOWN
+            if f"val_{name}" in inverse.metrics
+        }
+        if self.eval_env is not None:
+            bar.set_postfix_str("playing")
+            found |= self.evaluate()
+        self._log(found)
+        if self.checkpoint_folder is not None:
+            write_checkpoint(self)
+        return True
+
+    def evaluate(self) -> dict[str, float]:
+        """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
+
+        Returns:
+            `mean_reward`, `std_reward`, `mean_ep_length`, and the same with `_sampled`.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        env = self.env if self.eval_env is None else self.eval_env
+        if env is None:
+            raise ValueError("there is no environment to evaluate in: give eval_env.")
+        use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
+        return play(self, env, n_episodes=self.n_eval_episodes, seed=self.seed, use_masks=use_masks)
+
+    def warm_start(self, model: BaseAlgorithm) -> None:
+        """Copy the actor into an SB3 model; see `BC.warm_start`.
+
+        Raises:
+            TypeError: `model` is no SB3 algorithm.
+            ValueError: spaces or architectures differ.
+        """
+        copy_actor(self.policy, model)
+
+    @property
+    def _steps_per_round(self) -> int:
+        return -(-self.transitions_per_round // self.n_envs) * self.n_envs
+
+    def _after_step(self, listener: BaseCallback | None) -> bool:
+        self.num_timesteps += self.n_envs
+        return listener is None or listener.on_step()
+
+    def _seed_of(self, purpose: int) -> int:
+        """The same for a round of the same number, whether or not the run was cut off before it."""
+        return int(np.random.SeedSequence([self.seed, self.round, purpose]).generate_state(1)[0] >> 1)
+
+    def _log(self, found: dict[str, float]) -> None:
+        line = {"round": float(self.round), "transitions": float(self.num_timesteps), **found}
+        self.history.append(line)
+        for name, value in line.items():
+            self.logger.record(f"bco/{name}", value)
+        self.logger.dump(self.num_timesteps)
