@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=/path/to/python3.12  the Python that makes .venv (otherwise the first of python3.13, 3.12, 3.11 and python3 that fits)'
 	@echo '  ARGS="..."                  more arguments for train, train-ppo, test, test-slow and bench'
@@ -95,6 +95,8 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 
 # Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
 .PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
+.PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
+.PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -107,3 +109,30 @@ study-collapse: $(CORE)  ## study: an entropy target where PPO's entropy collaps
 
 study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
 	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)
+
+study-digits: $(DEV)  ## study: digits, smoothed and not, with and without wrong labels
+	$(BIN)/python -P -m rlsmooth.scripts.studies.digits $(ARGS)
+
+study-hierarchy: $(DEV)  ## study: mistakes in a taxonomy of species
+	$(BIN)/python -P -m rlsmooth.scripts.studies.hierarchy $(ARGS)
+
+study-hybrid-iris: $(DEV)  ## study: what a hybrid species looks like to a classifier of its parents
+	$(BIN)/python -P -m rlsmooth.scripts.studies.hybrid_iris $(ARGS)
+
+study-self-training: $(DEV)  ## study: digits with 50 labels and pseudo-labels
+	$(BIN)/python -P -m rlsmooth.scripts.studies.self_training $(ARGS)
+
+study-bco: $(DEV)  ## study: cloning without actions on three environments
+	$(BIN)/python -P -m rlsmooth.scripts.studies.bco $(ARGS)
+
+study-value-targets: $(DEV)  ## study: a value function by regression and by categorical targets
+	$(BIN)/python -P -m rlsmooth.scripts.studies.value_targets $(ARGS)
+
+study-ordinal-bins: $(DEV)  ## study: continuous actions: ordered bins and the Gaussian
+	$(BIN)/python -P -m rlsmooth.scripts.studies.ordinal_bins $(ARGS)
+
+study-distil-dqn: $(DEV)  ## study: a policy supervised by a DQN's values
+	$(BIN)/python -P -m rlsmooth.scripts.studies.distil_dqn $(ARGS)
+
+study-gan-modes: $(DEV)  ## study: modes that a GAN finds with smoothed targets
+	$(BIN)/python -P -m rlsmooth.scripts.studies.gan_modes $(ARGS)

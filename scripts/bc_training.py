@@ -31,8 +31,9 @@ from rlsmooth.training import checkpoint_steps
 
 if TYPE_CHECKING:
     from rlsmooth.scripts.bc import Args
+    from rlsmooth.scripts.bco import Args as BCOArgs
 
-__all__ = ["train"]
+__all__ = ["SHIPPED", "make_logger", "number_or_word", "train"]
 
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 ENOUGH_EPISODES = 10  # from here on a tenth of them is held out by default
@@ -166,7 +167,7 @@ def number_or_word(value: str) -> float | str:
         return value
 
 
-def make_logger(args: Args, folder: Path, last_step: int) -> Logger:
+def make_logger(args: Args | BCOArgs, folder: Path, last_step: int) -> Logger:
     """SB3's logger, to `metrics.csv` and TensorBoard."""
     events = folder
     if args.tensorboard_log is not None:

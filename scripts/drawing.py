@@ -34,6 +34,7 @@ __all__ = [
     "legend",
     "page",
     "save_figure",
+    "show_shares",
     "table",
 ]
 
@@ -124,6 +125,13 @@ def draw_returns(ax: Axes, curve: Callable[[str], Values]) -> None:
         draw_line(ax, (places, means), name, colour, marker="o", width=width)
         if len(spreads) == len(means):
             ax.fill_between(places, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+
+
+def show_shares(ax: Axes) -> None:
+    """A vertical axis of shares that ends at 1 and does not blow up what is as good as constant."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines] or [np.ones(1)])
+    low = float(values.min(initial=1.0))
+    ax.set_ylim(min(low - 0.05 * (1 - low), 0.9), 1 + 0.05 * max(1 - low, 0.1))
 
 
 def legend(ax: Axes) -> None:

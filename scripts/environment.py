@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data import Demonstrations
+from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import Resumable
 
 __all__ = ["check_device", "check_seed", "default_policy", "limit_threads", "make_envs", "policy_alias"]
@@ -98,7 +98,7 @@ def limit_threads(num_threads: int) -> None:
         torch.set_num_threads(check_positive_int("num_threads", num_threads))
 
 
-def default_policy(demonstrations: Demonstrations) -> str:
+def default_policy(demonstrations: Demonstrations | ObservationOnly) -> str:
     """The alias of the policy for such observations, sb3-contrib's maskable one where there are action masks."""
     name = policy_alias(demonstrations.observation_space)
     return name if demonstrations.action_masks is None else f"Maskable{name}"

@@ -11,6 +11,10 @@ from rlsmooth.scripts.command import fail, run_command
 
 COMMANDS = {
     "bc": "train behaviour cloning and write agent, report and logs",
+    "bco": "clone from observation: the demonstrated actions are guessed, then cloned",
+    "classify": "train a classifier with smoothed targets",
+    "self-train": "train a classifier on a few labels and on those that it makes itself",
+    "gan": "train a GAN with one-sided smoothing on a ready case",
     "ppo": "train PPO, its policy smoothed or not; likewise the next three",
     "a2c": "train A2C",
     "maskable-ppo": "train PPO with action masks (sb3-contrib)",
@@ -47,7 +51,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     return (
         "usage: rlsmooth COMMAND [OPTIONS]\n\n"
-        f"Policies with smoothed targets.\n\ncommands:\n{lines}\n\n"
+        f"Policies and classifiers with smoothed targets.\n\ncommands:\n{lines}\n\n"
         "rlsmooth COMMAND --help lists the options; rlsmooth --version prints the version."
     )
 

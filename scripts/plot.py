@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,8 +37,7 @@ def main(args: Args) -> Path:
     """Draw, and return the picture's path.
 
     Raises:
-        ValueError: a folder is none of a run, cloning is to be compared with something else, or the picture can't be
-            written.
+        ValueError: a folder is none of a run, runs of two kinds are to be compared, or the picture can't be written.
     """
     if not args.folders:
         raise ValueError("name at least one folder of a run.")
@@ -46,9 +45,10 @@ def main(args: Args) -> Path:
     from rlsmooth.scripts.drawing import save_figure
 
     commands = [read_command(folder) for folder in args.folders]
-    if "bc" in commands and set(commands) != {"bc"}:
-        raise ValueError("runs of cloning and of reinforcement learning can't be compared: name those of one kind.")
-    figure = _cloning_figure(args.folders) if "bc" in commands else _on_policy_figure(args.folders)
+    kinds = {command if command in FIGURES else "on-policy" for command in commands}
+    if len(kinds) > 1:
+        raise ValueError(f"runs of {' and '.join(sorted(kinds))} can't be compared: name those of one kind.")
+    figure = FIGURES.get(commands[0], _on_policy_figure)(args.folders)
     output = args.output or (args.folders[0] / "report.png" if len(commands) == 1 else Path("comparison.png"))
     check_writable_folder("output", output.parent)
     save_figure(output, figure)
@@ -71,6 +71,47 @@ def _on_policy_figure(folders: Sequence[Path]) -> Figure:
     reports = [load_on_policy_report(folder) for folder in folders]
     return on_policy_figure(reports[0]) if len(reports) == 1 else on_policy_comparison_figure(reports)
 
+
+def _cloning_from_observation_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.bco_figures import bco_comparison_figure, bco_figure
+    from rlsmooth.scripts.bco_report import load_bco_report
+
+    reports = [load_bco_report(folder) for folder in folders]
+    return bco_figure(reports[0]) if len(reports) == 1 else bco_comparison_figure(reports)
+
+
+def _classification_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.classify_figures import classify_comparison_figure, classify_figure
+    from rlsmooth.scripts.classify_report import load_classify_report
+
+    reports = [load_classify_report(folder) for folder in folders]
+    return classify_figure(reports[0]) if len(reports) == 1 else classify_comparison_figure(reports)
+
+
+def _self_training_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.self_train_figures import self_train_comparison_figure, self_train_figure
+    from rlsmooth.scripts.self_train_report import load_self_train_report
+
+    reports = [load_self_train_report(folder) for folder in folders]
+    return self_train_figure(reports[0]) if len(reports) == 1 else self_train_comparison_figure(reports)
+
+
+def _gan_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.gan_report import gan_figure, load_gan_report
+
+    if len(folders) > 1:
+        raise ValueError("runs of gan can't be compared: name one folder.")
+    return gan_figure(load_gan_report(folders[0]))
+
+
+FIGURES: dict[str, Callable[[Sequence[Path]], Figure]] = {
+    "bc": _cloning_figure,
+    "bco": _cloning_from_observation_figure,
+    "classify": _classification_figure,
+    "gan": _gan_figure,
+    "self-train": _self_training_figure,
+}
+"""By command, what draws its runs; all others are on-policy."""
 
 if __name__ == "__main__":
     sys.exit(run_command("plot", Args, main))

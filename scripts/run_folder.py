@@ -120,7 +120,7 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
     try:
         command = read_command(path.parent)
         env = str(read_settings(path.parent, command)["env"])
-        of_rl = {} if command == "bc" else read_settings(path.parent, command, "hyperparameters")
+        of_rl = {} if command in ("bc", "bco") else read_settings(path.parent, command, "hyperparameters")
         kwargs = dict(of_rl.get("env_kwargs", {}))
     except (ValueError, TypeError, KeyError) as error:
         if given is not None:
@@ -143,11 +143,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def command_line(command: str, args: Any) -> str:
-    """The environment, the seed and the options that differ from the defaults, ready for a shell."""
+    """The data or environment, the seed and the options that differ from the defaults, ready for a shell."""
     words = ["rlsmooth", command]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default and field.name not in ("env", "seed"):
+        if value == field.default and field.name not in ("data", "env", "seed"):
             continue
         option = field.name.replace("_", "-")
         if isinstance(value, bool):

@@ -10,10 +10,12 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ["MPLBACKEND"] = "Agg"
 
+import json
 import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -91,6 +93,84 @@ def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
     (site_packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in dependencies))
     return python
+
+
+# Importing torch and Stable-Baselines3 takes longer than most programs of the tests. Only other people's libraries are
+# imported beforehand: a program's `import rlsmooth` is its own.
+FORKING = """
+import gc, json, os, runpy, sys, warnings
+import gymnasium, stable_baselines3, torch._dynamo
+
+gc.freeze()  # a program need not take the libraries apart when it ends: that takes a second
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.chdir(request["folder"])
+for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+if request["warnings_are_errors"]:
+    warnings.simplefilter("error")
+sys.argv[:] = request["argv"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Programs:
+    """Runs Python programs, each in a process of its own, which is forked from one that has imported the libraries."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        self.folder = folder
+        self.number = 0
+        if sys.platform == "win32":
+            pytest.skip("needs fork")
+        self.process = subprocess.Popen(
+            [str(python), "-P", "-c", FORKING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(
+        self, code: str, folder: Path, *arguments: str, warnings_are_errors: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `code` in `folder` with `arguments`, to its end."""
+        self.number += 1
+        script, out, err = (self.folder / f"program_{self.number}.{kind}" for kind in ("py", "out", "err"))
+        script.write_text(code, encoding="utf-8")
+        argv = [str(script), *arguments]
+        request = {"argv": argv, "folder": str(folder), "stdout": str(out), "stderr": str(err)}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps({**request, "warnings_are_errors": warnings_are_errors}), file=self.process.stdin, flush=True)
+        returncode = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(argv, returncode, out.read_text("utf-8"), err.read_text("utf-8"))
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Programs of the Python that runs the tests."""
+    running = Programs(Path(sys.executable), tmp_path_factory.mktemp("programs"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def wheel_programs(wheel_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Programs of another project: see `wheel_python`."""
+    running = Programs(wheel_python, tmp_path_factory.mktemp("programs with the wheel"))
+    yield running
+    running.close()
 
 
 def run_checked(command: list[str], folder: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -338,10 +336,11 @@ except SafeFileError as error:
 """
 
 
-def test_sb3_contrib_is_needed_only_for_its_own_policies(tmp_path: Path) -> None:
+def test_sb3_contrib_is_needed_only_for_its_own_policies(programs: Any, tmp_path: Path) -> None:
     plain, masked = save(tmp_path / "a", make()), save(tmp_path / "b", make(MaskableActorCriticPolicy))
-    command = [sys.executable, "-c", WITHOUT_CONTRIB, str(plain), str(masked)]
-    name, message = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    finished = programs.run(WITHOUT_CONTRIB, tmp_path, str(plain), str(masked))
+    assert finished.returncode == 0, finished.stderr
+    name, message = finished.stdout.splitlines()
     assert name == "ActorCriticPolicy"
     assert "rlsmooth[contrib]" in message
     assert "b.zip" in message

@@ -36,6 +36,7 @@ def rows_of(result: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if all(row[key] == value for key, value in wanted.items())]
 
 
+@pytest.mark.slow
 def test_bc_speed_runs_without_the_peers(tmp_path: Path) -> None:
     absent = tmp_path / "no-such-python"
     done = run("bc_speed.py", "--quick", "--data", "random", "--batch-sizes", "256", "--output", str(tmp_path),

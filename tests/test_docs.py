@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +20,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs_as_one_program(page: Path, tmp_path: Path) -> None:
+def test_the_python_of_a_page_runs_as_one_program(page: Path, programs: Any, tmp_path: Path) -> None:
     program = "\n".join(blocks(page, "python"))
     assert program
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-W", "error", "-c", program]
-    finished = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+    finished = programs.run(program, tmp_path, warnings_are_errors=True)
     assert finished.returncode == 0, finished.stderr
     assert "Warning" not in finished.stderr
 

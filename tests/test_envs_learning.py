@@ -51,7 +51,7 @@ def greedy_return(model: Any, env: TabularEnv) -> float:
     [
         ("rlsmooth/Identity-v0", {}, "MlpPolicy"),
         ("rlsmooth/Identity-v0", {"observation": "dict"}, "MultiInputPolicy"),
-        ("rlsmooth/IdentityOrdered-v0", {"observation": "one_hot"}, "MlpPolicy"),
+        pytest.param("rlsmooth/IdentityOrdered-v0", {"observation": "one_hot"}, "MlpPolicy", marks=pytest.mark.slow),
         ("rlsmooth/IdentityMultiDiscrete-v0", {"dims": (2, 3)}, "MlpPolicy"),
         ("rlsmooth/IdentityMultiBinary-v0", {}, "MlpPolicy"),
     ],
@@ -111,7 +111,7 @@ def test_ppo_with_an_entropy_bonus_comes_near_the_soft_optimum() -> None:
     [
         ("rlsmooth/IdentityMasked-v0", {}),
         ("rlsmooth/IdentityMaskedMultiDiscrete-v0", {"dims": (2, 3)}),
-        ("rlsmooth/IdentityMaskedMultiBinary-v0", {}),
+        pytest.param("rlsmooth/IdentityMaskedMultiBinary-v0", {}, marks=pytest.mark.slow),
     ],
 )
 def test_maskable_ppo_finds_the_optimum_and_takes_no_illegal_action_on_the_way(

@@ -63,7 +63,7 @@ def monitored(name: str) -> VecEnv:
 CASES: dict[str, tuple[Callable[[], VecEnv], Build]] = {
     "PPO-CartPole": (
         partial(plain, "CartPole-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, seed=1, learning_rate=LinearSchedule(1e-3, 0.0, 1.0)),
+        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1, learning_rate=LinearSchedule(1e-3, 0.0, 1.0)),
     ),
     "A2C-CartPole": (
         partial(plain, "CartPole-v1"),
@@ -71,18 +71,18 @@ CASES: dict[str, tuple[Callable[[], VecEnv], Build]] = {
     ),
     "PPO-Pendulum-normalised": (
         partial(normalised, "Pendulum-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, seed=1),
+        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1),
     ),
     "A2C-Pendulum": (partial(plain, "Pendulum-v1", 1), lambda env: A2C("MlpPolicy", env, n_steps=20, seed=1)),
     "PPO-Pendulum-gSDE": (
         partial(plain, "Pendulum-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, seed=1, use_sde=True),
+        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1, use_sde=True),
     ),
     "A2C-Pendulum-gSDE-resampled": (
         partial(plain, "Pendulum-v1"),
         lambda env: A2C("MlpPolicy", env, n_steps=16, seed=1, use_sde=True, sde_sample_freq=4),
     ),
-    "MaskablePPO": (partial(plain, MASKED), lambda env: MaskablePPO("MlpPolicy", env, n_steps=64, seed=1)),
+    "MaskablePPO": (partial(plain, MASKED), lambda env: MaskablePPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1)),
     "RecurrentPPO-CartPole": (
         partial(plain, "CartPole-v1"),
         lambda env: RecurrentPPO(
@@ -367,6 +367,7 @@ else:
 """
 
 
+@pytest.mark.slow  # `rlsmooth ppo` is killed in the same way in test_scripts_ppo
 def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(tmp_path: Path) -> None:
     total, folder, end = 2048, tmp_path / "run", tmp_path / "end.pt"
     env = make_vec_env("CartPole-v1", 2)

@@ -30,7 +30,7 @@ from rlsmooth.training import rng_state, seed_everything
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 DEEP_SEA = "rlsmooth.envs:rlsmooth/DeepSea-v0"
-SHORT: dict[str, Any] = {"n_steps": 64, "seed": 1, "device": "cpu"}
+SHORT: dict[str, Any] = {"n_steps": 64, "n_epochs": 3, "seed": 1, "device": "cpu"}
 
 
 def from_bc(env: VecEnv) -> SmoothedTraining:
@@ -53,7 +53,10 @@ CASES: dict[str, tuple[str, Callable[[VecEnv], SmoothedTraining]]] = {
             "MlpPolicy", env, smoothing=Smoothing("lin_0.1", torch.tensor([0.7, 0.3])), exploration_floor=0.1, **SHORT
         ),
     ),
-    "A2C": ("CartPole-v1", lambda env: SmoothedA2C("MlpPolicy", env, smoothing="lin_0.1", **{**SHORT, "n_steps": 8})),
+    "A2C": (
+        "CartPole-v1",
+        lambda env: SmoothedA2C("MlpPolicy", env, smoothing="lin_0.1", n_steps=8, seed=1, device="cpu"),
+    ),
     "masks": (MASKED, lambda env: SmoothedMaskablePPO("MlpPolicy", env, target_entropy_frac=0.4, **SHORT)),
     "recurrent": (
         "CartPole-v1",
@@ -63,7 +66,6 @@ CASES: dict[str, tuple[str, Callable[[VecEnv], SmoothedTraining]]] = {
             smoothing=0.1,
             exploration_floor="lin_0.1",
             policy_kwargs={"lstm_hidden_size": 8},
-            n_epochs=3,
             **SHORT,
         ),
     ),

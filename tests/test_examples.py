@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,12 +25,11 @@ def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("act_with_agent", r"return (\d+)"), ("ppo_from_agent", r"return before (\d+), after (\d+)")],
 )
 def test_an_example_runs_with_the_wheel_alone(
-    example: str, pattern: str, agent_file: Path, repository: Path, wheel_python: Path, tmp_path: Path
+    example: str, pattern: str, agent_file: Path, repository: Path, wheel_programs: Any, tmp_path: Path
 ) -> None:
-    shutil.copy(repository / "docs" / "examples" / example / "main.py", tmp_path)
+    program = (repository / "docs" / "examples" / example / "main.py").read_text(encoding="utf-8")
     shutil.copy(agent_file, tmp_path / "mine.zip")
-    command = [str(wheel_python), "main.py", "mine.zip"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finished = wheel_programs.run(program, tmp_path, "mine.zip")
     assert finished.returncode == 0, finished.stderr
     match = re.search(pattern, finished.stdout)
     assert match is not None, finished.stdout

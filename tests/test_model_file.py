@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -278,12 +276,13 @@ def test_forged_files_are_refused(name: str, head_and_tensors: Any, tmp_path: Pa
         load_agent(tmp_path / "a.zip", env=env)
 
 
-def test_loading_works_without_contrib(tmp_path: Path) -> None:
+def test_loading_works_without_contrib(programs: Any, tmp_path: Path) -> None:
     path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
     code = (
         "import sys; sys.modules['sb3_contrib'] = None\n"
         "from rlsmooth.agents.model_file import load_agent\n"
         f"print(type(load_agent({str(path)!r})).__name__)"
     )
-    finished = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
+    finished = programs.run(code, tmp_path)
+    assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "PPO"

@@ -26,6 +26,7 @@ def records(seconds: dict[str, list[float]], setting: str = "zoo") -> list[dict[
     ]
 
 
+@pytest.mark.slow
 def test_quick_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     ppo_overhead.main(ppo_overhead.Args(quick=True, settings=("zoo",), output=tmp_path))

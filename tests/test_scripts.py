@@ -30,8 +30,21 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_settings
 
-COMMANDS = ("bc", "ppo", "a2c", "maskable-ppo", "recurrent-ppo", "record", "enjoy", "evaluate", "plot")
-SHARED = "on_policy_arguments"  # what four of them take
+COMMANDS = (
+    "bc",
+    "bco",
+    "classify",
+    "self-train",
+    "ppo",
+    "a2c",
+    "maskable-ppo",
+    "recurrent-ppo",
+    "record",
+    "enjoy",
+    "evaluate",
+    "plot",
+)
+SHARED = ("on_policy_arguments", "classification_arguments")  # what several of them take
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +81,7 @@ def test_every_command_runs_as_a_file_too(command: str, repository: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, SHARED])
+@pytest.mark.parametrize("command", [*COMMANDS, *SHARED])
 def test_every_option_has_a_type_and_a_sentence(command: str, repository: Path) -> None:
     tree = ast.parse((repository / "scripts" / f"{command.replace('-', '_')}.py").read_text(encoding="utf-8"))
     args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Args"))

@@ -195,7 +195,7 @@ def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path, repository: Path) -> None:
-    settings = ["-n", "8192", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
+    settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]
     process = subprocess.Popen(
         [sys.executable, repository / "scripts" / "ppo.py", *settings, "-f", tmp_path / "killed"],

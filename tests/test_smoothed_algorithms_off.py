@@ -99,7 +99,10 @@ def test_off_is_the_parent_bit_for_bit(
             np.testing.assert_equal(mine.logger.name_to_value[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), CASES)
+ONE_EACH = [CASES[place] for place in (0, 1, 5, 7, 9)]
+
+
+@pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), ONE_EACH)
 def test_on_differs_from_the_parent(
     ours: type[OnPolicyAlgorithm],
     parent: type[OnPolicyAlgorithm],

@@ -171,6 +171,7 @@ def test_a_target_holds_where_entropy_would_fall() -> None:
     assert np.mean(np.abs(late - 0.6) <= 0.06) > 0.9
 
 
+@pytest.mark.slow
 def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
     late = {}
     for target in (None, 0.9):

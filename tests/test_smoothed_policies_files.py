@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +259,7 @@ def test_a_clone_in_a_smoothed_policy_is_saved_and_loaded(tmp_path: Path) -> Non
     assert loaded.exploration_floor == 0.25
 
 
-def test_names_that_need_sb3_contrib_are_looked_up_when_asked_for() -> None:
+def test_names_that_need_sb3_contrib_are_looked_up_when_asked_for(programs: Any, tmp_path: Path) -> None:
     lazy = [name for name in rlsmooth.agents.__all__ if "Maskable" in name or "Recurrent" in name]
     assert len(lazy) == 8
     for name in lazy:
@@ -279,6 +277,6 @@ for name in ("SmoothedMaskablePPO", "SmoothedRecurrentActorCriticPolicy"):
     except ImportError as error:
         print(error)
 """
-    found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+    found = programs.run(program, tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") == 2

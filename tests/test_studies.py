@@ -42,6 +42,7 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
     first = run_study("cartpole", tmp_path)
     assert first.returncode == 0, first.stderr
@@ -78,6 +79,7 @@ def test_bc_to_ppo_runs(tmp_path: Path) -> None:
     assert len(set(result["runs"]["neither"][0]["returns"])) > 1
 
 
+@pytest.mark.slow
 def test_collapse_runs(tmp_path: Path) -> None:
     done = run_study("collapse", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from rlsmooth.agents.policy_measures import measure_rollout
 from rlsmooth.training import isolated_rng
@@ -73,7 +74,7 @@ class Watch(BaseCallback):
 
 
 def mean_return(
-    model: BaseAlgorithm,
+    model: PolicyPredictor,
     env: str,
     *,
     seed: int,

@@ -1,0 +1,225 @@
+"""`rlsmooth self-train` as its users run it: its files, its rounds, mistakes, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from rlsmooth.data import load_labelled
+from rlsmooth.scripts.main import main
+from rlsmooth.scripts.metrics_file import read_metrics
+from rlsmooth.scripts.networks import network
+from rlsmooth.scripts.self_train import Args
+from rlsmooth.scripts.self_train_report import pseudo_label_words
+from rlsmooth.scripts.self_train_training import given_labels
+from rlsmooth.training import Classifier, SelfTraining
+
+if TYPE_CHECKING:
+    from conftest import Programs
+
+COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
+WINE = ("--data", "wine", "--n-labels", "9", "--epochs", "40", "--rounds", "3", "--threshold", "0.5", "--device", "cpu")
+FILES = {"checkpoints", "classifier.zip", "command.txt", "config.json", "metrics.csv", "report.json", "report.png"}
+
+
+def run_here(words: list[str], logs: Path) -> dict[str, Any]:
+    """Run the command in this process; return its report."""
+    assert main(["self-train", *words, "--device", "cpu", "-f", str(logs)]) == 0
+    (folder,) = logs.glob("*/*")
+    return dict(json.loads((folder / "report.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> tuple[Path, str]:
+    """The folder of a small run, in a process of its own, and what it printed."""
+    home = tmp_path_factory.mktemp("home")
+    result = programs.run(COMMAND, home, "self-train", *WINE, warnings_are_errors=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return home / "logs" / "self-train" / "wine_1", result.stdout
+
+
+@pytest.fixture(scope="module")
+def report(finished: tuple[Path, str]) -> dict[str, Any]:
+    return dict(json.loads((finished[0] / "report.json").read_text()))
+
+
+def test_all_files_are_written(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names >= FILES
+    assert all(name.startswith(("Classifier_", "events.out.tfevents.")) for name in names - FILES)
+    words = shlex.split((folder / "command.txt").read_text())
+    assert {*WINE, "--seed", "0"} == set(words[2:])
+    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+
+
+def test_the_rounds_are_those_of_self_training(finished: tuple[Path, str], report: dict[str, Any]) -> None:
+    rows, test = load_labelled("wine").split(0.25, 0)
+    labels = np.full(len(rows), -1)
+    kept = rows.sample_rows(9, 0)
+    labels[kept] = rows.labels[kept]
+    student = Classifier(network((64, 64), rows.features), smoothing=0.0, max_epochs=40, seed=0, device="cpu")
+    expected: list[float] = []
+    for rounds in range(4):
+        model = SelfTraining(student, threshold=0.5, smoothing=0.1, max_iter=rounds)
+        model.fit(rows.features, labels, true_labels=rows.labels)
+        expected.append(model.score(test.features, test.labels))
+    assert report["curves"]["self_train/test_accuracy"] == [[0, 1, 2, 3], pytest.approx(expected, abs=1e-6)]
+    assert report["rounds"] == json.loads(json.dumps([dataclasses.asdict(entry) for entry in model.rounds_]))
+    assert report["ended"] == model.termination_condition_
+    assert report["before"]["accuracy"] == pytest.approx(expected[0], abs=1e-6)
+    assert report["summary"]["accuracy"] == pytest.approx(expected[-1], abs=1e-6)
+    saved = Classifier.load(finished[0] / "classifier.zip", network(), device="cpu")
+    np.testing.assert_array_equal(saved.predict(test.features), model.predict(test.features))
+    assert report["data"] == {"with a label": "9", "without": str(len(rows) - 9), "test": str(len(test))}
+
+
+def test_metrics_and_tensorboard_have_the_rounds(finished: tuple[Path, str], report: dict[str, Any]) -> None:
+    folder, _ = finished
+    curves = read_metrics(folder / "metrics.csv")
+    assert {name: list(map(list, curve)) for name, curve in curves.items()} == report["curves"]
+    labelled = curves["self_train/num_labelled"][1]
+    assert labelled[0] == 9
+    assert np.diff(labelled).tolist() == curves["self_train/num_new"][1][1:]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    logged = events.Scalars("self_train/test_accuracy")
+    assert [event.step for event in logged] == [0, 1, 2, 3]
+    assert [event.value for event in logged] == pytest.approx(curves["self_train/test_accuracy"][1])
+
+
+def test_the_table_says_what_the_report_says(finished: tuple[Path, str], report: dict[str, Any]) -> None:
+    _, printed = finished
+    line = next(line for line in printed.splitlines() if "accuracy " in line)
+    assert f"{100 * report['before']['accuracy']:.1f} %" in line
+    assert f"{100 * report['summary']['accuracy']:.1f} %" in line
+    last = report["rounds"][-1]
+    made = sum(entry["num_new"] for entry in report["rounds"])
+    assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
+    assert "Rows with a label: 9; without: 125; test: 44" in printed
+
+
+def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "report.png").unlink()
+    assert main(["plot", str(copy)]) == 0
+    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
+    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
+    (copy / "report.json").unlink()
+    assert main(["plot", str(copy)]) == 0
+    assert imread(copy / "report.png").shape[:2] == (1000, 1600)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--smoothing confidence", "hard, smoothed by confidence"),
+        ("--pseudo-labels soft --temperature 0.5 --smoothing 0 --class-balance", "soft"),
+        ("--criterion k_best --k-best 5 --ema 0.5 --label-noise 0.1", "hard, smoothing 0.1"),
+        ("--threshold 0.999", "hard, smoothing 0.1"),  # a round labels nothing
+    ],
+)
+def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path) -> None:
+    few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
+    report = run_here([*few, *words.split()], tmp_path)
+    assert pseudo_label_words(report["settings"]) == says
+    if "k_best" in words:
+        assert [entry["num_new"] for entry in report["rounds"]] == [5, 5]
+    if "0.999" in words:
+        assert report["ended"] == "no_change"
+        assert report["curves"]["self_train/test_accuracy"][1][0] == report["curves"]["self_train/test_accuracy"][1][1]
+
+
+def test_noise_is_on_the_given_labels_alone() -> None:
+    rows, _ = load_labelled("digits").split(0.25, 0)
+    clean = given_labels(Args(n_labels=400), rows)
+    noisy = given_labels(Args(n_labels=400, label_noise=0.3), rows)
+    assert ((clean >= 0) == (noisy >= 0)).all()
+    assert (clean >= 0).sum() == 400
+    np.testing.assert_array_equal(clean[clean >= 0], rows.labels[clean >= 0])
+    assert np.mean(clean[clean >= 0] != noisy[clean >= 0]) == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--data mnist", "data='mnist' is not known"),
+        ("--n-labels 0", "n_labels=0"),
+        ("--n-labels 5000", "n_labels=5000 leaves none of the 1348"),
+        ("--n-labels 9", "gives class '8' no label: give at least 10"),
+        ("--smoothing lots", "lots"),
+        ("--smoothing lin_0.1", "smoothing follows a schedule"),
+        ("--smoothing 2", "alpha=2"),
+        ("--given-smoothing 2", "alpha=2"),
+        ("--smoothing confidence --pseudo-labels soft", "confidence_adaptive"),
+        ("--temperature 0.5", "temperature=0.5 sharpens soft labels only"),
+        ("--threshold 1", "threshold=1"),
+        ("--k-best 0", "k_best=0"),
+        ("--rounds 0", "rounds=0"),
+        ("--ema 1", "ema_decay=1"),
+        ("--epochs 0", "epochs=0"),
+        ("--learning-rate -1", "learning_rate=-1"),
+        ("--hidden-sizes 0", "hidden_sizes=0"),
+        ("--label-noise 2", "p=2.0"),
+        ("--device toaster", "device='toaster' can't be used"),
+        ("-f {file}/below", "can't be written to"),
+        ("--resume nowhere", "'nowhere' is no folder of a run"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file.txt"
+    file.write_text("no folder")
+    assert main(["self-train", *words.format(file=file).split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rlsmooth self-train: error: ")
+    assert says in line
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert not list(tmp_path.glob("logs/*/*"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+    settings = ["--rounds", "4", "--epochs", "30", "--criterion", "k_best", "--k-best", "200", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, repository / "scripts" / "self_train.py", *settings, "-f", tmp_path / "killed"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    folder = tmp_path / "killed" / "self-train" / "digits_1"
+    end = time.monotonic() + 120
+    while not list((folder / "checkpoints" / "fit_2").glob("*.zip")):
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "classifier.zip").exists()
+    assert main(["plot", str(folder)]) == 0
+    assert main(["self-train", "--resume", str(folder)]) == 0
+    assert main(["self-train", *settings, "-f", str(tmp_path / "whole")]) == 0
+    whole = tmp_path / "whole" / "self-train" / "digits_1"
+    expected, resumed = (
+        Classifier.load(path / "classifier.zip", network(), device="cpu").module_.state_dict()
+        for path in (whole, folder)
+    )
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert read_metrics(whole / "metrics.csv") == read_metrics(folder / "metrics.csv")
