@@ -6,14 +6,17 @@ The Maskable and Recurrent names need sb3-contrib (`pip install 'rlsmooth[contri
 import typing
 
 from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
+from rlsmooth.agents.airl import AIRL
 from rlsmooth.agents.bc import BC
 from rlsmooth.agents.bco import BCO
 from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.gail import GAIL
 from rlsmooth.agents.inverse_dynamics import InverseDynamics
 from rlsmooth.agents.model_file import load_agent, save_agent
 from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
 from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
+from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, Transitions
 from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed_policies import (
     SmoothedActorCriticCnnPolicy,
@@ -35,14 +38,18 @@ if typing.TYPE_CHECKING:
     )
 
 __all__ = [
+    "AIRL",
     "BC",
     "BCO",
+    "GAIL",
     "AgentFile",
     "EntropySlot",
     "ExactCheckpointCallback",
     "InverseDynamics",
     "PolicyEntropyCallback",
     "PolicyMeasures",
+    "RewardNet",
+    "ShapedRewardNet",
     "SmoothedA2C",
     "SmoothedActorCriticCnnPolicy",
     "SmoothedActorCriticPolicy",
@@ -58,6 +65,7 @@ __all__ = [
     "SmoothedRecurrentMultiInputActorCriticPolicy",
     "SmoothedRecurrentPPO",
     "TrainingDivergedError",
+    "Transitions",
     "load_agent",
     "load_agent_file",
     "load_checkpoint",

@@ -1,0 +1,261 @@
+"""Networks that score transitions: the logit of a discriminator, and AIRL's reward with its potential."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, final
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from torch import Tensor, nn
+
+from rlsmooth.checks import check_in_range
+
+__all__ = ["RewardNet", "RunningNorm", "ShapedRewardNet", "Transitions"]
+
+TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
+
+
+class Transitions(NamedTuple):
+    """Transitions on a device, as networks read them.
+
+    Attributes:
+        observations: `[B, ...]`, or a dict of such, channels first.
+        actions: `[B, *action_space.shape]`.
+        next_observations: as `observations`; of a terminated transition the true final ones.
+        terminated: bool `[B]`: the episode ended in a terminal state. A time limit is no such state.
+        absorbing: bool `[B]`: the row is the self-loop of the absorbing state behind a terminal one; what else it holds
+            does not count. None: no row is.
+    """
+
+    observations: TensorObservations
+    actions: Tensor
+    next_observations: TensorObservations
+    terminated: Tensor
+    absorbing: Tensor | None = None
+
+
+class RunningNorm(nn.Module):
+    """Standardises its input by the mean and variance of all it has seen in training mode.
+
+    Source: Welford (1962) in Chan et al.'s form for batches; what imitation's `RunningNorm` does.
+
+    Args:
+        size: of the last axis.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, values: Tensor, is_left_out: Tensor | None = None) -> Tensor:
+        """`(values - mean) / sqrt(variance + 1e-5)`; in training mode the batch is counted in first.
+
+        Args:
+            values: `[B, size]`.
+            is_left_out: bool `[B]`, rows that are not counted.
+        """
+        if self.training:
+            self._update(values.detach(), is_left_out)
+        return (values - self.mean) / (self.variance + 1e-5).sqrt()
+
+    @torch.no_grad()
+    def _update(self, values: Tensor, is_left_out: Tensor | None) -> None:
+        weight = torch.ones_like(values[:, :1])
+        if is_left_out is not None:
+            weight = weight.masked_fill(is_left_out.unsqueeze(-1), 0.0)
+        rows = weight.sum()
+        mean = (weight * values).sum(0) / rows.clamp(min=1.0)
+        squares = (weight * (values - mean).square()).sum(0)
+        total = self.count + rows
+        share = rows / total.clamp(min=1.0)
+        delta = mean - self.mean
+        spread = self.count * self.variance + squares + delta.square() * self.count * share
+        # Without a single row so far nothing is known: mean 0 and variance 1 stay.
+        self.variance.copy_(torch.where(total > 0, spread / total.clamp(min=1.0), self.variance))
+        self.mean += delta * share
+        self.count.copy_(total)
+
+
+@final
+class RewardNet(nn.Module):
+    """The score `[B]` of transitions; high = expert. A logit for GAIL, the reward without shaping for AIRL.
+
+    Observations and actions are preprocessed as in Stable-Baselines3 (images scaled, discrete values one-hot), the
+    observations go through a features extractor, and all go, standardised, into a multilayer perceptron. The absorbing
+    state (Kostrikov et al. 2019) has features of zero and an indicator of its own; so has it as a next state.
+
+    Args:
+        observation_space: channels first, as an algorithm's own `observation_space` is.
+        action_space: Discrete, MultiDiscrete, MultiBinary or Box.
+        net_arch: sizes of the hidden layers; imitation's default.
+        use_state: read the observation.
+        use_action: read the action.
+        use_next_state: read the next observation.
+        use_done: read whether the transition ended in a terminal state.
+        normalize_inputs: standardise by running statistics of the training batches.
+        activation_fn: between layers.
+        features_extractor_class: SB3's; None: Flatten, NatureCNN for images, Combined for Dicts.
+        features_extractor_kwargs: its arguments.
+
+    Raises:
+        ValueError: nothing is to be read.
+
+    Example:
+        >>> net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+        >>> observations = torch.zeros(5, 3)
+        >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
+        >>> rows = Transitions(observations, actions, observations, terminated)
+        >>> net(rows).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *,
+        net_arch: Sequence[int] = (32, 32),
+        use_state: bool = True,
+        use_action: bool = True,
+        use_next_state: bool = False,
+        use_done: bool = False,
+        normalize_inputs: bool = True,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not (use_state or use_action or use_next_state or use_done):
+            raise ValueError(
+                "use_state, use_action, use_next_state and use_done are all False: the net needs an input."
+            )
+        self.observation_space, self.action_space = observation_space, action_space
+        self.use_state, self.use_action = use_state, use_action
+        self.use_next_state, self.use_done = use_next_state, use_done
+        build = features_extractor_class or _default_extractor(observation_space)
+        self.extractor = (
+            build(observation_space, **(features_extractor_kwargs or {})) if use_state or use_next_state else None
+        )
+        features = 0 if self.extractor is None else self.extractor.features_dim
+        action_dim = int(sum(action_space.nvec)) if isinstance(action_space, spaces.MultiDiscrete) else 0
+        if isinstance(action_space, spaces.Discrete):
+            action_dim = int(action_space.n)
+        elif not action_dim:
+            action_dim = get_action_dim(action_space)
+        size = features * (use_state + use_next_state) + action_dim * use_action
+        self.norm = RunningNorm(size) if normalize_inputs and size else None
+        indicators = 1 + use_next_state + use_done
+        self.layers = nn.Sequential(*create_mlp(size + indicators, 1, list(net_arch), activation_fn))
+
+    def forward(self, rows: Transitions) -> Tensor:
+        """The score, `[B]`."""
+        terminated = rows.terminated.bool()
+        absorbing = torch.zeros_like(terminated) if rows.absorbing is None else rows.absorbing
+        inputs = []
+        if self.use_state:
+            inputs.append(self._features(rows.observations, absorbing))
+        if self.use_next_state:
+            inputs.append(self._features(rows.next_observations, absorbing | terminated))
+        if self.use_action:
+            actions = preprocess_obs(rows.actions, self.action_space)
+            assert isinstance(actions, Tensor)
+            inputs.append(actions.flatten(1).masked_fill(absorbing.unsqueeze(-1), 0.0))
+        columns = [absorbing]
+        if self.use_next_state:
+            columns.append(absorbing | terminated)
+        if self.use_done:
+            columns.append(terminated)
+        indicators = torch.stack(columns, dim=-1).float()
+        if not inputs:
+            alone: Tensor = self.layers(indicators).squeeze(-1)
+            return alone
+        joined = torch.cat(inputs, dim=-1)  # B, features
+        if self.norm is not None:
+            joined = self._standardised(joined, absorbing)
+        score: Tensor = self.layers(torch.cat((joined, indicators), dim=-1)).squeeze(-1)
+        return score
+
+    def _standardised(self, joined: Tensor, absorbing: Tensor) -> Tensor:
+        assert self.norm is not None
+        standardised: Tensor = self.norm(joined, absorbing)
+        # The absorbing state lies in the middle of the data, told apart by its indicator.
+        return standardised.masked_fill(absorbing.unsqueeze(-1), 0.0)
+
+    def _features(self, observations: TensorObservations, absorbing: Tensor) -> Tensor:
+        assert self.extractor is not None
+        features: Tensor = self.extractor(preprocess_obs(observations, self.observation_space))
+        return features.masked_fill(absorbing.unsqueeze(-1), 0.0)
+
+
+@final
+class ShapedRewardNet(nn.Module):
+    """AIRL's `f(s, a, s') = g(s, a) + gamma · h(s') - h(s)`, `[B]` (Fu et al. 2018, equation 5).
+
+    The potential h of the absorbing state is 0, so that shaping adds up to `-h(first state)` over an episode that ends.
+
+    Args:
+        reward: g.
+        gamma: the discount factor, in [0, 1].
+        potential_net_arch: sizes of h's hidden layers; imitation's default.
+
+    Raises:
+        ValueError: gamma is outside [0, 1].
+
+    Example:
+        >>> net = ShapedRewardNet(RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)), gamma=0.99)
+        >>> observations = torch.zeros(5, 3)
+        >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
+        >>> rows = Transitions(observations, actions, observations, terminated)
+        >>> net(rows).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, reward: RewardNet, *, gamma: float = 0.99, potential_net_arch: Sequence[int] = (32, 32)) -> None:
+        super().__init__()
+        self.reward = reward
+        self.gamma = check_in_range("gamma", gamma, 0.0, 1.0)
+        self.potential = RewardNet(
+            reward.observation_space,
+            reward.action_space,
+            net_arch=potential_net_arch,
+            use_action=False,
+            normalize_inputs=reward.norm is not None,
+        )
+        # A potential that is the same everywhere shapes nothing; only differences matter, so h(absorbing) = 0 is free.
+
+    def forward(self, rows: Transitions) -> Tensor:
+        """The shaped score, `[B]`."""
+        nothing = torch.zeros_like(rows.terminated, dtype=torch.bool)
+        absorbing = nothing if rows.absorbing is None else rows.absorbing
+        base: Tensor = self.reward(rows)
+        here = self.potential(rows._replace(terminated=nothing, absorbing=None)).masked_fill(absorbing, 0.0)
+        was_training = self.potential.training
+        if self.potential.norm is not None:
+            self.potential.norm.eval()  # each state is counted once, as a state
+        after = self.potential(rows._replace(observations=rows.next_observations, terminated=nothing, absorbing=None))
+        if self.potential.norm is not None:
+            self.potential.norm.train(was_training)
+        after = after.masked_fill(absorbing | rows.terminated.bool(), 0.0)
+        shaped: Tensor = base + self.gamma * after - here
+        return shaped
+
+
+def _default_extractor(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+    if isinstance(space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(space) else FlattenExtractor
