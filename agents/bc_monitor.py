@@ -222,7 +222,8 @@ class Monitor:
         assert self.data is not None
         if self._rows is None:
             count = min(len(self.data), MONITOR_ROWS, max(1, MONITOR_BYTES // self.data.row_bytes))
-            self._rows = self.data.compact(torch.linspace(0, len(self.data) - 1, count).round().long())
+            spread = torch.linspace(0, len(self.data) - 1, count, dtype=torch.float64)
+            self._rows = self.data.compact(spread.round().long())
         return self._rows
 
     def _validated(self) -> Iterable[Batch]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlsmooth.losses import cross_entropy
-from rlsmooth.targets import Smoothing, Target, from_probs, mixture, uniform
+from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, uniform
 from rlsmooth.training import Classifier, epoch_permutation
 from rlsmooth.training import classifier as classifier_module
 
@@ -304,3 +304,28 @@ def test_mixup_mixes_rows_and_targets_alike(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(target.dense(torch.float64), shares @ dense, atol=1e-5, rtol=1e-5)
         assert torch.equal(others["mask"], shares @ mask.double() > 0)
     assert any(((shares > 0).sum(1) == 2).any() for shares in inputs)
+
+
+def test_a_trees_leaves_are_matched_with_text_labels_by_name() -> None:
+    tree = Tree.from_nested({"dogs": ["wolf", "fox"], "cats": ["lion", "cat"]})
+    names = ["wolf", "fox", "lion", "cat"]
+    X, y = np.eye(4)[np.arange(80) % 4], np.array(names)[np.arange(80) % 4]
+    given = Smoothing(0.4, tree)
+    classifier = Classifier(
+        nn.Linear, smoothing=given, learning_rate=0.05, max_epochs=150, batch_size=80, seed=0, device="cpu"
+    ).fit(X, y)
+    probabilities = dict(zip(classifier.classes_.tolist(), classifier.predict_proba(np.eye(4)[:1])[0], strict=True))
+    expected = dict(zip(names, given(torch.tensor([0]), 4).dense()[0].tolist(), strict=True))
+    assert probabilities["fox"] > 3 * probabilities["lion"]
+    for name, value in expected.items():
+        assert probabilities[name] == pytest.approx(value, abs=0.05)
+    with pytest.raises(ValueError, match="same names"):
+        Classifier(nn.Linear, smoothing=given).fit(X, np.char.upper(y))
+
+
+def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
+    X, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
+    classifier = Classifier(nn.Linear, max_epochs=1, warm_start=True, validation_fraction=0.3, device="cpu").fit(X, y)
+    first = classifier._seed
+    assert classifier.fit(X, y)._seed == first
+    assert Classifier(nn.Linear, max_epochs=1, device="cpu").fit(X, y)._seed != first

@@ -165,16 +165,16 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
 
 
 @pytest.mark.parametrize(
-    ("env", "options"),
-    [("rlsmooth/IdentityBox-v0", []), ("rlsmooth/IdentityMasked-v0", [])],
+    "env",
+    [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"],
 )
-def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> None:
+def test_other_action_spaces(env: str, tmp_path: Path) -> None:
     played = make_envs(env, 1, 0)
     space = played.action_space
     space.seed(0)
     policy = (lambda _: space.sample()) if isinstance(space, spaces.Box) else (lambda state: state)
     record(policy, env, 4, seed=0).save(tmp_path / "demonstrations.npz")
-    words = ["bco", "--env", env, "--demonstrations", str(tmp_path / "demonstrations.npz"), *QUICK, *options]
+    words = ["bco", "--env", env, "--demonstrations", str(tmp_path / "demonstrations.npz"), *QUICK]
     assert main([*words, "--rounds", "1", "--transitions-per-round", "100", "-f", str(tmp_path)]) == 0
     (folder,) = (tmp_path / "bco").iterdir()
     summary = json.loads((folder / "report.json").read_text())["summary"]

@@ -64,7 +64,8 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
     assert report["summary"]["mae"] == pytest.approx(gaps.mean())
 
 
-def test_noise_schedules_mixup_and_the_rest(tmp_path: Path) -> None:
+def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
     words += [
         "--reference",

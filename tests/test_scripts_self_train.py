@@ -130,12 +130,15 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple
     ("words", "says"),
     [
         ("--smoothing confidence", "hard, smoothed by confidence"),
-        ("--pseudo-labels soft --temperature 0.5 --smoothing 0 --class-balance", "soft"),
+        pytest.param(
+            "--pseudo-labels soft --temperature 0.5 --smoothing 0 --class-balance", "soft", marks=pytest.mark.slow
+        ),
         ("--criterion k_best --k-best 5 --ema 0.5 --label-noise 0.1", "hard, smoothing 0.1"),
         ("--threshold 0.999", "hard, smoothing 0.1"),  # a round labels nothing
     ],
 )
-def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path) -> None:
+def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsmooth.scripts.self_train_training.save_figure", lambda path, figure: None)  # takes a second
     few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
     report = run_here([*few, *words.split()], tmp_path)
     assert pseudo_label_words(report["settings"]) == says

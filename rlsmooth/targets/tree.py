@@ -203,6 +203,28 @@ class Tree:
             leaves.append(parent)
         return Tree(tuple(names), tuple(parents), tuple(leaves))
 
+    def in_order(self, class_names: Sequence[str]) -> Tree:
+        """The same tree with its classes in another order.
+
+        Args:
+            class_names: all of `class_names`, in the order wanted.
+
+        Raises:
+            ValueError: a name that is no class, or a class that is left out or named twice.
+
+        Example:
+            >>> tree = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf"]})
+            >>> tree.in_order(["wolf", "lion", "tiger"]).class_names
+            ('wolf', 'lion', 'tiger')
+        """
+        place = dict(zip(self.class_names, self.classes, strict=True))
+        if sorted(class_names) != sorted(place):
+            odd = sorted(set(class_names) ^ set(place)) or sorted(class_names)
+            raise ValueError(
+                f"The tree's leaves and the classes must have the same names, once each; compare {odd[:5]}."
+            )
+        return Tree(self.names, self.parents, tuple(place[name] for name in class_names))
+
     def to_config(self) -> dict[str, list[Any]]:
         """What JSON can hold; `Tree.from_config` reads it back."""
         return {"names": list(self.names), "parents": list(self.parents), "classes": list(self.classes)}

@@ -93,6 +93,7 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
     best_epoch_: int
     _input_shape: tuple[int, ...]
     _total_epochs: int
+    _seed: int
 
     def __init__(
         self,
@@ -172,18 +173,21 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
         Raises:
             TypeError: an argument of a kind that is not listed.
             ValueError: a value out of range, shapes that do not fit, NaN in `X`, a label that is illegal, validation
-                that early stopping lacks, a checkpoint folder of another run, a resumed run with other data.
+                that early stopping lacks, a checkpoint folder of another run, a resumed run with other data (up to 4096
+                rows of `X` are compared).
             TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         check_arguments(self)
         saved = find_checkpoint(self, resume=resume)
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
         seed = self.seed
-        if seed is None:
-            seed = int(torch.randint(2**31, ())) if saved is None else int(saved.config["seed"])
+        if seed is None and saved is not None:
+            seed = int(saved.config["seed"])
+        elif seed is None:  # a warm start keeps its seed: rows once held out stay so
+            seed = self._seed if goes_on else int(torch.randint(2**31, ()))
         data = prepare(
             self, X, y, sample_weight, validation=validation, target=target, mask=mask, classes=classes, seed=seed
         )
-        goes_on = self.warm_start and self.__sklearn_is_fitted__()
         if goes_on and self.classes_.tolist() != data.classes.tolist():
             raise ValueError(
                 f"warm_start can only be used where `y` has the same classes as in the previous call: {self.classes_}, "
@@ -259,6 +263,7 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
         self.best_epoch_ = run.epoch if run.stopping is None else run.stopping.best_step or run.epoch
         self._input_shape = tuple(run.data.rows.inputs.shape[1:])
         self._total_epochs = run.first_epoch + run.epoch
+        self._seed = run.seed
 
     def _fitted(self) -> nn.Module:
         if not self.__sklearn_is_fitted__():

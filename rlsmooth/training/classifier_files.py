@@ -81,6 +81,7 @@ class SavedClassifier:
             "n_iter": classifier.n_iter_,
             "best_epoch": classifier.best_epoch_,
             "total_epochs": classifier._total_epochs,
+            "seed": classifier._seed,
         }
         write_safe_file(
             path,
@@ -133,6 +134,7 @@ class SavedClassifier:
                 "n_features_in_": shape[0],
                 "_input_shape": shape,
                 "_total_epochs": int(config["total_epochs"]),
+                "_seed": int(config["seed"]),
             }
             if config["feature_names"] is not None:
                 fitted["feature_names_in_"] = np.asarray(config["feature_names"], dtype=object)

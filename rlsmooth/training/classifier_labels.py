@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
+from rlsmooth.targets import Smoothing, Tree
 
-__all__ = ["as_label_array", "as_weights", "class_factors", "encode_labels", "hold_out"]
+__all__ = ["as_label_array", "as_weights", "class_factors", "encode_labels", "hold_out", "in_class_order"]
 
 
 def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
@@ -39,6 +41,8 @@ def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
         )
     if array.dtype.kind == "c":
         raise ValueError(f"{name} is complex. Complex data not supported: give labels.")
+    if array.dtype.kind == "S":
+        raise ValueError(f"{name} holds bytes, which no file can keep: give text, {name}.astype(str).")
     if array.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(array))
         if len(bad):
@@ -52,6 +56,19 @@ def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
     if len(array) != num_rows:
         raise ValueError(f"{name} has {len(array)} labels, but X {num_rows} rows (inconsistent numbers of samples).")
     return array
+
+
+def in_class_order(smoothing: Smoothing, classes: NDArray[Any]) -> Smoothing:
+    """The recipe for sorted `classes`: the leaves of a `Tree` are matched with text labels by their names.
+
+    Numbers count the leaves in the tree's own order.
+
+    Raises:
+        ValueError: the tree's leaves have other names than the labels.
+    """
+    if not isinstance(smoothing.reference, Tree) or not all(isinstance(name, str) for name in classes.tolist()):
+        return smoothing
+    return dataclasses.replace(smoothing, reference=smoothing.reference.in_order(classes.tolist()))
 
 
 def encode_labels(array: NDArray[Any], classes: NDArray[Any], name: str = "y") -> NDArray[np.int64]:

@@ -210,7 +210,7 @@ def _spread(rows: Rows) -> Rows:
     count = min(len(rows), MONITOR_ROWS, max(1, MONITOR_BYTES // row_bytes))
     if count == len(rows):
         return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long().to(rows.labels.device)]
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long().to(rows.labels.device)]
 
 
 def _blocks(rows: Rows) -> Iterator[Rows]:

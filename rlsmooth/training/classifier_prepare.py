@@ -13,7 +13,14 @@ from torch import Tensor
 
 from rlsmooth.targets import Smoothing, Target, as_smoothing
 from rlsmooth.training.classifier_data import Rows, as_inputs, as_mask
-from rlsmooth.training.classifier_labels import as_label_array, as_weights, class_factors, encode_labels, hold_out
+from rlsmooth.training.classifier_labels import (
+    as_label_array,
+    as_weights,
+    class_factors,
+    encode_labels,
+    hold_out,
+    in_class_order,
+)
 from rlsmooth.training.classifier_model import as_device, model_dtype
 
 if TYPE_CHECKING:
@@ -78,6 +85,7 @@ def prepare(
     except TypeError as error:
         raise ValueError(f"y mixes kinds of labels that can't be sorted ({error}): give all of one kind.") from error
     labels = encode_labels(names, known)
+    smoothing = in_class_order(smoothing, known)
     weights = as_weights(sample_weight, len(labels))
     legal = as_mask(mask, len(labels), len(known))
     if target is not None:

@@ -112,7 +112,7 @@ def begin(classifier: Classifier, data: Data, *, seed: int, start: nn.Module | N
     _refuse_a_lone_row(module, len(data.rows), classifier.batch_size)
     schedule = as_schedule(classifier.learning_rate)
     patience = classifier.early_stopping_patience
-    with isolated_rng((seed + 1) % 2**32):
+    with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws other noise than what came before
         rng = rng_state()
     return Run(
         data,
@@ -129,13 +129,14 @@ def begin(classifier: Classifier, data: Data, *, seed: int, start: nn.Module | N
 
 
 def fingerprint(data: Data) -> str:
-    """A sha256 that tells one data set from another: of its labels, weights and up to 4096 rows of the rest."""
-    digest = hashlib.sha256()
+    """A sha256 that tells data sets apart: of classes, labels, weights and up to 4096 rows of the rest."""
+    digest = hashlib.sha256(repr(data.classes.tolist()).encode())
     for rows in (data.rows, data.validation):
         if rows is None:
             continue
-        few = torch.linspace(0, len(rows) - 1, min(len(rows), HASHED_ROWS)).round().long().to(rows.labels.device)
-        sample = rows[few]
+        # In float64: float32 can't tell row numbers above 2^24 apart.
+        spread = torch.linspace(0, len(rows) - 1, min(len(rows), HASHED_ROWS), dtype=torch.float64)
+        sample = rows[spread.round().long().to(rows.labels.device)]
         goal = None if sample.target is None else sample.target.dense()
         for tensor in (rows.labels, rows.weights, sample.inputs, sample.mask, goal):
             if tensor is not None:

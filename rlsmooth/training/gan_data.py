@@ -84,7 +84,11 @@ class RealRows:
         """A sha256 that tells one tensor from another, of up to 4096 of its rows; None where rows are drawn."""
         if self.tensor is None:
             return None
-        few = torch.linspace(0, len(self.tensor) - 1, min(len(self.tensor), HASHED_ROWS)).round().long()
+        few = (
+            torch.linspace(0, len(self.tensor) - 1, min(len(self.tensor), HASHED_ROWS), dtype=torch.float64)
+            .round()
+            .long()
+        )
         kept = self.tensor[few.to(self.device)].cpu().contiguous()
         digest = hashlib.sha256(f"{kept.dtype} {tuple(self.tensor.shape)}".encode())
         digest.update(kept.view(torch.uint8).numpy().tobytes())

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, teacher
 from rlsmooth.training.classifier import Classifier
+from rlsmooth.training.classifier_labels import in_class_order
 from rlsmooth.training.classifier_sklearn import not_fitted_error
 from rlsmooth.training.self_training_labels import (
     PseudoSmoothing,
@@ -150,8 +151,12 @@ class SelfTraining(MetaEstimator):
         """
         student = clone_classifier(self.classifier)
         self._check_arguments(student)
-        recipes = Recipes(as_given(student.smoothing), as_pseudo(self.smoothing, self.labels))
+        given, pseudo = as_given(student.smoothing), as_pseudo(self.smoothing, self.labels)
         rows = begin(X, y, sample_weight, true_labels, soft=self.labels == "soft")
+        recipes = Recipes(
+            in_class_order(given, rows.classes),
+            in_class_order(pseudo, rows.classes) if isinstance(pseudo, Smoothing) else pseudo,
+        )
         self._compare(len(rows.classes), len(rows.unlabelled()))
         self.classifier_, self.rounds_, self.n_iter_ = student, [], 0
         self.transduction_, self.labeled_iter_, self.classes_ = rows.labels, rows.labelled_in, rows.classes
@@ -254,6 +259,12 @@ class SelfTraining(MetaEstimator):
         if temperature != 1 and self.labels == "hard":
             raise ValueError(
                 f'temperature={temperature:g} sharpens soft labels only: set labels="soft", or leave it 1.'
+            )
+        arguments = student.get_params()
+        if arguments.get("warm_start") and arguments.get("validation_fraction"):
+            raise ValueError(
+                "classifier.validation_fraction holds out other rows in each round, and with warm_start rows that were "
+                "trained on: set it to 0, or warm_start=False."
             )
         if self.ema_decay is not None:
             check_in_range("ema_decay", self.ema_decay, 0.0, 1.0, high_open=True)

@@ -114,7 +114,7 @@ def begin(X: Any, y: Any, sample_weight: Any, true_labels: Any, *, soft: bool) -
         inputs,
         as_weights(sample_weight, len(labels)),
         labels,
-        None if true_labels is None else _labels(true_labels, len(labels), "true_labels"),
+        None if true_labels is None else as_label_array(true_labels, len(labels), "true_labels"),
         classes,
         places,
         np.where(has_label, 0, UNLABELLED),
