@@ -163,7 +163,7 @@ def make_classifier(args: Args, training: LabelledData, smoothing: Smoothing, fo
         make_network(args, training),
         smoothing=smoothing,
         mixup=args.mixup,
-        max_epochs=args.epochs,
+        max_epochs=check_positive_int("epochs", args.epochs),
         early_stopping_patience=args.early_stopping_patience,
         amp=args.amp,
         device=args.device,

@@ -114,7 +114,7 @@ def make_model(args: Args, rows: LabelledData, folder: Path, events: Path) -> Se
     classifier = Classifier(
         make_network(args, rows),
         smoothing=args.given_smoothing,
-        max_epochs=args.epochs,
+        max_epochs=check_positive_int("epochs", args.epochs),
         device=args.device,
         # Whatever the average is to be of must go on from round to round.
         warm_start=args.ema is not None,

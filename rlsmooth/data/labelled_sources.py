@@ -140,7 +140,9 @@ def read_file(path: Path) -> Raw:
         ValueError,
     ) as error:
         # A damaged archive makes numpy raise any of these; a bare .npy array is no context, a TypeError.
-        raise ValueError(f"{str(path)!r} can't be read as an .npz of plain arrays: {error}") from error
+        # Numpy's own words would advise to load it as a pickle.
+        why = "it is no archive or holds Python objects" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{str(path)!r} can't be read as an .npz of plain arrays: {why}.") from error
     missing = [name for name in ("features", "labels") if name not in arrays]
     if missing:
         raise ValueError(
