@@ -31,7 +31,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
     Returns:
         0-dim, dimensionless, in the logits' dtype (float32 for half precision). It is the lower bound where every row
         is right (no T is sharp enough), the upper one where the logits are no better than none, and 1 where every T
-        does as well. NaN without rows, and NaN if a logit is NaN or +inf, a label is no class or has a logit of -inf.
+        does as well, or where every row is right with a likelihood that is already exact at T = 1. NaN without rows,
+        and NaN if a logit is NaN or +inf, a label is no class or has a logit of -inf.
 
     Raises:
         TypeError: `logits` is not floating, `labels` not int64.

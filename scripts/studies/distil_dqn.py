@@ -160,7 +160,8 @@ def chart(path: Path, students: Mapping[str, Mapping[str, Sequence[Result]]], te
             row[0].axvline(float(np.mean(greedy)), color=GREEN, linestyle="--", label="teachers, greedy")
             chance = [teacher["random"] for teacher in teachers[env]]
             row[0].axvline(float(np.mean(chance)), color=INK, linestyle=":", label="random policy")
-        grid[0, 0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.35, 1.0), ncols=2, fontsize=10)
+        above = grid[0, 0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.35, 1.0), ncols=2, fontsize=10)
+        above.set_in_layout(False)  # wider than its axes
         save_figure(path, figure)
 
 
