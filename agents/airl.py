@@ -82,7 +82,8 @@ class AIRL(AdversarialImitation):
         seed: int | None = None,
     ) -> None:
         policy = gen_algo.policy
-        if not isinstance(policy, (ActorCriticPolicy, SACPolicy)) or hasattr(policy, "lstm_actor"):
+        is_known = isinstance(policy, (ActorCriticPolicy, SACPolicy)) or is_maskable(policy)
+        if not is_known or "lstm_actor" in dict(policy.named_children()):
             raise TypeError(
                 f"gen_algo's {type(policy).__name__} can't tell the log-probability of an action: use an actor-critic "
                 "policy without memory (PPO, A2C, TRPO, MaskablePPO and their smoothed forms) or SAC."

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -21,7 +22,7 @@ from rlsmooth.agents.airl import AIRL, log_probability
 from rlsmooth.agents.gail import GAIL
 from rlsmooth.agents.learned_reward import LearnedRewardVecEnv
 from rlsmooth.agents.reward_net import RewardNet, RunningNorm, ShapedRewardNet, Transitions
-from rlsmooth.data import Demonstrations, cartpole_v1
+from rlsmooth.data import Demonstrations, cartpole_v1, record
 
 BOX = spaces.Box(-1, 1, (3,))
 ACTIONS = [
@@ -194,6 +195,22 @@ def test_airl_refuses_what_has_no_log_probability() -> None:
     model = DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=100)
     with pytest.raises(TypeError, match="log-probability"):
         AIRL(expert(), model)
+    recurrent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, device="cpu")
+    with pytest.raises(TypeError, match="without memory"):
+        AIRL(expert(), recurrent)
+
+
+@pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
+def test_masks_are_kept_with_what_was_done_under_them(trainer_class: Any) -> None:
+    env = make_vec_env("rlsmooth/IdentityMasked-v0", n_envs=2, seed=0)
+    model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    data = record(model, "rlsmooth/IdentityMasked-v0", 3, seed=0)
+    trainer = trainer_class(data, model, demo_batch_size=32, seed=0).learn(128)
+    assert trainer.rounds == 2
+    masks = trainer.generated.masks
+    assert not masks.all()
+    assert masks[np.arange(64), trainer.generated.actions].all()
+    assert all(parameter.isfinite().all() for parameter in trainer.reward_net.parameters())
 
 
 class Tags(BaseCallback):
