@@ -61,6 +61,7 @@ def test_bc_speed_runs_without_the_peers(tmp_path: Path) -> None:
     assert "--quick" in result["command"]
 
 
+@pytest.mark.slow
 def test_loss_speed_runs(tmp_path: Path) -> None:
     done = run("loss_speed.py", "--quick", "--device", "cpu", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,7 @@ def test_ppo_finds_the_optimum(name: str, arguments: dict[str, Any], policy: str
     assert greedy_return(model, make_tabular(name, **arguments)) >= 0.97
 
 
+@pytest.mark.slow
 def test_ppo_learns_from_images() -> None:
     arguments = {"observation": "image", "num_actions": 3}
     model = PPO(
@@ -73,6 +74,7 @@ def test_ppo_learns_from_images() -> None:
     assert mean == 10.0
 
 
+@pytest.mark.slow
 def test_a2c_finds_the_optimum() -> None:
     name = "rlsmooth/Identity-v0"
     vec_env = make_vec_env(name, 8)
@@ -80,6 +82,7 @@ def test_a2c_finds_the_optimum() -> None:
     assert greedy_return(model, make_tabular(name)) >= 0.97
 
 
+@pytest.mark.slow
 def test_ppo_with_an_entropy_bonus_comes_near_the_soft_optimum() -> None:
     env = make_tabular("rlsmooth/Identity-v0", num_actions=3, observation="one_hot")
     coefficient = 0.5

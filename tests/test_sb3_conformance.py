@@ -99,6 +99,7 @@ def test_a_test_that_is_missing_is_a_difference() -> None:
     assert [(one.test, one.mode, one.parents, one.ours) for one in found] == [("u", "off", "passed", "not run")]
 
 
+@pytest.mark.slow
 def test_off_is_the_parent_and_on_is_not() -> None:
     rows = fingerprints(128)
     assert len(rows) == 7
