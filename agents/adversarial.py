@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.adversarial_data import TransitionStore, expert_store
+from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.learned_reward import LearnedRewardVecEnv, install, uninstall
 from rlsmooth.agents.relabelling import relabel
 from rlsmooth.agents.reward_net import RewardNet, Transitions
@@ -288,8 +289,6 @@ class AdversarialImitation(ABC):
             relabel(self.gen_algo, self.predict_reward)
 
     def _num_masks(self) -> int:
-        from rlsmooth.agents.bc_setup import is_maskable
-
         if not is_maskable(self.gen_algo.policy):
             return 0
         env = self.gen_algo.env

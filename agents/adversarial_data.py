@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +166,9 @@ def expert_store(
 
     Raises:
         ValueError: no row is left, masks are needed and missing.
+
+    Warns:
+        UserWarning: last rows are left out.
     """
     if num_masks and demonstrations.action_masks is None:
         raise ValueError("demonstrations have no action_masks, which this policy needs: record them with masks.")
@@ -172,6 +176,13 @@ def expert_store(
     rows = rows_with_next(demonstrations) if needs_next and not has_next else np.arange(len(demonstrations))
     if len(rows) == 0:
         raise ValueError("demonstrations have no transition whose next observation is known.")
+    if len(rows) < len(demonstrations):
+        warnings.warn(
+            "demonstrations have no next_observations: the last rows of the episodes, "
+            f"{len(demonstrations) - len(rows)} rows in all, are left out. Record next_observations to keep them.",
+            UserWarning,
+            stacklevel=3,
+        )
     batch = demonstrations[rows]
     observations = _oriented(batch.observations, observation_space)
     if has_next:
@@ -181,12 +192,11 @@ def expert_store(
     lengths = demonstrations.episode_lengths()
     padding = np.zeros(len(demonstrations))
     terminated = np.zeros(len(demonstrations), dtype=bool)
-    if horizon is not None and demonstrations.terminations is not None:
+    if demonstrations.terminations is not None:
         terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
+    if horizon is not None:
         ends = demonstrations.episode_ends - 1
         padding[ends] = np.where(terminated[ends], np.maximum(horizon - lengths, 0), 0)
-    elif demonstrations.terminations is not None:
-        terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
     store = TransitionStore(observation_space, demonstrations.action_space, len(rows), num_masks)
     store.add(
         observations, batch.actions, after, terminated[rows], padding[rows], batch.action_masks if num_masks else None

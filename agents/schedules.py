@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from rlsmooth.checks import check_in_range
+from rlsmooth.checks import check_in_range, linear_start
 
 __all__ = ["ScheduleLike", "check_schedule", "is_zero", "value_at"]
 
@@ -67,11 +67,7 @@ def is_zero(value: ScheduleLike) -> bool:
 
 
 def _start_of(name: str, text: str) -> float:
-    kind, _, number = text.partition("_")
-    try:
-        start = float(number) if kind == "lin" and "_" not in number else None  # float() would read "0_1" as 1
-    except ValueError:
-        start = None
+    start = linear_start(text)
     if start is None:
         raise ValueError(f'{name}={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
     return start

@@ -13,7 +13,7 @@ import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlsmooth.agents.policy_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_positive_int, linear_start
 
 __all__ = ["Hyperparameters", "read_hyperparameters", "resolve_hyperparameters"]
 
@@ -180,12 +180,8 @@ def _whole(name: str, value: Any) -> Any:
 
 def _schedule(name: str, value: Any) -> Any:
     if isinstance(value, str):
-        kind, _, start = value.partition("_")
-        try:
-            number = float(start)
-        except ValueError:
-            kind, number = "", 0.0
-        if kind != "lin" or "_" in start or not 0 < number < float("inf"):
+        number = linear_start(value)
+        if number is None or not 0 < number < float("inf"):
             raise ValueError(f'{name}={value!r} must be a number, or such as "lin_0.001".')
         return LinearSchedule(number, 0.0, 1.0)
     if value is None and name == "clip_range_vf":

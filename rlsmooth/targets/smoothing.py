@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice
+from rlsmooth.checks import check_choice, linear_start
 from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, from_array, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
@@ -253,15 +253,8 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
 
 
 def _linear(text: str) -> float:
-    kind, _, number = text.partition("_")
-    try:
-        start = float(number)
-    except ValueError:
-        kind = ""
-        start = 0.0
-    if "_" in number:  # float() would read "0_1" as 1
-        kind = ""
-    if kind != "lin":
+    start = linear_start(text)
+    if start is None:
         raise ValueError(f'alpha={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
     check_alpha(start, torch.Size(), values=True)
     return start

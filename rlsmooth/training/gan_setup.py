@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 
-from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.checks import check_in_range, check_positive_int, linear_start
 from rlsmooth.training.checkpoint import checkpoint_steps
 from rlsmooth.training.gan_data import RealRows
 from rlsmooth.training.gan_files import read_checkpoint
@@ -50,12 +50,8 @@ def as_target_schedule(real_target: TargetSchedule) -> Callable[[float], float]:
     if callable(real_target):
         return real_target
     if isinstance(real_target, str):
-        kind, _, number = real_target.partition("_")
-        try:
-            start = float(number)
-        except ValueError:
-            start = float("nan")
-        if kind != "lin" or not 0 < start <= 1:
+        start = linear_start(real_target)
+        if start is None or not 0 < start <= 1:
             raise ValueError(f'real_target={real_target!r} is no schedule: write "lin_0.9", or give a callable.')
         return lambda progress: 1 - progress * (1 - start)
     target = check_in_range("real_target", real_target, 0.0, 1.0)

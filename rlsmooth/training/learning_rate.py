@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from rlsmooth.checks import check_in_range
+from rlsmooth.checks import check_in_range, linear_start
 
 __all__ = ["LearningRate", "as_schedule"]
 
@@ -29,12 +29,8 @@ def as_schedule(learning_rate: LearningRate) -> Callable[[float], float]:
     if callable(learning_rate):
         return learning_rate
     if isinstance(learning_rate, str):
-        kind, _, number = learning_rate.partition("_")
-        try:
-            start = float(number)
-        except ValueError:
-            start = float("nan")
-        if kind != "lin" or not 0 < start < float("inf"):
+        start = linear_start(learning_rate)
+        if start is None or not 0 < start < float("inf"):
             raise ValueError(f'learning_rate={learning_rate!r} is no schedule: write "lin_1e-3", or give a callable.')
         return lambda progress: progress * start
     rate = check_in_range("learning_rate", learning_rate, 0.0, low_open=True)
