@@ -92,7 +92,7 @@ class BCO(SavedBCO):
         action_bins: as of `BC`; for the inverse dynamics model too.
         pseudo_labels: `"hard"`: the most probable action; `"soft"`: all probabilities, for a Discrete action space.
         n_rounds: rounds of one call of `learn`.
-        transitions_per_round: made in each round, divided among the environments.
+        transitions_per_round: made in each round, divided among the environments; at least 10, a tenth is held out.
         n_epochs: passes over the demonstrations in each round.
         learning_rate: of the policy; as of `BC`, a schedule runs once a round.
         batch_size: of both trainings.
@@ -171,7 +171,7 @@ class BCO(SavedBCO):
         check_choice("pseudo_labels", pseudo_labels, ("hard", "soft"))
         self.pseudo_labels = pseudo_labels
         self.n_rounds = check_positive_int("n_rounds", n_rounds)
-        self.transitions_per_round = check_positive_int("transitions_per_round", transitions_per_round)
+        self.transitions_per_round = check_positive_int("transitions_per_round", transitions_per_round, minimum=10)
         self.n_epochs = check_positive_int("n_epochs", n_epochs)
         self.inverse_inputs = inverse_inputs
         self.inverse_epochs = check_positive_int("inverse_epochs", inverse_epochs)

@@ -324,6 +324,8 @@ def test_mistakes_are_told() -> None:
         make(data, pseudo_labels="firm")
     with pytest.raises(ValueError, match="n_rounds=0"):
         make(data, n_rounds=0)
+    with pytest.raises(ValueError, match="transitions_per_round=9 must be at least 10"):
+        make(data, transitions_per_round=9)
     with pytest.raises(ValueError, match="demonstrations has observation_space"):
         make(watched("multi_discrete"))
     with pytest.raises(ValueError, match="demonstrations has action_space"):
