@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from rlsmooth.agents.policy_arguments import (
     encode_arguments,
     mark_custom,
 )
-from rlsmooth.agents.policy_classes import is_listed_policy, policy_class_by_name
+from rlsmooth.agents.policy_classes import is_known_policy, listed_policy_name, policy_class_by_name, resample_noise
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
 from rlsmooth.training.safe_file import SafeFile, check_json
@@ -41,6 +41,7 @@ __all__ = [
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
 MEMBERS = {"policy", "arguments", "extra"}
+KEPT_ON_CPU = "replay_buffer/"  # may be larger than a GPU, and is wanted in numpy
 BUILT_FROM = {"observation_space", "action_space"}
 
 
@@ -76,7 +77,7 @@ def save_agent_file(
     Args:
         path: the file. As in Stable-Baselines3, `.zip` is added to a name without a suffix, and a missing folder made.
         kind: the algorithm's short name; `load_agent_file(kind=...)` checks it.
-        policy: any `ActorCriticPolicy` of Stable-Baselines3, or sb3-contrib's Maskable or Recurrent ones. Of a policy,
+        policy: of any on-policy or off-policy algorithm of Stable-Baselines3 or sb3-contrib, or ours. Of a policy,
             extractor, activation or optimiser class of your own the file keeps the name only, and loading asks for it.
         config: JSON-able: arguments, counters, whatever the algorithm needs to go on.
         tensors: whatever tensors it needs besides the policy's.
@@ -85,7 +86,7 @@ def save_agent_file(
         The path written, with its suffix.
 
     Raises:
-        TypeError: `policy` is no actor-critic policy, or a space of its is of an unknown kind, or `config` is not
+        TypeError: `policy` is of no known kind, or a space of its is of an unknown kind, or `config` is not
             JSON-able.
         ValueError: the policy's constructor can't be called with what its `_get_constructor_parameters()` gives, or the
             folder can't be written to.
@@ -93,19 +94,20 @@ def save_agent_file(
     Example:
         >>> import tempfile
         >>> from gymnasium import spaces
+        >>> from stable_baselines3.common.policies import ActorCriticPolicy
         >>> policy = ActorCriticPolicy(spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3)
         >>> path = save_agent_file(f"{tempfile.mkdtemp()}/agent", kind="bc", policy=policy, config={"alpha": 0.1})
         >>> path.name, load_agent_file(path).config
         ('agent.zip', {'alpha': 0.1})
     """
-    if not isinstance(policy, BasePolicy) or not (isinstance(policy, ActorCriticPolicy) or is_listed_policy(policy)):
-        raise TypeError(f"policy is a {type(policy).__name__}: pass an actor-critic policy, such as agent.policy.")
+    if not (isinstance(policy, BasePolicy) and is_known_policy(policy)):
+        raise TypeError(f"policy is a {type(policy).__name__}: pass the policy of an algorithm, such as agent.policy.")
     check_json(dict(config), "config")
     path = Path(path).expanduser()
     path = path if path.suffix else path.with_name(f"{path.name}.zip")
     encoded, argument_tensors = encode_arguments(constructor_arguments(policy))
     description = {
-        "class": type(policy).__name__ if is_listed_policy(policy) else mark_custom(type(policy)),
+        "class": listed_policy_name(type(policy)) or mark_custom(type(policy)),
         "arguments": encoded,
     }
     check_writable_folder("path", path.parent)
@@ -205,13 +207,15 @@ def agent_from_safe_file(
         target = get_device(device)
         policy.to(target)
         policy.set_training_mode(False)
-        if isinstance(policy, ActorCriticPolicy) and policy.use_sde:
-            policy.reset_noise()  # drawn from the fresh weights, on the CPU
+        resample_noise(policy)  # drawn from the fresh weights, on the CPU, until now
     return AgentFile(
         kind=file.config["kind"],
         policy=policy,
         config=file.config["config"],
-        tensors={name: tensor.to(target) for name, tensor in file.tensors["extra"].items()},
+        tensors={
+            name: tensor if name.startswith(KEPT_ON_CPU) else tensor.to(target)
+            for name, tensor in file.tensors["extra"].items()
+        },
         versions=file.versions,
     )
 
@@ -237,7 +241,9 @@ def _checked_description(path: Path, config: Mapping[str, Any], groups: set[str]
 def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> type[BasePolicy]:
     if given is not None:
         if not (isinstance(given, type) and issubclass(given, BasePolicy)):
-            raise TypeError(f"policy_class={given!r} is no policy class: pass a subclass of ActorCriticPolicy.")
+            raise TypeError(
+                f"policy_class={given!r} is no policy class: pass a subclass of BasePolicy, such as ActorCriticPolicy."
+            )
         return given
     custom = custom_name(named)
     if custom is not None:

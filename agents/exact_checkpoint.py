@@ -10,11 +10,16 @@ and after a kill, in a new process, with environments built as before:
     run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
 
 Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
-have counted and collected comes back too, text apart: a file must not say where a callback writes. On the CPU, with
+have counted and collected comes back too, text apart: a file must not say where a callback writes. A callback may also
+say itself what is kept of it: see `rlsmooth.agents.exact_callbacks.HasExactState`. On the CPU, with
 environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
 the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
 `rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
 episodes.
+
+Off-policy algorithms are kept with what is in their replay buffer (a checkpoint is as large as that), the noise of
+their actions and their exploration. A HerReplayBuffer, a buffer that saves memory by sharing observations, and one of a
+class of your own can't be kept.
 
 Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
 after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).
@@ -24,33 +29,47 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from rlsmooth.agents.agent_file import load_parameters
-from rlsmooth.agents.exact_state import (
-    arrays_from_tensors,
+from rlsmooth.agents.exact_callbacks import (
     callback_states,
     changed_states,
+    own_states,
+    set_callback_states,
+    set_own_states,
+)
+from rlsmooth.agents.exact_state import (
+    action_noise_state,
     interaction_state,
     logger_state,
     noise_state,
-    set_callback_states,
+    set_action_noise_state,
     set_interaction_state,
     set_logger_state,
     set_noise_state,
-    tensors_from_arrays,
 )
+from rlsmooth.agents.exact_values import arrays_from_tensors, state_from_tree, tensors_from_arrays
+from rlsmooth.agents.model_classes import ALGORITHM_BASES, Algorithm
 from rlsmooth.agents.model_file import load_agent, save_agent
-from rlsmooth.agents.model_state import extra_modules, load_extra_modules, plain_attributes, set_plain_attributes
+from rlsmooth.agents.model_state import (
+    extra_modules,
+    load_extra_modules,
+    load_optimizers,
+    optimizers,
+    plain_attributes,
+    set_plain_attributes,
+)
+from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, set_buffer_state
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.training import (
     Checkpoint,
@@ -58,8 +77,6 @@ from rlsmooth.training import (
     checkpoint_steps,
     execution_state,
     latest_checkpoint,
-    load_optimizer,
-    optimizer_to_tensors,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -85,26 +102,30 @@ class ResumedRun:
         total_timesteps: what the run was to reach, in environment steps.
         remaining_timesteps: what is left of it; 0 for a finished run.
         is_exact: whether the environments are where they were; False: `learn` starts new episodes.
+        callback_states: of callbacks that keep a state of their own (`HasExactState`): the full name of their class to
+            the state of the first of that class. What a trainer around the algorithm needs to be built again.
     """
 
-    model: OnPolicyAlgorithm
+    model: Any
     callback: ExactCheckpointCallback
     total_timesteps: int
     remaining_timesteps: int
     is_exact: bool
+    callback_states: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class ExactCheckpointCallback(BaseCallback):
     """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
 
     Args:
-        save_freq: environment steps between two checkpoints. They are written when a rollout starts.
+        save_freq: environment steps between two checkpoints. They are written when a rollout starts, which off-policy
+            algorithms do every `train_freq` steps or episodes.
         save_path: the folder, for this run alone.
         keep: how many checkpoints to keep.
         verbose: 1 prints each path.
 
     Raises:
-        TypeError: `save_freq` or `keep` is no whole number.
+        TypeError: `save_freq` or `keep` is no whole number; by `learn`, if the replay buffer can't be kept.
         ValueError: one is under 1, or the folder can't be written to; by `learn`, if the folder holds another run.
 
     Example:
@@ -134,6 +155,8 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
+        if isinstance(self.model, OffPolicyAlgorithm):
+            check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
         if self._pending is not None:
             if self.num_timesteps != self._pending.step:
                 raise ValueError(
@@ -180,8 +203,8 @@ class ExactCheckpointCallback(BaseCallback):
             self._save(None)  # gSDE draws its noise when the next rollout starts
 
     @property
-    def _model(self) -> OnPolicyAlgorithm:
-        assert isinstance(self.model, OnPolicyAlgorithm)
+    def _model(self) -> Algorithm:
+        assert isinstance(self.model, ALGORITHM_BASES)
         return self.model
 
     def _save_model(self) -> None:
@@ -197,12 +220,15 @@ class ExactCheckpointCallback(BaseCallback):
             warnings.warn(f"A run resumed from here starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
         kept = {
             "interaction": interaction,
+            "action_noise": action_noise_state(model),
             "logger": logger_state(model.logger),
             "callbacks": changed_states(callback_states(self._root, self), self._baseline),
+            "own_states": own_states(self._root, self),
         }
         run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
-        optimizer_tensors, optimizer = optimizer_to_tensors(model.policy.optimizer)
+        optimizer, optimizer_tensors = optimizers(model)
         modules, module_tensors = extra_modules(model)
+        buffer, rows = _buffer_state(model)
         path = save_checkpoint(
             self.save_path,
             model.num_timesteps,
@@ -214,6 +240,7 @@ class ExactCheckpointCallback(BaseCallback):
                 "attributes": plain_attributes(model),
                 "optimizer": optimizer,
                 "modules": modules,
+                "replay_buffer": buffer,
                 "has_noise": noise is not None,
                 "execution": execution_state(),
                 "run": run,
@@ -222,6 +249,7 @@ class ExactCheckpointCallback(BaseCallback):
                 "policy": model.policy.state_dict(),
                 "optimizer": optimizer_tensors,
                 "modules": module_tensors,
+                "replay_buffer": rows,
                 "noise": noise or {},
                 "rng": rng_state(),
                 "run": run_tensors,
@@ -237,12 +265,16 @@ class ExactCheckpointCallback(BaseCallback):
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
         run = _run_of(checkpoint)
         set_logger_state(model.logger, run["logger"])
-        problem = set_callback_states(self._root, self, run["callbacks"])
-        if problem:
+        problems = [
+            set_callback_states(self._root, self, run["callbacks"]),
+            set_own_states(self._root, self, run.get("own_states", []), episodes_go_on=self._is_exact),
+        ]
+        for problem in filter(None, problems):
             warnings.warn(f"The state of the callbacks was not put back: {problem}.", RuntimeWarning, stacklevel=2)
         if self._is_exact:
             # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
             set_interaction_state(model, run["interaction"])
+            set_action_noise_state(model, run.get("action_noise"))
         self._saved_at = checkpoint.step
         set_rng_state(tensors["rng"])
         set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
@@ -253,7 +285,7 @@ def load_checkpoint(
     env: GymEnv | str,
     *,
     device: torch.device | str = "auto",
-    model_class: type[OnPolicyAlgorithm] | None = None,
+    model_class: type[Algorithm] | None = None,
     policy_class: type[BasePolicy] | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     tensorboard_log: str | Path | None = None,
@@ -275,7 +307,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
-            environments are others.
+            environments are others, or the replay buffer is of another size.
         SafeFileError: no checkpoint can be read, or it does not fit.
 
     Example:
@@ -285,7 +317,7 @@ def load_checkpoint(
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None or not (folder / MODEL_FILE).is_file():
         raise ValueError(f"folder={str(folder)!r} holds no run to go on with: start it from the beginning.")
-    model: OnPolicyAlgorithm = load_agent(
+    model: Algorithm = load_agent(
         folder / MODEL_FILE,
         env=env,
         device=device,
@@ -301,6 +333,10 @@ def load_checkpoint(
             checkpoint.config["save_freq"], folder, keep=checkpoint.config["keep"], verbose=verbose
         )
         total = int(checkpoint.config["total_timesteps"])
+        states = {
+            kept["class"]: state_from_tree(kept["state"])
+            for kept in reversed(_run_of(checkpoint).get("own_states", ()))
+        }
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
     if problem:
@@ -315,23 +351,33 @@ def load_checkpoint(
         total_timesteps=total,
         remaining_timesteps=max(0, total - model.num_timesteps),
         is_exact=not problem,
+        callback_states=states,
     )
 
 
-def _apply(checkpoint: Checkpoint, model: OnPolicyAlgorithm) -> str:
+def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
     """Put back all that `learn` leaves alone; returns why the environments could not be, or ""."""
     config, tensors = checkpoint.config, checkpoint.tensors
     if config["n_envs"] != model.n_envs:
         raise ValueError(f"env has {model.n_envs} environments, the run had {config['n_envs']}: build as many.")
     load_parameters(checkpoint.path, model.policy, tensors["policy"])
     load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
-    load_optimizer(model.policy.optimizer, tensors["optimizer"], config["optimizer"])
+    load_optimizers(model, config["optimizer"], tensors["optimizer"])
     set_plain_attributes(model, config["attributes"])
+    if isinstance(model, OffPolicyAlgorithm):
+        set_buffer_state(model.replay_buffer, config["replay_buffer"], tensors.pop("replay_buffer"))
     problem = set_interaction_state(model, _run_of(checkpoint)["interaction"])
     if problem and model.seed is not None:
         assert model.env is not None
         model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with
     return problem
+
+
+def _buffer_state(model: Algorithm) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    if not isinstance(model, OffPolicyAlgorithm):
+        return None, {}
+    assert model.replay_buffer is not None
+    return buffer_state(model.replay_buffer)
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:

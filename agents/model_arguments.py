@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 
+from rlsmooth.agents.off_policy_arguments import automatic_buffer_class, noise_from_plain, noise_to_plain
 from rlsmooth.agents.policy_arguments import custom_name, mark_custom
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, tree_from_json, tree_to_json
@@ -33,7 +37,8 @@ NOT_KEPT = {
 }
 ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 LIBRARIES = ("stable_baselines3", "sb3_contrib")
-LINEAR, SMOOTHING = "__linear__", "__smoothing__"
+LINEAR, SMOOTHING, NOISE = "__linear__", "__smoothing__", "__noise__"
+REPLAY_BUFFER = "replay_buffer_class"
 
 
 def constructor_names(model_class: type[BaseAlgorithm]) -> list[str]:
@@ -73,6 +78,8 @@ def model_arguments(model: BaseAlgorithm) -> dict[str, Any]:
                 "of that name: keep it, so that a file can hold it."
             )
         found[name] = vars(model)[attribute]
+    if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer_class is automatic_buffer_class(model):
+        found[REPLAY_BUFFER] = None  # as it was given, or as good as that
     return found
 
 
@@ -135,8 +142,17 @@ def _encode(name: str, value: Any) -> tuple[Any, dict[str, Tensor]]:
             return mark(value.alpha), {}
         return {SMOOTHING: value.to_config()}, {}
     if isinstance(value, type):
-        # Buffers: the algorithm chooses the same one again.
-        return (None if value.__module__.split(".")[0] in LIBRARIES else mark_custom(value)), {}
+        # Rollout buffers of the libraries: the algorithm chooses the same one again.
+        is_chosen_again = name != REPLAY_BUFFER and value.__module__.split(".")[0] in LIBRARIES
+        return (None if is_chosen_again else mark_custom(value)), {}
+    if isinstance(value, TrainFreq):
+        value = (value.frequency, value.unit.value)
+    if isinstance(value, ActionNoise):
+        plain = noise_to_plain(value)
+        if plain is None:
+            return mark(value), {}
+        encoded, tensors = tree_to_json(plain, f"argument.{name}")
+        return {NOISE: encoded}, tensors
     if isinstance(value, np.generic):
         value = value.item()
     try:
@@ -156,4 +172,6 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return LinearSchedule(start, end, fraction)
     if isinstance(value, dict) and set(value) == {SMOOTHING}:
         return Smoothing.from_config(value[SMOOTHING])
+    if isinstance(value, dict) and set(value) == {NOISE}:
+        return noise_from_plain(tree_from_json(value[NOISE], tensors))
     return tree_from_json(value, tensors)

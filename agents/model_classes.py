@@ -1,16 +1,22 @@
-"""The algorithms that an agent file may name. All but PPO and A2C are looked up only when they are asked for."""
+"""The algorithms that an agent file may name. Those of sb3-contrib are looked up only when they are asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-__all__ = ["KNOWN_ALGORITHMS", "listed_algorithm", "model_class_by_name"]
+__all__ = ["ALGORITHM_BASES", "KNOWN_ALGORITHMS", "Algorithm", "listed_algorithm", "model_class_by_name"]
 
-SB3: dict[str, type[OnPolicyAlgorithm]] = {algorithm.__name__: algorithm for algorithm in (A2C, PPO)}
-CONTRIB = ("MaskablePPO", "RecurrentPPO", "TRPO")
+Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
+ALGORITHM_BASES = (OnPolicyAlgorithm, OffPolicyAlgorithm)
+"""What every algorithm here is one of."""
+
+STANDARD: tuple[type[Algorithm], ...] = (A2C, PPO, DDPG, DQN, SAC, TD3)
+SB3: dict[str, type[Algorithm]] = {algorithm.__name__: algorithm for algorithm in STANDARD}
+CONTRIB = ("MaskablePPO", "RecurrentPPO", "TRPO", "CrossQ", "QRDQN", "TQC")
 SMOOTHED = ("SmoothedA2C", "SmoothedPPO")
 SMOOTHED_CONTRIB = ("SmoothedMaskablePPO", "SmoothedRecurrentPPO")
 LIBRARIES = ("rlsmooth", "sb3_contrib", "stable_baselines3")
@@ -18,7 +24,7 @@ KNOWN_ALGORITHMS = (*SB3, *CONTRIB, *SMOOTHED, *SMOOTHED_CONTRIB)
 """Their short names."""
 
 
-def model_class_by_name(name: Any) -> type[OnPolicyAlgorithm]:
+def model_class_by_name(name: Any) -> type[Algorithm]:
     """The algorithm of that short name.
 
     Args:
@@ -39,7 +45,7 @@ def model_class_by_name(name: Any) -> type[OnPolicyAlgorithm]:
         raise ValueError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
 
 
-def listed_algorithm(model: OnPolicyAlgorithm) -> str | None:
+def listed_algorithm(model: Algorithm) -> str | None:
     """The short name of the nearest of the model's class and its ancestors that a file may name; None: there is none.
 
     Example:
@@ -55,7 +61,7 @@ def listed_algorithm(model: OnPolicyAlgorithm) -> str | None:
     return None
 
 
-def _looked_up(name: str) -> type[OnPolicyAlgorithm]:
+def _looked_up(name: str) -> type[Algorithm]:
     # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
     if name in CONTRIB:
         import sb3_contrib
@@ -69,5 +75,5 @@ def _looked_up(name: str) -> type[OnPolicyAlgorithm]:
         from rlsmooth.agents import smoothed_algorithms
 
         found = getattr(smoothed_algorithms, name)
-    algorithm: type[OnPolicyAlgorithm] = found
+    algorithm: type[Algorithm] = found
     return algorithm

@@ -1,12 +1,14 @@
-"""Agent files for on-policy algorithms of Stable-Baselines3: save and load without pickle, beside SB3's own zip.
+"""Agent files for algorithms of Stable-Baselines3: save and load without pickle, beside SB3's own zip.
 
     save_agent(model, "agent.zip")
     model = load_agent("agent.zip", env=env)
 
-for PPO, A2C, TRPO, MaskablePPO, RecurrentPPO and ours; the file of a BC gives a BC.
+for PPO, A2C, TRPO, MaskablePPO, RecurrentPPO and ours, and for DQN, DDPG, SAC, TD3, CrossQ, QRDQN and TQC; the file of
+a BC gives a BC.
 
-A file holds weights, optimiser, arguments, counters, VecNormalize's statistics, and what our algorithms keep besides
-(adaptive coefficient, warm-up, reference policy). Loading runs no code that the file could name. See `agent_file`.
+A file holds weights, optimisers, arguments, counters, VecNormalize's statistics, and what our algorithms keep besides
+(adaptive coefficient, warm-up, reference policy); the replay buffer only if you ask for it. Loading runs no code that
+the file could name. See `agent_file`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -34,33 +37,52 @@ from rlsmooth.agents.model_arguments import (
     encode_model_arguments,
     model_arguments,
 )
-from rlsmooth.agents.model_classes import KNOWN_ALGORITHMS, listed_algorithm, model_class_by_name
-from rlsmooth.agents.model_state import extra_modules, load_extra_modules, plain_attributes, set_plain_attributes
+from rlsmooth.agents.model_classes import (
+    ALGORITHM_BASES,
+    KNOWN_ALGORITHMS,
+    Algorithm,
+    listed_algorithm,
+    model_class_by_name,
+)
+from rlsmooth.agents.model_state import (
+    extra_modules,
+    load_extra_modules,
+    load_optimizers,
+    optimizers,
+    plain_attributes,
+    set_plain_attributes,
+)
 from rlsmooth.agents.normalization import apply_normalization, encode_normalization
+from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, set_buffer_state
 from rlsmooth.agents.policy_arguments import custom_name, decode_arguments, encode_arguments, mark_custom
+from rlsmooth.agents.policy_classes import resample_noise
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
-from rlsmooth.training import SafeFileError, isolated_rng, load_optimizer, optimizer_to_tensors
+from rlsmooth.training import SafeFileError, isolated_rng
 
 __all__ = ["load_agent", "save_agent"]
 
 PARTS = {"class", "arguments", "policy_kwargs", "n_envs", "attributes", "optimizer", "modules", "normalization"}
+BUFFER = "replay_buffer"  # beside PARTS: files of on-policy algorithms lack it
 
 
-def save_agent(model: OnPolicyAlgorithm | BC, path: str | Path) -> Path:
+def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_buffer: bool = False) -> Path:
     """Write an agent file, whole or not at all.
 
     Args:
         model: PPO, A2C, TRPO, MaskablePPO, RecurrentPPO, SmoothedPPO, SmoothedA2C, SmoothedMaskablePPO,
-            SmoothedRecurrentPPO, or a class of your own below one of these (loading then asks for it); or a BC.
-            Callables among its arguments, and classes of your own, are kept by name only: loading asks for them too.
+            SmoothedRecurrentPPO, DQN, DDPG, SAC, TD3, CrossQ, QRDQN, TQC, or a class of your own below one of these
+            (loading then asks for it); or a BC. Callables among its arguments, and classes of your own, are kept by
+            name only: loading asks for them too, and for a replay buffer's class that the algorithm would not choose.
             The environment, callbacks, the logger and its folder are not kept.
         path: the file. As in Stable-Baselines3, `.zip` is added to a name without a suffix, and a missing folder made.
+        include_replay_buffer: of an off-policy algorithm: keep its transitions too, so that training can go on with
+            them. Acting needs none.
 
     Returns:
         The path written, with its suffix.
 
     Raises:
-        TypeError: it is no such algorithm.
+        TypeError: it is no such algorithm, or one without a replay buffer that can be kept (HerReplayBuffer can't).
         ValueError: the folder can't be written to.
 
     Example:
@@ -72,16 +94,18 @@ def save_agent(model: OnPolicyAlgorithm | BC, path: str | Path) -> Path:
         >>> loaded = load_agent(path); type(loaded).__name__, loaded.n_steps, loaded.gamma
         ('PPO', 64, 0.9)
     """
+    if include_replay_buffer:
+        check_buffer("replay_buffer of model", getattr(model, "replay_buffer", None))
     if isinstance(model, BC):
         return model.save(path)
-    kind = listed_algorithm(model) if isinstance(model, OnPolicyAlgorithm) else None
-    if kind is None:
+    kind = listed_algorithm(model) if isinstance(model, ALGORITHM_BASES) else None
+    if kind is None or not isinstance(model, ALGORITHM_BASES):
         raise TypeError(
             f"model is a {type(model).__name__}: pass one of {', '.join(KNOWN_ALGORITHMS)}, a subclass of one, or a BC."
         )
     arguments, tensors = encode_model_arguments(model_arguments(model))
     policy_kwargs, of_policy = encode_arguments(model.policy_kwargs)
-    of_optimizer, optimizer = optimizer_to_tensors(model.policy.optimizer)
+    optimizer, of_optimizer = optimizers(model)
     normalization, of_normalization = encode_normalization(model.get_vec_normalize_env())
     modules, of_modules = extra_modules(model)
     config = {
@@ -94,6 +118,11 @@ def save_agent(model: OnPolicyAlgorithm | BC, path: str | Path) -> Path:
         "modules": modules,
         "normalization": normalization,
     }
+    if include_replay_buffer:
+        assert isinstance(model, OffPolicyAlgorithm)
+        assert model.replay_buffer is not None
+        config[BUFFER], rows = buffer_state(model.replay_buffer)
+        tensors |= {f"{BUFFER}/{name}": tensor for name, tensor in rows.items()}
     kwargs_tensors = {f"policy_kwargs/{name}": tensor for name, tensor in of_policy.items()}
     extra = {**tensors, **kwargs_tensors, **of_optimizer, **of_normalization, **of_modules}
     return save_agent_file(path, kind=kind, policy=model.policy, config=config, tensors=extra)
@@ -104,7 +133,7 @@ def load_agent(
     *,
     env: GymEnv | str | None = None,
     device: torch.device | str = "auto",
-    model_class: type[OnPolicyAlgorithm] | None = None,
+    model_class: type[Algorithm] | None = None,
     policy_class: type[BasePolicy] | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     tensorboard_log: str | Path | None = None,
@@ -118,7 +147,8 @@ def load_agent(
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
-        env: an environment with the same spaces, or its id; acting needs none. Its number may differ from the saved.
+        env: an environment with the same spaces, or its id; acting needs none. Its number may differ from the saved,
+            unless the file holds a replay buffer.
         device: as in Stable-Baselines3.
         model_class: built in place of the class named in the file; needed if that is a class of your own.
         policy_class: likewise, of the policy.
@@ -133,7 +163,7 @@ def load_agent(
     Raises:
         SafeFileError: as in `load_agent_file`; also if the algorithm is not known here, or can't be built.
         ValueError: the environment's spaces differ.
-        TypeError: `model_class` is no on-policy algorithm.
+        TypeError: `model_class` is no algorithm with a policy and a `learn`.
 
     Example:
         See `save_agent`.
@@ -166,12 +196,12 @@ def _kind_and_arguments(head: Mapping[str, Any]) -> tuple[str, set[str]]:
     return str(head.get("kind")), own - {"use_sde"}  # the policy's too
 
 
-def _model_class(path: Path, file: AgentFile, given: type[OnPolicyAlgorithm] | None) -> type[OnPolicyAlgorithm]:
+def _model_class(path: Path, file: AgentFile, given: type[Algorithm] | None) -> type[Algorithm]:
     if not set(file.config) >= PARTS:
         raise SafeFileError(f"{str(path)!r} holds a {file.kind!r} agent of a form not known here. Use another copy.")
     if given is not None:
-        if not (isinstance(given, type) and issubclass(given, OnPolicyAlgorithm)):
-            raise TypeError(f"model_class={given!r} is no on-policy algorithm: pass a subclass of PPO, say.")
+        if not (isinstance(given, type) and issubclass(given, ALGORITHM_BASES)):
+            raise TypeError(f"model_class={given!r} is no algorithm: pass a subclass of PPO or SAC, say.")
         return given
     custom = custom_name(file.config["class"])
     if custom is not None:
@@ -188,13 +218,13 @@ def _model_class(path: Path, file: AgentFile, given: type[OnPolicyAlgorithm] | N
 def _build(
     path: Path,
     file: AgentFile,
-    build: type[OnPolicyAlgorithm],
+    build: type[Algorithm],
     env: GymEnv | str | None,
     device: torch.device | str,
     custom: Mapping[str, Any],
     tensorboard_log: str | Path | None,
     verbose: int,
-) -> OnPolicyAlgorithm:
+) -> Algorithm:
     config, tensors = file.config, file.tensors
     arguments = decode_model_arguments(path, config["arguments"], tensors=tensors, custom_objects=custom)
     encoded_kwargs: Mapping[str, Any] = config["policy_kwargs"]
@@ -208,7 +238,7 @@ def _build(
     constructor: Any = build
     # The arguments are the file's to fill, so any error of torch's or Stable-Baselines3's can come.
     try:
-        model: OnPolicyAlgorithm = constructor(
+        model: Algorithm = constructor(
             type(file.policy),
             venv,
             device=device,
@@ -218,7 +248,7 @@ def _build(
             _init_setup_model=False,
             **arguments,
         )
-        model.policy_kwargs = policy_kwargs  # A2C's constructor may have added its default optimiser
+        model.policy_kwargs = policy_kwargs  # the constructor may have added its default optimiser
         if venv is None:
             model.observation_space, model.action_space = file.policy.observation_space, file.policy.action_space
             model.n_envs = int(config["n_envs"])
@@ -233,17 +263,27 @@ def _build(
     return model
 
 
-def _restore(path: Path, file: AgentFile, model: OnPolicyAlgorithm) -> None:
+def _restore(path: Path, file: AgentFile, model: Algorithm) -> None:
     load_parameters(path, model.policy, file.policy.state_dict())
     load_extra_modules(path, model, file.config["modules"], file.tensors)
     set_plain_attributes(model, file.config["attributes"])
     try:
-        load_optimizer(model.policy.optimizer, file.tensors, file.config["optimizer"])
+        load_optimizers(model, file.config["optimizer"], file.tensors)
     except ValueError as error:
         raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
     model.policy.set_training_mode(False)
-    if isinstance(model.policy, ActorCriticPolicy) and model.use_sde:
-        model.policy.reset_noise(model.n_envs)  # of the fresh weights until now
+    resample_noise(model.policy, model.n_envs)  # of the fresh weights until now
+    if file.config.get(BUFFER) is not None:
+        _restore_buffer(path, file, model)
+
+
+def _restore_buffer(path: Path, file: AgentFile, model: Algorithm) -> None:
+    prefix = f"{BUFFER}/"
+    rows = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+    try:
+        set_buffer_state(getattr(model, "replay_buffer", None), file.config[BUFFER], rows)
+    except (TypeError, ValueError) as error:
+        raise SafeFileError(f"{str(path)!r} holds a replay buffer that does not fit: {error}") from error
 
 
 def _environment(path: Path, file: AgentFile, env: GymEnv | str, verbose: int) -> VecEnv:

@@ -1,4 +1,4 @@
-"""What an on-policy algorithm knows besides its arguments, its policy and its optimiser."""
+"""What an algorithm knows besides its arguments and its policy: counters, optimisers, other modules and variables."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+import torch
 from stable_baselines3.common.save_util import recursive_getattr
 from torch import Tensor
 
 from rlsmooth.agents.agent_file import load_parameters
 from rlsmooth.agents.model_arguments import constructor_names
-from rlsmooth.training import SafeFileError
+from rlsmooth.agents.model_classes import Algorithm
+from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 
-__all__ = ["extra_modules", "load_extra_modules", "plain_attributes", "set_plain_attributes"]
+__all__ = [
+    "extra_modules",
+    "load_extra_modules",
+    "load_optimizers",
+    "optimizers",
+    "plain_attributes",
+    "set_plain_attributes",
+]
 
-STANDARD_MODULES = ("policy", "policy.optimizer")
+POLICY, POLICY_OPTIMIZER = "policy", "policy.optimizer"
 # Numbers that are no counters, and objects that may be None.
 NOT_COUNTERS = {
     "_custom_logger",
@@ -28,19 +36,23 @@ NOT_COUNTERS = {
     "_vec_normalize_env",
     "action_noise",
     "clip_range_vf",
+    "ent_coef_optimizer",
     "entropy_target",
     "env",
     "ep_info_buffer",
     "ep_success_buffer",
+    "log_ent_coef",
     "n_envs",
+    "n_quantiles",
     "reference_policy",
+    "replay_buffer",
     "rollout_buffer_class",
     "start_time",
     "verbose",
 }
 
 
-def plain_attributes(model: OnPolicyAlgorithm) -> dict[str, int | float | bool]:
+def plain_attributes(model: Algorithm) -> dict[str, int | float | bool]:
     """The counters and switches that an algorithm keeps besides its arguments: its attributes that are plain numbers.
 
     Example:
@@ -52,7 +64,7 @@ def plain_attributes(model: OnPolicyAlgorithm) -> dict[str, int | float | bool]:
     return {name: value for name, value in vars(model).items() if name in names and value is not None}
 
 
-def set_plain_attributes(model: OnPolicyAlgorithm, values: Mapping[str, Any]) -> None:
+def set_plain_attributes(model: Algorithm, values: Mapping[str, Any]) -> None:
     """Put back what `plain_attributes` gave: only what the algorithm has under that name, and numbers only.
 
     Raises:
@@ -65,8 +77,50 @@ def set_plain_attributes(model: OnPolicyAlgorithm, values: Mapping[str, Any]) ->
         setattr(model, name, value)
 
 
-def extra_modules(model: OnPolicyAlgorithm) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
-    """What the algorithm itself says that Stable-Baselines3's zip should hold, besides policy and optimiser.
+def optimizers(model: Algorithm) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state of all optimisers that the algorithm says it has, as JSON and tensors.
+
+    Example:
+        >>> from stable_baselines3 import SAC
+        >>> sorted(optimizers(SAC("MlpPolicy", "Pendulum-v1", buffer_size=10))[0])
+        ['actor.optimizer', 'critic.optimizer', 'ent_coef_optimizer']
+    """
+    names = _optimizer_names(model)
+    if names == [POLICY_OPTIMIZER]:  # the form of on-policy algorithms' files
+        tensors, config = optimizer_to_tensors(model.policy.optimizer)
+        return config, tensors
+    configs: dict[str, Any] = {}
+    all_tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors, configs[name] = optimizer_to_tensors(recursive_getattr(model, name))
+        all_tensors |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+    return configs, all_tensors
+
+
+def load_optimizers(model: Algorithm, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizers` gave.
+
+    Args:
+        model: which names the optimisers; the file does not.
+        saved: the JSON.
+        tensors: by name.
+
+    Raises:
+        ValueError: the algorithm has others, or a state does not fit.
+    """
+    names = _optimizer_names(model)
+    if names == [POLICY_OPTIMIZER]:
+        load_optimizer(model.policy.optimizer, tensors, saved)
+        return
+    if sorted(saved) != sorted(names):
+        raise ValueError(f"the state is of the optimisers {sorted(saved)}, the algorithm has {sorted(names)}")
+    for name in names:
+        own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        load_optimizer(recursive_getattr(model, name), own, saved[name])
+
+
+def extra_modules(model: Algorithm) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+    """What the algorithm itself says that Stable-Baselines3's zip should hold, besides policy and optimisers.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -81,7 +135,7 @@ def extra_modules(model: OnPolicyAlgorithm) -> tuple[dict[str, list[str]], dict[
     return names, tensors
 
 
-def load_extra_modules(path: Path, model: OnPolicyAlgorithm, saved: Any, tensors: Mapping[str, Tensor]) -> None:
+def load_extra_modules(path: Path, model: Algorithm, saved: Any, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `extra_modules` gave.
 
     Args:
@@ -107,7 +161,7 @@ def load_extra_modules(path: Path, model: OnPolicyAlgorithm, saved: Any, tensors
         own.data.copy_(value)
 
 
-def _counter_names(model: OnPolicyAlgorithm) -> set[str]:
+def _counter_names(model: Algorithm) -> set[str]:
     excluded = {*constructor_names(type(model)), *NOT_COUNTERS}
     return {
         name
@@ -116,6 +170,15 @@ def _counter_names(model: OnPolicyAlgorithm) -> set[str]:
     }
 
 
-def _extra_names(model: OnPolicyAlgorithm) -> dict[str, list[str]]:
+def _extra_names(model: Algorithm) -> dict[str, list[str]]:
     modules, variables = model._get_torch_save_params()
-    return {"modules": [name for name in modules if name not in STANDARD_MODULES], "variables": list(variables)}
+    others = [name for name in modules if name != POLICY and not _is_optimizer(model, name)]
+    return {"modules": others, "variables": list(variables)}
+
+
+def _optimizer_names(model: Algorithm) -> list[str]:
+    return [name for name in model._get_torch_save_params()[0] if _is_optimizer(model, name)]
+
+
+def _is_optimizer(model: Algorithm, name: str) -> bool:
+    return isinstance(recursive_getattr(model, name), torch.optim.Optimizer)

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 CUSTOM = "__custom__"
+SHARED = "share_features_extractor"
 SPACES = ("observation_space", "action_space")
 CLASS_TABLES: dict[str, dict[str, type]] = {
     "activation_fn": ACTIVATIONS,
@@ -58,10 +59,11 @@ def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
     """
     arguments = dict(policy._get_constructor_parameters())
     arguments.pop("lr_schedule", None)
-    # Stable-Baselines3 leaves this out of its own list; without it the weights would not fit. The default stays out,
-    # for the sake of subclasses whose constructor does not take it.
-    if not getattr(policy, "share_features_extractor", True):
-        arguments["share_features_extractor"] = False
+    # Stable-Baselines3 leaves this out of its own list; without it the weights would not fit. The default, which is not
+    # the same for all, stays out, for the sake of subclasses whose constructor does not take it.
+    is_shared = getattr(policy, SHARED, None)
+    if is_shared is not None and is_shared is not _default(type(policy), SHARED):
+        arguments[SHARED] = is_shared
     arguments |= recurrent_arguments(policy)
     # None here means "no gSDE"; the constructor's own defaults say it better.
     for name in ("squash_output", "full_std", "use_expln"):
@@ -75,6 +77,19 @@ def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
             "_get_constructor_parameters() give exactly what its constructor takes."
         ) from error
     return arguments
+
+
+def _default(policy_class: type[BasePolicy], name: str) -> Any:
+    """The default of a constructor argument, from the nearest class that takes it."""
+    for ancestor in policy_class.__mro__:
+        parameter = inspect.signature(vars(ancestor).get("__init__", _takes_nothing)).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return None
+
+
+def _takes_nothing() -> None:
+    """Stands for a class without a constructor of its own."""
 
 
 def encode_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,6 +16,12 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
+from rlsmooth.agents.off_policy_policies import (
+    CONTRIB_OFF_POLICY_POLICIES,
+    OFF_POLICY_POLICIES,
+    contrib_off_policy_policy,
+    off_policy_name,
+)
 from rlsmooth.agents.smoothed_policies import (
     SmoothedActorCriticCnnPolicy,
     SmoothedActorCriticPolicy,
@@ -23,7 +29,16 @@ from rlsmooth.agents.smoothed_policies import (
 )
 from rlsmooth.agents.transition_features import TransitionFeatures
 
-__all__ = ["ACTIVATIONS", "EXTRACTORS", "OPTIMIZERS", "is_listed_policy", "policy_class_by_name", "recurrent_arguments"]
+__all__ = [
+    "ACTIVATIONS",
+    "EXTRACTORS",
+    "OPTIMIZERS",
+    "is_known_policy",
+    "listed_policy_name",
+    "policy_class_by_name",
+    "recurrent_arguments",
+    "resample_noise",
+]
 
 ACTIVATIONS: dict[str, type] = {
     activation.__name__: activation
@@ -79,11 +94,11 @@ POLICIES: dict[str, type[BasePolicy]] = {
         SmoothedActorCriticCnnPolicy,
         SmoothedMultiInputActorCriticPolicy,
     )
-}
+} | OFF_POLICY_POLICIES
 MASKABLE = ("MaskableActorCriticPolicy", "MaskableActorCriticCnnPolicy", "MaskableMultiInputActorCriticPolicy")
 RECURRENT = ("RecurrentActorCriticPolicy", "RecurrentActorCriticCnnPolicy", "RecurrentMultiInputActorCriticPolicy")
 SMOOTHED_CONTRIB = tuple(f"Smoothed{name}" for name in (*MASKABLE, *RECURRENT))
-CONTRIB = (*MASKABLE, *RECURRENT, *SMOOTHED_CONTRIB)
+CONTRIB = (*MASKABLE, *RECURRENT, *SMOOTHED_CONTRIB, *CONTRIB_OFF_POLICY_POLICIES)
 
 
 def policy_class_by_name(name: Any) -> type[BasePolicy]:
@@ -103,22 +118,45 @@ def policy_class_by_name(name: Any) -> type[BasePolicy]:
         return POLICIES[name]
     if isinstance(name, str) and name in CONTRIB:
         try:
-            return _contrib_policies(name)[name]
+            return _contrib_policy(name)
         except ImportError as error:
             raise ValueError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
     known = ", ".join([*POLICIES, *CONTRIB])
     raise ValueError(f"the policy class {name!r} is not known (known: {known}). If you trust it, pass policy_class=.")
 
 
-def is_listed_policy(policy: BasePolicy) -> bool:
-    """Whether the policy's very class, no subclass of it, is one that a file may name."""
-    name = type(policy).__name__
+def listed_policy_name(policy_class: type[BasePolicy]) -> str | None:
+    """The name by which a file may name that very class, no subclass of it; None: none.
+
+    Example:
+        >>> from stable_baselines3.sac.policies import CnnPolicy
+        >>> listed_policy_name(ActorCriticPolicy), listed_policy_name(CnnPolicy), listed_policy_name(BasePolicy)
+        ('ActorCriticPolicy', 'SACCnnPolicy', None)
+    """
+    name = off_policy_name(policy_class) or policy_class.__name__
     if name in CONTRIB and not _contrib_is_loaded():
-        return False  # a namesake: an object of sb3-contrib's class can't exist before its module does
+        return None  # a namesake: sb3-contrib's class can't exist before its module does
     try:
-        return policy_class_by_name(name) is type(policy)
+        return name if policy_class_by_name(name) is policy_class else None
     except ValueError:
-        return False
+        return None
+
+
+def is_known_policy(policy: BasePolicy) -> bool:
+    """Whether the policy's class is one that a file may name, or a subclass of one."""
+    return any(issubclass(ancestor, BasePolicy) and listed_policy_name(ancestor) for ancestor in type(policy).__mro__)
+
+
+def resample_noise(policy: BasePolicy, count: int = 1) -> None:
+    """Draw the noise that gSDE explores with, of the weights that the policy has now; nothing without gSDE.
+
+    Args:
+        policy: any.
+        count: of environments.
+    """
+    owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
+    if getattr(owner, "use_sde", False):
+        owner.reset_noise(count)
 
 
 def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
@@ -140,6 +178,10 @@ def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
 
 def _contrib_is_loaded() -> bool:
     return sys.modules.get("sb3_contrib") is not None
+
+
+def _contrib_policy(name: str) -> type[BasePolicy]:
+    return contrib_off_policy_policy(name) if name in CONTRIB_OFF_POLICY_POLICIES else _contrib_policies(name)[name]
 
 
 def _contrib_policies(name: str) -> dict[str, type[BasePolicy]]:

@@ -17,11 +17,18 @@ from rlsmooth.envs.snapshot import (
     set_object_state,
 )
 
-__all__ = ["set_vec_env_state", "vec_env_state"]
+__all__ = ["TransientVecEnvWrapper", "set_vec_env_state", "vec_env_state"]
 
 # A wrapper's link to what it wraps, and what is written anew by every step.
 WRAPPER_LEAVES = ("venv", "class_attributes", "reset_infos", "metadata")
 BASE_KEPT = ("observation_space", "action_space", "_seeds", "_options")
+
+
+class TransientVecEnvWrapper(VecEnvWrapper):
+    """Marks a wrapper that is there for the time of one `learn` only: snapshots pass it over.
+
+    Whoever puts it there keeps its state, in a callback (see `rlsmooth.agents.exact_callbacks.HasExactState`).
+    """
 
 
 class _Base:
@@ -100,9 +107,10 @@ def _or_none(problems: list[str], read: Callable[[], Any]) -> Any:
 
 
 def _layers(venv: VecEnv) -> Iterator[VecEnv]:
-    """The wrappers from the outside in, then what they wrap."""
+    """The wrappers from the outside in, then what they wrap; without those of the moment."""
     while isinstance(venv, VecEnvWrapper):
-        yield venv
+        if not isinstance(venv, TransientVecEnvWrapper):
+            yield venv
         venv = venv.venv
     yield venv
 

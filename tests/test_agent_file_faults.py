@@ -38,8 +38,8 @@ def test_what_is_no_policy_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="policy is a Linear"):
         save(tmp_path / "a", nn.Linear(1, 1))  # type: ignore[arg-type]
     dqn = DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")
-    with pytest.raises(TypeError, match="policy is a DQNPolicy"):
-        save(tmp_path / "a", dqn.policy)
+    with pytest.raises(TypeError, match="policy is a QNetwork"):
+        save(tmp_path / "a", dqn.policy.q_net)
     assert not (tmp_path / "a.zip").exists()
 
 

@@ -24,8 +24,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from rlsmooth.agents.exact_callbacks import callback_states, set_callback_states
 from rlsmooth.agents.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
-from rlsmooth.agents.exact_state import callback_states, set_callback_states
 from rlsmooth.envs import Resumable
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib import ARS, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
@@ -186,13 +186,15 @@ def test_callables_and_classes_of_ones_own_are_asked_for(tmp_path: Path) -> None
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="model is a DQN: pass one of A2C, PPO"):
-        save_agent(DQN("MlpPolicy", "CartPole-v1", buffer_size=10), tmp_path / "x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model is a ARS: pass one of A2C, PPO"):
+        save_agent(ARS("LinearPolicy", "CartPole-v1"), tmp_path / "x")  # type: ignore[arg-type]
     path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
     with pytest.raises(ValueError, match="env has observation_space"):
         load_agent(path, env="Pendulum-v1")
-    with pytest.raises(TypeError, match=r"model_class=.*DQN.* is no on-policy"):
-        load_agent(path, model_class=DQN)  # type: ignore[type-abstract, arg-type]
+    with pytest.raises(TypeError, match=r"model_class=.*ARS.* is no algorithm"):
+        load_agent(path, model_class=ARS)  # type: ignore[arg-type]
+    with pytest.raises(SafeFileError, match="DQN can't be built from the file's arguments"):
+        load_agent(path, model_class=DQN)
     with pytest.raises(SafeFileError, match="does not exist"):
         load_agent(tmp_path / "nothing.zip")
 
