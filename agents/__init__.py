@@ -9,6 +9,7 @@ from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_fi
 from rlsmooth.agents.airl import AIRL
 from rlsmooth.agents.bc import BC
 from rlsmooth.agents.bco import BCO
+from rlsmooth.agents.dagger import DAgger
 from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.gail import GAIL
@@ -43,6 +44,7 @@ __all__ = [
     "BCO",
     "GAIL",
     "AgentFile",
+    "DAgger",
     "EntropySlot",
     "ExactCheckpointCallback",
     "InverseDynamics",

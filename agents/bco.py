@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, cast, final
+from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import configure_logger
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.bc import BC, SmoothingLike
 from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.bc_evaluation import play
-from rlsmooth.agents.bc_run import Callbacks, prepare_callback
-from rlsmooth.agents.bc_setup import is_maskable
+from rlsmooth.agents.bc_run import Callbacks
 from rlsmooth.agents.bc_targets import ReferenceLike, as_smoothings
 from rlsmooth.agents.bco_collection import collect, join
 from rlsmooth.agents.bco_files import SavedBCO, begin_checkpoints, write_checkpoint
@@ -30,8 +25,8 @@ from rlsmooth.agents.bco_labels import pseudo_labelled
 from rlsmooth.agents.bco_setup import check_inverse_arguments, check_observed, check_ready, read_pairs
 from rlsmooth.agents.inverse_dynamics import InverseDynamics
 from rlsmooth.agents.quiet_training import train_quietly
+from rlsmooth.agents.rounds import ACTING, CLONE_SHOWN, LEARNING
 from rlsmooth.agents.transition_features import Inputs
-from rlsmooth.agents.warm_start import copy_actor
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training.learning_rate import LearningRate
@@ -39,19 +34,6 @@ from rlsmooth.training.learning_rate import LearningRate
 __all__ = ["BCO"]
 
 PseudoLabels: TypeAlias = Literal["hard", "soft"]
-ACTING, LEARNING = 0, 1
-"""What a round's seeds are for."""
-CLONE_SHOWN = (
-    "cross_entropy",
-    "nll_hard",
-    "accuracy",
-    "ece",
-    "policy_entropy",
-    "entropy_frac",
-    "kl_uniform",
-    "kl_reference",
-    "smoothing",
-)
 INVERSE_SHOWN = ("accuracy", "cross_entropy", "ece")
 
 
@@ -133,6 +115,8 @@ class BCO(SavedBCO):
         >>> agent.num_timesteps, len(agent.transitions), sorted(agent.history[0])[:2]
         (500, 500, ['accuracy', 'cross_entropy'])
     """
+
+    PREFIX: ClassVar[str] = "bco"
 
     def __init__(
         self,
@@ -264,14 +248,11 @@ class BCO(SavedBCO):
         check_ready(self)
         if not self.is_resumed:
             self.total_rounds = self.round + self.n_rounds
-        if not self._has_logger and not self._has_custom_logger:
-            self._has_logger = True
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, not self.is_resumed)
+        self._prepare_logger(tb_log_name, goes_on=self.is_resumed)
         if self.checkpoint_folder is not None and not self.is_resumed:
             begin_checkpoints(self)
         self.is_resumed = False
-        # What callbacks need of a model, this one has.
-        listener = prepare_callback(cast("BC", self), callback, progress_bar=False)
+        listener = self._prepare_callback(callback)
         if listener is not None:
             missing = (self.total_rounds - self.round) * self._steps_per_round
             listener.on_training_start({"self": self, "total_timesteps": self.num_timesteps + missing}, globals())
@@ -324,14 +305,7 @@ class BCO(SavedBCO):
         labelled, found = pseudo_labelled(
             self.pairs, inverse, soft=self.pseudo_labels == "soft", true_actions=self._true_actions
         )
-        clone = BC(
-            self.policy,
-            (self.pairs.observation_space, self.action_space),
-            labelled,
-            seed=self._seed_of(LEARNING),
-            device=self.device,
-            **self._clone_arguments,
-        )
+        clone = self._new_clone(labelled)
         cloned = train_quietly(clone, self.n_epochs)
         found |= {name: cloned[name] for name in CLONE_SHOWN if name in cloned}
         self.bc, self.inverse_dynamics, self.parts, self.transitions = clone, inverse, parts, transitions
@@ -344,34 +318,10 @@ class BCO(SavedBCO):
         if self.eval_env is not None:
             bar.set_postfix_str("playing")
             found |= self.evaluate()
-        self._log(found)
+        self._log({"round": float(self.round), "transitions": float(self.num_timesteps), **found})
         if self.checkpoint_folder is not None:
             write_checkpoint(self)
         return True
-
-    def evaluate(self) -> dict[str, float]:
-        """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
-
-        Returns:
-            `mean_reward`, `std_reward`, `mean_ep_length`, and the same with `_sampled`.
-
-        Raises:
-            ValueError: there is no environment.
-        """
-        env = self.env if self.eval_env is None else self.eval_env
-        if env is None:
-            raise ValueError("there is no environment to evaluate in: give eval_env.")
-        use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
-        return play(self, env, n_episodes=self.n_eval_episodes, seed=self.seed, use_masks=use_masks)
-
-    def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 model; see `BC.warm_start`.
-
-        Raises:
-            TypeError: `model` is no SB3 algorithm.
-            ValueError: spaces or architectures differ.
-        """
-        copy_actor(self.policy, model)
 
     @property
     def _steps_per_round(self) -> int:
@@ -380,14 +330,3 @@ class BCO(SavedBCO):
     def _after_step(self, listener: BaseCallback | None) -> bool:
         self.num_timesteps += self.n_envs
         return listener is None or listener.on_step()
-
-    def _seed_of(self, purpose: int) -> int:
-        """The same for a round of the same number, whether or not the run was cut off before it."""
-        return int(np.random.SeedSequence([self.seed, self.round, purpose]).generate_state(1)[0] >> 1)
-
-    def _log(self, found: dict[str, float]) -> None:
-        line = {"round": float(self.round), "transitions": float(self.num_timesteps), **found}
-        self.history.append(line)
-        for name, value in line.items():
-            self.logger.record(f"bco/{name}", value)
-        self.logger.dump(self.num_timesteps)

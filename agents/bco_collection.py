@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -14,19 +13,19 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.bc import BC
-from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.heads import CategoricalHead
+from rlsmooth.agents.legal_acting import legal_actions
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import join_observations, stack_observations
+from rlsmooth.data.batch import ROW_FIELDS
 from rlsmooth.data.streams import Step, open_stream
 from rlsmooth.data.validation import action_dims, stored_dtype
-from rlsmooth.losses import log_probabilities
 from rlsmooth.training import isolated_rng
 
 __all__ = ["collect", "join"]
 
 MOST_PIECES = 50
 LONGEST_PIECE = 50
+OPTIONAL_FIELDS = ("next_observations", *(name for name in ROW_FIELDS if name != "actions"))
 
 
 def collect(
@@ -74,7 +73,7 @@ def collect(
             if agent is None:
                 chosen = _random_actions(space, flat, count, choices)
             else:
-                chosen = _sampled_actions(agent, stack_observations(stream.observations), flat)
+                chosen = legal_actions(agent, stack_observations(stream.observations), flat)
             chosen = chosen.reshape((count, *(space.shape or ()))).astype(stored_dtype(space))
             observations.append(list(stream.observations))
             actions.append(chosen)
@@ -97,17 +96,22 @@ def collect(
 
 
 def join(parts: list[Demonstrations]) -> Demonstrations:
-    """The transitions of several sets, one after the other, with the fields that `collect` gives them."""
+    """The transitions of several sets, one after the other, with the fields that all of them have."""
     first = parts[0]
     if len(parts) == 1:
         return first
     starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    fields: dict[str, Any] = dict.fromkeys(OPTIONAL_FIELDS)
+    for name in OPTIONAL_FIELDS:
+        rows = [getattr(part, name) for part in parts]
+        if all(one is not None for one in rows):
+            fields[name] = join_observations(rows)
     return first._with(
         observations=join_observations([part.observations for part in parts]),
         actions=np.concatenate([np.asarray(part.actions) for part in parts]),
         episode_ends=np.concatenate([part.episode_ends + start for part, start in zip(parts, starts, strict=True)]),
-        next_observations=join_observations([part.next_observations for part in parts]),
-        action_masks=None if first.action_masks is None else join_observations([part.action_masks for part in parts]),
+        infos=None,
+        **fields,
     )
 
 
@@ -124,27 +128,6 @@ def _random_actions(
     picked = np.stack([part.argmax(axis=1) for part in np.split(scores, np.cumsum(dims)[:-1], axis=1)], axis=1)
     start = agent_spaces.action_start(space)
     return picked if start is None else picked + start
-
-
-def _sampled_actions(agent: BC, observations: Any, masks: NDArray[np.bool_] | None) -> NDArray[Any]:
-    if masks is None:
-        return agent.predict(observations, deterministic=False)[0]
-    if is_maskable(agent.policy):
-        return agent.predict(observations, deterministic=False, action_masks=masks)[0]
-    head, policy = agent.head, agent.policy
-    assert isinstance(head, CategoricalHead)
-    policy.set_training_mode(False)
-    tensors, _ = policy.obs_to_tensor(observations)
-    legal = head.mask_groups(torch.as_tensor(masks, device=policy.device))
-    picked = []
-    with torch.no_grad():
-        for logits, mask in zip(head.outputs(tensors), legal, strict=True):
-            probabilities = log_probabilities(logits, mask).exp()
-            drawn = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]), 1)
-            picked.append(drawn.reshape(len(masks), -1))
-    start = agent_spaces.action_start(agent.action_space)
-    actions: NDArray[Any] = torch.cat(picked, dim=1).cpu().numpy()
-    return actions if start is None else actions + start
 
 
 def _piece_ends(ended: NDArray[np.bool_], n_steps: int) -> NDArray[np.int64]:

@@ -10,24 +10,22 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from rlsmooth.agents.acting import ActingModel
-from rlsmooth.agents.agent_file import load_parameters, read_agent_file
 from rlsmooth.agents.bc import BC
 from rlsmooth.agents.bc_files import RESUME_FILE, write_agent
 from rlsmooth.agents.bco_collection import join
 from rlsmooth.agents.bco_setup import check_observed
-from rlsmooth.checks import check_writable_folder
-from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.training import (
-    SafeFileError,
-    checkpoint_steps,
-    execution_state,
-    latest_checkpoint,
-    load_optimizer,
-    optimizer_to_tensors,
-    save_checkpoint,
-    warn_if_execution_differs,
+from rlsmooth.agents.rounds import RoundsModel
+from rlsmooth.agents.rounds_files import (
+    check_no_other_run,
+    check_resumable,
+    clone_arguments,
+    one_or_list,
+    read_own_arguments,
+    restore_round,
+    save_round,
 )
+from rlsmooth.data import Demonstrations, ObservationOnly
+from rlsmooth.training import SafeFileError, latest_checkpoint
 from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ __all__ = ["SavedBCO", "begin_checkpoints", "write_checkpoint"]
 Model = TypeVar("Model", bound="SavedBCO")
 
 OWN = "bco"
-CLONE_ARGUMENTS = ("kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
 OWN_ARGUMENTS = (
     "pseudo_labels",
     "n_rounds",
@@ -54,7 +51,7 @@ OWN_ARGUMENTS = (
 )
 
 
-class SavedBCO(ActingModel):
+class SavedBCO(RoundsModel):
     """The part of `BCO` that reads and writes files."""
 
     def save(self, path: str | Path) -> Path:
@@ -140,9 +137,7 @@ class SavedBCO(ActingModel):
             SafeFileError: no checkpoint can be read.
             ValueError: there is no run, or the demonstrations or the number of environments are others.
         """
-        folder = Path(checkpoint_folder).expanduser()
-        if not (folder / RESUME_FILE).is_file():
-            raise ValueError(f"checkpoint_folder={str(folder)!r} holds no run to go on with: {RESUME_FILE} is missing.")
+        folder = check_resumable("checkpoint_folder", checkpoint_folder)
         model = _load(
             cls,
             folder / RESUME_FILE,
@@ -170,13 +165,7 @@ def begin_checkpoints(agent: BCO) -> None:
     """
     folder = agent.checkpoint_folder
     assert folder is not None
-    check_writable_folder("checkpoint_folder", folder)  # it may have been named after the agent was made
-    others = [step for step in checkpoint_steps(folder) if agent.round == 0 or step > agent.round]
-    if others:
-        raise ValueError(
-            f"checkpoint_folder={str(folder)!r} holds another run's checkpoints (round {others[-1]}): go on from them "
-            "by BCO.resume, or set agent.checkpoint_folder to another folder."
-        )
+    check_no_other_run(agent, "checkpoint_folder", folder)
     if agent.round > 0:
         # The resume file last: a kill in between then leaves no run that seems to begin with a trained policy.
         for number, part in enumerate(agent.parts):
@@ -191,22 +180,7 @@ def write_checkpoint(agent: BCO) -> None:
     assert folder is not None
     last = len(agent.parts) - 1
     agent.parts[last].save(_transitions_path(folder, last))
-    tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
-    save_checkpoint(
-        folder,
-        agent.round,
-        config={
-            "round": agent.round,
-            "total_rounds": agent.total_rounds,
-            "num_timesteps": agent.num_timesteps,
-            "n_envs": agent.n_envs,
-            "history": agent.history,
-            "optimizer": optimizer,
-            "fingerprint": agent.fingerprint,
-            "execution": execution_state(),
-        },
-        tensors={"policy": agent.policy.state_dict(), "optimizer": tensors},
-    )
+    save_round(agent, folder, {"total_rounds": agent.total_rounds, "fingerprint": agent.fingerprint})
 
 
 def _read_checkpoint(agent: BCO, folder: Path) -> None:
@@ -214,19 +188,13 @@ def _read_checkpoint(agent: BCO, folder: Path) -> None:
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:  # killed in the first round: the resume file is the beginning itself
         return
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config = checkpoint.config
     if config["fingerprint"] != agent.fingerprint:
         raise ValueError(f"demonstrations: these are not those that the run in {str(folder)!r} was started with.")
-    if config["n_envs"] != agent.n_envs:
-        raise ValueError(f"env has {agent.n_envs} environments, the run had {config['n_envs']}: build as many.")
-    warn_if_execution_differs(config["execution"])
-    load_parameters(checkpoint.path, agent.policy, tensors["policy"])
-    load_optimizer(agent.policy.optimizer, tensors["optimizer"], config["optimizer"])
-    agent.parts = [Demonstrations.load(_transitions_path(folder, number)) for number in range(int(config["round"]))]
+    restore_round(agent, checkpoint)
+    agent.parts = [Demonstrations.load(_transitions_path(folder, number)) for number in range(agent.round)]
     agent.transitions = join(agent.parts)
-    agent.round, agent.total_rounds = int(config["round"]), int(config["total_rounds"])
-    agent.num_timesteps = int(config["num_timesteps"])
-    agent.history = [dict(line) for line in config["history"]]
+    agent.total_rounds = int(config["total_rounds"])
 
 
 def _transitions_path(folder: Path, number: int) -> Path:
@@ -245,24 +213,12 @@ def _load(
     **others: Any,
 ) -> Model:
     check_observed(demonstrations)
-    path, content = read_agent_file(path)
-    config = content.config.get("config")
-    own = config.get(OWN) if isinstance(config, dict) else None
-    if not isinstance(own, dict) or set(own) != set(OWN_ARGUMENTS):
-        raise SafeFileError(f"{str(path)!r} holds no agent of BCO: load it with load_agent.")
+    path, own = read_own_arguments(path, OWN, OWN_ARGUMENTS, "BCO")
     bc = BC.load(path, env, device=device, policy_class=policy_class, custom_objects=custom_objects)
-    smoothings, references = list(bc.smoothings), None if bc.references is None else list(bc.references)
     recipes = decode_smoothing(own["inverse_smoothing"], "inverse_smoothing", path)
     if recipes is None:
         raise SafeFileError(f"{str(path)!r} has no inverse_smoothing. Use another copy.")
-    arguments = {
-        **own,
-        **{name: getattr(bc, name) for name in CLONE_ARGUMENTS},
-        "smoothing": smoothings if len(smoothings) > 1 else smoothings[0],
-        "reference": None if references is None else _one_or_list([recipe.reference for recipe in references]),
-        "inverse_smoothing": _one_or_list(recipes),
-        "action_bins": None if bc.bins is None else bc.bins.num_bins,
-    }
+    arguments = {**own, **clone_arguments(bc), "inverse_smoothing": one_or_list(recipes)}
     build: Any = model_class
     spaces = (bc.observation_space, bc.action_space)
     try:
@@ -279,7 +235,3 @@ def _load(
 def _arguments(agent: BCO) -> dict[str, Any]:
     special = {"inverse_smoothing": encode_smoothing(agent.inverse_smoothings)}
     return {name: special[name] if name in special else getattr(agent, name) for name in OWN_ARGUMENTS}
-
-
-def _one_or_list(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values

@@ -72,12 +72,6 @@ def read_pairs(
 
 def check_ready(agent: BCO) -> None:
     """Raise ValueError unless the agent has all that `learn` needs."""
-    if agent.env is None:
-        raise ValueError("there is no environment to act in: give env to BCO(...) or BCO.load, or call set_env.")
+    agent._check_can_learn()
     if agent.pairs is None:
         raise ValueError("demonstrations is None, so there is nothing to clone: give them to BCO(...) or BCO.load.")
-    if agent.missing:
-        raise ValueError(
-            f"{', '.join(agent.missing)} was a callable, which no file can hold: pass it again, for example "
-            f"custom_objects={{{agent.missing[0]!r}: ...}}."
-        )

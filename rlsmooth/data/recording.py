@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data.arrays import AnyArray, stack_observations
+from rlsmooth.data.choosing import Chooser, PolicyLike, Predictor, checked_action
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.streams import ObservationRow, Step, Stream, open_stream
-from rlsmooth.data.validation import stored_dtype
 
 __all__ = ["record"]
 
 
-@runtime_checkable
-class Predictor(Protocol):
-    """Whatever has SB3's `predict`: an algorithm, a policy, or an agent of ours."""
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Actions and the next recurrent state."""
-
-
 def record(
-    policy: Predictor | Callable[[Any], Any],
+    policy: PolicyLike,
     env: object,
     n_episodes: int,
     seed: int = 0,
@@ -57,7 +45,9 @@ def record(
     Args:
         policy: an SB3 algorithm or policy (or an agent of ours), or a function from observation to action. With an id
             or a single environment the function gets one observation and returns one action, with a vectorised one
-            it gets and returns batches. Maskable policies get the masks, recurrent ones their state.
+            it gets and returns batches. A function that needs three arguments is called as the imitation library calls
+            it: `(observations, state, episode_start) -> (actions, state)`, with batches. Maskable policies get the
+            masks, recurrent ones their state.
         env: an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`. What the
             outermost wrapper shows is what is stored; a `VecNormalize` must not be training or scale rewards.
         n_episodes: how many episodes.
@@ -82,7 +72,7 @@ def record(
     stream = open_stream(env, check_positive_int("n_envs", n_envs))
     try:
         with _seeded(start):
-            chooser = _Chooser(policy, stream, deterministic)
+            chooser = Chooser(policy, batched=stream.batched, deterministic=deterministic)
             tracks = _run(stream, chooser, episodes, start, ask_masks=action_masks, progress=progress)
     finally:
         stream.close()
@@ -107,54 +97,8 @@ class _Track:
         self.masks: list[AnyArray] = []
 
 
-class _Chooser:
-    """Asks the policy for one action an environment."""
-
-    def __init__(self, policy: Predictor | Callable[[Any], Any], stream: Stream, deterministic: bool) -> None:
-        if not isinstance(policy, Predictor) and not callable(policy):
-            raise TypeError(f"policy must have SB3's predict or be a function, got {type(policy).__name__}.")
-        self.policy = policy
-        self.stream = stream
-        self.deterministic = deterministic
-        self.state: Any = None
-        self.takes_masks = (
-            isinstance(policy, Predictor) and "action_masks" in inspect.signature(policy.predict).parameters
-        )
-
-    def __call__(self, masks: list[AnyArray] | None, starts: AnyArray) -> list[AnyArray]:
-        observations, space = self.stream.observations, self.stream.action_space
-        if isinstance(self.policy, Predictor):
-            more = {"action_masks": np.stack(masks)} if masks is not None and self.takes_masks else {}
-            actions, self.state = self.policy.predict(
-                stack_observations(observations),
-                state=self.state,
-                episode_start=starts,
-                deterministic=self.deterministic,
-                **more,
-            )
-        elif self.stream.batched:
-            actions = self.policy(stack_observations(observations))
-        else:
-            actions = [self.policy(observation) for observation in observations]
-        if len(actions) != len(observations):
-            raise ValueError(f"the policy returned {len(actions)} actions for {len(observations)} environments.")
-        return [_checked_action(action, space) for action in actions]
-
-
-def _checked_action(action: Any, space: spaces.Space[Any]) -> AnyArray:
-    array = np.asarray(action)
-    whole = not isinstance(space, spaces.Box)
-    if isinstance(space, spaces.MultiBinary) and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():
-        array = array.astype(np.int8)  # SB3's Bernoulli policies choose 0.0 and 1.0
-    if array.shape == space.shape and not (whole and array.dtype.kind not in "biu"):
-        cast = array.astype(stored_dtype(space))
-        if space.contains(cast[()] if whole else cast):
-            return cast
-    raise ValueError(f"the policy chose {action!r}, which is outside action_space={space!r}.")
-
-
 def _run(
-    stream: Stream, chooser: _Chooser, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool
+    stream: Stream, chooser: Chooser, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool
 ) -> list[_Track]:
     count = stream.num_envs
     quotas = np.array([(n_episodes + number) // count for number in range(count)])
@@ -166,7 +110,7 @@ def _run(
         while (wanted := done < quotas).any():
             observations = list(stream.observations)
             masks = stream.action_masks() if ask_masks else None
-            actions = chooser(masks, starts)
+            actions = [checked_action(one, stream.action_space) for one in chooser(observations, masks, starts)]
             for number, step in enumerate(stream.step(actions, wanted)):
                 # After a step that only restarted an environment, its episode is still to begin.
                 starts[number] = step is None or step.terminated or step.truncated
