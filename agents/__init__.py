@@ -14,9 +14,11 @@ from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.gail import GAIL
 from rlsmooth.agents.inverse_dynamics import InverseDynamics
+from rlsmooth.agents.learned_reward import LearnedRewardVecEnv
 from rlsmooth.agents.model_file import load_agent, save_agent
 from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
 from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
+from rlsmooth.agents.reward_file import load_reward_net, save_reward_net
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, Transitions
 from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed_policies import (
@@ -48,6 +50,7 @@ __all__ = [
     "EntropySlot",
     "ExactCheckpointCallback",
     "InverseDynamics",
+    "LearnedRewardVecEnv",
     "PolicyEntropyCallback",
     "PolicyMeasures",
     "RewardNet",
@@ -71,11 +74,13 @@ __all__ = [
     "load_agent",
     "load_agent_file",
     "load_checkpoint",
+    "load_reward_net",
     "measure_policy",
     "measure_rollout",
     "record_measures",
     "save_agent",
     "save_agent_file",
+    "save_reward_net",
 ]
 
 

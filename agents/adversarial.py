@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -12,29 +12,44 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.adversarial_data import TransitionStore, expert_store
-from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.learned_reward import LearnedRewardVecEnv, install, uninstall
-from rlsmooth.agents.relabelling import relabel
-from rlsmooth.agents.reward_net import RewardNet, Transitions
-from rlsmooth.checks import check_choice, check_in_range, check_positive_int
+from rlsmooth.agents.adversarial_data import TransitionStore, absorbing_steps, expert_store
+from rlsmooth.agents.adversarial_files import SavedImitation
+from rlsmooth.agents.adversarial_rounds import Rounds
+from rlsmooth.agents.adversarial_setup import (
+    absorbing_row,
+    build_net,
+    build_optimizer,
+    check_absorbing,
+    check_generator,
+    check_minibatch,
+    discount,
+    episode_horizon,
+    needs_next,
+    num_masks,
+    round_timesteps,
+)
+from rlsmooth.agents.deferred_reward import can_defer, deferred_rewards
+from rlsmooth.agents.learned_reward import RecordingRewardVecEnv, install, uninstall
+from rlsmooth.agents.reward_function import RewardFunction, as_tensors
+from rlsmooth.agents.reward_net import Transitions
+from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.training import isolated_rng
-from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
+from rlsmooth.training.discriminator import (
+    DiscriminatorStatistics,
+    accumulated_discriminator_step,
+    check_targets,
+    discriminator_step,
+)
 
-__all__ = ["AdversarialImitation", "TerminalStates"]
+__all__ = ["AdversarialImitation", "TerminalStates", "build_net"]
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
 Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | None
 
-OFF_POLICY_ROUND = 1024
-"""Default of `gen_train_timesteps` for algorithms without rollouts."""
+PROBE_ROWS = 8
 TAGS = {
     "loss": "disc_loss",
     "accuracy": "disc_acc",
@@ -49,7 +64,7 @@ TAGS = {
 """imitation's names, but for the two probabilities, which it lacks."""
 
 
-class AdversarialImitation(ABC):
+class AdversarialImitation(SavedImitation, ABC):
     """The trainer behind `GAIL` and `AIRL`, which say what the discriminator's logit and the reward are.
 
     A round is: the generator makes `gen_train_timesteps` steps and learns from the learned reward, as in any call of
@@ -65,10 +80,13 @@ class AdversarialImitation(ABC):
         reward_net: nn.Module,
         *,
         demo_batch_size: int,
+        demo_minibatch_size: int | None,
         n_disc_updates_per_round: int,
         gen_train_timesteps: int | None,
         gen_replay_buffer_capacity: int | None,
-        disc_learning_rate: float,
+        disc_learning_rate: float | None,
+        disc_opt_cls: type[torch.optim.Optimizer],
+        disc_opt_kwargs: Mapping[str, Any] | None,
         real_target: float,
         fake_target: float,
         correct_offset: bool,
@@ -77,51 +95,62 @@ class AdversarialImitation(ABC):
         relabel_replay_buffer: bool,
         seed: int,
     ) -> None:
-        if not isinstance(gen_algo, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
-            raise TypeError(f"gen_algo must be an algorithm of Stable-Baselines3, got {type(gen_algo).__name__}.")
-        agent_spaces.check_demonstrations("demonstrations", demonstrations)
-        if gen_algo.env is None:
-            raise ValueError("gen_algo has no environment: give it one, as in PPO('MlpPolicy', env).")
-        agent_spaces.check_same_spaces(
-            "demonstrations",
-            (demonstrations.observation_space, demonstrations.action_space),
-            (gen_algo.observation_space, gen_algo.action_space),
-        )
+        check_generator(gen_algo, demonstrations)
         self.demonstrations, self.gen_algo = demonstrations, gen_algo
         self.demo_batch_size = check_positive_int("demo_batch_size", demo_batch_size)
+        self.demo_minibatch_size = check_minibatch(demo_minibatch_size, self.demo_batch_size)
         self.n_disc_updates_per_round = check_positive_int("n_disc_updates_per_round", n_disc_updates_per_round)
-        if gen_train_timesteps is None:
-            is_on_policy = isinstance(gen_algo, OnPolicyAlgorithm)
-            gen_train_timesteps = gen_algo.n_steps * gen_algo.n_envs if is_on_policy else OFF_POLICY_ROUND
-        self.gen_train_timesteps = check_positive_int("gen_train_timesteps", gen_train_timesteps)
+        self.gen_train_timesteps = round_timesteps(gen_algo, gen_train_timesteps)
         if gen_replay_buffer_capacity is None:
             gen_replay_buffer_capacity = self.gen_train_timesteps
-        self.real_target, self.fake_target = check_targets(real_target, fake_target)
+        self.real_target, self.fake_target = check_targets(real_target, fake_target, stacklevel=4)
         self.correct_offset = correct_offset
         check_choice("terminal_states", terminal_states, ("absorbing", "as_is"))
         self.terminal_states: TerminalStates = terminal_states
         self.relabel_replay_buffer = relabel_replay_buffer
-        self.horizon = None if terminal_states == "as_is" else _horizon(gen_algo, demonstrations, horizon)
+        self.horizon = None if terminal_states == "as_is" else episode_horizon(gen_algo, demonstrations, horizon)
         self.seed = check_positive_int("seed", seed, minimum=0)
         self.device = gen_algo.device
+        self.gamma = discount(gen_algo)
         self.reward_net = reward_net.to(self.device)
-        learning_rate = check_in_range("disc_learning_rate", disc_learning_rate, 0.0, low_open=True)
-        self.optimizer = torch.optim.Adam(self.reward_net.parameters(), lr=learning_rate)
+        self.optimizer = build_optimizer(self.reward_net, disc_learning_rate, disc_opt_cls, disc_opt_kwargs)
 
-        num_masks = self._num_masks()
+        masks = num_masks(gen_algo)
         self.expert = expert_store(
             demonstrations,
             gen_algo.observation_space,
             horizon=self.horizon,
-            needs_next=_needs_next(reward_net),
-            num_masks=num_masks,
+            needs_next=needs_next(reward_net),
+            gamma=self.gamma,
+            num_masks=masks,
         )
         self.generated = TransitionStore(
-            gen_algo.observation_space, gen_algo.action_space, gen_replay_buffer_capacity, num_masks
+            gen_algo.observation_space, gen_algo.action_space, gen_replay_buffer_capacity, masks
         )
-        self.rounds = 0
-        self._trained_at = 0
-        self._draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
+        probe, _ = self.expert.sample(PROBE_ROWS, np.random.default_rng(0), self.device)
+        self._absorbing_row = absorbing_row(probe)
+        if self.horizon is not None:
+            check_absorbing(self.reward_net, probe)
+        self.rounds = self.trained_at = 0
+        self.draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
+        self.fingerprint: str | None = None
+        self.arguments: dict[str, Any] = {
+            "demo_batch_size": self.demo_batch_size,
+            "demo_minibatch_size": demo_minibatch_size,
+            "n_disc_updates_per_round": self.n_disc_updates_per_round,
+            "gen_train_timesteps": self.gen_train_timesteps,
+            "gen_replay_buffer_capacity": gen_replay_buffer_capacity,
+            "disc_learning_rate": disc_learning_rate,
+            "disc_opt_cls": disc_opt_cls,
+            "disc_opt_kwargs": None if disc_opt_kwargs is None else dict(disc_opt_kwargs),
+            "real_target": self.real_target,
+            "fake_target": self.fake_target,
+            "correct_offset": correct_offset,
+            "terminal_states": terminal_states,
+            "horizon": self.horizon,
+            "relabel_replay_buffer": relabel_replay_buffer,
+            "seed": self.seed,
+        }
 
     @abstractmethod
     def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
@@ -134,7 +163,11 @@ class AdversarialImitation(ABC):
 
     @abstractmethod
     def reward(self, rows: Transitions) -> Tensor:
-        """What the generator is given for each row, `[B]`, before what follows a terminal state is added."""
+        """What the generator is given for each row, `[B]`, before that of the absorbing state is taken off."""
+
+    def recovered_reward(self, rows: Transitions) -> Tensor:
+        """What a new agent is to be trained on, `[B]`: `reward`, but for shaping."""
+        return self.reward(rows)
 
     @property
     def offset(self) -> float:
@@ -145,6 +178,19 @@ class AdversarialImitation(ABC):
         """
         both = self.real_target + self.fake_target
         return math.log(both / (2 - both)) if self.correct_offset else 0.0
+
+    @property
+    def reward_function(self) -> RewardFunction:
+        """The recovered reward of arrays, for `LearnedRewardVecEnv`; as `predict_reward`, without shaping.
+
+        It is that of the network as it stands when it is called.
+        """
+        return self._recovered
+
+    @property
+    def is_round_over(self) -> bool:
+        """Whether the generator has made `gen_train_timesteps` steps since the discriminator last learnt."""
+        return self.generated.added - self.trained_at >= self.gen_train_timesteps
 
     @property
     def policy(self) -> BasePolicy:
@@ -175,7 +221,9 @@ class AdversarialImitation(ABC):
 
         Args:
             total_timesteps: the generator's environment steps.
-            callback: SB3's, one or several; they see the generator. `rollout/ep_rew_mean` is the true return.
+            callback: SB3's, one or several; they see the generator. `rollout/ep_rew_mean` is the true return. An
+                `ExactCheckpointCallback` keeps the trainer too; see `resume`. In rollouts of on-policy algorithms
+                `locals["rewards"]` is 0: the rewards are made in one pass before the returns are computed.
             log_interval: as SB3's; None: the algorithm's default.
             tb_log_name: None: the trainer's name.
             reset_num_timesteps: as SB3's.
@@ -184,50 +232,51 @@ class AdversarialImitation(ABC):
         Returns:
             The trainer itself. The algorithm's environment is its own again.
         """
-        listeners: list[BaseCallback] = [_Rounds(self)]
+        is_deferred = can_defer(self.gen_algo, self.generated.capacity)
+        wrapper = install(
+            self.gen_algo,
+            lambda venv: RecordingRewardVecEnv(
+                venv,
+                self.predict_reward,
+                self.generated,
+                horizon=self.horizon,
+                gamma=self.gamma,
+                is_deferred=is_deferred,
+            ),
+        )
+        listeners: list[BaseCallback] = [Rounds(self, wrapper)]
         if callback is not None:
             listeners += [callback] if isinstance(callback, BaseCallback) else list(callback)
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
-        wrapper = install(
-            self.gen_algo,
-            lambda venv: LearnedRewardVecEnv(venv, self.predict_reward, self.generated, horizon=self.horizon),
-        )
-        self._wrapper = wrapper
         try:
-            self.gen_algo.learn(
-                total_timesteps,
-                callback=listeners,
-                tb_log_name=tb_log_name or type(self).__name__,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-                **interval,
-            )
+            with deferred_rewards(self.gen_algo, wrapper):
+                self.gen_algo.learn(
+                    total_timesteps,
+                    callback=listeners,
+                    tb_log_name=tb_log_name or type(self).__name__,
+                    reset_num_timesteps=reset_num_timesteps,
+                    progress_bar=progress_bar,
+                    **interval,
+                )
         finally:
             uninstall(self.gen_algo, wrapper)
         return self
 
     def train_discriminator(self) -> dict[str, float]:
-        """The discriminator's part of a round; returns the means over its updates, by imitation's names."""
+        """The discriminator's part of a round; returns the means over its updates, by imitation's names.
+
+        Raises:
+            RuntimeError: the generator has made no step yet.
+            FloatingPointError: the loss is not finite.
+        """
+        if len(self.generated) == 0:
+            raise RuntimeError("the generator has made no transitions to tell from the expert's: call learn first.")
         self.reward_net.train()
         self.policy.set_training_mode(False)
-        found: list[DiscriminatorStatistics] = []
-        for _ in range(self.n_disc_updates_per_round):
-            expert, expert_masks = self.expert.sample(self.demo_batch_size, self._draws, self.device)
-            generated, generated_masks = self.generated.sample(self.demo_batch_size, self._draws, self.device)
-            # One pass over both: what the net standardises by is then the same for both.
-            masks = None if expert_masks is None else torch.cat((expert_masks, _given(generated_masks)))
-            logits = self.logits(_joined(expert, generated), masks)
-            found.append(
-                discriminator_step(
-                    self.optimizer,
-                    logits[: self.demo_batch_size],
-                    logits[self.demo_batch_size :],
-                    real_target=self.real_target,
-                    fake_target=self.fake_target,
-                )
-            )
+        found = [self._update_discriminator() for _ in range(self.n_disc_updates_per_round)]
         self.reward_net.eval()
         self.rounds += 1
+        self.trained_at = self.generated.added
         means = torch.stack([torch.stack(tuple(statistics)) for statistics in found]).mean(0).tolist()
         if not math.isfinite(means[0]):
             raise FloatingPointError(
@@ -239,14 +288,48 @@ class AdversarialImitation(ABC):
             "n_generated": float(self.demo_batch_size),
         }
 
-    @torch.no_grad()
+    def _update_discriminator(self) -> DiscriminatorStatistics:
+        drawn = self.demo_batch_size, self.draws, self.device
+        more = self._unseen_end
+        expert, expert_masks = self.expert.sample(*drawn, more_absorbing=more)
+        generated, generated_masks = self.generated.sample(*drawn, more_absorbing=more)
+        size = self.demo_minibatch_size
+
+        def logits() -> Iterator[tuple[Tensor, Tensor]]:
+            for first in range(0, self.demo_batch_size, size):
+                rows = slice(first, first + size)
+                # One pass over both: what the net standardises by is then the same for both.
+                both = Transitions(*(_joined(*pair, rows) for pair in zip(expert, generated, strict=True)))
+                masks = None if expert_masks is None else _joined(expert_masks, generated_masks, rows)
+                found = self.logits(both, masks)
+                yield found[:size], found[size:]
+
+        real, fake = self.real_target, self.fake_target
+        if size == self.demo_batch_size:
+            whole = next(logits())
+            return discriminator_step(self.optimizer, *whole, real_target=real, fake_target=fake)
+        parts = self.demo_batch_size // size
+        return accumulated_discriminator_step(self.optimizer, logits(), parts, real_target=real, fake_target=fake)
+
+    @property
+    def _unseen_end(self) -> float:
+        """Absorbing rows of one end more than either side has seen (Laplace's rule of succession).
+
+        Where only one side ever ended, the best D of the absorbing state would be 0 or 1 and its reward without bound,
+        which is paid in every step. Where no side did, nothing is known of it, and there is nothing to add.
+        """
+        if self.horizon is None or not (self.expert.has_absorbing or self.generated.has_absorbing):
+            return 0.0
+        return float(absorbing_steps(np.zeros(1, np.int64), self.horizon, self.gamma)[0])
+
     def predict_reward(
         self, observations: Any, actions: NDArray[Any], next_observations: Any, terminated: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """The learned reward of transitions, float32 `[B]`, on arrays.
+        """What the generator is paid for transitions, float32 `[B]`, on arrays.
 
-        With `terminal_states="absorbing"` a terminated transition is also given all that the absorbing state behind it
-        would earn, `gamma / (1 - gamma)` times its reward; an episode that ends then earns as one that goes on.
+        With `terminal_states="absorbing"` it is less the reward of the absorbing state. An episode that ends would earn
+        that one for ever after; taking it off every step instead moves all returns by the same amount, so that an end
+        is worth 0, as algorithms take it, and no end pays at once what the critic has yet to learn of going on.
 
         Args:
             observations: `[B, ...]`, or a dict of such, as the algorithm's space has them.
@@ -254,104 +337,40 @@ class AdversarialImitation(ABC):
             next_observations: as `observations`.
             terminated: bool `[B]`.
         """
-        self.reward_net.eval()
+        return self._paid(self.reward, observations, actions, next_observations, terminated)
+
+    def _recovered(
+        self, observations: Any, actions: NDArray[Any], next_observations: Any, terminated: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        return self._paid(self.recovered_reward, observations, actions, next_observations, terminated)
+
+    @torch.no_grad()
+    def _paid(
+        self,
+        reward: Callable[[Transitions], Tensor],
+        observations: Any,
+        actions: NDArray[Any],
+        next_observations: Any,
+        terminated: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        if self.reward_net.training:
+            self.reward_net.eval()
+        space, ended = self.gen_algo.observation_space, torch.as_tensor(terminated, device=self.device)
         rows = Transitions(
-            _tensors(observations, self.device),
+            as_tensors(observations, space, self.device),
             torch.as_tensor(actions, device=self.device),
-            _tensors(next_observations, self.device),
-            torch.as_tensor(terminated, device=self.device),
-            torch.zeros(len(terminated), dtype=torch.bool, device=self.device),
+            as_tensors(next_observations, space, self.device),
+            ended,
+            torch.zeros_like(ended),
         )
-        rewards = self.reward(rows)
-        if self.horizon is not None and terminated.any():
-            absorbing = rows._replace(
-                terminated=torch.zeros_like(rows.terminated), absorbing=torch.ones_like(rows.terminated)
-            )
-            gamma = float(self.gen_algo.gamma)
-            # gamma = 1 has no infinite sum: the horizon's remainder stands for it.
-            worth = gamma / (1 - gamma) if gamma < 1 else float(self.horizon)
-            rewards = rewards + torch.where(rows.terminated, worth * self.reward(absorbing), 0.0)
-        return rewards.float().cpu().numpy()
-
-    def _end_round(self) -> None:
-        """Train the discriminator if the generator has made enough steps since the last time."""
-        if self.generated.added - self._trained_at < self.gen_train_timesteps:
-            return
-        self._trained_at = self.generated.added
-        logger = self.gen_algo.logger
-        for name, value in self.train_discriminator().items():
-            logger.record_mean(f"mean/disc/{name}", value)
-        returns = self._wrapper.finished_returns
-        if returns:
-            logger.record("rollout/ep_rew_wrapped_mean", float(np.mean(returns)))
-            returns.clear()
-        if self.relabel_replay_buffer and isinstance(self.gen_algo, OffPolicyAlgorithm):
-            relabel(self.gen_algo, self.predict_reward)
-
-    def _num_masks(self) -> int:
-        if not is_maskable(self.gen_algo.policy):
-            return 0
-        env = self.gen_algo.env
-        assert env is not None
-        if not env.has_attr("action_masks"):
-            return 0
-        return int(np.asarray(env.env_method("action_masks", indices=[0])[0]).size)
+        rewards = reward(rows)
+        if self.horizon is not None:
+            rewards = rewards - reward(self._absorbing_row)
+        paid: NDArray[np.float32] = rewards.float().cpu().numpy()
+        return paid
 
 
-class _Rounds(BaseCallback):
-    """Lets the discriminator learn between the generator's rollouts."""
-
-    def __init__(self, trainer: AdversarialImitation) -> None:
-        super().__init__()
-        self.trainer = trainer
-
-    def _on_rollout_start(self) -> None:
-        self.trainer._end_round()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
-        self.trainer._end_round()
-
-
-def build_net(build: Any, seed: int) -> nn.Module:
-    """A network with weights drawn from `seed`, the global generators left alone."""
-    with isolated_rng(seed):
-        net: nn.Module = build()
-    return net
-
-
-def _needs_next(net: nn.Module) -> bool:
-    return net.use_next_state if isinstance(net, RewardNet) else True
-
-
-def _horizon(algorithm: BaseAlgorithm, demonstrations: Demonstrations, given: int | None) -> int:
-    if given is not None:
-        return check_positive_int("horizon", given)
-    env = algorithm.env
-    assert env is not None
-    limits = [getattr(spec, "max_episode_steps", None) for spec in env.get_attr("spec")]
-    known = [limit for limit in limits if limit is not None]
-    return int(max(known)) if known else int(demonstrations.episode_lengths().max())
-
-
-def _joined(one: Transitions, other: Transitions) -> Transitions:
-    return Transitions(*(_cat(first, second) for first, second in zip(one, other, strict=True)))
-
-
-def _cat(one: Any, other: Any) -> Any:
+def _joined(one: Any, other: Any, rows: slice) -> Any:
     if isinstance(one, dict):
-        return {key: torch.cat((one[key], other[key])) for key in one}
-    return torch.cat((one, other))
-
-
-def _given(masks: Tensor | None) -> Tensor:
-    assert masks is not None
-    return masks
-
-
-def _tensors(observations: Any, device: torch.device) -> Any:
-    if isinstance(observations, dict):
-        return {key: torch.as_tensor(np.asarray(part), device=device) for key, part in observations.items()}
-    return torch.as_tensor(np.asarray(observations), device=device)
+        return {key: torch.cat((one[key][rows], other[key][rows])) for key in one}
+    return torch.cat((one[rows], other[rows]))

@@ -18,7 +18,7 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.observation_only import rows_with_next
 
-__all__ = ["TransitionStore", "expert_store"]
+__all__ = ["TransitionStore", "absorbing_steps", "expert_store"]
 
 Array = NDArray[Any]
 Observations = Array | dict[str, Array]
@@ -56,6 +56,11 @@ class TransitionStore:
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
+    @property
+    def has_absorbing(self) -> bool:
+        """Whether an absorbing state lies behind any of the rows."""
+        return bool(self.absorbing_rows[: len(self)].any())
+
     def add(
         self,
         observations: Observations,
@@ -77,7 +82,10 @@ class TransitionStore:
         """
         count = len(terminated)
         kept = slice(max(0, count - self.capacity), count)
-        rows = np.arange(self.added, self.added + count)[kept] % self.capacity
+        first = self.added % self.capacity
+        rows: slice | NDArray[np.int64] = slice(first, first + count)
+        if first + count > self.capacity:  # round the ring
+            rows = np.arange(self.added, self.added + count)[kept] % self.capacity
         for store, given in ((self.observations, observations), (self.next_observations, next_observations)):
             for part, values in zip(_parts(store), _parts(given), strict=True):
                 part[rows] = values[kept]
@@ -90,9 +98,15 @@ class TransitionStore:
         self.added += count
 
     def sample(
-        self, count: int, generator: np.random.Generator, device: torch.device
+        self, count: int, generator: np.random.Generator, device: torch.device, *, more_absorbing: float = 0.0
     ) -> tuple[Transitions, Tensor | None]:
         """Draw rows with replacement; returns them and their action masks, `[count, num_masks]`.
+
+        Args:
+            count: how many.
+            generator: draws.
+            device: of the tensors.
+            more_absorbing: so many self-loops of the absorbing state are drawn from beside those that were seen.
 
         Raises:
             ValueError: there are none.
@@ -100,7 +114,7 @@ class TransitionStore:
         size = len(self)
         if size == 0:
             raise ValueError("there are no transitions to draw from.")
-        padding = float(self.absorbing_rows[:size].sum())
+        padding = float(self.absorbing_rows[:size].sum()) + more_absorbing
         absorbing = generator.random(count) < padding / (padding + size)
         rows = generator.integers(0, size, count)
         taken = Transitions(
@@ -112,6 +126,22 @@ class TransitionStore:
             torch.as_tensor(absorbing, device=device),
         )
         return taken, None if self.masks is None else torch.as_tensor(self.masks[rows], device=device)
+
+    def latest(self, back: int, count: int) -> tuple[Observations, Array, Observations, Array]:
+        """Observations, actions, next observations and `terminated` of `count` rows, the first `back` rows ago.
+
+        Raises:
+            ValueError: they are no longer kept.
+        """
+        if back > len(self):
+            raise ValueError(f"row {back} from the end is asked for, {len(self)} are kept.")
+        rows = np.arange(self.added - back, self.added - back + count) % self.capacity
+        return (
+            _taken(self.observations, rows),
+            self.actions[rows],
+            _taken(self.next_observations, rows),
+            self.terminated[rows],
+        )
 
     def state(self) -> dict[str, Any]:
         """All that a file must keep."""
@@ -152,6 +182,7 @@ def expert_store(
     *,
     horizon: int | None,
     needs_next: bool,
+    gamma: float = 1.0,
     num_masks: int = 0,
 ) -> TransitionStore:
     """The demonstrations as a store.
@@ -162,6 +193,7 @@ def expert_store(
         observation_space: the algorithm's.
         horizon: steps up to which a terminated episode is padded with absorbing rows; None: not at all.
         needs_next: whether next observations are read.
+        gamma: see `absorbing_steps`.
         num_masks: see `TransitionStore`.
 
     Raises:
@@ -181,7 +213,7 @@ def expert_store(
             "demonstrations have no next_observations: the last rows of the episodes, "
             f"{len(demonstrations) - len(rows)} rows in all, are left out. Record next_observations to keep them.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     batch = demonstrations[rows]
     observations = _oriented(batch.observations, observation_space)
@@ -196,12 +228,37 @@ def expert_store(
         terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
     if horizon is not None:
         ends = demonstrations.episode_ends - 1
-        padding[ends] = np.where(terminated[ends], np.maximum(horizon - lengths, 0), 0)
+        padding[ends] = np.where(terminated[ends], absorbing_steps(lengths, horizon, gamma), 0.0)
     store = TransitionStore(observation_space, demonstrations.action_space, len(rows), num_masks)
     store.add(
         observations, batch.actions, after, terminated[rows], padding[rows], batch.action_masks if num_masks else None
     )
     return store
+
+
+def absorbing_steps(lengths: NDArray[np.int64], horizon: int, gamma: float) -> NDArray[np.float64]:
+    """How many self-loops of the absorbing state an episode is followed by that ended after so many steps.
+
+    Those up to the horizon, n of them, discounted: `(1 - gamma^n) / (1 - gamma)`. So many of them count for the
+    generator, which maximises a discounted return. All n would leave hardly any other row in the batches where an
+    expert ends early, as in Acrobot-v1, and nothing to be told apart.
+
+    Args:
+        lengths: int64 `[E]`.
+        horizon: steps after which an episode would have ended anyway.
+        gamma: the discount factor, in [0, 1].
+
+    Example:
+        >>> absorbing_steps(np.array([8, 10, 12]), 10, 1.0).tolist()
+        [2.0, 0.0, 0.0]
+        >>> absorbing_steps(np.array([75]), 500, 0.95).round(3).tolist()
+        [20.0]
+    """
+    rest = np.maximum(horizon - lengths, 0).astype(np.float64)
+    if gamma == 1:
+        return rest
+    discounted: NDArray[np.float64] = (1 - gamma**rest) / (1 - gamma)
+    return discounted
 
 
 def _empty(space: spaces.Space[Any], capacity: int) -> Observations:
@@ -222,6 +279,12 @@ def _cut(observations: Observations, size: int) -> Observations:
     if isinstance(observations, dict):
         return {key: part[:size].copy() for key, part in observations.items()}
     return observations[:size].copy()
+
+
+def _taken(observations: Observations, rows: NDArray[np.int64]) -> Observations:
+    if isinstance(observations, dict):
+        return {key: part[rows] for key, part in observations.items()}
+    return observations[rows]
 
 
 def _to_tensors(observations: Observations, rows: NDArray[np.int64], device: torch.device) -> TensorObservations:

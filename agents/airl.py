@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -13,6 +15,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates, build_net
+from rlsmooth.agents.adversarial_setup import discount
 from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, TensorObservations, Transitions
 from rlsmooth.checks import check_positive_int
@@ -37,10 +40,13 @@ class AIRL(AdversarialImitation):
         gen_algo: as of `GAIL`; its policy must tell log-probabilities: an actor-critic policy, or SAC's.
         reward_net: f of `Transitions`, `[B]`; None: a `ShapedRewardNet` with the algorithm's gamma.
         demo_batch_size: as of `GAIL`.
+        demo_minibatch_size: as of `GAIL`.
         n_disc_updates_per_round: as of `GAIL`.
         gen_train_timesteps: as of `GAIL`.
         gen_replay_buffer_capacity: as of `GAIL`.
         disc_learning_rate: as of `GAIL`.
+        disc_opt_cls: as of `GAIL`.
+        disc_opt_kwargs: as of `GAIL`.
         real_target: as of `GAIL`.
         fake_target: as of `GAIL`.
         correct_offset: see above.
@@ -69,10 +75,13 @@ class AIRL(AdversarialImitation):
         reward_net: nn.Module | None = None,
         *,
         demo_batch_size: int = 256,
+        demo_minibatch_size: int | None = None,
         n_disc_updates_per_round: int = 2,
         gen_train_timesteps: int | None = None,
         gen_replay_buffer_capacity: int | None = None,
-        disc_learning_rate: float = 1e-3,
+        disc_learning_rate: float | None = None,
+        disc_opt_cls: type[torch.optim.Optimizer] = torch.optim.Adam,
+        disc_opt_kwargs: Mapping[str, Any] | None = None,
         real_target: float = 1.0,
         fake_target: float = 0.0,
         correct_offset: bool = True,
@@ -90,18 +99,21 @@ class AIRL(AdversarialImitation):
             )
         seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         if reward_net is None:
-            spaces = gen_algo.observation_space, gen_algo.action_space
-            gamma = float(gen_algo.gamma)  # type: ignore[attr-defined]
-            reward_net = build_net(lambda: ShapedRewardNet(RewardNet(*spaces), gamma=gamma), seed)
+            of = gen_algo.observation_space, gen_algo.action_space
+            gamma = discount(gen_algo)
+            reward_net = build_net(lambda: ShapedRewardNet(RewardNet(*of), gamma=gamma), seed)
         super().__init__(
             demonstrations,
             gen_algo,
             reward_net,
             demo_batch_size=demo_batch_size,
+            demo_minibatch_size=demo_minibatch_size,
             n_disc_updates_per_round=n_disc_updates_per_round,
             gen_train_timesteps=gen_train_timesteps,
             gen_replay_buffer_capacity=gen_replay_buffer_capacity,
             disc_learning_rate=disc_learning_rate,
+            disc_opt_cls=disc_opt_cls,
+            disc_opt_kwargs=disc_opt_kwargs,
             real_target=real_target,
             fake_target=fake_target,
             correct_offset=correct_offset,
@@ -122,6 +134,12 @@ class AIRL(AdversarialImitation):
     def reward(self, rows: Transitions) -> Tensor:
         """`f(s, a, s')` less the offset, `[B]`."""
         scores: Tensor = self.reward_net(rows)
+        return scores - self.offset
+
+    def recovered_reward(self, rows: Transitions) -> Tensor:
+        """The unshaped part g, `[B]`, less the offset; f where `reward_net` is no `ShapedRewardNet`."""
+        net = self.reward_net
+        scores: Tensor = net.reward(rows) if isinstance(net, ShapedRewardNet) else net(rows)
         return scores - self.offset
 
 
@@ -146,6 +164,8 @@ def log_probability(
         mean, log_std, others = policy.actor.get_action_dist_params(seen)
         found: Tensor = policy.actor.action_dist.proba_distribution(mean, log_std, **others).log_prob(scaled)
         return found
+    if isinstance(algorithm.action_space, spaces.MultiBinary):
+        actions = actions.float()  # SB3's Bernoulli takes what its rollout buffer holds
     if is_maskable(policy):
         _, found, _ = policy.evaluate_actions(seen, actions, masks)
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, final
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -35,8 +36,12 @@ class GAIL(AdversarialImitation):
 
     Where episodes end early, the sign of the reward alone tells the generator to live long or to end soon, whatever the
     expert does. `terminal_states="absorbing"` (Kostrikov et al. 2019, Discriminator-Actor-Critic) takes the state
-    behind the end as one of its own, which the discriminator judges too and which is worth its reward for ever after.
-    `"as_is"` is what imitation does with `allow_variable_horizon=True`.
+    behind the end as one of its own, which the discriminator judges too and which earns its reward for ever after.
+    That reward is taken off every step instead, which moves all returns by the same constant: an end is worth 0, and a
+    step what it is better than having ended. A `reward_net` of your own must then give absorbing rows one score.
+    Both sides are drawn from as if each had ended once more than was seen (Laplace's rule of succession), since else
+    D of an absorbing state that only one side knows would go to 0 or 1, and the reward of every step with it.
+    `"as_is"` leaves all that out; it is what imitation does with `allow_variable_horizon=True`.
 
     Args:
         demonstrations: the expert's. `next_observations` are only needed where the reward net reads them.
@@ -45,12 +50,18 @@ class GAIL(AdversarialImitation):
         reward_net: the discriminator's logit, of `Transitions`, `[B]`; None: a `RewardNet` of observation and action.
         reward_form: `"minus_log_one_minus_d"` (`>= 0`, the usual one), `"log_d"` (`<= 0`) or `"logit"` (their sum,
             which has both signs).
-        demo_batch_size: expert rows of a discriminator update, and as many of the generator's.
+        demo_batch_size: expert rows of a discriminator update, and as many of the generator's; drawn with replacement,
+            so that it may be larger than the demonstrations.
+        demo_minibatch_size: rows of each side that one backward pass takes, a divisor of `demo_batch_size`; the
+            gradients are added up. The result is that of one pass but for rounding and the network's running
+            statistics. None: all at once.
         n_disc_updates_per_round: discriminator updates of a round.
         gen_train_timesteps: environment steps of a round; None: a rollout of an on-policy algorithm, 1024 of another
-            (imitation's default there is one for each environment).
+            (imitation's default there is one for each environment). A round ends with a rollout.
         gen_replay_buffer_capacity: the generator's latest rows that are drawn from; None: those of one round.
-        disc_learning_rate: of Adam.
+        disc_learning_rate: None: 1e-3, or the `lr` of `disc_opt_kwargs`.
+        disc_opt_cls: the discriminator's optimiser.
+        disc_opt_kwargs: its other arguments.
         real_target: what the expert's rows are trained towards.
         fake_target: likewise the generator's; leave it at 0.
         correct_offset: see above.
@@ -61,11 +72,14 @@ class GAIL(AdversarialImitation):
         seed: of the reward net's weights and of the draws; None: drawn from torch's generator.
 
     Raises:
-        TypeError: `gen_algo` is no SB3 algorithm; see `RewardNet`.
-        ValueError: spaces that differ, no environment, a value outside its range.
+        TypeError: `gen_algo` is no SB3 algorithm, `disc_opt_cls` no optimiser; see `RewardNet`.
+        ValueError: spaces that differ, no environment, a value outside its range, two learning rates, a `reward_net`
+            that does not know the absorbing state.
 
     Warns:
-        UserWarning: `fake_target` is above 0; see `rlsmooth.training.discriminator.check_targets`.
+        UserWarning: `fake_target` is above 0 (see `rlsmooth.training.discriminator.check_targets`);
+            `gen_train_timesteps` is no multiple of a rollout; the demonstrations are longer than the horizon, or don't
+            say whether they ended.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -84,10 +98,13 @@ class GAIL(AdversarialImitation):
         *,
         reward_form: RewardForm = "minus_log_one_minus_d",
         demo_batch_size: int = 256,
+        demo_minibatch_size: int | None = None,
         n_disc_updates_per_round: int = 2,
         gen_train_timesteps: int | None = None,
         gen_replay_buffer_capacity: int | None = None,
-        disc_learning_rate: float = 1e-3,
+        disc_learning_rate: float | None = None,
+        disc_opt_cls: type[torch.optim.Optimizer] = torch.optim.Adam,
+        disc_opt_kwargs: Mapping[str, Any] | None = None,
         real_target: float = 1.0,
         fake_target: float = 0.0,
         correct_offset: bool = True,
@@ -107,10 +124,13 @@ class GAIL(AdversarialImitation):
             gen_algo,
             reward_net,
             demo_batch_size=demo_batch_size,
+            demo_minibatch_size=demo_minibatch_size,
             n_disc_updates_per_round=n_disc_updates_per_round,
             gen_train_timesteps=gen_train_timesteps,
             gen_replay_buffer_capacity=gen_replay_buffer_capacity,
             disc_learning_rate=disc_learning_rate,
+            disc_opt_cls=disc_opt_cls,
+            disc_opt_kwargs=disc_opt_kwargs,
             real_target=real_target,
             fake_target=fake_target,
             correct_offset=correct_offset,
@@ -119,6 +139,7 @@ class GAIL(AdversarialImitation):
             relabel_replay_buffer=relabel_replay_buffer,
             seed=seed,
         )
+        self.arguments["reward_form"] = reward_form
 
     def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
         """The reward net's output, `[B]`."""

@@ -1,90 +1,209 @@
-"""Environments whose reward is what a discriminator says, and which remember what happened in them."""
+"""Environments whose reward is what a network says, and which remember what happened in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from torch import nn
 
-from rlsmooth.agents.adversarial_data import TransitionStore
+from rlsmooth.agents.adversarial_data import TransitionStore, absorbing_steps
+from rlsmooth.agents.reward_function import RewardFunction, reward_of
+from rlsmooth.agents.vec_env_snapshot import TransientVecEnvWrapper
 
-__all__ = ["LearnedRewardVecEnv", "install", "uninstall"]
+__all__ = ["LearnedRewardVecEnv", "RecordingRewardVecEnv", "install", "uninstall"]
 
-RewardFunction = Callable[[Any, NDArray[Any], Any, NDArray[np.bool_]], NDArray[np.float32]]
+Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
+
+CHUNK_ROWS = 4096
 
 
 class LearnedRewardVecEnv(VecEnvWrapper):
-    """Replaces the rewards of a vectorised environment and keeps its transitions.
+    """Replaces the rewards of a vectorised environment, for instance to train a new agent on a recovered reward.
 
-    The true episode returns stay in `infos` (SB3's Monitor), so that `rollout/ep_rew_mean` stays the true one; the
-    return in the learned reward is in `finished_returns`.
+    The true rewards stay in `infos` as `original_env_rew`, as in imitation's `RewardVecEnvWrapper`, and so do the true
+    episode returns of SB3's Monitor: `rollout/ep_rew_mean` stays the true one. The returns in the learned reward are in
+    `finished_returns`.
 
     Args:
-        venv: the environment.
-        reward: of observations, actions, next observations and `terminated`.
-        store: takes the transitions.
-        horizon: steps up to which terminated episodes are padded; None: not at all.
+        venv: the environment, with raw observations: put a `VecNormalize` around the wrapper, not below it.
+        reward: a network of `Transitions`, or a function of observations, actions, next observations (of an ended
+            episode its last one) and `terminated` (bool: a time limit is no such end), which gives float `[B]`.
+            `trainer.reward_function` of GAIL or AIRL is one.
 
     Attributes:
         finished_returns: of the episodes that ended since the list was last cleared, in the learned reward.
+
+    Raises:
+        TypeError: `reward` can't be called.
+        ValueError: by `step`, if the rewards are not floating-point numbers `[B]`.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> from rlsmooth.agents.airl import AIRL
+        >>> from rlsmooth.data import cartpole_v1
+        >>> generator = PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu")
+        >>> trainer = AIRL(cartpole_v1(), generator, seed=0).learn(128)
+        >>> env = LearnedRewardVecEnv(make_vec_env("CartPole-v1", n_envs=2), trainer.reward_function)
+        >>> model = PPO("MlpPolicy", env, n_steps=64, seed=0, device="cpu").learn(128)
     """
 
-    def __init__(
-        self, venv: VecEnv, reward: RewardFunction, store: TransitionStore, *, horizon: int | None = None
-    ) -> None:
+    def __init__(self, venv: VecEnv, reward: RewardFunction | nn.Module) -> None:
         super().__init__(venv)
-        self.reward = reward
-        self.store = store
-        self.horizon = horizon
+        if not callable(reward):
+            raise TypeError(f"reward is a {type(reward).__name__}: pass a network or a function.")
+        self.reward: RewardFunction = reward_of(reward) if isinstance(reward, nn.Module) else reward
         self.finished_returns: list[float] = []
         self._observations: Any = None
         self._actions: NDArray[Any] = np.zeros(0)
-        self._masks: NDArray[np.bool_] | None = None
-        self._lengths = np.zeros(venv.num_envs, dtype=np.int64)
         self._returns = np.zeros(venv.num_envs)
 
     def reset(self) -> Any:
         """As the wrapped environment's."""
         self._observations = self.venv.reset()
-        self._lengths[:] = 0
         self._returns[:] = 0
         return self._observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Remember the actions and pass them on."""
         self._actions = np.asarray(actions)
-        if self.store.masks is not None:
-            self._masks = np.stack([np.asarray(mask, bool).reshape(-1) for mask in self.env_method("action_masks")])
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:
         """As the wrapped environment's, with the learned reward."""
-        observations, _, dones, infos = self.venv.step_wait()
-        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        terminated = dones & ~truncated
-        after = _with_final(observations, dones, infos)
-        self._lengths += 1
-        padding = np.zeros(len(dones))
-        if self.horizon is not None:
-            padding = np.where(terminated, np.maximum(self.horizon - self._lengths, 0), 0)
-        rewards = self.reward(self._observations, self._actions, after, terminated)
-        self.store.add(self._observations, self._actions, after, terminated, padding, self._masks)
-        self._returns += rewards
-        self.finished_returns += self._returns[dones].tolist()
-        self._returns[dones] = 0
-        self._lengths[dones] = 0
+        observations, true_rewards, dones, infos = self.venv.step_wait()
+        terminated, after = dones, observations
+        if dones.any():
+            truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+            terminated, after = dones & ~truncated, _with_final(observations, dones, infos)
+        rewards = self._rewards(after, terminated, dones)
+        for info, true_reward in zip(infos, true_rewards, strict=True):
+            info["original_env_rew"] = true_reward
         self._observations = observations
         return observations, rewards, dones, infos
+
+    def _rewards(self, after: Any, terminated: NDArray[np.bool_], dones: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The rewards of the step from `_observations` to `after`."""
+        rewards = np.asarray(self.reward(self._observations, self._actions, after, terminated))
+        if rewards.shape != (self.num_envs,) or rewards.dtype.kind != "f":
+            raise ValueError(
+                f"reward gave {rewards.dtype} values of shape {rewards.shape}: it must give one floating-point number "
+                f"for each environment, of shape {(self.num_envs,)}."
+            )
+        rewards = rewards.astype(np.float32)
+        self._count(rewards, dones)
+        return rewards
+
+    def _count(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_]) -> None:
+        self._returns += rewards
+        if dones.any():
+            self.finished_returns += self._returns[dones].tolist()
+            self._returns[dones] = 0
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a LearnedRewardVecEnv can't be pickled: save the trainer by its own `save`.")
 
 
-def install(algorithm: BaseAlgorithm, wrap: Callable[[VecEnv], LearnedRewardVecEnv]) -> LearnedRewardVecEnv:
+class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
+    """Keeps the transitions too, and can leave the rewards to the end of a rollout, where one pass makes them all.
+
+    Args:
+        venv: the environment.
+        reward: see `LearnedRewardVecEnv`.
+        store: takes the transitions.
+        horizon: steps up to which terminated episodes are padded; None: not at all.
+        gamma: see `absorbing_steps`.
+        is_deferred: `step` gives rewards of 0; `settle` gives the true ones later.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        reward: RewardFunction,
+        store: TransitionStore,
+        *,
+        horizon: int | None = None,
+        gamma: float = 1.0,
+        is_deferred: bool = False,
+    ) -> None:
+        super().__init__(venv, reward)
+        self.store = store
+        self.horizon, self.gamma = horizon, gamma
+        self.is_deferred = is_deferred
+        self._masks: NDArray[np.bool_] | None = None
+        self._lengths = np.zeros(venv.num_envs, dtype=np.int64)
+        self._no_padding = np.zeros(venv.num_envs)
+        self._unsettled: list[NDArray[np.bool_]] = []
+
+    def reset(self) -> Any:
+        """As the wrapped environment's."""
+        self._lengths[:] = 0
+        self._unsettled.clear()
+        return super().reset()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Remember the actions, and what was legal, and pass the actions on."""
+        if self.store.masks is not None:
+            self._masks = np.stack([np.asarray(mask, bool).reshape(-1) for mask in self.env_method("action_masks")])
+        super().step_async(actions)
+
+    def episode_state(self) -> dict[str, Any]:
+        """What belongs to the running episodes, between two rollouts."""
+        return {
+            "observations": self._observations,
+            "lengths": self._lengths.copy(),
+            "returns": self._returns.copy(),
+            "finished_returns": list(self.finished_returns),
+        }
+
+    def set_episode_state(self, state: dict[str, Any]) -> None:
+        """Put back what `episode_state` gave.
+
+        Raises:
+            ValueError: it is of another number of environments.
+        """
+        if state["lengths"].shape != self._lengths.shape:
+            raise ValueError(f"the state is of {len(state['lengths'])} environments, these are {self.num_envs}.")
+        self._observations = state["observations"]
+        self._lengths[:], self._returns[:] = state["lengths"], state["returns"]
+        self.finished_returns[:] = state["finished_returns"]
+
+    def begin_rollout(self) -> None:
+        """Forget steps that were never settled: a callback ended their rollout."""
+        self._unsettled.clear()
+
+    def settle(self) -> NDArray[np.float32]:
+        """The rewards of all steps since the last call, `[steps, environments]`."""
+        ends, count = self._unsettled, self.num_envs
+        rewards = np.empty(len(ends) * count, dtype=np.float32)
+        for first in range(0, len(rewards), CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, len(rewards))
+            rewards[first:last] = self.reward(*self.store.latest(len(rewards) - first, last - first))
+        by_step = rewards.reshape(len(ends), count)
+        for number, dones in enumerate(ends):
+            self._count(by_step[number], dones)
+        self._unsettled = []
+        return by_step
+
+    def _rewards(self, after: Any, terminated: NDArray[np.bool_], dones: NDArray[np.bool_]) -> NDArray[np.float32]:
+        self._lengths += 1
+        padding = self._no_padding
+        if self.horizon is not None and terminated.any():
+            padding = np.where(terminated, absorbing_steps(self._lengths, self.horizon, self.gamma), 0.0)
+        self.store.add(self._observations, self._actions, after, terminated, padding, self._masks)
+        self._lengths[dones] = 0
+        if not self.is_deferred:
+            return super()._rewards(after, terminated, dones)
+        self._unsettled.append(dones)
+        return np.zeros(self.num_envs, dtype=np.float32)
+
+
+def install(algorithm: BaseAlgorithm, wrap: Callable[[VecEnv], Wrapper]) -> Wrapper:
     """Put the wrapper around the algorithm's environment: below a `VecNormalize`, which would change observations.
 
     Raises:
@@ -105,7 +224,7 @@ def install(algorithm: BaseAlgorithm, wrap: Callable[[VecEnv], LearnedRewardVecE
     return inner
 
 
-def uninstall(algorithm: BaseAlgorithm, wrapper: LearnedRewardVecEnv) -> None:
+def uninstall(algorithm: BaseAlgorithm, wrapper: VecEnvWrapper) -> None:
     """Take the wrapper away again; the next `learn` of the algorithm starts new episodes."""
     env = algorithm.env
     if env is wrapper:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rlsmooth.agents.learned_reward import RewardFunction
+from rlsmooth.agents.reward_function import RewardFunction
 
 __all__ = ["relabel"]
 

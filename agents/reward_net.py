@@ -23,6 +23,10 @@ __all__ = ["RewardNet", "RunningNorm", "ShapedRewardNet", "Transitions"]
 
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 
+INDICATOR = 10.0
+"""What stands for True. The absorbing state has the features of the mean state, and a few hundred small updates must be
+able to tell the two apart: by a 1, its logit lags behind those of the real states for all of a short run."""
+
 
 class Transitions(NamedTuple):
     """Transitions on a device, as networks read them.
@@ -112,6 +116,9 @@ class RewardNet(nn.Module):
         features_extractor_class: SB3's; None: Flatten, NatureCNN for images, Combined for Dicts.
         features_extractor_kwargs: its arguments.
 
+    Attributes:
+        arguments: all of the above, as another net like this one takes them.
+
     Raises:
         ValueError: nothing is to be read.
 
@@ -144,13 +151,27 @@ class RewardNet(nn.Module):
             raise ValueError(
                 "use_state, use_action, use_next_state and use_done are all False: the net needs an input."
             )
+        self.arguments: dict[str, Any] = {
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "net_arch": [int(size) for size in net_arch],
+            "use_state": bool(use_state),
+            "use_action": bool(use_action),
+            "use_next_state": bool(use_next_state),
+            "use_done": bool(use_done),
+            "normalize_inputs": bool(normalize_inputs),
+            "activation_fn": activation_fn,
+            "features_extractor_class": features_extractor_class or _default_extractor(observation_space),
+            "features_extractor_kwargs": dict(features_extractor_kwargs or {}),
+        }
         self.observation_space, self.action_space = observation_space, action_space
         self.use_state, self.use_action = use_state, use_action
         self.use_next_state, self.use_done = use_next_state, use_done
-        build = features_extractor_class or _default_extractor(observation_space)
-        self.extractor = (
-            build(observation_space, **(features_extractor_kwargs or {})) if use_state or use_next_state else None
-        )
+        build = self.arguments["features_extractor_class"]
+        extract = self.arguments["features_extractor_kwargs"]
+        self.extractor: BaseFeaturesExtractor | None = None
+        if use_state or use_next_state:
+            self.extractor = build(observation_space, **extract)
         features = 0 if self.extractor is None else self.extractor.features_dim
         action_dim = int(sum(action_space.nvec)) if isinstance(action_space, spaces.MultiDiscrete) else 0
         if isinstance(action_space, spaces.Discrete):
@@ -180,7 +201,7 @@ class RewardNet(nn.Module):
             columns.append(absorbing | terminated)
         if self.use_done:
             columns.append(terminated)
-        indicators = torch.stack(columns, dim=-1).float()
+        indicators = INDICATOR * torch.stack(columns, dim=-1).float()
         if not inputs:
             alone: Tensor = self.layers(indicators).squeeze(-1)
             return alone
@@ -228,6 +249,7 @@ class ShapedRewardNet(nn.Module):
     def __init__(self, reward: RewardNet, *, gamma: float = 0.99, potential_net_arch: Sequence[int] = (32, 32)) -> None:
         super().__init__()
         self.reward = reward
+        self.potential_net_arch = [int(size) for size in potential_net_arch]
         self.gamma = check_in_range("gamma", gamma, 0.0, 1.0)
         self.potential = RewardNet(
             reward.observation_space,

@@ -138,8 +138,38 @@ def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
     assert store.absorbing_rows.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
     assert float(rows.absorbing.float().mean()) == pytest.approx(0.75, abs=0.03)
+    discounted = expert_store(data, BOX, horizon=34, needs_next=False, gamma=0.9)
+    assert discounted.absorbing_rows.sum() == pytest.approx(sum(0.9**step for step in range(30)))
     with pytest.warns(UserWarning, match="2 rows in all"):
         assert len(expert_store(data, BOX, horizon=None, needs_next=True)) == 8  # next rows stand for next observations
+
+
+def test_the_generators_terminated_episodes_are_padded_by_what_the_discount_leaves_of_the_horizon() -> None:
+    trainer = GAIL(expert(), ppo(gamma=0.995), gen_replay_buffer_capacity=256, seed=0).learn(256)
+    store, expected = trainer.generated, np.zeros(256)
+    for env in range(2):  # the rows of two environments alternate; so weak a policy never reaches the time limit
+        ends = np.flatnonzero(store.terminated[env::2])
+        lengths = np.diff(ends, prepend=-1)
+        assert len(set(lengths)) > 2
+        expected[2 * ends + env] = [sum(0.995**step for step in range(500 - length)) for length in lengths]
+    np.testing.assert_allclose(store.absorbing_rows, expected, rtol=1e-9)
+
+
+def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> None:
+    never_ended = expert()
+    assert never_ended.terminations is not None
+    assert not never_ended.terminations.any()
+    trainer = GAIL(never_ended, ppo(gamma=0.9), seed=0)
+    assert trainer._unseen_end == 0  # nobody has ended: nothing is known of the absorbing state
+    trainer.learn(256)
+    assert trainer.generated.has_absorbing
+    assert trainer._unseen_end == pytest.approx(10)  # 1 / (1 - gamma) but for 0.9^500
+    rows, _ = trainer.expert.sample(
+        20_000, np.random.default_rng(0), torch.device("cpu"), more_absorbing=trainer._unseen_end
+    )
+    assert float(rows.absorbing.float().mean()) == pytest.approx(10 / (len(never_ended) + 10), rel=0.15)
+    as_is = GAIL(never_ended, ppo(), terminal_states="as_is", seed=0).learn(256)
+    assert as_is._unseen_end == 0
 
 
 @pytest.mark.parametrize(
@@ -160,24 +190,63 @@ def test_gails_reward_is_of_the_logit_less_the_equilibriums(form: Any, formula: 
     assert GAIL(expert(), ppo(), real_target=0.9, correct_offset=False, seed=0).offset == 0
 
 
-def test_an_end_is_worth_what_the_absorbing_state_earns_for_ever() -> None:
-    class Zero(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(()))
+class Constant(torch.nn.Module):
+    """The same logit everywhere, another one in the absorbing state."""
 
-        def forward(self, rows: Transitions) -> torch.Tensor:
-            return self.weight * rows.terminated
+    def __init__(self, logit: float, absorbing: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([float(logit), float(absorbing)]))
 
+    def forward(self, rows: Transitions) -> torch.Tensor:
+        assert rows.absorbing is not None
+        return torch.where(rows.absorbing, self.weight[1], self.weight[0])
+
+
+def test_the_absorbing_states_reward_is_taken_off_every_step() -> None:
     states, actions = np.zeros((2, 4), np.float32), np.zeros(2, np.int64)
     ends = np.array([False, True])
-    as_is = GAIL(expert(), ppo(), Zero(), terminal_states="as_is", seed=0)
+    as_is = GAIL(expert(), ppo(), Constant(0, 0), terminal_states="as_is", seed=0)
     np.testing.assert_allclose(as_is.predict_reward(states, actions, states, ends), math.log(2), rtol=1e-6)
-    absorbing = GAIL(expert(), ppo(gamma=0.9), Zero(), seed=0)
-    assert absorbing.horizon == 500
-    rewards = absorbing.predict_reward(states, actions, states, ends)
-    # An episode that ends is worth as much as one that goes on: a discriminator that knows nothing pays for neither.
-    np.testing.assert_allclose(rewards, [math.log(2), math.log(2) / (1 - 0.9)], rtol=1e-6)
+    # A discriminator that knows nothing pays neither for going on nor for ending.
+    for form in ("minus_log_one_minus_d", "log_d", "logit"):
+        knows_nothing = GAIL(expert(), ppo(), Constant(0, 0), reward_form=form, seed=0)
+        assert knows_nothing.horizon == 500
+        np.testing.assert_array_equal(knows_nothing.predict_reward(states, actions, states, ends), [0, 0])
+    alive = GAIL(expert(), ppo(), Constant(0.5, -2.0), seed=0).predict_reward(states, actions, states, ends)
+    np.testing.assert_allclose(alive, math.log1p(math.exp(0.5)) - math.log1p(math.exp(-2.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.9, 0.99])
+def test_returns_are_those_with_the_absorbing_state_for_ever_but_for_one_constant(gamma: float) -> None:
+    trainer = GAIL(expert(), ppo(gamma=gamma), seed=0)
+    rows, _ = trainer.expert.sample(40, np.random.default_rng(0), torch.device("cpu"))
+    arrays = [np.asarray(part) for part in (rows.observations, rows.actions, rows.next_observations)]
+    with torch.no_grad():
+        plain = trainer.reward(rows).numpy().astype(np.float64)
+        absorbing = float(trainer.reward(trainer._absorbing_row))
+    differences = []
+    for length in (1, 7, 40):
+        ends = np.arange(40) == length - 1
+        paid = trainer.predict_reward(*arrays, ends)[:length]
+        discounts = gamma ** np.arange(length)
+        for_ever = discounts @ plain[:length] + gamma**length / (1 - gamma) * absorbing
+        differences.append(for_ever - discounts @ paid)
+    np.testing.assert_allclose(differences, absorbing / (1 - gamma), rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
+def test_rewards_made_in_one_pass_are_those_of_each_step(trainer_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for is_deferred in (True, False):
+        monkeypatch.setattr("rlsmooth.agents.adversarial.can_defer", lambda *_, answer=is_deferred: answer)
+        model = ppo(n_epochs=1)
+        trainer = trainer_class(expert(), model, demo_batch_size=32, seed=0).learn(256)
+        assert "compute_returns_and_advantage" not in vars(model.rollout_buffer)
+        buffer = model.rollout_buffer
+        found.append([buffer.rewards, buffer.advantages, *(each.detach() for each in trainer.reward_net.parameters())])
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-4)
+    assert np.abs(found[0][0]).min() > 0
 
 
 def test_log_probabilities_are_the_policys_own() -> None:
@@ -250,6 +319,7 @@ def test_a_replay_buffers_rewards_are_made_anew() -> None:
         observation_space=gym.make("Pendulum-v1").observation_space,
         action_space=model.action_space,
         episode_ends=[20],
+        terminations=np.zeros(20, bool),
     )
     trainer = GAIL(data, model, gen_train_timesteps=60, demo_batch_size=16, seed=0).learn(120)
     assert trainer.rounds == 2

@@ -22,11 +22,17 @@ PACKAGES = [
 BINDING = {
     "rlsmooth": {"__version__"},
     "rlsmooth.agents": {
+        "AIRL",
         "BC",
         "BCO",
+        "DAgger",
         "ExactCheckpointCallback",
+        "GAIL",
         "InverseDynamics",
+        "LearnedRewardVecEnv",
         "PolicyEntropyCallback",
+        "RewardNet",
+        "ShapedRewardNet",
         "SmoothedA2C",
         "SmoothedActorCriticCnnPolicy",
         "SmoothedActorCriticPolicy",
@@ -37,7 +43,9 @@ BINDING = {
         "SmoothedRecurrentActorCriticPolicy",
         "SmoothedRecurrentPPO",
         "load_agent",
+        "load_reward_net",
         "save_agent",
+        "save_reward_net",
     },
     "rlsmooth.audits": {
         "accuracy",

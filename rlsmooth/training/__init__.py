@@ -11,6 +11,7 @@ from rlsmooth.training.checkpoint import (
 from rlsmooth.training.classifier import Classifier
 from rlsmooth.training.discriminator import (
     DiscriminatorStatistics,
+    accumulated_discriminator_step,
     check_targets,
     discriminator_loss,
     discriminator_statistics,
@@ -57,6 +58,7 @@ __all__ = [
     "SafeFileError",
     "SelfTraining",
     "TrainingDivergedError",
+    "accumulated_discriminator_step",
     "check_targets",
     "checkpoint_steps",
     "confirmation_bias",

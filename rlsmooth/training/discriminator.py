@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from rlsmooth.losses import binary_cross_entropy
 
 __all__ = [
     "DiscriminatorStatistics",
+    "accumulated_discriminator_step",
     "check_targets",
     "discriminator_loss",
     "discriminator_statistics",
@@ -212,8 +214,61 @@ def discriminator_step(
         loss = loss + penalty
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    _update(optimizer, max_grad_norm)
+    return discriminator_statistics(real_logits, fake_logits, loss)
+
+
+def accumulated_discriminator_step(
+    optimizer: torch.optim.Optimizer,
+    parts: Iterable[tuple[Tensor, Tensor]],
+    num_parts: int,
+    *,
+    real_target: float = 1.0,
+    fake_target: float = 0.0,
+    max_grad_norm: float | None = None,
+) -> DiscriminatorStatistics:
+    """One update on a batch that comes in parts, so that the memory for one part's graph is enough.
+
+    Parts of the same size give what `discriminator_step` gives on all rows at once, but for rounding.
+
+    Args:
+        optimizer: see `discriminator_step`.
+        parts: real and fake logits of each part, made when they are asked for.
+        num_parts: how many parts come; the mean of their losses is trained on.
+        real_target: see `discriminator_loss`.
+        fake_target: likewise.
+        max_grad_norm: see `discriminator_step`.
+
+    Returns:
+        The statistics of all rows together.
+
+    Raises:
+        ValueError: there come more parts, or fewer.
+
+    Example:
+        >>> weight = torch.zeros(1, requires_grad=True)
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> parts = ((weight * torch.ones(2), weight * -torch.ones(2)) for _ in range(2))
+        >>> statistics = accumulated_discriminator_step(optimizer, parts, 2)
+        >>> weight
+        tensor([0.5000], requires_grad=True)
+    """
+    optimizer.zero_grad(set_to_none=True)
+    reals, fakes, losses = [], [], []
+    for real_logits, fake_logits in parts:
+        loss = discriminator_loss(real_logits, fake_logits, real_target=real_target, fake_target=fake_target)
+        (loss / num_parts).backward()  # type: ignore[no-untyped-call]
+        reals.append(real_logits.detach())
+        fakes.append(fake_logits.detach())
+        losses.append(loss.detach())
+    if len(losses) != num_parts:
+        raise ValueError(f"num_parts={num_parts}, and {len(losses)} came.")
+    _update(optimizer, max_grad_norm)
+    return discriminator_statistics(torch.cat(reals), torch.cat(fakes), torch.stack(losses).mean())
+
+
+def _update(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
     if max_grad_norm is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
-    return discriminator_statistics(real_logits, fake_logits, loss)
