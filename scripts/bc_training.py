@@ -32,8 +32,9 @@ from rlsmooth.training import checkpoint_steps
 if TYPE_CHECKING:
     from rlsmooth.scripts.bc import Args
     from rlsmooth.scripts.bco import Args as BCOArgs
+    from rlsmooth.scripts.dagger import Args as DAggerArgs
 
-__all__ = ["SHIPPED", "make_logger", "number_or_word", "train"]
+__all__ = ["make_logger", "name_of_demonstrations", "number_or_word", "train"]
 
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 ENOUGH_EPISODES = 10  # from here on a tenth of them is held out by default
@@ -94,13 +95,7 @@ def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
     Raises:
         ValueError: there are none, or not as many as asked for.
     """
-    name = SHIPPED.get(args.env) if args.demonstrations is None else args.demonstrations
-    if name is None:
-        raise ValueError(
-            f"no demonstrations of env={args.env!r} ship with the package: name some by --demonstrations "
-            "(an .npz or a folder; `rlsmooth record` makes one)."
-        )
-    demonstrations = load_demonstrations(name)
+    demonstrations = load_demonstrations(name_of_demonstrations(args.env, args.demonstrations))
     if args.n_episodes is not None:
         demonstrations = demonstrations.sample_episodes(args.n_episodes, args.seed)
     if args.action_noise != 0:
@@ -109,6 +104,21 @@ def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
     if fraction is None:
         fraction = 0.1 if demonstrations.num_episodes >= ENOUGH_EPISODES else 0.0
     return (demonstrations, None) if fraction == 0 else demonstrations.split(fraction, args.seed)
+
+
+def name_of_demonstrations(env: str, given: str | None) -> str:
+    """`given`, or the set of the package for the environment.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    name = SHIPPED.get(env) if given is None else given
+    if name is None:
+        raise ValueError(
+            f"no demonstrations of env={env!r} ship with the package: name some by --demonstrations "
+            "(an .npz or a folder; `rlsmooth record` makes one)."
+        )
+    return name
 
 
 def make_agent(
@@ -167,7 +177,7 @@ def number_or_word(value: str) -> float | str:
         return value
 
 
-def make_logger(args: Args | BCOArgs, folder: Path, last_step: int) -> Logger:
+def make_logger(args: Args | BCOArgs | DAggerArgs, folder: Path, last_step: int) -> Logger:
     """SB3's logger, to `metrics.csv` and TensorBoard."""
     events = folder
     if args.tensorboard_log is not None:

@@ -16,7 +16,7 @@ from rlsmooth.agents import BCO
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly, load_demonstrations
 from rlsmooth.data.file_format import OBSERVATION_FORMAT, DemonstrationsFileError
-from rlsmooth.scripts.bc_training import SHIPPED, make_logger, number_or_word
+from rlsmooth.scripts.bc_training import make_logger, name_of_demonstrations, number_or_word
 from rlsmooth.scripts.bco_figures import bco_figure
 from rlsmooth.scripts.bco_report import BCOReport, print_bco_results
 from rlsmooth.scripts.drawing import save_figure
@@ -83,12 +83,7 @@ def load_watched(args: Args) -> Demonstrations | ObservationOnly:
     Raises:
         ValueError: there is none, or not as much as asked for.
     """
-    name = SHIPPED.get(args.env) if args.demonstrations is None else args.demonstrations
-    if name is None:
-        raise ValueError(
-            f"no demonstrations of env={args.env!r} ship with the package: name some by --demonstrations "
-            "(an .npz or a folder; `rlsmooth record` makes one)."
-        )
+    name = name_of_demonstrations(args.env, args.demonstrations)
     watched: Demonstrations | ObservationOnly
     try:
         watched = load_demonstrations(name)

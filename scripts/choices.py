@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC
 from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
 from rlsmooth.agents.policy_measures import read_distribution
+from rlsmooth.scripts.off_policy_acting import off_policy_acting
 from rlsmooth.scripts.overlay import BoxChoice, Choices
 
 __all__ = ["action_names", "choices_of", "entropy_of_choice", "read_choice"]
@@ -56,15 +58,20 @@ def read_choice(
     """The distribution from which an agent is about to act; no random generator moves.
 
     Args:
-        agent: a `BC` or an on-policy algorithm.
+        agent: a `BC` or an algorithm.
         observation: a batch of them, as `predict` takes.
         masks: bool, True = legal, or None.
         state: as `predict` gave it, or None.
         starts: bool, 1 where an episode begins.
+
+    Raises:
+        ValueError: the agent acts from no distribution.
     """
     policy = agent.policy
     policy.set_training_mode(False)
     tensors, _ = policy.obs_to_tensor(observation)
+    if isinstance(agent, OffPolicyAlgorithm):
+        return off_policy_acting(agent, tensors)
     action_masks = None if masks is None else torch.as_tensor(masks, dtype=torch.bool, device=policy.device)
     if state is None:  # no memory, or none yet
         return read_distribution(policy, tensors, action_masks, None, None)
@@ -124,7 +131,7 @@ def entropy_of_choice(acting: CategoricalActing | GaussianActing) -> tuple[float
         return float((acting.acting_entropy_estimate(256) if exact is None else exact)[0]), None
     assert exact is not None
     fractions, has_choice = acting.entropy_fractions()
-    return float(exact[0]) + 0.0, float(fractions[0]) if bool(has_choice[0]) else math.nan
+    return float(exact[0]) + 0.0, float(fractions[0]) + 0.0 if bool(has_choice[0]) else math.nan
 
 
 def _legal(dims: tuple[int, ...], masks: NDArray[Any] | None) -> list[NDArray[np.bool_]]:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
+from rlsmooth.agents.acting_distributions import CategoricalActing
 from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.policy_queries import initial_lstm_states
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
+from rlsmooth.scripts.off_policy_acting import off_policy_acting
 
 __all__ = ["NormalisedAgent", "is_agent_file", "load_to_play", "measure_on_states"]
 
@@ -82,10 +85,25 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
     seen: Any = played.observations
     rows = {key: value[::stride] for key, value in seen.items()} if isinstance(seen, dict) else seen[::stride]
     observations, _ = policy.obs_to_tensor(rows)
+    if isinstance(agent, OffPolicyAlgorithm):
+        return _measure_off_policy(agent, observations)
     with torch.no_grad():
         measures = measure_policy(policy, observations, **more)
     values = {name: getattr(measures, name) for name in MEASURED}
     return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _measure_off_policy(agent: OffPolicyAlgorithm, observations: Any) -> dict[str, float]:
+    """Mean entropy and its share of what the sampled actions come from; nothing for an agent like TD3."""
+    try:
+        acting = off_policy_acting(agent, observations)
+    except ValueError:
+        return {}
+    entropies = acting.acting_entropy()
+    found = {} if entropies is None else {"policy_entropy": float(entropies.mean())}
+    if isinstance(acting, CategoricalActing):
+        found["entropy_frac"] = float(acting.entropy_fractions()[0].mean())
+    return found
 
 
 class NormalisedAgent:

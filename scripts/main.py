@@ -12,6 +12,9 @@ from rlsmooth.scripts.command import fail, run_command
 COMMANDS = {
     "bc": "train behaviour cloning and write agent, report and logs",
     "bco": "clone from observation: the demonstrated actions are guessed, then cloned",
+    "gail": "imitate by a discriminator: GAIL, with one-sided smoothing or without",
+    "airl": "imitate and recover a reward: AIRL, likewise",
+    "dagger": "clone an expert that is asked about every state the learner visits: DAgger",
     "classify": "train a classifier with smoothed targets",
     "self-train": "train a classifier on a few labels and on those that it makes itself",
     "gan": "train a GAN with one-sided smoothing on a ready case",

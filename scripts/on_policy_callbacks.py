@@ -1,4 +1,4 @@
-"""What `rlsmooth ppo` and its kin do while the algorithm trains: log, evaluate, keep the best agent, show progress."""
+"""What commands that train an algorithm of SB3 do meanwhile: log, evaluate, keep the best agent, show progress."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
@@ -153,7 +154,7 @@ class Journal(BaseCallback):
 
     def _write_row(self, *, evaluates: bool) -> None:
         model = self.model
-        assert isinstance(model, OnPolicyAlgorithm)
+        assert isinstance(model, (OnPolicyAlgorithm, OffPolicyAlgorithm))
         if evaluates:
             began = time.perf_counter()
             self._evaluate()
@@ -181,7 +182,7 @@ class Journal(BaseCallback):
             found.append((returns, lengths))
         (returns, lengths), (sampled, _) = found
         if self.evaluations.add(self.model.num_timesteps, returns, lengths, sampled):
-            assert isinstance(self.model, OnPolicyAlgorithm)
+            assert isinstance(self.model, (OnPolicyAlgorithm, OffPolicyAlgorithm))
             save_agent(self.model, self.best_agent)
 
 

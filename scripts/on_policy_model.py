@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC
@@ -15,6 +15,7 @@ from rlsmooth.targets import Smoothing
 
 __all__ = ["evaluation_envs", "new_model", "training_envs", "uses_masks"]
 
+AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
 EVALUATION_SEED = 1_000_000  # other episodes than those to train on
 
 
@@ -46,24 +47,24 @@ def evaluation_seed(args: OnPolicyArgs) -> int:
     return (args.seed + EVALUATION_SEED) % 2**32
 
 
-def uses_masks(command: str, env: VecEnv, name: str) -> bool:
-    """Whether the command trains with action masks.
+def uses_masks(algorithm: str, env: VecEnv, name: str) -> bool:
+    """Whether the algorithm, by its command's name, trains with action masks.
 
     Raises:
         ValueError: it does, and the environment has none.
     """
-    if command != "maskable-ppo":
+    if algorithm != "maskable-ppo":
         return False
     from sb3_contrib.common.maskable.utils import is_masking_supported
 
     if not is_masking_supported(env):
-        raise ValueError(f"env={name!r} has no action_masks(): use `rlsmooth ppo`, or an environment that has them.")
+        raise ValueError(f"env={name!r} has no action_masks(): use ppo, or an environment that has them.")
     return True
 
 
 def new_model(
-    algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs, hyperparameters: Hyperparameters, env: VecEnv
-) -> OnPolicyAlgorithm:
+    algorithm: type[AlgorithmT], args: OnPolicyArgs, hyperparameters: Hyperparameters, env: VecEnv
+) -> AlgorithmT:
     """A new algorithm, from scratch or from a cloned policy.
 
     Raises:
@@ -80,7 +81,7 @@ def new_model(
             raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
-        model: OnPolicyAlgorithm = build(policy, env, **arguments)
+        model: AlgorithmT = build(policy, env, **arguments)
         return model
     path = args.from_bc / "agent.zip" if args.from_bc.is_dir() else args.from_bc
     if not path.is_file():
@@ -93,7 +94,7 @@ def new_model(
             f"value_warmup_steps={steps} leaves nothing of n_timesteps={hyperparameters.n_timesteps}: give fewer."
         )
     clone = BC.load(path, device="cpu")
-    started: OnPolicyAlgorithm = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
+    started: AlgorithmT = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
     return started
 
 

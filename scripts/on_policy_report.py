@@ -9,7 +9,7 @@ from typing import Any
 
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.report import Curve
-from rlsmooth.scripts.results import print_table
+from rlsmooth.scripts.results import print_table, return_words
 from rlsmooth.scripts.run_folder import read_command, read_json, read_settings, write_json
 
 __all__ = [
@@ -88,12 +88,13 @@ def result_rows(report: OnPolicyReport) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for suffix, how in (("", "deterministic"), ("_sampled", "sampled")):
         if f"mean_reward{suffix}" in found:
-            value = f"{_number(found[f'mean_reward{suffix}'])} ± {_number(found[f'std_reward{suffix}'])}"
+            value = f"{return_words(found[f'mean_reward{suffix}'])} ± {return_words(found[f'std_reward{suffix}'])}"
             rows.append((f"return, {how}", value))
     if "best_mean_reward" in found:
-        rows.append(("best evaluation", f"{_number(found['best_mean_reward'])} at {found['best_step']:,.0f} steps"))
+        best = return_words(found["best_mean_reward"])
+        rows.append(("best evaluation", f"{best} at {found['best_step']:,.0f} steps"))
     if "ep_rew_mean" in found:
-        rows.append(("return in training", _number(found["ep_rew_mean"])))
+        rows.append(("return in training", return_words(found["ep_rew_mean"])))
     if "mean_ep_length" in found:
         rows.append(("episode length", f"{found['mean_ep_length']:.1f}"))
     if "policy_entropy" in found:
@@ -148,11 +149,6 @@ def print_on_policy_results(report: OnPolicyReport) -> None:
         "Entropy and KL: mean over the states of the last update."
     )
     print_table(title, result_rows(report), note)
-
-
-def _number(value: float) -> str:
-    """A return: with more digits where all of it is small, as on DeepSea."""
-    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3f}"
 
 
 def _kl_name(report: OnPolicyReport) -> str:

@@ -45,10 +45,10 @@ def main(args: Args) -> Path:
     from rlsmooth.scripts.drawing import save_figure
 
     commands = [read_command(folder) for folder in args.folders]
-    kinds = {command if command in FIGURES else "on-policy" for command in commands}
+    kinds = {KINDS.get(command, "on-policy") for command in commands}
     if len(kinds) > 1:
         raise ValueError(f"runs of {' and '.join(sorted(kinds))} can't be compared: name those of one kind.")
-    figure = FIGURES.get(commands[0], _on_policy_figure)(args.folders)
+    figure = FIGURES[kinds.pop()](args.folders)
     output = args.output or (args.folders[0] / "report.png" if len(commands) == 1 else Path("comparison.png"))
     check_writable_folder("output", output.parent)
     save_figure(output, figure)
@@ -104,14 +104,35 @@ def _gan_figure(folders: Sequence[Path]) -> Figure:
     return gan_figure(load_gan_report(folders[0]))
 
 
+def _adversarial_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.adversarial_figures import adversarial_comparison_figure, adversarial_figure
+    from rlsmooth.scripts.adversarial_report import load_adversarial_report
+
+    reports = [load_adversarial_report(folder) for folder in folders]
+    return adversarial_figure(reports[0]) if len(reports) == 1 else adversarial_comparison_figure(reports)
+
+
+def _dagger_figure(folders: Sequence[Path]) -> Figure:
+    from rlsmooth.scripts.dagger_figures import dagger_comparison_figure, dagger_figure
+    from rlsmooth.scripts.dagger_report import load_dagger_report
+
+    reports = [load_dagger_report(folder) for folder in folders]
+    return dagger_figure(reports[0]) if len(reports) == 1 else dagger_comparison_figure(reports)
+
+
 FIGURES: dict[str, Callable[[Sequence[Path]], Figure]] = {
     "bc": _cloning_figure,
     "bco": _cloning_from_observation_figure,
     "classify": _classification_figure,
+    "dagger": _dagger_figure,
     "gan": _gan_figure,
+    "gail or airl": _adversarial_figure,
+    "on-policy": _on_policy_figure,
     "self-train": _self_training_figure,
 }
-"""By command, what draws its runs; all others are on-policy."""
+"""What draws the runs of each kind."""
+KINDS = {name: name for name in FIGURES} | {"gail": "gail or airl", "airl": "gail or airl"}
+"""By command, the kind of its runs; all others are on-policy."""
 
 if __name__ == "__main__":
     sys.exit(run_command("plot", Args, main))

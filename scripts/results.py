@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rlsmooth.scripts.report import Report
 
-__all__ = ["print_evaluation", "print_results", "print_table", "result_rows", "setting_rows"]
+__all__ = ["print_evaluation", "print_results", "print_table", "result_rows", "return_words", "setting_rows"]
 
 EVALUATED = {
     "mean_reward": ("return, mean", "return"),
@@ -98,6 +98,11 @@ def print_table(title: str, rows: Sequence[Sequence[str]], note: str, header: Se
     console.print(title, style="italic", highlight=False, soft_wrap=True)  # a table would break it at its own width
     console.print(table)
     console.print(note, style="dim", highlight=False)
+
+
+def return_words(value: float) -> str:
+    """A return: with more digits where all of it is small, as on DeepSea."""
+    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3f}"
 
 
 def _with_unit(value: float, unit: str) -> str:

@@ -120,7 +120,7 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
     try:
         command = read_command(path.parent)
         env = str(read_settings(path.parent, command)["env"])
-        of_rl = {} if command in ("bc", "bco") else read_settings(path.parent, command, "hyperparameters")
+        of_rl = {} if command in ("bc", "bco", "dagger") else read_settings(path.parent, command, "hyperparameters")
         kwargs = dict(of_rl.get("env_kwargs", {}))
     except (ValueError, TypeError, KeyError) as error:
         if given is not None:

@@ -33,6 +33,9 @@ from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_set
 COMMANDS = (
     "bc",
     "bco",
+    "gail",
+    "airl",
+    "dagger",
     "classify",
     "self-train",
     "ppo",
@@ -44,7 +47,7 @@ COMMANDS = (
     "evaluate",
     "plot",
 )
-SHARED = ("on_policy_arguments", "classification_arguments")  # what several of them take
+SHARED = ("adversarial_arguments", "on_policy_arguments", "classification_arguments")  # what several of them take
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +87,17 @@ def test_every_command_runs_as_a_file_too(command: str, repository: Path, tmp_pa
 @pytest.mark.parametrize("command", [*COMMANDS, *SHARED])
 def test_every_option_has_a_type_and_a_sentence(command: str, repository: Path) -> None:
     tree = ast.parse((repository / "scripts" / f"{command.replace('-', '_')}.py").read_text(encoding="utf-8"))
-    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Args"))
-    pairs = list(zip(args.body, args.body[1:], strict=False))
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Args")]
+    pairs = [pair for args in found for pair in zip(args.body, args.body[1:], strict=False)]
     fields = [(field, following) for field, following in pairs if isinstance(field, ast.AnnAssign)]
-    assert len(fields) >= (1 if "ppo" in command or command == "a2c" else 2)
+    assert len(fields) >= (1 if "ppo" in command or command in ("a2c", "gail", "airl") else 2)
     for field, following in fields:
         sentence = following.value.value if isinstance(following, ast.Expr) else ""  # type: ignore[attr-defined]
         assert sentence[:1].isupper() or sentence[:1].isdigit(), ast.unparse(field)
         assert sentence.endswith("."), ast.unparse(field)
 
 
-@pytest.mark.parametrize("command", ["bc", "ppo", "a2c", "maskable-ppo", "recurrent-ppo"])
+@pytest.mark.parametrize("command", ["bc", "ppo", "a2c", "maskable-ppo", "recurrent-ppo", "gail", "airl"])
 def test_the_options_have_rl_zoos_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
