@@ -90,6 +90,18 @@ def test_trajectory_objects() -> None:
     assert from_imitation(without).rewards is None
 
 
+def test_an_episode_as_long_as_the_time_limit_was_cut_off() -> None:
+    flagged = [dataclasses.replace(part, terminal=True) for part in two_trajectories()]
+    spaces_of: dict[str, Any] = {"observation_space": BOX, "action_space": TWO}
+    word = Demonstrations.from_imitation(flagged, **spaces_of)
+    assert np.flatnonzero(word.terminations).tolist() == [2, 4]  # type: ignore[arg-type]
+    cut = Demonstrations.from_imitation(flagged, time_limit=3, **spaces_of)
+    assert np.flatnonzero(cut.truncations).tolist() == [2]  # type: ignore[arg-type]
+    assert np.flatnonzero(cut.terminations).tolist() == [4]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="time_limit=2, but trajectory 0 has 3 steps"):
+        Demonstrations.from_imitation(flagged, time_limit=2, **spaces_of)
+
+
 def test_a_folder_written_by_huggingface_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

@@ -171,6 +171,7 @@ class Demonstrations:
         *,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
+        time_limit: int | None = None,
     ) -> Demonstrations:
         """Read trajectories of the `imitation` library (folders need the extra `datasets`).
 
@@ -180,15 +181,19 @@ class Demonstrations:
                 jsonpickle strings, which can run code when decoded. A trajectory that is not terminal is truncated.
             observation_space: imitation does not store the spaces.
             action_space: likewise.
+            time_limit: the environment's. imitation's `terminal` is also True where a time limit ended the episode;
+                trajectories of so many steps are truncated here. None: `terminal` is taken at its word.
 
         Raises:
             DemonstrationsFileError: the folder or file is missing, damaged or something else.
-            TypeError, ValueError: as the class; or a trajectory's lengths do not fit.
+            TypeError, ValueError: as the class; or lengths do not fit, or exceed the time limit.
             ImportError: pyarrow is not installed.
         """
         from rlsmooth.data.imitation import demonstrations_from_imitation
 
-        return demonstrations_from_imitation(source, observation_space=observation_space, action_space=action_space)
+        return demonstrations_from_imitation(
+            source, observation_space=observation_space, action_space=action_space, time_limit=time_limit
+        )
 
     @classmethod
     def from_minari(cls, source: str | Path) -> Demonstrations:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from gymnasium import spaces
 
+from rlsmooth.checks import check_positive_int
 from rlsmooth.data.arrays import AnyArray
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.file_format import DemonstrationsFileError, file_path
@@ -36,8 +37,10 @@ def demonstrations_from_imitation(
     *,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
+    time_limit: int | None = None,
 ) -> Demonstrations:
     """Read imitation's trajectories; see `Demonstrations.from_imitation`."""
+    limit = None if time_limit is None else check_positive_int("time_limit", time_limit)
     if isinstance(source, (str, Path)):
         path = file_path(source)
         trajectories = _read_folder(path) if path.is_dir() else _read_npz(path)
@@ -59,6 +62,14 @@ def demonstrations_from_imitation(
     terminations, truncations = np.zeros(ends[-1], dtype=bool), np.zeros(ends[-1], dtype=bool)
     # `terminal=False` is a trajectory that was cut off, by a time limit or by whoever recorded it.
     terminal = np.array([bool(flag) for _, _, flag, _ in trajectories])
+    if limit is not None:
+        lengths_of = np.diff(ends, prepend=0)
+        if lengths_of.max() > limit:
+            raise ValueError(
+                f"time_limit={limit}, but trajectory {int(lengths_of.argmax())} has {lengths_of.max()} steps."
+            )
+        # SB3's vectorised environments say `done` at a time limit too, and imitation stores that.
+        terminal &= lengths_of < limit
     terminations[ends - 1], truncations[ends - 1] = terminal, ~terminal
     rewards = [rews for _, _, _, rews in trajectories if rews is not None]
     return Demonstrations(
