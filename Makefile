@@ -97,6 +97,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
+.PHONY: study-variable-horizon study-gail-smoothing
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -136,3 +137,9 @@ study-distil-dqn: $(DEV)  ## study: a policy supervised by a DQN's values
 
 study-gan-modes: $(DEV)  ## study: modes that a GAN finds with smoothed targets
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gan_modes $(ARGS)
+
+study-variable-horizon: $(DEV)  ## study: what the sign of GAIL's reward teaches where episodes end early
+	$(BIN)/python -P -m rlsmooth.scripts.studies.variable_horizon $(ARGS)
+
+study-gail-smoothing: $(DEV)  ## study: GAIL with smoothed targets of its discriminator
+	$(BIN)/python -P -m rlsmooth.scripts.studies.gail_smoothing $(ARGS)
