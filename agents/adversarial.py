@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
@@ -27,12 +27,14 @@ from rlsmooth.agents.adversarial_setup import (
     check_minibatch,
     discount,
     episode_horizon,
+    masks_ends,
     needs_next,
     num_masks,
     round_timesteps,
 )
 from rlsmooth.agents.deferred_reward import can_defer, deferred_rewards
 from rlsmooth.agents.learned_reward import RecordingRewardVecEnv, install, uninstall
+from rlsmooth.agents.relabelling import check_relabelling
 from rlsmooth.agents.reward_function import RewardFunction, as_tensors
 from rlsmooth.agents.reward_net import Transitions
 from rlsmooth.checks import check_choice, check_positive_int
@@ -47,7 +49,7 @@ from rlsmooth.training.discriminator import (
 __all__ = ["AdversarialImitation", "TerminalStates", "build_net"]
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
-Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | None
+Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
 
 PROBE_ROWS = 8
 TAGS = {
@@ -108,6 +110,8 @@ class AdversarialImitation(SavedImitation, ABC):
         check_choice("terminal_states", terminal_states, ("absorbing", "as_is"))
         self.terminal_states: TerminalStates = terminal_states
         self.relabel_replay_buffer = relabel_replay_buffer
+        if relabel_replay_buffer:
+            check_relabelling(gen_algo)
         self.horizon = None if terminal_states == "as_is" else episode_horizon(gen_algo, demonstrations, horizon)
         self.seed = check_positive_int("seed", seed, minimum=0)
         self.device = gen_algo.device
@@ -121,6 +125,7 @@ class AdversarialImitation(SavedImitation, ABC):
             gen_algo.observation_space,
             horizon=self.horizon,
             needs_next=needs_next(reward_net),
+            masks_ends=masks_ends(reward_net),
             gamma=self.gamma,
             num_masks=masks,
         )
@@ -132,6 +137,7 @@ class AdversarialImitation(SavedImitation, ABC):
         if self.horizon is not None:
             check_absorbing(self.reward_net, probe)
         self.rounds = self.trained_at = 0
+        self.knows_absorbing = False
         self.draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
         self.fingerprint: str | None = None
         self.arguments: dict[str, Any] = {
@@ -222,6 +228,8 @@ class AdversarialImitation(SavedImitation, ABC):
         Args:
             total_timesteps: the generator's environment steps.
             callback: SB3's, one or several; they see the generator. `rollout/ep_rew_mean` is the true return. An
+                `EvalCallback` beside a `VecNormalize` needs one wrapper more below that of the evaluation environment,
+                `VecNormalize(VecCheckNan(eval_env), training=False)`, for the trainer has one in the other. An
                 `ExactCheckpointCallback` keeps the trainer too; see `resume`. In rollouts of on-policy algorithms
                 `locals["rewards"]` is 0: the rewards are made in one pass before the returns are computed.
             log_interval: as SB3's; None: the algorithm's default.
@@ -246,7 +254,8 @@ class AdversarialImitation(SavedImitation, ABC):
         )
         listeners: list[BaseCallback] = [Rounds(self, wrapper)]
         if callback is not None:
-            listeners += [callback] if isinstance(callback, BaseCallback) else list(callback)
+            given = callback if isinstance(callback, Sequence) else [callback]
+            listeners += [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
         try:
             with deferred_rewards(self.gen_algo, wrapper):
@@ -290,9 +299,8 @@ class AdversarialImitation(SavedImitation, ABC):
 
     def _update_discriminator(self) -> DiscriminatorStatistics:
         drawn = self.demo_batch_size, self.draws, self.device
-        more = self._unseen_end
-        expert, expert_masks = self.expert.sample(*drawn, more_absorbing=more)
-        generated, generated_masks = self.generated.sample(*drawn, more_absorbing=more)
+        expert, expert_masks = self.expert.sample(*drawn, more_absorbing=self._unseen_end(self.expert))
+        generated, generated_masks = self.generated.sample(*drawn, more_absorbing=self._unseen_end(self.generated))
         size = self.demo_minibatch_size
 
         def logits() -> Iterator[tuple[Tensor, Tensor]]:
@@ -311,16 +319,24 @@ class AdversarialImitation(SavedImitation, ABC):
         parts = self.demo_batch_size // size
         return accumulated_discriminator_step(self.optimizer, logits(), parts, real_target=real, fake_target=fake)
 
-    @property
-    def _unseen_end(self) -> float:
-        """Absorbing rows of one end more than either side has seen (Laplace's rule of succession).
+    def _sees_absorbing(self) -> bool:
+        """Whether either side has ever ended; before, nothing is known of the absorbing state, and it plays no part."""
+        if self.horizon is not None and not self.knows_absorbing:
+            self.knows_absorbing = self.expert.has_absorbing or self.generated.has_absorbing
+        return self.knows_absorbing
 
-        Where only one side ever ended, the best D of the absorbing state would be 0 or 1 and its reward without bound,
-        which is paid in every step. Where no side did, nothing is known of it, and there is nothing to add.
+    def _unseen_end(self, store: TransitionStore) -> float:
+        """Absorbing rows of an end that was not seen: each side is drawn from as if it had ended once more.
+
+        That is Laplace's rule of succession. Where only one side ever ended, the best D of the absorbing state would
+        else be 0 or 1 and its reward, which is taken off every step, without bound. The side with fewer rows has less
+        of that end, so that two sides that do the same have the same share of it.
         """
-        if self.horizon is None or not (self.expert.has_absorbing or self.generated.has_absorbing):
+        if not self._sees_absorbing():
             return 0.0
-        return float(absorbing_steps(np.zeros(1, np.int64), self.horizon, self.gamma)[0])
+        assert self.horizon is not None
+        whole = float(absorbing_steps(np.zeros(1, np.int64), self.horizon, self.gamma)[0])
+        return whole * len(store) / max(len(self.expert), len(self.generated))
 
     def predict_reward(
         self, observations: Any, actions: NDArray[Any], next_observations: Any, terminated: NDArray[np.bool_]
@@ -364,7 +380,7 @@ class AdversarialImitation(SavedImitation, ABC):
             torch.zeros_like(ended),
         )
         rewards = reward(rows)
-        if self.horizon is not None:
+        if self._sees_absorbing():
             rewards = rewards - reward(self._absorbing_row)
         paid: NDArray[np.float32] = rewards.float().cpu().numpy()
         return paid

@@ -182,6 +182,7 @@ def expert_store(
     *,
     horizon: int | None,
     needs_next: bool,
+    masks_ends: bool = False,
     gamma: float = 1.0,
     num_masks: int = 0,
 ) -> TransitionStore:
@@ -189,10 +190,11 @@ def expert_store(
 
     Args:
         demonstrations: where `next_observations` are missing and needed, the next row stands for them, and the last
-            row of each episode is left out.
+            row of an episode is left out, unless it is a terminated one and `masks_ends`.
         observation_space: the algorithm's.
         horizon: steps up to which a terminated episode is padded with absorbing rows; None: not at all.
         needs_next: whether next observations are read.
+        masks_ends: whether they are not read of terminated rows.
         gamma: see `absorbing_steps`.
         num_masks: see `TransitionStore`.
 
@@ -205,12 +207,21 @@ def expert_store(
     if num_masks and demonstrations.action_masks is None:
         raise ValueError("demonstrations have no action_masks, which this policy needs: record them with masks.")
     has_next = demonstrations.next_observations is not None
-    rows = rows_with_next(demonstrations) if needs_next and not has_next else np.arange(len(demonstrations))
+    ends = demonstrations.episode_ends - 1
+    terminated = np.zeros(len(demonstrations), dtype=bool)
+    if demonstrations.terminations is not None:
+        terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
+    rows = np.arange(len(demonstrations))
+    if needs_next and not has_next:
+        rows = rows_with_next(demonstrations)
+        if masks_ends:
+            rows = np.union1d(rows, ends[terminated[ends]])
     if len(rows) == 0:
         raise ValueError("demonstrations have no transition whose next observation is known.")
     if len(rows) < len(demonstrations):
+        left_out = "truncated episodes" if masks_ends else "the episodes"
         warnings.warn(
-            "demonstrations have no next_observations: the last rows of the episodes, "
+            f"demonstrations have no next_observations: the last rows of {left_out}, "
             f"{len(demonstrations) - len(rows)} rows in all, are left out. Record next_observations to keep them.",
             UserWarning,
             stacklevel=4,
@@ -219,20 +230,20 @@ def expert_store(
     observations = _oriented(batch.observations, observation_space)
     if has_next:
         after = _oriented(batch.next_observations, observation_space)
+    elif needs_next:
+        # What stands behind a terminated row is its own observation, which nobody reads.
+        following = np.where(np.isin(rows, ends), rows, rows + 1)
+        after = _oriented(demonstrations[following].observations, observation_space)
     else:
-        after = _oriented(demonstrations[rows + 1].observations, observation_space) if needs_next else observations
-    lengths = demonstrations.episode_lengths()
-    padding = np.zeros(len(demonstrations))
-    terminated = np.zeros(len(demonstrations), dtype=bool)
-    if demonstrations.terminations is not None:
-        terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
+        after = observations
+    padding = np.zeros(len(rows))
     if horizon is not None:
-        ends = demonstrations.episode_ends - 1
-        padding[ends] = np.where(terminated[ends], absorbing_steps(lengths, horizon, gamma), 0.0)
+        steps = absorbing_steps(demonstrations.episode_lengths(), horizon, gamma)
+        # Only the sum is drawn by: where an episode's last row is left out, the one before has its padding.
+        kept = np.maximum(np.searchsorted(rows, ends, side="right") - 1, 0)
+        np.add.at(padding, kept, np.where(terminated[ends], steps, 0.0))
     store = TransitionStore(observation_space, demonstrations.action_space, len(rows), num_masks)
-    store.add(
-        observations, batch.actions, after, terminated[rows], padding[rows], batch.action_masks if num_masks else None
-    )
+    store.add(observations, batch.actions, after, terminated[rows], padding, batch.action_masks if num_masks else None)
     return store
 
 

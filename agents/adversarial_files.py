@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial_state import argument_names, build_trainer, set_run_state, trainer_state
+from rlsmooth.agents.adversarial_state import argument_names, build_trainer, for_net, set_run_state, trainer_state
 from rlsmooth.agents.agent_file import load_parameters
 from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.model_classes import ALGORITHM_BASES, Algorithm
@@ -40,7 +40,7 @@ __all__ = ["ResumedImitation", "SavedImitation"]
 FORMAT_NAME = "rlsmooth-imitation"
 FORMAT_VERSION = 1
 ROUNDS = "rlsmooth.agents.adversarial_rounds.Rounds"
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +192,14 @@ class SavedImitation:
             reward_net: one of your own, built as before; None: built as the checkpoint says.
             model_class: see `load_agent`.
             policy_class: see `load_agent`.
-            custom_objects: argument to value, of the trainer (`disc_opt_cls`) or of the generator (see `load_agent`).
+            custom_objects: argument to value, of the trainer (`disc_opt_cls`) or generator (see `load_agent`); of
+                those that the checkpoint marks as its writer's own, of the network too.
             tensorboard_log: as of the run.
             verbose: as in Stable-Baselines3.
 
         Raises:
-            ValueError: there is no run in the folder, or environments or demonstrations are others.
+            ValueError: there is no run in the folder, or environments or demonstrations are others, or
+                `custom_objects` has another learning rate.
             SafeFileError: no checkpoint can be read, or it is of another class, or does not fit.
 
         Example:
@@ -215,6 +217,11 @@ class SavedImitation:
         build = cast("type[AdversarialImitation]", cls)
         names = argument_names(build)
         custom = dict(custom_objects or {})
+        for name in ("disc_learning_rate", "disc_opt_kwargs"):
+            if name in custom:
+                raise ValueError(
+                    f"custom_objects has {name}, and a resumed run goes on as before: `load` takes it, for a new run."
+                )
         run = load_checkpoint(
             folder,
             env,
@@ -229,7 +236,6 @@ class SavedImitation:
         state = run.callback_states.get(ROUNDS)
         if state is None:
             raise SafeFileError(f"{str(path)!r} holds a run without a discriminator: use load_checkpoint.")
-        own = {name: value for name, value in custom.items() if name in names}
         try:
             trainer = build_trainer(
                 build,
@@ -238,7 +244,7 @@ class SavedImitation:
                 demonstrations,
                 run.model,
                 reward_net=reward_net,
-                custom_objects=own,
+                custom_objects=for_net(state["run"]["trainer"], custom, names),
             )
         except SafeFileError:
             raise

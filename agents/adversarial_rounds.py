@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Rounds"]
 
 GENERATOR_TAGS = ("train/", "rollout/")
+STACKLEVEL = 2
 
 
 class Rounds(BaseCallback):
@@ -49,6 +51,23 @@ class Rounds(BaseCallback):
         if episodes_go_on:
             self.wrapper.set_episode_state(state["episodes"])
 
+    def _on_training_start(self) -> None:
+        generator = self.trainer.gen_algo
+        buffer = generator.replay_buffer if isinstance(generator, OffPolicyAlgorithm) else None
+        # Rows from before the trainer's first step: another reward's. Those of a resumed run are its own.
+        if buffer is None or buffer.size() == 0 or self.trainer.generated.added:
+            return
+        assert isinstance(generator, OffPolicyAlgorithm)
+        if self.trainer.relabel_replay_buffer:
+            relabel(generator, self.trainer.predict_reward)
+            return
+        warnings.warn(
+            f"gen_algo's replay buffer holds {buffer.size()} rows with rewards that are not the learned ones: say "
+            "relabel_replay_buffer=True, or empty it by replay_buffer.reset().",
+            UserWarning,
+            stacklevel=STACKLEVEL,
+        )
+
     def _on_rollout_start(self) -> None:
         self._end_round()
         self.wrapper.begin_rollout()
@@ -57,17 +76,19 @@ class Rounds(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._end_round()
+        if self._end_round():
+            self.logger.dump(self.num_timesteps)  # no rollout follows, after which the algorithm would write them
 
-    def _end_round(self) -> None:
+    def _end_round(self) -> bool:
         trainer = self.trainer
         if not trainer.is_round_over:
-            return
+            return False
         self._log_generator()
         for name, value in trainer.train_discriminator().items():
             self.logger.record_mean(f"mean/disc/{name}", value)
         if trainer.relabel_replay_buffer and isinstance(trainer.gen_algo, OffPolicyAlgorithm):
             relabel(trainer.gen_algo, trainer.predict_reward)
+        return True
 
     def _log_generator(self) -> None:
         """The generator's own tags again, as means over rounds, by imitation's names."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -15,7 +16,7 @@ from torch import nn
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.reward_net import RewardNet, Transitions
+from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, Transitions
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.training import isolated_rng
@@ -25,10 +26,12 @@ __all__ = [
     "build_net",
     "build_optimizer",
     "check_absorbing",
+    "check_algorithm",
     "check_generator",
     "check_minibatch",
     "discount",
     "episode_horizon",
+    "masks_ends",
     "needs_next",
     "num_masks",
     "round_timesteps",
@@ -41,15 +44,27 @@ STACKLEVEL = 4
 """Of warnings: the line that makes the trainer."""
 
 
+def check_algorithm(algorithm: object) -> None:
+    """Check that it is one of Stable-Baselines3.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(algorithm, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
+        raise TypeError(f"gen_algo must be an algorithm of Stable-Baselines3, got {type(algorithm).__name__}.")
+
+
 def check_generator(algorithm: BaseAlgorithm, demonstrations: Demonstrations) -> None:
     """Check that one can be trained on the other.
 
     Raises:
         TypeError: one is of another type.
         ValueError: there is no environment, or the spaces differ.
+
+    Warns:
+        UserWarning: the demonstrations have weights, which a discriminator does not use.
     """
-    if not isinstance(algorithm, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
-        raise TypeError(f"gen_algo must be an algorithm of Stable-Baselines3, got {type(algorithm).__name__}.")
+    check_algorithm(algorithm)
     agent_spaces.check_demonstrations("demonstrations", demonstrations)
     if algorithm.env is None:
         raise ValueError("gen_algo has no environment: give it one, as in PPO('MlpPolicy', env).")
@@ -58,6 +73,12 @@ def check_generator(algorithm: BaseAlgorithm, demonstrations: Demonstrations) ->
         (demonstrations.observation_space, demonstrations.action_space),
         (algorithm.observation_space, algorithm.action_space),
     )
+    if demonstrations.weights is not None and np.ptp(np.asarray(demonstrations.weights)) > 0:
+        warnings.warn(
+            "demonstrations have weights, and GAIL and AIRL draw all rows alike: leave out those that must not count.",
+            UserWarning,
+            stacklevel=STACKLEVEL,
+        )
 
 
 def check_minibatch(demo_minibatch_size: int | None, demo_batch_size: int) -> int:
@@ -84,7 +105,8 @@ def round_timesteps(algorithm: BaseAlgorithm, gen_train_timesteps: int | None) -
         UserWarning: an on-policy algorithm's rollouts don't add up to it.
     """
     if not isinstance(algorithm, OnPolicyAlgorithm):
-        return check_positive_int("gen_train_timesteps", gen_train_timesteps or OFF_POLICY_ROUND)
+        steps = OFF_POLICY_ROUND if gen_train_timesteps is None else gen_train_timesteps
+        return check_positive_int("gen_train_timesteps", steps)
     rollout = algorithm.n_steps * algorithm.n_envs
     steps = check_positive_int("gen_train_timesteps", rollout if gen_train_timesteps is None else gen_train_timesteps)
     if steps % rollout:
@@ -107,12 +129,21 @@ def episode_horizon(algorithm: BaseAlgorithm, demonstrations: Demonstrations, gi
     """Steps after which an episode would have ended anyway: given, or the time limit, or the longest demonstration.
 
     Warns:
-        UserWarning: the demonstrations are longer, or don't say whether episodes that are shorter have ended.
+        UserWarning: the demonstrations are longer, or don't say whether episodes that are shorter have ended; no limit
+            is known, and the longest demonstrations were not cut off.
     """
     lengths = demonstrations.episode_lengths()
     horizon = check_positive_int("horizon", given) if given is not None else _time_limit(algorithm)
     if horizon is None:
         horizon = int(lengths.max())
+        longest = demonstrations.episode_ends[lengths == horizon] - 1
+        if demonstrations.terminations is not None and np.asarray(demonstrations.terminations)[longest].all():
+            warnings.warn(
+                f"no time limit is known, and the longest demonstrations ended by themselves after {horizon} steps, "
+                "which are taken for the limit: say horizon=, the steps after which an episode is cut off.",
+                UserWarning,
+                stacklevel=STACKLEVEL,
+            )
     if lengths.max() > horizon:
         warnings.warn(
             f"demonstrations have episodes of up to {lengths.max()} steps, and horizon is {horizon}: the expert acted "
@@ -135,12 +166,23 @@ def needs_next(net: nn.Module) -> bool:
     return net.use_next_state if isinstance(net, RewardNet) else True
 
 
+def masks_ends(net: nn.Module) -> bool:
+    """Whether the network is known not to look at the next observation of terminated rows."""
+    return isinstance(net, (RewardNet, ShapedRewardNet))
+
+
 def num_masks(algorithm: BaseAlgorithm) -> int:
     """Choices of all dimensions together where policy and environment have action masks, else 0."""
     env = algorithm.env
     if env is None or not is_maskable(algorithm.policy) or not env.has_attr("action_masks"):
         return 0
-    return int(np.asarray(env.env_method("action_masks", indices=[0])[0]).size)
+    space = algorithm.action_space
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    assert isinstance(space, spaces.MultiBinary)  # maskable policies know no other
+    return 2 * int(np.prod(space.shape))
 
 
 def build_net(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -214,6 +256,8 @@ def _time_limit(algorithm: BaseAlgorithm) -> int | None:
     env = algorithm.env
     assert env is not None
     limits = [getattr(spec, "max_episode_steps", None) for spec in env.get_attr("spec")]
+    if all(limit is None for limit in limits) and env.has_attr("_max_episode_steps"):
+        limits = env.get_attr("_max_episode_steps")  # gymnasium's TimeLimit around an environment that has no spec
     return max((int(limit) for limit in limits if limit is not None), default=None)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from rlsmooth.agents.agent_file import load_parameters
 from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.policy_arguments import decode_arguments, encode_arguments
+from rlsmooth.agents.policy_arguments import custom_name, decode_arguments, encode_arguments
 from rlsmooth.agents.reward_file import decode_net, encode_net
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet
 from rlsmooth.data import Demonstrations
@@ -21,9 +21,18 @@ from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensor
 if TYPE_CHECKING:
     from rlsmooth.agents.adversarial import AdversarialImitation
 
-__all__ = ["argument_names", "build_trainer", "run_state", "set_run_state", "set_trainer_state", "trainer_state"]
+__all__ = [
+    "argument_names",
+    "build_trainer",
+    "for_net",
+    "run_state",
+    "set_run_state",
+    "set_trainer_state",
+    "trainer_state",
+]
 
-IN_FILES = {"disc_opt_cls": "optimizer_class"}
+OPTIMIZER = "disc_opt_cls"
+IN_FILES = {OPTIMIZER: "optimizer_class"}
 """What the tables of classes that a file may name call an argument."""
 BACK = {value: key for key, value in IN_FILES.items()}
 
@@ -50,6 +59,7 @@ def trainer_state(trainer: AdversarialImitation) -> dict[str, Any]:
         "optimizer": optimizer,
         "optimizer_tensors": moments,
         "rounds": trainer.rounds,
+        "knows_absorbing": trainer.knows_absorbing,
         "draws": trainer.draws.bit_generator.state,
     }
 
@@ -82,6 +92,12 @@ def build_trainer(
         raise SafeFileError(f"{str(path)!r} is of {state.get('class')}: use that class, not {build.__name__}.")
     names = argument_names(build)
     own = _renamed({name: value for name, value in custom_objects.items() if name in names}, IN_FILES)
+    custom = custom_name(state["arguments"].get(IN_FILES[OPTIMIZER]))
+    if custom is not None and OPTIMIZER not in custom_objects:
+        raise SafeFileError(
+            f"{str(path)!r} was saved with an optimiser of its writer's own ({custom}). Load it with "
+            f"custom_objects={{{OPTIMIZER!r}: {custom.rpartition('.')[2]}}}."
+        )
     arguments = _renamed(
         decode_arguments(path, state["arguments"], tensors=state["argument_tensors"], custom_objects=own), BACK
     )
@@ -96,7 +112,26 @@ def build_trainer(
     make: Any = build
     trainer: AdversarialImitation = make(demonstrations, gen_algo, reward_net, **arguments)
     set_trainer_state(trainer, state, path)
+    for group in trainer.optimizer.param_groups:  # the file's state has put back its own
+        if "disc_learning_rate" in own:
+            group["lr"] = trainer.arguments["disc_learning_rate"]
+        group.update(own.get("disc_opt_kwargs") or {})
     return trainer
+
+
+def for_net(state: Mapping[str, Any], custom_objects: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Those of `custom_objects` that are the trainer's, or that its network can't do without.
+
+    Others are the generator's, whose arguments have the same names.
+
+    Args:
+        state: of `trainer_state`.
+        custom_objects: argument to value.
+        names: of the trainer's arguments.
+    """
+    arguments = (state["net"] or {}).get("arguments", {})
+    asked = {name for name, value in arguments.items() if custom_name(value) is not None}
+    return {name: value for name, value in custom_objects.items() if name in names | asked}
 
 
 def set_trainer_state(trainer: AdversarialImitation, state: Mapping[str, Any], path: Path) -> None:
@@ -110,6 +145,7 @@ def set_trainer_state(trainer: AdversarialImitation, state: Mapping[str, Any], p
     load_parameters(path, net, state["net_tensors"]["net"])
     load_optimizer(trainer.optimizer, state["optimizer_tensors"], state["optimizer"])
     trainer.rounds = int(state["rounds"])
+    trainer.knows_absorbing = bool(state["knows_absorbing"])
     trainer.draws.bit_generator.state = state["draws"]
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates, build_net
-from rlsmooth.agents.adversarial_setup import discount
+from rlsmooth.agents.adversarial_setup import check_algorithm, discount
 from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, TensorObservations, Transitions
 from rlsmooth.checks import check_positive_int
@@ -90,6 +90,7 @@ class AIRL(AdversarialImitation):
         relabel_replay_buffer: bool = True,
         seed: int | None = None,
     ) -> None:
+        check_algorithm(gen_algo)
         policy = gen_algo.policy
         is_known = isinstance(policy, (ActorCriticPolicy, SACPolicy)) or is_maskable(policy)
         if not is_known or "lstm_actor" in dict(policy.named_children()):
@@ -159,11 +160,12 @@ def log_probability(
     policy.set_training_mode(False)
     seen = _normalised(algorithm, observations)
     if isinstance(policy, SACPolicy):
-        low, high = (torch.as_tensor(bound, device=actions.device) for bound in _bounds(algorithm))
-        scaled = 2 * (actions - low) / (high - low) - 1
+        scaled = _scaled(algorithm, actions)
         mean, log_std, others = policy.actor.get_action_dist_params(seen)
         found: Tensor = policy.actor.action_dist.proba_distribution(mean, log_std, **others).log_prob(scaled)
         return found
+    if policy.squash_output and isinstance(algorithm.action_space, spaces.Box):
+        actions = _scaled(algorithm, actions)  # the policy draws from [-1, 1]
     if isinstance(algorithm.action_space, spaces.MultiBinary):
         actions = actions.float()  # SB3's Bernoulli takes what its rollout buffer holds
     if is_maskable(policy):
@@ -183,6 +185,7 @@ def _normalised(algorithm: BaseAlgorithm, observations: TensorObservations) -> T
     return torch.as_tensor(env.normalize_obs(observations.cpu().numpy()), device=algorithm.device)
 
 
-def _bounds(algorithm: BaseAlgorithm) -> tuple[Any, Any]:
+def _scaled(algorithm: BaseAlgorithm, actions: Tensor) -> Tensor:
     space: Any = algorithm.action_space
-    return space.low, space.high
+    low, high = (torch.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
+    return 2 * (actions - low) / (high - low) - 1

@@ -21,7 +21,8 @@ from rlsmooth.agents.learned_reward import RecordingRewardVecEnv
 __all__ = ["can_defer", "deferred_rewards"]
 
 KNOWN = ("stable_baselines3", "sb3_contrib", "rlsmooth")
-"""Packages whose `collect_rollouts` uses rewards in no other way than by the rollout buffer."""
+"""Packages whose `collect_rollouts` uses rewards in no other way than by the rollout buffer, and whose buffers
+keep them as they are."""
 
 
 def can_defer(algorithm: BaseAlgorithm, capacity: int) -> bool:
@@ -34,7 +35,8 @@ def can_defer(algorithm: BaseAlgorithm, capacity: int) -> bool:
     if not isinstance(algorithm, OnPolicyAlgorithm) or capacity < algorithm.n_steps * algorithm.n_envs:
         return False
     normalises_rewards = isinstance(algorithm.env, VecNormalize) and algorithm.env.norm_reward
-    return not normalises_rewards and type(algorithm).collect_rollouts.__module__.split(".")[0] in KNOWN
+    used = type(algorithm).collect_rollouts, type(algorithm.rollout_buffer).add
+    return not normalises_rewards and all(each.__module__.split(".")[0] in KNOWN for each in used)
 
 
 @contextmanager

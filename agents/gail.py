@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates, build_net
+from rlsmooth.agents.adversarial_setup import check_algorithm
 from rlsmooth.agents.reward_net import RewardNet, Transitions
 from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.data import Demonstrations
@@ -78,8 +79,8 @@ class GAIL(AdversarialImitation):
 
     Warns:
         UserWarning: `fake_target` is above 0 (see `rlsmooth.training.discriminator.check_targets`);
-            `gen_train_timesteps` is no multiple of a rollout; the demonstrations are longer than the horizon, or don't
-            say whether they ended.
+            `gen_train_timesteps` is no multiple of a rollout; the demonstrations are longer than the horizon, don't say
+            whether they ended, or have weights, which are not used; no time limit is known.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -115,6 +116,7 @@ class GAIL(AdversarialImitation):
     ) -> None:
         check_choice("reward_form", reward_form, ("minus_log_one_minus_d", "log_d", "logit"))
         self.reward_form: RewardForm = reward_form
+        check_algorithm(gen_algo)
         seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         if reward_net is None:
             spaces = gen_algo.observation_space, gen_algo.action_space

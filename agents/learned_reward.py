@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,14 +33,20 @@ class LearnedRewardVecEnv(VecEnvWrapper):
         venv: the environment, with raw observations: put a `VecNormalize` around the wrapper, not below it.
         reward: a network of `Transitions`, or a function of observations, actions, next observations (of an ended
             episode its last one) and `terminated` (bool: a time limit is no such end), which gives float `[B]`.
-            `trainer.reward_function` of GAIL or AIRL is one.
+            `trainer.reward_function` of GAIL or AIRL is one. A bare network pays its raw score: the logit that GAIL
+            trained, or AIRL's f with its shaping (the part without is `net.reward`); no offset of smoothed targets is
+            taken off, nor, but for `absorbing_is_zero`, the reward of the absorbing state, so that such a reward pays
+            for episodes that last, or for ending them.
+        absorbing_is_zero: of a network: take the score of the absorbing state off, so that an end is worth 0. For nets
+            trained with `terminal_states="absorbing"` on episodes that end.
 
     Attributes:
         finished_returns: of the episodes that ended since the list was last cleared, in the learned reward.
 
     Raises:
         TypeError: `reward` can't be called.
-        ValueError: by `step`, if the rewards are not floating-point numbers `[B]`.
+        ValueError: `venv` holds a `VecNormalize` that changes observations; `absorbing_is_zero` of what is no network;
+            by `step`, if the rewards are not floating-point numbers `[B]`.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -53,11 +59,20 @@ class LearnedRewardVecEnv(VecEnvWrapper):
         >>> model = PPO("MlpPolicy", env, n_steps=64, seed=0, device="cpu").learn(128)
     """
 
-    def __init__(self, venv: VecEnv, reward: RewardFunction | nn.Module) -> None:
+    def __init__(self, venv: VecEnv, reward: RewardFunction | nn.Module, *, absorbing_is_zero: bool = False) -> None:
         super().__init__(venv)
         if not callable(reward):
             raise TypeError(f"reward is a {type(reward).__name__}: pass a network or a function.")
-        self.reward: RewardFunction = reward_of(reward) if isinstance(reward, nn.Module) else reward
+        if any(normalizer.norm_obs for normalizer in _normalizers(venv)):
+            raise ValueError(
+                "venv holds a VecNormalize that changes observations, and the reward must see raw ones: put the "
+                "VecNormalize outside, as in VecNormalize(LearnedRewardVecEnv(venv, reward))."
+            )
+        if isinstance(reward, nn.Module):
+            reward = reward_of(reward, absorbing_is_zero=absorbing_is_zero)
+        elif absorbing_is_zero:
+            raise ValueError("absorbing_is_zero=True needs a network; a function says itself what it pays.")
+        self.reward: RewardFunction = reward
         self.finished_returns: list[float] = []
         self._observations: Any = None
         self._actions: NDArray[Any] = np.zeros(0)
@@ -213,13 +228,13 @@ def install(algorithm: BaseAlgorithm, wrap: Callable[[VecEnv], Wrapper]) -> Wrap
     if env is None:
         raise ValueError("gen_algo has no environment: give it one, as in PPO('MlpPolicy', env).")
     if isinstance(env, VecNormalize):
-        inner = wrap(env.venv)
         _refuse_normalize(env.venv)
+        inner = wrap(env.venv)
         env.venv = inner
-        return inner
-    _refuse_normalize(env)
-    inner = wrap(env)
-    algorithm.env = inner
+    else:
+        _refuse_normalize(env)
+        inner = wrap(env)
+        algorithm.env = inner
     algorithm._last_obs = None  # the next `learn` resets the environments, through the wrapper
     return inner
 
@@ -235,13 +250,19 @@ def uninstall(algorithm: BaseAlgorithm, wrapper: VecEnvWrapper) -> None:
 
 
 def _refuse_normalize(env: VecEnv) -> None:
+    if next(_normalizers(env), None) is not None:
+        raise ValueError(
+            "gen_algo's VecNormalize lies below another wrapper: the discriminator must see raw observations. Put "
+            "VecNormalize outermost; for images that is VecNormalize(VecTransposeImage(env)), since "
+            "Stable-Baselines3 else puts its VecTransposeImage around it."
+        )
+
+
+def _normalizers(env: VecEnv) -> Iterator[VecNormalize]:
     inner: Any = env
     while isinstance(inner, VecEnvWrapper):
         if isinstance(inner, VecNormalize):
-            raise ValueError(
-                "gen_algo's VecNormalize lies below another wrapper: the discriminator must see raw observations. "
-                "Put VecNormalize outermost."
-            )
+            yield inner
         inner = inner.venv
 
 

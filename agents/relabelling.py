@@ -7,32 +7,45 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents.reward_function import RewardFunction
 
-__all__ = ["relabel"]
+__all__ = ["check_relabelling", "relabel"]
 
 CHUNK_ROWS = 16384
+KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+"""Buffers that keep the reward of each step with its transition."""
+
+
+def check_relabelling(algorithm: BaseAlgorithm) -> None:
+    """Check that the rewards in the algorithm's replay buffer, if it has one, can be made anew.
+
+    Raises:
+        TypeError: the buffer is of another kind, or keeps no next observations.
+    """
+    buffer: Any = algorithm.replay_buffer if isinstance(algorithm, OffPolicyAlgorithm) else None
+    if buffer is not None and (type(buffer) not in KNOWN or buffer.optimize_memory_usage):
+        raise TypeError(
+            f"the rewards of a {type(buffer).__name__} (or one with optimize_memory_usage) can't be made anew: use a "
+            "ReplayBuffer, or relabel_replay_buffer=False."
+        )
 
 
 def relabel(algorithm: OffPolicyAlgorithm, reward: RewardFunction) -> None:
     """Write the reward of each transition in the algorithm's replay buffer again, as `reward` now has it.
 
     Args:
-        algorithm: with a `ReplayBuffer` or `DictReplayBuffer`.
+        algorithm: with a `ReplayBuffer`, `DictReplayBuffer` or `NStepReplayBuffer`.
         reward: of observations, actions, next observations and `terminated`.
 
     Raises:
         TypeError: the buffer is of another kind, or keeps no next observations.
     """
+    check_relabelling(algorithm)
     buffer: Any = algorithm.replay_buffer
-    if type(buffer) not in (ReplayBuffer, DictReplayBuffer) or buffer.optimize_memory_usage:
-        raise TypeError(
-            f"the rewards of a {type(buffer).__name__} (or one with optimize_memory_usage) can't be made anew: use a "
-            "ReplayBuffer, or relabel_replay_buffer=False."
-        )
     size = buffer.buffer_size if buffer.full else buffer.pos
     count = buffer.n_envs
     steps = max(1, CHUNK_ROWS // count)

@@ -127,7 +127,7 @@ def decode_net(
                 raise ValueError(f"there is no kind of network {config['kind']!r}")
     except SafeFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, AssertionError) as error:
         raise SafeFileError(f"{str(path)!r} has a malformed reward network ({error!r}). Use another copy.") from error
     own: Any = net
     load_parameters(path, own, tensors.get("net", {}))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import maybe_transpose
 from torch import nn
 
+from rlsmooth.agents.adversarial_setup import absorbing_row
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, Transitions
 
 __all__ = ["RewardFunction", "as_tensors", "reward_of"]
@@ -19,11 +20,13 @@ RewardFunction: TypeAlias = Callable[[Any, NDArray[Any], Any, NDArray[np.bool_]]
 """Of observations, actions, next observations (of an ended episode its last one) and `terminated`, float32 `[B]`."""
 
 
-def reward_of(net: nn.Module) -> RewardFunction:
+def reward_of(net: nn.Module, *, absorbing_is_zero: bool = False) -> RewardFunction:
     """The scores of a network as a function of observations, actions, next observations and `terminated`.
 
     Args:
         net: of `Transitions`. Images are given to a `RewardNet` channels first, whichever way they come.
+        absorbing_is_zero: the score of the absorbing state is taken off every score, so that an end is worth 0, as
+            algorithms take it; the net must know `Transitions.absorbing`, as a `RewardNet` does.
 
     Example:
         >>> from gymnasium import spaces
@@ -45,7 +48,10 @@ def reward_of(net: nn.Module) -> RewardFunction:
         here, after = (as_tensors(given, space, device) for given in (observations, next_observations))
         ended = torch.as_tensor(terminated, device=device)
         rows = Transitions(here, torch.as_tensor(actions, device=device), after, ended, torch.zeros_like(ended))
-        scores: NDArray[np.float32] = net(rows).float().cpu().numpy()
+        found = net(rows)
+        if absorbing_is_zero:
+            found = found - net(absorbing_row(rows))
+        scores: NDArray[np.float32] = found.float().cpu().numpy()
         return scores
 
     return reward

@@ -7,7 +7,11 @@ from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import (
+    get_action_dim,
+    is_image_space,
+    preprocess_obs,
+)
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -26,6 +30,9 @@ TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 INDICATOR = 10.0
 """What stands for True. The absorbing state has the features of the mean state, and a few hundred small updates must be
 able to tell the two apart: by a 1, its logit lags behind those of the real states for all of a short run."""
+
+SMALLEST_IMAGE = 36
+"""Side that `NatureCNN`'s three convolutions need."""
 
 
 class Transitions(NamedTuple):
@@ -113,7 +120,7 @@ class RewardNet(nn.Module):
         use_done: read whether the transition ended in a terminal state.
         normalize_inputs: standardise by running statistics of the training batches.
         activation_fn: between layers.
-        features_extractor_class: SB3's; None: Flatten, NatureCNN for images, Combined for Dicts.
+        features_extractor_class: SB3's; None: Flatten, NatureCNN for images of 36 x 36 or more, Combined for Dicts.
         features_extractor_kwargs: its arguments.
 
     Attributes:
@@ -280,4 +287,7 @@ class ShapedRewardNet(nn.Module):
 def _default_extractor(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    return NatureCNN if is_image_space(space) else FlattenExtractor
+    if not is_image_space(space):
+        return FlattenExtractor
+    assert isinstance(space, spaces.Box)
+    return NatureCNN if min(space.shape[1:]) >= SMALLEST_IMAGE else FlattenExtractor

@@ -160,16 +160,22 @@ def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> N
     assert never_ended.terminations is not None
     assert not never_ended.terminations.any()
     trainer = GAIL(never_ended, ppo(gamma=0.9), seed=0)
-    assert trainer._unseen_end == 0  # nobody has ended: nothing is known of the absorbing state
+    rows = never_ended.observations[:4], never_ended.actions[:4], never_ended.observations[:4], np.zeros(4, bool)
+    as_is = GAIL(never_ended, ppo(gamma=0.9), terminal_states="as_is", seed=0)
+    # Nobody has ended: nothing is known of the absorbing state, and its untrained score is not taken off.
+    assert trainer._unseen_end(trainer.expert) == 0
+    np.testing.assert_array_equal(trainer.predict_reward(*rows), as_is.predict_reward(*rows))
     trainer.learn(256)
     assert trainer.generated.has_absorbing
-    assert trainer._unseen_end == pytest.approx(10)  # 1 / (1 - gamma) but for 0.9^500
-    rows, _ = trainer.expert.sample(
-        20_000, np.random.default_rng(0), torch.device("cpu"), more_absorbing=trainer._unseen_end
-    )
-    assert float(rows.absorbing.float().mean()) == pytest.approx(10 / (len(never_ended) + 10), rel=0.15)
-    as_is = GAIL(never_ended, ppo(), terminal_states="as_is", seed=0).learn(256)
-    assert as_is._unseen_end == 0
+    whole = sum(0.9**step for step in range(500))
+    assert trainer._unseen_end(trainer.expert) == pytest.approx(whole)
+    share = len(trainer.generated) / len(trainer.expert)  # two sides that do the same have the same share
+    assert trainer._unseen_end(trainer.generated) == pytest.approx(whole * share)
+    drawn, _ = trainer.expert.sample(20_000, np.random.default_rng(0), torch.device("cpu"), more_absorbing=whole)
+    assert float(drawn.absorbing.float().mean()) == pytest.approx(whole / (len(never_ended) + whole), rel=0.15)
+    trainer.generated.absorbing_rows[:] = 0  # no episode of the latest rows ended: it is still known
+    assert trainer._unseen_end(trainer.expert) > 0
+    assert as_is.learn(256)._unseen_end(as_is.expert) == 0
 
 
 @pytest.mark.parametrize(
@@ -211,14 +217,18 @@ def test_the_absorbing_states_reward_is_taken_off_every_step() -> None:
     for form in ("minus_log_one_minus_d", "log_d", "logit"):
         knows_nothing = GAIL(expert(), ppo(), Constant(0, 0), reward_form=form, seed=0)
         assert knows_nothing.horizon == 500
+        knows_nothing.knows_absorbing = True
         np.testing.assert_array_equal(knows_nothing.predict_reward(states, actions, states, ends), [0, 0])
-    alive = GAIL(expert(), ppo(), Constant(0.5, -2.0), seed=0).predict_reward(states, actions, states, ends)
+    alive_trainer = GAIL(expert(), ppo(), Constant(0.5, -2.0), seed=0)
+    alive_trainer.knows_absorbing = True
+    alive = alive_trainer.predict_reward(states, actions, states, ends)
     np.testing.assert_allclose(alive, math.log1p(math.exp(0.5)) - math.log1p(math.exp(-2.0)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99])
 def test_returns_are_those_with_the_absorbing_state_for_ever_but_for_one_constant(gamma: float) -> None:
     trainer = GAIL(expert(), ppo(gamma=gamma), seed=0)
+    trainer.knows_absorbing = True
     rows, _ = trainer.expert.sample(40, np.random.default_rng(0), torch.device("cpu"))
     arrays = [np.asarray(part) for part in (rows.observations, rows.actions, rows.next_observations)]
     with torch.no_grad():
@@ -240,7 +250,9 @@ def test_rewards_made_in_one_pass_are_those_of_each_step(trainer_class: Any, mon
     for is_deferred in (True, False):
         monkeypatch.setattr("rlsmooth.agents.adversarial.can_defer", lambda *_, answer=is_deferred: answer)
         model = ppo(n_epochs=1)
-        trainer = trainer_class(expert(), model, demo_batch_size=32, seed=0).learn(256)
+        trainer = trainer_class(expert(), model, demo_batch_size=32, seed=0)
+        trainer.knows_absorbing = True  # else what is paid changes with the first end, in the middle of a rollout
+        trainer.learn(256)
         assert "compute_returns_and_advantage" not in vars(model.rollout_buffer)
         buffer = model.rollout_buffer
         found.append([buffer.rewards, buffer.advantages, *(each.detach() for each in trainer.reward_net.parameters())])

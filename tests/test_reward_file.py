@@ -201,6 +201,32 @@ def test_networks_are_taken_too_and_wrong_rewards_refused() -> None:
         LearnedRewardVecEnv(make_vec_env(Counter, 2), no_function)
 
 
+@pytest.mark.parametrize("is_shaped", [False, True])
+def test_an_end_is_worth_nothing_where_it_is_asked_for(is_shaped: bool) -> None:
+    plain = RewardNet(spaces.Box(0, 9, (1,)), spaces.Discrete(2), normalize_inputs=False)
+    net = ShapedRewardNet(plain) if is_shaped else plain
+    rewards = []
+    for absorbing_is_zero in (False, True):
+        env = LearnedRewardVecEnv(make_vec_env(Counter, 2), net, absorbing_is_zero=absorbing_is_zero)
+        env.reset()
+        rewards.append(env.step(np.array([0, 1]))[1])
+    nothing = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        absorbing = net(Transitions(torch.ones(1, 1), torch.tensor([1]), torch.ones(1, 1), nothing, ~nothing)).item()
+    assert absorbing != 0
+    np.testing.assert_allclose(rewards[0] - rewards[1], absorbing, rtol=1e-4)
+    with pytest.raises(ValueError, match="absorbing_is_zero=True needs a network"):
+        LearnedRewardVecEnv(make_vec_env(Counter, 2), lambda *_: np.zeros(2, np.float32), absorbing_is_zero=True)
+
+
+def test_rewards_are_of_raw_observations() -> None:
+    net = RewardNet(spaces.Box(0, 9, (1,)), spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"VecNormalize\(LearnedRewardVecEnv"):
+        LearnedRewardVecEnv(VecNormalize(make_vec_env(Counter, 2)), net)
+    LearnedRewardVecEnv(VecNormalize(make_vec_env(Counter, 2), norm_obs=False), net)
+    VecNormalize(LearnedRewardVecEnv(make_vec_env(Counter, 2), net))
+
+
 def test_a_wrapped_environment_is_kept_in_exact_checkpoints(tmp_path: Path) -> None:
     def build() -> LearnedRewardVecEnv:
         env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
@@ -231,5 +257,5 @@ def test_it_can_not_be_pickled_or_put_in_the_wrong_place() -> None:
         pickle.dumps(LearnedRewardVecEnv(make_vec_env(Counter, 1), lambda *_: np.zeros(1)))
     inner = VecFrameStack(VecNormalize(make_vec_env("CartPole-v1")), 2)
     algorithm = PPO("MlpPolicy", inner, n_steps=8, batch_size=8, device="cpu")
-    with pytest.raises(ValueError, match="VecNormalize lies below another wrapper"):
+    with pytest.raises(ValueError, match=r"lies below another wrapper.*VecNormalize\(VecTransposeImage\(env\)\)"):
         install(algorithm, lambda venv: LearnedRewardVecEnv(venv, lambda *_: np.zeros(1)))  # type: ignore[arg-type,return-value]
