@@ -17,7 +17,7 @@ from rlsmooth.agents.legal_acting import legal_actions
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import join_observations, stack_observations
 from rlsmooth.data.batch import ROW_FIELDS
-from rlsmooth.data.streams import Step, open_stream
+from rlsmooth.data.streams import Step, action_seed, open_stream
 from rlsmooth.data.validation import action_dims, stored_dtype
 from rlsmooth.training import isolated_rng
 
@@ -63,10 +63,11 @@ def collect(
     with isolated_rng(seed):
         if agent is not None and isinstance(agent.policy, ActorCriticPolicy) and agent.policy.use_sde:
             agent.policy.reset_noise(count)
-        choices = np.random.default_rng(seed)
+        # Not `seed` itself: environment 0 draws its noise from that very stream. `reset` seeds the action space.
+        choices = np.random.default_rng([seed, 1])
         space = stream.action_space
-        space.seed(seed)
         stream.reset(seed)
+        space.seed(action_seed(seed))
         for _ in range(n_steps):
             legal = stream.action_masks()
             flat = None if legal is None else np.stack([mask.reshape(-1) for mask in legal])

@@ -19,6 +19,7 @@ from rlsmooth.agents.rounds_files import (
     check_no_other_run,
     check_resumable,
     clone_arguments,
+    delete_leftovers,
     one_or_list,
     read_own_arguments,
     restore_round,
@@ -152,8 +153,8 @@ class SavedBCO(RoundsModel):
             checkpoint_folder=folder,
         )
         _read_checkpoint(cast("BCO", model), folder)
-        for leftover in folder.glob(".*.tmp"):  # of a save that was killed
-            leftover.unlink(missing_ok=True)
+        delete_leftovers(folder)
+        model._kept_in = folder.resolve()
         return model
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -74,7 +75,8 @@ class DAgger(SavedDAgger):
         demonstrations: of the expert, to begin with; part of the data of every round (imitation's `expert_trajs`).
         expert_targets: `"actions"`, or `"probabilities"`: clone the probabilities of all the expert's actions in place
             of the one that it takes, smoothed as labels are; for a Discrete action space. A function then returns
-            probabilities `[K]` (batches: `[n, K]`).
+            probabilities `[K]` (batches: `[n, K]`). Of a policy that knows no masks the legal actions' probabilities
+            are divided by their sum; a function must leave illegal ones at 0 itself.
         expert_deterministic: ask for the expert's most probable action, else a sampled one; says nothing to a function
             that returns actions.
         learner_deterministic: the mixture's learner takes its most probable action, else a sampled one.
@@ -164,7 +166,8 @@ class DAgger(SavedDAgger):
         self.expert_targets = expert_targets
         self.expert_deterministic = bool(expert_deterministic)
         self.learner_deterministic = bool(learner_deterministic)
-        self.beta_schedule = beta_schedule
+        # A file keeps plain numbers only.
+        self.beta_schedule = beta_schedule.item() if isinstance(beta_schedule, np.generic) else beta_schedule
         self.beta = as_beta_schedule(beta_schedule)
         self.rollout_round_min_episodes = check_positive_int("rollout_round_min_episodes", rollout_round_min_episodes)
         self.rollout_round_min_timesteps = check_positive_int(
@@ -311,17 +314,21 @@ class DAgger(SavedDAgger):
             bar.update(num_kept)
             return listener is None or listener.on_step()
 
-        made = collect_round(
-            self.bc,
-            self._asked,
-            self._shown,
-            beta=beta,
-            min_episodes=self.rollout_round_min_episodes,
-            min_timesteps=self.rollout_round_min_timesteps,
-            seed=self._seed_of(ACTING),
-            learner_deterministic=self.learner_deterministic,
-            after_step=after_step,
-        )
+        try:
+            made = collect_round(
+                self.bc,
+                self._asked,
+                self._shown,
+                beta=beta,
+                min_episodes=self.rollout_round_min_episodes,
+                min_timesteps=self.rollout_round_min_timesteps,
+                seed=self._seed_of(ACTING),
+                learner_deterministic=self.learner_deterministic,
+                after_step=after_step,
+            )
+        except BaseException:  # the round leaves nothing
+            self.num_timesteps = before
+            raise
         if made is None:
             self.num_timesteps = before
             return False

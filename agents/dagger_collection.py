@@ -103,7 +103,8 @@ def collect_round(
     with isolated_rng(seed):
         if isinstance(learner.policy, ActorCriticPolicy) and learner.policy.use_sde:
             learner.policy.reset_noise(count)
-        generator = np.random.default_rng(seed)
+        # Not `seed` itself: environment 0 draws its noise from that very stream.
+        generator = np.random.default_rng([seed, 1])
         stream.reset(seed)
         expert.restart(count)
         while active.any():

@@ -20,6 +20,7 @@ from rlsmooth.agents.bc_setup import is_maskable, make_head
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.agents.legal_acting import action_probabilities, legal_actions
 from rlsmooth.agents.model_file import load_agent
+from rlsmooth.agents.normalization import observations_differ
 from rlsmooth.agents.policy_queries import PolicyQueries
 from rlsmooth.agents.rounds import RoundsModel
 from rlsmooth.agents.spaces import check_same_spaces
@@ -59,7 +60,8 @@ class Expert:
 
     Raises:
         TypeError: `given` can't act, or has no probabilities to give.
-        ValueError: spaces that differ, or probabilities of another space than a Discrete one.
+        ValueError: spaces that differ, a `VecNormalize` that shows observations differently from the one that the
+            expert was trained in, or probabilities of another space than a Discrete one.
         SafeFileError: the agent file can't be read.
     """
 
@@ -73,8 +75,8 @@ class Expert:
         self.batched = batched
         own_normalizer = unwrap_vec_normalize(env)
         if isinstance(given, (str, Path)):
-            # A file's statistics come with an environment; where there is a VecNormalize they would replace its own.
-            given = load_agent(given, env=None if own_normalizer is not None else env)
+            # A file's statistics come with an environment; in a VecNormalize they would take the place of its own.
+            given = load_agent(given, env=env if own_normalizer is None else own_normalizer.venv)
         if not isinstance(given, Predictor) and not callable(given):
             raise TypeError(
                 f"expert must have SB3's predict, be a function or name an agent file, got {type(given).__name__}."
@@ -86,8 +88,11 @@ class Expert:
         self.clone = given if isinstance(given, BC) else given.bc if isinstance(given, RoundsModel) else None
         # A model that was trained on normalised observations, in an environment that shows them as they are.
         self.normalizer: VecNormalize | None = None
-        if own_normalizer is None and isinstance(given, (BaseAlgorithm, ActingModel)):
+        if isinstance(given, (BaseAlgorithm, ActingModel)):
             self.normalizer = given.get_vec_normalize_env()
+        if self.normalizer is not None and own_normalizer is not None:
+            _check_shows_the_same(self.normalizer, own_normalizer)
+            self.normalizer = None  # the environment does it
         self.source: CategoricalHead | PolicyQueries | None = None
         if targets == "probabilities":
             if not isinstance(self.action_space, spaces.Discrete):
@@ -155,7 +160,12 @@ class Expert:
         found = policy.action_probabilities(observations, masks if is_maskable(policy) else None)
         assert isinstance(found, Tensor)
         given: NDArray[Any] = found.detach().cpu().numpy()
-        return given
+        if masks is None or is_maskable(policy):
+            return given
+        given = np.where(masks, given, 0)
+        with np.errstate(invalid="ignore"):  # nothing legal has any probability: NaN, which is refused
+            shares: NDArray[Any] = given / given.sum(axis=1, keepdims=True)
+        return shares
 
     def _checked(self, given: NDArray[Any], masks: NDArray[np.bool_] | None) -> NDArray[np.float64]:
         assert isinstance(self.action_space, spaces.Discrete)
@@ -223,3 +233,13 @@ class Expert:
                 "expert_targets='actions', or a function that returns probabilities."
             )
         return None
+
+
+def _check_shows_the_same(of_expert: VecNormalize, own: VecNormalize) -> None:
+    different = observations_differ(of_expert, own)
+    if different:
+        raise ValueError(
+            "expert was trained on the observations of another VecNormalize than env has, and would misread env's "
+            f"({different}): give env the expert's statistics (env.obs_rms = expert.get_vec_normalize_env().obs_rms, "
+            "and the same settings), or an env without VecNormalize, whose observations are normalised for the expert."
+        )

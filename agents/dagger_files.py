@@ -29,6 +29,7 @@ from rlsmooth.agents.rounds_files import (
     check_no_other_run,
     check_resumable,
     clone_arguments,
+    delete_leftovers,
     read_own_arguments,
     restore_round,
     save_round,
@@ -177,8 +178,10 @@ class SavedDAgger(RoundsModel):
             scratch_dir=folder,
         )
         _read_checkpoint(cast("DAgger", model), folder)
-        for leftover in folder.rglob(".*.tmp"):  # of a save that was killed
-            leftover.unlink(missing_ok=True)
+        for part in (folder, *folder.glob("demos"), *folder.glob("demos/round-*")):
+            if part.is_dir():
+                delete_leftovers(part)
+        model._kept_in = folder.resolve()
         return model
 
 

@@ -75,14 +75,16 @@ def check_ready(agent: DAgger) -> None:
     agent._check_can_learn()
     if agent.expert is None:
         raise ValueError("expert is None, so there is nobody to learn from: give it to DAgger(...) or DAgger.load.")
-    if agent.initial is None or agent.env is None:
-        return
+    assert agent.env is not None
     has_masks = agent.env.has_attr("action_masks")
-    if (agent.initial.action_masks is not None) != has_masks:
-        raise ValueError(
-            f"demonstrations {'lack' if has_masks else 'have'} action_masks, which the environment "
-            f"{'has' if has_masks else 'lacks'}: record them in the same environment."
-        )
+    parts = [*([] if agent.initial is None else [agent.initial]), *agent.rounds]
+    for number, part in enumerate(parts, start=0 if agent.initial is None else -1):
+        if (part.action_masks is not None) != has_masks:
+            raise ValueError(
+                f"{'demonstrations' if number < 0 else f'the transitions of round {number}'} "
+                f"{'lack' if has_masks else 'have'} action_masks, which the environment "
+                f"{'has' if has_masks else 'lacks'}: record and train in the same environment."
+            )
 
 
 def aggregate(initial: Demonstrations | None, rounds: Sequence[Demonstrations]) -> Demonstrations:

@@ -69,7 +69,7 @@ from rlsmooth.agents.model_state import (
     plain_attributes,
     set_plain_attributes,
 )
-from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, set_buffer_state
+from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, cut_off_episodes, set_buffer_state
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.training import (
     Checkpoint,
@@ -367,6 +367,9 @@ def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
     if isinstance(model, OffPolicyAlgorithm):
         set_buffer_state(model.replay_buffer, config["replay_buffer"], tensors.pop("replay_buffer"))
     problem = set_interaction_state(model, _run_of(checkpoint)["interaction"])
+    if problem and isinstance(model, OffPolicyAlgorithm):
+        assert model.replay_buffer is not None
+        cut_off_episodes(model.replay_buffer)
     if problem and model.seed is not None:
         assert model.env is not None
         model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 
-from rlsmooth.agents.off_policy_arguments import automatic_buffer_class, noise_from_plain, noise_to_plain
+from rlsmooth.agents.off_policy_arguments import BUFFERS, has_automatic_buffer, noise_from_plain, noise_to_plain
 from rlsmooth.agents.policy_arguments import custom_name, mark_custom
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, tree_from_json, tree_to_json
@@ -37,7 +37,7 @@ NOT_KEPT = {
 }
 ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 LIBRARIES = ("stable_baselines3", "sb3_contrib")
-LINEAR, SMOOTHING, NOISE = "__linear__", "__smoothing__", "__noise__"
+LINEAR, SMOOTHING, NOISE, BUFFER = "__linear__", "__smoothing__", "__noise__", "__buffer__"
 REPLAY_BUFFER = "replay_buffer_class"
 
 
@@ -78,8 +78,11 @@ def model_arguments(model: BaseAlgorithm) -> dict[str, Any]:
                 "of that name: keep it, so that a file can hold it."
             )
         found[name] = vars(model)[attribute]
-    if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer_class is automatic_buffer_class(model):
+    if isinstance(model, OffPolicyAlgorithm) and has_automatic_buffer(model):
         found[REPLAY_BUFFER] = None  # as it was given, or as good as that
+        # What the algorithm itself adds to them; it will again, also if custom_objects change n_steps or gamma.
+        given = found["replay_buffer_kwargs"]
+        found["replay_buffer_kwargs"] = {name: given[name] for name in given if name not in ("n_steps", "gamma")}
     return found
 
 
@@ -141,6 +144,8 @@ def _encode(name: str, value: Any) -> tuple[Any, dict[str, Tensor]]:
         if callable(value.alpha):
             return mark(value.alpha), {}
         return {SMOOTHING: value.to_config()}, {}
+    if name == REPLAY_BUFFER and value in BUFFERS.values():
+        return {BUFFER: value.__name__}, {}
     if isinstance(value, type):
         # Rollout buffers of the libraries: the algorithm chooses the same one again.
         is_chosen_again = name != REPLAY_BUFFER and value.__module__.split(".")[0] in LIBRARIES
@@ -174,4 +179,6 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return Smoothing.from_config(value[SMOOTHING])
     if isinstance(value, dict) and set(value) == {NOISE}:
         return noise_from_plain(tree_from_json(value[NOISE], tensors))
+    if isinstance(value, dict) and set(value) == {BUFFER}:
+        return BUFFERS[value[BUFFER]]
     return tree_from_json(value, tensors)

@@ -53,7 +53,7 @@ from rlsmooth.agents.model_state import (
     set_plain_attributes,
 )
 from rlsmooth.agents.normalization import apply_normalization, encode_normalization
-from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, set_buffer_state
+from rlsmooth.agents.off_policy_buffer import buffer_state, check_buffer, cut_off_episodes, set_buffer_state
 from rlsmooth.agents.policy_arguments import custom_name, decode_arguments, encode_arguments, mark_custom
 from rlsmooth.agents.policy_classes import resample_noise
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
@@ -153,7 +153,8 @@ def load_agent(
         model_class: built in place of the class named in the file; needed if that is a class of your own.
         policy_class: likewise, of the policy.
         custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for callables
-            and classes of your own (`{"learning_rate": my_schedule}`), or to change an argument.
+            and classes of your own (`{"learning_rate": my_schedule}`), or to change an argument; not to one that needs
+            other parts than the file has: an ent_coef of SAC's that is learnt ("auto") can't become a number here.
         tensorboard_log: where to log; a file does not say it.
         verbose: as in Stable-Baselines3.
 
@@ -281,9 +282,11 @@ def _restore_buffer(path: Path, file: AgentFile, model: Algorithm) -> None:
     prefix = f"{BUFFER}/"
     rows = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
     try:
-        set_buffer_state(getattr(model, "replay_buffer", None), file.config[BUFFER], rows)
+        buffer = getattr(model, "replay_buffer", None)
+        set_buffer_state(buffer, file.config[BUFFER], rows)
     except (TypeError, ValueError) as error:
         raise SafeFileError(f"{str(path)!r} holds a replay buffer that does not fit: {error}") from error
+    cut_off_episodes(check_buffer("replay_buffer", buffer))  # the environment begins new ones
 
 
 def _environment(path: Path, file: AgentFile, env: GymEnv | str, verbose: int) -> VecEnv:

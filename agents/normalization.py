@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rlsmooth.training import tree_from_json, tree_to_json
 
-__all__ = ["apply_normalization", "encode_normalization"]
+__all__ = ["apply_normalization", "encode_normalization", "observations_differ"]
 
 SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 
@@ -75,6 +76,38 @@ def apply_normalization(env: VecEnv, encoded: Any, tensors: Mapping[str, Tensor]
     else:
         _fill(layer.obs_rms, observations)
     return env
+
+
+def observations_differ(one: VecNormalize, other: VecNormalize) -> str:
+    """Which setting or statistic makes the two show the same observation differently, with both values; "" if none.
+
+    Example:
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> envs = [make_vec_env("CartPole-v1") for _ in range(2)]
+        >>> observations_differ(VecNormalize(envs[0]), VecNormalize(envs[1], clip_obs=5.0))
+        'clip_obs is 10.0 in one, 5.0 in the other'
+    """
+    names = ("norm_obs", "clip_obs", "epsilon") if one.norm_obs or other.norm_obs else ()
+    for name in names:
+        if getattr(one, name) != getattr(other, name):
+            return f"{name} is {getattr(one, name)} in one, {getattr(other, name)} in the other"
+    if not names:
+        return ""
+    of_one, of_other = _statistics(one), _statistics(other)
+    if set(of_one) != set(of_other):
+        return f"norm_obs_keys is {sorted(of_one)} in one, {sorted(of_other)} in the other"
+    for key, statistics in of_one.items():
+        for name in ("mean", "var"):
+            values = getattr(statistics, name), getattr(of_other[key], name)
+            if not np.array_equal(*values):
+                where = f"obs_rms[{key!r}].{name}" if key else f"obs_rms.{name}"
+                return f"{where} is {values[0]} in one, {values[1]} in the other"
+    return ""
+
+
+def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    found: Any = normalizer.obs_rms
+    return found if isinstance(found, dict) else {"": found}
 
 
 def _plain(statistics: RunningMeanStd) -> dict[str, Any]:

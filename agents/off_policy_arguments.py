@@ -16,8 +16,10 @@ from stable_baselines3.common.noise import (
 )
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-__all__ = ["automatic_buffer_class", "noise_from_plain", "noise_to_plain"]
+__all__ = ["BUFFERS", "automatic_buffer_class", "has_automatic_buffer", "noise_from_plain", "noise_to_plain"]
 
+BUFFERS = {kind.__name__: kind for kind in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)}
+"""Replay buffers that a file may name."""
 NORMAL, ORNSTEIN_UHLENBECK = "normal", "ornstein_uhlenbeck"
 
 
@@ -32,6 +34,21 @@ def automatic_buffer_class(model: OffPolicyAlgorithm) -> type[ReplayBuffer]:
     if isinstance(model.observation_space, spaces.Dict):
         return DictReplayBuffer
     return NStepReplayBuffer if model.n_steps > 1 else ReplayBuffer
+
+
+def has_automatic_buffer(model: OffPolicyAlgorithm) -> bool:
+    """Whether the algorithm would choose the same replay buffer, steps and discount of its returns included.
+
+    Example:
+        >>> from stable_baselines3 import DQN
+        >>> own = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
+        >>> has_automatic_buffer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, n_steps=3, **own))
+        False
+    """
+    if model.replay_buffer_class is not automatic_buffer_class(model):
+        return False
+    buffer = model.replay_buffer
+    return not isinstance(buffer, NStepReplayBuffer) or (buffer.n_steps, buffer.gamma) == (model.n_steps, model.gamma)
 
 
 def noise_to_plain(noise: ActionNoise) -> dict[str, Any] | None:
@@ -81,7 +98,13 @@ def noise_from_plain(plain: Any) -> ActionNoise:
 
 def _is_alike(base: dict[str, Any], noise: ActionNoise) -> bool:
     other = noise_to_plain(noise)
-    return other is not None and repr(other) == repr(base)
+    return other is not None and other.keys() == base.keys() and all(_is_equal(other[key], base[key]) for key in base)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _tensors(settings: dict[str, Any]) -> dict[str, torch.Tensor | None]:

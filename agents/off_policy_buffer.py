@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from torch import Tensor
 
-__all__ = ["buffer_state", "check_buffer", "set_buffer_state"]
+__all__ = ["buffer_state", "check_buffer", "cut_off_episodes", "set_buffer_state"]
 
 KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -90,10 +90,28 @@ def set_buffer_state(buffer: Any, head: Mapping[str, Any], tensors: Mapping[str,
     expected = {name: ([rows, *array.shape[1:]], array.dtype) for name, array in arrays.items()}
     if {name: (list(array.shape), array.dtype) for name, array in kept.items()} != expected:
         raise ValueError("the saved replay buffer has arrays of other shapes or dtypes: use another copy.")
+    used = buffer.size()
     for name, array in arrays.items():
         array[:rows] = kept[name]
-        array[rows:] = 0
+        array[rows:used] = 0  # writing to the others would take the memory that the system has not yet given
     buffer.pos, buffer.full = place, is_full
+
+
+def cut_off_episodes(buffer: ReplayBuffer) -> None:
+    """Let the episodes that are under way end in the last row, as if by a time limit, in place.
+
+    For environments that begin new episodes: otherwise a return of n steps would lead from one into the other.
+
+    Example:
+        >>> from stable_baselines3 import DQN
+        >>> model = DQN("MlpPolicy", "CartPole-v1", learning_starts=50, seed=0).learn(4)
+        >>> cut_off_episodes(model.replay_buffer)
+        >>> model.replay_buffer.timeouts[:5, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0, 0.0]
+    """
+    if buffer.size():
+        last = (buffer.pos - 1) % buffer.buffer_size
+        buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], buffer.dones[last] == 0)
 
 
 def _arrays(buffer: ReplayBuffer) -> dict[str, NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -58,6 +59,7 @@ class RoundsModel(ActingModel):
     missing: tuple[str, ...]
     _clone_arguments: dict[str, Any]
     _has_logger: bool
+    _kept_in: Path | None = None  # the folder whose checkpoints are this run's
 
     def evaluate(self) -> dict[str, float]:
         """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ __all__ = [
     "check_no_other_run",
     "check_resumable",
     "clone_arguments",
+    "delete_leftovers",
     "one_or_list",
     "read_own_arguments",
     "restore_round",
     "save_round",
 ]
 
+LEFTOVER = re.compile(
+    rf"\.({re.escape(RESUME_FILE)}|checkpoint_\d+\.zip|transitions_\d+\.npz|initial\.npz|\d{{3,}}\.npz)\.\w{{8}}\.tmp"
+)
 KEPT = ("kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
 
 
@@ -75,7 +80,7 @@ def read_own_arguments(path: str | Path, key: str, names: Collection[str], kind:
 
 
 def check_no_other_run(agent: RoundsModel, name: str, folder: Path) -> None:
-    """Refuse a folder with checkpoints that the agent, as it is, did not come by.
+    """Refuse a folder with checkpoints of another run; the folder becomes the agent's own.
 
     Args:
         agent: about to begin, or to go on.
@@ -86,12 +91,20 @@ def check_no_other_run(agent: RoundsModel, name: str, folder: Path) -> None:
         ValueError: there are such checkpoints, or the folder can't be written to.
     """
     check_writable_folder(name, folder)  # it may have been named after the agent was made
-    others = [step for step in checkpoint_steps(folder) if agent.round == 0 or step > agent.round]
+    others = [] if agent._kept_in == folder.resolve() else checkpoint_steps(folder)
     if others:
         raise ValueError(
             f"{name}={str(folder)!r} holds another run's checkpoints (round {others[-1]}): go on from them "
             f"by {type(agent).__name__}.resume, or set agent.{name} to another folder."
         )
+    agent._kept_in = folder.resolve()
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete the temporary files of saves in this folder that were killed, by the names that `atomic_file` gives."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def check_resumable(name: str, folder: str | Path) -> Path:

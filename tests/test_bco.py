@@ -167,6 +167,7 @@ def test_every_kind_of_observation(form: str) -> None:
     policy = {"number": "MlpPolicy", "dict": "MultiInputPolicy", "image": "CnnPolicy"}[form]
     data = watched(form=form)
     more: dict[str, Any] = {"policy": policy, "n_rounds": 1, "transitions_per_round": 250, "n_epochs": 15}
+    more |= {"inverse_epochs": 40}
     if form == "image":
         more |= {"inverse_epochs": 5, "learning_rate": 2e-3, "inverse_learning_rate": 2e-3, "n_epochs": 8}
     agent = make(data, Walk(form=form), **more).learn()
@@ -217,7 +218,7 @@ def test_actions_of_demonstrations_play_no_part() -> None:
 
 def test_demonstrations_without_next_observations_lose_their_last_rows() -> None:
     data = watched()
-    agent = make(data._with(next_observations=None), n_rounds=1).learn()
+    agent = make(data._with(next_observations=None), n_rounds=1, inverse_epochs=40).learn()
     assert agent.pairs is not None
     assert len(agent.pairs) == len(data) - data.num_episodes
     assert agent.history[0]["pseudo_label_accuracy"] > 0.9
@@ -351,3 +352,27 @@ def test_mistakes_are_told() -> None:
         BCO("MlpPolicy", None, data)  # type: ignore[arg-type]
     spaces_only.set_env(Walk())
     assert spaces_only.learn().round == 2
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.Box(0, 1, (2,))])
+def test_the_first_rounds_actions_are_not_the_environments_own_noise(space: spaces.Space[Any]) -> None:
+    class Draws(gym.Env[Any, Any]):
+        observation_space = spaces.Box(0, 1, (1,))
+        action_space = space
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            draws.append(self.np_random.random(2))
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    draws: list[Any] = []
+    made = collect(None, wrap_env("env", Draws()), 100, seed=11, after_step=lambda: True)
+    assert made is not None
+    found, actions = np.array(draws), np.asarray(made.actions)
+    if isinstance(space, spaces.Box):
+        assert abs(np.corrcoef(found[:, 0], actions[:, 0])[0, 1]) < 0.5
+    else:
+        assert 0.2 < np.mean(found.argmax(axis=1) == actions) < 0.8

@@ -335,3 +335,10 @@ def test_demonstrations_and_environment_agree_on_masks() -> None:
     agent = make(masked, masked.expert_action, demonstrations=record(masked.expert_action, masked, 1)).learn(100)
     assert agent.demonstrations is not None
     assert len(np.asarray(agent.demonstrations.action_masks)) == len(agent.demonstrations) == 110
+
+
+def test_rounds_and_environment_agree_on_masks() -> None:
+    agent = make(IdentityMaskedEnv(4), IdentityMaskedEnv(4).expert_action, rollout_round_min_timesteps=20).learn(20)
+    agent.set_env(IdentityEnv(4))
+    with pytest.raises(ValueError, match="transitions of round 0 have action_masks"):
+        agent.learn(20)

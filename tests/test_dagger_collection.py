@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -209,3 +210,35 @@ def test_each_round_begins_with_a_fresh_state_of_the_expert() -> None:
     assert [place for place, (is_fresh, _) in enumerate(calls) if is_fresh] == [0, begun, begun + 20]
     assert all(starts == [True, True] for is_fresh, starts in calls if is_fresh)
     assert [starts for _, starts in calls[begun : begun + 20]].count([True, True]) == 2  # episodes of 10 steps
+
+
+class Draws(gym.Env[Any, Any]):
+    """Each step draws one number, as slippery environments do."""
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time, self.noise = 0, self.np_random.random()
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.seen.append((self.noise, int(action)))
+        self.time, self.noise = self.time + 1, self.np_random.random()
+        return np.zeros(1, np.float32), 0.0, self.time >= 60, False, {}
+
+
+def test_the_coin_is_not_the_environments_own_noise() -> None:
+    env = Draws()
+    learner = BC("MlpPolicy", env, None, seed=0, device="cpu")
+    with torch.no_grad():  # the learner does 1, the expert 0
+        learner.policy.action_net.weight.zero_()  # type: ignore[operator,union-attr]
+        learner.policy.action_net.bias.copy_(torch.tensor([-9.0, 9.0]))  # type: ignore[operator,union-attr]
+    collect(make_vec_env(lambda: env), lambda _: 0, learner, seed=3, learner_deterministic=True)
+    noise, actions = np.array(env.seen).T
+    assert len(actions) == 60
+    assert 0.2 < np.mean((noise >= 0.5) == (actions == 1)) < 0.8

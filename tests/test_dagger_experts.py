@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
@@ -17,6 +18,7 @@ from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, save_agent
 from rlsmooth.agents.dagger_expert import Expert
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import ObservationOnly, record
+from rlsmooth.data.choosing import checked_action
 from rlsmooth.envs import IdentityBoxEnv, IdentityEnv, IdentityMaskedEnv, IdentityMultiBinaryEnv
 from rlsmooth.training import SafeFileError
 
@@ -262,3 +264,49 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             learn(env, lambda _, row=row: row, expert_targets="probabilities")
     with pytest.raises(ValueError, match="returned 1 actions for 2 environments"):
         learn(make_vec_env(lambda: IdentityEnv(4), n_envs=2), lambda seen: seen[:1])
+
+
+def test_an_expert_of_other_statistics_is_refused(tmp_path: Path) -> None:
+    def plain() -> VecEnv:
+        return make_vec_env("CartPole-v1")
+
+    trained = VecNormalize(plain())
+    model = PPO("MlpPolicy", trained, n_steps=16, batch_size=16, **small()).learn(16)
+    alike = VecNormalize(plain(), norm_reward=False, training=False)
+    alike.obs_rms = trained.obs_rms
+    other = VecNormalize(plain(), norm_reward=False, training=False)
+    for given in (model, save_agent(model, tmp_path / "expert")):
+        assert ask(given, alike).normalizer is None
+        for env, what in (
+            (other, r"obs_rms\.mean is"),
+            (VecNormalize(plain(), norm_obs=False, norm_reward=False, training=False), "norm_obs is True"),
+        ):
+            with pytest.raises(ValueError, match=f"another VecNormalize than env has.*{what}"):
+                ask(given, env)
+    assert not np.array_equal(other.obs_rms.mean, trained.obs_rms.mean)  # type: ignore[union-attr]
+    alike.clip_obs = 5.0
+    with pytest.raises(ValueError, match=r"clip_obs is 10\.0 in one, 5\.0 in the other"):
+        ask(model, alike)
+
+
+def test_an_action_outside_the_bounds_by_rounding_is_the_bound() -> None:
+    space = spaces.Box(np.float32(-0.3), np.float32(0.9), (1,))
+    above = np.nextafter(space.high, np.float32(2))
+    assert np.array_equal(checked_action(above, space), space.high)
+    inside = np.array([0.1], np.float32)
+    assert np.array_equal(checked_action(inside, space), inside)
+    with pytest.raises(ValueError, match="outside action_space"):
+        checked_action(space.high + np.float32(1e-4), space)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SmoothedPPO])
+def test_probabilities_of_a_policy_without_masks_are_those_of_the_legal_actions(algorithm: Any) -> None:
+    model = algorithm("MlpPolicy", IdentityEnv(3), n_steps=16, batch_size=16, **small())
+    expert = ask(model, IdentityEnv(3), targets="probabilities")
+    seen, masks = [np.array(1)], np.array([[True, True, False]])
+    whole = expert.label(seen, None, np.random.default_rng(0)).probabilities
+    legal = expert.label(seen, masks, np.random.default_rng(0)).probabilities
+    assert whole is not None
+    assert legal is not None
+    assert legal[0, 2] == 0
+    assert legal[0, :2] == pytest.approx(whole[0, :2] / whole[0, :2].sum(), rel=1e-5)

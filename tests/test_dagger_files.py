@@ -320,3 +320,36 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> N
     assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_ones_own_folder_is_never_refused_and_anothers_always(tmp_path: Path) -> None:
+    agent = make(scratch_dir=tmp_path / "own")
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(ROUND, Cut(5))
+    assert agent.num_timesteps == 0  # the round that was broken off leaves nothing
+    assert agent.learn(ROUND).round == 1
+    other = make().learn(2 * ROUND)
+    assert other.round > agent.round
+    other.scratch_dir = tmp_path / "own"
+    with pytest.raises(ValueError, match="another run's checkpoints"):
+        other.learn(ROUND)
+    resumed = DAgger.resume(tmp_path / "own", IdentityEnv(4), expert, device="cpu").learn(ROUND)
+    assert resumed.learn(ROUND).round > 1
+
+
+def test_only_leftovers_of_our_own_are_deleted(tmp_path: Path) -> None:
+    make(scratch_dir=tmp_path).learn(ROUND)
+    ours = (tmp_path / ".checkpoint_1.zip.ab_d12x9.tmp", tmp_path / "demos" / "round-000" / ".000.npz.abcd1234.tmp")
+    theirs = (tmp_path / ".draft.tmp", tmp_path / "demos" / ".notes.txt.abcd1234.tmp")
+    for path in (*ours, *theirs):
+        path.touch()
+    (tmp_path / ".cache.tmp").mkdir()
+    DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu")
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in (*theirs, tmp_path / ".cache.tmp"))
+
+
+@pytest.mark.parametrize("schedule", [np.int64(4), np.float32(0.5)])
+def test_numpys_numbers_are_kept(schedule: Any, tmp_path: Path) -> None:
+    path = make(beta_schedule=schedule).save(tmp_path / "agent")
+    assert DAgger.load(path, device="cpu").beta_schedule == schedule

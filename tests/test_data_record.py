@@ -285,3 +285,24 @@ def test_normalising_environments_must_hold_still() -> None:
 def test_bad_arguments(policy: Any, env: Any, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         record(policy, env, **{"n_episodes": 1, "seed": 0, **changes})
+
+
+def test_a_sampled_action_is_not_the_environments_own_noise() -> None:
+    class Draws(gym.Env[Any, Any]):
+        observation_space = spaces.Box(0, 1, (1,))
+        action_space = spaces.Box(0, 1, (1,))
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            super().reset(seed=seed)
+            self.time = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.time += 1
+            draws.append(self.np_random.random())
+            return np.zeros(1, np.float32), 0.0, self.time >= 50, False, {}
+
+    draws: list[float] = []
+    env = Draws()
+    made = record(lambda _: env.action_space.sample(), env, 1, seed=5)
+    assert abs(np.corrcoef(draws, np.asarray(made.actions)[:, 0])[0, 1]) < 0.5

@@ -28,6 +28,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from rlsmooth.agents import load_agent, load_agent_file, save_agent
+from rlsmooth.agents.off_policy_arguments import noise_to_plain
+from rlsmooth.agents.off_policy_buffer import buffer_state, cut_off_episodes, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
 
 SMALL: dict[str, Any] = {"buffer_size": 500, "learning_starts": 20, "batch_size": 8}
@@ -171,6 +173,7 @@ def test_a_full_replay_buffer_and_several_environments(tmp_path: Path) -> None:
     one, other = loaded.replay_buffer, model.replay_buffer
     assert isinstance(other, ReplayBuffer)
     assert (one.pos, one.full, one.size()) == (other.pos, other.full, other.size()) == (10, True, 30)
+    cut_off_episodes(other)  # as loading does: the environments begin new ones
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
         assert np.array_equal(getattr(one, name), getattr(other, name))
     assert load_agent(path).replay_buffer.size() == 30  # for as many environments as there were
@@ -237,8 +240,7 @@ def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
     assert load_agent(save_agent(model, path)).optimize_memory_usage
     given = {"n_steps": 2, "gamma": 0.9}
     model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=given)
-    with pytest.raises(SafeFileError, match="NStepReplayBuffer"):  # which n_steps=1 would not choose
-        load_agent(save_agent(model, path))
+    assert type(load_agent(save_agent(model, path)).replay_buffer) is NStepReplayBuffer  # n_steps=1 would not choose it
 
 
 def test_noises_of_several_environments(tmp_path: Path) -> None:
@@ -337,3 +339,49 @@ def test_devices(device: torch.device, tmp_path: Path) -> None:
     model = load_agent(path, env="Pendulum-v1", device=device)
     assert model.policy.device.type == model.log_ent_coef.device.type == device.type
     model.learn(30, reset_num_timesteps=False)
+
+
+def test_a_buffer_of_other_steps_than_the_algorithms_comes_back(tmp_path: Path) -> None:
+    own: dict[str, Any] = {
+        "replay_buffer_class": NStepReplayBuffer,
+        "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5},
+    }
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+        model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, n_steps=3, device="cpu", **own)
+    path = save_agent(model, tmp_path / "own")
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+        loaded = load_agent(path, device="cpu")
+    buffer = loaded.replay_buffer
+    assert (type(buffer), buffer.n_steps, buffer.gamma) == (NStepReplayBuffer, 7, 0.5)
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, n_steps=3, device="cpu")
+    path = save_agent(model, tmp_path / "automatic")
+    buffer = load_agent(path, device="cpu", custom_objects={"gamma": 0.9}).replay_buffer
+    assert (type(buffer), buffer.n_steps, buffer.gamma) == (NStepReplayBuffer, 3, 0.9)
+    assert type(load_agent(path, device="cpu", custom_objects={"n_steps": 1}).replay_buffer) is ReplayBuffer
+
+
+def test_noises_that_only_print_alike_are_told_apart() -> None:
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(1), np.array([0.1])), 2)
+    assert noise_to_plain(noise) is not None
+    noise.noises = [NormalActionNoise(np.zeros(1), np.array([sigma])) for sigma in (0.1, 0.1000001)]
+    assert noise_to_plain(noise) is None
+
+
+def test_rows_that_were_never_used_are_not_written_to() -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, learning_starts=50, device="cpu").learn(4)
+    assert model.replay_buffer is not None
+    head, rows = buffer_state(model.replay_buffer)
+    other = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, learning_starts=50, device="cpu").learn(8).replay_buffer
+    assert other is not None
+    other.rewards[15:] = 7.0  # a mark on rows that no transition was ever written to
+    set_buffer_state(other, head, rows)
+    assert other.rewards[4:8].tolist() == [[0.0]] * 4
+    assert (other.rewards[15:] == 7.0).all()
+
+
+def test_no_return_leads_from_a_kept_episode_into_a_new_one(tmp_path: Path) -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", n_steps=3, buffer_size=50, learning_starts=90, seed=0, device="cpu")
+    path = save_agent(model.learn(4), tmp_path / "agent", include_replay_buffer=True)
+    loaded = load_agent(path, env="CartPole-v1", device="cpu").learn(4, reset_num_timesteps=False)
+    assert loaded.replay_buffer.dones[:4].sum() == 0  # the episode was under way
+    assert loaded.replay_buffer.timeouts[:5, 0].tolist() == [0, 0, 0, 1, 0]

@@ -19,6 +19,10 @@ STATEFUL_ARGUMENTS = 3
 """Observations, state and episode starts: what a function of the imitation library takes."""
 
 
+ROUNDING = 1e-6
+"""How far outside a Box an action may be, absolutely and relatively to the bound."""
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """Whatever has SB3's `predict`: an algorithm, a policy, or an agent of ours."""
@@ -93,8 +97,11 @@ class Chooser:
 def checked_action(action: Any, space: spaces.Space[Any], who: str = "policy") -> AnyArray:
     """One action in the form in which demonstrations store it.
 
+    A Box's action that is outside its bounds by a rounding error, as SB3's policies that scale tanh choose them, comes
+    back as the bound.
+
     Raises:
-        ValueError: it is outside the action space.
+        ValueError: it is outside the action space by more.
     """
     array = np.asarray(action)
     whole = not isinstance(space, spaces.Box)
@@ -102,6 +109,9 @@ def checked_action(action: Any, space: spaces.Space[Any], who: str = "policy") -
         array = array.astype(np.int8)  # SB3's Bernoulli policies choose 0.0 and 1.0
     if array.shape == space.shape and not (whole and array.dtype.kind not in "biu"):
         cast = array.astype(stored_dtype(space))
+        if isinstance(space, spaces.Box) and cast.dtype.kind == "f":
+            nearest = np.clip(cast, space.low, space.high)
+            cast = nearest if np.allclose(cast, nearest, rtol=ROUNDING, atol=ROUNDING) else cast
         if space.contains(cast[()] if whole else cast):
             return cast
     raise ValueError(f"the {who} chose {action!r}, which is outside action_space={space!r}.")

@@ -19,7 +19,7 @@ from rlsmooth.data.arrays import AnyArray
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-__all__ = ["Step", "Stream", "open_stream"]
+__all__ = ["Step", "Stream", "action_seed", "open_stream"]
 
 ObservationRow = Any  # one environment's observation: an array, a number, or a dict of those
 
@@ -83,6 +83,15 @@ def open_stream(env: object, n_envs: int) -> Stream:
     )
 
 
+def action_seed(seed: int) -> int:
+    """Of the action space beside an environment with `seed`.
+
+    Gymnasium's environments and spaces make the same stream of the same number: under one seed random actions would be
+    functions of the environment's noise.
+    """
+    return int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
+
+
 def own_copy(observation: ObservationRow) -> ObservationRow:
     """A copy, since environments may write their next observation into the same array."""
     if isinstance(observation, dict):
@@ -108,7 +117,7 @@ class GymStream:
         """Environment i gets the seed `seed + i`."""
         self.observations = []
         for number, env in enumerate(self.envs):
-            env.action_space.seed(seed + number)
+            env.action_space.seed(action_seed(seed + number))
             self.observations.append(own_copy(env.reset(seed=seed + number)[0]))
 
     def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
@@ -161,7 +170,7 @@ class VecEnvStream:
     def reset(self, seed: int) -> None:
         """SB3 gives environment i the seed `seed + i`."""
         self.env.seed(seed)
-        self.env.action_space.seed(seed)
+        self.env.action_space.seed(action_seed(seed))
         self.observations = _rows(self.env.reset(), self.num_envs)
 
     def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
@@ -204,7 +213,7 @@ class VectorStream:
 
     def reset(self, seed: int) -> None:
         """Gymnasium gives environment i the seed `seed + i`."""
-        self.env.action_space.seed(seed)
+        self.env.action_space.seed(action_seed(seed))
         self.observations = _rows(self.env.reset(seed=seed)[0], self.num_envs)
         self._restarts[:] = False
 
