@@ -42,7 +42,7 @@ def has_automatic_buffer(model: OffPolicyAlgorithm) -> bool:
     Example:
         >>> from stable_baselines3 import DQN
         >>> own = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
-        >>> has_automatic_buffer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, n_steps=3, **own))
+        >>> has_automatic_buffer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, **own))
         False
     """
     if model.replay_buffer_class is not automatic_buffer_class(model):
