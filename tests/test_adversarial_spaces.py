@@ -170,7 +170,7 @@ def test_airl_recovers_a_reward_that_trains_another_agent() -> None:
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
 def test_the_defaults_reach_the_experts_return(trainer_class: Any) -> None:
     model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=8, seed=0), n_steps=128, seed=0, device="cpu")
-    trainer = trainer_class(cartpole_v1(), model, seed=0).learn(61_440)
+    trainer = trainer_class(cartpole_v1(), model, seed=0).learn(102_400)
     mean, _ = evaluate_policy(trainer.policy, make_vec_env("CartPole-v1", seed=9), n_eval_episodes=10)
     assert isinstance(mean, float)
     assert mean > 475
