@@ -20,7 +20,6 @@ from rlsmooth.agents.adversarial_files import SavedImitation
 from rlsmooth.agents.adversarial_rounds import Rounds
 from rlsmooth.agents.adversarial_setup import (
     absorbing_row,
-    build_net,
     build_optimizer,
     check_absorbing,
     check_generator,
@@ -46,7 +45,7 @@ from rlsmooth.training.discriminator import (
     discriminator_step,
 )
 
-__all__ = ["AdversarialImitation", "TerminalStates", "build_net"]
+__all__ = ["AdversarialImitation", "TerminalStates"]
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
 Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None

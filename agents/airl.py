@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates, build_net
-from rlsmooth.agents.adversarial_setup import check_algorithm, discount
+from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates
+from rlsmooth.agents.adversarial_setup import build_net, check_algorithm, discount
 from rlsmooth.agents.bc_setup import is_maskable
 from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, TensorObservations, Transitions
 from rlsmooth.checks import check_positive_int

@@ -9,8 +9,8 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates, build_net
-from rlsmooth.agents.adversarial_setup import check_algorithm
+from rlsmooth.agents.adversarial import AdversarialImitation, TerminalStates
+from rlsmooth.agents.adversarial_setup import build_net, check_algorithm
 from rlsmooth.agents.reward_net import RewardNet, Transitions
 from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.data import Demonstrations

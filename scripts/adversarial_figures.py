@@ -27,6 +27,7 @@ from rlsmooth.scripts.drawing import (
     RED,
     STYLE,
     Values,
+    comparison,
     draw_line,
     draw_returns,
     finish,
@@ -57,33 +58,26 @@ def adversarial_figure(report: AdversarialReport) -> Figure:
 
 def adversarial_comparison_figure(reports: Sequence[AdversarialReport]) -> Figure:
     """Several runs, 1600 x 1000 pixels: return, what D says of the generator, entropies of the policy and of D."""
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
     shown = (
         ("eval/mean_reward_sampled", "Return of sampled actions", "mean return"),
         (f"{DISCRIMINATOR}probability_gen", "D on the generator", "mean probability of the expert"),
         ("train/policy_entropy", "Policy entropy", "nats"),
         (f"{DISCRIMINATOR}entropy", "Entropy of the discriminator", "nats"),
     )
-    with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        figure = page(f"Comparison of {len(reports)} runs")
-        panels = figure.subplots(2, 2).ravel()
-        for ax, (tag, title, unit) in zip(panels, shown, strict=True):
-            for colour, report in zip(shades, reports, strict=True):
-                words = f"{target_words(report)}, {generator_words(report)}, {report.settings['seed']}"
-                name = f"{ADVERSARIAL[report.command]} {report.name}: {words}"
-                draw_line(ax, _curve(report, tag), name, colour, marker="o" if tag.startswith("eval") else None)
-            _finish(ax, title, unit, with_legend=False)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            names,
-            title="run: targets of D, generator, seed",
-            loc="outside lower left",
-            alignment="left",
-            ncols=2,
-            frameon=False,
-        )
-    return figure
+
+    def name(report: AdversarialReport) -> str:
+        words = f"{target_words(report)}, {generator_words(report)}, {report.settings['seed']}"
+        return f"{ADVERSARIAL[report.command]} {report.name}: {words}"
+
+    return comparison(
+        reports,
+        shown,
+        curve=_curve,
+        name=name,
+        close=functools.partial(_finish, with_legend=False),
+        legend_title="run: targets of D, generator, seed",
+        ncols=2,
+    )
 
 
 def _draw_returns(ax: Axes, report: AdversarialReport) -> None:

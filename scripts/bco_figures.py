@@ -22,6 +22,7 @@ from rlsmooth.scripts.drawing import (
     RED,
     STYLE,
     Values,
+    comparison,
     draw_line,
     draw_returns,
     legend,
@@ -51,35 +52,25 @@ def bco_figure(report: BCOReport) -> Figure:
 
 def bco_comparison_figure(reports: Sequence[BCOReport]) -> Figure:
     """Several runs, 1600 x 1000 pixels: return, right guesses, entropy and likelihood of the guesses, by round."""
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
     shown = (
         ("mean_reward_sampled", "Return of sampled actions", "mean return"),
         ("pseudo_label_accuracy", "Guessed actions that are right", "share"),
         ("policy_entropy", "Policy entropy", "nats"),
         ("nll_hard", "Negative log-likelihood of the guesses", "nats"),
     )
-    with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        figure = page(f"Comparison of {len(reports)} runs")
-        panels = figure.subplots(2, 2).ravel()
-        for ax, (tag, title, unit) in zip(panels, shown, strict=True):
-            for colour, report in zip(shades, reports, strict=True):
-                settings = report.settings
-                words = f"{settings['pseudo_labels']}, {settings['smoothing']}, {settings['seed']}"
-                draw_line(ax, _curve(report, tag), f"{report.name}: {words}", colour, marker="o")
-            if unit == "share" and ax.lines:
-                show_shares(ax)
-            _finish(ax, title, unit, with_legend=False)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            names,
-            title="run: guesses, smoothing, seed",
-            loc="outside lower left",
-            alignment="left",
-            ncols=3,
-            frameon=False,
-        )
-    return figure
+
+    def name(report: BCOReport) -> str:
+        settings = report.settings
+        return f"{report.name}: {settings['pseudo_labels']}, {settings['smoothing']}, {settings['seed']}"
+
+    return comparison(
+        reports,
+        shown,
+        curve=_curve,
+        name=name,
+        close=functools.partial(_finish, with_legend=False),
+        legend_title="run: guesses, smoothing, seed",
+    )
 
 
 def _draw_returns(ax: Axes, report: BCOReport) -> None:

@@ -21,6 +21,7 @@ from rlsmooth.scripts.drawing import (
     RED,
     STYLE,
     Values,
+    comparison,
     draw_line,
     draw_returns,
     finish,
@@ -50,7 +51,6 @@ def dagger_figure(report: DAggerReport) -> Figure:
 
 def dagger_comparison_figure(reports: Sequence[DAggerReport]) -> Figure:
     """Several runs, 1600 x 1000 pixels: return, agreement with the expert, entropy, likelihood of its actions."""
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
     is_box = any("dagger/expert_error" in report.curves for report in reports)
     agreement = (
         ("expert_error", "Distance from the expert's actions", "root mean square, units of the action")
@@ -63,28 +63,19 @@ def dagger_comparison_figure(reports: Sequence[DAggerReport]) -> Figure:
         ("policy_entropy", "Policy entropy", "nats"),
         ("nll_hard", "Negative log-likelihood of the expert's actions", "nats"),
     )
-    with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        figure = page(f"Comparison of {len(reports)} runs")
-        panels = figure.subplots(2, 2).ravel()
-        for ax, (tag, title, unit) in zip(panels, shown, strict=True):
-            for colour, report in zip(shades, reports, strict=True):
-                settings = report.settings
-                words = f"{settings['beta_schedule']}, {settings['smoothing']}, {settings['seed']}"
-                draw_line(ax, _curve(report, tag), f"{report.name}: {words}", colour, marker="o")
-            if unit == "share" and ax.lines:
-                show_shares(ax)
-            _finish(ax, title, unit, with_legend=False)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            names,
-            title="run: beta schedule, smoothing, seed",
-            loc="outside lower left",
-            alignment="left",
-            ncols=3,
-            frameon=False,
-        )
-    return figure
+
+    def name(report: DAggerReport) -> str:
+        settings = report.settings
+        return f"{report.name}: {settings['beta_schedule']}, {settings['smoothing']}, {settings['seed']}"
+
+    return comparison(
+        reports,
+        shown,
+        curve=_curve,
+        name=name,
+        close=functools.partial(_finish, with_legend=False),
+        legend_title="run: beta schedule, smoothing, seed",
+    )
 
 
 def _draw_returns(ax: Axes, report: DAggerReport) -> None:

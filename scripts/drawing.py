@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ __all__ = [
     "SKY",
     "STYLE",
     "Values",
+    "comparison",
     "draw_line",
     "draw_returns",
     "finish",
@@ -38,11 +40,14 @@ __all__ = [
     "table",
 ]
 
+ReportT = TypeVar("ReportT")
 Values: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
 """Places on the horizontal axis, and values."""
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, GREY = "#222222", "#767676"
+FEW_POINTS = 40
+"""Of a line whose points are marked."""
 STYLE: Any = {
     "font.size": 11.5,
     "axes.titlesize": 14,
@@ -67,6 +72,51 @@ def page(title: str) -> Figure:
     figure = Figure(figsize=(16, 10), dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04, hspace=0.04)  # type: ignore[union-attr, call-arg]
     figure.suptitle(title, x=0.012, ha="left", fontsize=18, fontweight="bold", color=INK)
+    return figure
+
+
+def comparison(
+    reports: Sequence[ReportT],
+    panels: Sequence[tuple[str, str, str]],
+    *,
+    curve: Callable[[ReportT, str], Values],
+    name: Callable[[ReportT], str],
+    close: Callable[[Axes, str, str], None],
+    legend_title: str,
+    ncols: int = 3,
+) -> Figure:
+    """Several runs on a page of four panels, a shade each, with one legend below all.
+
+    Args:
+        reports: of the runs.
+        panels: tag, title and unit of each; shares are drawn from 0 to 1.
+        curve: of a run and a tag.
+        name: of a run, in the legend.
+        close: called with a panel, its title and its unit when its lines are drawn.
+        legend_title: what the names are made of.
+        ncols: of the legend.
+    """
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
+    with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
+        figure = page(f"Comparison of {len(reports)} runs")
+        places = figure.subplots(2, 2).ravel()
+        for ax, (tag, title, unit) in zip(places, panels, strict=True):
+            for colour, report in zip(shades, reports, strict=True):
+                values = curve(report, tag)
+                draw_line(ax, values, name(report), colour, marker="o" if len(values[0]) <= FEW_POINTS else None)
+            if unit == "share" and ax.lines:
+                show_shares(ax)
+            close(ax, title, unit)
+        handles, names = places[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            names,
+            title=legend_title,
+            loc="outside lower left",
+            alignment="left",
+            ncols=ncols,
+            frameon=False,
+        )
     return figure
 
 
