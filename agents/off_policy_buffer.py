@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from torch import Tensor
 
-__all__ = ["buffer_state", "check_buffer", "cut_off_episodes", "set_buffer_state"]
+__all__ = ["KNOWN_BUFFERS", "buffer_state", "check_buffer", "cut_off_episodes", "set_buffer_state"]
 
 KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+"""They keep the reward of each step with its transition."""
+
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 

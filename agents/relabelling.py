@@ -8,16 +8,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from rlsmooth.agents.off_policy_buffer import KNOWN_BUFFERS
 from rlsmooth.agents.reward_function import RewardFunction
 
 __all__ = ["check_relabelling", "relabel"]
 
 CHUNK_ROWS = 16384
-KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
-"""Buffers that keep the reward of each step with its transition."""
 
 
 def check_relabelling(algorithm: BaseAlgorithm) -> None:
@@ -27,7 +25,7 @@ def check_relabelling(algorithm: BaseAlgorithm) -> None:
         TypeError: the buffer is of another kind, or keeps no next observations.
     """
     buffer: Any = algorithm.replay_buffer if isinstance(algorithm, OffPolicyAlgorithm) else None
-    if buffer is not None and (type(buffer) not in KNOWN or buffer.optimize_memory_usage):
+    if buffer is not None and (type(buffer) not in KNOWN_BUFFERS or buffer.optimize_memory_usage):
         raise TypeError(
             f"the rewards of a {type(buffer).__name__} (or one with optimize_memory_usage) can't be made anew: use a "
             "ReplayBuffer, or relabel_replay_buffer=False."
@@ -46,7 +44,7 @@ def relabel(algorithm: OffPolicyAlgorithm, reward: RewardFunction) -> None:
     """
     check_relabelling(algorithm)
     buffer: Any = algorithm.replay_buffer
-    size = buffer.buffer_size if buffer.full else buffer.pos
+    size = buffer.size()
     count = buffer.n_envs
     steps = max(1, CHUNK_ROWS // count)
     space = algorithm.action_space
