@@ -16,8 +16,8 @@ from stable_baselines3.common.distributions import Distribution, make_proba_dist
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
-from rlsmooth.agents.acting_distributions import CategoricalActing
-from rlsmooth.agents.entropy_slot import EntropySlot
+from rlsmooth.agents.smoothed.distributions import CategoricalActing
+from rlsmooth.agents.smoothed.entropy import EntropySlot
 from rlsmooth.losses import kl_divergence
 from rlsmooth.targets import Smoothing, Tree
 

@@ -18,8 +18,8 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Normal, kl_divergence
 
-from rlsmooth.agents.acting_distributions import GaussianActing
-from rlsmooth.agents.entropy_slot import EntropySlot
+from rlsmooth.agents.smoothed.distributions import GaussianActing
+from rlsmooth.agents.smoothed.entropy import EntropySlot
 
 F64 = torch.float64
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.action_bins import ActionBins
+from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing, ordinal_kernel
 

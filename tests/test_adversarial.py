@@ -17,11 +17,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
-from rlsmooth.agents.adversarial_data import TransitionStore, expert_store
-from rlsmooth.agents.airl import AIRL, log_probability
-from rlsmooth.agents.gail import GAIL
-from rlsmooth.agents.learned_reward import LearnedRewardVecEnv
-from rlsmooth.agents.reward_net import RewardNet, RunningNorm, ShapedRewardNet, Transitions
+from rlsmooth.agents.adversarial.airl import AIRL, log_probability
+from rlsmooth.agents.adversarial.gail import GAIL
+from rlsmooth.agents.adversarial.reward_envs import LearnedRewardVecEnv
+from rlsmooth.agents.adversarial.reward_nets import RewardNet, RunningNorm, ShapedRewardNet, Transitions
+from rlsmooth.agents.adversarial.transitions import TransitionStore, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 
 BOX = spaces.Box(-1, 1, (3,))
@@ -248,7 +248,7 @@ def test_returns_are_those_with_the_absorbing_state_for_ever_but_for_one_constan
 def test_rewards_made_in_one_pass_are_those_of_each_step(trainer_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for is_deferred in (True, False):
-        monkeypatch.setattr("rlsmooth.agents.adversarial.can_defer", lambda *_, answer=is_deferred: answer)
+        monkeypatch.setattr("rlsmooth.agents.adversarial.trainer.can_defer", lambda *_, answer=is_deferred: answer)
         model = ppo(n_epochs=1)
         trainer = trainer_class(expert(), model, demo_batch_size=32, seed=0)
         trainer.knows_absorbing = True  # else what is paid changes with the first end, in the middle of a rollout

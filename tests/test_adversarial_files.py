@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from rlsmooth.agents import AIRL, GAIL, ExactCheckpointCallback, RewardNet, SmoothedPPO, Transitions
-from rlsmooth.agents.adversarial import AdversarialImitation
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import SafeFileError, checkpoint_steps
 

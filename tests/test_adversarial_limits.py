@@ -22,10 +22,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
 
 from rlsmooth.agents import AIRL, GAIL, ExactCheckpointCallback, RewardNet
-from rlsmooth.agents.adversarial_data import absorbing_steps, expert_store
-from rlsmooth.agents.adversarial_setup import num_masks
-from rlsmooth.agents.airl import log_probability
-from rlsmooth.agents.deferred_reward import can_defer
+from rlsmooth.agents.adversarial.airl import log_probability
+from rlsmooth.agents.adversarial.reward_envs import can_defer
+from rlsmooth.agents.adversarial.trainer import num_masks
+from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
 

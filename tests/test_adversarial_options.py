@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlsmooth.agents import AIRL, GAIL, RewardNet, ShapedRewardNet, Transitions
-from rlsmooth.agents.deferred_reward import can_defer
+from rlsmooth.agents.adversarial.reward_envs import can_defer
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.training import accumulated_discriminator_step, discriminator_step
 

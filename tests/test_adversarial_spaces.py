@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from rlsmooth.agents import AIRL, GAIL, LearnedRewardVecEnv, ShapedRewardNet, SmoothedPPO
-from rlsmooth.agents.adversarial import AdversarialImitation
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 
 IDENTITY = "rlsmooth.envs:rlsmooth/Identity"

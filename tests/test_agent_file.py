@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 
-from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
 from rlsmooth.training import SafeFileError, rng_state
 
 VECTOR = spaces.Box(-1, 1, (4,))
@@ -324,7 +324,7 @@ def test_an_activation_and_values_of_ones_own_must_be_passed(tmp_path: Path) -> 
 WITHOUT_CONTRIB = """
 import sys
 sys.modules["sb3_contrib"] = None  # as if it were not installed
-from rlsmooth.agents.agent_file import load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
 from rlsmooth.training import SafeFileError
 policy = load_agent_file(sys.argv[1]).policy
 save_agent_file(sys.argv[1], kind="bc", policy=policy, config={})

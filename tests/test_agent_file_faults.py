@@ -17,7 +17,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor, nn
 
-from rlsmooth.agents.agent_file import load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
 from rlsmooth.training import SafeFileError
 
 

@@ -15,7 +15,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 
-from rlsmooth.agents import BC, TrainingDivergedError, bc_data, bc_files
+from rlsmooth.agents import BC, TrainingDivergedError
+from rlsmooth.agents.cloning import bc as bc_files
+from rlsmooth.agents.cloning import rows as bc_data
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, checkpoint_steps

@@ -14,8 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlsmooth.agents import BC, BCO
-from rlsmooth.agents.bc_targets import action_target
-from rlsmooth.agents.bco_collection import collect, join
+from rlsmooth.agents.cloning.collection import collect, join
+from rlsmooth.agents.cloning.rows import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing

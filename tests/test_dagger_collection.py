@@ -12,9 +12,9 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
 from rlsmooth.agents import BC, DAgger
-from rlsmooth.agents.dagger_collection import Collected, collect_round
-from rlsmooth.agents.dagger_expert import Expert
-from rlsmooth.agents.dagger_schedule import as_beta_schedule
+from rlsmooth.agents.cloning.collection import Collected, collect_round
+from rlsmooth.agents.cloning.dagger import as_beta_schedule
+from rlsmooth.agents.cloning.expert import Expert
 from rlsmooth.data import record
 from rlsmooth.envs import IdentityEnv
 

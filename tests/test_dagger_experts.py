@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, save_agent
-from rlsmooth.agents.dagger_expert import Expert
+from rlsmooth.agents.cloning.expert import Expert
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import ObservationOnly, record
 from rlsmooth.data.choosing import checked_action

@@ -15,12 +15,9 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.envs import IdentityEnv
 from torch import Tensor
 
-from rlsmooth.agents.entropy_slot import EntropySlot
-from rlsmooth.agents.smoothed_contrib_policies import (
-    SmoothedMaskableActorCriticPolicy,
-    SmoothedRecurrentActorCriticPolicy,
-)
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
+from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 
 ROWS = 16
 ACTIONS = spaces.Discrete(4)

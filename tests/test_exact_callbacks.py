@@ -15,10 +15,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from rlsmooth.agents.exact_callbacks import HasExactState, callback_states, own_states, set_own_states
-from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, ResumedRun, load_checkpoint
-from rlsmooth.agents.exact_values import state_from_tree, state_to_tree
-from rlsmooth.agents.vec_env_snapshot import TransientVecEnvWrapper, vec_env_state
+from rlsmooth.agents.files.exact_checkpoint import (
+    ExactCheckpointCallback,
+    HasExactState,
+    ResumedRun,
+    callback_states,
+    load_checkpoint,
+    own_states,
+    set_own_states,
+)
+from rlsmooth.agents.files.run_state import TransientVecEnvWrapper, state_from_tree, state_to_tree, vec_env_state
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.training import seed_everything
 

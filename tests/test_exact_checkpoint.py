@@ -24,8 +24,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from rlsmooth.agents.exact_callbacks import callback_states, set_callback_states
-from rlsmooth.agents.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.files.exact_checkpoint import (
+    MODEL_FILE,
+    ExactCheckpointCallback,
+    callback_states,
+    load_checkpoint,
+    set_callback_states,
+)
 from rlsmooth.envs import Resumable
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
 
@@ -351,7 +356,7 @@ SCRIPT = """
 import sys, torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.training import checkpoint_steps
 folder, total, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 env = make_vec_env("CartPole-v1", 2)

@@ -23,7 +23,7 @@ from rlsmooth.agents import (
     load_checkpoint,
     save_agent,
 )
-from rlsmooth.agents.smoothed_training import SmoothedTraining
+from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.data import cartpole_v1
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import rng_state, seed_everything

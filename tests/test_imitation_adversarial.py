@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from rlsmooth.agents import AIRL, GAIL, RewardNet, ShapedRewardNet
-from rlsmooth.agents.airl import log_probability
+from rlsmooth.agents.adversarial.airl import log_probability
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training.discriminator import discriminator_loss, discriminator_statistics
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 
 from rlsmooth.agents import BC, GAIL, Transitions
-from rlsmooth.agents.adversarial_data import expert_store
+from rlsmooth.agents.adversarial.transitions import expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 
 STATES = spaces.Discrete(14)

@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlsmooth.agents import BC, DAgger, load_agent
-from rlsmooth.agents.dagger_schedule import as_beta_schedule
+from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
 
 EPISODE = 200

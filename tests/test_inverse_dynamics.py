@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from rlsmooth.agents import BC, InverseDynamics, load_agent, save_agent_file
-from rlsmooth.agents.transition_features import TransitionFeatures, transition_statistics
+from rlsmooth.agents.cloning.transition_features import TransitionFeatures, transition_statistics
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError

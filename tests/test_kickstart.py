@@ -11,11 +11,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from rlsmooth.agents.bc import BC
-from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
-from rlsmooth.agents.warm_start import CRITIC
+from rlsmooth.agents.acting import CRITIC
+from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.envs import IdentityMaskedEnv
 from rlsmooth.targets import Smoothing

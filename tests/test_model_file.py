@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.model_file import load_agent, save_agent
+from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.training import SafeFileError, read_safe_file, rng_state, write_safe_file
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
@@ -282,7 +282,7 @@ def test_loading_works_without_contrib(programs: Any, tmp_path: Path) -> None:
     path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
     code = (
         "import sys; sys.modules['sb3_contrib'] = None\n"
-        "from rlsmooth.agents.model_file import load_agent\n"
+        "from rlsmooth.agents.files.algorithm_file import load_agent\n"
         f"print(type(load_agent({str(path)!r})).__name__)"
     )
     finished = programs.run(code, tmp_path)

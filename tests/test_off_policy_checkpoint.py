@@ -27,7 +27,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from rlsmooth.agents.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.files.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
 
@@ -274,7 +274,7 @@ import sys, torch
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.training import checkpoint_steps
 torch.set_num_threads(1)
 folder, total, end, name, save_freq = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])

@@ -28,8 +28,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from rlsmooth.agents import load_agent, load_agent_file, save_agent
-from rlsmooth.agents.off_policy_arguments import noise_to_plain
-from rlsmooth.agents.off_policy_buffer import buffer_state, cut_off_episodes, set_buffer_state
+from rlsmooth.agents.files.algorithm_file import noise_to_plain
+from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
 
 SMALL: dict[str, Any] = {"buffer_size": 500, "learning_starts": 20, "batch_size": 8}

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributions import Categorical
 
 from rlsmooth.agents import SmoothedA2C, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO
-from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
+from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
 
 DISCRETE = {"policy_entropy", "entropy_frac", "kl_uniform", "kl_reference"}
@@ -236,7 +236,7 @@ def test_no_histogram_unless_wanted_and_drawn(histogram: bool, formats: list[str
 
 
 def test_measurements_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rlsmooth.agents.policy_entropy_callback as module
+    import rlsmooth.agents.smoothed.callback as module
 
     steps: list[int] = []
     measure = module.measure_rollout

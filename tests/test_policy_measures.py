@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from rlsmooth.agents import SmoothedActorCriticPolicy, SmoothedMaskableActorCriticPolicy, SmoothedRecurrentPPO
-from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
+from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
 from rlsmooth.training import rng_state
 

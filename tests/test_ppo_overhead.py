@@ -13,7 +13,7 @@ import torch
 from stable_baselines3 import PPO
 
 from rlsmooth.agents import SmoothedPPO
-from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
+from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.scripts.bench import ppo_overhead
 from rlsmooth.scripts.bench.ppo_overhead import LABELS, SETTINGS, build, order_of, summarise, verdict
 

@@ -29,7 +29,7 @@ from rlsmooth.agents import (
     load_reward_net,
     save_reward_net,
 )
-from rlsmooth.agents.learned_reward import install
+from rlsmooth.agents.adversarial.reward_envs import install
 from rlsmooth.training import SafeFileError
 
 BOX = spaces.Box(-1, 1, (3,))

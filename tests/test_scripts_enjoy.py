@@ -17,8 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
-from rlsmooth.agents.acting_distributions import CategoricalActing
-from rlsmooth.agents.gaussian_acting import GaussianActing
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
 from rlsmooth.data import cartpole_v1, record
 from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.enjoy import Args, main

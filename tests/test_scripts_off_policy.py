@@ -15,7 +15,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import save_agent
-from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.choices import choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.main import main

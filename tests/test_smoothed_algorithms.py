@@ -14,11 +14,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
-from rlsmooth.agents.entropy_slot import EntropySlot
-from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
-from rlsmooth.agents.smoothed_policy import SmoothedPolicy
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing
 

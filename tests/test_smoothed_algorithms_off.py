@@ -14,8 +14,8 @@ from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
 from rlsmooth.envs import IdentityMaskedEnv, IdentityMaskedMultiDiscreteEnv
 
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "ent_coef": 0.01}

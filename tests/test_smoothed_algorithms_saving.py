@@ -13,9 +13,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from rlsmooth.agents.bc import BC
-from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
 from rlsmooth.data import cartpole_v1
 from rlsmooth.envs import IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree

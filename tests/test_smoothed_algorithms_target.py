@@ -12,11 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from rlsmooth.agents.entropy_slot import EntropySlot
-from rlsmooth.agents.entropy_target import EntropyTarget, entropy_target_for
-from rlsmooth.agents.smoothed_algorithms import SmoothedPPO
-from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
+from rlsmooth.agents.smoothed.algorithms import SmoothedPPO
+from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, entropy_target_for
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
 

@@ -34,9 +34,9 @@ from stable_baselines3.common.envs import (
     SimpleMultiObsEnv,
 )
 
-from rlsmooth.agents import smoothed_contrib_policies as smoothed_contrib
-from rlsmooth.agents import smoothed_policies as smoothed
-from rlsmooth.agents.smoothed_policy import SmoothedPolicy
+from rlsmooth.agents.smoothed import contrib as smoothed_contrib
+from rlsmooth.agents.smoothed import policies as smoothed
+from rlsmooth.agents.smoothed.policies import SmoothedPolicy
 
 ROWS = 6
 VECTOR = spaces.Box(-1.0, 1.0, (4,))

@@ -15,12 +15,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import rlsmooth.agents
 from rlsmooth.agents import BC, load_agent_file, save_agent_file
-from rlsmooth.agents.policy_reference import box_reference, reference_from_plain, reference_recipes, reference_to_plain
-from rlsmooth.agents.smoothed_contrib_policies import (
-    SmoothedMaskableActorCriticPolicy,
-    SmoothedRecurrentActorCriticPolicy,
+from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
+from rlsmooth.agents.smoothed.references import (
+    box_reference,
+    reference_from_plain,
+    reference_recipes,
+    reference_to_plain,
 )
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file

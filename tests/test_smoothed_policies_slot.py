@@ -13,9 +13,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
-from rlsmooth.agents.entropy_slot import EntropySlot
-from rlsmooth.agents.smoothed_contrib_policies import SmoothedMaskableActorCriticPolicy
-from rlsmooth.agents.smoothed_policies import SmoothedActorCriticPolicy
+from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 
 ROWS = 16

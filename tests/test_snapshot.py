@@ -18,8 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
-from rlsmooth.agents.exact_values import arrays_from_tensors, tensors_from_arrays
-from rlsmooth.agents.vec_env_snapshot import set_vec_env_state, vec_env_state
+from rlsmooth.agents.files.run_state import arrays_from_tensors, set_vec_env_state, tensors_from_arrays, vec_env_state
 from rlsmooth.envs.snapshot import CannotSnapshotError, Resumable, env_state, set_env_state
 from rlsmooth.envs.snapshot_values import plain_value, value_from_plain
 from rlsmooth.training import tree_from_json, tree_to_json
