@@ -28,7 +28,6 @@ FORMULAS = {
 SHARED_FORMULAS = {"binary_cross_entropy", "cross_entropy", "entr", "entropy", "kl_divergence"}
 FOREIGN = {"jax", "numpy", "scipy", "torch", "torchmetrics"}
 ALLOWED = ("rlsmooth/losses/", "rlsmooth/targets/", "scripts/bench/", "tests/")  # benchmarks time hand-written formulas
-MAXIMUM_LINES = 400
 
 
 def origins(tree: ast.AST) -> dict[str, str]:
@@ -129,10 +128,3 @@ def test_a_planted_formula_is_found(source: str) -> None:
 )
 def test_our_own_formulas_and_plain_names_pass(source: str) -> None:
     assert formulas(source) == []
-
-
-def test_no_file_is_too_long_to_read_in_one_sitting(repository: Path) -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(repository)}
-    assert len(lengths) > 10
-    too_long = [f"{path.relative_to(repository)}: {lines}" for path, lines in lengths.items() if lines > MAXIMUM_LINES]
-    assert not too_long, f"over {MAXIMUM_LINES} lines: {', '.join(too_long)}"

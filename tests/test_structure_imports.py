@@ -115,9 +115,9 @@ def test_every_package_stands_in_the_table(repository: Path) -> None:
         ("rlsmooth.data.arrays", "from rlsmooth.envs import optima"),
         ("rlsmooth.training.checkpoint", "from rlsmooth.agents import BC"),
         ("rlsmooth.checks", "from rlsmooth.targets import Target"),
-        ("rlsmooth.agents.cloning.bc", "import agents"),
-        ("rlsmooth.agents.cloning.bc", "from envs.identity import Identity"),
-        ("rlsmooth.agents.cloning.bc", "from tests.conftest import DEVICES"),
+        ("rlsmooth.agents.bc", "import agents"),
+        ("rlsmooth.agents.bc", "from envs.identity import Identity"),
+        ("rlsmooth.agents.bc", "from tests.conftest import DEVICES"),
     ],
 )
 def test_a_planted_violation_is_found(module: str, source: str) -> None:
@@ -125,8 +125,8 @@ def test_a_planted_violation_is_found(module: str, source: str) -> None:
 
 
 def test_a_relative_import_is_resolved_from_its_own_package() -> None:
-    assert imported("from .bc import BC", "rlsmooth.agents", is_package=True) == [(1, "rlsmooth.agents.cloning.bc.BC")]
-    assert imported("from .x import f", "rlsmooth.agents.cloning.bc", is_package=False) == [(1, "rlsmooth.agents.x.f")]
+    assert imported("from .bc import BC", "rlsmooth.agents", is_package=True) == [(1, "rlsmooth.agents.bc.BC")]
+    assert imported("from .x import f", "rlsmooth.agents.bc", is_package=False) == [(1, "rlsmooth.agents.x.f")]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_relative_import_is_resolved_from_its_own_package() -> None:
             "import math\nimport torch\nfrom torch import nn\nfrom rlsmooth.targets import Target",
         ),
         (
-            "rlsmooth.agents.cloning.bc",
+            "rlsmooth.agents.bc",
             "import numpy as np\nfrom rlsmooth.checks import check_choice\nfrom rlsmooth.agents import files",
         ),
         ("rlsmooth.scripts.main", "from rlsmooth import __version__\nfrom rlsmooth.scripts import bc"),
