@@ -13,8 +13,9 @@ from stable_baselines3 import A2C
 
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts import record
+from support import REPOSITORY
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "record.py"
+SCRIPT = REPOSITORY / "scripts" / "record.py"
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

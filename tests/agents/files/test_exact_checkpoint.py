@@ -372,7 +372,7 @@ else:
 """
 
 
-@pytest.mark.slow  # `rlsmooth ppo` is killed in the same way in test_scripts_ppo
+@pytest.mark.slow  # `rlsmooth ppo` is killed in the same way in scripts/test_ppo.py
 def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(tmp_path: Path) -> None:
     total, folder, end = 2048, tmp_path / "run", tmp_path / "end.pt"
     env = make_vec_env("CartPole-v1", 2)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlsmooth.scripts.main import COMMANDS
+from support import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 TABLES = ("imitation-tests.md",)  # pages without Python, which have a test of their own
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

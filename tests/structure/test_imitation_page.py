@@ -1,4 +1,4 @@
-"""docs/from-imitation.md: what tests/test_docs.py leaves out, imitation's side and the folder that imitation wrote."""
+"""docs/from-imitation.md: what test_docs.py leaves out, imitation's side and the folder that imitation wrote."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rlsmooth.data import cartpole_v1
+from support import REPOSITORY
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "from-imitation.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "from-imitation.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python(?: (imitation|rollouts))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

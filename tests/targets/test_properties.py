@@ -238,7 +238,7 @@ def test_distributions(name: str, case: Case) -> None:
     """0 <= alpha <= 1: sums to 1, non-negative, nothing illegal, and what the formula says."""
     target, expected = (SMOOTHED | WHOLE)[name](case)
     dense = assert_formula(case, target, expected)
-    assert (dense >= -1e-15).all()  # to rounding; exact zeros are test_targets_labelled's
+    assert (dense >= -1e-15).all()  # to rounding; exact zeros are test_labelled's
     assert (dense <= 1 + 1e-14).all()
     if (dense >= 0).all():
         np.testing.assert_allclose(target.entropy(), scipy.special.entr(dense).sum(-1), atol=1e-12)

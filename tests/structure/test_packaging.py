@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from support import REPOSITORY
+
 # Stands in for a Python: notes each call, makes .venv by copying itself, and fails at the step that FAIL_AT names.
 FAKE_PYTHON = """#!/bin/sh
 echo "$*" >> calls.txt
@@ -31,7 +33,7 @@ esac
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    path = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    path = REPOSITORY / "pyproject.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))["project"]
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
-PAGE = (TESTS.parent / "docs" / "imitation-tests.md").read_text(encoding="utf-8")
+from support import REPOSITORY
+
+TESTS = REPOSITORY / "tests" / "imitation"
+PAGE = (REPOSITORY / "docs" / "imitation-tests.md").read_text(encoding="utf-8")
 FILES = {
-    "test_imitation_bc.py": ("`algorithms/test_bc.py`", 9),
-    "test_imitation_dagger.py": ("`algorithms/test_dagger.py`", 15),
-    "test_imitation_adversarial.py": ("`algorithms/test_adversarial.py`", 10),
-    "test_imitation_base.py": ("`algorithms/test_base.py`", 4),
-    "test_imitation_rewards.py": ("`rewards/`", 31),
+    "test_bc.py": ("`algorithms/test_bc.py`", 9),
+    "test_dagger.py": ("`algorithms/test_dagger.py`", 15),
+    "test_adversarial.py": ("`algorithms/test_adversarial.py`", 10),
+    "test_base.py": ("`algorithms/test_base.py`", 4),
+    "test_rewards.py": ("`rewards/`", 31),
 }
 """Ours: theirs, and how many tests they had."""
 RESULTS = ("passes", "differs", "not here")
@@ -31,7 +32,7 @@ class Row(NamedTuple):
 
 def rows_of(name: str) -> list[Row]:
     """The rows of the section that names the file."""
-    (section,) = [part for part in PAGE.split("\n## ")[1:] if f"../tests/{name}" in part]
+    (section,) = [part for part in PAGE.split("\n## ")[1:] if f"../tests/imitation/{name}" in part]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     assert all(len(row) == 4 for row in cells), cells
     return [

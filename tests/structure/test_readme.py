@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from support import REPOSITORY
+
 BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def readme() -> str:
-    return (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(readme: str, language: str) -> list[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""Every loss under torch.compile without a graph break, value and gradient. Targets: see test_losses_every_target."""
+"""Every loss under torch.compile without a graph break, value and gradient. Targets: see test_every_target."""
 
 from __future__ import annotations
 
