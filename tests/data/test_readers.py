@@ -13,19 +13,10 @@ import pytest
 from gymnasium import spaces
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, load_demonstrations
+from support import Trajectory
 
 BOX = spaces.Box(-10, 10, (2,))
 TWO = spaces.Discrete(2)
-
-
-@dataclasses.dataclass
-class Trajectory:
-    """imitation's, with its field names."""
-
-    obs: Any
-    acts: Any
-    infos: Any
-    terminal: bool
 
 
 @dataclasses.dataclass

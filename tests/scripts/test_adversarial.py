@@ -6,10 +6,6 @@ import json
 import math
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.agents import GAIL, RewardNet, SmoothedPPO, load_agent, load_reward_net
 from rlsmooth.agents.adversarial.trainer import build_net
 from rlsmooth.data import cartpole_v1
@@ -27,6 +23,7 @@ from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyper
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.training import checkpoint_steps
+from support import read_events
 
 if TYPE_CHECKING:
     from conftest import Programs
@@ -109,8 +106,7 @@ def test_the_run_is_that_of_gail(finished: tuple[Path, str], report: dict[str, A
 
 def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     folder, printed = finished
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     found = report["summary"]
     scalars = events.Scalars("mean/disc/disc_acc_expert")
     assert [event.step for event in scalars] == [256, 512, 768]
@@ -179,27 +175,10 @@ def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp
 
 
 @pytest.mark.parametrize("command", ["gail", pytest.param("airl", marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_to_the_same_parameters(command: str, tmp_path: Path, repository: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_parameters(command: str, tmp_path: Path) -> None:
     settings = [*ON, "-n", "2048", "--save-freq", "256"]
     settings += ["--eval-freq", "1024", "--eval-episodes", "2", "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / f"{command}.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / command / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 512:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main([command, "--resume", str(folder)]) == 0
-    assert main([command, *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / command / "CartPole-v1_1"
+    whole, folder = kill_command(command, settings, tmp_path, 512)
     assert same(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert {name: curve for name, curve in there.items() if name[:5] != "time/"} == {

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1, record
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events
 
 FEW = ("--n-episodes", "3", "--validation-fraction", "0.34", "--device", "cpu")
 TINY = (*FEW, "--epochs", "2", "--eval-episodes", "2")
@@ -81,8 +78,7 @@ def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(finished: tuple
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(finished[0]))
-    events.Reload()
+    events = read_events(finished[0])
     tags = events.Tags()
     assert {"bc/loss", "bc/policy_entropy", "bc/val_ece", "eval/mean_reward", "eval/mean_reward_sampled"} <= set(
         tags["scalars"]
@@ -132,30 +128,9 @@ def test_the_report_is_a_picture_of_the_stated_size(finished: tuple[Path, str]) 
     assert pixels[..., :3].std() > 0.05  # not an empty page
 
 
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*FEW, "--epochs", "16", "--eval-freq", "-1", "--checkpoint-freq", "3200", "--eval-episodes", "1"]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "bc.py", *settings, "-f", killed],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = killed / "bc" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 100:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["bc", "--resume", str(folder)]) == 0
-    assert main(["bc", *settings, "-f", str(tmp_path / "whole")]) == 0
-
-    whole = tmp_path / "whole" / "bc" / "CartPole-v1_1"
+    whole, folder = kill_command("bc", settings, tmp_path, 100)
     expected, resumed = (BC.load(path / "agent.zip", device="cpu").policy.state_dict() for path in (whole, folder))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))

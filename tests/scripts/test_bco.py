@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +13,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.agents import BC, BCO, InverseDynamics
 from rlsmooth.data import ObservationOnly, cartpole_v1, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events
 
 if TYPE_CHECKING:
     from conftest import Programs
@@ -103,8 +99,7 @@ def test_the_run_is_that_of_bco(finished: tuple[Path, str], report: dict[str, An
 
 def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     folder, printed = finished
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     found = report["summary"]
     assert [event.step for event in events.Scalars("bco/mean_reward")] == [200, 400]
     assert events.Scalars("bco/policy_entropy")[-1].value == pytest.approx(found["policy_entropy"])
@@ -235,26 +230,9 @@ def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*TINY, "--rounds", "4", "--epochs", "4"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "bco.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "bco" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 2:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["bco", "--resume", str(folder)]) == 0
-    assert main(["bco", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "bco" / "CartPole-v1_1"
+    whole, folder = kill_command("bco", settings, tmp_path, 2)
     expected, resumed = (BC.load(path / "agent.zip", device="cpu").policy.state_dict() for path in (whole, folder))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))

@@ -6,10 +6,6 @@ import csv
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +16,8 @@ from matplotlib.image import imread
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
 from rlsmooth.scripts.classify_report import load_classify_report
@@ -30,7 +26,8 @@ from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
 from rlsmooth.targets import Smoothing, Tree
-from rlsmooth.training import Classifier, checkpoint_steps
+from rlsmooth.training import Classifier
+from support import read_events
 
 if TYPE_CHECKING:
     from conftest import Programs
@@ -136,8 +133,7 @@ def test_the_metrics_are_the_classifiers_history_and_tensorboards(finished: tupl
     assert curves.keys() == {f"classifier/{name}" for name in history}
     for name, values in history.items():
         assert curves[f"classifier/{name}"] == ([1, 2, 3, 4, 5, 6], values)
-    events = EventAccumulator(str(folder / "Classifier_1"))
-    events.Reload()
+    events = read_events(folder / "Classifier_1")
     logged = [event.value for event in events.Scalars("classifier/val_loss")]
     assert logged == pytest.approx(history["val_loss"])
 
@@ -241,39 +237,10 @@ def test_the_folder_is_called_after_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
-    settings = [
-        "--data",
-        "digits",
-        "--epochs",
-        "60",
-        "--checkpoint-freq",
-        "2",
-        "--smoothing",
-        "lin_0.2",
-        "--mixup",
-        "0.2",
-    ]
-    settings += ["--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "classify.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "classify" / "digits_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 10:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "classifier.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["classify", "--resume", str(folder)]) == 0
-    assert main(["classify", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "classify" / "digits_1"
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    settings = ["--data", "digits", "--epochs", "60", "--checkpoint-freq", "2", "--device", "cpu"]
+    settings += ["--smoothing", "lin_0.2", "--mixup", "0.2"]
+    whole, folder = kill_command("classify", settings, tmp_path, 10, run="digits_1", result="classifier.zip")
     expected, resumed = load(whole).module_.state_dict(), load(folder).module_.state_dict()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     with (whole / "metrics.csv").open() as there, (folder / "metrics.csv").open() as here:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +13,14 @@ import pytest
 import torch
 from matplotlib.image import imread
 from stable_baselines3.common.vec_env import VecNormalize
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.agents import BC, DAgger, load_agent
 from rlsmooth.data import Demonstrations, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events
 
 if TYPE_CHECKING:
     from conftest import Programs
@@ -118,8 +114,7 @@ def test_the_run_is_that_of_dagger(finished: tuple[Path, str], report: dict[str,
 
 def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     folder, printed = finished
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     found = report["summary"]
     agreement = events.Scalars("dagger/expert_agreement")
     assert [event.step for event in agreement] == read_metrics(folder / "metrics.csv")["dagger/expert_agreement"][0]
@@ -297,26 +292,9 @@ def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(expert: Path, tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(expert: Path, tmp_path: Path) -> None:
     settings = [*TINY, "-n", "2000", "--epochs", "8", "--expert", str(expert)]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "dagger.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "dagger" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 2:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["dagger", "--resume", str(folder)]) == 0
-    assert main(["dagger", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "dagger" / "CartPole-v1_1"
+    whole, folder = kill_command("dagger", settings, tmp_path, 2)
     assert same(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there == here

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.agents import SmoothedPPO, load_agent
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
@@ -110,8 +107,7 @@ def test_the_metrics_have_a_row_for_each_update_and_evaluation(finished: tuple[P
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(finished[0]))
-    events.Reload()
+    events = read_events(finished[0])
     tags = set(events.Tags()["scalars"])
     assert tags >= {
         "eval/mean_reward",
@@ -194,30 +190,10 @@ def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     assert same(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
 
 
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path) -> None:
     settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "ppo.py", *settings, "-f", tmp_path / "killed"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "ppo" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while max(checkpoint_steps(folder / "checkpoints"), default=0) < 1024:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["ppo", "--resume", str(folder)]) == 0
-    assert main(["ppo", *settings, "-f", str(tmp_path / "whole")]) == 0
-
-    whole = tmp_path / "whole" / "ppo" / "CartPole-v1_1"
+    whole, folder = kill_command("ppo", settings, tmp_path, 1024)
     assert same(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there.keys() == here.keys()

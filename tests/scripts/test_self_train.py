@@ -6,10 +6,6 @@ import dataclasses
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from killing import kill_command
 from rlsmooth.data import load_labelled
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
@@ -27,6 +23,7 @@ from rlsmooth.scripts.self_train import Args
 from rlsmooth.scripts.self_train_report import pseudo_label_words
 from rlsmooth.scripts.self_train_training import given_labels
 from rlsmooth.training import Classifier, SelfTraining
+from support import read_events
 
 if TYPE_CHECKING:
     from conftest import Programs
@@ -95,8 +92,7 @@ def test_metrics_and_tensorboard_have_the_rounds(finished: tuple[Path, str], rep
     labelled = curves["self_train/num_labelled"][1]
     assert labelled[0] == 9
     assert np.diff(labelled).tolist() == curves["self_train/num_new"][1][1:]
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     logged = events.Scalars("self_train/test_accuracy")
     assert [event.step for event in logged] == [0, 1, 2, 3]
     assert [event.value for event in logged] == pytest.approx(curves["self_train/test_accuracy"][1])
@@ -200,26 +196,16 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = ["--rounds", "4", "--epochs", "30", "--criterion", "k_best", "--k-best", "200", "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "self_train.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    whole, folder = kill_command(
+        "self-train",
+        settings,
+        tmp_path,
+        lambda checkpoints: bool(list((checkpoints / "fit_2").glob("*.zip"))),
+        run="digits_1",
+        result="classifier.zip",
     )
-    folder = tmp_path / "killed" / "self-train" / "digits_1"
-    end = time.monotonic() + 120
-    while not list((folder / "checkpoints" / "fit_2").glob("*.zip")):
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "classifier.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["self-train", "--resume", str(folder)]) == 0
-    assert main(["self-train", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "self-train" / "digits_1"
     expected, resumed = (
         Classifier.load(path / "classifier.zip", network(), device="cpu").module_.state_dict()
         for path in (whole, folder)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from torch import Tensor, nn
+from torch import nn
 
 from rlsmooth.training import (
     SafeFileError,
@@ -23,6 +23,7 @@ from rlsmooth.training import (
     tree_from_json,
     tree_to_json,
 )
+from support import assert_equal
 
 
 def save(folder: Path, step: int, *, keep: int = 2) -> Path:
@@ -264,31 +265,13 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     assert checkpoint is not None
     other.load_state_dict(checkpoint.tensors["net"])
     load_optimizer(resumed, checkpoint.tensors["optimizer"], checkpoint.config["optimizer"])
-    assert_same(resumed.state_dict(), optimizer.state_dict())
+    assert_equal(resumed.state_dict(), optimizer.state_dict())
     for seed in range(3, 6):
         step_of(optimizer, module, seed)
         step_of(resumed, other, seed)
     for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert_same(resumed.state_dict(), optimizer.state_dict())
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        assert one.dtype == other.dtype
-        assert one.device == other.device
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other, strict=True):
-            assert_same(mine, theirs)
-    else:
-        assert one == other
+    assert_equal(resumed.state_dict(), optimizer.state_dict())
 
 
 def test_an_optimiser_that_has_not_stepped(tmp_path: Path) -> None:
@@ -310,7 +293,7 @@ def test_loading_takes_copies(tmp_path: Path) -> None:
     load_optimizer(other, kept, config)
     before = {name: tensor.clone() for name, tensor in kept.items()}
     step_of(other, module, 1)
-    assert_same(kept, before)
+    assert_equal(kept, before)
 
 
 def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
@@ -359,14 +342,14 @@ def test_a_state_with_code_in_it_is_an_error() -> None:
 def test_a_tree_comes_back_as_it_was(tree: Any) -> None:
     encoded, tensors = tree_to_json(tree)
     assert tensors == {}
-    assert_same(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
 
 
 def test_tensors_in_a_tree_are_named_by_their_place() -> None:
     tree = {"a": [torch.ones(1), (torch.zeros(2),)], 3: torch.tensor(4)}
     encoded, tensors = tree_to_json(tree, "top")
     assert sorted(tensors) == ["top.3", "top.a.0", "top.a.1.0"]
-    assert_same(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
 
 
 def test_what_a_tree_can_not_hold() -> None:

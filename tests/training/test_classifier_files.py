@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from killing import assert_same_after_kills
 from rlsmooth.targets import Smoothing, uniform
 from rlsmooth.training import Classifier, SafeFileError, checkpoint_steps, classifier_files
 
@@ -214,12 +211,9 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     resume()
 
 
-SCRIPT = """
-    import os, random, signal, time
-    import numpy as np, torch
-    from rlsmooth.training import Classifier, checkpoint_steps
+TRAIN = """
+    from rlsmooth.training import Classifier
 
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(400, 6)).astype(np.float32), rng.integers(4, size=400)
 
@@ -235,39 +229,11 @@ SCRIPT = """
         classifier.fit(X, y, resume=True)
         torch.save(classifier.module_.state_dict(), f"{name}.pt")
 
-    def start(name):  # forked, so that the libraries are imported once; killed all the same
-        process = os.fork()
-        if process == 0:
-            train(name)
-            os._exit(0)
-        return process
-
     Classifier(max_epochs=1, device="cpu").fit(X, y)  # what torch imports with its first optimiser
-    assert os.waitpid(start("whole"), 0)[1] == 0
-    moments = random.Random(0)
-    for goal in (0, 6, 12):  # epochs: a fixed time would be too early or too late on another machine
-        process = start("killed")
-        while max([0, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.03))
-        os.kill(process, signal.SIGKILL)
-        print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
-    assert os.waitpid(start("killed"), 0)[1] == 0
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments, saves included, of a run with dropout, mixup, schedules and early stopping."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines.count("killed") == 3, lines
-    assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 6, 12))

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from rlsmooth.targets import uniform
 from rlsmooth.training import Classifier, TrainingDivergedError, checkpoint_steps, epoch_permutation
+from support import read_events
 
 MEASURED = ["accuracy", "cross_entropy", "ece", "entropy", "nll_hard"]
 
@@ -90,8 +91,7 @@ def test_metrics_are_over_the_legal_classes() -> None:
 
 
 def read(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder))
-    accumulator.Reload()
+    accumulator = read_events(folder)
     return accumulator
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlsmooth.training import GANTrainer, TrainingDivergedError, generator_loss, isolated_rng, set_rng_state
+from support import read_events
 
 DATA = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
 
@@ -247,8 +247,7 @@ def test_tensorboard(shape: tuple[int, ...], tmp_path: Path) -> None:
         tensorboard_log=tmp_path,
         seed=0,
     ).train(4, log_every=2)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+    events = read_events(tmp_path)
     tags = events.Tags()
     wanted = ("discriminator_loss", "generator_loss", "probability_real", "probability_fake", "accuracy_fake")
     assert {*(f"gan/{name}" for name in wanted), "eval/mean"} <= set(tags["scalars"])

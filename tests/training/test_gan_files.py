@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsmooth.training import GANTrainer, SafeFileError, checkpoint_steps
+from support import read_events
 
 SCRIPT = """
 import os, signal, sys
@@ -122,15 +123,10 @@ def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-        EventAccumulator,
-    )
-
     with pytest.raises(BrokenOffError):
         make(tmp_path / "kept", tmp_path / "events").train(9, callback=break_at(8), log_every=1)
     make(tmp_path / "kept", tmp_path / "events").train(9, resume=True, log_every=1)
-    events = EventAccumulator(str(tmp_path / "events"))
-    events.Reload()
+    events = read_events(tmp_path / "events")
     assert [event.step for event in events.Scalars("gan/generator_loss")] == list(range(1, 10))
 
 

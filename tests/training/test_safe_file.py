@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from support import repack
 
 TENSORS = {
     "net": {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor(-0.0)},
@@ -34,17 +34,6 @@ def read(path: Path, *, format_version: int = 3, device: str = "cpu") -> Any:
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
     """Dtype, shape and raw bytes: NaNs and negative zeros count too."""
     return tensor.dtype, tuple(tensor.shape), tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def repack(path: Path, change: Callable[[dict[str, bytes]], object], *, compression: int = zipfile.ZIP_STORED) -> Path:
-    """Write the archive again by Python's own zipfile, with changed members."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, payload in members.items():
-            archive.writestr(name, payload)
-    return path
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from stable_baselines3 import PPO
 
 from rlsmooth.training import SafeFile, SafeFileError, read_safe_file, write_safe_file
+from support import Bomb, repack
 
 
 def write(path: Path) -> Path:
@@ -25,17 +26,6 @@ def write(path: Path) -> Path:
 
 def read(path: Path) -> SafeFile:
     return read_safe_file(path, format_name="demo", format_version=3)
-
-
-def repack(path: Path, change: Callable[[dict[str, bytes]], object], *, compression: int = zipfile.ZIP_STORED) -> Path:
-    """Write the archive again by Python's own zipfile, with changed members."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, payload in members.items():
-            archive.writestr(name, payload)
-    return path
 
 
 def change_head(**changes: Any) -> Callable[[dict[str, bytes]], object]:
@@ -59,16 +49,6 @@ def test_a_missing_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.zip").touch()
     with pytest.raises(SafeFileError, match="is empty"):
         read(tmp_path / "empty.zip")
-
-
-class Bomb:
-    """Unpickling it makes a file: the proof that code ran."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
 
 
 def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from rlsmooth.agents.adversarial.reward_envs import LearnedRewardVecEnv
 from rlsmooth.agents.adversarial.reward_nets import RewardNet, RunningNorm, ShapedRewardNet, Transitions
 from rlsmooth.agents.adversarial.transitions import TransitionStore, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
+from support import tensor_samples
 
 BOX = spaces.Box(-1, 1, (3,))
 ACTIONS = [
@@ -51,16 +52,9 @@ def ppo(**arguments: Any) -> PPO:
 def rows_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], count: int = 5) -> Transitions:
     observation_space.seed(0)
     action_space.seed(0)
-
-    def observations() -> Any:
-        drawn = [observation_space.sample() for _ in range(count)]
-        if isinstance(observation_space, spaces.Dict):
-            return {key: torch.as_tensor(np.stack([row[key] for row in drawn])) for key in drawn[0]}
-        return torch.as_tensor(np.stack(drawn))
-
-    actions = torch.as_tensor(np.stack([action_space.sample() for _ in range(count)]))
+    seen, after = tensor_samples(observation_space, count), tensor_samples(observation_space, count)
     nothing = torch.zeros(count, dtype=torch.bool)
-    return Transitions(observations(), actions, observations(), nothing, nothing)
+    return Transitions(seen, tensor_samples(action_space, count), after, nothing, nothing)
 
 
 def test_running_statistics_are_those_of_all_rows_together() -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,15 +12,16 @@ import pytest
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from killing import kill_and_resume
 from rlsmooth.agents import AIRL, GAIL, ExactCheckpointCallback, RewardNet, SmoothedPPO, Transitions
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import SafeFileError
+from support import KillAt, KilledError
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SMALL = {"net_arch": [16]}
@@ -216,21 +212,6 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             GAIL.load(path, expert(), ppo())
 
 
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout."""
-
-
-class KillAt(BaseCallback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.step:
-            raise KilledError
-        return True
-
-
 @pytest.mark.parametrize(
     ("trainer_class", "build", "data", "env"),
     [
@@ -292,7 +273,7 @@ from rlsmooth.agents import AIRL, ExactCheckpointCallback
 from rlsmooth.data import cartpole_v1
 from rlsmooth.training import checkpoint_steps
 
-folder, total, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+folder, end, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
 env = make_vec_env("CartPole-v1", 2)
 if checkpoint_steps(folder):
     run = AIRL.resume(folder, cartpole_v1(), env, device="cpu")
@@ -312,17 +293,6 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
         "MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu"
     )
     whole = AIRL(cartpole_v1(), model, demo_batch_size=32, seed=2).learn(total)
-    command = [sys.executable, "-P", "-c", SCRIPT, str(folder), str(total), str(end)]
-    process = subprocess.Popen(command)
-    while len(checkpoint_steps(folder)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0.0, 0.3)))  # any moment, that of a save too
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not end.exists()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert finished.stdout.startswith("resumed at ")
-    for saved, own in zip(torch.load(end, weights_only=True), (whole.policy, whole.reward_net), strict=True):
+    for saved, own in zip(kill_and_resume(SCRIPT, folder, end, total), (whole.policy, whole.reward_net), strict=True):
         for name, tensor in own.state_dict().items():
             assert torch.equal(saved[name], tensor), name

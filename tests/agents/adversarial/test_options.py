@@ -13,12 +13,12 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlsmooth.agents import AIRL, GAIL, RewardNet, ShapedRewardNet, Transitions
 from rlsmooth.agents.adversarial.reward_envs import can_defer
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.training import accumulated_discriminator_step, discriminator_step
+from support import read_events
 
 
 def expert() -> Demonstrations:
@@ -207,8 +207,7 @@ def test_tensorboard_has_imitations_tags(trainer_class: Any, tmp_path: Path) -> 
     model = ppo(tensorboard_log=str(tmp_path))
     trainer_class(expert(), model, demo_batch_size=32, seed=0).learn(640)
     (folder,) = tmp_path.glob(f"{trainer_class.__name__}_*")
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     tags = set(events.Tags()["scalars"])
     names = ("loss", "acc", "acc_expert", "acc_gen", "entropy", "proportion_expert_true", "proportion_expert_pred")
     assert {f"mean/disc/disc_{name}" for name in names} <= tags

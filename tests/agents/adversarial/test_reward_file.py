@@ -31,6 +31,7 @@ from rlsmooth.agents import (
 )
 from rlsmooth.agents.adversarial.reward_envs import install
 from rlsmooth.training import SafeFileError
+from support import tensor_samples
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -38,15 +39,8 @@ BOX = spaces.Box(-1, 1, (3,))
 def rows_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Transitions:
     observation_space.seed(0)
     action_space.seed(0)
-
-    def observations() -> Any:
-        drawn = [observation_space.sample() for _ in range(6)]
-        if isinstance(observation_space, spaces.Dict):
-            return {key: torch.as_tensor(np.stack([row[key] for row in drawn])) for key in drawn[0]}
-        return torch.as_tensor(np.stack(drawn))
-
-    actions = torch.as_tensor(np.stack([action_space.sample() for _ in range(6)]))
-    return Transitions(observations(), actions, observations(), torch.arange(6) % 2 == 0, torch.arange(6) > 4)
+    seen, after = tensor_samples(observation_space, 6), tensor_samples(observation_space, 6)
+    return Transitions(seen, tensor_samples(action_space, 6), after, torch.arange(6) % 2 == 0, torch.arange(6) > 4)
 
 
 NETS: dict[str, Any] = {

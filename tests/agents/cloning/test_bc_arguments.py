@@ -16,6 +16,7 @@ from rlsmooth.agents import BC
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
 from rlsmooth.training.learning_rate import as_schedule
+from support import samples
 
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
 SPACES: dict[str, spaces.Space[Any]] = {
@@ -29,7 +30,7 @@ def draw(action_space: spaces.Space[Any], rows: int = 8, **more: Any) -> Demonst
     action_space.seed(0)
     return Demonstrations.from_arrays(
         np.zeros((rows, 3), np.float32),
-        np.stack([np.asarray(action_space.sample()) for _ in range(rows)]),
+        samples(action_space, rows),
         observation_space=FLAT,
         action_space=action_space,
         episode_ends=[rows // 2, rows],

@@ -13,58 +13,19 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
     BaseCallback,
 )
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
-
-FLAT = spaces.Box(-np.inf, np.inf, (3,))
-
-
-def draw(rows: int = 40, actions: int = 3, **more: Any) -> Demonstrations:
-    """Four episodes of noise."""
-    rng = np.random.default_rng(0)
-    return Demonstrations.from_arrays(
-        rng.normal(size=(rows, 3)).astype(np.float32),
-        rng.integers(actions, size=rows),
-        observation_space=FLAT,
-        action_space=spaces.Discrete(actions),
-        episode_ends=[rows // 4, rows // 2, 3 * rows // 4, rows],
-        **more,
-    )
+from support import FLAT, Lines, draw, listen, read_events, same_parameters
 
 
 def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
     chosen = draw() if demonstrations is None else demonstrations
     small = {"net_arch": [8]}
     return BC("MlpPolicy", None, chosen, **{"seed": 0, "device": "cpu", "policy_kwargs": small, **arguments})
-
-
-def same_parameters(one: BC, two: BC) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-class Lines(KVWriter):
-    """Keeps every log line."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.lines.append((step, dict(key_values)))
-
-    def column(self, name: str) -> list[tuple[int, Any]]:
-        return [(step, line[name]) for step, line in self.lines if name in line]
-
-
-def listen(agent: BC) -> Lines:
-    lines = Lines()
-    agent.set_logger(Logger(None, [lines]))
-    return lines
 
 
 # ---- logs
@@ -79,7 +40,6 @@ TAGS = {
 
 
 def test_tensorboard_files_hold_every_tag(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     agent = BC(
         "MlpPolicy",
@@ -95,8 +55,7 @@ def test_tensorboard_files_hold_every_tag(tmp_path: Path) -> None:
         device="cpu",
     )
     agent.learn(total_batches=12, log_interval=5)
-    events = EventAccumulator(str(tmp_path / "BC_1"), size_guidance={"images": 0, "histograms": 0, "scalars": 0})
-    events.Reload()
+    events = read_events(tmp_path / "BC_1")
     found = events.Tags()
     assert {f"bc/{tag}" for tag in TAGS} <= set(found["scalars"])
     evaluation = {

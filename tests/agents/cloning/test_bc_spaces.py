@@ -17,6 +17,7 @@ from rlsmooth.agents import BC
 from rlsmooth.agents.heads import CategoricalHead, GaussianHead
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy
+from support import samples
 
 ROWS = 12
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
@@ -54,15 +55,9 @@ def draw(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], 
     """Demonstrations of random observations and actions."""
     observation_space.seed(0)
     action_space.seed(1)
-    observations = [observation_space.sample() for _ in range(rows)]
-    stacked: Any = (
-        {key: np.stack([row[key] for row in observations]) for key in observation_space}
-        if isinstance(observation_space, spaces.Dict)
-        else np.stack(observations)
-    )
     return Demonstrations.from_arrays(
-        stacked,
-        np.stack([np.asarray(action_space.sample()) for _ in range(rows)]),
+        samples(observation_space, rows),
+        samples(action_space, rows),
         observation_space=observation_space,
         action_space=action_space,
         episode_ends=[rows // 2, rows],

@@ -19,6 +19,7 @@ from rlsmooth.agents.cloning.rows import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing
+from support import same_parameters
 
 PLACES = 5
 
@@ -132,11 +133,6 @@ def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
     }
     policy = given.pop("policy", "MlpPolicy")
     return BCO(policy, Walk() if env is None else env, data, **given)
-
-
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 # ---- learning

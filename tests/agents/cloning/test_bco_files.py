@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
+from killing import assert_same_after_kills
 from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
+from support import same_parameters
 
 DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
 
@@ -36,11 +34,6 @@ def make(**arguments: Any) -> BCO:
         **arguments,
     }
     return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
-
-
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 class Cut:
@@ -181,22 +174,9 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     assert same_parameters(back.learn(), make(n_rounds=2).learn())
 
 
-SCRIPT = """
-    import os, random, signal, time
-    import torch
-    torch.set_num_threads(1)
+TRAIN = """
     from rlsmooth.agents import BCO
     from rlsmooth.data import ObservationOnly, cartpole_v1
-    from rlsmooth.training import checkpoint_steps
-    from stable_baselines3.common.torch_layers import FlattenExtractor
-
-    class Dropping(FlattenExtractor):  # draws from torch's generator in every forward pass
-        def __init__(self, space):
-            super().__init__(space)
-            self.dropout = torch.nn.Dropout(0.2)
-
-        def forward(self, observations):
-            return self.dropout(super().forward(observations))
 
     data = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
     custom = {"features_extractor_class": Dropping}
@@ -210,39 +190,10 @@ SCRIPT = """
         print(name, agent.round, flush=True)
         agent.learn()
         torch.save(agent.policy.state_dict(), f"{name}.pt")
-
-    def start(name):  # forked, so that the libraries are imported once; killed all the same
-        process = os.fork()
-        if process == 0:
-            train(name)
-            os._exit(0)
-        return process
-
-    assert os.waitpid(start("whole"), 0)[1] == 0
-    moments = random.Random(0)
-    for goal in (0, 3, 6, 9):  # rounds: a fixed time would be too early or too late on another machine
-        process = start("killed")
-        while max([0, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.05))
-        os.kill(process, signal.SIGKILL)
-        print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
-    assert os.waitpid(start("killed"), 0)[1] == 0
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments, saves included, of a run with dropout and a schedule."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines.count("killed") == 4, lines
-    assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 3, 6, 9))

@@ -11,10 +11,11 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 
 from rlsmooth.agents import BCO
 from rlsmooth.data import Demonstrations, cartpole_v1
+from support import Lines, read_events, same_parameters
 
 ENV = "CartPole-v1"
 
@@ -36,11 +37,6 @@ def make(data: Demonstrations, env: Any = ENV, **arguments: Any) -> BCO:
         **arguments,
     }
     return BCO("MlpPolicy", env, data, **given)
-
-
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_seed_repeats_and_nobody_elses_numbers_are_drawn() -> None:
@@ -109,16 +105,6 @@ def test_stable_baselines_callback_evaluates(tmp_path: Path) -> None:
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [100, 200]
 
 
-class Lines(KVWriter):
-    """Keeps every log line."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.lines.append((step, dict(key_values)))
-
-
 def test_each_round_has_one_log_line() -> None:
     lines = Lines()
     agent = make(watched(), eval_env=ENV, n_eval_episodes=3)
@@ -145,11 +131,9 @@ def test_each_round_has_one_log_line() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     make(watched(), tensorboard_log=tmp_path).learn()
-    events = EventAccumulator(str(tmp_path / "BCO_1"))
-    events.Reload()
+    events = read_events(tmp_path / "BCO_1")
     assert [point.step for point in events.Scalars("bco/pseudo_label_accuracy")] == [100, 200]
 
 

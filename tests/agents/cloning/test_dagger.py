@@ -23,6 +23,7 @@ from rlsmooth.envs import (
     IdentityMultiBinaryEnv,
     IdentityMultiDiscreteEnv,
 )
+from support import same_parameters
 
 QUICK: dict[str, Any] = {
     "rollout_round_min_timesteps": 100,
@@ -37,11 +38,6 @@ QUICK: dict[str, Any] = {
 def make(env: Any, expert: Any, **arguments: Any) -> DAgger:
     given = {**QUICK, **arguments}
     return DAgger(given.pop("policy", "MlpPolicy"), env, expert, **given)
-
-
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 # ---- learning

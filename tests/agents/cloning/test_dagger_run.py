@@ -12,10 +12,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 
 from rlsmooth.agents import DAgger, SmoothedPPO
 from rlsmooth.envs import IdentityEnv, IdentityMultiDiscreteEnv
+from support import Lines, read_events, same_parameters
 
 
 def make(env: Any = None, **arguments: Any) -> DAgger:
@@ -29,11 +30,6 @@ def make(env: Any = None, **arguments: Any) -> DAgger:
         **arguments,
     }
     return DAgger("MlpPolicy", world, given.pop("expert", lambda seen: int(seen)), **given)
-
-
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_seed_repeats_and_nobody_elses_numbers_are_drawn() -> None:
@@ -122,16 +118,6 @@ def test_stable_baselines_callback_and_evaluation(tmp_path: Path) -> None:
     assert 0 <= mean <= 10
 
 
-class Lines(KVWriter):
-    """Keeps every log line."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.lines.append((step, dict(key_values)))
-
-
 def test_each_round_has_one_log_line() -> None:
     lines = Lines()
     agent = make(beta_schedule=2, eval_env=IdentityEnv(4), n_eval_episodes=3)
@@ -183,11 +169,9 @@ def test_agreement_is_of_whole_actions_before_they_are_learnt() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     make(tensorboard_log=tmp_path).learn(100)
-    events = EventAccumulator(str(tmp_path / "DAgger_1"))
-    events.Reload()
+    events = read_events(tmp_path / "DAgger_1")
     assert [point.step for point in events.Scalars("dagger/expert_agreement")] == [50, 100]
     assert [point.value for point in events.Scalars("dagger/round_num")] == [0.0, 1.0]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
 from rlsmooth.training import SafeFileError
+from support import Bomb
 
 
 def make(build: type[ActorCriticPolicy] = ActorCriticPolicy, **arguments: Any) -> ActorCriticPolicy:
@@ -140,16 +141,6 @@ def test_hostile_arguments_are_one_clear_error(tmp_path: Path, arguments: dict[s
 
     with pytest.raises(SafeFileError, match=r"a\.zip"):
         load_agent_file(rewrite(save(tmp_path / "a.zip", make()), change))
-
-
-class Bomb:
-    """Unpickling it makes a file: the proof that code ran."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
 
 
 @pytest.mark.parametrize("name", ["data.pkl", "archive/data.pkl", "policy.pth", "policy.pkl", "extra.safetensors"])

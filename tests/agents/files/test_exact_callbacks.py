@@ -6,7 +6,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -27,6 +26,7 @@ from rlsmooth.agents.files.exact_checkpoint import (
 from rlsmooth.agents.files.run_state import TransientVecEnvWrapper, state_from_tree, state_to_tree, vec_env_state
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.training import seed_everything
+from support import Hidden, KillAt, KilledError, same_tensors
 
 
 class Rewarded(TransientVecEnvWrapper):
@@ -108,25 +108,6 @@ class TrainerCallback(BaseCallback):
             trainer.wrapper.observations = state["observations"]
 
 
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout."""
-
-
-class KillAt(BaseCallback):
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= 300:
-            raise KilledError
-        return True
-
-
-class Hidden(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps something where Python can't see it."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.hidden = torch.zeros(1)
-
-
 def started(**how: Any) -> tuple[PPO, Trainer]:
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, **how))
     trainer = Trainer(env)
@@ -137,7 +118,7 @@ def started(**how: Any) -> tuple[PPO, Trainer]:
 def cut_off(folder: Path, **how: Any) -> None:
     model, trainer = started(**how)
     with pytest.raises(KilledError):
-        trainer.learn(model, 640, ExactCheckpointCallback(100, folder), KillAt())
+        trainer.learn(model, 640, ExactCheckpointCallback(100, folder), KillAt(300))
 
 
 def test_a_trainer_around_an_algorithm_is_resumed_with_it(tmp_path: Path) -> None:
@@ -155,7 +136,7 @@ def test_a_trainer_around_an_algorithm_is_resumed_with_it(tmp_path: Path) -> Non
     resumed.learn(run.model, run.remaining_timesteps, run.callback, resume=True)
     assert resumed.rounds == trainer.rounds == 5
     for one, other in ((resumed.net, trainer.net), (run.model.policy, model.policy)):
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        assert same_tensors(one.parameters(), other.parameters())
 
 
 def test_environments_that_start_anew_are_told(tmp_path: Path) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -24,6 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from killing import kill_and_resume
 from rlsmooth.agents.files.exact_checkpoint import (
     MODEL_FILE,
     ExactCheckpointCallback,
@@ -33,24 +27,10 @@ from rlsmooth.agents.files.exact_checkpoint import (
 )
 from rlsmooth.envs import Resumable
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
+from support import Hidden, KillAt, KilledError, assert_equal
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 Build = Callable[[VecEnv], OnPolicyAlgorithm]
-
-
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout, as a kill does: nothing of it is used again."""
-
-
-class KillAt(BaseCallback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.step:
-            raise KilledError
-        return True
 
 
 def plain(name: str, count: int = 2) -> VecEnv:
@@ -123,22 +103,6 @@ def end_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
         "rng": rng_state(),
         "next_obs": model.env.reset(),  # the environments' own generators
     }
-
-
-def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
-    elif isinstance(one, (torch.Tensor, np.ndarray)):
-        assert one.dtype == other.dtype, where
-        assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=one.dtype != np.uint8), where
-    else:
-        assert one == other, where
 
 
 def uninterrupted(make_env: Callable[[], VecEnv], build: Build, total: int, *callbacks: BaseCallback) -> dict[str, Any]:
@@ -302,14 +266,6 @@ def test_what_happens_between_loading_and_learning_does_not_matter(tmp_path: Pat
     assert_equal(end_state(run.model), expected)
 
 
-class Hidden(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps something where Python can't see it."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.hidden = torch.zeros(1)
-
-
 def test_environments_that_can_not_be_kept_start_new_episodes(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         return VecNormalize(make_vec_env("Pendulum-v1", 2, wrapper_class=Hidden))
@@ -358,7 +314,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.training import checkpoint_steps
-folder, total, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+folder, end, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
 env = make_vec_env("CartPole-v1", 2)
 if checkpoint_steps(folder):
     run = load_checkpoint(folder, env, device="cpu")
@@ -377,18 +333,7 @@ def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(tmp_path: Path) -> 
     total, folder, end = 2048, tmp_path / "run", tmp_path / "end.pt"
     env = make_vec_env("CartPole-v1", 2)
     model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu").learn(total)
-    command = [sys.executable, "-P", "-c", SCRIPT, str(folder), str(total), str(end)]
-    process = subprocess.Popen(command)
-    while len(checkpoint_steps(folder)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0.0, 0.3)))  # any moment, that of a save too
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not end.exists()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert finished.stdout.startswith("resumed at ")
-    policy, rewards = torch.load(end, weights_only=True)
+    policy, rewards = kill_and_resume(SCRIPT, folder, end, total)
     assert_equal(policy, model.policy.state_dict())
     assert rewards == [info["r"] for info in model.ep_info_buffer or ()]
     assert checkpoint_steps(folder)[-1] == total

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -27,6 +26,7 @@ from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.data import cartpole_v1
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import rng_state, seed_everything
+from support import KillAt, KilledError, assert_equal
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 DEEP_SEA = "rlsmooth.envs:rlsmooth/DeepSea-v0"
@@ -73,17 +73,6 @@ CASES: dict[str, tuple[str, Callable[[VecEnv], SmoothedTraining]]] = {
 }
 
 
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout."""
-
-
-class KillAt(BaseCallback):
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= 390:
-            raise KilledError
-        return True
-
-
 def state_of(model: SmoothedTraining) -> dict[str, Any]:
     """All that training goes on from, as tensors."""
     found = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
@@ -100,11 +89,6 @@ def state_of(model: SmoothedTraining) -> dict[str, Any]:
     return found
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -> None:
     name, build = CASES[case]
@@ -114,7 +98,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -
     expected = {**state_of(whole), **rng_state()}
     seed_everything(7)
     with pytest.raises(KilledError):
-        build(make_vec_env(name, 2)).learn(640, callback=[ExactCheckpointCallback(100, tmp_path), KillAt()])
+        build(make_vec_env(name, 2)).learn(640, callback=[ExactCheckpointCallback(100, tmp_path), KillAt(390)])
     seed_everything(99)
     run = load_checkpoint(tmp_path, make_vec_env(name, 2), device="cpu")
     assert run.is_exact

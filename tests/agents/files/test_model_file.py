@@ -20,11 +20,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import Tensor, nn
+from torch import nn
 
 from rlsmooth.agents import BC
 from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.training import SafeFileError, read_safe_file, rng_state, write_safe_file
+from support import assert_equal
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 CASES: dict[str, tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = {
@@ -73,21 +74,6 @@ def environment(source: Any) -> Any:
     return source if isinstance(source, str) else source()
 
 
-def assert_same(one: Any, other: Any, where: str = "model") -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert type(one) is type(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{index}]")
-    else:
-        assert one == other or repr(one) == repr(other), where
-
-
 LEFT_OUT = {  # the environment's, the logger's, this process's; and what the two sides of this test give apart
     "_last_episode_starts", "_last_lstm_states", "_last_obs", "_last_original_obs", "_logger", "device", "env",
     "ep_info_buffer", "ep_success_buffer", "lr_schedule", "n_envs", "policy", "rollout_buffer", "start_time",
@@ -103,11 +89,11 @@ def test_everything_comes_back(name: str, tmp_path: Path) -> None:
     env = environment(source)
     before = rng_state()
     loaded = load_agent(path, env=env)
-    assert_same(rng_state(), before)  # the caller's random state
+    assert_equal(rng_state(), before)  # the caller's random state
     assert type(loaded) is algorithm
-    assert_same(loaded.get_parameters(), model.get_parameters())  # policy and optimiser
+    assert_equal(loaded.get_parameters(), model.get_parameters())  # policy and optimiser
     kept = {name: value for name, value in vars(model).items() if name not in LEFT_OUT}
-    assert_same({name: value for name, value in vars(loaded).items() if name in kept}, kept)
+    assert_equal({name: value for name, value in vars(loaded).items() if name in kept}, kept)
     assert model.env is not None
     observation = model.env.reset()
     action = model.predict(observation, deterministic=True)[0]  # type: ignore[arg-type]
@@ -127,7 +113,7 @@ def test_training_on_equals_training_on_after_the_zip_of_stable_baselines3(tmp_p
     for loaded in (ours, theirs):
         loaded.set_random_seed(5)
         loaded.learn(64, reset_num_timesteps=False)
-    assert_same(ours.get_parameters(), theirs.get_parameters())
+    assert_equal(ours.get_parameters(), theirs.get_parameters())
 
 
 def test_another_number_of_environments(tmp_path: Path) -> None:
@@ -144,8 +130,8 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     for given in (make_vec_env("Pendulum-v1", 1), VecNormalize(make_vec_env("Pendulum-v1", 1), clip_obs=3.0)):
         found = load_agent(path, env=given).get_vec_normalize_env()
         assert found is not None
-        assert_same(found.obs_rms.mean.tolist(), env.obs_rms.mean.tolist())
-        assert_same(found.obs_rms.var.tolist(), env.obs_rms.var.tolist())
+        assert_equal(found.obs_rms.mean.tolist(), env.obs_rms.mean.tolist())
+        assert_equal(found.obs_rms.var.tolist(), env.obs_rms.var.tolist())
         assert (float(found.ret_rms.var), found.ret_rms.count) == (float(env.ret_rms.var), env.ret_rms.count)
         assert found.clip_obs == 3.0
     with pytest.raises(SafeFileError, match="has norm_obs=False, and the agent was trained with True"):
@@ -155,7 +141,7 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     keyed = VecNormalize(make_vec_env(SimpleMultiObsEnv, 1), norm_obs_keys=["vec"])
     path = save_agent(A2C("MultiInputPolicy", keyed).learn(20), path)
     found = load_agent(path, env=make_vec_env(SimpleMultiObsEnv, 1)).get_vec_normalize_env()
-    assert_same(found.obs_rms["vec"].mean.tolist(), keyed.obs_rms["vec"].mean.tolist())
+    assert_equal(found.obs_rms["vec"].mean.tolist(), keyed.obs_rms["vec"].mean.tolist())
     with pytest.raises(SafeFileError, match="statistics that don't fit env"):
         load_agent(path, env=VecNormalize(make_vec_env(SimpleMultiObsEnv, 1), norm_obs_keys=[]))
 
@@ -164,7 +150,7 @@ def test_a_file_of_bc_gives_a_bc(tmp_path: Path) -> None:
     agent = BC("MlpPolicy", (spaces.Box(-1, 1, (4,)), spaces.Discrete(2)), None, seed=1)
     loaded = load_agent(save_agent(agent, tmp_path / "agent"))
     assert type(loaded) is BC
-    assert_same(loaded.policy.state_dict(), agent.policy.state_dict())
+    assert_equal(loaded.policy.state_dict(), agent.policy.state_dict())
 
 
 def test_callables_and_classes_of_ones_own_are_asked_for(tmp_path: Path) -> None:

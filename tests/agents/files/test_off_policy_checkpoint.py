@@ -3,61 +3,35 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DDPG, DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from killing import kill_and_resume
 from rlsmooth.agents.files.exact_checkpoint import MODEL_FILE, ExactCheckpointCallback, load_checkpoint
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
+from support import Hidden, KillAt, KilledError, assert_equal
 
 Build = Callable[[VecEnv], OffPolicyAlgorithm]
 TOTAL, AT = 280, 190
 PASSING = ("start_time", "_num_timesteps_at_start", "target_entropy")  # the last: TQC's is numpy's, then Python's
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-
-
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout, as a kill does: nothing of it is used again."""
-
-
-class KillAt(BaseCallback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.step:
-            raise KilledError
-        return True
-
-
-class Hidden(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps something where Python can't see it."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.hidden = torch.zeros(1)
 
 
 def plain(name: str, count: int) -> VecEnv:
@@ -132,22 +106,6 @@ def end_state(model: OffPolicyAlgorithm) -> dict[str, Any]:
         "next_action": model.action_space.sample(),
         "next_obs": model.env.reset(),  # the environments' own generators
     }
-
-
-def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
-    elif isinstance(one, (torch.Tensor, np.ndarray)):
-        assert one.dtype == other.dtype, where
-        assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=one.dtype != np.uint8), where
-    else:
-        assert one == other, where
 
 
 def uninterrupted(case: str, total: int) -> dict[str, Any]:
@@ -277,7 +235,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.training import checkpoint_steps
 torch.set_num_threads(1)
-folder, total, end, name, save_freq = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
+folder, end, total, name, save_freq = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 env = make_vec_env("CartPole-v1" if name == "DQN" else "Pendulum-v1", 1)
 if checkpoint_steps(folder):
     run = load_checkpoint(folder, env, device="cpu")
@@ -297,20 +255,9 @@ torch.save([model.policy.state_dict(), [info["r"] for info in model.ep_info_buff
 @pytest.mark.parametrize("name", ["DQN", "SAC", "TD3"])
 def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(name: str, tmp_path: Path) -> None:
     total, folder, end, whole = 600, tmp_path / "run", tmp_path / "end.pt", tmp_path / "whole.pt"
-    command = [sys.executable, "-P", "-c", SCRIPT]
-    process = subprocess.Popen([*command, str(folder), str(total), str(end), name, "30"])
-    while len(checkpoint_steps(folder)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0.0, 0.3)))  # any moment, that of a save too
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not end.exists()
-    resumed = subprocess.run(
-        [*command, str(folder), str(total), str(end), name, "30"], check=True, capture_output=True, text=True
-    )
-    assert resumed.stdout.startswith("resumed at ")
-    subprocess.run([*command, str(tmp_path / "none"), str(total), str(whole), name, "0"], check=True)
-    assert_equal(torch.load(end, weights_only=True), torch.load(whole, weights_only=True))
+    resumed = kill_and_resume(SCRIPT, folder, end, total, name, 30)
+    command = [sys.executable, "-P", "-c", SCRIPT, str(tmp_path / "none"), str(whole), str(total), name, "0"]
+    subprocess.run(command, check=True)
+    assert_equal(resumed, torch.load(whole, weights_only=True))
     assert checkpoint_steps(folder)[-1] == total
     assert sorted(path.name for path in folder.glob("*") if "checkpoint" not in path.name) == [MODEL_FILE]

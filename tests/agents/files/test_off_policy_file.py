@@ -31,6 +31,7 @@ from rlsmooth.agents import load_agent, load_agent_file, save_agent
 from rlsmooth.agents.files.algorithm_file import noise_to_plain
 from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
+from support import assert_equal
 
 SMALL: dict[str, Any] = {"buffer_size": 500, "learning_starts": 20, "batch_size": 8}
 IMAGES: dict[str, Any] = {"buffer_size": 60, "learning_starts": 55}
@@ -93,21 +94,6 @@ LEFT_OUT = {  # the environment's, the logger's, this process's, aliases, and wh
 }  # fmt: skip
 
 
-def assert_same(one: Any, other: Any, where: str = "model") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert type(one) is type(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{index}]")
-    else:
-        assert one == other or repr(one) == repr(other), where
-
-
 def environment(source: Any) -> Any:
     """Some draw what they show from the global generator when they are built: all of a test the same."""
     with isolated_rng(3):
@@ -129,12 +115,12 @@ def test_everything_comes_back(name: str, tmp_path: Path) -> None:
     env = environment(source)
     before = rng_state()
     loaded = load_agent(path, env=env)
-    assert_same(rng_state(), before)  # the caller's random state
+    assert_equal(rng_state(), before)  # the caller's random state
     assert type(loaded) is type(model)
     assert type(loaded.policy) is type(model.policy)
-    assert_same(loaded.get_parameters(), model.get_parameters())  # networks, targets, optimisers, ent_coef
+    assert_equal(loaded.get_parameters(), model.get_parameters())  # networks, targets, optimisers, ent_coef
     kept = {key: value for key, value in vars(model).items() if key not in LEFT_OUT}
-    assert_same({key: value for key, value in vars(loaded).items() if key in kept}, kept)
+    assert_equal({key: value for key, value in vars(loaded).items() if key in kept}, kept)
     assert repr(loaded.action_noise) == repr(model.action_noise)
     assert loaded.replay_buffer.size() == 0  # as from Stable-Baselines3's own zip
     assert model.env is not None
@@ -161,7 +147,7 @@ def test_training_on_with_the_replay_buffer_equals_that_of_stable_baselines3(nam
     for loaded in (ours, theirs):
         loaded.set_random_seed(5)
         loaded.learn(40, reset_num_timesteps=False)
-    assert_same(ours.get_parameters(), theirs.get_parameters())
+    assert_equal(ours.get_parameters(), theirs.get_parameters())
     assert ours.replay_buffer.size() == theirs.replay_buffer.size() == 100  # type: ignore[union-attr]
 
 
@@ -265,7 +251,7 @@ def test_a_policy_alone(tmp_path: Path) -> None:
     model = trained("SAC-gSDE")
     policy = load_agent_file(save_agent(model, tmp_path / "agent.zip")).policy
     assert type(policy) is SACPolicy
-    assert_same(policy.state_dict(), model.policy.state_dict())
+    assert_equal(policy.state_dict(), model.policy.state_dict())
     assert policy.observation_space == spaces.Box(np.array([-1, -1, -8]), np.array([1, 1, 8]), dtype=np.float32)
 
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
 from rlsmooth.envs import IdentityMaskedEnv, IdentityMaskedMultiDiscreteEnv
+from support import assert_equal
 
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "ent_coef": 0.01}
 LSTM_ARGUMENTS = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "ent_coef": 0.01}
@@ -71,14 +72,6 @@ def state_of(model: OnPolicyAlgorithm) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(ours: OnPolicyAlgorithm, theirs: OnPolicyAlgorithm) -> None:
-    """Fail unless every tensor is the same, bit for bit."""
-    mine, its = state_of(ours), state_of(theirs)
-    assert mine.keys() == its.keys()
-    for name, tensor in its.items():
-        assert torch.equal(mine[name], tensor), name
-
-
 @pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), CASES)
 def test_off_is_the_parent_bit_for_bit(
     ours: type[OnPolicyAlgorithm],
@@ -88,7 +81,7 @@ def test_off_is_the_parent_bit_for_bit(
     arguments: dict[str, Any],
 ) -> None:
     mine, its = (trained(algorithm, policy, env, 192, **arguments) for algorithm in (ours, parent))
-    assert_same(mine, its)
+    assert_equal(state_of(mine), state_of(its))
     untrained = parent(policy, make(env), seed=3, device="cpu", **arguments)
     assert any(
         not torch.equal(tensor, its.policy.state_dict()[name]) for name, tensor in untrained.policy.state_dict().items()
@@ -125,7 +118,7 @@ def test_off_stays_off_in_a_second_learn_and_after_set_env() -> None:
         env.reset(seed=5)
         model.set_env(env)
         models.append(model.learn(128))
-    assert_same(*models)
+    assert_equal(*map(state_of, models))
 
 
 def test_off_takes_any_actor_critic_policy() -> None:
@@ -134,7 +127,7 @@ def test_off_takes_any_actor_critic_policy() -> None:
 
     models = [trained(one, MyPolicy, "CartPole-v1", 128, **PPO_ARGUMENTS) for one in (SmoothedPPO, PPO)]
     assert type(models[0].policy) is MyPolicy
-    assert_same(*models)
+    assert_equal(*map(state_of, models))
 
 
 def test_the_names_of_policies_stand_for_smoothed_ones() -> None:
@@ -176,5 +169,5 @@ def test_a_policy_with_a_distribution_of_its_own_trains_without_tags() -> None:
             raise TypeError("nobody can read this")
 
     models = [trained(one, OwnPolicy, "CartPole-v1", 128, **PPO_ARGUMENTS) for one in (SmoothedPPO, PPO)]
-    assert_same(*models)
+    assert_equal(*map(state_of, models))
     assert "train/policy_entropy" not in models[0].logger.name_to_value
