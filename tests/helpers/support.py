@@ -26,17 +26,17 @@ FLAT = spaces.Box(-np.inf, np.inf, (3,))
 # ---- the same, bit for bit
 
 
-def assert_equal(one: Any, other: Any, where: str = "value") -> None:
-    """Compare nested values: tensors and arrays by dtype and bits, everything else by `==`."""
+def assert_equal(one: Any, other: Any, where: str = "value", *, types: bool = False) -> None:
+    """Compare nested values: tensors and arrays by dtype and bits, the rest by `==`, and by type where `types`."""
     if isinstance(one, Mapping):
         assert one.keys() == other.keys(), where
         for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
+            assert_equal(one[key], other[key], f"{where}.{key}", types=types)
         return
-    assert type(one) is type(other), where
+    assert type(one) is type(other) or not (types or isinstance(one, (list, tuple))), where
     if isinstance(one, (list, tuple)):
         for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
+            assert_equal(a, b, f"{where}[{index}]", types=types)
     elif isinstance(one, Tensor):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=where)  # dtype and device, too
     elif isinstance(one, np.ndarray):

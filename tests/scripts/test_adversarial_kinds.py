@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from matplotlib.image import imread
 from sb3_contrib import TRPO
 from stable_baselines3 import DQN, SAC
 
+from commands import run_here
 from rlsmooth.agents import BC, load_agent
 from rlsmooth.data import record
 from rlsmooth.scripts import airl, gail
@@ -25,13 +27,6 @@ from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import command_line
 
 SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu", "--demo-batch-size", "64")
-
-
-def trained(tmp_path: Path, *words: str) -> Path:
-    """The folder of a run that was started in `tmp_path`."""
-    assert main([*words, *SMALL, "-f", str(tmp_path)]) == 0
-    (folder,) = (tmp_path / words[0]).iterdir()
-    return folder
 
 
 def recorded(env: str, path: Path, n_episodes: int = 2) -> Path:
@@ -51,7 +46,7 @@ def recorded(env: str, path: Path, n_episodes: int = 2) -> Path:
     ],
 )
 def test_every_generator_trains_and_is_evaluated_and_drawn(words: str, kind: str, tmp_path: Path) -> None:
-    folder = trained(tmp_path, *words.split())
+    folder = run_here(tmp_path, *words.split(), *SMALL)
     assert type(load_agent(folder / "agent.zip", device="cpu")).__name__ == kind
     assert not (folder / "checkpoints").exists()
     curves = read_metrics(folder / "metrics.csv")
@@ -79,7 +74,9 @@ def test_every_generator_trains_and_is_evaluated_and_drawn(words: str, kind: str
 )
 def test_continuous_actions(words: str, tmp_path: Path) -> None:
     data = recorded("Pendulum-v1", tmp_path / "pendulum.npz")
-    folder = trained(tmp_path, *words.split(), "--env", "Pendulum-v1", "-n", "256", "--demonstrations", str(data))
+    folder = run_here(
+        tmp_path, *words.split(), "--env", "Pendulum-v1", "-n", "256", "--demonstrations", str(data), *SMALL
+    )
     assert np.isfinite(read_metrics(folder / "metrics.csv")["mean/disc/disc_loss"][1]).all()
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
     assert main(["enjoy", str(folder), "--no-render", "--max-steps", "3"]) == 0
@@ -89,23 +86,14 @@ def test_action_masks(tmp_path: Path) -> None:
     env = "rlsmooth/IdentityMasked-v0"
     data = recorded(env, tmp_path / "masked.npz", 4)
     words = ("--algo", "maskable-ppo", "--env", env, "-n", "512", "--smoothing", "0.01", "--demonstrations", str(data))
-    folder = trained(tmp_path, "airl", *words)
+    folder = run_here(tmp_path, "airl", *words, *SMALL)
     assert type(load_agent(folder / "agent.zip", device="cpu")).__name__ == "SmoothedMaskablePPO"
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small run of cloning."""
-    logs = tmp_path_factory.mktemp("clone")
-    words = ["bc", "--n-episodes", "3", "--epochs", "3", "--eval-episodes", "1", "--eval-freq", "-1"]
-    assert main([*words, "--checkpoint-freq", "-1", "--device", "cpu", "-f", str(logs)]) == 0
-    return logs / "bc" / "CartPole-v1_1"
-
-
 def test_a_cloned_policy_is_where_the_generator_begins(clone: Path, tmp_path: Path) -> None:
     words = ("gail", "-n", "512", "--from-bc", str(clone), "--value-warmup-steps", "511")
-    ours = load_agent(trained(tmp_path, *words) / "agent.zip", device="cpu").policy.state_dict()
+    ours = load_agent(run_here(tmp_path, *words, *SMALL) / "agent.zip", device="cpu").policy.state_dict()
     actor = BC.load(clone / "agent.zip", device="cpu").policy.state_dict()
     # Only the critic was trained.
     assert all(torch.equal(ours[name], actor[name]) for name in actor if name.startswith(("action", "mlp_extractor.p")))
@@ -198,27 +186,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str,
-    says: str,
-    clone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.txt"
-    file.write_text("no folder")
-    assert main(words.format(file=file, clone=clone).split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"rlsmooth {words.split()[0]}: error: ")
-    assert says in line
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert not list(tmp_path.glob("logs/*/*"))
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, clone: Path, refused: Any) -> None:
+    refused(words, says, clone=clone)
 
 
 def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = trained(tmp_path, "gail", "-n", "256")
+    folder = run_here(tmp_path, "gail", "-n", "256", *SMALL)
     for words, says in (
         (["gail", "--resume", str(folder), "--real-target", "0.9"], "leave out --real-target."),
         (["airl", "--resume", str(folder)], "was not written by `rlsmooth airl`"),

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
 
+from commands import assert_drawn_again, assert_resumed_unchanged, assert_written, report_of, run_command
 from killing import kill_command
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
@@ -27,27 +26,9 @@ from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier
-from support import read_events
+from support import read_events, same_tensors
 
-if TYPE_CHECKING:
-    from conftest import Programs
-
-FILES = {
-    "Classifier_1",
-    "checkpoints",
-    "classifier.zip",
-    "command.txt",
-    "config.json",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
-COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
 OLIVE = ("--data", "olive", "--reference", "tree", "--smoothing", "0.2", "--epochs", "6", "--device", "cpu")
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "report.json").read_text()))
 
 
 def load(folder: Path, hidden: tuple[int, ...] = (64, 64)) -> Classifier:
@@ -55,12 +36,9 @@ def load(folder: Path, hidden: tuple[int, ...] = (64, 64)) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
     """The folder of a small run, in a process of its own, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = programs.run(COMMAND, home, "classify", *OLIVE, warnings_are_errors=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return home / "logs" / "classify" / "olive_1", result.stdout
+    return run_command(programs, tmp_path_factory.mktemp("home"), "classify", *OLIVE)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +48,8 @@ def splits() -> tuple[LabelledData, LabelledData, LabelledData]:
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == FILES
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "classify"]
-    assert {*OLIVE, "--seed", "0"} == set(words[2:])
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+    assert_written(finished[0], ["Classifier_1", "classifier.zip"], OLIVE)
+    assert not list(finished[0].glob("events*"))
 
 
 def test_the_scores_are_scikit_learns_on_the_test_rows(
@@ -161,16 +135,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = finished
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
-    (copy / "report.png").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
-    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert imread(tmp_path / "both.png").shape[:2] == (1000, 1600)
-    (copy / "report.json").unlink()  # as after a kill: the curves are those of the last checkpoint
-    assert main(["plot", str(copy)]) == 0
+    copy = assert_drawn_again(finished[0], tmp_path)
     assert len(load_classify_report(copy).curves["classifier/val_loss"][0]) == 6
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"command": "ppo", "arguments": {}}))
@@ -204,11 +169,7 @@ def test_a_spoilt_report_is_told(
 def test_resuming_a_finished_run_changes_nothing(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "olive_1"
-    shutil.copytree(finished[0], folder)
-    assert main(["classify", "--resume", str(folder)]) == 0
-    before, after = load(finished[0]).module_.state_dict(), load(folder).module_.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    folder = assert_resumed_unchanged(finished[0], tmp_path, lambda folder: load(folder).module_.state_dict())
     assert {**report_of(folder), "settings": None} == {**report_of(finished[0]), "settings": None}
     capsys.readouterr()
     assert main(["classify", "--resume", str(folder), "--epochs", "9"]) == 2
@@ -242,6 +203,6 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Pat
     settings += ["--smoothing", "lin_0.2", "--mixup", "0.2"]
     whole, folder = kill_command("classify", settings, tmp_path, 10, run="digits_1", result="classifier.zip")
     expected, resumed = load(whole).module_.state_dict(), load(folder).module_.state_dict()
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert same_tensors(expected, resumed)
     with (whole / "metrics.csv").open() as there, (folder / "metrics.csv").open() as here:
         assert list(csv.reader(there)) == list(csv.reader(here))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import report_of, run_here
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
 from rlsmooth.scripts.classify_training import make_smoothing, similarity_of_means
@@ -18,18 +18,6 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.networks import network
 from rlsmooth.targets import Smoothing, ordinal_kernel
 from rlsmooth.training import Classifier
-
-
-def run_here(words: list[str], logs: Path) -> Path:
-    """Run the command in this process; return the run's folder."""
-    before = set(logs.glob("*/*"))
-    assert main(["classify", *words, "--device", "cpu", "-f", str(logs)]) == 0
-    (folder,) = set(logs.glob("*/*")) - before
-    return folder
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "report.json").read_text()))
 
 
 def load(folder: Path, hidden: tuple[int, ...] = (64, 64)) -> Classifier:
@@ -52,7 +40,7 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
         "--epochs",
         "3",
     ]
-    folder = run_here([*words, "--hidden-sizes", "8", "--decay", "0.5"], tmp_path / "logs")
+    folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "8", "--decay", "0.5", "--device", "cpu")
     assert folder.name == "sizes_1"
     report = report_of(folder)
     assert {"mae", "amae", "rps"} <= report["summary"].keys()
@@ -78,7 +66,7 @@ def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.
         "balanced",
     ]
     words += ["--checkpoint-freq", "-1", "--validation-fraction", "0", "--no-standardise", "-tb", str(tmp_path / "tb")]
-    folder = run_here([*words, "--hidden-sizes", "4", "4"], tmp_path / "logs")
+    folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "4", "4", "--device", "cpu")
     assert not (folder / "checkpoints").exists()
     assert not (folder / "Classifier_1").exists()
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["iris_1"]
@@ -125,7 +113,7 @@ def test_a_class_without_a_row_is_far_from_all() -> None:
 @pytest.mark.slow
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     words = ["--data", "wine", "--epochs", "40", "--early-stopping-patience", "1", "--learning-rate", "0.05"]
-    folder = run_here([*words, "--smoothing", "0"], tmp_path)
+    folder = run_here(tmp_path, "classify", *words, "--smoothing", "0", "--device", "cpu")
     report = report_of(folder)
     losses = report["curves"]["classifier/val_loss"][1]
     assert len(losses) < 40
@@ -171,18 +159,11 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, says: str, tmp_path: Path, refused: Any
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    file, kernel = tmp_path / "file.txt", tmp_path / "kernel.npy"
-    file.write_text("no folder")
+    kernel = tmp_path / "kernel.npy"
     np.save(kernel, np.eye(4))
-    assert main(["classify", *words.format(file=file, kernel=kernel).split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rlsmooth classify: error: ")
-    assert says in line
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {file, kernel}
-    assert not list(tmp_path.glob("logs/*/*"))
+    refused(f"classify {words}", says, kernel=kernel)
 
 
 def test_a_missing_package_is_told_in_one_line(

@@ -4,72 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 
+from commands import assert_resumed_unchanged, assert_table, assert_written, parameters, run_command
 from killing import kill_command
 from rlsmooth.agents import SmoothedPPO, load_agent
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from support import read_events
+from support import read_events, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
-FILES = {
-    "agent.zip",
-    "best_agent.zip",
-    "checkpoints",
-    "command.txt",
-    "config.json",
-    "evaluations.npz",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
-
-
-def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder`, and fail with what it printed if it fails."""
-    finished = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished
-
-
-def parameters(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_agent(folder / "agent.zip", device="cpu").policy.state_dict()
-    return state
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a tiny run, started as a user would, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = run([sys.executable, "-W", "error", "-m", "rlsmooth.scripts.main", "ppo", *TINY, *ON], home)
-    return home / "logs" / "ppo" / "CartPole-v1_1", result.stdout
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+    """The folder of a tiny run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "ppo", *TINY, *ON)
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert [name.startswith("events.out.tfevents.") for name in names - FILES] == [True]
+    files = ["agent.zip", "best_agent.zip", "evaluations.npz"]
+    assert_written(finished[0], files, [*ON, "--n-timesteps", "1024"], exactly=False)
 
 
 def test_the_settings_say_how_the_run_was_made(finished: tuple[Path, str]) -> None:
@@ -80,9 +45,6 @@ def test_the_settings_say_how_the_run_was_made(finished: tuple[Path, str]) -> No
     assert settings["hyperparameters"]["smoothing"] == "0.05"
     assert settings["hyperparameters"]["n_timesteps"] == 1024
     assert settings["hyperparameters"]["clip_range"] == "lin_0.2"
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "ppo"]
-    assert {*ON, "--n-timesteps", "1024"} <= set(words)
 
 
 def test_the_agent_is_what_was_asked_for(finished: tuple[Path, str]) -> None:
@@ -133,15 +95,15 @@ def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
 def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     summary = json.loads((folder / "report.json").read_text())["summary"]
-    for row, value in {
+    rows = {
         "return, deterministic": f"{summary['mean_reward']:.1f} ± ",
         "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± ",
         "best evaluation": f"{summary['best_mean_reward']:.1f} at {summary['best_step']:,.0f} steps",
         "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",
         "KL(uniform‖policy)": f"{summary['kl_uniform']:.3f} nats",
         "training": "1,024 steps, ",
-    }.items():
-        assert any(row in line and value in line for line in printed.splitlines()), row
+    }
+    assert_table(printed, rows)
     assert "tensorboard --logdir logs/ppo/CartPole-v1_1" in printed
 
 
@@ -160,12 +122,6 @@ def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
         env.seed(1_000_000)
         again, _ = evaluate_policy(agent, env, 3, return_episode_rewards=True)
         assert sorted(again) == sorted(returns[steps.tolist().index(agent.num_timesteps)]), name
-
-
-def test_the_report_is_a_picture_of_the_stated_size(finished: tuple[Path, str]) -> None:
-    pixels = imread(finished[0] / "report.png")
-    assert pixels.shape[:2] == (1000, 1600)
-    assert pixels[..., :3].std() > 0.05  # not an empty page
 
 
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
@@ -187,33 +143,28 @@ def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     )
     torch.set_num_threads(1)
     model.learn(1024)
-    assert same(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
+    assert same_tensors(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
 
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path) -> None:
     settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]
     whole, folder = kill_command("ppo", settings, tmp_path, 1024)
-    assert same(parameters(whole), parameters(folder))
+    assert same_tensors(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there.keys() == here.keys()
     assert {name for name in there if there[name] != here[name]} <= {"time/fps", "time/time_elapsed"}
     # Not byte for byte: the episodes in the file have their clock times
     best = [load_agent(path / "best_agent.zip", device="cpu") for path in (whole, folder)]
     assert best[0].num_timesteps == best[1].num_timesteps
-    assert same(best[0].policy.state_dict(), best[1].policy.state_dict())
+    assert same_tensors(best[0].policy.state_dict(), best[1].policy.state_dict())
     with np.load(whole / "evaluations.npz") as one, np.load(folder / "evaluations.npz") as other:
         assert all((one[name] == other[name]).all() for name in one)
 
 
 def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "CartPole-v1_1"
-    run(["cp", "-r", finished[0], folder], tmp_path)
-    before = parameters(folder), read_metrics(folder / "metrics.csv"), (folder / "evaluations.npz").read_bytes()
-    assert main(["ppo", "--resume", str(folder)]) == 0
-    assert same(before[0], parameters(folder))
-    assert before[1:] == (read_metrics(folder / "metrics.csv"), (folder / "evaluations.npz").read_bytes())
-    assert len(list(tmp_path.iterdir())) == 1
+    folder = assert_resumed_unchanged(finished[0], tmp_path)
+    assert (folder / "evaluations.npz").read_bytes() == (finished[0] / "evaluations.npz").read_bytes()
 
 
 def test_evaluate_agrees_with_sb3(finished: tuple[Path, str], tmp_path: Path) -> None:

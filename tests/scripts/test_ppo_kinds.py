@@ -17,31 +17,21 @@ from matplotlib.image import imread
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from commands import parameters, run_here
 from rlsmooth.agents import BC, load_agent
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts import ppo
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import command_line, env_of_run
+from support import same_tensors
 
 SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu")
-
-
-def trained(tmp_path: Path, *words: str) -> Path:
-    """The folder of a run that was started in `tmp_path`."""
-    assert main([*words, *SMALL, "-f", str(tmp_path)]) == 0
-    (folder,) = (tmp_path / words[0]).iterdir()
-    return folder
 
 
 def summary(folder: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((folder / "report.json").read_text())["summary"]
     return found
-
-
-def parameters(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_agent(folder / "agent.zip", device="cpu").policy.state_dict()
-    return state
 
 
 @pytest.mark.parametrize(
@@ -67,7 +57,7 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_every_kind_trains_and_is_evaluated_and_drawn(words: str, kind: str, tmp_path: Path) -> None:
-    folder = trained(tmp_path, *words.split())
+    folder = run_here(tmp_path, *words.split(), *SMALL)
     assert type(load_agent(folder / "agent.zip", device="cpu")).__name__ == kind
     assert not (folder / "checkpoints").exists()
     curves = read_metrics(folder / "metrics.csv")
@@ -82,20 +72,21 @@ def test_every_kind_trains_and_is_evaluated_and_drawn(words: str, kind: str, tmp
 
 @pytest.mark.slow
 def test_a_masked_identity_is_solved(tmp_path: Path) -> None:
-    folder = trained(tmp_path, "maskable-ppo", "-n", "3000", "--smoothing", "0.01")
+    folder = run_here(tmp_path, "maskable-ppo", "-n", "3000", "--smoothing", "0.01", *SMALL)
     assert summary(folder)["mean_reward"] == 10.0  # the optimum
     assert summary(folder)["entropy_frac"] > 0.001
 
 
 def test_environments_in_processes_give_the_same_agent(tmp_path: Path) -> None:
     words = ("ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", "--n-envs", "2", "--smoothing", "0.1")
-    here, apart = trained(tmp_path / "here", *words), trained(tmp_path / "apart", *words, "--vec-env", "subproc")
+    here = run_here(tmp_path / "here", *words, *SMALL)
+    apart = run_here(tmp_path / "apart", *words, "--vec-env", "subproc", *SMALL)
     one, other = parameters(here), parameters(apart)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_tensors(one, other)
 
 
 def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_path: Path) -> None:
-    folder = trained(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "2048", "--hyperparams", "normalize=true")
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "2048", "--hyperparams", "normalize=true", *SMALL)
     agent = load_agent(folder / "agent.zip", env=make_vec_env("CartPole-v1", 8), device="cpu")
     normalizer = agent.get_vec_normalize_env()
     assert isinstance(normalizer, VecNormalize)
@@ -116,18 +107,9 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     assert played["mean_reward"] == pytest.approx(summary(folder)["mean_reward"])  # the same two episodes
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small run of cloning."""
-    logs = tmp_path_factory.mktemp("clone")
-    words = ["bc", "--n-episodes", "3", "--epochs", "3", "--eval-episodes", "1", "--eval-freq", "-1"]
-    assert main([*words, "--checkpoint-freq", "-1", "--device", "cpu", "-f", str(logs)]) == 0
-    return logs / "bc" / "CartPole-v1_1"
-
-
 def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> None:
     words = ("ppo", "--env", "CartPole-v1", "-n", "768", "--from-bc", str(clone), "--smoothing", "0.5")
-    folder = trained(tmp_path, *words, "--value-warmup-steps", "256")
+    folder = run_here(tmp_path, *words, "--value-warmup-steps", "256", *SMALL)
     actor = BC.load(clone / "agent.zip", device="cpu").policy.state_dict()
     ours = parameters(folder)
     # One rollout fitted the critic, one update moved the actor, not far, and the last one has a learning rate of 0.
@@ -137,7 +119,7 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
     assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)  # the clone itself
     assert curves["train/kl_uniform"][1][0] > 0.01
 
-    only_critic = trained(tmp_path / "more", *words, "--value-warmup-steps", "767")
+    only_critic = run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL)
     state = parameters(only_critic)
     assert all(
         torch.equal(state[name], actor[name]) for name in actor if name.startswith(("action", "mlp_extractor.p"))
@@ -147,7 +129,7 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
 def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: Path, tmp_path: Path) -> None:
     # 1,000 is no multiple of the rollout's 256 steps: the last update is beyond the end.
     words = ("-n", "1000", "--from-bc", str(clone / "agent.zip"), "--hyperparams", "normalize=true")
-    folder = trained(tmp_path, "ppo", "--env", "CartPole-v1", *words)
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", *words, *SMALL)
     steps, alphas = read_metrics(folder / "metrics.csv")["train/smoothing"]
     assert steps == [256, 512, 768, 1024]
     assert alphas == pytest.approx([0.1 * (1 - 0.256), 0.1 * (1 - 0.512), 0.1 * (1 - 0.768), 0.0])
@@ -159,7 +141,7 @@ def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: P
 
 
 def test_two_runs_are_compared(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [trained(tmp_path / word, word, "--env", "CartPole-v1", "-n", "256") for word in ("ppo", "a2c")]
+    folders = [run_here(tmp_path / word, word, "--env", "CartPole-v1", "-n", "256", *SMALL) for word in ("ppo", "a2c")]
     output = tmp_path / "comparison.svg"
     assert main(["plot", *map(str, folders), "--output", str(output)]) == 0
     words = output.read_text()
@@ -220,27 +202,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str,
-    says: str,
-    clone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.txt"
-    file.write_text("not an agent")
-    assert main(words.format(file=file, clone=clone).split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"rlsmooth {words.split()[0]}: error: ")
-    assert says in line
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert not list(tmp_path.glob("logs/*/*"))
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, clone: Path, refused: Any) -> None:
+    refused(words, says, clone=clone)
 
 
 def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = trained(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "256")
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "256", *SMALL)
     for words, says in (
         (["ppo", "--resume", str(folder), "-n", "512", "--smoothing", "1"], "leave out --n-timesteps, --smoothing."),
         (["a2c", "--resume", str(folder)], "was not written by `rlsmooth a2c`"),
@@ -256,7 +223,7 @@ def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_run_of_another_version_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = trained(tmp_path, "ppo", "--env", "rlsmooth/Identity-v0", "-n", "256")
+    folder = run_here(tmp_path, "ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", *SMALL)
     for name, part in (("config.json", "arguments"), ("report.json", "settings")):
         before = (folder / name).read_text()
         (folder / name).write_text(json.dumps({**json.loads(before), part: {}}))
@@ -290,7 +257,7 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
     conf = tmp_path / "conf.yml"
     conf.write_text("default: {n_timesteps: 256, n_steps: 64, batch_size: 64, env_kwargs: {num_actions: 3}}")
     words = ("ppo", "--env", "rlsmooth/Identity-v0", "--conf-file", str(conf))
-    folder = trained(tmp_path / "logs", *words)
+    folder = run_here(tmp_path / "logs", *words, *SMALL)
     before = parameters(folder)
     conf.unlink()
     (folder / "agent.zip").unlink()

@@ -265,13 +265,13 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     assert checkpoint is not None
     other.load_state_dict(checkpoint.tensors["net"])
     load_optimizer(resumed, checkpoint.tensors["optimizer"], checkpoint.config["optimizer"])
-    assert_equal(resumed.state_dict(), optimizer.state_dict())
+    assert_equal(resumed.state_dict(), optimizer.state_dict(), types=True)
     for seed in range(3, 6):
         step_of(optimizer, module, seed)
         step_of(resumed, other, seed)
     for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert_equal(resumed.state_dict(), optimizer.state_dict())
+    assert_equal(resumed.state_dict(), optimizer.state_dict(), types=True)
 
 
 def test_an_optimiser_that_has_not_stepped(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_loading_takes_copies(tmp_path: Path) -> None:
     load_optimizer(other, kept, config)
     before = {name: tensor.clone() for name, tensor in kept.items()}
     step_of(other, module, 1)
-    assert_equal(kept, before)
+    assert_equal(kept, before, types=True)
 
 
 def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
@@ -342,14 +342,14 @@ def test_a_state_with_code_in_it_is_an_error() -> None:
 def test_a_tree_comes_back_as_it_was(tree: Any) -> None:
     encoded, tensors = tree_to_json(tree)
     assert tensors == {}
-    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree, types=True)
 
 
 def test_tensors_in_a_tree_are_named_by_their_place() -> None:
     tree = {"a": [torch.ones(1), (torch.zeros(2),)], 3: torch.tensor(4)}
     encoded, tensors = tree_to_json(tree, "top")
     assert sorted(tensors) == ["top.3", "top.a.0", "top.a.1.0"]
-    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree, types=True)
 
 
 def test_what_a_tree_can_not_hold() -> None:
