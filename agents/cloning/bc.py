@@ -870,7 +870,7 @@ class BC(SavedModel):
         self.observation_space = agent_spaces.policy_space(self.observation_space)
         self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
         policy_actions = self.action_space if self.bins is None else self.bins.space
-        self._action_start = agent_spaces.action_start(self.action_space)
+        self.action_start = agent_spaces.action_start(self.action_space)
         with isolated_rng(self.seed):
             self.policy = bc_setup.build_policy(
                 policy,

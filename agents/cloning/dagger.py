@@ -623,7 +623,7 @@ class DAgger(SavedDAgger):
         )
         self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
         self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self._action_start = self.bc._action_start
+        self.action_start = self.bc.action_start
         self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
         agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
 
