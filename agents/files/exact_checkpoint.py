@@ -80,6 +80,7 @@ from rlsmooth.envs.snapshot_values import (
     class_name,
     may_hold_data,
     plain_value,
+    stable_name,
     value_from_plain,
 )
 from rlsmooth.training import (
@@ -248,9 +249,9 @@ def _matched(
 ) -> Iterator[tuple[str, list[BaseCallback], list[dict[str, Any]]]]:
     """For each class in the states its name, the callbacks of it, and its states."""
     found = list(_callbacks(root, own))
-    for name in dict.fromkeys(state["class"] for state in states):
-        callbacks = [callback for callback in found if class_name(callback) == name]
-        yield name, callbacks, [state for state in states if state["class"] == name]
+    for name in dict.fromkeys(stable_name(state["class"]) for state in states):
+        callbacks = [callback for callback in found if stable_name(class_name(callback)) == name]
+        yield name, callbacks, [state for state in states if stable_name(state["class"]) == name]
 
 
 def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
@@ -579,7 +580,7 @@ def load_checkpoint(
         )
         total = int(checkpoint.config["total_timesteps"])
         states = {
-            kept["class"]: state_from_tree(kept["state"])
+            stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))
         }
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
