@@ -27,7 +27,7 @@ from rlsmooth.agents.smoothed_policies import (
     SmoothedMultiInputActorCriticPolicy,
 )
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
-from rlsmooth.training.divergence import TrainingDivergedError
+from rlsmooth.training.run import TrainingDivergedError
 
 if typing.TYPE_CHECKING:
     from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO

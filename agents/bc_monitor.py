@@ -31,8 +31,7 @@ from rlsmooth.agents.heads import Batch, CategoricalHead
 from rlsmooth.audits import calibration_error
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.training import epoch_permutation
-from rlsmooth.training.divergence import divergence_error
-from rlsmooth.training.early_stopping import EarlyStopping
+from rlsmooth.training.run import EarlyStopping, divergence_error
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bc import BC

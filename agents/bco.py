@@ -29,7 +29,7 @@ from rlsmooth.agents.rounds import ACTING, CLONE_SHOWN, LEARNING
 from rlsmooth.agents.transition_features import Inputs
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.training.learning_rate import LearningRate
+from rlsmooth.schedules import LearningRate
 
 __all__ = ["BCO"]
 

@@ -14,7 +14,7 @@ from rlsmooth.agents.transition_features import INPUTS
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.data.observation_only import rows_with_next
-from rlsmooth.training.learning_rate import as_schedule
+from rlsmooth.schedules import as_schedule
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bco import BCO

@@ -28,7 +28,7 @@ from rlsmooth.agents.quiet_training import train_quietly
 from rlsmooth.agents.rounds import ACTING, CLONE_SHOWN
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
-from rlsmooth.training.learning_rate import LearningRate
+from rlsmooth.schedules import LearningRate
 
 __all__ = ["DAgger"]
 

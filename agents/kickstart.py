@@ -11,11 +11,11 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from rlsmooth.agents.bc import BC
 from rlsmooth.agents.policy_arguments import constructor_arguments
-from rlsmooth.agents.schedules import ScheduleLike
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.agents.training_arguments import has_default_reference
 from rlsmooth.agents.warm_start import copy_actor
 from rlsmooth.checks import check_positive_int
+from rlsmooth.schedules import ScheduleLike
 from rlsmooth.targets import Smoothing
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from rlsmooth.agents.entropy_slot import EntropySlot
 from rlsmooth.agents.entropy_target import EntropyTarget, check_targets, entropy_target_for
 from rlsmooth.agents.kickstart import algorithm_from_bc
 from rlsmooth.agents.policy_measures import measure_rollout, record_measures
-from rlsmooth.agents.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
 from rlsmooth.agents.training_arguments import (
     check_policy_class,
@@ -28,6 +27,7 @@ from rlsmooth.agents.training_arguments import (
     training_smoothing,
 )
 from rlsmooth.agents.value_warmup import fit_critic
+from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.targets import Smoothing
 
 __all__ = ["SmoothedTraining"]

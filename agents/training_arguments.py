@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rlsmooth.agents.schedules import ScheduleLike, is_zero
 from rlsmooth.agents.smoothed_policy import SmoothedPolicy
 from rlsmooth.checks import check_in_range
+from rlsmooth.schedules import ScheduleLike, is_zero
 from rlsmooth.targets import Smoothing, as_smoothing
 
 __all__ = [
