@@ -57,8 +57,7 @@ from rlsmooth.training import (
     set_rng_state,
     warn_if_execution_differs,
 )
-from rlsmooth.training.divergence import divergence_error
-from rlsmooth.training.early_stopping import EarlyStopping
+from rlsmooth.training.run import EarlyStopping, divergence_error
 from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:

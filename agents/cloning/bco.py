@@ -42,8 +42,8 @@ from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.learning_rate import LearningRate, as_schedule
 from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:

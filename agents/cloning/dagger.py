@@ -39,9 +39,9 @@ from rlsmooth.agents.cloning.rows import ReferenceLike
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
+from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.learning_rate import LearningRate
 
 if TYPE_CHECKING:
     pass

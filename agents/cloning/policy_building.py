@@ -25,8 +25,8 @@ from rlsmooth.agents.smoothed.references import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.training.early_stopping import EarlyStopping
-from rlsmooth.training.learning_rate import LearningRate, as_schedule
+from rlsmooth.schedules import LearningRate, as_schedule
+from rlsmooth.training.run import EarlyStopping
 
 __all__ = ["LearningRate", "as_schedule", "build_policy", "early_stopping", "make_head", "split"]
 

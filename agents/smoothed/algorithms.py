@@ -21,14 +21,10 @@ from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.sb3 import begin_update, count_updates
 from rlsmooth.agents.smoothed.arguments import (
-    ScheduleLike,
     check_policy_class,
-    check_schedule,
     coefficient_at,
-    is_zero,
     policy_arguments_of,
     training_smoothing,
-    value_at,
 )
 from rlsmooth.agents.smoothed.entropy import EntropySlot
 from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, check_targets, entropy_target_for
@@ -42,6 +38,7 @@ from rlsmooth.agents.smoothed.policies import (
 )
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.checks import check_positive_int
+from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.targets import Smoothing
 
 __all__ = ["SmoothedA2C", "SmoothedPPO", "SmoothedTraining", "fit_critic"]

@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
-from rlsmooth.agents.smoothed.arguments import ScheduleLike, has_default_reference
+from rlsmooth.agents.smoothed.arguments import has_default_reference
+from rlsmooth.schedules import ScheduleLike
 from rlsmooth.targets import Smoothing
 
 __all__ = ["check_clone", "layer_arguments", "smoothed_form"]
