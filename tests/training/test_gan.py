@@ -450,19 +450,8 @@ def test_a_run_broken_off_before_its_first_update_and_one_that_was_over(tmp_path
 def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(BrokenOffError):
         make_normed(tmp_path).train(9, callback=break_at(7))
-    with pytest.raises(ValueError, match="holds another run's checkpoints"):
-        make_normed(tmp_path).train(9)
-    with pytest.raises(ValueError, match="was for 9 steps, not 12"):
-        make_normed(tmp_path).train(12, resume=True)
-    with pytest.raises(ValueError, match=r"batch_size=4 was 8 in the run"):
-        make_normed(tmp_path, batch_size=4).train(9, resume=True)
     with pytest.raises(ValueError, match=r"real_target='lin_0\.7' was 'lin_0\.8'"):
         make_normed(tmp_path, real_target="lin_0.7").train(9, resume=True)
-    other = GANTrainer(normed_generator, normed_discriminator, torch.zeros(9, 2), latent_size=3)
-    trainer = make_normed(tmp_path)
-    trainer.data = other.data
-    with pytest.raises(ValueError, match="data: these are not those"):
-        trainer.train(9, resume=True)
     with pytest.raises(ValueError, match="needs the run's checkpoint_folder"):
         make_normed().train(9, resume=True)
 

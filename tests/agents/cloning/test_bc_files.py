@@ -231,17 +231,11 @@ def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no run"):
-        BC.resume(tmp_path / "none", None, draw())
     checkpointed(tmp_path).learn(total_batches=4)
-    with pytest.raises(ValueError, match="demonstrations: these are not those"):
-        BC.resume(tmp_path, None, draw(seed=1), device="cpu")
     with pytest.raises(ValueError, match="demonstrations is None"):
         BC.resume(tmp_path, device="cpu")
     with pytest.raises(ValueError, match="validation: these are not those"):
         BC.resume(tmp_path, None, draw(), validation=draw(seed=2), device="cpu")
-    with pytest.raises(ValueError, match=r"holds another run's checkpoints.*BC\.resume"):
-        checkpointed(tmp_path).learn(total_batches=4)
     assert checkpoint_steps(tmp_path) == [3, 4]
     (tmp_path / "checkpoint_4.zip").write_bytes(b"")
     with pytest.warns(RuntimeWarning, match="Passed over a bad checkpoint"):

@@ -350,8 +350,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], c
     given = arguments.get("expert", expert)
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), given, **resume)
     assert resumed.round == (cut - 1) // ROUND
-    with pytest.raises(ValueError, match="was for total_timesteps=120, not 80"):
-        resumed.learn(80)
     resumed.learn(TOTAL)
     assert resumed.round == 3
     assert same_parameters(whole, resumed)
@@ -387,11 +385,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scratch_dir=.*holds no run"):
-        DAgger.resume(tmp_path / "none", IdentityEnv(4), expert)
     make_rounds(scratch_dir=tmp_path).learn(TOTAL)
-    with pytest.raises(ValueError, match=r"another run's checkpoints \(round 3\).*DAgger\.resume"):
-        make_rounds(scratch_dir=tmp_path).learn(TOTAL)
     assert checkpoint_steps(tmp_path) == [2, 3]
     (tmp_path / "checkpoint_3.zip").write_bytes(b"")
     with pytest.warns(RuntimeWarning, match="Passed over a bad checkpoint"):
