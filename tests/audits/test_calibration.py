@@ -224,8 +224,6 @@ def test_bad_arguments() -> None:
 
 
 # ---- adaptive and classwise errors
-
-
 def random_classifier(seed: int, rows: int = 500, num_classes: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     probabilities = (3 * torch.randn(rows, num_classes, generator=generator, dtype=torch.float64)).softmax(-1)
@@ -415,8 +413,6 @@ def test_bad_arguments_of_variants() -> None:
 
 
 # ---- temperature scaling
-
-
 def by_scipy(logits: Tensor, labels: Tensor, low: float = -7.0, high: float = 7.0) -> tuple[float, float]:
     """The best temperature and its negative log-likelihood, searched in log T."""
     rows, truth = logits.double().cpu().numpy(), labels.cpu().numpy()

@@ -198,8 +198,6 @@ def test_bad_arguments(score: Score) -> None:
 
 
 # ---- the risk-coverage curve
-
-
 def check_against_precision(confidences: torch.Tensor, hits: torch.Tensor) -> None:
     """Where all rows of one confidence are answered or none, the risk is 1 - the precision of "it is right"."""
     values, right = confidences.double().cpu().numpy(), hits.bool().cpu().numpy()
@@ -296,8 +294,6 @@ def test_bad_arguments_of_risk_coverage() -> None:
 
 
 # ---- the summary
-
-
 PLAIN = [
     "accuracy", "nll", "brier", "ece", "adaptive_ece", "classwise_ece", "confidence_gap", "margin", "aurc",
 ]  # fmt: skip

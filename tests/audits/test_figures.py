@@ -66,8 +66,6 @@ def test_importing_needs_no_matplotlib() -> None:
 
 
 # ---- classifiers
-
-
 def test_risk_coverage_curves_share_axes() -> None:
     hits = torch.tensor([True, True, False, True])
     curves = {
@@ -83,7 +81,6 @@ def test_risk_coverage_curves_share_axes() -> None:
         np.testing.assert_allclose(np.asarray(x), [0.25, 0.5, 0.75, 1.0])
         np.testing.assert_allclose(np.asarray(y), curve.risk.numpy())
     legend = axes.get_legend()
-    assert legend is not None
     written = [text.get_text() for text in legend.get_texts()]
     assert written == ["good (AURC 0.0625)", f"bad (AURC {curves['bad'].area:.4f})"]
     assert axes.get_ylim()[0] == 0

@@ -188,8 +188,6 @@ def test_bad_arguments() -> None:
 
 
 # ---- ordinal scores: class by class and threshold by threshold
-
-
 def macro_error(labels: Any, predictions: Any) -> float:
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     classes = [labels == place for place in np.unique(labels)]

@@ -56,10 +56,7 @@ def test_rows_are_read_as_a_batch() -> None:
     assert batch.observations.tolist() == [[1, 2], [0, 0]]  # type: ignore[union-attr]
     assert batch.actions.tolist() == [2, 0]
     assert batch.actions.dtype == np.int64
-    assert batch.weights is not None
-    assert batch.groups is not None
     assert (batch.weights.tolist(), batch.groups.tolist()) == ([5, 1], [8, 7])
-    assert batch.rewards is not None
     assert batch.rewards.tolist() == [12, 0]
     assert batch.action_masks is None
     assert len(demonstrations[1:3]) == 2
@@ -88,7 +85,6 @@ def test_selected_episodes_keep_their_rows_together() -> None:
     assert chosen.episode_ends.tolist() == [1, 4, 5]
     assert chosen.episode_returns().tolist() == [20, 33, 20]
     assert chosen.infos == ({"row": 5}, {"row": 2}, {"row": 3}, {"row": 4}, {"row": 5})
-    assert chosen.action_masks is not None
     assert chosen.action_masks.shape == (5, 3)
     # What was selected passes the checks that the selection skipped.
     dataclasses.replace(chosen)
@@ -166,8 +162,6 @@ def test_labels_count_from_zero() -> None:
 
 
 # ---- what may not enter: the error names the first offending row
-
-
 BOX = spaces.Box(-np.inf, np.inf, (2,))
 ROWS = 6
 
@@ -390,8 +384,6 @@ def test_a_million_transitions_are_checked_in_well_under_a_second() -> None:
 
 
 # ---- observation-only demonstrations
-
-
 SPACE = spaces.Box(-np.inf, np.inf, (2,))
 BOTH = spaces.Dict({"place": SPACE, "room": spaces.Discrete(4)})
 

@@ -354,8 +354,6 @@ def redirect(folder: Path) -> None:
 
 
 # ---- sets larger than memory: nothing but the asked-for rows may be read
-
-
 @st.composite
 def views(draw: st.DrawFn) -> tuple[EpisodeView, np.ndarray[Any, Any]]:
     """A view of episodes of an array, and the same rows put together by hand."""
@@ -506,8 +504,6 @@ def test_splitting_and_reading_take_no_memory_in_proportion_to_the_set(tmp_path:
 
 
 # ---- spaces as JSON: equal to the last bit after a round trip
-
-
 FLOATS = np.array([0.1, 1 / 3, -np.inf, 1e-45, 3.4028235e38], np.float32)
 
 SPACES: list[spaces.Space[Any]] = [
@@ -632,8 +628,6 @@ def test_what_is_no_space_gives_a_clear_error(data: Any, message: str) -> None:
 
 
 # ---- the set that ships, and that the real environment agrees with it
-
-
 FILE = Path(rlsmooth.data.__file__).with_name("cartpole_v1.npz")
 
 
@@ -669,7 +663,6 @@ def test_replaying_the_actions_gives_the_recorded_observations() -> None:
         env = gym.make("CartPole-v1")
         observation, _ = env.reset(seed=demonstrations.metadata["seed"] + number)
         episode = demonstrations.select_episodes([3 * number])[:]
-        assert episode.next_observations is not None
         for row in range(len(episode)):
             np.testing.assert_allclose(observation, episode.observations[row], rtol=1e-5, atol=1e-6)  # type: ignore[index, call-overload]
             observation, _, terminated, truncated, _ = env.step(int(episode.actions[row]))

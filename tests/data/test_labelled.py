@@ -33,8 +33,6 @@ def small(**more: Any) -> LabelledData:
 
 
 # ---- the named sets
-
-
 @pytest.mark.parametrize("name", LABELLED)
 def test_each_named_set_is_whole_and_says_where_it_is_from(name: str) -> None:
     data = load_labelled(name)
@@ -120,8 +118,6 @@ def test_importing_it_loads_neither_torch_nor_the_packages() -> None:
 
 
 # ---- splits, noise, scale
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 1),
@@ -200,8 +196,6 @@ def test_a_constant_feature_is_only_centred() -> None:
 
 
 # ---- files
-
-
 def test_a_saved_set_comes_back(tmp_path: Path) -> None:
     data = small(
         name="mine",
@@ -304,8 +298,6 @@ def test_names_that_are_no_sequence_of_text_are_told() -> None:
 
 
 # ---- label noise: its rate, that it is another legal action, and that nothing else changes
-
-
 def with_actions(actions: Any, space: spaces.Space[Any], masks: Any = None) -> Demonstrations:
     count = len(actions)
     return Demonstrations.from_arrays(

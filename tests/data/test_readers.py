@@ -282,8 +282,6 @@ def test_a_minari_set_that_is_not_there(minari_folder: Path) -> None:
 
 
 # ---- SB3's buffers, filled by hand and by SB3's own algorithms
-
-
 NARROW = spaces.Box(0, 1000, (2,))
 DICT = spaces.Dict({"box": NARROW, "step": spaces.Discrete(1000)})
 

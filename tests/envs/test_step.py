@@ -327,8 +327,6 @@ def test_without_a_render_mode_there_is_a_warning_and_no_picture(maker: Callable
 
 
 # ---- registered environments under the checkers of Gymnasium and SB3, and in vector environments
-
-
 IDS = [entry.id for entry in ENVIRONMENTS]
 IDENTITY_IDS = [name for name in IDS if "Identity" in name]  # their episodes are as long as asked for
 WRAPPED = ("native", "one_hot", "dict", "image")

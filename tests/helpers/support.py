@@ -24,8 +24,6 @@ FLAT = spaces.Box(-np.inf, np.inf, (3,))
 
 
 # ---- the same, bit for bit
-
-
 def assert_equal(one: Any, other: Any, where: str = "value", *, types: bool = False) -> None:
     """Compare nested values: tensors and arrays by dtype and bits, the rest by `==`, and by type where `types`."""
     if isinstance(one, Mapping):
@@ -58,8 +56,6 @@ def same_parameters(one: Any, other: Any) -> bool:
 
 
 # ---- data
-
-
 def draw(rows: int = 40, actions: int = 3, seed: int = 0, **more: Any) -> Demonstrations:
     """Four episodes of noise."""
     rng = np.random.default_rng(seed)
@@ -102,8 +98,6 @@ class Trajectory:
 
 
 # ---- logs
-
-
 class Lines(KVWriter):
     """Keeps every log line."""
 
@@ -131,8 +125,6 @@ def read_events(folder: Path) -> Any:
 
 
 # ---- runs that end too early
-
-
 class KilledError(Exception):
     """Ends a run in the middle of a rollout, as a kill does: nothing of it is used again."""
 
@@ -159,8 +151,6 @@ class Hidden(gym.Wrapper[Any, Any, Any, Any]):
 
 
 # ---- files that were tampered with
-
-
 class Bomb:
     """Unpickling it makes a file: the proof that code ran."""
 

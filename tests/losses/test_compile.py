@@ -145,8 +145,6 @@ def test_inductor_equals_eager(name: str, device: torch.device) -> None:
 
 
 # ---- peak memory: the gradient, and little else
-
-
 ROWS = 1024
 WIDE = 32_000
 NARROW = 4_000  # a kernel is [K, K]
@@ -226,7 +224,6 @@ def test_cross_entropy(kind: str, device: torch.device, tmp_path: Path) -> None:
 
 def test_a_mask_and_weights_cost_nothing(device: torch.device, tmp_path: Path) -> None:
     target, weight = masked_uniform(MEDIUM, device), torch.ones(ROWS, device=device)
-    assert target.reference is not None
     mask = target.reference.mask
     needed = times_the_logits(lambda x: cross_entropy(x, target, mask=mask, weight=weight), MEDIUM, device, tmp_path)
     assert needed <= 1.3

@@ -263,8 +263,6 @@ def test_two_uses_of_the_same_logits_add_their_gradients(device: torch.device) -
 
 
 # ---- kl_divergence and entropy: on whole rows and on the legal classes alone
-
-
 K = 6
 F64 = torch.float64
 Direction = Literal["reference_to_policy", "policy_to_reference"]
@@ -455,8 +453,6 @@ def test_blocks_of_rows_give_what_one_block_gives_of_kl_and_entropy(
 
 
 # ---- binary_cross_entropy: infinite logits, and what one-sided smoothing promises
-
-
 INF = math.inf
 REAL_FAKE = [(1.0, 0.0), (0.9, 0.0), (0.9, 0.1), (1.0, 0.2), (0.0, 1.0), (0.5, 0.5)]
 

@@ -387,8 +387,6 @@ def test_ignored_row_in_second_derivatives(device: torch.device) -> None:
 
 
 # ---- errors: the kind, and that the message names argument, value and fix
-
-
 LABELS = torch.tensor([0, 2])
 TARGET = uniform(LABELS, 3)
 LOGITS = torch.zeros(2, 3)

@@ -315,8 +315,6 @@ def test_the_estimated_entropy_of_a_mixture_is_its_integral() -> None:
 
 
 # ---- Gaussian policies
-
-
 D = 3
 directions = pytest.mark.parametrize("direction", ["reference_to_policy", "policy_to_reference"])
 

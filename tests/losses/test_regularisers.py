@@ -240,8 +240,6 @@ def test_inf_beside_a_hard_label_comes_out_of_relaxation(device: torch.device) -
 
 
 # ---- statistics
-
-
 CHOICES = 6
 
 

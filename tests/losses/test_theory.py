@@ -221,8 +221,6 @@ def test_mixing_targets_mixes_their_losses(device: torch.device) -> None:
 
 
 # ---- any logits, target and mask
-
-
 DIRECTIONS: tuple[Any, ...] = ("reference_to_policy", "policy_to_reference")
 LOGITS = (
     st.floats(-20, 20)

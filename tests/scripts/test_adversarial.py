@@ -169,8 +169,6 @@ def test_a_killed_run_goes_on_to_the_same_parameters(command: str, tmp_path: Pat
 
 
 # ---- every generator, from a clone, on masks and boxes; mistakes
-
-
 SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu", "--demo-batch-size", "64")
 
 
@@ -254,8 +252,6 @@ def test_a_cloned_policy_is_where_the_generator_begins(clone: Path, tmp_path: Pa
 )
 def test_hyperparameters_are_rl_zoos(algorithm: str, env: str) -> None:
     spec = importlib.util.find_spec("rl_zoo3")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
     theirs = Path(spec.submodule_search_locations[0]) / "hyperparams" / f"{algorithm}.yml"
     kind: type = {"dqn": DQN, "sac": SAC, "trpo": TRPO}[algorithm]
     mine, its = (resolve_hyperparameters(read_hyperparameters(algorithm, env, path), kind) for path in (None, theirs))
@@ -356,8 +352,6 @@ def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
 
 
 # ---- figures: legends of one line, tables that fit, nothing unlabelled
-
-
 RETURNS = ("mean_reward", "std_reward", "mean_reward_sampled", "std_reward_sampled")
 DISCRIMINATOR = ("acc_expert", "acc_gen", "probability_expert", "probability_gen", "entropy", "loss")
 
@@ -439,7 +433,6 @@ def test_every_panel_says_what_it_shows(draw: object) -> None:
         assert ax.get_ylabel()
         assert ax.lines
         legend = ax.get_legend()
-        assert legend is not None
         assert 1 <= len(legend.get_texts()) <= 3  # a fourth would be written over the title
     heights = [text.get_position()[1] for text in results.texts]
     assert min(heights) > -0.05  # on the page

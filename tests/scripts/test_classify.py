@@ -165,8 +165,6 @@ def test_a_spoilt_report_is_told(
 
 
 # ---- going on
-
-
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -211,8 +209,6 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Pat
 
 
 # ---- options: references, noise, files; mistakes
-
-
 def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(5, size=200)
@@ -311,8 +307,6 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
 
 
 # ---- mistakes
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

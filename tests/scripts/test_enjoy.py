@@ -79,8 +79,6 @@ def coloured(picture: Any, colour: tuple[int, int, int], *, above: int = CURVE_T
 
 
 # ---- the drawing
-
-
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9])
 def test_a_bar_is_as_long_as_the_action_is_probable(probability: float) -> None:
     values = np.array([1 - probability, probability])
@@ -154,8 +152,6 @@ def test_a_frame_keeps_its_pixels() -> None:
 
 
 # ---- the numbers
-
-
 def test_the_numbers_are_those_of_sb3s_distribution() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     seen = np.full((1, 4), 0.1, np.float32)
@@ -244,8 +240,6 @@ def test_names() -> None:
 
 
 # ---- the command
-
-
 def test_a_film_holds_every_step(agents: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = tmp_path / "film.mp4"
     found = main(Args(agents["ppo"], env="CartPole-v1", video=film, episodes=2, fps=25))
@@ -341,8 +335,6 @@ def test_mistakes_are_told(changes: dict[str, Any], message: str, agents: dict[s
 
 
 # ---- off-policy agents, and the distributions that these act from
-
-
 def small() -> dict[str, Any]:
     """Arguments of a small algorithm; made anew, since SB3 writes into its `policy_kwargs`."""
     return {"buffer_size": 10, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}

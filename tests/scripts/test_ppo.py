@@ -206,8 +206,6 @@ def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> N
 
 
 # ---- the other commands and ways to start them, reports of several runs, mistakes
-
-
 SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu")
 
 
@@ -451,8 +449,6 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
 
 
 # ---- words and curves of reports that depend on the action space and on what was on
-
-
 def _report(*, box: bool = False, floor: float = 0.0) -> OnPolicyReport:
     tags = {
         "train/smoothing": 0.05,

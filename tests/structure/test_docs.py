@@ -47,8 +47,6 @@ def test_its_commands_and_links_exist(page: Path) -> None:
 
 
 # ---- README
-
-
 README_BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
 
@@ -110,8 +108,6 @@ def test_every_linked_file_exists(readme: str, repository: Path) -> None:
 
 
 # ---- from-imitation.md: imitation's side, and the folder that imitation wrote
-
-
 FROM_IMITATION = (REPOSITORY / "docs" / "from-imitation.md").read_text(encoding="utf-8")
 IMITATION_BLOCK = re.compile(r"^```python(?: (imitation|rollouts))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -172,8 +168,6 @@ def test_a_folder_of_imitations_is_read(tmp_path: Path, programs: Any) -> None:
 
 
 # ---- imitation-tests.md: its tests exist, none is left out, and its numbers are those of its rows
-
-
 TESTS = REPOSITORY / "tests" / "imitation"
 IMITATION_TESTS = (REPOSITORY / "docs" / "imitation-tests.md").read_text(encoding="utf-8")
 FILES = {
@@ -235,8 +229,6 @@ def test_the_numbers_are_those_of_the_rows(name: str) -> None:
 
 
 # ---- the example projects run where only the wheel is installed
-
-
 @pytest.fixture(scope="module")
 def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu")
@@ -262,8 +254,6 @@ def test_an_example_runs_with_the_wheel_alone(
 
 
 # ---- docstrings; pytest's own --doctest-modules would collect the linked folders twice
-
-
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -366,8 +366,6 @@ def test_a_scheme_that_is_no_string() -> None:
 
 
 # ---- dense builders
-
-
 @pytest.mark.parametrize(
     ("build", "name"), [(from_probs, "probs"), (boltzmann, "q_values"), (teacher, "logits")], ids=lambda item: str(item)
 )
@@ -446,8 +444,6 @@ def test_visit_counts() -> None:
 
 
 # ---- numpy's arrays and scalars
-
-
 LABELS = torch.tensor([0, 2])
 ROW = np.array([0.25, 0.25, 0.5])
 ROWS = np.stack((ROW, ROW[::-1]))

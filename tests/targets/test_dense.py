@@ -44,8 +44,6 @@ def test_boltzmann(shape: tuple[int, ...], dtype: torch.dtype, temperature: floa
 def test_boltzmann_keeps_the_values_not_the_softmax() -> None:
     values = torch.randn(3, 5)
     reference = boltzmann(values).reference
-    assert reference is not None
-    assert reference.values is not None
     assert reference.values.data_ptr() == values.data_ptr()
 
 
@@ -125,8 +123,6 @@ def test_from_probs_uses_what_it_is_given(shape: tuple[int, ...], dtype: torch.d
     probs = torch.randn(*shape, 4, dtype=dtype, device=device).softmax(-1)
     target = from_probs(probs)
     assert_dense(target, array_of(probs), tolerance=0)
-    assert target.reference is not None
-    assert target.reference.values is not None
     assert target.reference.values.dtype == dtype
     torch.testing.assert_close(target.mass(), probs.double().sum(-1))
 
@@ -157,7 +153,6 @@ def test_masks_that_only_check() -> None:
 def test_a_tiny_temperature_picks_the_best() -> None:
     assert_dense(boltzmann(torch.tensor([[100.0, 101.0]]), 1e-307), [[0.0, 1.0]])
     reference = boltzmann(torch.tensor([[100.0, 101.0]]), 1e-37).reference
-    assert reference is not None
     assert reference.block(torch.float32).tolist() == [[0.0, 1.0]]
 
 
@@ -168,8 +163,6 @@ def test_visits_at_a_tiny_temperature_pick_the_most_visited() -> None:
 def test_a_teachers_common_offset_costs_no_precision_in_float32() -> None:
     offset = teacher(torch.tensor([[10000.0, 10001.0, 9999.5]])).reference
     plain = teacher(torch.tensor([[0.0, 1.0, -0.5]])).reference
-    assert offset is not None
-    assert plain is not None
     torch.testing.assert_close(offset.block(torch.float32), plain.block(torch.float32), rtol=1e-6, atol=0)
 
 
@@ -179,8 +172,6 @@ def test_half_precision_rows_that_cannot_add_up_are_told_the_way_out() -> None:
 
 
 # ---- continuous actions
-
-
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.1, 1.0])
@@ -189,7 +180,6 @@ def test_weights_and_reference(shape: tuple[int, ...], dtype: torch.dtype, alpha
     target = gaussian(actions, alpha, reference_mean=0.5, reference_std=2)
     assert target.batch_shape == shape
     torch.testing.assert_close(target.actions, actions)
-    assert target.background_weight is not None
     assert target.atom_weight.dtype == target.background_weight.dtype == torch.float64
     torch.testing.assert_close(target.atom_weight, torch.full(shape, 1 - alpha, dtype=torch.float64, device=device))
     torch.testing.assert_close(target.background_weight, torch.full(shape, alpha, dtype=torch.float64, device=device))
@@ -287,8 +277,6 @@ def test_the_reference_carries_no_gradient() -> None:
 
 
 # ---- completed values: against mctx's own answers and numpy; masks and missing visits
-
-
 F64 = torch.float64
 NAN, INF = math.nan, math.inf
 LOGITS, VALUES = [0.5, -1.0, 2.0, 0.0], [1.0, 0.4, 9.0, 0.7]

@@ -347,8 +347,6 @@ def test_a_subnormal_prior_on_the_legal_classes_gives_no_nan() -> None:
 
 
 # ---- `Target.mix` as mixup: one loss with the mixed target is the two losses, weighed
-
-
 F64 = torch.float64
 K, B = 5, 12
 PRIOR = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=F64)
@@ -429,8 +427,6 @@ def test_a_mixture_of_two_hots_has_the_mixed_value(device: torch.device) -> None
 
 
 # ---- confidence-adaptive pseudo-labels, against theory at 1e-9
-
-
 def gradient(logits: Tensor, target: Target) -> Tensor:
     leaf = logits.detach().clone().requires_grad_(True)
     (result,) = torch.autograd.grad(cross_entropy(leaf, target, reduction="sum"), leaf)

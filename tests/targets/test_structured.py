@@ -370,8 +370,6 @@ def test_a_kernel_of_huge_similarities_is_still_normalised() -> None:
 
 
 # ---- `Tree`: distances against a breadth-first search, and every way in which something is no tree
-
-
 def distances_by_search(tree: Tree) -> list[list[int]]:
     """Breadth first over the undirected edges, from each leaf."""
     edges: dict[int, list[int]] = {place: [] for place in range(len(tree.names))}
@@ -603,8 +601,6 @@ def test_a_table_of_bare_names_is_refused() -> None:
 
 
 # ---- the incomplete beta function against scipy's, both tails
-
-
 def tails(a: object, b: object, x: object) -> tuple[np.ndarray, np.ndarray]:
     lower, upper = regularised_incomplete_beta(*(torch.as_tensor(value, dtype=torch.float64) for value in (a, b, x)))
     return lower.numpy(), upper.numpy()

@@ -37,14 +37,11 @@ def truncate(path: Path) -> None:
 
 
 # ---- folders
-
-
 def test_the_latest_comes_back_and_the_last_two_stay(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     for step in (0, 9, 10, 100):  # in the order of numbers, not of letters
         assert save(folder, step) == folder / f"checkpoint_{step}.zip"
     latest = latest_checkpoint(folder)
-    assert latest is not None
     assert (latest.step, latest.config, latest.path) == (100, {"step": 100}, folder / "checkpoint_100.zip")
     assert latest.tensors["net"]["w"].tolist() == [100] * 50
     assert "torch" in latest.versions
@@ -62,7 +59,6 @@ def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
     save(tmp_path, 3)
     save_checkpoint(tmp_path, 3, config={"again": True}, tensors={})
     latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.config == {"again": True}
 
 
@@ -93,7 +89,6 @@ def test_damaged_ones_are_passed_over_with_a_warning_that_names_them(tmp_path: P
     (tmp_path / "checkpoint_2.zip").write_bytes(b"")
     with pytest.warns(RuntimeWarning) as caught:
         latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.step == 1
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 2
@@ -124,7 +119,6 @@ def test_going_back_behind_a_damaged_one_does_not_lose_the_good_ones(tmp_path: P
     assert checkpoint_steps(tmp_path) == [10, 11, 20]
     with pytest.warns(RuntimeWarning, match=r"checkpoint_20\.zip"):
         latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.step == 11
     save(tmp_path, 20)  # written again, and good
     assert checkpoint_steps(tmp_path) == [11, 20]
@@ -222,8 +216,6 @@ def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(
 
 
 # ---- optimisers
-
-
 def step_of(optimizer: torch.optim.Optimizer, module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randn(8, 3, generator=generator)
@@ -262,7 +254,6 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(device)
     resumed = build(list(other.parameters()))
     checkpoint = latest_checkpoint(tmp_path)
-    assert checkpoint is not None
     other.load_state_dict(checkpoint.tensors["net"])
     load_optimizer(resumed, checkpoint.tensors["optimizer"], checkpoint.config["optimizer"])
     assert_equal(resumed.state_dict(), optimizer.state_dict(), types=True)
@@ -325,8 +316,6 @@ def test_a_state_with_code_in_it_is_an_error() -> None:
 
 
 # ---- trees
-
-
 @pytest.mark.parametrize(
     "tree",
     [

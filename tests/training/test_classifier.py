@@ -64,8 +64,6 @@ def assert_close(classifier: Classifier, module: nn.Module, tolerance: float = 1
 
 
 # ---- what it learns
-
-
 def test_digits_are_learnt() -> None:
     X, y, X_test, y_test = digits()
     classifier = Classifier(smoothing=0.1, max_epochs=10, learning_rate=5e-3, seed=0, device="cpu").fit(X, y)
@@ -182,8 +180,6 @@ def test_mixup_learns() -> None:
 
 
 # ---- seeds, early stopping, devices
-
-
 def test_one_seed_one_result_whatever_the_global_generators() -> None:
     X, y = noise()
     arguments = {"mixup": 0.3, "validation_fraction": 0.25}
@@ -262,8 +258,6 @@ def test_every_device_trains(device: torch.device) -> None:
 
 
 # ---- updates as in a loop written by hand; targets, masks, weights and mixup
-
-
 def by_hand(
     model: nn.Module, X: Any, y: Any, loss: Any, *, epochs: int, batch_size: int, learning_rate: float = 1e-3
 ) -> nn.Module:
@@ -281,8 +275,6 @@ def by_hand(
 
 
 # ---- each update is the one of a loop written by hand
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 @pytest.mark.parametrize("batch_size", [48, 20])
 def test_updates_are_those_of_torchs_label_smoothing(alpha: float, batch_size: int) -> None:
@@ -428,8 +420,6 @@ def test_no_update_waits_for_the_device(
 
 
 # ---- targets, masks, mixup
-
-
 def test_a_given_target_takes_the_place_of_smoothing() -> None:
     X, y = noise()
     target = uniform(torch.tensor(y), 4, alpha=0.3)
@@ -544,8 +534,6 @@ def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
 
 
 # ---- what it refuses, and how it says so
-
-
 X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 Y = np.arange(12) % 3
 

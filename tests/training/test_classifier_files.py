@@ -51,8 +51,6 @@ def assert_same(one: Classifier, two: Classifier) -> None:
 
 
 # ---- files
-
-
 @pytest.mark.parametrize("names", [["a", "bb", "c"], [5, -1, 7], [False, True, True]])
 def test_a_file_brings_everything_back(names: list[Any], tmp_path: Path) -> None:
     X, y = noise()
@@ -119,8 +117,6 @@ def test_a_fitted_classifier_can_be_pickled() -> None:
 
 
 # ---- checkpoints
-
-
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Make the run break off once the checkpoint of that epoch is written."""
     original = classifier_files.save_checkpoint
@@ -250,8 +246,6 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_p
 
 
 # ---- what a fit reports: history, TensorBoard files, lines, and the end of a fit that diverges
-
-
 MEASURED = ["accuracy", "cross_entropy", "ece", "entropy", "nll_hard"]
 
 

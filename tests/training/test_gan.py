@@ -66,8 +66,6 @@ def same(one: GANTrainer, two: GANTrainer) -> bool:
 
 
 # ---- what is computed
-
-
 def test_the_generators_losses_are_torchs() -> None:
     logits = torch.randn(7, 1)
     zeros, ones = torch.zeros_like(logits), torch.ones_like(logits)
@@ -83,7 +81,6 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
     makes, tells = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
     make_optimizer = torch.optim.Adam(makes.parameters(), lr=0.01, betas=(0.5, 0.999))
     tell_optimizer = torch.optim.Adam(tells.parameters(), lr=0.01, betas=(0.5, 0.999))
-    assert trainer.data is not None
     with isolated_rng():
         set_rng_state(trainer._rng)
         for step in range(4):
@@ -112,7 +109,6 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
 
 def test_the_average_follows_its_formula() -> None:
     trainer = make(ema_decay=0.3)
-    assert trainer.average is not None
     expected = [parameter.detach().clone() for parameter in trainer.generator.parameters()]
 
     def follow(trainer: GANTrainer) -> None:
@@ -155,8 +151,6 @@ def test_it_learns_where_the_data_are() -> None:
 
 
 # ---- seeds, data, schedules
-
-
 def test_a_seed_repeats_a_run_and_leaves_other_generators_alone() -> None:
     first = make(ema_decay=0.9)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index, union-attr]  # noqa: NPY002
@@ -172,13 +166,11 @@ def test_a_seed_repeats_a_run_and_leaves_other_generators_alone() -> None:
 
 def test_each_epoch_of_a_tensor_has_every_row_at_most_once_in_a_new_order() -> None:
     trainer = make(batch_size=12)
-    assert trainer.data is not None
     epochs = [torch.cat([trainer.data.rows(3 * epoch + batch) for batch in range(3)]) for epoch in range(2)]
     for rows in epochs:
         assert len(set(rows.tolist())) == 36
     assert epochs[0].tolist() != epochs[1].tolist()
     few = make(data=DATA[:5])
-    assert few.data is not None
     assert few.data.batch(3).shape == (5, 2)
     few.train(2)
 
@@ -228,8 +220,6 @@ def test_other_shapes_of_noise_rows_and_logits() -> None:
 
 
 # ---- what is logged
-
-
 def test_history_holds_the_means_since_the_last_line() -> None:
     every, seldom = make(real_target=0.9).train(6, log_every=1), make(real_target=0.9).train(6, log_every=3)
     assert seldom.history["step"] == [3.0, 6.0]
@@ -282,8 +272,6 @@ def test_a_progress_bar_counts_the_steps(capsys: pytest.CaptureFixture[str]) -> 
 
 
 # ---- what stops it
-
-
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     trainer = make(learning_rate=lambda progress: 1e-3 if progress > 0.5 else math.inf, checkpoint_folder=tmp_path)
     with pytest.raises(TrainingDivergedError, match=r"stopped at step [67]: .*the GAN diverged.*last good") as found:
@@ -294,8 +282,6 @@ def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path:
 
 def test_rows_that_were_spoilt_after_they_were_checked_are_named() -> None:
     trainer = make()
-    assert trainer.data is not None
-    assert trainer.data.tensor is not None
     trainer.data.tensor = trainer.data.tensor.clone()
     trainer.data.tensor[int(trainer.data.rows(2)[1])] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"Samples \d+ of the data hold NaN") as found:
@@ -358,8 +344,6 @@ def test_wrong_networks_are_named() -> None:
 
 
 # ---- its file, and checkpoints of runs that were killed
-
-
 SCRIPT = """
 import os, signal, sys
 import torch
@@ -417,8 +401,6 @@ def break_at(step: int) -> Any:
 
 
 # ---- checkpoints
-
-
 def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     script, folder = tmp_path / "run.py", tmp_path / "checkpoints"
     script.write_text(SCRIPT)
@@ -465,8 +447,6 @@ def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> No
 
 
 # ---- the trainer's own file
-
-
 def test_a_loaded_trainer_samples_and_trains_on(tmp_path: Path) -> None:
     trainer = make_normed(learning_rate=0.01, real_target=0.9).train(6)
     path = trainer.save(tmp_path / "gan")
@@ -477,7 +457,6 @@ def test_a_loaded_trainer_samples_and_trains_on(tmp_path: Path) -> None:
     assert (loaded.step, loaded.batch_size, loaded.real_target, loaded.betas) == (6, 8, 0.9, (0.5, 0.999))
     with pytest.raises(ValueError, match="data is None"):
         loaded.train(1)
-    assert trainer.data is not None
     assert trainer.data.tensor is not None
     again = GANTrainer.load(path, normed_generator, normed_discriminator, trainer.data.tensor, device="cpu").train(4)
     assert again.step == 10
@@ -508,11 +487,7 @@ def test_what_does_not_fit_the_file_is_named(tmp_path: Path) -> None:
 
 
 # ---- ready GANs: densities, PacGAN's measures, image networks and digits
-
-
 # ---- densities
-
-
 @pytest.mark.parametrize(
     ("mixture", "deviation"), [(ring_of_gaussians(), 0.01), (grid_of_gaussians(), 0.05)], ids=["ring", "grid"]
 )
@@ -545,8 +520,6 @@ def test_wrong_densities_are_refused() -> None:
 
 
 # ---- measures
-
-
 @pytest.mark.parametrize("spread", [0.5, 1.0, 3.0])
 def test_coverage_is_a_count(spread: float, device: torch.device) -> None:
     mixture = grid_of_gaussians()
@@ -583,8 +556,6 @@ def test_coverage_at_its_ends() -> None:
 
 
 # ---- networks and cases
-
-
 @pytest.mark.parametrize("image_size", [4, 8, 64])
 def test_the_image_networks_fit_each_other(image_size: int) -> None:
     images = image_generator(5, image_size=image_size, channels=3, width=4)(torch.randn(2, 5))

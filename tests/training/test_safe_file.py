@@ -130,8 +130,6 @@ def test_an_older_version_is_read_and_said(tmp_path: Path) -> None:
 
 
 # ---- damage
-
-
 def test_cut_short_anywhere_is_one_clear_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zip")
     whole = path.read_bytes()
@@ -175,8 +173,6 @@ def test_a_changed_member_of_a_repacked_file_is_found_by_its_hash(tmp_path: Path
 
 
 # ---- what can't be written
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -229,8 +225,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 # ---- faults
-
-
 def write_plain(path: Path) -> Path:
     tensors = {"net": {"weight": torch.ones(2, 3), "bias": torch.tensor(-0.0)}, "rng": {"torch": torch.arange(5)}}
     write_safe_file(path, {"steps": 12}, tensors=tensors, format_name="demo", format_version=3)

@@ -368,8 +368,6 @@ def test_a_schedule_of_the_classifier_is_refused() -> None:
 
 
 # ---- pseudo-labels: targets by hand, the teacher's average, the balance of classes
-
-
 F64 = torch.float64
 
 
@@ -576,8 +574,6 @@ def test_balance_reaches_the_rounds() -> None:
 
 
 # ---- the report of a round: gradients, confirmation bias and accuracy by hand
-
-
 def even_logits(confidence: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Logits with `confidence` on a label and the rest even, `[N, K]`, and the labels."""
     labels = torch.arange(len(confidence), device=confidence.device) % classes
@@ -708,7 +704,6 @@ def test_a_report_says_what_happened() -> None:
     )
     growth = whole.predict_proba(X)[np.arange(400), whole.transduction_] - given
     wrong = made & (whole.transduction_ != LABELS)
-    assert report.confirmation_bias is not None
     assert report.confirmation_bias.num_wrong == wrong.sum() > 0
     assert report.confirmation_bias.share_grown == pytest.approx((growth[wrong] > 0).mean())
     assert report.confirmation_bias.mean_growth == pytest.approx(growth[wrong].mean(), abs=1e-6)

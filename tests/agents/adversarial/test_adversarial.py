@@ -154,7 +154,6 @@ def test_the_generators_terminated_episodes_are_padded_by_what_the_discount_leav
 
 def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> None:
     never_ended = expert()
-    assert never_ended.terminations is not None
     assert not never_ended.terminations.any()
     trainer = GAIL(never_ended, ppo(gamma=0.9), seed=0)
     rows = never_ended.observations[:4], never_ended.actions[:4], never_ended.observations[:4], np.zeros(4, bool)
@@ -358,8 +357,6 @@ def test_smoothed_fakes_warn_and_spaces_must_agree() -> None:
 
 
 # ---- options, warnings, and the tags that imitation's users look for
-
-
 def short_ppo(**arguments: Any) -> PPO:
     given = {"n_steps": 64, "batch_size": 64, "n_epochs": 1, "seed": 0, "device": "cpu", **arguments}
     return PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=0), **given)

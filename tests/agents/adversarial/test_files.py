@@ -312,8 +312,6 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 
 # ---- reward networks, and environments with a learned reward
-
-
 BOX = spaces.Box(-1, 1, (3,))
 
 

@@ -163,7 +163,6 @@ class Rewards(BaseCallback):
 def test_true_rewards_in_a_replay_buffer_are_made_anew() -> None:
     model, seen = dqn(), Rewards()
     model.learn(100)
-    assert model.replay_buffer is not None
     assert set(model.replay_buffer.rewards[:50].ravel()) == {1.0}
     GAIL(expert(), model, demo_batch_size=16, seed=0).learn(20, seen)
     assert 1.0 not in seen.found
@@ -312,8 +311,6 @@ def test_small_images_are_flattened() -> None:
 
 
 # ---- spaces, masks, normalised environments and generators; and the reward that AIRL recovers
-
-
 IDENTITY = "rlsmooth.envs:rlsmooth/Identity"
 FORMS = {"native": "MlpPolicy", "one_hot": "MlpPolicy", "dict": "MultiInputPolicy", "image": "CnnPolicy"}
 KINDS = ("", "MultiDiscrete", "MultiBinary")

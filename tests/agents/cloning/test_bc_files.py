@@ -29,8 +29,6 @@ def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
 
 
 # ---- agent files
-
-
 def test_three_lines_load_an_agent_that_acts(tmp_path: Path) -> None:
     BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0).learn(total_batches=3).save(tmp_path / "agent")
     agent = BC.load(tmp_path / "agent.zip")
@@ -129,8 +127,6 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 # ---- checkpoints
-
-
 def checkpointed(folder: Path, **arguments: Any) -> BC:
     return make(batch_size=4, checkpoint_folder=folder, checkpoint_every=3, **arguments)
 
@@ -243,8 +239,6 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
 
 # ---- data on the disk
-
-
 @pytest.mark.parametrize(
     "arguments", [{}, {"smoothing": "lin_0.2"}, {"kl_coef": 0.2, "reference": torch.tensor([0.5, 0.25, 0.25])}]
 )
@@ -267,7 +261,6 @@ def test_a_memory_mapped_folder_trains_as_an_array_does(
 
 def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
     agent = make(batch_size=6, gradient_accumulation=2)
-    assert agent._data is not None
     order = torch.randperm(40)
     updates = list(agent._data.updates(order, 6, 2))
     assert [[len(part.labels) for part in update] for update in updates] == [[6, 6], [6, 6], [6, 6], [4]]
@@ -278,8 +271,6 @@ def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
 
 
 # ---- warm starts
-
-
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_an_sb3_algorithm_starts_where_cloning_ended(algorithm: Any) -> None:
     agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0, device="cpu").learn(total_epochs=2)

@@ -57,8 +57,6 @@ class Recorder(BaseCallback):
 
 
 # ---- repeating
-
-
 @pytest.mark.parametrize("policy_kwargs", [{}, {"activation_fn": torch.nn.ReLU}])
 def test_the_same_seed_gives_the_same_parameters(policy_kwargs: dict[str, Any]) -> None:
     runs = []
@@ -144,8 +142,6 @@ def test_mixed_precision_trains_close_to_full() -> None:
 
 
 # ---- counting and schedules
-
-
 def test_epochs_batches_and_a_second_call_are_counted() -> None:
     agent, recorder = make(batch_size=16), Recorder()
     agent.learn(total_epochs=2, callback=recorder)
@@ -188,8 +184,6 @@ def test_alpha_follows_its_schedule() -> None:
 
 
 # ---- SB3's own tools
-
-
 def test_sb3s_callbacks_take_the_agent(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"batch_size": 256, "learning_rate": 3e-3, "seed": 0, "device": "cpu"}
     agent = BC("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), cartpole_v1(), **arguments)
@@ -240,7 +234,6 @@ def test_the_progress_bar_needs_no_environment(capsys: pytest.CaptureFixture[str
 def test_environments_are_held_as_sb3_holds_them() -> None:
     agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0, device="cpu")
     env = agent.get_env()
-    assert env is not None
     assert (env.num_envs, agent.n_envs) == (1, 1)
     assert agent.get_vec_normalize_env() is None
     normalised = VecNormalize(make_vec_env("CartPole-v1", 2))
@@ -256,10 +249,7 @@ def test_environments_are_held_as_sb3_holds_them() -> None:
 
 
 # ---- log lines, TensorBoard files, validation, evaluations, divergence
-
-
 # ---- logs
-
 TAGS = {
     *("batch", "epoch", "loss", "neglogp", "entropy", "ent_loss", "prob_true_act", "l2_norm", "l2_loss"),  # imitation's
     *("samples_so_far", "policy_entropy", "entropy_frac", "kl_uniform", "kl_reference", "smoothing"),
@@ -356,15 +346,12 @@ def test_kl_reference_is_towards_the_smoothings_own_reference() -> None:
 
 
 # ---- validation
-
-
 def test_early_stopping_goes_back_to_the_best_parameters() -> None:
     noise = draw(rows=40)
     agent = make(noise, batch_size=10, learning_rate=0.05, validation_fraction=0.25, early_stopping_patience=3)
     lines = listen(agent)
     agent.learn(total_epochs=200)
     stopping = agent.early_stopping
-    assert stopping is not None
     assert agent.num_timesteps < 200 * agent.batches_per_epoch
     assert agent.num_timesteps == stopping.best_step + 3 * agent.batches_per_epoch
     assert lines.lines[-1][1]["bc/val_loss"] == pytest.approx(stopping.best_loss, abs=1e-6)
@@ -372,8 +359,6 @@ def test_early_stopping_goes_back_to_the_best_parameters() -> None:
 
 def test_the_split_is_by_episode_and_validation_may_be_given() -> None:
     agent = make(draw(), validation_fraction=0.25)
-    assert agent.demonstrations is not None
-    assert agent.validation is not None
     assert (agent.demonstrations.num_episodes, agent.validation.num_episodes) == (3, 1)
     given = make(draw(), validation=draw(rows=12))
     lines = listen(given)
@@ -382,8 +367,6 @@ def test_the_split_is_by_episode_and_validation_may_be_given() -> None:
 
 
 # ---- evaluation
-
-
 class Dropping(FlattenExtractor):
     """Draws from torch's generator in training, and only there."""
 
@@ -436,8 +419,6 @@ def test_maskable_agents_are_evaluated_under_masks() -> None:
 
 
 # ---- divergence
-
-
 def test_a_bad_row_stops_training_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
     demonstrations = draw(rows=40)
     agent = make(demonstrations, batch_size=4, checkpoint_folder=tmp_path, checkpoint_every=2)
@@ -446,8 +427,6 @@ def test_a_bad_row_stops_training_and_the_last_good_checkpoint_stays(tmp_path: P
     class Spoil(BaseCallback):
         def _on_step(self) -> bool:
             if self.num_timesteps == 10:  # the end of the first epoch
-                assert agent._data is not None
-                assert agent._data._whole is not None
                 agent._data._whole.observations[17] = torch.nan
             return True
 

@@ -155,7 +155,6 @@ def test_gsde_is_a_gaussian_that_depends_on_the_state() -> None:
     agent = BC("MlpPolicy", None, demonstrations, smoothing=0, policy_kwargs={"use_sde": True}, seed=0, device="cpu")
     assert isinstance(agent.head, GaussianHead)
     assert not agent.head.direct
-    assert agent._data is not None
     batch = agent._data.take(torch.arange(ROWS))
     before = (agent.head.outputs(batch.observations)[0] - batch.labels).abs().mean()
     agent.learn(total_epochs=50)
@@ -250,9 +249,7 @@ def test_groups_of_components_sum_to_the_joint_loss() -> None:
     demonstrations = draw(FLAT, ACTIONS["multi_binary"], weights=np.linspace(0.0, 2.0, ROWS))
     agent = BC("MlpPolicy", None, demonstrations, smoothing=0.2, seed=0, device="cpu")
     assert isinstance(agent.head, CategoricalHead)
-    assert agent._data is not None
     batch = agent._data.take(torch.arange(ROWS))
-    assert batch.target is not None
     outputs = agent.head.outputs(batch.observations)
     loss = agent.head.loss(outputs, batch, batch.target, 0.0, "mean")
     targets = 0.8 * np.asarray(demonstrations.actions) + 0.1
@@ -316,8 +313,6 @@ def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.d
 
 
 # ---- arguments that can't be: one clear error, before anything is trained or written
-
-
 SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),
     "multi": spaces.MultiDiscrete([3, 2]),

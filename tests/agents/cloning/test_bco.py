@@ -142,8 +142,6 @@ def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
 
 
 # ---- learning
-
-
 @pytest.mark.parametrize("kind", ["discrete", "masked", "multi_discrete", "multi_binary", "box"])
 def test_it_finds_the_actions_and_learns_them(kind: str) -> None:
     data = watched(kind)
@@ -201,8 +199,6 @@ def test_learning_on_cartpole_without_its_actions() -> None:
 
 
 # ---- what it must not look at
-
-
 def test_actions_of_demonstrations_play_no_part() -> None:
     data = watched()
     rng = np.random.default_rng(0)
@@ -221,14 +217,11 @@ def test_actions_of_demonstrations_play_no_part() -> None:
 def test_demonstrations_without_next_observations_lose_their_last_rows() -> None:
     data = watched()
     agent = make(data._with(next_observations=None), n_rounds=1, inverse_epochs=40).learn()
-    assert agent.pairs is not None
     assert len(agent.pairs) == len(data) - data.num_episodes
     assert agent.history[0]["pseudo_label_accuracy"] > 0.9
 
 
 # ---- masks
-
-
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MaskableMlpPolicy"])
 @pytest.mark.parametrize("pseudo_labels", ["hard", "soft"])
 def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, pseudo_labels: Any) -> None:
@@ -236,17 +229,14 @@ def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, 
     masks = np.asarray(data.action_masks)
     env = make_vec_env(lambda: Walk("masked"), n_envs=3)
     agent = make(data, env, policy=policy, pseudo_labels=pseudo_labels, smoothing=0.2).learn()
-    assert agent.transitions is not None
     taken, legal = agent.transitions.actions, np.asarray(agent.transitions.action_masks)
     assert len(taken) == 204
     assert legal[np.arange(204), taken].all()  # the environment would have raised, too
     labelled = agent.bc.demonstrations
-    assert labelled is not None
     assert masks[np.arange(len(data)), labelled.actions].all()
     if pseudo_labels == "soft":
         assert (np.asarray(labelled.action_probs)[~masks] == 0).all()
         dataclasses.replace(labelled)  # checks all of it
-    assert agent.bc._data is not None
     (batch,) = agent.bc._data.chunks()
     (target,) = action_target(agent.bc.head, agent.bc.smoothings, batch)
     dense = target.dense()
@@ -257,7 +247,6 @@ def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:
     made = collect(None, wrap_env("env", Walk("masked")), 2000, seed=0, after_step=lambda: True)
-    assert made is not None
     legal = np.asarray(made.action_masks)
     counts = np.bincount(made.actions, minlength=4)
     expected = (legal / legal.sum(1, keepdims=True)).sum(0)
@@ -268,8 +257,6 @@ def test_random_actions_are_uniform_over_the_legal_ones() -> None:
 def test_soft_pseudo_labels_are_the_models_probabilities() -> None:
     data = watched()
     agent = make(data, pseudo_labels="soft", inverse_smoothing=0.3, n_rounds=1).learn()
-    assert agent.inverse_dynamics is not None
-    assert agent.bc.demonstrations is not None
     probabilities = agent.inverse_dynamics.probabilities(data.observations, data.next_observations)
     assert np.array_equal(agent.bc.demonstrations.action_probs, probabilities)  # type: ignore[arg-type]
     assert agent.history[0]["pseudo_label_confidence"] == pytest.approx(float(probabilities.max(1).mean()), abs=1e-6)
@@ -278,8 +265,6 @@ def test_soft_pseudo_labels_are_the_models_probabilities() -> None:
 
 
 # ---- collecting
-
-
 def test_transitions_are_what_the_environments_did() -> None:
     env = make_vec_env(Walk, n_envs=3)
     steps = []
@@ -289,7 +274,6 @@ def test_transitions_are_what_the_environments_did() -> None:
         return True
 
     made = collect(None, env, 100, seed=0, after_step=after_step)
-    assert made is not None
     assert len(steps) == 34
     assert len(made) == 102
     before, after = (np.asarray(part).argmax(1) for part in (made.observations, made.next_observations))
@@ -298,7 +282,6 @@ def test_transitions_are_what_the_environments_did() -> None:
     assert {34, 68, 102} <= set(made.episode_ends.tolist())
     assert made.num_episodes >= 50
     again = collect(None, env, 100, seed=0, after_step=after_step)
-    assert again is not None
     assert np.array_equal(again.observations, made.observations)
     assert np.array_equal(again.actions, made.actions)
     both = join([made, again])
@@ -317,8 +300,6 @@ def test_later_rounds_act_by_the_policy() -> None:
 
 
 # ---- mistakes
-
-
 def test_mistakes_are_told() -> None:
     data = watched()
     with pytest.raises(TypeError, match=r"use ObservationOnly\.from_trajectories"):
@@ -372,7 +353,6 @@ def test_the_first_rounds_actions_are_not_the_environments_own_noise(space: spac
 
     draws: list[Any] = []
     made = collect(None, wrap_env("env", Draws()), 100, seed=11, after_step=lambda: True)
-    assert made is not None
     found, actions = np.array(draws), np.asarray(made.actions)
     if isinstance(space, spaces.Box):
         assert abs(np.corrcoef(found[:, 0], actions[:, 0])[0, 1]) < 0.5
@@ -381,8 +361,6 @@ def test_the_first_rounds_actions_are_not_the_environments_own_noise(space: spac
 
 
 # ---- runs: repeats, callbacks, logs; on CartPole-v1, with few steps
-
-
 ENV = "CartPole-v1"
 
 
@@ -512,8 +490,6 @@ def test_the_clone_starts_reinforcement_learning() -> None:
 
 
 # ---- agent files and checkpoints; runs that are cut off
-
-
 DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
 
 
@@ -545,8 +521,6 @@ class Cut:
 
 
 # ---- agent files
-
-
 def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     smoothing = Smoothing(0.2, reference=torch.tensor([0.25, 0.75]))
     agent = make_rounds(smoothing=smoothing, inverse_smoothing="lin_0.1", learning_rate="lin_0.01", n_rounds=1).learn()
@@ -605,8 +579,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 # ---- checkpoints
-
-
 @pytest.mark.parametrize(
     ("arguments", "cut"),
     [
@@ -648,7 +620,6 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     resumed.learn()
     moved = BCO.resume(tmp_path / "two", "CartPole-v1", DATA, device="cpu")
     assert moved.round == 3
-    assert moved.transitions is not None
     assert len(moved.transitions) == 120
     assert same_parameters(moved, resumed)
 

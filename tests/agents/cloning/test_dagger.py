@@ -44,8 +44,6 @@ def make(env: Any, expert: Any, **arguments: Any) -> DAgger:
 
 
 # ---- learning
-
-
 @pytest.mark.parametrize(
     "env",
     [
@@ -71,7 +69,6 @@ def test_a_policy_that_knows_no_masks_takes_no_illegal_action_all_the_same() -> 
     agent = make(env, env.expert_action, beta_schedule=lambda _: 0.0, smoothing=0.3).learn(300)
     assert agent.history[-1]["learner_share"] == 1.0
     assert agent.history[-1]["expert_agreement"] == 1.0
-    assert agent.demonstrations is not None
     assert agent.demonstrations.action_masks is not None
 
 
@@ -93,7 +90,6 @@ def test_every_kind_of_observation(form: Any) -> None:
     more: dict[str, Any] = {"policy_kwargs": None, "learning_rate": 2e-3} if form == "image" else {}
     agent = make(env, env.expert_action, policy=policy, beta_schedule=0.5, bc_train_n_epochs=12, **more).learn(200)
     assert agent.evaluate()["mean_reward"] == 10.0
-    assert agent.demonstrations is not None
     assert agent.demonstrations.observation_space == env.observation_space  # images as the environment shows them
 
 
@@ -108,7 +104,6 @@ def test_images_are_shown_to_a_function_as_its_environment_shows_them() -> None:
     for env in (plain, VecTransposeImage(plain)):
         agent = make(env, expert, policy="CnnPolicy", policy_kwargs=None, bc_train_n_epochs=1, beta_schedule=0.5)
         agent.learn(200)
-        assert agent.demonstrations is not None
         assert agent.demonstrations.observation_space == env.observation_space
         assert agent.observation_space.shape == (1, 36, 36)
     assert set(shapes) == {(2, 36, 36, 1), (2, 1, 36, 36)}
@@ -222,8 +217,6 @@ def test_mistakes_add_up_in_cloning_and_do_not_in_dagger() -> None:
 
 
 # ---- what is cloned
-
-
 def test_a_round_is_cloning_of_what_it_saw() -> None:
     env = IdentityEnv(5)
     agent, twin = (make(env, env.expert_action, smoothing=0.2) for _ in range(2))
@@ -258,7 +251,6 @@ def test_initial_demonstrations_are_part_of_every_round() -> None:
     agent = make(
         env, env.expert_action, policy="CnnPolicy", policy_kwargs=None, demonstrations=weighed, bc_train_n_epochs=1
     )
-    assert agent.demonstrations is not None
     assert len(agent.demonstrations) == 20
     agent.learn(200)
     together = agent.demonstrations
@@ -276,7 +268,6 @@ def test_initial_demonstrations_are_part_of_every_round() -> None:
         episode_ends=given.episode_ends,
     )
     other = make(env, env.expert_action, policy="CnnPolicy", policy_kwargs=None, demonstrations=moved)
-    assert other.initial is not None
     assert np.array_equal(other.initial.observations, given.observations)
 
 
@@ -284,15 +275,12 @@ def test_actions_and_probabilities_go_together() -> None:
     env = IdentityEnv(3)
     hard = record(env.expert_action, env, 1, seed=0)
     agent = make(env, lambda _: np.full(3, 1 / 3), demonstrations=hard, expert_targets="probabilities").learn(100)
-    assert agent.demonstrations is not None
     probabilities = np.asarray(agent.demonstrations.action_probs)
     assert np.array_equal(probabilities[:10], np.eye(3)[np.asarray(hard.actions)])
     assert (probabilities[10:] == 1 / 3).all()
 
 
 # ---- mistakes
-
-
 def test_mistakes_are_told() -> None:
     env = IdentityEnv(4)
     expert = env.expert_action
@@ -332,7 +320,6 @@ def test_demonstrations_and_environment_agree_on_masks() -> None:
     with pytest.raises(ValueError, match="demonstrations have action_masks, which the environment lacks"):
         make(plain, plain.expert_action, demonstrations=record(masked.expert_action, masked, 1)).learn(100)
     agent = make(masked, masked.expert_action, demonstrations=record(masked.expert_action, masked, 1)).learn(100)
-    assert agent.demonstrations is not None
     assert len(np.asarray(agent.demonstrations.action_masks)) == len(agent.demonstrations) == 110
 
 
@@ -344,8 +331,6 @@ def test_rounds_and_environment_agree_on_masks() -> None:
 
 
 # ---- collection: who acts, when a round ends, what is kept; and the schedules that decide it
-
-
 def make_collecting(env: Any, expert: Any, **arguments: Any) -> DAgger:
     given: dict[str, Any] = {"rollout_round_min_timesteps": 100, "bc_train_n_epochs": 1, "seed": 0, "device": "cpu"}
     return DAgger("MlpPolicy", env, expert, **{**given, **arguments})
@@ -508,7 +493,6 @@ def test_actions_that_do_not_start_at_zero(targets: Any) -> None:
     answers = {"actions": lambda seen: int(seen) + 3, "probabilities": lambda seen: np.eye(4)[int(seen)]}
     settings: dict[str, Any] = {"learning_rate": 0.05, "bc_train_n_epochs": 8, "beta_schedule": 0.5}
     agent = make_collecting(env, answers[targets], expert_targets=targets, **settings).learn(200)
-    assert agent.demonstrations is not None
     assert np.array_equal(agent.demonstrations.actions, np.asarray(agent.demonstrations.observations) + 3)
     assert agent.history[-1]["expert_agreement"] == 1.0
     assert agent.evaluate()["mean_reward"] == 10.0

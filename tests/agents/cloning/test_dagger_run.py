@@ -166,7 +166,6 @@ def test_agreement_is_of_whole_actions_before_they_are_learnt() -> None:
     env = IdentityMultiDiscreteEnv((3, 4))
     twin = make(env, expert=env.expert_action)
     agent = make(env, expert=env.expert_action, beta_schedule=1.0).learn(50)
-    assert agent.demonstrations is not None
     guessed = twin.predict(np.asarray(agent.demonstrations.observations), deterministic=True)[0]
     equal = (guessed == np.asarray(agent.demonstrations.actions)).all(axis=1)
     assert agent.history[0]["expert_agreement"] == pytest.approx(equal.mean())
@@ -194,8 +193,6 @@ def test_the_clone_starts_reinforcement_learning() -> None:
 
 
 # ---- agent files, episodes on the disk and checkpoints; runs that are cut off
-
-
 TOTAL = 120
 ROUND = 40
 
@@ -231,8 +228,6 @@ class Cut:
 
 
 # ---- agent files
-
-
 def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     agent = make_rounds(
         smoothing=Smoothing(0.2, reference=torch.tensor([0.1, 0.2, 0.3, 0.4])), beta_schedule=0.5
@@ -297,8 +292,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 # ---- episodes
-
-
 def test_each_round_leaves_its_episodes(tmp_path: Path) -> None:
     env = IdentityMaskedEnv(4)
     initial = record(env.expert_action, env, 2, seed=0)
@@ -328,8 +321,6 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
 
 
 # ---- checkpoints
-
-
 @pytest.mark.parametrize(
     ("arguments", "cut"),
     [

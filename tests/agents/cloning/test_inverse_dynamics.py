@@ -51,8 +51,6 @@ def make(data: Demonstrations, **arguments: Any) -> InverseDynamics:
 
 
 # ---- spaces
-
-
 @pytest.mark.parametrize(
     "space",
     [
@@ -139,8 +137,6 @@ def test_it_reads_every_kind_of_observation(form: str, tmp_path: Path) -> None:
 
 
 # ---- masks and probabilities
-
-
 def twins(rows: int = 2000, seed: int = 0) -> Demonstrations:
     """Actions 0 and 1 do the same, 2 does something else; masks forbid one of the twins, or none."""
     rng = np.random.default_rng(seed)
@@ -210,8 +206,6 @@ def test_smoothing_reaches_the_model() -> None:
 
 
 # ---- statistics
-
-
 @pytest.mark.parametrize("inputs", ["difference", "pair"])
 def test_the_network_sees_standardised_columns(inputs: Any) -> None:
     data = moved(spaces.Discrete(3), rows=500)
@@ -250,8 +244,6 @@ def test_units_of_the_observations_play_no_part() -> None:
 
 
 # ---- repeats and files
-
-
 def test_fitting_starts_anew_repeats_and_draws_from_nobody() -> None:
     data = moved(spaces.Discrete(3), rows=100)
     state = torch.get_rng_state()

@@ -105,7 +105,6 @@ def test_everything_comes_back(name: str, tmp_path: Path) -> None:
     assert_equal(loaded.get_parameters(), model.get_parameters())  # policy and optimiser
     kept = {name: value for name, value in vars(model).items() if name not in LEFT_OUT}
     assert_equal({name: value for name, value in vars(loaded).items() if name in kept}, kept)
-    assert model.env is not None
     observation = model.env.reset()
     action = model.predict(observation, deterministic=True)[0]  # type: ignore[arg-type]
     for env in (None, environment(source)):
@@ -140,7 +139,6 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     path = save_agent(model, tmp_path / "agent.zip")
     for given in (make_vec_env("Pendulum-v1", 1), VecNormalize(make_vec_env("Pendulum-v1", 1), clip_obs=3.0)):
         found = load_agent(path, env=given).get_vec_normalize_env()
-        assert found is not None
         assert_equal(found.obs_rms.mean.tolist(), env.obs_rms.mean.tolist())
         assert_equal(found.obs_rms.var.tolist(), env.obs_rms.var.tolist())
         assert (float(found.ret_rms.var), found.ret_rms.count) == (float(env.ret_rms.var), env.ret_rms.count)
@@ -197,8 +195,6 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
 
 
 # ---- files from a stranger
-
-
 class Payload:
     """Runs code when it is unpickled."""
 
@@ -288,8 +284,6 @@ def test_loading_works_without_contrib(programs: Any, tmp_path: Path) -> None:
 
 
 # ---- off-policy algorithms, the replay buffer too if it is asked for
-
-
 SMALL: dict[str, Any] = {"buffer_size": 500, "learning_starts": 20, "batch_size": 8}
 IMAGES: dict[str, Any] = {"buffer_size": 60, "learning_starts": 55}
 NARROW: dict[str, Any] = {"net_arch": [8, 8]}
@@ -381,7 +375,6 @@ def test_everything_comes_back_off_policy(name: str, tmp_path: Path) -> None:
     assert_equal({key: value for key, value in vars(loaded).items() if key in kept}, kept)
     assert repr(loaded.action_noise) == repr(model.action_noise)
     assert loaded.replay_buffer.size() == 0  # as from Stable-Baselines3's own zip
-    assert model.env is not None
     observation = model.env.reset()
     action = model.predict(observation, deterministic=True)[0]  # type: ignore[arg-type]
     for env in (None, make_environment(source)):
@@ -616,7 +609,6 @@ def test_rows_that_were_never_used_are_not_written_to() -> None:
     assert model.replay_buffer is not None
     head, rows = buffer_state(model.replay_buffer)
     other = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, learning_starts=50, device="cpu").learn(8).replay_buffer
-    assert other is not None
     other.rewards[15:] = 7.0  # a mark on rows that no transition was ever written to
     set_buffer_state(other, head, rows)
     assert other.rewards[4:8].tolist() == [[0.0]] * 4

@@ -242,8 +242,6 @@ def test_the_wrapper_of_the_moment_is_passed_over() -> None:
 
 
 # ---- our algorithms: adaptive coefficient, floor, reference policy and warm-up
-
-
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 DEEP_SEA = "rlsmooth.envs:rlsmooth/DeepSea-v0"
 SHORT: dict[str, Any] = {"n_steps": 64, "n_epochs": 3, "seed": 1, "device": "cpu"}
@@ -340,7 +338,6 @@ def test_an_agent_file_keeps_everything(case: str, tmp_path: Path) -> None:
         assert getattr(loaded, argument) == getattr(model, argument)
     assert loaded.policy.exploration_floor == model.policy.exploration_floor
     if model.reference_policy is not None:
-        assert loaded.reference_policy is not None
         assert not any(parameter.requires_grad for parameter in loaded.reference_policy.parameters())
     model.save(tmp_path / "theirs.zip")  # goes on as the zip of Stable-Baselines3 does
     theirs = type(model).load(tmp_path / "theirs.zip", env=make_vec_env(name, 2), device="cpu")

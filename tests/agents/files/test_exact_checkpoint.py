@@ -95,7 +95,6 @@ CASES: dict[str, tuple[Callable[[], VecEnv], Build]] = {
 def end_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """All that could differ at the end of a run, the clock excepted."""
     normaliser = model.get_vec_normalize_env()
-    assert model.env is not None
     return {
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict()["state"],
@@ -162,8 +161,6 @@ def test_checkpoints_fall_in_the_middle_of_episodes(tmp_path: Path) -> None:
     make_env, build = CASES["PPO-Pendulum-gSDE"]
     cut_off(make_env, build, 640, tmp_path, 390)
     model = load_checkpoint(tmp_path, make_env()).model
-    assert model.env is not None
-    assert model._last_episode_starts is not None
     assert not model._last_episode_starts.any()
     assert 0 < model.env.get_attr("_elapsed_steps")[0] < 200
 
@@ -268,7 +265,6 @@ def test_what_happens_between_loading_and_learning_does_not_matter(tmp_path: Pat
     cut_off(make_env, build, 256, tmp_path, 100)  # killed in the first rollout
     run = load_checkpoint(tmp_path, make_env())
     assert run.model.num_timesteps == 0
-    assert run.model.env is not None
     run.model.env.reset()
     run.model.env.step(np.zeros((2, 1)))
     run.model.learn(run.remaining_timesteps, callback=run.callback)  # resets the environments
@@ -287,8 +283,6 @@ def test_environments_that_can_not_be_kept_start_new_episodes(tmp_path: Path) ->
     assert not run.is_exact
     assert_equal(run.model.policy.state_dict(), model.policy.state_dict())
     normaliser, expected = run.model.get_vec_normalize_env(), model.get_vec_normalize_env()
-    assert normaliser is not None
-    assert expected is not None
     assert_equal(normaliser.obs_rms.mean, expected.obs_rms.mean)
     run.model.learn(128, callback=run.callback, reset_num_timesteps=False)
     assert run.model.num_timesteps == 384
@@ -344,8 +338,6 @@ def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(tmp_path: Path) -> 
 
 
 # ---- off-policy algorithms
-
-
 OffPolicyBuild = Callable[[VecEnv], OffPolicyAlgorithm]
 TOTAL, AT = 280, 190
 PASSING = ("start_time", "_num_timesteps_at_start", "target_entropy")  # the last: TQC's is numpy's, then Python's
@@ -404,7 +396,6 @@ def off_policy_state(model: OffPolicyAlgorithm) -> dict[str, Any]:
     normaliser = model.get_vec_normalize_env()
     buffer: Any = model.replay_buffer
     noise: Any = model.action_noise
-    assert model.env is not None
     return {
         "parameters": model.get_parameters(),  # networks, targets, optimisers, ent_coef
         "counters": {

@@ -269,8 +269,6 @@ def test_saving_replaces_the_old_file_or_leaves_it(tmp_path: Path) -> None:
 
 
 # ---- classes of the user's own
-
-
 def test_a_policy_class_of_ones_own_must_be_passed(tmp_path: Path) -> None:
     policy = make(MyPolicy)
     path = save(tmp_path / "a.zip", policy)
@@ -330,7 +328,6 @@ def test_an_activation_and_values_of_ones_own_must_be_passed(tmp_path: Path) -> 
 
 
 # ---- without sb3-contrib
-
 WITHOUT_CONTRIB = """
 import sys
 sys.modules["sb3_contrib"] = None  # as if it were not installed
@@ -363,8 +360,6 @@ def test_the_result_says_which_versions_wrote_it(tmp_path: Path) -> None:
 
 
 # ---- faults
-
-
 def make_plain(build: type[ActorCriticPolicy] = ActorCriticPolicy, **arguments: Any) -> ActorCriticPolicy:
     return build(spaces.Box(-1, 1, (4,)), spaces.Discrete(3), lr_schedule=lambda _: 1e-3, **arguments)
 

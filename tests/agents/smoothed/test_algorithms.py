@@ -398,8 +398,6 @@ def test_a_mask_that_allows_nothing_is_told_where_it_has_no_answer() -> None:
 
 
 # ---- targets for the entropy
-
-
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (2,))
 
 

@@ -179,8 +179,6 @@ def test_a_policy_with_a_distribution_of_its_own_trains_without_tags() -> None:
 
 
 # ---- SB3's own save and load
-
-
 SAVED_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
 ALL: list[tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = [
     (SmoothedPPO, "MlpPolicy", "CartPole-v1", SAVED_ARGUMENTS),
@@ -293,7 +291,6 @@ def test_the_reference_policy_and_the_rest_of_the_warm_up_come_back() -> None:
         model.learn(steps, reset_num_timesteps=False)
         loaded = saved_and_loaded(model, env=gym.make("CartPole-v1"))
         assert loaded.value_warmup_left == left
-        assert loaded.reference_policy is not None
         assert loaded.policy.reference_policy is loaded.reference_policy
         for name, tensor in clone.policy.state_dict().items():
             if not name.startswith(("value_net", "mlp_extractor.value_net")):

@@ -351,8 +351,6 @@ def test_wrong_arguments() -> None:
 
 
 # ---- Gaussians
-
-
 def make(device: torch.device, floor: float, rows: int = 6, **options: Any) -> tuple[GaussianActing, Tensor, Tensor]:
     mean = torch.randn(rows, 2, dtype=F64, device=device, requires_grad=True)
     log_std = torch.tensor([-1.0, -0.3], dtype=F64, device=device, requires_grad=True)
@@ -469,7 +467,6 @@ def test_entropy_estimate_by_integration(device: torch.device) -> None:
 def test_entropies_by_dimension_add_up(device: torch.device) -> None:
     acting, _, _ = make(device, 0.0)
     parts = acting.entropies_by_dimension()
-    assert parts is not None
     assert len(parts) == 2
     torch.testing.assert_close(sum(parts), acting.acting_entropy())
     torch.testing.assert_close(acting.acting_entropy_estimate(), acting.acting_entropy())

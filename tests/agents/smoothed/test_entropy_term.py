@@ -349,8 +349,6 @@ def test_a_reference_policy_takes_the_place_of_the_reference(space: spaces.Space
 
 
 # ---- what it records, and the warning where no loss uses it
-
-
 ACTIONS = spaces.Discrete(4)
 SEEN = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(5))
 
@@ -400,7 +398,6 @@ def test_a_controller_gives_the_coefficient_and_is_told_of_what_acts() -> None:
     assert torch.allclose(entropies, acting.acting_entropy())
     assert torch.allclose(fractions[0], entropies / math.log(4))
     assert fractions[1].all()
-    assert weights is not None
     assert weights.sum() == 5
     assert not entropies.requires_grad
 

@@ -82,8 +82,6 @@ def uniform(logits: Tensor) -> Categorical:
 
 
 # ---- values
-
-
 @pytest.mark.parametrize("policy", [ActorCriticPolicy, SmoothedActorCriticPolicy])
 @pytest.mark.parametrize("space", [DISCRETE, MULTI, BITS])
 def test_discrete_spaces_against_torch(policy: type[Any], space: spaces.Space[Any], device: torch.device) -> None:
@@ -100,7 +98,6 @@ def test_discrete_spaces_against_torch(policy: type[Any], space: spaces.Space[An
     close(found.kl_uniform, kl.mean())
     close(found.kl_reference, kl.mean())
     close(found.fractions, entropies.sum(1) / most)
-    assert found.has_choice is not None
     assert found.has_choice.all()
     by_dimension = entropies.mean(0) if space is MULTI else []
     assert len(found.entropy_by_dimension) == len(by_dimension)
@@ -200,8 +197,6 @@ def test_dqn_is_the_softmax_of_its_values_on_normalised_states(algorithm: type[A
 
 
 # ---- the rollout
-
-
 class Look(BaseCallback):
     """Measures at each rollout's end."""
 
@@ -330,8 +325,6 @@ def test_large_pictures_are_measured_on_fewer_rows() -> None:
 
 
 # ---- what it leaves alone
-
-
 class Dropout(BaseFeaturesExtractor):
     """Forgets half of what it sees while it trains."""
 
@@ -367,8 +360,6 @@ def test_mode_comes_back_after_an_error(device: torch.device) -> None:
 
 
 # ---- recording, errors
-
-
 def test_record_writes_each_mean_once() -> None:
     logger = configure(None, [])
     made = build(ActorCriticPolicy, MULTI, torch.device("cpu"))
@@ -400,8 +391,6 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
 
 
 # ---- what the callback and our algorithms write to TensorBoard, and that looking changes nothing
-
-
 FOUR = {"policy_entropy", "entropy_frac", "kl_uniform", "kl_reference"}
 WATCHED = {"entropy_collapse"}
 PPO_SMALL = {"n_steps": 64, "batch_size": 64, "n_epochs": 2}
@@ -456,7 +445,6 @@ def ours(tags: Any) -> set[str]:
 
 
 # ---- tags
-
 UNMODIFIED = {
     "ppo": (PPO, cartpole, PPO_SMALL, FOUR),
     "ppo box": (PPO, pendulum, PPO_SMALL, {"policy_entropy", "kl_reference"}),
@@ -588,8 +576,6 @@ def test_collapse_of_a_box(log_std: float, nats: float | None, expected: float) 
 
 
 # ---- where it writes
-
-
 def test_files_of_text_get_the_numbers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = build_algorithm(PPO, cartpole, **PPO_SMALL)
     model.set_logger(configure(str(tmp_path), ["stdout", "csv", "json", "log", "tensorboard"]))
@@ -633,7 +619,6 @@ def test_measurements_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # ---- what it leaves alone
-
 WATCHED_RUNS = {
     **{name: UNMODIFIED[name][:3] for name in ("ppo", "ppo box", "a2c", "trpo", "dqn", "qrdqn", "masked", "recurrent")},
     "ours": (SmoothedPPO, cartpole, {**PPO_SMALL, "smoothing": 0.1}),
@@ -662,8 +647,6 @@ def test_training_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 # ---- errors
-
-
 def test_an_algorithm_without_such_a_policy_is_refused_before_it_trains() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
     with pytest.raises(TypeError, match="got SACPolicy"):

@@ -319,8 +319,6 @@ def test_a_policy_moves_to_the_device_with_its_reference(floor: float, device: t
 
 
 # ---- references where they enter, wrong arguments, agent files, and cloning into a smoothed policy
-
-
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 CHOICE = spaces.Discrete(4)
 MULTI = spaces.MultiDiscrete([4, 2])

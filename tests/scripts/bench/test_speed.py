@@ -180,8 +180,6 @@ def test_verdict(ratio: float, met: str) -> None:
 
 
 # ---- PPO's overhead
-
-
 def records(seconds: dict[str, list[float]], setting: str = "zoo") -> list[dict[str, Any]]:
     return [
         {"setting": setting, "round": number, "contender": name, "seconds": value, "cpu_seconds": 2 * value}

@@ -75,8 +75,6 @@ def test_the_study_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 # ---- a distilled DQN
-
-
 PNG = b"\x89PNG\r\n\x1a\n"
 VALUES = torch.tensor([[2.0, 1.0, -9.0], [0.0, 3.0, 1.0], [5.0, 4.5, 4.0]])  # gaps 1, 2 and 0.5
 ACTIONS = [0, 1, 0]
@@ -181,8 +179,6 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 # ---- smoothed discriminators
-
-
 def test_looking_changes_nothing() -> None:
     parameters = []
     for is_watched in (False, True):
@@ -239,8 +235,6 @@ def test_the_study_runs_of_gail_smoothing(tmp_path: Path, capsys: pytest.Capture
 
 
 # ---- ordered bins
-
-
 def test_the_controller_is_an_expert() -> None:
     episodes = record(ordinal_bins.controller, ordinal_bins.ENV, 10, seed=0)
     assert float(np.mean(episodes.episode_returns())) > -250  # random actions: about -1200
@@ -264,8 +258,6 @@ def test_it_runs_from_start_to_end(tmp_path: Path) -> None:
 
 
 # ---- value targets
-
-
 def test_the_chances_are_of_a_walk_that_stays_at_the_goal() -> None:
     chances, cells, goal = value_targets.four_rooms()
     assert len(cells) == 104
@@ -315,8 +307,6 @@ def test_it_runs_from_start_to_end_of_value_targets(tmp_path: Path) -> None:
 
 
 # ---- variable horizons
-
-
 @pytest.mark.parametrize(("form", "sign"), [("minus_log_one_minus_d", 1), ("log_d", -1)])
 def test_a_constant_discriminator_never_learns_and_pays_by_the_step(form: Any, sign: int) -> None:
     given = one_episode("CartPole-v1", 1, seed=0)

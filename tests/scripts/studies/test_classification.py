@@ -58,8 +58,6 @@ def test_it_runs_from_start_to_end(tmp_path: Path) -> None:
 
 
 # ---- taxonomy
-
-
 TREE = Tree.from_nested({"a": ["p", "q", "r"], "b": ["s"], "c": ["t", "u"]})
 
 
@@ -118,7 +116,6 @@ def test_one_run_of_hierarchy() -> None:
 
 def test_the_rodents_are_a_taxonomy_of_two_levels() -> None:
     data = load_labelled("rodents")
-    assert data.hierarchy is not None
     assert (data.num_classes, len(data.hierarchy)) == (24, 9)
     needed = sum(hierarchy.DATA["rodents"][part] for part in ("train", "tune", "test"))
     assert needed < len(data)
@@ -136,8 +133,6 @@ def test_it_runs_from_start_to_end_of_hierarchy(tmp_path: Path) -> None:
 
 
 # ---- iris
-
-
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
@@ -195,8 +190,6 @@ def test_it_runs_from_start_to_end_of_hybrid_iris(tmp_path: Path) -> None:
 
 
 # ---- self-training
-
-
 def settings(arm: str, epochs: int = 8) -> dict[str, Any]:
     return {"arm": arm, "seed": 0, "epochs": epochs, "arguments": self_training.ARMS.get(arm, {})}
 
@@ -243,8 +236,6 @@ def test_it_runs_from_start_to_end_of_self_training(tmp_path: Path) -> None:
 
 
 # ---- GAN modes
-
-
 def test_a_stack_is_as_many_networks_apart() -> None:
     stack = gan_modes.StackedMLP(3, (2, 5, 4, 1))
     rows = torch.randn(7, 3, 2)
