@@ -7,6 +7,7 @@ from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
 from rlsmooth.losses.expectation import expected_value
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.measures import Statistics, statistics
 from rlsmooth.losses.policy import (
     entropy_fractions,
     entropy_of,
@@ -18,7 +19,6 @@ from rlsmooth.losses.policy import (
     mixture_log_probabilities,
 )
 from rlsmooth.losses.regularisers import confidence_penalty, label_relaxation, margin_penalty
-from rlsmooth.losses.summary import Statistics, statistics
 
 __all__ = [
     "Statistics",
