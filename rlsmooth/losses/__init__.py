@@ -1,6 +1,7 @@
-"""Everything that compares logits with a target. A loss never knows alpha: what is smoothed, is in the target.
+"""Losses, divergences and measures that compare logits with a target.
 
-`reference` has the definitions, dense and exact; `closed_form` the fast layer behind the public functions.
+A loss knows no alpha: all smoothing is in the target. `reference` holds the definitions, dense and exact; `closed_form`
+the fast layer behind the public functions; `measures` all that a log line says of predictions, in one pass.
 """
 
 from rlsmooth.losses.binary import binary_cross_entropy
