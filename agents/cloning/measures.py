@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.heads import ActionTarget, Batch, CategoricalHead, GaussianHead
 from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
-from rlsmooth.losses import (
-    cross_entropy,
-    entropy,
-    entropy_fractions,
-    gaussian_cross_entropy,
-    gaussian_entropy,
-    gaussian_kl_divergence,
-    kl_divergence,
-    statistics,
-)
+from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
 
 __all__ = ["RowMetrics", "concatenate", "l2_norm", "row_metrics", "summarise"]
@@ -37,7 +30,7 @@ class RowMetrics:
         weights: `[B]`.
         entropy: `[B, C]`; differential, `[B, 1]`, for a Box.
         kl_uniform: `[B, C]`, KL(uniform over the legal‖pi).
-        most: `[B, C]`, the entropy of the uniform: log of the number of legal choices.
+        max_entropy: `[B, C]`, the entropy of the uniform: log of the number of legal choices.
         confidence: `[B, C]`, the largest probability.
         hit: `[B, C]` bool, whether the most probable choice is the demonstrated one.
     """
@@ -48,7 +41,7 @@ class RowMetrics:
     weights: Tensor
     entropy: Tensor
     kl_uniform: Tensor | None = None
-    most: Tensor | None = None
+    max_entropy: Tensor | None = None
     confidence: Tensor | None = None
     hit: Tensor | None = None
 
@@ -93,34 +86,27 @@ def row_metrics(
             gaussian_entropy(log_std.expand(mean.shape)).unsqueeze(-1),
         )
     assert isinstance(target, tuple)
-    columns: list[list[Tensor]] = []  # of each group, [B, C of the group]
+    parts = []  # one a group, [B, C of the group]
     labels, masks = head.label_groups(batch.labels), head.mask_groups(batch.masks)
     for place, (logits, label, mask, goal) in enumerate(zip(outputs, labels, masks, target, strict=True)):
-        found = statistics(logits, goal, mask)
-        kl_uniform = kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none")
-        kl_reference = found.kl_reference
-        if not own_reference:
-            kl_reference = kl_uniform
-            if batch.reference is not None:
-                kl_reference = kl_divergence(
-                    logits, batch.reference[place], direction="reference_to_policy", mask=mask, reduction="none"
-                )
-        legal = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
-        best = legal.argmax(-1)
-        group = [
-            found.cross_entropy,
-            cross_entropy(logits, label, mask=mask, reduction="none"),
-            kl_reference,
-            found.entropy,
-            kl_uniform,
-            entropy(torch.zeros_like(logits), mask),
-            (-cross_entropy(logits, best, mask=mask, reduction="none")).exp().clamp(max=1.0),
-            best == label,
-        ]
-        columns.append([column if column.ndim == 2 else column.unsqueeze(-1) for column in group])
-    joined = [torch.cat(parts, dim=-1) for parts in zip(*columns, strict=True)]  # [B, C]
-    rows = [column.sum(-1) for column in joined[:3]]
-    return RowMetrics(rows[0], rows[1], rows[2], weights, *joined[3:])
+        reference = None if own_reference or batch.reference is None else batch.reference[place]
+        found = measure_predictions(logits, goal, mask, labels=label, reference=reference)
+        if reference is None and not own_reference:
+            found = found._replace(kl_reference=found.kl_uniform)
+        is_joint = found.hit.ndim == 2
+        parts.append(found if is_joint else PredictionMeasures(*(column.unsqueeze(-1) for column in found)))
+    joined = PredictionMeasures.concatenate(parts, dim=-1)
+    return RowMetrics(
+        joined.cross_entropy.sum(-1),
+        joined.nll.sum(-1),
+        joined.kl_reference.sum(-1),
+        weights,
+        joined.entropy,
+        joined.kl_uniform,
+        joined.max_entropy,
+        joined.confidence,
+        joined.hit,
+    )
 
 
 def concatenate(parts: Iterable[RowMetrics]) -> RowMetrics:
@@ -147,34 +133,33 @@ def summarise(rows: RowMetrics, *, kl_coef: float, by_component: bool) -> dict[s
     weights = rows.weights
     policy_entropy = rows.entropy.sum(-1)
     regulariser = kl_coef * rows.kl_reference if kl_coef else torch.zeros_like(rows.kl_reference)
-    found = {
-        "loss": _mean(rows.cross_entropy + regulariser, weights),
-        "cross_entropy": _mean(rows.cross_entropy, weights),
-        "nll_hard": _mean(rows.nll, weights),
-        "prob_true_act": _mean((-rows.nll).exp(), weights),
-        "policy_entropy": _mean(policy_entropy, weights),
-        "kl_reference": _mean(rows.kl_reference, weights),
-        "ent_loss": _mean(regulariser, weights),
+    columns = {
+        "loss": rows.cross_entropy + regulariser,
+        "cross_entropy": rows.cross_entropy,
+        "nll_hard": rows.nll,
+        "prob_true_act": (-rows.nll).exp(),
+        "policy_entropy": policy_entropy,
+        "kl_reference": rows.kl_reference,
+        "ent_loss": regulariser,
     }
-    if rows.kl_uniform is not None and rows.most is not None and rows.hit is not None and rows.confidence is not None:
-        share, several = entropy_fractions(policy_entropy, rows.most.sum(-1))
-        found["entropy_frac"] = _mean(share, torch.where(several, weights, 0.0))
-        found["kl_uniform"] = _mean(rows.kl_uniform.sum(-1), weights)
-        found["accuracy"] = _mean(rows.hit.to(torch.float32).mean(-1), weights)
+    found = {name: reduce(column, weights, "mean") for name, column in columns.items()}
+    if (
+        rows.kl_uniform is not None
+        and rows.max_entropy is not None
+        and rows.hit is not None
+        and rows.confidence is not None
+    ):
+        share, several = entropy_fractions(policy_entropy, rows.max_entropy.sum(-1))
+        found["entropy_frac"] = reduce(share, torch.where(several, weights, 0.0), "mean")
+        found["kl_uniform"] = reduce(rows.kl_uniform.sum(-1), weights, "mean")
+        found["accuracy"] = reduce(rows.hit.to(torch.float32).mean(-1), weights, "mean")
         spread = weights.unsqueeze(-1).expand(rows.confidence.shape)
-        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread).to(torch.float64)
+        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread)
     if by_component:
-        for place in range(rows.entropy.shape[-1]):
-            found[f"entropy_dim{place}"] = _mean(rows.entropy[:, place], weights)
+        for place, column in enumerate(rows.entropy.unbind(-1)):
+            found[f"entropy_dim{place}"] = reduce(column, weights, "mean")
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
     return dict(zip(found, values, strict=True))
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; a value of weight 0 plays no part, and no weight at all gives 0."""
-    total = weights.sum(dtype=torch.float32)
-    kept = torch.where(weights > 0, values * weights, 0.0)
-    return kept.sum(dtype=torch.float32) / torch.where(total > 0, total, 1.0)
 
 
 def l2_norm(policy: nn.Module) -> Tensor:
