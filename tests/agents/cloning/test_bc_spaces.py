@@ -75,7 +75,7 @@ def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.T
     """Log-probability and entropy of the demonstrated actions, by SB3."""
     policy: Any = agent.policy
     observations, _ = policy.obs_to_tensor(demonstrations.observations)
-    start = 0 if agent._action_start is None else agent._action_start
+    start = 0 if agent.action_start is None else agent.action_start
     actions = torch.as_tensor(np.asarray(demonstrations.actions) - start)
     actions = actions.reshape(len(actions), -1).float() if actions.ndim > 1 else actions
     with torch.no_grad():
@@ -85,7 +85,7 @@ def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.T
 
 def metrics(agent: BC) -> dict[str, float]:
     """What the next log line says."""
-    return agent.monitor._summary([agent.monitor._monitored()])
+    return agent.measures.training(agent.progress.remaining_of_all)
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -284,7 +284,7 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
         seed=0,
         device="cpu",
     )
-    batch = agent.monitor._monitored()
+    batch = agent.measures._monitored()
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():
         outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]

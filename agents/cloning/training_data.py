@@ -8,6 +8,7 @@ same to the bit.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import maybe_transpose
 from torch import Tensor
 
-from rlsmooth.agents.heads import ActionHead, ActionTarget, Batch, CategoricalHead, TensorObservations
+from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
 from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import in_memory
@@ -28,16 +29,18 @@ from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothi
 __all__ = [
     "ReferenceLike",
     "Smoothings",
-    "TrainingRows",
+    "TrainingData",
     "action_target",
     "alpha_in_force",
     "as_references",
     "as_smoothings",
-    "kl_references",
-    "of_rows",
-    "refuse_row_alphas",
+    "fingerprint",
+    "minibatch_weight",
+    "refuse_alphas_by_transition",
+    "split_validation",
     "target_matrices",
-    "written_out",
+    "tensors_of",
+    "to_dense",
 ]
 
 
@@ -48,6 +51,8 @@ ReferenceLike: TypeAlias = str | Tensor | Tree
 DENSE_CLASSES = 32
 """Up to so many classes a smoothed target is kept written out: faster to compare with, at 4 bytes a class and row."""
 DRAWN_CLASSES = 64
+HASHED_TRANSITIONS = 4096
+HASHED_FIELDS = ("actions", "action_masks", "weights", "action_probs")
 MATRICES = 8
 
 
@@ -112,15 +117,17 @@ def as_references(value: Any, head: ActionHead) -> Smoothings | None:
     return as_smoothings(recipes if len(groups) > 1 else recipes[0], head)
 
 
-def action_target(head: ActionHead, smoothings: Smoothings, batch: Batch, *, progress: float = 1.0) -> ActionTarget:
-    """The target of some rows. Values were checked when the demonstrations were made; nothing waits for the device.
+def action_target(
+    head: ActionHead, smoothings: Smoothings, batch: TensorBatch, *, progress: float = 1.0
+) -> ActionTarget:
+    """The target of some chosen. Values were checked when the demonstrations were made; nothing waits for the device.
 
     With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that a
     kernel's or a tree's row is looked up with.
 
     Args:
         head: of the action space.
-        smoothings: see `as_smoothings`; an alpha of one number a row must already be that of these rows.
+        smoothings: see `as_smoothings`; an alpha of one number a row must already be that of these chosen.
         batch: its labels, masks and soft targets are read.
         progress: remaining, 1 at the start.
     """
@@ -148,7 +155,7 @@ def action_target(head: ActionHead, smoothings: Smoothings, batch: Batch, *, pro
     return tuple(targets)
 
 
-def written_out(target: ActionTarget) -> ActionTarget:
+def to_dense(target: ActionTarget) -> ActionTarget:
     """The same target, smoothed ones of few classes as one tensor each: made once, sliced and read often.
 
     It no longer tells labels and references, and making it waits for the device.
@@ -163,8 +170,8 @@ def written_out(target: ActionTarget) -> ActionTarget:
     )
 
 
-def kl_references(head: ActionHead, references: Smoothings | None, batch: Batch) -> tuple[Target, ...] | None:
-    """The KL term's reference for some rows, without the atoms of weight 0; None for the uniform one."""
+def kl_references(head: ActionHead, references: Smoothings | None, batch: TensorBatch) -> tuple[Target, ...] | None:
+    """The KL term's reference for some chosen, without the atoms of weight 0; None for the uniform one."""
     if references is None:
         return None
     targets = action_target(head, references, batch._replace(probs=None))
@@ -181,23 +188,23 @@ def kl_references(head: ActionHead, references: Smoothings | None, batch: Batch)
     )
 
 
-def of_rows(smoothings: Smoothings, rows: Tensor, num_rows: int) -> Smoothings:
-    """Recipes whose per-row alphas, if any, are those of `rows`.
+def take_alpha(smoothings: Smoothings, chosen: Tensor, num_transitions: int) -> Smoothings:
+    """Recipes whose per-row alphas, if any, are those of `chosen`.
 
     Raises:
         ValueError: an alpha tensor that is neither one number nor one a row.
     """
-    return tuple(_of_rows(recipe, rows, num_rows) for recipe in smoothings)
+    return tuple(_take_alpha_of(recipe, chosen, num_transitions) for recipe in smoothings)
 
 
-def refuse_row_alphas(smoothings: Smoothings, why: str) -> None:
+def refuse_alphas_by_transition(smoothings: Smoothings, why: str) -> None:
     """Raise ValueError, which says `why`, if an alpha has one number a training row."""
     if not all(_alpha_fits_any_batch(recipe) for recipe in smoothings):
         raise ValueError(f"smoothing has an alpha for each training row, but {why}: give one number.")
 
 
 def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
-    """The alpha of a log line: the mean over rows and components; alpha None (a whole distribution) counts as 1."""
+    """The alpha of a log line: the mean over chosen and components; alpha None (a whole distribution) counts as 1."""
     values = [recipe.alpha_at(progress) for recipe in smoothings]
     numbers = [
         1.0 if value is None else float(value.mean() if isinstance(value, Tensor) else value) for value in values
@@ -236,15 +243,15 @@ def _alpha_fits_any_batch(recipe: Smoothing) -> bool:
     return not (isinstance(recipe.alpha, Tensor) and recipe.alpha.ndim > 0)
 
 
-def _of_rows(recipe: Smoothing, rows: Tensor, num_rows: int) -> Smoothing:
+def _take_alpha_of(recipe: Smoothing, chosen: Tensor, num_transitions: int) -> Smoothing:
     if not isinstance(recipe.alpha, Tensor) or recipe.alpha.ndim == 0:
         return recipe
-    if recipe.alpha.shape != (num_rows,):
+    if recipe.alpha.shape != (num_transitions,):
         raise ValueError(
-            f"smoothing has an alpha of shape {tuple(recipe.alpha.shape)} for {num_rows} transitions: give one number, "
-            "or one a transition."
+            f"smoothing has an alpha of shape {tuple(recipe.alpha.shape)} for {num_transitions} transitions: give one "
+            "number, or one a transition."
         )
-    return dataclasses.replace(recipe, alpha=recipe.alpha.to(rows.device)[rows])
+    return dataclasses.replace(recipe, alpha=recipe.alpha.to(chosen.device)[chosen])
 
 
 def _for_components(recipe: Smoothing, label: Tensor) -> Smoothing:
@@ -270,8 +277,8 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 BLOCK_BYTES = 64 * 2**20
 
 
-class TrainingRows:
-    """The rows of a set of demonstrations, on `device`.
+class TrainingData:
+    """The chosen of a set of demonstrations, on `device`.
 
     Args:
         demonstrations: in memory (then all of it goes to the device) or memory-mapped (then a block at a time does).
@@ -283,7 +290,7 @@ class TrainingRows:
         device: where the batches are wanted.
 
     Attributes:
-        row_bytes: what a row takes on the device.
+        transition_bytes: what a row takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
 
@@ -315,10 +322,10 @@ class TrainingRows:
         self.device = device
         self.is_constant = all(recipe.is_constant for recipe in smoothings)
         if not self.is_constant:
-            refuse_row_alphas(smoothings, "beside a schedule alphas are not told row by row")
-        of_rows(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
+            refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not told row by row")
+        take_alpha(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
         first = self.read(slice(0, 1))
-        self.row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(first))
+        self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         observations = demonstrations.observations
         arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
@@ -327,44 +334,46 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self.demonstrations)
 
-    def updates(self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0) -> Iterator[tuple[Batch, ...]]:
-        """The updates of one epoch: `num_parts` batches of `batch_size` rows each, the epoch's last may have fewer.
+    def updates(
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
+    ) -> Iterator[tuple[TensorBatch, ...]]:
+        """The updates of one epoch: `num_parts` batches of `batch_size` chosen each, the epoch's last may have fewer.
 
         Args:
             order: int64 `[N]`, a permutation, on the CPU.
-            batch_size: rows of a batch.
+            batch_size: chosen of a batch.
             num_parts: batches of an update.
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
                 resumed epoch has every row at the same place in memory: sums depend on that in their last bits.
         """
-        update_rows = batch_size * num_parts
-        block_rows = max(1, BLOCK_BYTES // (self.row_bytes * update_rows)) * update_rows
-        for start in range(skip * update_rows // block_rows * block_rows, len(self), block_rows):
-            rows = order[start : start + block_rows]
-            block = self.take(rows)
-            for offset in range(max(0, skip * update_rows - start), len(rows), update_rows):
-                end = min(offset + update_rows, len(rows))
+        update_size = batch_size * num_parts
+        block_size = max(1, BLOCK_BYTES // (self.transition_bytes * update_size)) * update_size
+        for start in range(skip * update_size // block_size * block_size, len(self), block_size):
+            chosen = order[start : start + block_size]
+            block = self.take(chosen)
+            for offset in range(max(0, skip * update_size - start), len(chosen), update_size):
+                end = min(offset + update_size, len(chosen))
                 yield tuple(
                     slice_batch(block, part, min(part + batch_size, end)) for part in range(offset, end, batch_size)
                 )
 
-    def take(self, rows: Tensor) -> Batch:
-        """Copies of some rows, with their targets where alpha is constant."""
+    def take(self, chosen: Tensor) -> TensorBatch:
+        """Copies of some chosen, with their targets where alpha is constant."""
         if self._whole is None:
-            return self.read(rows.numpy())
-        index = rows.to(self.device)
+            return self.read(chosen.numpy())
+        index = chosen.to(self.device)
         return _map(self._whole, lambda tensor: tensor.index_select(0, index), index)
 
-    def chunks(self) -> Iterator[Batch]:
-        """All rows in order, a block at a time."""
-        step = max(1, BLOCK_BYTES // self.row_bytes)
+    def chunks(self) -> Iterator[TensorBatch]:
+        """All chosen in order, a block at a time."""
+        step = max(1, BLOCK_BYTES // self.transition_bytes)
         for start in range(0, len(self), step):
             end = min(start + step, len(self))
             yield self.read(slice(start, end)) if self._whole is None else slice_batch(self._whole, start, end)
 
-    def read(self, rows: slice | NDArray[np.int64]) -> Batch:
-        """Some rows from the demonstrations to the device, with their targets where alpha is constant."""
-        given = self.demonstrations[rows]
+    def read(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
+        """Some chosen from the demonstrations to the device, with their targets where alpha is constant."""
+        given = self.demonstrations[chosen]
         actions: NDArray[Any] = given.actions.reshape(len(given), -1)
         if self.bins is not None:
             actions = self.bins.encode(actions)
@@ -373,7 +382,7 @@ class TrainingRows:
             actions = actions[:, 0] if self.head.kind == "discrete" else actions
         else:
             actions = actions.astype(np.float32)
-        batch = Batch(
+        batch = TensorBatch(
             observations=self._observations(given.observations),
             labels=self._tensor(actions),
             masks=None if given.action_masks is None else self._tensor(given.action_masks),
@@ -383,17 +392,17 @@ class TrainingRows:
         reference = kl_references(self.head, self.references, batch)
         if not self.is_constant:
             return batch._replace(reference=reference)
-        index = torch.arange(*rows.indices(len(self))) if isinstance(rows, slice) else torch.from_numpy(rows)
-        smoothings = of_rows(self.smoothings, index.to(self.device), len(self))
-        target = written_out(action_target(self.head, smoothings, batch))
+        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
+        smoothings = take_alpha(self.smoothings, index.to(self.device), len(self))
+        target = to_dense(action_target(self.head, smoothings, batch))
         return batch._replace(target=target, reference=reference)
 
-    def compact(self, rows: Tensor) -> Batch:
-        """Copies of some rows whose targets, where alpha is constant, tell their labels and references."""
-        batch = self.take(rows)
+    def compact(self, chosen: Tensor) -> TensorBatch:
+        """Copies of some chosen whose targets, where alpha is constant, tell their labels and references."""
+        batch = self.take(chosen)
         if not self.is_constant:
             return batch
-        smoothings = of_rows(self.smoothings, rows.to(self.device), len(self))
+        smoothings = take_alpha(self.smoothings, chosen.to(self.device), len(self))
         return batch._replace(target=action_target(self.head, smoothings, batch))
 
     def _observations(self, observations: NDArray[Any] | dict[str, NDArray[Any]]) -> TensorObservations:
@@ -412,17 +421,17 @@ class TrainingRows:
         return torch.tensor(array, device=self.device)
 
 
-def slice_batch(batch: Batch, start: int, end: int) -> Batch:
-    """Views of the rows from `start` up to `end`."""
-    rows = slice(start, end)
-    return _map(batch, lambda tensor: tensor[rows], rows)
+def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
+    """Views of the chosen from `start` up to `end`."""
+    chosen = slice(start, end)
+    return _map(batch, lambda tensor: tensor[chosen], chosen)
 
 
-def _map(batch: Batch, select: Any, index: slice | Tensor) -> Batch:
+def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
     observations, target = batch.observations, batch.target
     if target is not None:
         target = target[index] if isinstance(target, GaussianTarget) else tuple(part[index] for part in target)
-    return Batch(
+    return TensorBatch(
         {key: select(value) for key, value in observations.items()}
         if isinstance(observations, dict)
         else select(observations),
@@ -435,7 +444,8 @@ def _map(batch: Batch, select: Any, index: slice | Tensor) -> Batch:
     )
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors_of(batch: TensorBatch) -> list[Tensor]:
+    """All that a batch holds but its targets."""
     observations = batch.observations
     parts = [*observations.values()] if isinstance(observations, dict) else [observations]
     parts += [tensor for tensor in (batch.labels, batch.masks, batch.weights, batch.probs) if tensor is not None]
@@ -444,3 +454,54 @@ def _tensors(batch: Batch) -> list[Tensor]:
         if target.reference is not None and target.reference.values is not None:
             parts.append(target.reference.values)
     return parts
+
+
+def split_validation(
+    demonstrations: Demonstrations | None, validation: Demonstrations | None, fraction: float, seed: int
+) -> tuple[Demonstrations | None, Demonstrations | None]:
+    """`(training, validation)` demonstrations.
+
+    Raises:
+        ValueError: there are validation data and a fraction too, or too few episodes for it.
+    """
+    if fraction == 0.0 or demonstrations is None:
+        return demonstrations, validation
+    if validation is not None:
+        raise ValueError(f"validation and validation_fraction={fraction} are both given: choose one.")
+    return demonstrations.split(fraction, seed)
+
+
+def fingerprint(demonstrations: Demonstrations) -> str:
+    """A sha256 that tells one set of demonstrations from another: of their size, episodes and up to 4096 transitions.
+
+    They are spread evenly, so that a set larger than memory need not be read; the same set in memory and on the
+    disk has the same fingerprint.
+
+    Example:
+        >>> from rlsmooth.data import cartpole_v1
+        >>> fingerprint(cartpole_v1()) == fingerprint(cartpole_v1())
+        True
+    """
+    count = len(demonstrations)
+    chosen: NDArray[np.int64] = np.unique(np.linspace(0, count - 1, min(count, HASHED_TRANSITIONS)).astype(np.int64))
+    digest = hashlib.sha256()
+    digest.update(f"{count} {demonstrations.observation_space} {demonstrations.action_space}".encode())
+    digest.update(np.ascontiguousarray(demonstrations.episode_ends, dtype=np.int64).tobytes())
+    batch = demonstrations[chosen]
+    observations = batch.observations if isinstance(batch.observations, dict) else {"": batch.observations}
+    fields = {f"observations.{key}": value for key, value in sorted(observations.items())}
+    fields |= {name: value for name in HASHED_FIELDS if (value := getattr(batch, name)) is not None}
+    for name, value in fields.items():
+        kept = np.ascontiguousarray(value)
+        digest.update(f"{name} {kept.dtype} {kept.shape}".encode())
+        digest.update(kept.tobytes())
+    return digest.hexdigest()
+
+
+def minibatch_weight(update: tuple[TensorBatch, ...]) -> int | Tensor:
+    """The divisor of a minibatch's mean: its number of transitions, or the sum of their weights."""
+    weights = [part.weights.sum() for part in update if part.weights is not None]
+    if not weights:
+        return sum(len(part.labels) for part in update)
+    total = torch.stack(weights).sum()
+    return torch.where(total > 0, total, 1.0)
