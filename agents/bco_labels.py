@@ -46,4 +46,4 @@ def pseudo_labelled(
         else:
             found["pseudo_label_accuracy"] = float(np.mean(actions == true_actions))
     # Known to be right: predictions are legal actions, probabilities sum to 1.
-    return pairs._with(actions=actions, action_probs=probabilities if soft else None), found
+    return pairs.replace_unchecked(actions=actions, action_probs=probabilities if soft else None), found

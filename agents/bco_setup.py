@@ -13,7 +13,7 @@ from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.agents.transition_features import INPUTS
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.training.learning_rate import as_schedule
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def read_pairs(
     actions = None
     if isinstance(given, Demonstrations):
         check_same_spaces("demonstrations", (given.observation_space, given.action_space), own)
-        actions = np.asarray(given.actions[rows_with_next(given)])
+        actions = np.asarray(given.actions[transitions_with_next(given)])
         given = ObservationOnly.from_demonstrations(given)
     check_same_spaces("demonstrations", (given.observation_space, own[1]), own)
     return given.as_demonstrations(own[1]), actions

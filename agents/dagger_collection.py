@@ -17,8 +17,8 @@ from rlsmooth.agents.dagger_expert import Expert
 from rlsmooth.agents.legal_acting import legal_actions
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import stack_observations
-from rlsmooth.data.streams import Step, open_stream
 from rlsmooth.data.validation import stored_dtype
+from rlsmooth.data.vec_env_adapter import Step, open_stream
 from rlsmooth.training import isolated_rng
 
 __all__ = ["Collected", "agreement", "collect_round"]

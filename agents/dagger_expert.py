@@ -24,8 +24,8 @@ from rlsmooth.agents.normalization import observations_differ
 from rlsmooth.agents.policy_queries import PolicyQueries
 from rlsmooth.agents.rounds import RoundsModel
 from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.data.actors import Actor, Predictor, checked_action
 from rlsmooth.data.arrays import stack_observations
-from rlsmooth.data.choosing import Chooser, Predictor, checked_action
 from rlsmooth.data.validation import action_dims, action_starts
 
 __all__ = ["Expert", "ExpertLike", "ExpertTargets", "Labels"]
@@ -107,7 +107,7 @@ class Expert:
         """Forget recurrent states: every environment begins an episode."""
         self.starts = np.ones(num_envs, dtype=bool)
         if self.clone is None and self.source is None:
-            self._chooser = Chooser(self.given, batched=self.batched, deterministic=self.deterministic)
+            self._chooser = Actor(self.given, batched=self.batched, deterministic=self.deterministic)
 
     def label(
         self, observations: Sequence[Any], masks: NDArray[np.bool_] | None, generator: np.random.Generator

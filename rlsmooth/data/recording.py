@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.data.actors import Actor, PolicyLike, Predictor, checked_action
 from rlsmooth.data.arrays import AnyArray, stack_observations
-from rlsmooth.data.choosing import Chooser, PolicyLike, Predictor, checked_action
 from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.streams import ObservationRow, Step, Stream, open_stream
+from rlsmooth.data.vec_env_adapter import ObservationRow, Step, Stream, open_stream
 
 __all__ = ["record"]
 
@@ -72,7 +72,7 @@ def record(
     stream = open_stream(env, check_positive_int("n_envs", n_envs))
     try:
         with _seeded(start):
-            chooser = Chooser(policy, batched=stream.batched, deterministic=deterministic)
+            chooser = Actor(policy, batched=stream.batched, deterministic=deterministic)
             tracks = _run(stream, chooser, episodes, start, ask_masks=action_masks, progress=progress)
     finally:
         stream.close()
@@ -98,7 +98,7 @@ class _Track:
 
 
 def _run(
-    stream: Stream, chooser: Chooser, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool
+    stream: Stream, chooser: Actor, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool
 ) -> list[_Track]:
     count = stream.num_envs
     quotas = np.array([(n_episodes + number) // count for number in range(count)])

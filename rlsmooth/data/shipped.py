@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.file_format import DemonstrationsFileError
+from rlsmooth.data.files import DemonstrationsFileError
 
 __all__ = ["SHIPPED", "cartpole_v1", "cartpole_v1_noisy", "load_demonstrations"]
 

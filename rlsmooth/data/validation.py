@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Observations, chunks, in_memory
-
-if TYPE_CHECKING:
-    from rlsmooth.data.demonstrations import Demonstrations
+from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Fields, Observations, chunks, in_memory
 
 __all__ = ["action_dims", "action_starts", "checked_fields", "ends_of_flags", "stored_dtype"]
 
@@ -64,43 +61,41 @@ def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     return np.union1d(np.flatnonzero(np.logical_or.reduce(given)) + 1, [len(given[0])])
 
 
-def checked_fields(data: Demonstrations) -> dict[str, Any]:
-    """Check every field of `data` and return them as they are to be stored; see `Demonstrations` for the rules.
+def checked_fields(given: Fields) -> dict[str, Any]:
+    """Check the arguments of `Demonstrations` and return them as they are to be stored; the class says the rules.
 
     Raises:
         TypeError: a field is of a type or dtype that can't be stored.
-        ValueError: a length, shape or value is wrong; names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending transition.
     """
-    dims = action_dims(data.action_space)
-    count = _length("actions", data.actions)
-    fields: dict[str, Any] = {"episode_ends": _check_episode_ends(data.episode_ends, count)}
-    fields["observations"] = _check_observations("observations", data.observations, data.observation_space, count)
-    fields["actions"] = _check_space_rows("actions", data.actions, data.action_space, count, bounded=True)
-    if data.next_observations is not None:
-        fields["next_observations"] = _check_observations(
-            "next_observations", data.next_observations, data.observation_space, count
-        )
-    if data.rewards is not None:
-        fields["rewards"] = _check_vector("rewards", data.rewards, count, "iuf", "numbers")
+    observation_space, action_space = given["observation_space"], given["action_space"]
+    dims = action_dims(action_space)
+    count = _length("actions", given["actions"])
+    fields: dict[str, Any] = {"episode_ends": _check_episode_ends(given["episode_ends"], count)}
+    fields["observations"] = _check_observations("observations", given["observations"], observation_space, count)
+    fields["actions"] = _check_space_rows("actions", given["actions"], action_space, count, bounded=True)
+    if (value := given.get("next_observations")) is not None:
+        fields["next_observations"] = _check_observations("next_observations", value, observation_space, count)
+    if (value := given.get("rewards")) is not None:
+        fields["rewards"] = _check_vector("rewards", value, count, "iuf", "numbers")
         _require("rewards", np.isfinite, "is {value}: rewards must be finite", fields["rewards"])
-    for name, value in (("terminations", data.terminations), ("truncations", data.truncations)):
-        if value is not None:
+    for name in ("terminations", "truncations"):
+        if (value := given.get(name)) is not None:
             fields[name] = _check_vector(name, value, count, "b", "Booleans")
             _check_ends_only(name, fields[name], fields["episode_ends"])
-    if data.weights is not None:
-        fields["weights"] = _check_vector("weights", data.weights, count, "iuf", "numbers")
+    if (value := given.get("weights")) is not None:
+        fields["weights"] = _check_vector("weights", value, count, "iuf", "numbers")
         _require(
             "weights", lambda w: np.isfinite(w) & (w >= 0), "is {value}: must be finite and >= 0", fields["weights"]
         )
-    if data.groups is not None:
-        fields["groups"] = _check_vector("groups", data.groups, count, "iu", "whole numbers")
-    if data.action_masks is not None:
-        fields["action_masks"] = _check_masks(data.action_masks, fields["actions"], data.action_space, dims)
-    if data.action_probs is not None:
-        masks = fields.get("action_masks")
-        fields["action_probs"] = _check_probs(data.action_probs, data.action_space, count, masks)
-    if data.infos is not None:
-        fields["infos"] = tuple(data.infos)
+    if (value := given.get("groups")) is not None:
+        fields["groups"] = _check_vector("groups", value, count, "iu", "whole numbers")
+    if (value := given.get("action_masks")) is not None:
+        fields["action_masks"] = _check_masks(value, fields["actions"], action_space, dims)
+    if (value := given.get("action_probs")) is not None:
+        fields["action_probs"] = _check_probs(value, action_space, count, fields.get("action_masks"))
+    if (value := given.get("infos")) is not None:
+        fields["infos"] = tuple(value)
         if len(fields["infos"]) != count:
             raise ValueError(f"infos has {len(fields['infos'])} entries, but there are {count} actions.")
     return fields

@@ -10,10 +10,10 @@ import numpy as np
 from gymnasium import spaces
 
 from rlsmooth.data.arrays import AnyArray, stack_observations
-from rlsmooth.data.streams import ObservationRow
 from rlsmooth.data.validation import stored_dtype
+from rlsmooth.data.vec_env_adapter import ObservationRow
 
-__all__ = ["Chooser", "PolicyLike", "Predictor", "checked_action"]
+__all__ = ["Actor", "PolicyLike", "Predictor", "checked_action"]
 
 STATEFUL_ARGUMENTS = 3
 """Observations, state and episode starts: what a function of the imitation library takes."""
@@ -36,7 +36,7 @@ class Predictor(Protocol):
 PolicyLike: TypeAlias = Predictor | Callable[..., Any]
 
 
-class Chooser:
+class Actor:
     """Asks a policy for one answer an environment, and keeps a recurrent policy's state.
 
     Args:
