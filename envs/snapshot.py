@@ -71,6 +71,8 @@ LEFT_TYPES = (
     PurePath,
     EnvSpec,
 )
+# Of a space. Its public name, `np_random`, would seed a space that has none yet.
+GENERATOR = "_np_random"
 CHECKED = ("checked_step", "checked_data_reuse")
 RECORDING_MODULES = ("gymnasium.wrappers.", "stable_baselines3.common.")
 BASE_MODULE = "stable_baselines3.common.vec_env.base_vec_env"  # of every vectorised wrapper
@@ -257,7 +259,7 @@ def _slots(owner: type) -> list[str]:
 
 def _space(space: gym.Space[Any], where: str, same: Same) -> dict[str, Any]:
     parts = {name: _encode(part, f"{where}[{name!r}]", same) for name, part in _subspaces(space).items()}
-    return {"random": _encode(space._np_random, f"{where}.np_random", same), "spaces": parts}
+    return {"random": _encode(vars(space)[GENERATOR], f"{where}.np_random", same), "spaces": parts}
 
 
 def _subspaces(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
@@ -329,4 +331,4 @@ def _decode_space(encoded: dict[str, Any], current: Any, where: str, made: dict[
     parts = _subspaces(current)
     for name, item in encoded["state"]["spaces"].items():
         _decode(item, parts[name], f"{where}[{name!r}]", made)
-    current._np_random = _decode(encoded["state"]["random"], current._np_random, f"{where}.np_random", made)
+    vars(current)[GENERATOR] = _decode(encoded["state"]["random"], vars(current)[GENERATOR], f"{where}.np_random", made)

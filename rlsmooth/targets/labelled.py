@@ -26,7 +26,7 @@ from rlsmooth.targets.arguments import (
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["mixture", "one_hot", "prior", "sparse", "uniform"]
+__all__ = ["around_label", "mixture", "one_hot", "prior", "sparse", "uniform"]
 
 
 def one_hot(labels: Labels, num_classes: int, *, mask: Tensor | None = None, validate: bool = True) -> Target:
@@ -155,10 +155,10 @@ def prior(
         check_probabilities("prior", prior, "give counts / counts.sum()")
     vector = prior.detach().to(labels.device, weight_dtype(labels.device))
     reference = Reference(len(vector), "vector", vector, total=vector.sum())
-    return _around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
+    return around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
 
 
-def _around_label(
+def around_label(
     labels: Tensor,
     reference: Reference,
     alpha: Alpha | None,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets.arguments import at, broadcast_mask, check_mask, first_row, from_array, values_can_be_checked
-from rlsmooth.targets.dense import _check_float, boltzmann
+from rlsmooth.targets.dense import boltzmann, check_float
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 from rlsmooth.targets.target import Target
 
@@ -65,8 +65,8 @@ def completed_q(
     scale = check_in_range("value_scale", value_scale, 0.0)
     first_visits = check_in_range("maxvisit_init", maxvisit_init, 0.0)
     prior_logits, q_values, visit_counts = (from_array(each) for each in (prior_logits, q_values, visit_counts))
-    _check_float("prior_logits", prior_logits)
-    _check_float("q_values", q_values)
+    check_float("prior_logits", prior_logits)
+    check_float("q_values", q_values)
     if not isinstance(visit_counts, Tensor) or visit_counts.dtype == torch.bool or visit_counts.is_complex():
         kind = str(visit_counts.dtype) if isinstance(visit_counts, Tensor) else type(visit_counts).__name__
         raise TypeError(f"visit_counts must be a tensor of numbers [..., K], got {kind}.")
