@@ -49,7 +49,7 @@ class ActingModel:
     n_envs: int
     verbose: int
     bins: ActionBins | None
-    _action_start: NDArray[Any] | None
+    action_start: NDArray[Any] | None
     _logger: Logger | None
     _has_custom_logger: bool
 
@@ -84,7 +84,7 @@ class ActingModel:
             actions, state = policy.predict(observation, state, episode_start, deterministic)
         if self.bins is not None:
             return self.bins.decode(actions), state
-        return (actions if self._action_start is None else actions + self._action_start), state
+        return (actions if self.action_start is None else actions + self.action_start), state
 
     @property
     def logger(self) -> Logger:

@@ -9,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
+from rlsmooth.agents.sb3 import wrap_in_vec_env
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.validation import action_starts
@@ -43,7 +43,7 @@ def wrap_env(name: str, env: GymEnv | str, verbose: int = 0) -> VecEnv:
             raise ValueError(f"{name}={env!r} can't be made ({error}).") from error
     if not isinstance(env, (gym.Env, VecEnv)):
         raise TypeError(f"{name} must be an id, an environment or a VecEnv, got {type(env).__name__} {env!r}.")
-    return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper=True)
+    return wrap_in_vec_env(env, verbose)
 
 
 def resolve_spaces(

@@ -16,6 +16,7 @@ from rlsmooth.agents import BCO
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly, load_demonstrations
 from rlsmooth.data.files import OBSERVATION_FORMAT, DemonstrationsFileError
+from rlsmooth.schedules import as_schedule
 from rlsmooth.scripts.bc_training import make_logger, name_of_demonstrations, number_or_word
 from rlsmooth.scripts.bco_figures import bco_figure
 from rlsmooth.scripts.bco_report import BCOReport, print_bco_results
@@ -26,7 +27,6 @@ from rlsmooth.scripts.report_file import save_report_file
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
-from rlsmooth.training.learning_rate import as_schedule
 
 if TYPE_CHECKING:
     from rlsmooth.scripts.bco import Args

@@ -19,6 +19,7 @@ from rlsmooth.agents.adversarial.reward_nets import RewardFunction, reward_of
 from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_steps
 from rlsmooth.agents.files.algorithm_state import KNOWN_BUFFERS
 from rlsmooth.agents.files.run_state import TransientVecEnvWrapper
+from rlsmooth.agents.sb3 import forget_last_observation
 
 __all__ = [
     "LearnedRewardVecEnv",
@@ -250,7 +251,7 @@ def install(algorithm: BaseAlgorithm, wrap: Callable[[VecEnv], Wrapper]) -> Wrap
         _refuse_normalize(env)
         inner = wrap(env)
         algorithm.env = inner
-    algorithm._last_obs = None  # the next `learn` resets the environments, through the wrapper
+    forget_last_observation(algorithm)  # the next `learn` resets the environments, through the wrapper
     return inner
 
 
@@ -261,7 +262,7 @@ def uninstall(algorithm: BaseAlgorithm, wrapper: VecEnvWrapper) -> None:
         algorithm.env = wrapper.venv
     elif isinstance(env, VecNormalize) and env.venv is wrapper:
         env.venv = wrapper.venv
-    algorithm._last_obs = None
+    forget_last_observation(algorithm)
 
 
 def _refuse_normalize(env: VecEnv) -> None:

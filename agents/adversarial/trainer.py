@@ -576,7 +576,7 @@ class Rounds(BaseCallback):
 
 FORMAT_NAME = "rlsmooth-imitation"
 FORMAT_VERSION = 1
-ROUNDS = "rlsmooth.agents.adversarial.trainer.Rounds"
+ROUNDS = "rlsmooth.Rounds"  # without its module, see `rlsmooth.envs.snapshot_values.stable_name`
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, AssertionError)
 
 

@@ -57,8 +57,7 @@ from rlsmooth.training import (
     set_rng_state,
     warn_if_execution_differs,
 )
-from rlsmooth.training.divergence import divergence_error
-from rlsmooth.training.early_stopping import EarlyStopping
+from rlsmooth.training.run import EarlyStopping, divergence_error
 from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
@@ -870,7 +869,7 @@ class BC(SavedModel):
         self.observation_space = agent_spaces.policy_space(self.observation_space)
         self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
         policy_actions = self.action_space if self.bins is None else self.bins.space
-        self._action_start = agent_spaces.action_start(self.action_space)
+        self.action_start = agent_spaces.action_start(self.action_space)
         with isolated_rng(self.seed):
             self.policy = bc_setup.build_policy(
                 policy,

@@ -42,8 +42,8 @@ from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.data.observation_only import transitions_with_next
+from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.learning_rate import LearningRate, as_schedule
 from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
@@ -517,7 +517,7 @@ class BCO(SavedBCO):
         self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
         self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
         self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self._action_start = self.bc._action_start
+        self.action_start = self.bc.action_start
         own = (self.observation_space, self.action_space)
         agent_spaces.check_all_spaces(own, None, None, self.eval_env)
         self.batch_size = self.bc.batch_size

@@ -39,9 +39,9 @@ from rlsmooth.agents.cloning.rows import ReferenceLike
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
+from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.learning_rate import LearningRate
 
 if TYPE_CHECKING:
     pass
@@ -628,7 +628,7 @@ class DAgger(SavedDAgger):
         )
         self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
         self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self._action_start = self.bc._action_start
+        self.action_start = self.bc.action_start
         self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
         agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
 

@@ -30,8 +30,8 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.validation import action_dims, stored_dtype
 from rlsmooth.losses import log_probabilities
+from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
-from rlsmooth.training.learning_rate import LearningRate
 
 __all__ = ["InverseDynamics", "Observations"]
 

@@ -20,13 +20,13 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
-from rlsmooth.agents.sb3 import has_base, is_maskable
+from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.smoothed.references import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.training.early_stopping import EarlyStopping
-from rlsmooth.training.learning_rate import LearningRate, as_schedule
+from rlsmooth.schedules import LearningRate, as_schedule
+from rlsmooth.training.run import EarlyStopping
 
 __all__ = ["LearningRate", "as_schedule", "build_policy", "early_stopping", "make_head", "split"]
 
@@ -156,10 +156,7 @@ def _is_standard(policy: BasePolicy) -> bool:
     own: Any = type(policy)
     # What a smoothed policy changes comes after the network, which is what cloning trains.
     latent: Any = next((part for part in own.__mro__ if part.__name__ == "SmoothedPolicy"), base)
-    return (
-        own.get_distribution is base.get_distribution
-        and own._get_action_dist_from_latent is latent._get_action_dist_from_latent
-    )
+    return own.get_distribution is base.get_distribution and same_latent_distribution(own, latent)
 
 
 def _unchecked(policy: BasePolicy) -> Any:

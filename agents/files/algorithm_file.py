@@ -60,6 +60,7 @@ from rlsmooth.agents.files.policy_file import (
     read_agent_file,
     save_agent_file,
 )
+from rlsmooth.agents.sb3 import noise_parameters, set_up_model, torch_parts
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
@@ -212,17 +213,17 @@ def noise_to_plain(noise: ActionNoise) -> dict[str, Any] | None:
     if type(noise) is VectorizedActionNoise:
         base = noise_to_plain(noise.base_noise)
         return base if base is not None and all(_is_alike(base, each) for each in noise.noises) else None
+    if type(noise) is not NormalActionNoise and type(noise) is not OrnsteinUhlenbeckActionNoise:
+        return None
+    found = noise_parameters(noise)
+    settings = {"mean": found["mean"], "sigma": found["sigma"]}
+    head = {"class": NORMAL, "dtype": np.dtype(found["dtype"]).str}
     if type(noise) is NormalActionNoise:
-        return {
-            "class": NORMAL,
-            "dtype": np.dtype(noise._dtype).str,
-            **_tensors({"mean": noise._mu, "sigma": noise._sigma}),
-        }
-    if type(noise) is OrnsteinUhlenbeckActionNoise:
-        settings: dict[str, Any] = {"mean": noise._mu, "sigma": noise._sigma, "initial_noise": noise.initial_noise}
-        numbers = {"theta": float(noise._theta), "dt": float(noise._dt)}
-        return {"class": ORNSTEIN_UHLENBECK, "dtype": np.dtype(noise._dtype).str, **_tensors(settings), **numbers}
-    return None
+        return {**head, **_tensors(settings)}
+    assert type(noise) is OrnsteinUhlenbeckActionNoise
+    settings["initial_noise"] = noise.initial_noise
+    numbers = {"theta": found["theta"], "dt": found["dt"]}
+    return {**head, "class": ORNSTEIN_UHLENBECK, **_tensors(settings), **numbers}
 
 
 def noise_from_plain(plain: Any) -> ActionNoise:
@@ -574,13 +575,13 @@ def _counter_names(model: Algorithm) -> set[str]:
 
 
 def _extra_names(model: Algorithm) -> dict[str, list[str]]:
-    modules, variables = model._get_torch_save_params()
+    modules, variables = torch_parts(model)
     others = [name for name in modules if name != POLICY and not _is_optimizer(model, name)]
     return {"modules": others, "variables": list(variables)}
 
 
 def _optimizer_names(model: Algorithm) -> list[str]:
-    return [name for name in model._get_torch_save_params()[0] if _is_optimizer(model, name)]
+    return [name for name in torch_parts(model)[0] if _is_optimizer(model, name)]
 
 
 def _is_optimizer(model: Algorithm, name: str) -> bool:
@@ -780,7 +781,7 @@ def _build(
             model.observation_space, model.action_space = file.policy.observation_space, file.policy.action_space
             model.n_envs = int(config["n_envs"])
         set_plain_attributes(model, config["attributes"])
-        model._setup_model()
+        set_up_model(model)
     except Exception as error:
         raise SafeFileError(
             f"{str(path)!r}: {build.__name__} can't be built from the file's arguments ({type(error).__name__}: "

@@ -73,12 +73,14 @@ from rlsmooth.agents.files.run_state import (
     tensors_from_arrays,
     vec_env_state,
 )
+from rlsmooth.agents.sb3 import total_timesteps
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.envs.snapshot_values import (
     CannotSnapshotError,
     class_name,
     may_hold_data,
     plain_value,
+    stable_name,
     value_from_plain,
 )
 from rlsmooth.training import (
@@ -247,9 +249,9 @@ def _matched(
 ) -> Iterator[tuple[str, list[BaseCallback], list[dict[str, Any]]]]:
     """For each class in the states its name, the callbacks of it, and its states."""
     found = list(_callbacks(root, own))
-    for name in dict.fromkeys(state["class"] for state in states):
-        callbacks = [callback for callback in found if class_name(callback) == name]
-        yield name, callbacks, [state for state in states if state["class"] == name]
+    for name in dict.fromkeys(stable_name(state["class"]) for state in states):
+        callbacks = [callback for callback in found if stable_name(class_name(callback)) == name]
+        yield name, callbacks, [state for state in states if stable_name(state["class"]) == name]
 
 
 def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
@@ -387,6 +389,15 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_between_rollouts = False
         self._has_warned = False
 
+    def resume_from(self, checkpoint: Checkpoint, *, is_exact: bool) -> None:
+        """Restore the rest of `checkpoint` at the next rollout; `load_checkpoint` calls this.
+
+        Args:
+            checkpoint: the one that the algorithm was loaded from.
+            is_exact: whether the environments are where they were, so that episodes continue.
+        """
+        self._pending, self._is_exact, self._has_warned = checkpoint, is_exact, not is_exact
+
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
@@ -468,7 +479,7 @@ class ExactCheckpointCallback(BaseCallback):
             self.save_path,
             model.num_timesteps,
             config={
-                "total_timesteps": model._total_timesteps,
+                "total_timesteps": total_timesteps(model),
                 "n_envs": model.n_envs,
                 "save_freq": self.save_freq,
                 "keep": self.keep,
@@ -569,7 +580,7 @@ def load_checkpoint(
         )
         total = int(checkpoint.config["total_timesteps"])
         states = {
-            kept["class"]: state_from_tree(kept["state"])
+            stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))
         }
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -579,7 +590,7 @@ def load_checkpoint(
     warn_if_execution_differs(checkpoint.config["execution"])
     for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
         leftover.unlink(missing_ok=True)
-    callback._pending, callback._is_exact, callback._has_warned = checkpoint, not problem, bool(problem)
+    callback.resume_from(checkpoint, is_exact=not problem)
     return ResumedRun(
         model=model,
         callback=callback,

@@ -26,7 +26,7 @@ from rlsmooth.agents.files.known_classes import (
     policy_class_by_name,
     resample_noise,
 )
-from rlsmooth.agents.sb3 import recurrent_arguments
+from rlsmooth.agents.sb3 import constructor_parameters, recurrent_arguments
 from rlsmooth.agents.smoothed.references import reference_from_plain, reference_to_plain
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.space_json import space_from_json, space_to_json
@@ -82,7 +82,7 @@ def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
     Raises:
         ValueError: the constructor can't be called with these.
     """
-    arguments = dict(policy._get_constructor_parameters())
+    arguments = constructor_parameters(policy)
     arguments.pop("lr_schedule", None)
     # Stable-Baselines3 leaves this out of its own list; without it the weights would not fit. The default, which is not
     # the same for all, stays out, for the sake of subclasses whose constructor does not take it.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlsmooth.agents.files.algorithm_file import Algorithm
 from rlsmooth.agents.files.known_classes import resample_noise
+from rlsmooth.agents.sb3 import lstm_states, set_lstm_states, set_pending_reset, stats_window_size
 from rlsmooth.envs.snapshot import (
     Resumable,
     env_state,
@@ -202,7 +203,7 @@ def set_vec_env_state(venv: VecEnv, state: Mapping[str, Any]) -> str:
             set_object_state(layer, kept, type(layer).__name__)
     holder = _Base(base)
     set_object_state(holder, state["base"], type(base).__name__)
-    base._seeds, base._options = holder.kept["_seeds"], holder.kept["_options"]
+    set_pending_reset(base, holder.kept["_seeds"], holder.kept["_options"])
     if state["problem"]:
         return str(state["problem"])
     if base.num_envs != len(state["envs"]):
@@ -281,8 +282,8 @@ def interaction_state(model: Algorithm) -> dict[str, Any]:
         episodes = plain_value(infos, "ep_info_buffer")
     except CannotSnapshotError:  # info_keywords of the user's own
         episodes = plain_value([{key: info[key] for key in "rlt" if key in info} for info in infos], "ep_info_buffer")
-    lstm_states = getattr(model, "_last_lstm_states", None)
-    flat = None if lstm_states is None else [state.cpu().numpy() for pair in lstm_states for state in pair]
+    last = lstm_states(model)
+    flat = None if last is None else [state.cpu().numpy() for pair in last for state in pair]
     return {
         "env": vec_env_state(model.env),
         "seen": {name: plain_value(getattr(model, name), name) for name in SEEN},
@@ -302,17 +303,16 @@ def set_interaction_state(model: Algorithm, state: Mapping[str, Any]) -> str:
         CannotSnapshotError: wrappers of the environment differ, or the data is malformed.
     """
     assert model.env is not None
-    window = model._stats_window_size
+    window = stats_window_size(model)
     model.ep_info_buffer = deque(value_from_plain(state["episodes"]), maxlen=window)
     model.ep_success_buffer = deque(value_from_plain(state["successes"]), maxlen=window)
     flat = value_from_plain(state["lstm_states"])
-    recurrent: Any = model
     if flat is not None:
-        states = recurrent._last_lstm_states
+        states = lstm_states(model)
         pairs = [tuple(torch.from_numpy(array).to(model.device) for array in flat[i : i + 2]) for i in (0, 2)]
         if [tensor.shape for pair in states for tensor in pair] != [tensor.shape for pair in pairs for tensor in pair]:
             raise CannotSnapshotError("the states of the LSTM have other shapes: give as many environments as before.")
-        recurrent._last_lstm_states = type(states)(*pairs)
+        set_lstm_states(model, type(states)(*pairs))
     problem = set_vec_env_state(model.env, state["env"])
     for name in SEEN:
         setattr(model, name, None if problem else value_from_plain(state["seen"][name]))

@@ -17,21 +17,18 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from rlsmooth.agents.acting import CRITIC
+from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.sb3 import begin_update, count_updates
 from rlsmooth.agents.smoothed.arguments import (
-    ScheduleLike,
     check_policy_class,
-    check_schedule,
     coefficient_at,
-    is_zero,
     policy_arguments_of,
     training_smoothing,
-    value_at,
 )
 from rlsmooth.agents.smoothed.entropy import EntropySlot
 from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, check_targets, entropy_target_for
-from rlsmooth.agents.smoothed.kickstart import algorithm_from_bc
+from rlsmooth.agents.smoothed.kickstart import check_clone, layer_arguments, smoothed_form
 from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -39,6 +36,9 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedMultiInputActorCriticPolicy,
     SmoothedPolicy,
 )
+from rlsmooth.agents.spaces import check_same_spaces, wrap_env
+from rlsmooth.checks import check_positive_int
+from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.targets import Smoothing
 
 __all__ = ["SmoothedA2C", "SmoothedPPO", "SmoothedTraining", "fit_critic"]
@@ -58,7 +58,7 @@ def fit_critic(model: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int | Non
     """
     policy = model.policy
     policy.set_training_mode(False)
-    model._update_learning_rate(policy.optimizer)
+    begin_update(model, policy.optimizer)
     critic = [parameter for name, parameter in policy.named_parameters() if name.startswith(CRITIC)]
     losses = []
     for _ in range(n_epochs):
@@ -70,13 +70,13 @@ def fit_critic(model: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int | Non
             nn.utils.clip_grad_norm_(critic, model.max_grad_norm)
             policy.optimizer.step()  # parameters without a gradient, the actor's, are left alone
             losses.append(loss.detach())
-    model._n_updates += n_epochs
+    n_updates = count_updates(model, n_epochs)
     buffer = model.rollout_buffer
     model.logger.record("train/value_loss", float(torch.stack(losses).mean()))
     model.logger.record(
         "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
     )
-    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+    model.logger.record("train/n_updates", n_updates, exclude="tensorboard")
 
 
 class SmoothedTraining(OnPolicyAlgorithm):
@@ -169,19 +169,27 @@ class SmoothedTraining(OnPolicyAlgorithm):
             >>> model.learn(192).value_warmup_left
             0
         """
-        model = algorithm_from_bc(
-            cls,
-            bc_agent,
-            env,
-            policy=policy,
+        check_clone(bc_agent, smoothing)
+        check_positive_int("value_warmup_steps", value_warmup_steps, minimum=0)
+        wrapped = wrap_env("env", env, int(arguments.get("verbose", 0)))
+        check_same_spaces(
+            "env",
+            (wrapped.observation_space, wrapped.action_space),
+            (bc_agent.observation_space, bc_agent.action_space),
+        )
+        algorithm = cls(
+            smoothed_form(bc_agent.policy, cls.policy_aliases, cls.__name__) if policy is None else policy,
+            wrapped,
             smoothing=smoothing,
             exploration_floor=exploration_floor,
-            value_warmup_steps=value_warmup_steps,
-            policy_kwargs=policy_kwargs,
-            arguments=arguments,
+            policy_kwargs={**layer_arguments(bc_agent), **(policy_kwargs or {})},
+            **arguments,
         )
-        assert isinstance(model, cls)
-        return model
+        copy_actor(bc_agent.policy, algorithm)
+        if algorithm.is_smoothed:
+            algorithm.keep_reference_policy()
+        algorithm.value_warmup_left = value_warmup_steps
+        return algorithm
 
     @property
     def is_smoothed(self) -> bool:

@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
+from rlsmooth.agents.sb3 import normalized_observations
 from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
 from rlsmooth.agents.smoothed.references import box_reference
@@ -332,7 +333,7 @@ def _replayed(model: OffPolicyAlgorithm, max_rows: int) -> Any:
 
     stored = buffer.observations
     chosen: Any = {key: read(part) for key, part in stored.items()} if isinstance(stored, dict) else read(stored)
-    normalised = buffer._normalize_obs(chosen, model.get_vec_normalize_env())
+    normalised = normalized_observations(buffer, chosen, model.get_vec_normalize_env())
     if isinstance(normalised, dict):
         return {key: torch.as_tensor(part, device=model.device) for key, part in normalised.items()}
     return torch.as_tensor(normalised, device=model.device)

@@ -371,8 +371,7 @@ class SmoothedPolicy(PolicyQueries):
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
         if self._wanted is None and not self._exploration_floor:
-            parent: Any = super()
-            return parent._get_action_dist_from_latent(latent_pi)
+            return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         wanted = self._wanted or _Wanted(False, None)
         slot = self.slot if wanted.regularised else None
         if self._has_state_dependent_noise:
@@ -412,8 +411,7 @@ class SmoothedPolicy(PolicyQueries):
 
     def _over_noise(self, latent_pi: Tensor, wanted: _Wanted, slot: EntropySlot | None) -> Distribution:
         network: Any = self
-        parent: Any = super()
-        noise = parent._get_action_dist_from_latent(latent_pi)
+        noise = super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         gaussian = GaussianActing.from_sb3(
             noise,
             reference_mean=network.reference_mean,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, linear_start
+from rlsmooth.checks import check_choice
+from rlsmooth.schedules import Schedule, start_of
 from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, from_array, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
@@ -20,8 +21,6 @@ from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
 
 __all__ = ["Smoothing", "as_smoothing"]
-
-Schedule: TypeAlias = Callable[[float], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,8 +252,6 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
 
 
 def _linear(text: str) -> float:
-    start = linear_start(text)
-    if start is None:
-        raise ValueError(f'alpha={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
+    start = start_of("alpha", text)
     check_alpha(start, torch.Size(), values=True)
     return start

@@ -17,12 +17,12 @@ from rlsmooth.training.discriminator import (
     discriminator_statistics,
     discriminator_step,
 )
-from rlsmooth.training.divergence import TrainingDivergedError
 from rlsmooth.training.gan import GANTrainer
 from rlsmooth.training.gan_cases import GANCase, gan_case
 from rlsmooth.training.gan_loss import generator_loss
 from rlsmooth.training.gan_modes import ModeCoverage, mode_coverage
 from rlsmooth.training.gan_networks import image_discriminator, image_generator
+from rlsmooth.training.run import TrainingDivergedError
 from rlsmooth.training.safe_file import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from rlsmooth.training.seeding import (
     epoch_permutation,

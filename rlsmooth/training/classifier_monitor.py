@@ -26,7 +26,7 @@ from rlsmooth.checks import check_writable_folder
 from rlsmooth.losses import cross_entropy, statistics
 from rlsmooth.training.classifier_data import Rows
 from rlsmooth.training.classifier_run import Run
-from rlsmooth.training.divergence import divergence_error
+from rlsmooth.training.run import divergence_error
 from rlsmooth.training.seeding import epoch_permutation
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
+from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import gan_setup
 from rlsmooth.training.classifier_model import as_device
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
@@ -19,7 +20,6 @@ from rlsmooth.training.gan_files import SavedGAN, begin_checkpoints
 from rlsmooth.training.gan_loss import KINDS, GeneratorLoss, generator_loss
 from rlsmooth.training.gan_monitor import Monitor
 from rlsmooth.training.gan_setup import TargetSchedule
-from rlsmooth.training.learning_rate import LearningRate, as_schedule
 from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 
 __all__ = ["GANTrainer"]

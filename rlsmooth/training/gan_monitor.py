@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from rlsmooth.training.discriminator import DiscriminatorStatistics
-from rlsmooth.training.divergence import TrainingDivergedError, divergence_error
 from rlsmooth.training.gan_files import write_checkpoint
 from rlsmooth.training.gan_pictures import draw_points, image_grid
+from rlsmooth.training.run import TrainingDivergedError, divergence_error
 from rlsmooth.training.seeding import isolated_rng
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 
-from rlsmooth.checks import check_in_range, check_positive_int, linear_start
+from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.schedules import linear_start
 from rlsmooth.training.checkpoint import checkpoint_steps
 from rlsmooth.training.gan_data import RealRows
 from rlsmooth.training.gan_files import read_checkpoint

@@ -20,8 +20,6 @@ SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")
 # Violations of before the rules, by file. Entries may only go; the rules hold everywhere else.
 ALLOWED: dict[str, set[str]] = {
     "circle": {
-        "rlsmooth.agents.smoothed.algorithms",
-        "rlsmooth.agents.smoothed.kickstart",
         "rlsmooth.scripts.bc",
         "rlsmooth.scripts.bc_training",
         "rlsmooth.scripts.bco",
@@ -67,21 +65,10 @@ ALLOWED: dict[str, set[str]] = {
         "agents/files/algorithm_file.py",
     },
     "foreign private": {
-        "agents/adversarial/reward_envs.py",
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",
         "agents/cloning/dagger.py",
-        "agents/cloning/policy_building.py",
         "agents/cloning/rounds.py",
-        "agents/files/algorithm_file.py",
-        "agents/files/exact_checkpoint.py",
-        "agents/files/policy_file.py",
-        "agents/files/run_state.py",
-        "agents/smoothed/algorithms.py",
-        "agents/smoothed/kickstart.py",
-        "agents/smoothed/measures.py",
-        "agents/smoothed/policies.py",
-        "agents/spaces.py",
         "rlsmooth/training/classifier_files.py",
         "rlsmooth/training/classifier_run.py",
         "rlsmooth/training/gan_files.py",

@@ -162,7 +162,7 @@ class Exploding(nn.Linear):
 def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> None:
     X, y = noise()
     classifier = make(Exploding(at=10), checkpoint_folder=tmp_path, checkpoint_every=1)
-    with pytest.raises(TrainingDivergedError, match=r"batch 10: the loss is nan.*lower learning_rate") as caught:
+    with pytest.raises(TrainingDivergedError, match=r"step 10: the loss is nan.*lower learning_rate") as caught:
         classifier.fit(X, y)
     assert caught.value.step == 10
     assert caught.value.rows.tolist() == epoch_permutation(0, 2, 60)[16:32].tolist()
@@ -174,7 +174,7 @@ def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> Non
 
 def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
     X, y = noise()
-    with pytest.raises(TrainingDivergedError, match="batch 1: the parameters are not finite"):
+    with pytest.raises(TrainingDivergedError, match="step 1: the parameters are not finite"):
         make(learning_rate=1e39, batch_size=60, max_epochs=1).fit(X, y)
 
 

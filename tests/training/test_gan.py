@@ -267,7 +267,7 @@ def test_a_progress_bar_counts_the_steps(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     trainer = make(learning_rate=lambda progress: 1e-3 if progress > 0.5 else math.inf, checkpoint_folder=tmp_path)
-    with pytest.raises(TrainingDivergedError, match=r"stopped at batch [67]: .*the GAN diverged.*last good") as found:
+    with pytest.raises(TrainingDivergedError, match=r"stopped at step [67]: .*the GAN diverged.*last good") as found:
         trainer.train(12)
     assert len(found.value.rows) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_0.zip"]
@@ -279,7 +279,7 @@ def test_rows_that_were_spoilt_after_they_were_checked_are_named() -> None:
     assert trainer.data.tensor is not None
     trainer.data.tensor = trainer.data.tensor.clone()
     trainer.data.tensor[int(trainer.data.rows(2)[1])] = torch.nan
-    with pytest.raises(TrainingDivergedError, match="These rows of the data hold NaN") as found:
+    with pytest.raises(TrainingDivergedError, match=r"Samples \d+ of the data hold NaN") as found:
         trainer.train(5)
     assert found.value.step == 3
     assert found.value.rows.tolist() == [int(trainer.data.rows(2)[1])]

@@ -14,8 +14,8 @@ from gymnasium import spaces
 
 from rlsmooth.agents import BC
 from rlsmooth.data import Demonstrations
+from rlsmooth.schedules import as_schedule
 from rlsmooth.targets import Smoothing
-from rlsmooth.training.learning_rate import as_schedule
 
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
 SPACES: dict[str, spaces.Space[Any]] = {
@@ -60,7 +60,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("discrete", {"reference_std": 1.0}, ValueError, "reference_std"),
     ("box", {"reference_std": 0.0}, ValueError, "reference_std"),
     ("discrete", {"learning_rate": 0.0}, ValueError, "learning_rate"),
-    ("discrete", {"learning_rate": "lin_-1"}, ValueError, "lin_1e-3"),
+    ("discrete", {"learning_rate": "lin_-1"}, ValueError, "learning_rate=-1"),
     ("discrete", {"batch_size": 0}, ValueError, "batch_size"),
     ("discrete", {"batch_size": 2.5}, TypeError, "batch_size"),
     ("discrete", {"gradient_accumulation": 0}, ValueError, "gradient_accumulation"),

@@ -262,7 +262,7 @@ def test_a_bad_row_stops_training_and_the_last_good_checkpoint_stays(tmp_path: P
                 agent._data._whole.observations[17] = torch.nan
             return True
 
-    with pytest.raises(TrainingDivergedError, match=r"Rows 17\. These rows of the demonstrations hold NaN") as error:
+    with pytest.raises(TrainingDivergedError, match=r"Samples 17 of the demonstrations hold NaN") as error:
         agent.learn(total_epochs=3, callback=Spoil(), log_interval=7)
     from rlsmooth.training import epoch_permutation
 
