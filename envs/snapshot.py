@@ -1,6 +1,6 @@
-"""The state of an environment in the middle of an episode, as plain data, and back: no pickle, no code.
+"""Capture and restore the state of an environment in the middle of an episode as plain data: no pickle, no code.
 
-What is kept is what Python can see: the attributes of the environment and of each wrapper around it, as far as they
+Kept is all that Python can see: the attributes of the environment and of each wrapper around it, as far as they
 are numbers, strings, arrays, containers of these, random generators, spaces (their generators), or objects that hold
 such. An environment that keeps its state elsewhere (MuJoCo, Box2D, an emulator) gives a clear error, unless it has
 methods `get_state()`, which returns plain data, and `set_state(state)`: then these are used.
@@ -80,7 +80,7 @@ LEFT_MODULES = frozenset({"pygame"})  # windows and clocks: they draw, they deci
 
 
 class _Plain:
-    """A class with nothing but attributes: how large its objects are tells objects that hide more behind C."""
+    """A class with nothing but attributes: objects that are larger than its own hide more behind C."""
 
 
 @runtime_checkable
@@ -180,7 +180,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     def get_snapshot(self) -> tuple[dict[str, Any] | None, str]:
         """`env_state` of the wrapped environment, and why there is none, or "".
 
-        The error is returned, since one that is raised in a worker of SubprocVecEnv ends that worker.
+        The error is returned, since one that is raised in a worker of SubprocVecEnv kills that worker.
         """
         try:
             return env_state(self.env), ""
@@ -270,7 +270,7 @@ def _subspaces(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
     return {}
 
 
-# ---- and back
+# ---- restoring
 
 
 def _decode(encoded: Any, current: Any, where: str, made: dict[int, Any]) -> Any:

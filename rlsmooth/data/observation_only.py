@@ -1,4 +1,4 @@
-"""`ObservationOnly`: what an expert saw, without what it did; for cloning from observation."""
+"""`ObservationOnly`: demonstrations without actions, for cloning from observation."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ NO_ACTIONS = spaces.Discrete(1)
 class ObservationOnly:
     """Pairs `(observation, next observation)` of whole episodes, checked once when they enter.
 
-    Rows are transitions, in time order within an episode, and the episodes lie end to end, as in `Demonstrations`.
+    The pairs of an episode are in time order, and the episodes lie end to end, as in `Demonstrations`.
     What the expert did is not known, nor is the action space: `as_demonstrations` brings the two together.
 
     Args:
         observations: `[N, *observation_space.shape]`, or a dict of such arrays for a Dict space.
-        next_observations: likewise: what came after.
+        next_observations: of the same shape: the observation after each.
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those.
-        episode_ends: int `[E]`, strictly increasing: the row after the last of each episode; the last one is N.
+        episode_ends: int `[E]`, strictly increasing: the index after the last pair of each episode; the last one is N.
         action_masks: bool `[N, sum of the dimensions' choices]`, True = legal: which actions the expert could choose
-            from; as of `Demonstrations`.
+            from, laid out as in `Demonstrations`.
         weights: `[N]`, finite and >= 0: how much each transition counts.
         metadata: where the data come from; JSON.
 
     Raises:
         TypeError: a space, a type or a dtype is not one of the above.
-        ValueError: a length, shape or value is wrong; the message names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending pair.
 
     Example:
-        >>> watched = ObservationOnly.from_trajectories([[0, 1, 2], [2, 1]], observation_space=spaces.Discrete(3))
-        >>> len(watched), watched.num_episodes, watched.next_observations.tolist()
+        >>> seen = ObservationOnly.from_trajectories([[0, 1, 2], [2, 1]], observation_space=spaces.Discrete(3))
+        >>> len(seen), seen.num_episodes, seen.next_observations.tolist()
         (3, 2, [1, 2, 1])
     """
 
@@ -102,8 +102,8 @@ class ObservationOnly:
     def from_demonstrations(cls, demonstrations: Demonstrations) -> ObservationOnly:
         """Leave out the actions, rewards, groups and infos of demonstrations.
 
-        Where they have no next observations, the observation one row on takes that place, and the last row of each
-        episode, which nothing follows, is not among the pairs; see `transitions_with_next`.
+        Where they have no next observations, the observation of the next transition takes their place, and the last
+        transition of each episode, which nothing follows, is left out.
 
         Raises:
             TypeError: they are no `Demonstrations`.
@@ -149,14 +149,16 @@ class ObservationOnly:
             trajectories: of each episode `[T + 1, *observation_space.shape]`, or a dict of such for a Dict space.
             observation_space: of the observations.
             action_masks: of each episode bool `[T, sum of the dimensions' choices]`, True = legal.
-            metadata: see the class.
+            metadata: where the data come from; JSON.
 
         Raises:
             TypeError, ValueError: as the class; or an episode has fewer than two observations, or as many masks as
                 observations.
 
         Example:
-            See the class.
+            >>> episodes = [[0, 1, 2], [2, 1]]
+            >>> ObservationOnly.from_trajectories(episodes, observation_space=spaces.Discrete(3)).num_episodes
+            2
         """
         episodes = [as_observations(episode) for episode in trajectories]
         counts = [_count(episode) - 1 for episode in episodes]
@@ -170,8 +172,8 @@ class ObservationOnly:
             given = [np.asarray(mask) for mask in action_masks]
             if [len(mask) for mask in given] != counts:
                 raise ValueError(
-                    f"action_masks have {[len(mask) for mask in given]} rows, but the episodes {counts} transitions: "
-                    "none is needed for a final observation."
+                    f"action_masks have {[len(mask) for mask in given]} entries, but the episodes {counts} "
+                    "transitions: none is needed for a final observation."
                 )
             masks = np.concatenate(given)
         return cls(
@@ -184,7 +186,7 @@ class ObservationOnly:
         )
 
     def as_demonstrations(self, action_space: spaces.Space[Any]) -> Demonstrations:
-        """Demonstrations with an action of no meaning in every row: the lowest legal one, or within a Box any.
+        """Demonstrations with an action of no meaning in every transition: the lowest legal one, or within a Box any.
 
         Who knows the action space puts better ones in their place.
 
@@ -193,8 +195,8 @@ class ObservationOnly:
             ValueError: the masks are not such as `action_space` needs.
 
         Example:
-            >>> watched = ObservationOnly.from_trajectories([[0, 1, 2]], observation_space=spaces.Discrete(3))
-            >>> watched.as_demonstrations(spaces.Discrete(2, start=5)).actions.tolist()
+            >>> seen = ObservationOnly.from_trajectories([[0, 1, 2]], observation_space=spaces.Discrete(3))
+            >>> seen.as_demonstrations(spaces.Discrete(2, start=5)).actions.tolist()
             [5, 5]
         """
         return Demonstrations(
@@ -210,7 +212,7 @@ class ObservationOnly:
         )
 
     def sample_episodes(self, n_episodes: int, seed: int = 0) -> ObservationOnly:
-        """`n_episodes` different episodes drawn at random, in their original order, as of `Demonstrations`.
+        """`n_episodes` different episodes drawn at random, in their original order.
 
         Raises:
             TypeError, ValueError: `n_episodes` is no whole number from 1 to E.

@@ -70,7 +70,7 @@ def read_imitation(source: str | Path | Iterable[Trajectory], time_limit: int | 
             raise ValueError(
                 f"time_limit={limit}, but trajectory {int(lengths_of.argmax())} has {lengths_of.max()} steps."
             )
-        # SB3's vectorised environments say `done` at a time limit too, and imitation stores that.
+        # SB3's vectorised environments set `done` at a time limit too, and imitation stores that.
         terminal &= lengths_of < limit
     terminations[ends - 1], truncations[ends - 1] = terminal, ~terminal
     rewards = [rews for _, _, _, rews in trajectories if rews is not None]
@@ -283,8 +283,8 @@ def _column(table: Any, name: str) -> list[AnyArray]:
     """One array a trajectory: the column's nested lists, of which only the first level may vary in length."""
     arrays: list[AnyArray] = []
     for chunk in table[name].chunks:
-        for row in range(len(chunk)):
-            arrays.append(_nested_to_numpy(chunk.slice(row, 1), name, len(arrays)))
+        for place in range(len(chunk)):
+            arrays.append(_nested_to_numpy(chunk.slice(place, 1), name, len(arrays)))
     return arrays
 
 
@@ -298,7 +298,7 @@ def _nested_to_numpy(array: Any, name: str, number: int) -> AnyArray:
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         lengths = set(pc.list_value_length(array).to_pylist())
         if len(lengths) != 1 or None in lengths:
-            raise ValueError(f"trajectory {number}: {name} is missing, or its rows differ in shape")
+            raise ValueError(f"trajectory {number}: {name} is missing, or its steps differ in shape")
         shape.append(lengths.pop())
         array = array.flatten()
     if array.null_count:

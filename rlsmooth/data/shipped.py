@@ -1,4 +1,4 @@
-"""The set that ships with the package, and how to name a set on a command line."""
+"""The demonstrations that ship with the package, and loading of demonstrations by name or path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `Demonstrations` checks once, when data enter: vectorised, in chunks, and the error names the first bad row."""
+"""Check demonstrations once, when data enter: vectorised, in chunks, and the error names the first bad transition."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
 
 
 def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
-    """`episode_ends` from terminations and truncations; rows after the last True are one more episode, cut off.
+    """`episode_ends` from terminations and truncations; transitions after the last True are one more episode, cut off.
 
     Raises:
         ValueError: all of them are None.
@@ -55,7 +55,7 @@ def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     given = [np.asarray(values, dtype=bool) for values in flags if values is not None]
     if not given:
         raise ValueError(
-            "episode_ends is missing and neither terminations nor truncations are given: say where the episodes end "
+            "episode_ends is missing and neither terminations nor truncations are given: give the episodes' ends "
             "(episode_ends=[len(actions)] for one episode)."
         )
     return np.union1d(np.flatnonzero(np.logical_or.reduce(given)) + 1, [len(given[0])])
@@ -104,7 +104,7 @@ def checked_fields(given: Fields) -> dict[str, Any]:
 def _length(name: str, array: Array) -> int:
     array = _as_array(name, array)
     if array.ndim == 0 or len(array) == 0:
-        raise ValueError(f"{name} has no rows: demonstrations need at least one transition.")
+        raise ValueError(f"{name} is empty: demonstrations need at least one transition.")
     return len(array)
 
 
@@ -119,15 +119,15 @@ def _as_array(name: str, value: Array) -> Array:
 def _require(
     name: str, good: Callable[..., AnyArray], problem: str, array: Array, *others: Array, show: bool = True
 ) -> None:
-    """Raise ValueError that names the first row for which `good(rows of array, rows of others...)` is not all true."""
+    """Raise a ValueError that names the first transition for which `good(array, *others)`, read in chunks, is false."""
     for start, stop in chunks(array):
         parts = [np.asarray(a[start:stop]) for a in (array, *others)]
         ok = np.asarray(good(*parts))
         if ok.all():
             continue
-        row = int(ok.reshape(len(ok), -1).all(axis=1).argmin())
-        value = np.array2string(parts[0][row], threshold=20, separator=", ") if show else ""
-        raise ValueError(f"{name}[{start + row}] {problem.format(value=value)}.")
+        first = int(ok.reshape(len(ok), -1).all(axis=1).argmin())
+        value = np.array2string(parts[0][first], threshold=20, separator=", ") if show else ""
+        raise ValueError(f"{name}[{start + first}] {problem.format(value=value)}.")
 
 
 def _check_episode_ends(ends: AnyArray, count: int) -> AnyArray:
@@ -160,7 +160,7 @@ def _check_observations(name: str, value: Observations, space: spaces.Space[Any]
 
 
 def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: int, *, bounded: bool) -> Array:
-    """Check `[N, *space.shape]` rows against a space; `bounded`: a Box's bounds count too (actions)."""
+    """Check `[N, *space.shape]` against a space; `bounded`: a Box's bounds count too (actions)."""
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         raise TypeError(
             f"{name}: {space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
@@ -205,7 +205,7 @@ def _check_box_rows(name: str, array: Array, space: spaces.Box, *, bounded: bool
             f"{name} has dtype {array.dtype}, but {space!r} needs {dtype}: convert with .astype('{dtype}')."
         )
     if in_memory(array):
-        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below, with its row
+        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below, with its place
             array = array.astype(dtype, copy=False)
     if array.dtype.kind == "f":
         _require(name, np.isfinite, "holds NaN or infinity: {value}", array)
@@ -227,10 +227,10 @@ def _check_vector(name: str, value: Array, count: int, kinds: str, what: str) ->
 
 
 def _check_ends_only(name: str, flags: Array, episode_ends: AnyArray) -> None:
-    """A True must be the last row of its episode: anything else is a boundary that `episode_ends` missed."""
+    """A True must be the last transition of its episode: anything else is a boundary that `episode_ends` missed."""
     for start, stop in chunks(flags):
-        rows = start + np.flatnonzero(np.asarray(flags[start:stop]))
-        inner = rows[~np.isin(rows + 1, episode_ends)]
+        places = start + np.flatnonzero(np.asarray(flags[start:stop]))
+        inner = places[~np.isin(places + 1, episode_ends)]
         if inner.size:
             raise ValueError(f"{name}[{inner[0]}] is True, but episode_ends has no episode that ends there.")
 

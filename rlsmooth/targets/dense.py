@@ -1,4 +1,4 @@
-"""Targets that are a whole distribution a row: search, values, teachers, given probabilities."""
+"""Targets with a whole distribution for each row: search, values, teachers, given probabilities."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rlsmooth.targets.target import Target
 __all__ = ["completed_q"]
 
 _NARROWEST_RANGE = 1e-8
-"""What a range of values counts at least, when they are rescaled by it: mctx's `epsilon`."""
+"""The least range of values, when they are rescaled by it: mctx's `epsilon`."""
 
 
 def completed_q(
@@ -37,8 +37,8 @@ def completed_q(
         sigma(q) = (maxvisit_init + max visits) · value_scale · q,    q rescaled to [0, 1] first
 
     A better policy than the prior for any number of visits, where visit counts need many. It is mctx's
-    `qtransform_completed_by_mix_value`, with one difference: an illegal action is as if it did not exist. mctx lets the
-    mixed value stand for it, and so counts that in the range that rescales, also where every legal action is visited.
+    `qtransform_completed_by_mix_value`, with one difference: an illegal action is as if it did not exist. mctx gives it
+    the mixed value, and so counts that in the range that rescales, also where every legal action is visited.
 
     Args:
         prior_logits: float `[..., K]`, the policy network's.

@@ -67,10 +67,10 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
     the bin width being interpolated between the centres where they are not evenly spaced. Each tail is taken from its
     own side (`erfc`), so that far bins keep their relative precision and no row is ever 0/0.
 
-    Cutting the Gaussian at the support's ends pulls the mean inwards there. At the ratio 0.75 `expected_value` gives
-    back the value to 5e-6 of a bin four bins inside the support, to 0.05 of a bin one bin inside, and at the end itself
-    0.37 of a bin too far in: leave a few bins of room. A narrow Gaussian loses the value between two centres: 0.002 of
-    a bin at the ratio 0.5, 0.05 at 0.3.
+    Cutting the Gaussian at the support's bounds pulls the mean inwards there. At the ratio 0.75 `expected_value` gives
+    back the value to 5e-6 of a bin four bins inside the support, to 0.05 of a bin one bin inside, and at the bound
+    itself 0.37 of a bin too far in: leave a few bins of room. A narrow Gaussian loses the value between two centres:
+    0.002 of a bin at the ratio 0.5, 0.05 at 0.3.
 
     Args:
         values: `[...]`, numbers; those outside the support, infinite ones included, are clamped to its end points.
