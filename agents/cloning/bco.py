@@ -41,7 +41,7 @@ from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
 from rlsmooth.training.run import RESUME_FILE
@@ -105,7 +105,7 @@ def read_pairs(
     actions = None
     if isinstance(given, Demonstrations):
         check_same_spaces("demonstrations", (given.observation_space, given.action_space), own)
-        actions = np.asarray(given.actions[rows_with_next(given)])
+        actions = np.asarray(given.actions[transitions_with_next(given)])
         given = ObservationOnly.from_demonstrations(given)
     check_same_spaces("demonstrations", (given.observation_space, own[1]), own)
     return given.as_demonstrations(own[1]), actions
@@ -149,7 +149,7 @@ def pseudo_labelled(
         else:
             found["pseudo_label_accuracy"] = float(np.mean(actions == true_actions))
     # Known to be right: predictions are legal actions, probabilities sum to 1.
-    return pairs._with(actions=actions, action_probs=probabilities if soft else None), found
+    return pairs.replace_unchecked(actions=actions, action_probs=probabilities if soft else None), found
 
 
 Model = TypeVar("Model", bound="SavedBCO")

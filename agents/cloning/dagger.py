@@ -172,9 +172,14 @@ def aggregate(initial: Demonstrations | None, rounds: Sequence[Demonstrations]) 
         part if part.observation_space == latest else initial_rows(part, latest, part.action_space) for part in parts
     ]
     if any(part.action_probs is not None for part in parts):
-        parts = [part if part.action_probs is not None else part._with(action_probs=_certain(part)) for part in parts]
+        parts = [
+            part if part.action_probs is not None else part.replace_unchecked(action_probs=_certain(part))
+            for part in parts
+        ]
     if any(part.weights is not None for part in parts):
-        parts = [part if part.weights is not None else part._with(weights=np.ones(len(part))) for part in parts]
+        parts = [
+            part if part.weights is not None else part.replace_unchecked(weights=np.ones(len(part))) for part in parts
+        ]
     return join(parts)
 
 

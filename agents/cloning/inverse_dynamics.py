@@ -151,7 +151,7 @@ class InverseDynamics:
         if transitions.next_observations is None:
             raise ValueError("transitions have no next_observations: record them, or use ObservationOnly's rows.")
         observations = _paired(transitions.observations, transitions.next_observations)
-        pairs = transitions._with(
+        pairs = transitions.replace_unchecked(
             observations=observations,
             observation_space=pair_space(transitions.observation_space),
             next_observations=None,

@@ -311,7 +311,7 @@ class TrainingData:
         device: torch.device,
     ) -> None:
         # Without the fields that cloning does not use: from the disk they would double what is read.
-        self.demonstrations = demonstrations._with(
+        self.demonstrations = demonstrations.replace_unchecked(
             next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
         )
         self.head = head

@@ -194,7 +194,7 @@ def test_bad_arguments() -> None:
         classwise_calibration_error(labels, labels)
     with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.float32"):
         classwise_calibration_error(rows, labels.float())
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one a row of probabilities: \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of probabilities: \(3,\)"):
         classwise_calibration_error(rows, labels[:2])
     with pytest.raises(ValueError, match=r"hits has shape \(3,\), confidences has \(2,\)"):
         adaptive_calibration_error(rows[:2, 0], labels)

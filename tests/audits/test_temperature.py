@@ -134,7 +134,7 @@ def test_bad_arguments() -> None:
     logits, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"logits has dtype torch\.int64"):
         fit_temperature(labels, labels)
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one a row of logits"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of logits"):
         fit_temperature(logits, labels[:2])
     with pytest.raises(ValueError, match=r"bounds\[0\]=0.0 must be a finite number in \(0"):
         fit_temperature(logits, labels, bounds=(0.0, 1.0))

@@ -75,7 +75,7 @@ def test_actions_without_a_meaning_are_inside_the_space(space: spaces.Space[Any]
 
 
 def test_demonstrations_lose_their_actions() -> None:
-    given = cartpole_v1()._with(weights=np.linspace(0, 1, 12000))
+    given = cartpole_v1().replace_unchecked(weights=np.linspace(0, 1, 12000))
     watched = ObservationOnly.from_demonstrations(given)
     assert np.array_equal(watched.observations, given.observations)
     assert np.array_equal(watched.next_observations, given.next_observations)

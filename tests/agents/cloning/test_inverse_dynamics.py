@@ -246,7 +246,9 @@ def test_rounding_is_no_signal() -> None:
 def test_units_of_the_observations_play_no_part() -> None:
     data = moved(spaces.Discrete(3))
     scale = np.array([4, 2**-8, 1024], np.float32)  # powers of two: no rounding
-    scaled = data._with(observations=data.observations * scale, next_observations=data.next_observations * scale)
+    scaled = data.replace_unchecked(
+        observations=data.observations * scale, next_observations=data.next_observations * scale
+    )
     one, two = make(data).fit(data), make(scaled).fit(scaled)
     first = one.probabilities(data.observations, data.next_observations)
     second = two.probabilities(scaled.observations, scaled.next_observations)
@@ -314,7 +316,7 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(TypeError, match="transitions must be"):
         model.fit([1, 2])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="next_observations"):
-        model.fit(data._with(next_observations=None))
+        model.fit(data.replace_unchecked(next_observations=None))
     with pytest.raises(ValueError, match="transitions has action_space"):
         model.fit(moved(spaces.Discrete(4), rows=100))
     with pytest.raises(ValueError, match="inputs='both'"):

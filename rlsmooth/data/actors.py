@@ -1,4 +1,4 @@
-"""Asking a policy for actions, whatever kind of policy it is: SB3's `predict`, or a function of observations."""
+"""Ask any kind of policy for actions: an object with SB3's `predict`, or a function of observations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from gymnasium import spaces
 
 from rlsmooth.data.arrays import AnyArray, stack_observations
-from rlsmooth.data.streams import ObservationRow
 from rlsmooth.data.validation import stored_dtype
+from rlsmooth.data.vec_env_adapter import Observation
 
-__all__ = ["Chooser", "PolicyLike", "Predictor", "checked_action"]
+__all__ = ["Actor", "PolicyLike", "Predictor", "checked_action"]
 
 STATEFUL_ARGUMENTS = 3
 """Observations, state and episode starts: what a function of the imitation library takes."""
@@ -36,18 +36,18 @@ class Predictor(Protocol):
 PolicyLike: TypeAlias = Predictor | Callable[..., Any]
 
 
-class Chooser:
+class Actor:
     """Asks a policy for one answer an environment, and keeps a recurrent policy's state.
 
     Args:
         policy: with SB3's `predict`, or a function. A function of one argument gets one observation and returns one
             answer, or batches of them if `batched`. A function that needs three arguments is called as the imitation
             library calls it: `function(observations, state, episode_start) -> (answers, state)`, always with batches.
-        batched: see above.
-        deterministic: the policy's most probable action in place of a sampled one; says nothing to a function.
+        batched: whether a function of one argument gets and returns batches.
+        deterministic: the policy's most probable action in place of a sampled one; ignored by a function.
 
     Raises:
-        TypeError: `policy` is neither.
+        TypeError: `policy` has no `predict` and is no function.
     """
 
     def __init__(self, policy: PolicyLike, *, batched: bool, deterministic: bool) -> None:
@@ -61,7 +61,7 @@ class Chooser:
         self.takes_state = not isinstance(policy, Predictor) and _num_required(policy) >= STATEFUL_ARGUMENTS
 
     def __call__(
-        self, observations: Sequence[ObservationRow], masks: Sequence[AnyArray] | None, starts: AnyArray
+        self, observations: Sequence[Observation], masks: Sequence[AnyArray] | None, starts: AnyArray
     ) -> Sequence[Any]:
         """One answer an environment, unchecked.
 
@@ -120,7 +120,7 @@ def checked_action(action: Any, space: spaces.Space[Any], who: str = "policy") -
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # some functions in C do not tell
+    except (TypeError, ValueError):  # some functions in C have no signature
         return {}
 
 

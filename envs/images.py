@@ -1,4 +1,4 @@
-"""Plain pictures of a state, for `render_mode="rgb_array"`: SB3's `make_vec_env` and video recorders ask for one."""
+"""Plain images of a state, for `render_mode="rgb_array"`: SB3's `make_vec_env` and video recorders ask for one."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def warn_no_render_mode() -> None:
 def paint_bands(
     bands: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int], tuple[int, int, int]]],
 ) -> NDArray[np.uint8]:
-    """Return a picture of horizontal bands, `[32 * len(bands), 192, 3]` uint8.
+    """Return an image of horizontal bands, `[32 * len(bands), 192, 3]` uint8.
 
     Args:
         bands: for each, which of its cells are on (`[n]` bool), the colour of those that are, and of those that are
             not.
 
     Example:
-        >>> picture = paint_bands([(np.array([True, False]), WHITE, BLACK)])
-        >>> picture.shape, picture[0, 0].tolist(), picture[0, -1].tolist()
+        >>> image = paint_bands([(np.array([True, False]), WHITE, BLACK)])
+        >>> image.shape, image[0, 0].tolist(), image[0, -1].tolist()
         ((32, 192, 3), [255, 255, 255], [0, 0, 0])
     """
-    rows = []
+    painted = []
     for cells, on, off in bands:
         stretched = cells[np.arange(_WIDTH) * len(cells) // _WIDTH]  # [W]
         colours = np.where(stretched[:, None], np.array(on), np.array(off)).astype(np.uint8)  # [W, 3]
-        rows.append(np.repeat(colours[None], _BAND_HEIGHT, axis=0))
-    return np.concatenate(rows, axis=0)
+        painted.append(np.repeat(colours[None], _BAND_HEIGHT, axis=0))
+    return np.concatenate(painted, axis=0)

@@ -1,8 +1,8 @@
-"""The same face for every kind of environment: a list of streams that restart by themselves and hide no observation.
+"""Adapt every kind of environment to one interface, `Stream`, which restarts episodes and hides no observation.
 
 Vectorised environments restart an episode in three different ways and put its final observation in three different
-places. Here each step says what came after the action (the true final observation at an episode's end) and what the
-next action is chosen from (the first observation of the next episode).
+places. Here each step returns the observation after the action (the true final observation at an episode's end), and
+`observations` is what the next action is chosen from (the first observation of the next episode).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "Stream", "action_seed", "open_stream"]
 
-ObservationRow = Any  # one environment's observation: an array, a number, or a dict of those
+Observation = Any  # one environment's observation: an array, a number, or a dict of those
 
 
 class Step(NamedTuple):
-    """What one action led to in one environment."""
+    """The outcome of one action in one environment."""
 
-    next_observation: ObservationRow
+    next_observation: Observation
     reward: float
     terminated: bool
     truncated: bool
@@ -41,7 +41,7 @@ class Stream(Protocol):
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     env_id: str | None
-    observations: list[ObservationRow]
+    observations: list[Observation]
 
     def reset(self, seed: int) -> None:
         """Seed everything and start every environment."""
@@ -84,7 +84,7 @@ def open_stream(env: object, n_envs: int) -> Stream:
 
 
 def action_seed(seed: int) -> int:
-    """Of the action space beside an environment with `seed`.
+    """The seed of the action space of an environment with `seed`.
 
     Gymnasium's environments and spaces make the same stream of the same number: under one seed random actions would be
     functions of the environment's noise.
@@ -92,7 +92,7 @@ def action_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
 
 
-def own_copy(observation: ObservationRow) -> ObservationRow:
+def own_copy(observation: Observation) -> Observation:
     """A copy, since environments may write their next observation into the same array."""
     if isinstance(observation, dict):
         return {key: np.array(value) for key, value in observation.items()}
@@ -111,7 +111,7 @@ class GymStream:
         self.action_space: spaces.Space[Any] = self.envs[0].action_space
         spec = self.envs[0].spec
         self.env_id = None if spec is None else spec.id
-        self.observations: list[ObservationRow] = []
+        self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
         """Environment i gets the seed `seed + i`."""
@@ -165,18 +165,18 @@ class VecEnvStream:
         self.action_space: spaces.Space[Any] = env.action_space
         spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
         self.env_id = None if spec is None else spec.id
-        self.observations: list[ObservationRow] = []
+        self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
         """SB3 gives environment i the seed `seed + i`."""
         self.env.seed(seed)
         self.env.action_space.seed(action_seed(seed))
-        self.observations = _rows(self.env.reset(), self.num_envs)
+        self.observations = _per_environment(self.env.reset(), self.num_envs)
 
     def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
         """Step all."""
         observations, rewards, dones, infos = self.env.step(np.stack(actions))
-        self.observations = _rows(observations, self.num_envs)
+        self.observations = _per_environment(observations, self.num_envs)
         steps: list[Step | None] = []
         for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
             truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
@@ -208,34 +208,34 @@ class VectorStream:
         # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
         mode = env.metadata.get("autoreset_mode")
         self.mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
-        self.observations: list[ObservationRow] = []
+        self.observations: list[Observation] = []
         self._restarts = np.zeros(self.num_envs, dtype=bool)
 
     def reset(self, seed: int) -> None:
         """Gymnasium gives environment i the seed `seed + i`."""
         self.env.action_space.seed(action_seed(seed))
-        self.observations = _rows(self.env.reset(seed=seed)[0], self.num_envs)
+        self.observations = _per_environment(self.env.reset(seed=seed)[0], self.num_envs)
         self._restarts[:] = False
 
     def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
         """Step all; an environment that ended in the step before may restart in this one, which is no transition."""
         observations, rewards, terminated, truncated, infos = self.env.step(np.stack(actions))
         ended = np.logical_or(terminated, truncated)
-        rows = _rows(observations, self.num_envs)
-        following = list(rows)
+        current = _per_environment(observations, self.num_envs)
+        following = list(current)
         if self.mode == "SameStep":
             for number in np.flatnonzero(ended):
                 following[number] = own_copy(infos["final_obs"][number])
         elif self.mode == "Disabled" and ended.any():
             restarted = self.env.reset(options={"reset_mask": ended})[0]
-            rows = _rows(restarted, self.num_envs)
+            current = _per_environment(restarted, self.num_envs)
         steps: list[Step | None] = [
             Step(following[i], float(rewards[i]), bool(terminated[i]), bool(truncated[i]))
             if wanted[i] and not self._restarts[i]
             else None
             for i in range(self.num_envs)
         ]
-        self.observations = rows
+        self.observations = current
         self._restarts = ended if self.mode == "NextStep" else self._restarts
         return steps
 
@@ -252,7 +252,7 @@ class VectorStream:
         """The environment is the caller's."""
 
 
-def _rows(batch: Any, count: int) -> list[ObservationRow]:
+def _per_environment(batch: Any, count: int) -> list[Observation]:
     if isinstance(batch, dict):
         return [{key: np.array(value[number]) for key, value in batch.items()} for number in range(count)]
     return [np.array(batch[number]) for number in range(count)]
