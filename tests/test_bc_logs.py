@@ -270,7 +270,7 @@ def test_a_bad_row_stops_training_and_the_last_good_checkpoint_stays(tmp_path: P
     step = 10 + place // 4 + 1
     assert error.value.step == step
     assert error.value.rows.tolist() == [17]
-    assert f"batch {step}" in str(error.value)
+    assert f"step {step}:" in str(error.value)
     assert str(tmp_path) in str(error.value)
     steps = checkpoint_steps(tmp_path)
     assert steps
