@@ -17,11 +17,15 @@ from rlsmooth.training.discriminator import (
     discriminator_statistics,
     discriminator_step,
 )
-from rlsmooth.training.gan import GANTrainer
-from rlsmooth.training.gan_cases import GANCase, gan_case
-from rlsmooth.training.gan_loss import generator_loss
-from rlsmooth.training.gan_modes import ModeCoverage, mode_coverage
-from rlsmooth.training.gan_networks import image_discriminator, image_generator
+from rlsmooth.training.gan import GANTrainer, generator_loss
+from rlsmooth.training.gan_cases import (
+    GANCase,
+    ModeCoverage,
+    gan_case,
+    image_discriminator,
+    image_generator,
+    mode_coverage,
+)
 from rlsmooth.training.run import TrainingDivergedError
 from rlsmooth.training.safe_file import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from rlsmooth.training.seeding import (

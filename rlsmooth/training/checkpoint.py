@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.training.safe_file import SafeFileError, check_json, read_safe_file, write_safe_file
@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "checkpoint_steps",
     "latest_checkpoint",
+    "load_module",
     "load_optimizer",
     "optimizer_to_tensors",
     "save_checkpoint",
@@ -156,6 +157,24 @@ def latest_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu")
     if faults:
         raise SafeFileError(f"No checkpoint in {str(folder)!r} can be read: {' '.join(faults)}")
     return None
+
+
+def load_module(name: str, module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put parameters and buffers from a file into a module of the caller's.
+
+    Args:
+        name: what errors call the module.
+        module: of the same shapes.
+        state: of its `state_dict`.
+        where: what errors call the source: `"the file 'a.zip'"`.
+
+    Raises:
+        ValueError: the module has other names or shapes.
+    """
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not fit {where}: {error}") from error
 
 
 def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

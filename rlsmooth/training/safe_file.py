@@ -25,7 +25,7 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.checks import check_positive_int
 from rlsmooth.training.safe_zip import SafeFileError, fault, pack_zip, unpack_zip
 
-__all__ = ["SafeFile", "SafeFileError", "check_json", "read_safe_file", "write_safe_file"]
+__all__ = ["SafeFile", "SafeFileError", "check_json", "read_safe_file", "with_zip_suffix", "write_safe_file"]
 
 CONFIG_MEMBER = "config.json"
 MAX_CONFIG_BYTES = 64 * 2**20
@@ -50,6 +50,17 @@ class SafeFile:
     tensors: dict[str, dict[str, Tensor]]
     versions: dict[str, str]
     format_version: int
+
+
+def with_zip_suffix(path: str | Path) -> Path:
+    """The path, its `~` expanded, with `.zip` added to a name without a suffix.
+
+    Example:
+        >>> with_zip_suffix("runs/agent").name, with_zip_suffix("runs/agent.old").name
+        ('agent.zip', 'agent.old')
+    """
+    path = Path(path).expanduser()
+    return path if path.suffix else path.with_name(f"{path.name}.zip")
 
 
 def write_safe_file(
