@@ -26,7 +26,7 @@ from rlsmooth.training import (
     save_checkpoint,
     warn_if_execution_differs,
 )
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bc import BC

@@ -27,7 +27,7 @@ from rlsmooth.agents.rounds_files import (
 )
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     from rlsmooth.agents.bco import BCO

@@ -27,7 +27,14 @@ from rlsmooth.training.gan_cases import (
     mode_coverage,
 )
 from rlsmooth.training.run import TrainingDivergedError
-from rlsmooth.training.safe_file import SafeFile, SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import (
+    SafeFile,
+    SafeFileError,
+    read_safe_file,
+    tree_from_json,
+    tree_to_json,
+    write_safe_file,
+)
 from rlsmooth.training.seeding import (
     epoch_permutation,
     execution_state,
@@ -46,7 +53,6 @@ from rlsmooth.training.self_training_report import (
     gradient_bins,
     logit_gradient_norms,
 )
-from rlsmooth.training.tree import tree_from_json, tree_to_json
 
 __all__ = [
     "Checkpoint",

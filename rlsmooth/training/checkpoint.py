@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.training.safe_file import SafeFileError, check_json, read_safe_file, write_safe_file
-from rlsmooth.training.tree import tree_from_json, tree_to_json
+from rlsmooth.training.safe_file import SafeFileError, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 
 __all__ = [
     "Checkpoint",
@@ -89,10 +88,9 @@ def save_checkpoint(
     """
     step = check_positive_int("step", step, minimum=0)
     keep = check_positive_int("keep", keep)
-    check_json(dict(config), "config")
     path = check_writable_folder("folder", folder) / f"checkpoint_{step}.zip"
     head = {"step": step, "config": dict(config)}
-    write_safe_file(path, head, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+    write_safe_file(path, head, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION, config_name="")
     earlier = [other for other in checkpoint_steps(folder) if other < step]
     for old in earlier[: max(0, len(earlier) - (keep - 1))]:
         _checkpoint_path(folder, old).unlink(missing_ok=True)
