@@ -25,6 +25,7 @@ __all__ = [
     "may_hold_data",
     "plain_value",
     "same_class",
+    "stable_name",
     "value_from_plain",
 ]
 
@@ -66,9 +67,20 @@ def class_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
+def stable_name(full_name: str) -> str:
+    """The name of a class without its module where it is rlsmooth's own, so that older files outlive its moves.
+
+    Example:
+        >>> stable_name("rlsmooth.agents.callbacks.Rounds"), stable_name("gymnasium.wrappers.TimeLimit")
+        ('rlsmooth.Rounds', 'gymnasium.wrappers.TimeLimit')
+    """
+    top, _, rest = full_name.partition(".")
+    return f"{top}.{rest.rpartition('.')[2]}" if top == "rlsmooth" else full_name
+
+
 def same_class(current: object, named: str, where: str) -> None:
     """Raise CannotSnapshotError unless `current` is of the class of that name."""
-    if class_name(current) != named:
+    if stable_name(class_name(current)) != stable_name(named):
         raise CannotSnapshotError(
             f"{where} was a {named} and is a {class_name(current)}: build the environment as it was built."
         )

@@ -25,8 +25,7 @@ from rlsmooth.agents import (
     save_agent,
     save_reward_net,
 )
-from rlsmooth.agents.adversarial import AdversarialImitation
-from rlsmooth.agents.adversarial_setup import build_net
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation, build_net
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, load_demonstrations
 from rlsmooth.scripts.adversarial_arguments import AdversarialArgs, AIRLArgs, GAILArgs

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
-from rlsmooth.agents.policy_measures import read_distribution
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.scripts.off_policy_acting import off_policy_acting
 from rlsmooth.scripts.overlay import BoxChoice, Choices
 

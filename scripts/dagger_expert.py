@@ -10,8 +10,8 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlsmooth.agents import SmoothedPPO, save_agent
-from rlsmooth.agents.bc_evaluation import play_episodes
-from rlsmooth.agents.bc_setup import is_maskable
+from rlsmooth.agents.acting import play_episodes
+from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters

@@ -103,7 +103,7 @@ def main(args: Args) -> dict[str, list[float]]:
 
 
 def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> dict[str, list[float]]:
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
     from rlsmooth.scripts.overlay import Entropy, beside, draw_panel
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
-from rlsmooth.agents.acting_distributions import CategoricalActing
-from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.policy_queries import initial_lstm_states
+from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.smoothed.distributions import CategoricalActing
+from rlsmooth.agents.smoothed.policies import initial_lstm_states
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 from rlsmooth.scripts.off_policy_acting import off_policy_acting

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.bc_data import TrainingRows
-from rlsmooth.agents.bc_metrics import concatenate, row_metrics, summarise
-from rlsmooth.agents.bc_targets import action_target, as_smoothings
+from rlsmooth.agents.cloning.measures import concatenate, row_metrics, summarise
+from rlsmooth.agents.cloning.rows import TrainingRows, action_target, as_smoothings
 from rlsmooth.audits import ReliabilityBins
 from rlsmooth.data import Demonstrations
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
-from rlsmooth.agents.policy_measures import read_distribution
-from rlsmooth.agents.policy_reference import box_reference
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.measures import read_distribution
+from rlsmooth.agents.smoothed.references import box_reference
 
 __all__ = ["off_policy_acting"]
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlsmooth.agents.policy_reference import action_components
+from rlsmooth.agents.smoothed.references import action_components
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.environment import limit_threads
 from rlsmooth.scripts.hyperparameters import read_hyperparameters

@@ -700,7 +700,7 @@ def open_progress_bar(total: int, done: int, unit: str, *, shown: bool = True) -
     if shown:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
     else:
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
     return tqdm(total=total, initial=done, unit=unit, mininterval=0.5, disable=not shown)
 
 
