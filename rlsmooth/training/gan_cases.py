@@ -50,7 +50,7 @@ REAL_COLOUR, FAKE_COLOUR = "#9a9a9a", "#D55E00"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GANCase:
-    """What `GANTrainer` needs.
+    """The data, networks and measures that `GANTrainer` needs.
 
     Attributes:
         name: of the case.
@@ -216,8 +216,8 @@ def image_discriminator(*, image_size: int = 64, channels: int = 1, width: int =
     normalisation after all but the first layer.
 
     Args:
-        image_size: see `image_generator`.
-        channels: likewise.
+        image_size: of a side, in pixels: 4 or another power of 2.
+        channels: 1 for grey, 3 for colours.
         width: channels after the first layer; twice as many each layer after that.
 
     Raises:

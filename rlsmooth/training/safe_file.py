@@ -66,7 +66,7 @@ class SafeFileError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class SafeFile:
-    """What a file held, read and checked.
+    """The content of a file, read and checked.
 
     Attributes:
         config: the plain data that the writer gave (tuples have become lists).
