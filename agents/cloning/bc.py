@@ -71,7 +71,7 @@ from rlsmooth.training.run import (
     open_progress_bar,
     set_learning_rate,
 )
-from rlsmooth.training.smoothing_json import encode_smoothing
+from rlsmooth.training.safe_file import encode_smoothing
 
 __all__ = ["BC", "SmoothingLike"]
 

@@ -45,7 +45,7 @@ from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
 from rlsmooth.training.run import RESUME_FILE
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     pass

@@ -26,7 +26,7 @@ from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.smoothed.references import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.training import SafeFileError
-from rlsmooth.training.smoothing_json import decode_smoothing
+from rlsmooth.training.safe_file import decode_smoothing
 
 __all__ = ["ARGUMENTS", "build_policy", "decode_arguments", "make_head"]
 
