@@ -68,7 +68,7 @@ def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = T
 
 def test_every_case_is_there() -> None:
     assert {path.name for path in FILES.iterdir()} == {*make.FILES, *make.RUNS, *make.COMMANDS}
-    assert sum(path.stat().st_size for path in FILES.rglob("*") if path.is_file()) < 3_000_000
+    assert sum(path.stat().st_size for path in FILES.rglob("*") if path.is_file()) < 3_200_000
 
 
 @pytest.mark.parametrize("name", make.FILES)
@@ -92,7 +92,7 @@ def test_a_run_ends_as_it_did(name: str) -> None:
     assert_same(make.RUNS[name].state(make.RUNS[name].start(None)), name)
 
 
-FAST = ("command_bc", "command_ppo")
+FAST = ("command_bc", "command_gail", "command_ppo")
 
 
 @pytest.mark.parametrize("name", make.COMMANDS)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -23,6 +24,7 @@ from frozen_cases.common import (
     PENDULUM,
     PRIOR,
     SMALL,
+    TREE,
     File,
     Run,
     Tensors,
@@ -47,6 +49,7 @@ from rlsmooth.agents import (
     load_checkpoint,
     save_agent,
 )
+from rlsmooth.envs import IdentityEnv
 from rlsmooth.targets import Smoothing
 
 FEW = {"n_steps": 16, "batch_size": 16, "n_epochs": 2}
@@ -78,6 +81,9 @@ def kickstarted() -> Any:
     )
 
 
+MULTI_DISCRETE = "rlsmooth.envs:rlsmooth/IdentityMultiDiscrete-v0"
+DICT = "FrozenIdentityDict-v0"
+gym.register(DICT, entry_point=IdentityEnv, kwargs={"observation": "dict"})
 LSTM = {"net_arch": [4], "lstm_hidden_size": 4, "enable_critic_lstm": False, "shared_lstm": True}
 NOISE = OrnsteinUhlenbeckActionNoise(np.zeros(1), np.full(1, 0.2))
 
@@ -108,6 +114,18 @@ ALGORITHMS: dict[str, tuple[str, bool, Callable[[], Any]]] = {
         lambda: algorithm(SmoothedPPO, PENDULUM, target_entropy_nats=1.0, use_sde=True, **FEW),
     ),
     "smoothed_ppo_from_bc": (CARTPOLE, False, kickstarted),
+    "smoothed_ppo_dict": (
+        DICT,
+        False,
+        lambda: algorithm(
+            SmoothedPPO, DICT, policy="MultiInputPolicy", smoothing=Smoothing(0.1, reference=TREE), **FEW
+        ),
+    ),
+    "smoothed_ppo_multi_discrete": (
+        MULTI_DISCRETE,
+        False,
+        lambda: algorithm(SmoothedPPO, MULTI_DISCRETE, target_entropy_frac=0.9, exploration_floor=0.1, **FEW),
+    ),
     "smoothed_a2c": (PENDULUM, False, lambda: algorithm(SmoothedA2C, PENDULUM, smoothing="lin_0.2", n_steps=8)),
     "maskable_ppo": (MASKED, False, lambda: algorithm(MaskablePPO, MASKED, **FEW)),
     "smoothed_maskable_ppo": (
@@ -168,10 +186,14 @@ def of_algorithm(model: Any) -> Tensors:
 
 
 def algorithm_answers(model: Any) -> Tensors:
-    """Actions, and for actor-critic policies log-probabilities and values."""
-    space = model.observation_space
-    count = 6
-    seen = np.arange(count) % 4 if isinstance(space, spaces.Discrete) else uniform(count, *space.shape, seed=12)
+    """Actions."""
+    space, count = model.observation_space, 6
+    if isinstance(space, spaces.Dict):
+        seen: Any = {key: np.zeros((count, *part.shape), part.dtype) for key, part in space.spaces.items()}
+    elif isinstance(space, spaces.Box):
+        seen = uniform(count, *space.shape, seed=12)
+    else:
+        seen = np.arange(count) % 4 if isinstance(space, spaces.Discrete) else np.zeros((count, *space.shape), np.int64)
     return of_arrays({"actions": model.predict(seen, deterministic=True)[0]})
 
 

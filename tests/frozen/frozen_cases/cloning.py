@@ -38,10 +38,17 @@ from rlsmooth.agents import (
     BCO,
     DAgger,
     InverseDynamics,
+    load_agent,
 )
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.targets import Smoothing
+
+CALLABLES: dict[str, Any] = {
+    "smoothing": Smoothing(lambda progress: 0.3 * progress),
+    "learning_rate": lambda progress: 0.01 * progress,
+}
+"""What no file can hold: reading asks for it again."""
 
 BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
     "bc_masks": (
@@ -74,6 +81,7 @@ BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
         {"action_bins": 5, "smoothing": Smoothing(None, reference="exponential", decay=0.8, power=1.5)},
     ),
     "bc_dict": (dict_data, {"policy": "MultiInputPolicy", "smoothing": Smoothing(0.3, reference=KERNEL)}),
+    "bc_callables": (masked_data, CALLABLES),
     "bc_early_stopping": (
         masked_data,
         {
@@ -105,9 +113,16 @@ def bc_answers(case: str, agent: Any) -> Tensors:
 
 def bc_file(case: str) -> File:
     """The file of a case."""
+
+    def read(folder: Path) -> BC:
+        path, data = folder / "agent.zip", BC_CASES[case][0]()
+        assert type(load_agent(path, device="cpu")) is BC
+        custom = CALLABLES if case == "bc_callables" else None
+        return BC.load(path, demonstrations=data, device="cpu", custom_objects=custom)
+
     return File(
         write=lambda folder: make_bc(case).learn(total_batches=4).save(folder / "agent"),
-        read=lambda folder: BC.load(folder / "agent.zip", demonstrations=BC_CASES[case][0](), device="cpu"),
+        read=read,
         kept=of_policy,
         answers=lambda agent: bc_answers(case, agent),
         train_on=lambda agent: of_policy(agent.learn(total_batches=6, reset_num_timesteps=False)),

@@ -20,6 +20,10 @@ from rlsmooth.scripts.main import main
 
 EVALUATION = "--eval-episodes 2 --device cpu"
 ALGORITHM = "n_envs=2 n_steps=16 batch_size=16 n_epochs=2 policy_kwargs=dict(net_arch=[8])"
+OFF_POLICY = (
+    "n_envs=2 buffer_size=60 learning_starts=8 batch_size=8 train_freq=2 gradient_steps=1 "
+    "policy_kwargs=dict(net_arch=[8])"
+)
 KEPT = ("config.json", "report.json")
 CHANGES = ("time", "fps", "second", "speed")
 """In the names of numbers that are others in each run."""
@@ -58,9 +62,10 @@ COMMANDS: dict[str, Command] = {
         f"{EVALUATION} -params {ALGORITHM}",
         cut=11,
     ),
-    "command_gail": Command(
-        "gail -n 64 --n-episodes 1 --eval-freq 40 --save-freq 16 --n-eval-envs 2 --demo-batch-size 8 "
-        f"--gen-train-timesteps 32 --reward-net-arch 4 {EVALUATION} -params {ALGORITHM}"
+    "command_gail": Command(  # cut off between two rows of its metrics
+        "gail --algo dqn -n 128 --n-episodes 1 --eval-freq -1 --save-freq 16 --n-eval-envs 2 --demo-batch-size 8 "
+        f"--gen-train-timesteps 32 --reward-net-arch 4 {EVALUATION} -params {OFF_POLICY}",
+        cut=27,
     ),
     "command_airl": Command(
         "airl -n 64 --n-episodes 1 --eval-freq 40 --save-freq 16 --n-eval-envs 2 --demo-batch-size 8 "
