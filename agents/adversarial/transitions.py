@@ -16,7 +16,7 @@ from torch import Tensor
 from rlsmooth.agents.adversarial.reward_nets import TensorObservations, Transitions
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.data.observation_only import transitions_with_next
 
 __all__ = ["TransitionStore", "absorbing_steps", "expert_store"]
 
@@ -214,7 +214,7 @@ def expert_store(
         terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
     rows = np.arange(len(demonstrations))
     if needs_next and not has_next:
-        rows = rows_with_next(demonstrations)
+        rows = transitions_with_next(demonstrations)
         if masks_ends:
             rows = np.union1d(rows, ends[terminated[ends]])
     if len(rows) == 0:

@@ -1,4 +1,4 @@
-"""`Smoothing`: the recipe that agents and trainers take."""
+"""`Smoothing`: the recipe of label smoothing that agents and trainers take."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Smoothing:
         return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
 
     def to_config(self) -> dict[str, Any]:
-        """What JSON can hold; `Smoothing.from_config` reads it back.
+        """The recipe as JSON can hold it; `Smoothing.from_config` reads it back.
 
         Raises:
             ValueError: alpha is a callable, which no file of data can hold; `"lin_…"` can be kept.
@@ -235,7 +235,7 @@ class Smoothing:
 
 
 def as_smoothing(value: float | str | Smoothing) -> Smoothing:
-    """What a `smoothing=` argument means: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
+    """Interpret a `smoothing=` argument: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
 
     Raises:
         TypeError: it is none of these.

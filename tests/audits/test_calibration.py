@@ -402,7 +402,7 @@ def test_bad_arguments_of_variants() -> None:
         classwise_calibration_error(labels, labels)
     with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.float32"):
         classwise_calibration_error(rows, labels.float())
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one a row of probabilities: \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of probabilities: \(3,\)"):
         classwise_calibration_error(rows, labels[:2])
     with pytest.raises(ValueError, match=r"hits has shape \(3,\), confidences has \(2,\)"):
         adaptive_calibration_error(rows[:2, 0], labels)
@@ -533,7 +533,7 @@ def test_bad_arguments_of_temperature() -> None:
     logits, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"logits has dtype torch\.int64"):
         fit_temperature(labels, labels)
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one a row of logits"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of logits"):
         fit_temperature(logits, labels[:2])
     with pytest.raises(ValueError, match=r"bounds\[0\]=0.0 must be a finite number in \(0"):
         fit_temperature(logits, labels, bounds=(0.0, 1.0))

@@ -189,9 +189,9 @@ def test_bad_arguments(score: Score) -> None:
         score(labels, labels)
     with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.int32"):
         score(rows, labels.int())
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one a row"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample"):
         score(rows, labels[:2])
-    with pytest.raises(ValueError, match=r"weights has shape \(1,\), needs one a row"):
+    with pytest.raises(ValueError, match=r"weights has shape \(1,\), needs one per sample"):
         score(rows, labels, weights=torch.ones(1))
     with pytest.raises(ValueError, match=r"needs .* with at least one class"):
         score(torch.rand(3, 0), labels)

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsmooth.data import Demonstrations, DemonstrationsFileError, ObservationOnly, cartpole_v1
+from rlsmooth.data import Demonstrations, DemonstrationsFileError, ObservationOnly, cartpole_v1, concatenate
 
 
 def numbered(lengths: list[int], **changes: Any) -> Demonstrations:
@@ -159,6 +159,33 @@ def test_labels_count_from_zero() -> None:
     assert bits.action_labels.tolist() == [[0, 1], [1, 1]]
     box = numbered([1], actions=[[0.5]], action_space=spaces.Box(-1, 1, (1,)))
     assert box.action_labels.tolist() == [[0.5]]
+
+
+def test_sets_are_concatenated_with_the_fields_that_all_of_them_have() -> None:
+    first, second = numbered([2, 1], weights=[1, 2, 3], groups=[0, 0, 1], infos=[{}] * 3), numbered([3], groups=[7] * 3)
+    both = concatenate([first, second])
+    assert both.episode_ends.tolist() == [2, 3, 6]
+    assert both[:].observations.tolist() == first[:].observations.tolist() + second[:].observations.tolist()
+    assert both[:].actions.tolist() == [0, 1, 0, 0, 1, 2]
+    assert np.asarray(both.groups).tolist() == [0, 0, 1, 7, 7, 7]
+    assert both.weights is None
+    assert both.infos is None
+    assert concatenate([first]) is first
+
+
+def test_sets_of_other_spaces_or_none_are_not_concatenated() -> None:
+    with pytest.raises(ValueError, match="parts is empty"):
+        concatenate([])
+    with pytest.raises(ValueError, match=r"parts\[1\] has the spaces .* -> Discrete\(4\), but the first set"):
+        concatenate([numbered([2]), numbered([2], action_space=spaces.Discrete(4))])
+
+
+def test_the_bounds_of_concatenated_box_actions_may_differ_by_rounding() -> None:
+    boxes = [spaces.Box(-1, 1, (1,)), spaces.Box(-1.0000001, 1, (1,)), spaces.Box(-2, 1, (1,))]
+    sets = [numbered([2], actions=np.zeros((2, 1), np.float32), action_space=box) for box in boxes]
+    assert len(concatenate(sets[:2])) == 4
+    with pytest.raises(ValueError, match="the first set"):
+        concatenate(sets[1:])
 
 
 # ---- what may not enter: the error names the first offending row
@@ -448,7 +475,7 @@ def test_actions_without_a_meaning_are_inside_the_space(space: spaces.Space[Any]
 
 
 def test_demonstrations_lose_their_actions() -> None:
-    given = cartpole_v1()._with(weights=np.linspace(0, 1, 12000))
+    given = cartpole_v1().replace_unchecked(weights=np.linspace(0, 1, 12000))
     watched = ObservationOnly.from_demonstrations(given)
     assert np.array_equal(watched.observations, given.observations)
     assert np.array_equal(watched.next_observations, given.next_observations)

@@ -162,11 +162,11 @@ def test_a_stratified_split_has_the_shares_of_scikit_learns() -> None:
 
 def test_few_labels_reach_every_class() -> None:
     data = load_labelled("rodents")
-    rows = data.sample_rows(50, seed=1)
+    rows = data.sample_indices(50, seed=1)
     assert len(np.unique(rows)) == 50
     assert (data.take(rows).class_counts() >= 1).all()
-    assert len(data.sample_rows(5, seed=1)) == 5  # fewer than there are classes
-    assert len(data.sample_rows(len(data), seed=1, stratified=False)) == len(data)
+    assert len(data.sample_indices(5, seed=1)) == 5  # fewer than there are classes
+    assert len(data.sample_indices(len(data), seed=1, stratified=False)) == len(data)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
@@ -280,8 +280,8 @@ def test_what_is_no_file_of_arrays_is_told(tmp_path: Path) -> None:
     [
         (lambda: small().split(0.0), "fraction=0.0"),
         (lambda: small().split(1.5), "fraction=1.5"),
-        (lambda: small().sample_rows(0), "n=0"),
-        (lambda: small().sample_rows(11), "n=11 rows are more than the 10"),
+        (lambda: small().sample_indices(0), "n=0"),
+        (lambda: small().sample_indices(11), "n=11 samples are more than the 10"),
         (lambda: small().with_label_noise(1.5), "p=1.5"),
         (lambda: LabelledData(np.eye(1), np.zeros(1, dtype=int), ("a",)).with_label_noise(0.5), "one class only"),
         (lambda: small(class_names=()), "class_names is empty"),

@@ -161,7 +161,7 @@ def test_dict_observations_of_trajectory_objects() -> None:
     ("change", "message"),
     [
         ({"terminal": None}, r"lacks the columns \['terminal'\]"),
-        ({"obs": [[[0.0, 1], [2]], [[0.0, 1]]]}, "trajectory 0: obs is missing, or its rows differ in shape"),
+        ({"obs": [[[0.0, 1], [2]], [[0.0, 1]]]}, "trajectory 0: obs is missing, or its steps differ in shape"),
         ({"acts": [[0, None, 1], [0, 1]]}, "trajectory 0: acts has missing values"),
         ({"acts": [[0, 1, 1], None]}, "trajectory 1: acts is missing"),
     ],

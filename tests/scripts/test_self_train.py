@@ -42,7 +42,7 @@ def test_all_files_are_written(finished: tuple[Path, str]) -> None:
 def test_the_rounds_are_those_of_self_training(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     rows, test = load_labelled("wine").split(0.25, 0)
     labels = np.full(len(rows), -1)
-    kept = rows.sample_rows(9, 0)
+    kept = rows.sample_indices(9, 0)
     labels[kept] = rows.labels[kept]
     student = Classifier(network((64, 64), rows.features), smoothing=0.0, max_epochs=40, seed=0, device="cpu")
     expected: list[float] = []

@@ -34,7 +34,7 @@ BINDING = {
         mean_absolute_error mean_logit_margin mistake_severity negative_log_likelihood optimal_margin
         ranked_probability_score risk_coverage
     """,
-    "rlsmooth.data": "Demonstrations LabelledData ObservationOnly load_labelled record",
+    "rlsmooth.data": "Demonstrations LabelledData ObservationOnly concatenate load_labelled record",
     "rlsmooth.losses": """
         binary_cross_entropy confidence_penalty cross_entropy entropy expected_value kl_divergence
         label_relaxation statistics

@@ -124,7 +124,7 @@ def test_mask(name: str) -> None:
     nothing = torch.tensor([[True, True, True], [False, False, False]])
     with raises(ValueError, "mask[1] allows no class at all: every row needs at least one legal class."):
         build([0, 1], mask=nothing)
-    with raises(ValueError, "labels[1]=1 is illegal under its mask: mend the mask or drop the row."):
+    with raises(ValueError, "labels[1]=1 is illegal under its mask: fix the mask or drop the row."):
         build([0, 1], mask=torch.tensor([True, False, True]))
     if name != "teacher":
         with raises(ValueError, "labels=1 is illegal under its mask"):
@@ -264,7 +264,7 @@ def test_ordinal_schemes_that_say_nothing() -> None:
 
 def test_mixture() -> None:
     pair = torch.tensor([[0, 1]])
-    with raises(TypeError, "num_classes is missing: mixture can't tell it from the parents."):
+    with raises(TypeError, "num_classes is missing: mixture can't infer it from the parents."):
         mixture(pair)
     with raises(TypeError, "parents must hold class indices (int64), got torch.float32"):
         mixture(pair.float(), None, 3)

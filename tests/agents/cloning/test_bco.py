@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import Logger
 from killing import assert_same_after_kills
 from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.agents.cloning.collection import collect, join
-from rlsmooth.agents.cloning.rows import action_target
+from rlsmooth.agents.cloning.training_data import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing
@@ -202,7 +202,7 @@ def test_learning_on_cartpole_without_its_actions() -> None:
 def test_actions_of_demonstrations_play_no_part() -> None:
     data = watched()
     rng = np.random.default_rng(0)
-    shuffled = data._with(actions=rng.permutation(data.actions))
+    shuffled = data.replace_unchecked(actions=rng.permutation(data.actions))
     assert not np.array_equal(shuffled.actions, data.actions)
     plain = ObservationOnly.from_demonstrations(data)
     one, two, three = (make(given).learn() for given in (data, shuffled, plain))
@@ -210,13 +210,13 @@ def test_actions_of_demonstrations_play_no_part() -> None:
     assert same_parameters(one, three)
     assert "pseudo_label_accuracy" not in three.history[0]
     assert two.history[-1]["pseudo_label_accuracy"] < one.history[-1]["pseudo_label_accuracy"]  # a log line alone
-    soft = data._with(action_probs=np.full((len(data), 3), 1 / 3), rewards=None)
+    soft = data.replace_unchecked(action_probs=np.full((len(data), 3), 1 / 3), rewards=None)
     assert same_parameters(one, make(soft).learn())
 
 
 def test_demonstrations_without_next_observations_lose_their_last_rows() -> None:
     data = watched()
-    agent = make(data._with(next_observations=None), n_rounds=1, inverse_epochs=40).learn()
+    agent = make(data.replace_unchecked(next_observations=None), n_rounds=1, inverse_epochs=40).learn()
     assert len(agent.pairs) == len(data) - data.num_episodes
     assert agent.history[0]["pseudo_label_accuracy"] > 0.9
 

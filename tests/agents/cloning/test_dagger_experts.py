@@ -18,7 +18,7 @@ from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, save_agent
 from rlsmooth.agents.cloning.expert import Expert
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import ObservationOnly, record
-from rlsmooth.data.choosing import checked_action
+from rlsmooth.data.actors import checked_action
 from rlsmooth.envs import IdentityBoxEnv, IdentityEnv, IdentityMaskedEnv, IdentityMultiBinaryEnv
 from rlsmooth.training import SafeFileError
 
