@@ -28,10 +28,7 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 # The same examples in every run: a failure that comes and goes teaches nobody. HYPOTHESIS_MAX_EXAMPLES asks for more.
 hypothesis.settings.register_profile(
-    "rlsmooth",
-    deadline=None,
-    derandomize=True,
-    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "50")),
+    "rlsmooth", deadline=None, derandomize=True, max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "50"))
 )
 hypothesis.settings.load_profile("rlsmooth")
 

@@ -54,11 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "scripts/adversarial_training.py:train",
         "scripts/studies/deep_sea.py:main",
     },
-    "long module": {
-        "agents/adversarial/trainer.py",
-        "agents/cloning/bc.py",
-        "agents/files/algorithm_file.py",
-    },
+    "long module": {"agents/adversarial/trainer.py", "agents/cloning/bc.py", "agents/files/algorithm_file.py"},
     "foreign private": {
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",

@@ -191,9 +191,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder's mode is POSIX's")
-def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(tmp_path: Path, monkeypatch: Any) -> None:
     save(tmp_path, 1, keep=1)
     seen: list[list[int]] = []
     fsync, unlink = os.fsync, Path.unlink

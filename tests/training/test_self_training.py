@@ -255,9 +255,7 @@ def test_a_seeded_run_repeats() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"warm_start": True}])
-def test_a_run_that_was_cut_off_goes_on(
-    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
     def model(folder: Path) -> SelfTraining:
         base = student(device="cpu", checkpoint_folder=folder, checkpoint_every=5, **arguments)
         return SelfTraining(base, threshold=0.7, smoothing=0.1, max_iter=3, ema_decay=0.5 if arguments else None)

@@ -196,9 +196,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(goals: list[int], pr
     assert_same_after_kills(programs, tmp_path, TRAIN, goals)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path: Path, monkeypatch: Any) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 

@@ -145,10 +145,9 @@ def test_the_optimal_margin_is_the_published_formula(count: int, alpha: float, s
         logits: Tensor = agent.head.outputs(torch.eye(count))[0]
     own = logits.diagonal()
     others = logits[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
-    margin = {
-        "all": np.log(1 + count * (1 - alpha) / alpha),
-        "others": np.log((1 - alpha) * (count - 1) / alpha),
-    }[spread]
+    margin = {"all": np.log(1 + count * (1 - alpha) / alpha), "others": np.log((1 - alpha) * (count - 1) / alpha)}[
+        spread
+    ]
     np.testing.assert_allclose((own.unsqueeze(-1) - others).numpy(), margin, atol=1e-3)
 
 
