@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,9 +23,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from killing import kill_and_resume
 from rlsmooth.agents.files.exact_checkpoint import (
-    MODEL_FILE,
     ExactCheckpointCallback,
     callback_states,
     load_checkpoint,
@@ -398,41 +394,3 @@ def test_misuse_is_refused_off_policy(tmp_path: Path) -> None:
     model.action_noise = noise
     with pytest.raises(CannotSnapshotError, match=r"action_noise\.hidden is a torch"):
         model.learn(10, callback=ExactCheckpointCallback(10, tmp_path / "other"))
-
-
-SCRIPT = """
-import sys, torch
-from stable_baselines3 import DQN, PPO, SAC, TD3
-from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
-from rlsmooth.training import checkpoint_steps
-torch.set_num_threads(1)
-folder, end, total, name, save_freq = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
-env = make_vec_env("Pendulum-v1" if name in ("SAC", "TD3") else "CartPole-v1", 2 if name == "PPO" else 1)
-if checkpoint_steps(folder):
-    run = load_checkpoint(folder, env, device="cpu")
-    print("resumed at", run.model.num_timesteps, flush=True)
-    model, left, callback = run.model, run.remaining_timesteps, run.callback
-else:
-    small = {"n_steps": 32, "batch_size": 32, "n_epochs": 2}
-    if name != "PPO":
-        small = {"learning_starts": 100, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}}
-    model = {"DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3}[name]("MlpPolicy", env, seed=1, device="cpu", **small)
-    left, callback = total, ExactCheckpointCallback(save_freq, folder) if save_freq else None
-model.learn(left, callback=callback, reset_num_timesteps=model.num_timesteps == 0)
-torch.save([model.policy.state_dict(), [info["r"] for info in model.ep_info_buffer], model.num_timesteps], end)
-"""
-
-
-@pytest.mark.slow  # `rlsmooth ppo` is killed in the same way in scripts/test_ppo.py
-@pytest.mark.parametrize(
-    ("name", "total", "every"), [("PPO", 2048, 1), ("DQN", 600, 30), ("SAC", 600, 30), ("TD3", 600, 30)]
-)
-def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(name: str, total: int, every: int, tmp_path: Path) -> None:
-    folder, end, whole = tmp_path / "run", tmp_path / "end.pt", tmp_path / "whole.pt"
-    resumed = kill_and_resume(SCRIPT, folder, end, total, name, every)
-    command = [sys.executable, "-P", "-c", SCRIPT, str(tmp_path / "none"), str(whole), str(total), name, "0"]
-    subprocess.run(command, check=True)
-    assert_equal(resumed, torch.load(whole, weights_only=True))
-    assert checkpoint_steps(folder)[-1] == total
-    assert sorted(path.name for path in folder.glob("*") if "checkpoint" not in path.name) == [MODEL_FILE]
