@@ -67,7 +67,6 @@ def test_the_scores_are_scikit_learns_on_the_test_rows(
     brier = ((softmax(logits, axis=1) - one_hot) ** 2).sum(1).mean()
     assert found["brier"] == pytest.approx(brier, rel=1e-5)
     assert report["confusion"] == confusion_matrix(test.labels, logits.argmax(1), labels=range(9)).tolist()
-
     # The temperature is what scipy finds on the validation rows; the second column is the first with it.
     held_out = classifier.logits(validation.features).double().numpy()
     rows = np.arange(len(validation))

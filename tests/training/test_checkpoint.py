@@ -248,7 +248,6 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     tensors, config = optimizer_to_tensors(optimizer)
     groups = {"net": module.state_dict(), "optimizer": tensors}
     save_checkpoint(tmp_path, 3, config={"optimizer": json.loads(json.dumps(config))}, tensors=groups)
-
     other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(device)
     resumed = build(list(other.parameters()))
     checkpoint = latest_checkpoint(tmp_path)

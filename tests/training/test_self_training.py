@@ -695,7 +695,6 @@ def test_a_report_says_what_happened() -> None:
         assert sum(report.gradients.counts) == candidates.sum()
         confidence = teacher[candidates].max(-1)
         np.testing.assert_array_equal(np.histogram(confidence, report.gradients.edges)[0], report.gradients.counts)
-
     made, report = whole.labeled_iter_ > 0, whole.rounds_[-1]
     given = np.array(
         [stages[number - 1].predict_proba(X[[row]]).max() for row, number in enumerate(whole.labeled_iter_)]

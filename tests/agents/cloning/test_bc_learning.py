@@ -269,7 +269,6 @@ def test_a_run_equals_a_loop_written_by_hand(smoothing: float) -> None:
     agent = BC("MlpPolicy", None, demonstrations, smoothing=smoothing, batch_size=100, seed=3, device="cpu")
     start = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
     agent.learn(total_epochs=2)
-
     by_hand = BC("MlpPolicy", None, demonstrations, seed=3, device="cpu").policy
     by_hand.load_state_dict(start)
     observations = torch.as_tensor(demonstrations.observations)

@@ -260,7 +260,6 @@ TAGS = {
 
 
 def test_tensorboard_files_hold_every_tag(tmp_path: Path) -> None:
-
     agent = BC(
         "MlpPolicy",
         None,

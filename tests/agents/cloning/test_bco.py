@@ -474,7 +474,6 @@ def test_each_round_has_one_log_line() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-
     make_short(watched_cartpole(), tensorboard_log=tmp_path).learn()
     events = read_events(tmp_path / "BCO_1")
     assert [point.step for point in events.Scalars("bco/pseudo_label_accuracy")] == [100, 200]

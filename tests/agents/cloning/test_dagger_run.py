@@ -172,7 +172,6 @@ def test_agreement_is_of_whole_actions_before_they_are_learnt() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-
     make(tensorboard_log=tmp_path).learn(100)
     events = read_events(tmp_path / "DAgger_1")
     assert [point.step for point in events.Scalars("dagger/expert_agreement")] == [50, 100]
