@@ -46,7 +46,7 @@ from rlsmooth.agents.adversarial.reward_nets import (
     with_suffix,
 )
 from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_steps, expert_store
-from rlsmooth.agents.bc_encoding import fingerprint
+from rlsmooth.agents.cloning.training_data import fingerprint
 from rlsmooth.agents.files.algorithm_file import (
     ALGORITHM_BASES,
     Algorithm,

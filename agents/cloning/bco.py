@@ -16,8 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.cloning.bc import BC, RESUME_FILE, Callbacks, SmoothingLike, write_agent
+from rlsmooth.agents.cloning.bc import BC, SmoothingLike
 from rlsmooth.agents.cloning.collection import collect, join
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
 from rlsmooth.agents.cloning.rounds import (
@@ -35,16 +34,18 @@ from rlsmooth.agents.cloning.rounds import (
     save_round,
     train_quietly,
 )
-from rlsmooth.agents.cloning.rows import ReferenceLike, Smoothings, as_smoothings
+from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
+from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
+from rlsmooth.training.run import RESUME_FILE
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     pass
@@ -187,7 +188,7 @@ class SavedBCO(RoundsModel):
             ValueError: the folder can't be written to.
         """
         agent = cast("BCO", self)
-        return write_agent(agent.bc, path, {OWN: _arguments(agent)})
+        return agent.bc.save(path, {OWN: _arguments(agent)})
 
     @classmethod
     def load(

@@ -37,10 +37,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth.training.classifier_monitor",
         "rlsmooth.training.classifier_prepare",
         "rlsmooth.training.classifier_run",
-        "rlsmooth.training.gan",
-        "rlsmooth.training.gan_files",
-        "rlsmooth.training.gan_monitor",
-        "rlsmooth.training.gan_setup",
     },
     "self-cast": {
         "agents/adversarial/trainer.py",
@@ -49,7 +45,6 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/dagger.py",
         "agents/cloning/rounds.py",
         "rlsmooth/training/classifier_files.py",
-        "rlsmooth/training/gan_files.py",
     },
     "long function": {
         "agents/cloning/bc.py:__init__",
@@ -71,9 +66,6 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/rounds.py",
         "rlsmooth/training/classifier_files.py",
         "rlsmooth/training/classifier_run.py",
-        "rlsmooth/training/gan_files.py",
-        "rlsmooth/training/gan_monitor.py",
-        "rlsmooth/training/gan_setup.py",
         "scripts/bench/ppo_overhead.py",
     },
 }

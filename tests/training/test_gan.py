@@ -68,7 +68,7 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
         set_rng_state(trainer._rng)
         for step in range(4):
             for update in range(2):
-                real = DATA[trainer.data.rows(2 * step + update)]
+                real = DATA[trainer.data.places(2 * step + update)]
                 fake = makes(torch.randn(8, 3)).detach()
                 real_logits, fake_logits = tells(real), tells(fake)
                 loss = F.binary_cross_entropy_with_logits(real_logits, torch.full((8, 1), 0.9))
@@ -153,7 +153,7 @@ def test_a_seed_repeats_a_run_and_leaves_other_generators_alone() -> None:
 def test_each_epoch_of_a_tensor_has_every_row_at_most_once_in_a_new_order() -> None:
     trainer = make(batch_size=12)
     assert trainer.data is not None
-    epochs = [torch.cat([trainer.data.rows(3 * epoch + batch) for batch in range(3)]) for epoch in range(2)]
+    epochs = [torch.cat([trainer.data.places(3 * epoch + batch) for batch in range(3)]) for epoch in range(2)]
     for rows in epochs:
         assert len(set(rows.tolist())) == 36
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -178,7 +178,7 @@ def test_the_real_target_and_the_learning_rate_follow_their_schedules() -> None:
     assert trainer.discriminator_optimizer.param_groups[0]["lr"] == 0.004
     told = make(real_target=lambda progress: 1 - 0.2 * progress).train(4, log_every=1)
     assert told.history["real_target"] == pytest.approx([0.8, 0.85, 0.9, 0.95])
-    with pytest.raises(ValueError, match=r"real_target\(progress=0\.5\)=0 must be above fake_target=0"):
+    with pytest.raises(ValueError, match=r"real_target=0 at progress 0\.5 must be above fake_target=0"):
         make(real_target=lambda progress: 0.9 if progress > 0.6 else 0.0).train(4)
 
 
@@ -278,11 +278,11 @@ def test_rows_that_were_spoilt_after_they_were_checked_are_named() -> None:
     assert trainer.data is not None
     assert trainer.data.tensor is not None
     trainer.data.tensor = trainer.data.tensor.clone()
-    trainer.data.tensor[int(trainer.data.rows(2)[1])] = torch.nan
+    trainer.data.tensor[int(trainer.data.places(2)[1])] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"Samples \d+ of the data hold NaN") as found:
         trainer.train(5)
     assert found.value.step == 3
-    assert found.value.rows.tolist() == [int(trainer.data.rows(2)[1])]
+    assert found.value.rows.tolist() == [int(trainer.data.places(2)[1])]
     drawn = make(data=lambda count: torch.full((count, 2), torch.nan))
     with pytest.raises(TrainingDivergedError, match="stopped at step 1: the loss is nan"):
         drawn.train(2)
@@ -302,15 +302,15 @@ def test_smoothed_fakes_warn_at_the_callers_line() -> None:
     [
         ({"latent_size": 4}, ValueError, r"can't be run on latent_size=\(4,\)"),
         ({"latent_size": 0}, ValueError, "latent_size=0"),
-        ({"data": DATA[:, :1]}, ValueError, r"generator gives rows \(2,\) .* data has rows \(1,\)"),
+        ({"data": DATA[:, :1]}, ValueError, r"generator gives samples \(2,\) .* data has samples \(1,\)"),
         ({"data": DATA.double()}, ValueError, "float64"),
         ({"data": DATA.long()}, TypeError, "floating-point"),
-        ({"data": DATA[:0]}, ValueError, "no rows"),
+        ({"data": DATA[:0]}, ValueError, "no samples"),
         ({"data": DATA.numpy()}, TypeError, "must be a tensor or a function"),
         ({"data": torch.full((3, 2), torch.inf)}, ValueError, "NaN or infinity"),
         ({"generator_loss": "wasserstein"}, ValueError, "generator_loss='wasserstein'"),
         ({"real_target": "0.9"}, ValueError, "is no schedule"),
-        ({"real_target": "lin_1.5"}, ValueError, "is no schedule"),
+        ({"real_target": "lin_1.5"}, ValueError, r"real_target=1\.5 must be a finite number in \[0, 1\]"),
         ({"real_target": 0.0}, ValueError, "must be above"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay=1\.0"),
         ({"max_grad_norm": 0.0}, ValueError, r"max_grad_norm=0\.0"),

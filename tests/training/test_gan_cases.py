@@ -12,8 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from rlsmooth.data import GaussianMixture, grid_of_gaussians, ring_of_gaussians
 from rlsmooth.training import GANTrainer, gan_case, image_discriminator, image_generator, mode_coverage
-from rlsmooth.training.gan_cases import digit_measures
-from rlsmooth.training.gan_pictures import image_grid
+from rlsmooth.training.gan_cases import digit_measures, image_grid
 
 # ---- densities
 

@@ -106,7 +106,7 @@ def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
         make(tmp_path).train(9, callback=break_at(7))
     with pytest.raises(ValueError, match="holds another run's checkpoints"):
         make(tmp_path).train(9)
-    with pytest.raises(ValueError, match="was for 9 steps, not 12"):
+    with pytest.raises(ValueError, match="was for total_steps=9, not 12"):
         make(tmp_path).train(12, resume=True)
     with pytest.raises(ValueError, match=r"batch_size=4 was 8 in the run"):
         make(tmp_path, batch_size=4).train(9, resume=True)
@@ -168,7 +168,7 @@ def test_functions_have_to_be_given_again(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_file_is_named(tmp_path: Path) -> None:
     path = make().save(tmp_path / "gan.zip")
-    with pytest.raises(ValueError, match="discriminator is not of the shapes"):
+    with pytest.raises(ValueError, match="discriminator does not fit the file"):
         GANTrainer.load(path, generator, nn.Linear(2, 1))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(SafeFileError):

@@ -20,6 +20,7 @@ from rlsmooth.training.run import (
     Stopwatch,
     TrainingDivergedError,
     append_values,
+    check_folder_given,
     check_given,
     check_given_again,
     check_no_missing,
@@ -170,6 +171,9 @@ def test_what_is_missing_or_other_than_it_was_is_named() -> None:
     check_given("data", 0, "GANTrainer")
     with pytest.raises(ValueError, match=r"^data is None, so there is nothing to learn from: give it to GANTrainer\("):
         check_given("data", None, "GANTrainer")
+    check_folder_given("kept", resume=True)
+    with pytest.raises(ValueError, match=r"^resume=True needs the run's checkpoint_folder: name the one that it was"):
+        check_folder_given(None, resume=True)
     check_no_missing([])
     with pytest.raises(ValueError, match=r"^a, b was a callable, which no file can hold: .*objects=\{'a': \.\.\."):
         check_no_missing(["a", "b"])

@@ -16,11 +16,11 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 
 from rlsmooth.agents import BC, TrainingDivergedError
-from rlsmooth.agents.cloning import bc as bc_files
-from rlsmooth.agents.cloning import rows as bc_data
+from rlsmooth.agents.cloning import training_data
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import run as engine
 
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
 
@@ -266,7 +266,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bc_files, "save_checkpoint", fail)
+        patch.setattr(engine, "save_checkpoint", fail)
         with pytest.raises(KeyboardInterrupt):
             checkpointed(tmp_path).learn(total_epochs=2)
     assert checkpoint_steps(tmp_path) == []
@@ -316,7 +316,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 def test_a_memory_mapped_folder_trains_as_an_array_does(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bc_data, "BLOCK_BYTES", 1500)  # several blocks an epoch
+    monkeypatch.setattr(training_data, "BLOCK_BYTES", 1500)  # several blocks an epoch
     masks = np.ones((40, 3), dtype=bool)
     demonstrations = draw(weights=np.linspace(0.5, 2, 40), action_masks=masks)
     demonstrations.save_folder(tmp_path / "folder")

@@ -149,7 +149,7 @@ def test_a_log_line_says_what_it_means() -> None:
 def test_the_logged_loss_is_that_of_the_updates() -> None:
     agent = make(smoothing=0.2, kl_coef=0.5, l2_coef=0.1, batch_size=40)
     lines = listen(agent)
-    before = agent.monitor._summary([agent.monitor._monitored()])["loss"]
+    before = agent.measures.training(agent.progress.remaining_of_all)["loss"]
     before += 0.05 * sum(float(parameter.detach().square().sum()) for parameter in agent.policy.parameters())
     agent.learn(total_batches=1)  # of all rows, so that the loss is known beforehand
     assert lines.lines[0][1]["bc/loss"] == pytest.approx(before, rel=1e-5)
@@ -158,7 +158,7 @@ def test_the_logged_loss_is_that_of_the_updates() -> None:
 def test_kl_reference_is_towards_the_smoothings_own_reference() -> None:
     prior = torch.tensor([0.5, 0.25, 0.25])
     agent = make(smoothing=Smoothing(0.2, reference=prior))
-    found = agent.monitor._summary([agent.monitor._monitored()])
+    found = agent.measures.training(agent.progress.remaining_of_all)
     with torch.no_grad():
         logits = agent.head.outputs(torch.as_tensor(draw().observations))[0]
     expected = (prior * (prior.log() - logits.log_softmax(-1))).sum(-1).mean()
@@ -270,7 +270,7 @@ def test_a_bad_row_stops_training_and_the_last_good_checkpoint_stays(tmp_path: P
     step = 10 + place // 4 + 1
     assert error.value.step == step
     assert error.value.rows.tolist() == [17]
-    assert f"batch {step}" in str(error.value)
+    assert f"step {step}" in str(error.value)
     assert str(tmp_path) in str(error.value)
     steps = checkpoint_steps(tmp_path)
     assert steps

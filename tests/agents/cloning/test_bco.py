@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlsmooth.agents import BC, BCO
 from rlsmooth.agents.cloning.collection import collect, join
-from rlsmooth.agents.cloning.rows import action_target
+from rlsmooth.agents.cloning.training_data import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing
