@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from rlsmooth.data import DemonstrationsFileError, ObservationOnly, cartpole_v1, 
-from pathlib import Path
-import time
 import dataclasses
 import time
 from pathlib import Path

@@ -1,14 +1,12 @@
-"""Cloning from observation: spaces, masks, what it must not look at, runs, files and checkpoints."""from __future__ import annotationsfrom support import Lines, read_events, same_parameters
-from rlsmooth.training import SafeFileError, checkpoint_steps
-from rlsmooth.agents import BC, BCO, load_agent, save_agent
-from killing import assert_same_after_kills
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3 import PPO
-from pathlib import Path
+"""Cloning from observation: spaces, masks, what it must not look at, runs, files and checkpoints."""
+
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
-from typing import Anyimport gymnasium as gym
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,14 +15,18 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Loggerfrom rlsmooth.agents import BC, BCO, load_agent, save_agent
+from stable_baselines3.common.logger import Logger
+
+from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.agents.cloning.collection import collect, join
 from rlsmooth.agents.cloning.training_data import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parametersPLACES = 5
+from support import Lines, read_events, same_parameters
+
+PLACES = 5
 
 
 class Walk(gym.Env[Any, Any]):
