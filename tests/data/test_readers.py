@@ -132,15 +132,10 @@ def test_images_and_vector_actions_in_a_folder(tmp_path: Path) -> None:
 
 def test_an_older_npz_whose_infos_are_pickled(tmp_path: Path) -> None:
     first, second = two_trajectories()
-    np.savez(
-        tmp_path / "set.npz",
-        obs=np.concatenate([first.obs, second.obs]),
-        acts=np.concatenate([first.acts, second.acts]),
-        rews=np.concatenate([first.rews, second.rews]),
-        infos=np.array([{}] * 5, dtype=object),
-        terminal=np.array([True, False]),
-        indices=np.array([3]),
-    )
+    given: dict[str, Any] = {"obs": np.concatenate([first.obs, second.obs])}
+    given |= {"acts": np.concatenate([first.acts, second.acts]), "rews": np.concatenate([first.rews, second.rews])}
+    given |= {"infos": np.array([{}] * 5, dtype=object), "terminal": np.array([True, False]), "indices": np.array([3])}
+    np.savez(tmp_path / "set.npz", **given)
     check_two(from_imitation(tmp_path / "set.npz"))
 
 

@@ -29,15 +29,10 @@ ROUND = 64
 def first_rows(count: int) -> Demonstrations:
     """The expert's first `count` transitions, as one episode."""
     batch = cartpole_v1()[:count]
-    return Demonstrations.from_arrays(
-        batch.observations,
-        batch.actions,
-        observation_space=cartpole_v1().observation_space,
-        action_space=cartpole_v1().action_space,
-        episode_ends=[count],
-        next_observations=batch.next_observations,
-        terminations=np.zeros(count, dtype=bool),
-    )
+    given: dict[str, Any] = {"observation_space": cartpole_v1().observation_space}
+    given |= {"action_space": cartpole_v1().action_space, "episode_ends": [count]}
+    given |= {"next_observations": batch.next_observations, "terminations": np.zeros(count, dtype=bool)}
+    return Demonstrations.from_arrays(batch.observations, batch.actions, **given)
 
 
 def generator(model_class: Any, env_id: str = "CartPole-v1", *, n_envs: int = 1, parallel: bool = False) -> Any:

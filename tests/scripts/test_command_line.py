@@ -595,15 +595,9 @@ def test_an_expert_is_trained_evaluated_saved_and_recorded(tmp_path: Path) -> No
 def test_the_same_command_gives_the_same_file(tmp_path: Path) -> None:
     files = []
     for name in ("one.npz", "two.npz"):
-        arguments = record.Args(
-            env="MountainCar-v0",
-            n_timesteps=256,
-            n_episodes=2,
-            eval_episodes=1,
-            device="cpu",
-            log_folder=tmp_path / "logs",
-            output=tmp_path / name,
-        )
+        given: dict[str, Any] = {"env": "MountainCar-v0", "n_timesteps": 256, "n_episodes": 2, "eval_episodes": 1}
+        given |= {"device": "cpu", "log_folder": tmp_path / "logs", "output": tmp_path / name}
+        arguments = record.Args(**given)
         assert record.main(arguments) == tmp_path / name
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]

@@ -355,15 +355,10 @@ def short_ppo(**arguments: Any) -> PPO:
 
 def of_length(length: int, terminations: Any = None) -> Demonstrations:
     data = cartpole_v1()
-    return Demonstrations.from_arrays(
-        data.observations[:length],
-        data.actions[:length],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=[length],
-        terminations=terminations,
-        next_observations=data.next_observations[:length],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": [length], "terminations": terminations}
+    given |= {"next_observations": data.next_observations[:length]}
+    return Demonstrations.from_arrays(data.observations[:length], data.actions[:length], **given)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])

@@ -42,15 +42,9 @@ def every_state(env: TabularEnv, **more: Any) -> Demonstrations:
     count = env.problem.num_states
     actions = np.stack([np.asarray(env.expert_action(env.observation_of(state))) for state in range(count)])
     masks = env.problem.legal if isinstance(env, MaskedTabularEnv) else None
-    return Demonstrations.from_arrays(
-        np.eye(count, dtype=np.float32),
-        actions,
-        observation_space=spaces.Box(0.0, 1.0, (count,)),
-        action_space=env.action_space,
-        episode_ends=[count],
-        action_masks=masks,
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0.0, 1.0, (count)), "action_space": env.action_space}
+    given |= {"episode_ends": [count], "action_masks": masks}
+    return Demonstrations.from_arrays(np.eye(count, dtype=np.float32), actions, **given, **more)
 
 
 def tabular(name: str, **arguments: Any) -> TabularEnv:
@@ -255,16 +249,8 @@ def test_entropy_rises_with_alpha_on_the_shipped_set() -> None:
 
 
 def test_the_shipped_set_is_enough_for_the_highest_return() -> None:
-    agent = BC(
-        "MlpPolicy",
-        "CartPole-v1",
-        cartpole_v1(),
-        batch_size=256,
-        learning_rate=3e-3,
-        seed=0,
-        device="cpu",
-        n_eval_episodes=3,
-    )
+    given: dict[str, Any] = {"batch_size": 256, "learning_rate": 3e-3, "seed": 0, "device": "cpu", "n_eval_episodes": 3}
+    agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1(), **given)
     agent.learn(total_epochs=8)
     found = agent.evaluate()
     assert found["mean_reward"] >= 475.0
@@ -340,17 +326,9 @@ def two_modes() -> Demonstrations:
 
 def clone(**arguments: Any) -> BC:
     linear = {"net_arch": [], "optimizer_kwargs": {"betas": (0.8, 0.9), "eps": 1e-5}}
-    agent = BC(
-        "MlpPolicy",
-        None,
-        two_modes(),
-        learning_rate="lin_0.3",
-        policy_kwargs=linear,
-        action_bins=5,
-        seed=0,
-        device="cpu",
-        **arguments,
-    )
+    given: dict[str, Any] = {"learning_rate": "lin_0.3", "policy_kwargs": linear, "action_bins": 5, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, two_modes(), **given, **arguments)
     return agent.learn(total_batches=150)
 
 

@@ -320,16 +320,9 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
     masks = legal_masks(draw(FLAT, MASKED[name]), dims)
     demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.2,
-        kl_coef=kl_coef,
-        policy_kwargs={"ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.2, "kl_coef": kl_coef, "policy_kwargs": {"ortho_init": False}, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     batch = agent.measures._monitored()
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():

@@ -222,16 +222,8 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
     agent, twin = (make(env, env.expert_action, smoothing=0.2) for _ in range(2))
     seed = agent._seed_of(1)
     agent.learn(100)
-    plain = BC(
-        twin.policy,
-        None,
-        agent.demonstrations,
-        smoothing=0.2,
-        learning_rate=0.02,
-        batch_size=32,
-        seed=seed,
-        device="cpu",
-    ).learn(total_epochs=8)
+    given: dict[str, Any] = {"smoothing": 0.2, "learning_rate": 0.02, "batch_size": 32, "seed": seed, "device": "cpu"}
+    plain = BC(twin.policy, None, agent.demonstrations, **given).learn(total_epochs=8)
     assert same_parameters(agent, plain)
     assert same_parameters(agent.bc, plain)
 
@@ -239,15 +231,9 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
 def test_initial_demonstrations_are_part_of_every_round() -> None:
     env = IdentityEnv(5, observation="image")
     given = record(env.expert_action, env, 2, seed=3)
-    weighed = Demonstrations.from_arrays(
-        given.observations,
-        given.actions,
-        observation_space=given.observation_space,
-        action_space=given.action_space,
-        episode_ends=given.episode_ends,
-        rewards=given.rewards,
-        weights=np.full(len(given), 2.0),
-    )
+    settings: dict[str, Any] = {"observation_space": given.observation_space, "action_space": given.action_space}
+    settings |= {"episode_ends": given.episode_ends, "rewards": given.rewards, "weights": np.full(len(given), 2.0)}
+    weighed = Demonstrations.from_arrays(given.observations, given.actions, **settings)
     agent = make(
         env, env.expert_action, policy="CnnPolicy", policy_kwargs=None, demonstrations=weighed, bc_train_n_epochs=1
     )

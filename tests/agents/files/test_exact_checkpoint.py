@@ -226,15 +226,9 @@ def test_other_callbacks_go_on_where_they_were(tmp_path: Path) -> None:
 
     def evaluation(log: Path, frequency: int = 50) -> EvalCallback:
         eval_env = make_vec_env("CartPole-v1", 1, seed=3)
-        return EvalCallback(
-            eval_env,
-            eval_freq=frequency,
-            n_eval_episodes=2,
-            deterministic=False,
-            log_path=str(log),
-            verbose=0,
-            warn=False,
-        )
+        given: dict[str, Any] = {"eval_freq": frequency, "n_eval_episodes": 2, "deterministic": False}
+        given |= {"log_path": str(log), "verbose": 0, "warn": False}
+        return EvalCallback(eval_env, **given)
 
     def results(callback: EvalCallback) -> Any:
         return callback.n_calls, callback.best_mean_reward, callback.evaluations_results, callback.evaluations_timesteps

@@ -240,16 +240,9 @@ def test_an_unmodified_algorithm_trains_with_both_knobs_on(
     _, policy_class, layers = pair(family, form)
     batches = {} if algorithm is A2C else {"batch_size": 8, "n_epochs": 2}
     knobs = {"reference": reference, "exploration_floor": 0.2}
-    model = algorithm(
-        policy_class,
-        env(),
-        n_steps=16,
-        ent_coef=0.1,
-        seed=0,
-        device="cpu",
-        policy_kwargs={**layers, **knobs},
-        **batches,
-    )
+    given: dict[str, Any] = {"n_steps": 16, "ent_coef": 0.1, "seed": 0, "device": "cpu"}
+    given |= {"policy_kwargs": {**layers, **knobs}}
+    model = algorithm(policy_class, env(), **given, **batches)
     assert isinstance(model.policy, SmoothedPolicy)
     before = model.policy.parameters_to_vector()
     # MaskablePPO takes masks from environments that have them only.

@@ -41,14 +41,9 @@ BENCH = Path(bc_speed.__file__).resolve().parent
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCH / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+    given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    return subprocess.run([sys.executable, str(BENCH / script), *arguments], **given)
 
 
 def rows_of(result: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:

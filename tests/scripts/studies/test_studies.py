@@ -57,15 +57,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def run_study(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", f"rlsmooth.scripts.studies.{name}", "--small", "--workers", "2"]
-    return subprocess.run(
-        [*command, "--folder", str(folder / "runs"), "--results", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240, "check": False, "cwd": folder}
+    given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    return subprocess.run([*command, "--folder", str(folder / "runs"), "--results", str(folder)], **given)
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
@@ -781,14 +775,9 @@ def test_means_have_standard_errors() -> None:
 @pytest.mark.slow
 def test_the_small_study_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "rlsmooth.scripts.studies.gan_modes", "--small", "--workers", "1"]
-    finished = subprocess.run(
-        [*command, "--folder", str(tmp_path / "runs"), "--results", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240, "check": False}
+    given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    finished = subprocess.run([*command, "--folder", str(tmp_path / "runs"), "--results", str(tmp_path)], **given)
     assert finished.returncode == 0, finished.stderr
     page = (tmp_path / "gan_modes.md").read_text()
     assert page in finished.stdout
