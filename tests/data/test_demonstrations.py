@@ -20,14 +20,10 @@ from support import assert_equal
 def numbered(lengths: list[int], **changes: Any) -> Demonstrations:
     """Episodes whose observation is (episode, step), so that every row says where it belongs."""
     rows = [(episode, step) for episode, length in enumerate(lengths) for step in range(length)]
-    fields: dict[str, Any] = {
-        "observations": np.array(rows, dtype=np.float32),
-        "actions": [step % 3 for _, step in rows],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(3),
-        "episode_ends": np.cumsum(lengths),
-        "rewards": [10.0 * episode + step for episode, step in rows],
-    }
+    fields: dict[str, Any] = {"observations": np.array(rows, dtype=np.float32)}
+    fields |= {"actions": [step % 3 for _, step in rows], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(3), "episode_ends": np.cumsum(lengths)}
+    fields |= {"rewards": [10.0 * episode + step for episode, step in rows]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -195,13 +191,8 @@ ROWS = 6
 
 
 def valid(**changes: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "observations": np.zeros((ROWS, 2), np.float32),
-        "actions": [0, 1, 2, 0, 1, 2],
-        "observation_space": BOX,
-        "action_space": spaces.Discrete(3),
-        "episode_ends": [2, 6],
-    }
+    fields: dict[str, Any] = {"observations": np.zeros((ROWS, 2), np.float32), "actions": [0, 1, 2, 0, 1, 2]}
+    fields |= {"observation_space": BOX, "action_space": spaces.Discrete(3), "episode_ends": [2, 6]}
     return {**fields, **changes}
 
 
@@ -533,12 +524,8 @@ def test_other_files_are_refused_with_a_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_told(changes: dict[str, Any], error: type[Exception], problem: str) -> None:
-    fields: dict[str, Any] = {
-        "observations": episode(3),
-        "next_observations": episode(3, seed=1),
-        "observation_space": SPACE,
-        "episode_ends": np.array([3]),
-    }
+    fields: dict[str, Any] = {"observations": episode(3), "next_observations": episode(3, seed=1)}
+    fields |= {"observation_space": SPACE, "episode_ends": np.array([3])}
     with pytest.raises(error, match=problem):
         ObservationOnly(**{**fields, **changes})
 

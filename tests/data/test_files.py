@@ -37,13 +37,9 @@ DICT = spaces.Dict({"z/../odd name": spaces.Box(0, 255, (2, 2, 1), np.uint8), "a
 
 
 def small(**changes: Any) -> Demonstrations:
-    fields: dict[str, Any] = {
-        "observations": np.arange(10, dtype=np.float32).reshape(5, 2),
-        "actions": [300, 301, 300, 301, 301],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(2, start=300),
-        "episode_ends": [2, 5],
-    }
+    fields: dict[str, Any] = {"observations": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    fields |= {"actions": [300, 301, 300, 301, 301], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(2, start=300), "episode_ends": [2, 5]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 

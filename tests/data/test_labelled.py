@@ -24,11 +24,8 @@ from rlsmooth.targets import Tree
 
 
 def small(**more: Any) -> LabelledData:
-    arguments: dict[str, Any] = {
-        "features": np.arange(20.0).reshape(10, 2),
-        "labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]),
-        "class_names": ("a", "b", "c"),
-    }
+    arguments: dict[str, Any] = {"features": np.arange(20.0).reshape(10, 2)}
+    arguments |= {"labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]), "class_names": ("a", "b", "c")}
     return LabelledData(**{**arguments, **more})
 
 

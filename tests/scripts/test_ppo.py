@@ -435,12 +435,8 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
 
 # ---- words and curves of reports that depend on the action space and on what was on
 def _report(*, box: bool = False, floor: float = 0.0) -> OnPolicyReport:
-    tags = {
-        "train/smoothing": 0.05,
-        "train/exploration_floor": floor,
-        "train/policy_entropy": 0.6,
-        "train/kl_reference": 0.1,
-    }
+    tags = {"train/smoothing": 0.05, "train/exploration_floor": floor, "train/policy_entropy": 0.6}
+    tags |= {"train/kl_reference": 0.1}
     if not box:
         tags["train/kl_uniform"] = 0.1
     return OnPolicyReport(

@@ -324,15 +324,8 @@ def make_collecting(env: Any, expert: Any, **arguments: Any) -> DAgger:
 
 def collect(env: Any, expert: Any, learner: BC, **arguments: Any) -> Collected:
     asked = Expert(expert, env, targets="actions", deterministic=True, batched=False)
-    given: dict[str, Any] = {
-        "beta": 0.5,
-        "min_episodes": 1,
-        "min_timesteps": 1,
-        "seed": 0,
-        "learner_deterministic": False,
-        "after_step": lambda _: True,
-        **arguments,
-    }
+    given: dict[str, Any] = {"beta": 0.5, "min_episodes": 1, "min_timesteps": 1, "seed": 0}
+    given |= {"learner_deterministic": False, "after_step": lambda _: True, **arguments}
     made = collect_round(learner, asked, env, **given)
     assert made is not None
     return made

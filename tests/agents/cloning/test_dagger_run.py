@@ -37,14 +37,8 @@ from support import Lines, read_events, same_parameters
 
 def make(env: Any = None, **arguments: Any) -> DAgger:
     world = IdentityEnv(4) if env is None else env
-    given: dict[str, Any] = {
-        "rollout_round_min_timesteps": 50,
-        "bc_train_n_epochs": 2,
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"rollout_round_min_timesteps": 50, "bc_train_n_epochs": 2}
+    given |= {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return DAgger("MlpPolicy", world, given.pop("expert", lambda seen: int(seen)), **given)
 
 
@@ -212,15 +206,8 @@ def expert(seen: Any) -> Any:
 
 
 def make_rounds(env: Any = None, **arguments: Any) -> DAgger:
-    given: dict[str, Any] = {
-        "rollout_round_min_timesteps": ROUND,
-        "bc_train_n_epochs": 1,
-        "beta_schedule": 2,
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"rollout_round_min_timesteps": ROUND, "bc_train_n_epochs": 1, "beta_schedule": 2}
+    given |= {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     policy = given.pop("policy", "MlpPolicy")
     return DAgger(policy, IdentityEnv(4) if env is None else env, given.pop("expert", expert), **given)
 

@@ -590,13 +590,8 @@ def test_every_arm_has_a_colour_of_its_kind() -> None:
 
 def test_one_run_of_hierarchy() -> None:
     arm = "hierarchical 0.1, decay 1"
-    settings: dict[str, Any] = {
-        "arm": arm,
-        "data": "olive",
-        "seed": 0,
-        **hierarchy.DATA["olive"],
-        **hierarchy.ARMS[arm],
-    }
+    settings: dict[str, Any] = {"arm": arm, "data": "olive", "seed": 0, **hierarchy.DATA["olive"]}
+    settings |= {**hierarchy.ARMS[arm]}
     result = hierarchy.train({**settings, "epochs": 20})
     assert result["rows"] == [114, 115, 343]
     assert result["accuracy"] > 0.5
