@@ -361,7 +361,7 @@ def test_observations_may_overstep_a_box_but_actions_may_not() -> None:
 def test_a_million_transitions_are_checked_in_well_under_a_second() -> None:
     count = 1_000_000
     given: dict[str, Any] = {"observations": np.ones((count, 4), np.float32)}
-    given |= {"observation_space": spaces.Box(-np.inf, np.inf, (4)), "actions": np.zeros(count, np.int64)}
+    given |= {"observation_space": spaces.Box(-np.inf, np.inf, (4,)), "actions": np.zeros(count, np.int64)}
     given |= {"action_masks": np.ones((count, 3), bool), "rewards": np.ones(count), "weights": np.ones(count)}
     given |= {"episode_ends": np.arange(100, count + 1, 100)}
     fields = valid(**given)
@@ -447,14 +447,9 @@ def test_without_next_observations_the_last_of_each_episode_is_not_a_pair() -> N
     observations = np.arange(6)
     masks = np.eye(6, 2, dtype=bool)
     masks[2:] = True
-    given = Demonstrations.from_arrays(
-        observations,
-        [0, 1, 0, 0, 0, 0],
-        observation_space=spaces.Discrete(6),
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 4, 6],
-        action_masks=masks,
-    )
+    settings: dict[str, Any] = {"observation_space": spaces.Discrete(6), "action_space": spaces.Discrete(2)}
+    settings |= {"episode_ends": [3, 4, 6], "action_masks": masks}
+    given = Demonstrations.from_arrays(observations, [0, 1, 0, 0, 0, 0], **settings)
     watched = ObservationOnly.from_demonstrations(given)
     assert watched.observations.tolist() == [0, 1, 4]
     assert watched.next_observations.tolist() == [1, 2, 5]

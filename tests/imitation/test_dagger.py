@@ -155,15 +155,9 @@ def test_a_round_trains_so_many_epochs(epochs: int | None) -> None:
 
 @pytest.mark.parametrize(("beta_schedule", "given"), [(15, False), (1, True)], ids=["15 rounds", "1 round, initial"])
 def test_five_rounds_make_progress(beta_schedule: int, given: bool, demonstrations: Demonstrations) -> None:
-    agent = DAgger(
-        "MlpPolicy",
-        pendulum(),
-        swing_up,
-        demonstrations=demonstrations if given else None,
-        beta_schedule=beta_schedule,
-        seed=0,
-        device="cpu",
-    )
+    settings: dict[str, Any] = {"demonstrations": demonstrations if given else None, "beta_schedule": beta_schedule}
+    settings |= {"seed": 0, "device": "cpu"}
+    agent = DAgger("MlpPolicy", pendulum(), swing_up, **settings)
     env = pendulum()
     novice, _ = evaluate_policy(agent.policy, env, 24, return_episode_rewards=True)
     assert np.mean(novice) < -1000

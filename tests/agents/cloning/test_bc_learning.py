@@ -42,7 +42,7 @@ def every_state(env: TabularEnv, **more: Any) -> Demonstrations:
     count = env.problem.num_states
     actions = np.stack([np.asarray(env.expert_action(env.observation_of(state))) for state in range(count)])
     masks = env.problem.legal if isinstance(env, MaskedTabularEnv) else None
-    given: dict[str, Any] = {"observation_space": spaces.Box(0.0, 1.0, (count)), "action_space": env.action_space}
+    given: dict[str, Any] = {"observation_space": spaces.Box(0.0, 1.0, (count,)), "action_space": env.action_space}
     given |= {"episode_ends": [count], "action_masks": masks}
     return Demonstrations.from_arrays(np.eye(count, dtype=np.float32), actions, **given, **more)
 
@@ -169,14 +169,9 @@ def test_soft_targets_are_matched_and_smoothed() -> None:
 
 def test_weights_decide_between_contradictory_rows() -> None:
     observations = np.ones((4, 1), dtype=np.float32)
-    demonstrations = Demonstrations.from_arrays(
-        observations,
-        [0, 1, 1, 1],
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=spaces.Discrete(2),
-        episode_ends=[4],
-        weights=[6.0, 1.0, 1.0, 0.0],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
+    given |= {"episode_ends": [4], "weights": [6.0, 1.0, 1.0, 0.0]}
+    demonstrations = Demonstrations.from_arrays(observations, [0, 1, 1, 1], **given)
     agent = fit(demonstrations, smoothing=0.0)
     np.testing.assert_allclose(probabilities(agent, demonstrations)[0], [0.75, 0.25], atol=1e-3)
 
@@ -196,13 +191,9 @@ def test_a_gaussian_has_the_moments_of_its_smoothed_target() -> None:
     assert isinstance(env, IdentityBoxEnv)
     state, _ = env.reset(seed=0)
     action = env.expert_action(state)
-    demonstrations = Demonstrations.from_arrays(
-        np.ones((1, 1), np.float32),
-        action[None],
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=env.action_space,
-        episode_ends=[1],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": env.action_space}
+    given |= {"episode_ends": [1]}
+    demonstrations = Demonstrations.from_arrays(np.ones((1, 1), np.float32), action[None], **given)
     low, high = env.action_space.low, env.action_space.high
     assert np.allclose(low, -high)  # so that the reference's mean is 0
     agent = fit(demonstrations, batches=300, smoothing=0.3, reference_std=1.0, learning_rate="lin_0.05")
@@ -315,13 +306,8 @@ def test_decoding_is_within_half_a_bin_and_encoding_undoes_it(count: int, share:
 def two_modes() -> Demonstrations:
     """An expert that turns sharply left or sharply right, never straight on."""
     actions = np.array([[[-0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]]], np.float32)
-    return Demonstrations.from_arrays(
-        np.ones((4, 1), np.float32),
-        actions,
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=BOX,
-        episode_ends=[4],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": BOX, "episode_ends": [4]}
+    return Demonstrations.from_arrays(np.ones((4, 1), np.float32), actions, **given)
 
 
 def clone(**arguments: Any) -> BC:

@@ -140,14 +140,9 @@ def test_the_policy_becomes_the_optimal_smoothed_one(smoothing: float) -> None:
 def test_all_of_an_experts_probabilities_can_be_cloned() -> None:
     env = IdentityEnv(4)
     soft = env.soft_optimal_policy(0.5)
-    agent = make(
-        env,
-        lambda observation: soft[int(observation)],
-        expert_targets="probabilities",
-        smoothing=0.0,
-        beta_schedule=0.5,
-        bc_train_n_epochs=30,
-    ).learn(300)
+    given: dict[str, Any] = {"expert_targets": "probabilities", "smoothing": 0.0, "beta_schedule": 0.5}
+    given |= {"bc_train_n_epochs": 30}
+    agent = make(env, lambda observation: soft[int(observation)], **given).learn(300)
     assert 0.6 < soft[0, 0] < 0.9  # a policy far from certain
     np.testing.assert_allclose(probabilities_of(agent, env), soft, atol=0.01)
 
@@ -404,14 +399,8 @@ def test_a_round_holds_whole_episodes_and_reaches_both_minima() -> None:
 
     for min_episodes, min_timesteps in ((1, 40), (9, 1), (4, 30)):
         kept.clear()
-        made = collect(
-            env,
-            IdentityEnv(3).expert_action,
-            learner,
-            min_episodes=min_episodes,
-            min_timesteps=min_timesteps,
-            after_step=after_step,
-        )
+        given: dict[str, Any] = {"min_episodes": min_episodes, "min_timesteps": min_timesteps, "after_step": after_step}
+        made = collect(env, IdentityEnv(3).expert_action, learner, **given)
         data = made.demonstrations
         assert data.num_episodes >= min_episodes
         assert len(data) >= min_timesteps

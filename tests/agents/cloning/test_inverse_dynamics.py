@@ -104,14 +104,9 @@ def circle(form: str, rows: int = 200, seed: int = 0) -> Demonstrations:
         ),
     }
     space, show = forms[form]
-    return Demonstrations.from_arrays(
-        show(before),
-        actions,
-        observation_space=space,
-        action_space=spaces.Discrete(3),
-        episode_ends=np.arange(10, rows + 1, 10),
-        next_observations=show(after),
-    )
+    given: dict[str, Any] = {"observation_space": space, "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": np.arange(10, rows + 1, 10), "next_observations": show(after)}
+    return Demonstrations.from_arrays(show(before), actions, **given)
 
 
 @pytest.mark.parametrize("form", ["discrete", "multi_discrete", "multi_binary", "image", "dict"])

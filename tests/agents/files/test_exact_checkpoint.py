@@ -176,13 +176,9 @@ def test_checkpoints_fall_in_the_middle_of_episodes(tmp_path: Path) -> None:
 
 def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
-        return make_vec_env(
-            "Pendulum-v1",
-            2,
-            wrapper_class=Resumable,
-            vec_env_cls=SubprocVecEnv,
-            vec_env_kwargs={"start_method": "fork"},
-        )
+        given: dict[str, Any] = {"wrapper_class": Resumable, "vec_env_cls": SubprocVecEnv}
+        given |= {"vec_env_kwargs": {"start_method": "fork"}}
+        return make_vec_env("Pendulum-v1", 2, **given)
 
     def build(env: VecEnv) -> OnPolicyAlgorithm:
         return PPO("MlpPolicy", env, n_steps=64, seed=1)

@@ -492,14 +492,9 @@ def test_maskable_ppo_goes_on_from_a_clone_with_masks(policy: str) -> None:
     env = IdentityMaskedEnv(4)
     states = np.arange(12) % 4
     masks = np.array([[(action - state) % 4 <= state for action in range(4)] for state in states])
-    data = Demonstrations.from_arrays(
-        states,
-        states,
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        action_masks=masks,
-        episode_ends=[12],
-    )
+    given: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
+    given |= {"action_masks": masks, "episode_ends": [12]}
+    data = Demonstrations.from_arrays(states, states, **given)
     agent = BC(policy, None, data, seed=0, device="cpu").learn(total_batches=30)
     model = SmoothedMaskablePPO.from_bc(agent, env, value_warmup_steps=64, smoothing=0.1, **CLONE_ARGUMENTS)
     for name, tensor in actor_of(agent.policy).items():

@@ -531,13 +531,8 @@ def test_cloning_trains_the_networks_own_policy_whatever_the_floor(
 
 def test_a_clone_in_a_smoothed_policy_is_saved_and_loaded(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((64, 3), np.float32)
-    demonstrations = Demonstrations.from_arrays(
-        rows,
-        (rows[:, 0] * 4).astype(np.int64),
-        observation_space=OBSERVATIONS,
-        action_space=CHOICE,
-        episode_ends=np.array([64]),
-    )
+    given: dict[str, Any] = {"observation_space": OBSERVATIONS, "action_space": CHOICE, "episode_ends": np.array([64])}
+    demonstrations = Demonstrations.from_arrays(rows, (rows[:, 0] * 4).astype(np.int64), **given)
     knobs = {"exploration_floor": 0.25, "reference": TREE}
     agent = BC(SmoothedActorCriticPolicy, None, demonstrations, seed=0, device="cpu", policy_kwargs=knobs)
     agent.learn(total_batches=5)

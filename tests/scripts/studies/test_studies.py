@@ -248,13 +248,9 @@ ACTIONS = [0, 1, 0]
 
 
 def demonstrations() -> Demonstrations:
-    return Demonstrations.from_arrays(
-        np.zeros((3, 1), np.float32),
-        ACTIONS,
-        observation_space=spaces.Box(-1, 1, (1,)),
-        action_space=spaces.Discrete(3),
-        episode_ends=[2, 3],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(-1, 1, (1,)), "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": [2, 3]}
+    return Demonstrations.from_arrays(np.zeros((3, 1), np.float32), ACTIONS, **given)
 
 
 def test_the_hyperparameters_are_rl_zoos() -> None:
