@@ -17,7 +17,7 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
-from rlsmooth.losses.measures import measure_predictions
+from rlsmooth.losses.categorical import measure_predictions
 from rlsmooth.scripts.bc_training import number_or_word
 from rlsmooth.scripts.classification_arguments import ClassificationArgs
 from rlsmooth.scripts.environment import check_seed, limit_threads

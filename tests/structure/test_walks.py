@@ -58,7 +58,8 @@ def learn(folder: Path) -> Callable[[], object]:
 
 def resume(folder: Path) -> Callable[[], object]:
     make(checkpoint_folder=folder, checkpoint_every=1).learn(total_batches=2)
-    return lambda: BC.resume(folder, None, cartpole_v1(), device="cpu")
+    demonstrations = cartpole_v1()
+    return lambda: BC.resume(folder, None, demonstrations, device="cpu")
 
 
 @pytest.mark.parametrize(("walk", "most"), [(update, 6), (learn, 14), (resume, 22)])

@@ -280,7 +280,7 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
         seed=0,
         device="cpu",
     )
-    batch = agent.measures._monitored()
+    batch = agent.measures._training.sample
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():
         outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]
