@@ -1,4 +1,4 @@
-"""What `rlsmooth classify` and `self-train` share: rows, networks, `metrics.csv`, and a classifier measured on rows."""
+"""Parts that `rlsmooth classify` and `self-train` share: data, network, `metrics.csv`, and measures on test data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from rlsmooth.audits import classification_summary, reliability_bins, risk_cover
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.losses import log_probabilities
-from rlsmooth.scripts.bc_training import number_or_word
-from rlsmooth.scripts.classification_arguments import ClassificationArgs
+from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word
 from rlsmooth.scripts.environment import check_seed, limit_threads
 from rlsmooth.scripts.measure import bins_to_json
 from rlsmooth.scripts.networks import network
@@ -31,9 +30,9 @@ __all__ = [
     "check_numbers",
     "curves_of",
     "data_name",
-    "load_rows",
+    "load_parts",
     "make_network",
-    "measure_rows",
+    "measure_data",
     "training_arguments",
     "with_noise",
     "write_history",
@@ -44,7 +43,7 @@ CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class Measured:
-    """A classifier's logits on some rows in numbers; plain data only.
+    """A classifier's logits on some data in numbers; plain data only.
 
     Attributes:
         summary: see `classification_summary`; what can't be computed is left out.
@@ -69,8 +68,8 @@ def data_name(name: str) -> str:
     return Path(name).stem if name.endswith(".npz") else name
 
 
-def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
-    """Rows to learn from, and test rows.
+def load_parts(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
+    """Data to learn from, and test data.
 
     Raises:
         ImportError: the data come with a package that is missing.
@@ -80,7 +79,7 @@ def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
 
 
 def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData:
-    """The rows with the label noise that is asked for.
+    """The data with the label noise that is asked for.
 
     Raises:
         ValueError: the noise is no probability.
@@ -105,10 +104,10 @@ def training_arguments(args: ClassificationArgs) -> dict[str, Any]:
     }
 
 
-def measure_rows(
+def measure_data(
     logits: Tensor, labels: Tensor, data: LabelledData, *, temperature: float | None = None
 ) -> tuple[Measured, list[list[int]]]:
-    """All scores of some rows, and the confusion matrix: row = label, column = prediction.
+    """All scores on some data, and the confusion matrix: row = label, column = prediction.
 
     Args:
         logits: float `[N, K]`.

@@ -225,12 +225,12 @@ def test_an_interrupted_run_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.fit", interrupted)
+    monkeypatch.setattr("rlsmooth.scripts.classify.fit", interrupted)
     assert main(["classify", "--data", "iris", "--epochs", "1", "-f", str(tmp_path)]) == 130
     folder = tmp_path / "classify" / "iris_1"
     assert f"rlsmooth classify --resume {folder}" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.training_run.save_figure", lambda path, figure: None)  # takes a second
     assert main(["classify", "--resume", str(folder)]) == 0  # before the first checkpoint: from the beginning
     assert (folder / "report.json").exists()
 
