@@ -109,7 +109,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str], report:
     last = report["rounds"][-1]
     made = sum(entry["num_new"] for entry in report["rounds"])
     assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
-    assert "Rows with a label: 9; without: 125; test: 44" in printed
+    assert "Samples with a label: 9; without: 125; test: 44" in printed
 
 
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple[Path, str], tmp_path: Path) -> None:
