@@ -25,12 +25,13 @@ from rlsmooth.agents import (
 )
 from rlsmooth.agents.adversarial_setup import build_net
 from rlsmooth.checks import check_positive_int
+from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.adversarial_figures import adversarial_figure
 from rlsmooth.scripts.adversarial_report import ADVERSARIAL, AdversarialReport, print_adversarial_results
-from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations
+from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
-from rlsmooth.scripts.journal import ProgressBar
+from rlsmooth.scripts.journal import Journal, ProgressBar
 from rlsmooth.scripts.on_policy import (
     check_numbers,
     checkpoint_callback,
@@ -89,8 +90,7 @@ def train(
     use_masks = uses_masks(args.algo, eval_env, args.env)
     check_action_space(args, eval_env.action_space)
     demonstrations = read_demonstrations(args)
-    size = f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"
-    print(f"Transitions of the expert: {size}")
+    print(f"Transitions of the expert: {size_words(demonstrations)}")
     env = training_envs(args, hyperparameters)
     saved = saved_checkpoints(args)
     checkpoint: ExactCheckpointCallback | None = None
@@ -127,19 +127,7 @@ def train(
         save_reward_net(trainer.reward_net, run.folder / "reward_net.zip")
         env.close()
         eval_env.close()
-        curves = run.curves()
-        summary = summarise_run(agent, journal, curves, values, has_masks=args.algo == "maskable-ppo")
-        if demonstrations.rewards is not None:
-            summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
-        report = AdversarialReport(
-            name=run.folder.name,
-            settings=run.settings(),
-            command=command,
-            hyperparameters=plain(values),
-            curves=curves,
-            summary=summary,
-            demonstrated=size,
-        )
+        report = make_report(run, args, values, agent, journal, demonstrations)
         what = "Agent, best agent, reward net, report and logs"
         return run.finish(report, adversarial_figure, print_adversarial_results, what)
 
@@ -210,3 +198,27 @@ def check_rounds(trainer: GAIL | AIRL, n_timesteps: int) -> None:
             f"n_timesteps={n_timesteps} ends before the first round of gen_train_timesteps="
             f"{trainer.gen_train_timesteps}: the discriminator would never be trained."
         )
+
+
+def make_report(
+    run: TrainingRun,
+    args: AdversarialArgs,
+    values: dict[str, Any],
+    agent: BaseAlgorithm,
+    journal: Journal,
+    demonstrations: Demonstrations,
+) -> AdversarialReport:
+    """The run in numbers, from what was logged and evaluated."""
+    curves = run.curves()
+    summary = summarise_run(agent, journal, curves, values, has_masks=args.algo == "maskable-ppo")
+    if demonstrations.rewards is not None:
+        summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
+    return AdversarialReport(
+        name=run.folder.name,
+        settings=run.settings(),
+        command=run.command,
+        hyperparameters=plain(values),
+        curves=curves,
+        summary=summary,
+        demonstrated=size_words(demonstrations),
+    )

@@ -11,7 +11,7 @@ import tyro
 from rlsmooth.scripts.run_folder import read_settings
 
 if TYPE_CHECKING:
-    from rlsmooth.data import Demonstrations
+    from rlsmooth.data import Demonstrations, ObservationOnly
     from rlsmooth.targets import Smoothing
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "number_or_word",
     "read_demonstrations",
     "resumed",
+    "size_words",
 ]
 
 alias = tyro.conf.arg
@@ -320,3 +321,8 @@ def read_demonstrations(args: DemonstrationArgs) -> Demonstrations:
 
     demonstrations = load_demonstrations(demonstrations_name(args))
     return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, args.seed)
+
+
+def size_words(demonstrations: Demonstrations | ObservationOnly) -> str:
+    """How many demonstrations there are: `1,000 in 2 episodes`."""
+    return f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"

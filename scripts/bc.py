@@ -24,6 +24,7 @@ from rlsmooth.scripts.arguments import (
     number_or_word,
     read_demonstrations,
     resumed,
+    size_words,
 )
 from rlsmooth.scripts.command import run_command
 
@@ -94,8 +95,8 @@ def main(args: Args) -> Path:
     n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
     eval_env = make_envs(args.env, n_envs, args.seed)
     training, validation = load_data(args)
-    held_out = "none" if validation is None else _size(validation)
-    print(f"Transitions to train on: {_size(training)}; held out: {held_out}")
+    held_out = "none" if validation is None else size_words(validation)
+    print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")
     with TrainingRun("bc", args, args.env) as run:
         agent = make_agent(args, run, training, validation, eval_env)
         start = agent.num_timesteps
@@ -196,17 +197,17 @@ def make_report(run: TrainingRun, agent: BC) -> Report:
         settings=run.settings(),
         curves=curves,
         summary=summary,
-        data={name: _size(part) for name, part in (("training", agent.demonstrations), ("held out", held_out)) if part},
+        data={
+            name: size_words(part)
+            for name, part in (("training", agent.demonstrations), ("held out", held_out))
+            if part
+        },
         measured_on=f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes",
         reliability=None if bins is None else bins_to_json(bins),
         target_matrices={
             name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()
         },
     )
-
-
-def _size(demonstrations: Demonstrations) -> str:
-    return f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rlsmooth.scripts.arguments import (
     number_or_word,
     read_demonstrations,
     resumed,
+    size_words,
 )
 from rlsmooth.scripts.command import run_command
 
@@ -106,8 +107,7 @@ def main(args: Args) -> Path:
     env = make_envs(args.env, n_envs, args.seed)
     eval_env = make_envs(args.env, n_eval_envs, args.seed)
     demonstrations = load_data(args)
-    size = f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"
-    print(f"Demonstrated transitions: {size}")
+    print(f"Demonstrated transitions: {size_words(demonstrations)}")
     with TrainingRun("bco", args, args.env) as run:
         agent = make_agent(args, run, demonstrations, env, eval_env)
         agent.set_logger(run.logger(agent.num_timesteps or None))
@@ -119,7 +119,7 @@ def main(args: Args) -> Path:
             agent.inverse_dynamics.save(run.folder / "inverse_dynamics.zip")
         env.close()
         eval_env.close()
-        return run.finish(make_report(run, demonstrations, size), bco_figure, print_bco_results)
+        return run.finish(make_report(run, demonstrations), bco_figure, print_bco_results)
 
 
 def load_data(args: Args) -> Demonstrations | ObservationOnly:
@@ -186,7 +186,7 @@ def make_agent(
     )
 
 
-def make_report(run: TrainingRun, demonstrations: Demonstrations | ObservationOnly, size: str) -> BCOReport:
+def make_report(run: TrainingRun, demonstrations: Demonstrations | ObservationOnly) -> BCOReport:
     """The run in numbers, from what was logged."""
     from rlsmooth.data import Demonstrations
     from rlsmooth.scripts.bco_report import BCOReport
@@ -200,7 +200,7 @@ def make_report(run: TrainingRun, demonstrations: Demonstrations | ObservationOn
         settings=run.settings(),
         curves=curves,
         summary={name: value for name, value in summary.items() if math.isfinite(value)},
-        watched=size,
+        watched=size_words(demonstrations),
     )
 
 

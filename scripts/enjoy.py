@@ -1,4 +1,4 @@
-"""Show an agent, or film it, with its action probabilities and entropy beside the environment's picture.
+"""Show an agent, or film it, with its action probabilities and entropy beside the environment's image.
 
 rlsmooth enjoy logs/ppo/CartPole-v1_1/agent.zip
 rlsmooth enjoy agent.zip --env CartPole-v1 --episodes 3 --deterministic --video agent.mp4
@@ -20,7 +20,7 @@ from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import env_of_run
 
 if TYPE_CHECKING:
-    from rlsmooth.scripts.video import Sink
+    from rlsmooth.scripts.enjoy_video import Sink
 
 HISTORY = 150
 """Steps in the curve of the entropy."""
@@ -42,7 +42,7 @@ class Args:
     video: Path | None = None
     """Film it: a name that ends in .mp4 (extra `video`) or .gif. Default: a window."""
     fps: float | None = None
-    """Pictures a second. Default: the environment's own number, or 30."""
+    """Images a second. Default: the environment's own number, or 30."""
     max_steps: int | None = None
     """End after so many steps, whether or not an episode has ended."""
     seed: int = 0
@@ -76,9 +76,9 @@ def main(args: Args) -> dict[str, list[float]]:
     # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
     from stable_baselines3.common.utils import set_random_seed
 
+    from rlsmooth.scripts.enjoy_video import check_film, open_sink
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
     from rlsmooth.scripts.loading import load_to_play
-    from rlsmooth.scripts.video import check_film, open_sink
 
     if args.video is not None:
         check_film(args.video)
@@ -104,8 +104,15 @@ def main(args: Args) -> dict[str, list[float]]:
 
 def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> dict[str, list[float]]:
     from rlsmooth.agents.bc_setup import is_maskable
-    from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
-    from rlsmooth.scripts.overlay import Entropy, beside, draw_panel
+    from rlsmooth.scripts.enjoy_panel import (
+        Entropy,
+        action_names,
+        beside,
+        choices_of,
+        draw_panel,
+        entropy_of_choice,
+        read_choice,
+    )
 
     takes_masks = is_maskable(agent.policy)
     meanings = envs.env_method("get_action_meanings")[0] if _has_meanings(envs) else None
@@ -148,7 +155,7 @@ def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> 
 
 
 def _has_frames(envs: Any) -> bool:
-    """Whether it draws itself; gymnasium makes an environment without pictures too."""
+    """Whether it draws itself; gymnasium makes an environment without images too."""
     metadata = envs.get_attr("metadata")[0] or {}
     return "rgb_array" in metadata.get("render_modes", ()) and envs.get_attr("render_mode")[0] == "rgb_array"
 

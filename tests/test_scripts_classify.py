@@ -24,10 +24,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
+from rlsmooth.scripts.classification import network
 from rlsmooth.scripts.classify_report import load_classify_report
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier, checkpoint_steps

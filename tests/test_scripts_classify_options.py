@@ -13,9 +13,9 @@ import torch
 
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
+from rlsmooth.scripts.classification import network
 from rlsmooth.scripts.classify import make_smoothing, similarity_of_means
 from rlsmooth.scripts.main import main
-from rlsmooth.scripts.networks import network
 from rlsmooth.targets import Smoothing, ordinal_kernel
 from rlsmooth.training import Classifier
 

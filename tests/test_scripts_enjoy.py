@@ -20,10 +20,19 @@ from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurr
 from rlsmooth.agents.acting_distributions import CategoricalActing
 from rlsmooth.agents.gaussian_acting import GaussianActing
 from rlsmooth.data import cartpole_v1, record
-from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.enjoy import Args, main
-from rlsmooth.scripts.overlay import BoxChoice, Choices, Entropy, beside, draw_panel
-from rlsmooth.scripts.video import check_film
+from rlsmooth.scripts.enjoy_panel import (
+    BoxChoice,
+    Choices,
+    Entropy,
+    action_names,
+    beside,
+    choices_of,
+    draw_panel,
+    entropy_of_choice,
+    read_choice,
+)
+from rlsmooth.scripts.enjoy_video import check_film
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 

@@ -17,9 +17,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from rlsmooth.agents import save_agent
 from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
 from rlsmooth.data import Demonstrations
-from rlsmooth.scripts.choices import choices_of, entropy_of_choice, read_choice
+from rlsmooth.scripts.enjoy_panel import choices_of, entropy_of_choice, read_choice
+from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main
-from rlsmooth.scripts.off_policy_acting import off_policy_acting
 
 
 def small() -> dict[str, Any]:

@@ -20,9 +20,9 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from rlsmooth.data import load_labelled
+from rlsmooth.scripts.classification import network
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.self_train import Args, given_labels
 from rlsmooth.scripts.self_train_report import pseudo_label_words
 from rlsmooth.training import Classifier, SelfTraining

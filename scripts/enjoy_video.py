@@ -1,4 +1,4 @@
-"""Where pictures go: an mp4 or gif, or a window."""
+"""Show images in a window, or write them to an mp4 or gif."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rlsmooth.atomic import atomic_file
 
 __all__ = ["FilmMaker", "GifFile", "Mp4File", "Sink", "Window", "check_film", "has_screen", "open_sink"]
 
-Picture = NDArray[np.uint8]
+Frame = NDArray[np.uint8]
 
 
 class Sink(Protocol):
-    """Takes pictures, all of one size."""
+    """Takes images, all of one size."""
 
-    def show(self, picture: Picture) -> None:
+    def show(self, image: Frame) -> None:
         """Take the next one."""
 
 
@@ -84,11 +84,11 @@ def open_sink(video: Path | None, *, fps: float, title: str) -> Iterator[Sink]:
 
 
 class Mp4File:
-    """H.264 in an mp4, encoded as the pictures come.
+    """H.264 in an mp4, encoded as the images come.
 
     Args:
         path: the file.
-        fps: pictures a second.
+        fps: images a second.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -99,15 +99,15 @@ class Mp4File:
     def __enter__(self) -> Self:
         return self
 
-    def show(self, picture: Picture) -> None:
+    def show(self, image: Frame) -> None:
         """Take the next one; its sides must be even."""
         if self._writer is None:
-            size = (picture.shape[1], picture.shape[0])
+            size = (image.shape[1], image.shape[0])
             self._writer = _ffmpeg().write_frames(
                 str(self._partial), size, fps=self.fps, quality=7, macro_block_size=2, ffmpeg_log_level="error"
             )
             self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(picture))
+        self._writer.send(np.ascontiguousarray(image))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,38 +121,38 @@ class Mp4File:
 
 
 class GifFile:
-    """A gif that repeats. All pictures stay in memory until its end.
+    """A gif that repeats. All images stay in memory until its end.
 
     Args:
         path: the file.
-        fps: pictures a second; a gif's times are whole hundredths of a second.
+        fps: images a second; a gif's times are whole hundredths of a second.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self.duration = path, max(20, 10 * round(100 / fps))
-        self._pictures: list[Image.Image] = []
+        self._images: list[Image.Image] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def show(self, picture: Picture) -> None:
+    def show(self, image: Frame) -> None:
         """Take the next one, in 256 colours."""
-        self._pictures.append(Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE))
+        self._images.append(Image.fromarray(image).quantize(256, dither=Image.Dither.NONE))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None and self._pictures:
-            first, *rest = self._pictures
+        if error is None and self._images:
+            first, *rest = self._images
             with atomic_file(self.path) as file:
                 first.save(file, format="GIF", save_all=True, append_images=rest, duration=self.duration, loop=0)
 
 
 class Window:
-    """A window that shows pictures at their pace. Closing it ends the program as Ctrl+C does.
+    """A window that shows images at their pace. Closing it ends the program as Ctrl+C does.
 
     Args:
-        fps: pictures a second.
+        fps: images a second.
         title: of the window.
 
     Raises:
@@ -172,17 +172,17 @@ class Window:
         self.fps, self.title = fps, title
         self._screen: Any = None
 
-    def show(self, picture: Picture) -> None:
+    def show(self, image: Frame) -> None:
         """Show the next one, and wait until it is time."""
         pygame = self._pygame
         if self._screen is None:
             pygame.display.init()
-            self._screen = pygame.display.set_mode((picture.shape[1], picture.shape[0]))
+            self._screen = pygame.display.set_mode((image.shape[1], image.shape[0]))
             pygame.display.set_caption(self.title)
             self._clock = pygame.time.Clock()
         if any(event.type == pygame.QUIT for event in pygame.event.get()):
             raise KeyboardInterrupt
-        self._screen.blit(pygame.surfarray.make_surface(picture.swapaxes(0, 1)), (0, 0))
+        self._screen.blit(pygame.surfarray.make_surface(image.swapaxes(0, 1)), (0, 0))
         pygame.display.flip()
         self._clock.tick(self.fps)
 

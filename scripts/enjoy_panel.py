@@ -1,6 +1,6 @@
-"""Pictures of what a policy thinks: its action probabilities and entropy, drawn beside the environment's frame.
+"""Draw what a policy chooses from: its action probabilities and entropy, beside the environment's frame.
 
-Drawn with Pillow, in a few milliseconds. Pictures are `[height, width, 3]` uint8, with even sides for the video codecs.
+Drawn with Pillow, in a few milliseconds. Images are `[height, width, 3]` uint8, with even sides for the video codecs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from rlsmooth.agents import BC
+from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.policy_measures import read_distribution
 from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE
+from rlsmooth.scripts.loading import off_policy_acting
 
-__all__ = ["BoxChoice", "Choices", "Entropy", "beside", "draw_panel"]
+__all__ = [
+    "BoxChoice",
+    "Choices",
+    "Entropy",
+    "action_names",
+    "beside",
+    "choices_of",
+    "draw_panel",
+    "entropy_of_choice",
+    "read_choice",
+]
 
-Picture = NDArray[np.uint8]
+Frame = NDArray[np.uint8]
 Pen = ImageDraw.ImageDraw
 
 WIDTH, LEAST_HEIGHT, WIDEST = 360, 320, 800
@@ -29,13 +46,25 @@ CURVE = 64
 FEW = 12
 PALE, SHADE = "#E8E8E8", "#F4F4F4"
 
+NAMES = {
+    "CartPole": ("left", "right"),
+    "MountainCar": ("left", "none", "right"),
+    "Acrobot": ("torque -1", "none", "torque +1"),
+    "LunarLander": ("none", "left engine", "main engine", "right engine"),
+    "FrozenLake": ("left", "down", "right", "up"),
+    "CliffWalking": ("up", "right", "down", "left"),
+    "Taxi": ("south", "north", "east", "west", "pick up", "drop off"),
+    "Blackjack": ("stick", "hit"),
+}
+"""Of Gymnasium's own environments, by the id without its version."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """One discrete component.
 
     Attributes:
-        probabilities: `[K]`, of what acts.
+        probabilities: `[K]`, of the behaviour policy.
         legal: bool `[K]`.
         chosen: the one taken.
         names: K of them.
@@ -70,7 +99,7 @@ class BoxChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy:
-    """Entropies of the acting policy, the newest last.
+    """Entropies of the behaviour policy, the newest last.
 
     Attributes:
         nats: of each of the last steps.
@@ -81,18 +110,153 @@ class Entropy:
     fractions: tuple[float, ...] = ()
 
 
+# ---- the choice
+
+
+def action_names(env_id: str, meanings: Sequence[str] | None, space: spaces.Space[Any]) -> tuple[str, ...] | None:
+    """Names of a Discrete space's actions, or None where nobody has given any.
+
+    Args:
+        env_id: of the environment.
+        meanings: what the environment's `get_action_meanings()` gave, as Atari's do, or None.
+        space: of the actions.
+
+    Example:
+        >>> action_names("CartPole-v1", None, spaces.Discrete(2))
+        ('left', 'right')
+    """
+    if not isinstance(space, spaces.Discrete):
+        return None
+    known = tuple(meanings) if meanings is not None else NAMES.get(env_id.rpartition("-v")[0], ())
+    return tuple(name.lower() for name in known) if len(known) == space.n else None
+
+
+@torch.no_grad()
+def read_choice(
+    agent: Any, observation: Any, masks: NDArray[Any] | None, state: Any, starts: NDArray[Any]
+) -> CategoricalActing | GaussianActing:
+    """The distribution from which an agent is about to act; no random generator moves.
+
+    Args:
+        agent: a `BC` or an algorithm.
+        observation: a batch of them, as `predict` takes.
+        masks: bool, True = legal, or None.
+        state: as `predict` gave it, or None.
+        starts: bool, 1 where an episode begins.
+
+    Raises:
+        ValueError: the agent acts from no distribution.
+    """
+    policy = agent.policy
+    policy.set_training_mode(False)
+    tensors, _ = policy.obs_to_tensor(observation)
+    if isinstance(agent, OffPolicyAlgorithm):
+        return off_policy_acting(agent, tensors)
+    action_masks = None if masks is None else torch.as_tensor(masks, dtype=torch.bool, device=policy.device)
+    if state is None:  # no memory, or none yet
+        return read_distribution(policy, tensors, action_masks, None, None)
+    hidden, cell = (torch.as_tensor(part, device=policy.device) for part in state)
+    begins = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
+    return read_distribution(policy, tensors, action_masks, (hidden, cell), begins)
+
+
+def choices_of(
+    acting: CategoricalActing | GaussianActing,
+    action: NDArray[Any],
+    *,
+    agent: Any,
+    masks: NDArray[Any] | None = None,
+    names: tuple[str, ...] | None = None,
+) -> list[Choices] | list[BoxChoice]:
+    """The probabilities that a distribution gives the actions of its first state, and the action taken.
+
+    Args:
+        acting: of one state.
+        action: taken there, as the environment takes it.
+        agent: whose distribution it is.
+        masks: bool `[1, number of choices]`, or None: all are legal.
+        names: of a Discrete space's actions; None: their numbers.
+    """
+    space = agent.action_space
+    if isinstance(acting, GaussianActing):
+        return _dimensions(acting, np.asarray(action, dtype=np.float64).ravel(), space, agent.policy.squash_output)
+    bins = agent.bins if isinstance(agent, BC) else None
+    if bins is not None:
+        chosen = bins.encode(np.asarray(action).reshape(1, -1))[0]
+        middles = [bins.decode(np.full(len(acting.dims), place)).ravel() for place in range(bins.num_bins)]
+        named = [tuple(f"{row[part]:.3g}" for row in middles) for part in range(len(acting.dims))]
+    else:
+        starts = np.ravel(space.start) if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else 0
+        first = np.broadcast_to(starts, (len(acting.dims),))
+        chosen = np.asarray(action).ravel().astype(np.int64) - first
+        named = [
+            tuple(str(int(begin) + place) for place in range(size))
+            for begin, size in zip(first, acting.dims, strict=True)
+        ]
+    probabilities = [part[0].double().cpu().numpy() for part in acting.probabilities()]
+    legal = _legal(acting.dims, masks)
+    return [
+        Choices(probabilities=part, legal=allowed, chosen=int(taken), names=names or numbers)
+        for part, allowed, taken, numbers in zip(probabilities, legal, chosen, named, strict=True)
+    ]
+
+
+def entropy_of_choice(acting: CategoricalActing | GaussianActing) -> tuple[float, float | None]:
+    """Entropy of the behaviour policy in the first state, nats, and its fraction of the largest.
+
+    The fraction is NaN where there was no choice, and None for continuous actions.
+    """
+    exact = acting.acting_entropy()
+    if isinstance(acting, GaussianActing):
+        return float((acting.acting_entropy_estimate(256) if exact is None else exact)[0]), None
+    assert exact is not None
+    fractions, has_choice = acting.entropy_fractions()
+    return float(exact[0]) + 0.0, float(fractions[0]) + 0.0 if bool(has_choice[0]) else math.nan
+
+
+def _legal(dims: tuple[int, ...], masks: NDArray[Any] | None) -> list[NDArray[np.bool_]]:
+    flat = np.ones(sum(dims), dtype=bool) if masks is None else np.asarray(masks, dtype=bool).ravel()
+    return np.split(flat, np.cumsum(dims)[:-1])
+
+
+def _dimensions(
+    acting: GaussianActing, taken: NDArray[np.float64], space: spaces.Box, is_squashed: bool
+) -> list[BoxChoice]:
+    # A policy's standard deviations are one a dimension, a state's own with gSDE.
+    mean = acting.mean[0].double().cpu().numpy().ravel()
+    std = np.broadcast_to(acting.log_std.exp().double().cpu().numpy(), acting.mean.shape)[0].ravel()
+    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    if is_squashed:
+        ends = [low + (np.tanh(mean + side * std) + 1) / 2 * (high - low) for side in (-1, 0, 1)]
+        mean, std = ends[1], (ends[2] - ends[0]) / 2
+    return [
+        BoxChoice(
+            mean=float(mean[i]),
+            std=float(std[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            taken=float(taken[i]),
+            name=str(i),
+        )
+        for i in range(len(mean))
+    ]
+
+
+# ---- the panel
+
+
 def draw_panel(
     choices: Sequence[Choices] | Sequence[BoxChoice], entropy: Entropy, *, title: str, height: int = LEAST_HEIGHT
-) -> Picture:
+) -> Frame:
     """Draw the panel: a title, bars of probabilities (or mean ± std against the bounds), and the entropy's curve.
 
     Where the actions are too many for a line each, they become columns of a chart; illegal ones are grey.
 
     Args:
         choices: of each component or dimension; those without room are counted in a last line.
-        entropy: see there.
+        entropy: of this step and those before.
         title: lines above all.
-        height: of the picture, at least 320 and even.
+        height: of the image, at least 320 and even.
 
     Example:
         >>> coin = Choices(probabilities=np.array([0.9, 0.1]), legal=np.array([True, True]), chosen=0, names=("a", "b"))
@@ -115,12 +279,12 @@ def draw_panel(
     return np.asarray(image)
 
 
-def beside(frame: NDArray[Any] | None, panel: Picture) -> Picture:
+def beside(frame: NDArray[Any] | None, panel: Frame) -> Frame:
     """A frame and the panel of its height, side by side; the panel alone where there is no frame.
 
     Args:
         frame: `[height, width, 3]` uint8, or None. A small one is enlarged by a whole factor.
-        panel: see `draw_panel`.
+        panel: drawn by `draw_panel`.
 
     Raises:
         ValueError: the frame has another shape or dtype, or is higher than the panel.
@@ -135,7 +299,7 @@ def beside(frame: NDArray[Any] | None, panel: Picture) -> Picture:
     factor = max(1, min(len(panel) // pixels.shape[0], WIDEST // pixels.shape[1]))
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     rows, columns, _ = pixels.shape
-    canvas: Picture = np.full((len(panel), columns + columns % 2 + panel.shape[1], 3), 255, dtype=np.uint8)
+    canvas: Frame = np.full((len(panel), columns + columns % 2 + panel.shape[1], 3), 255, dtype=np.uint8)
     top = (len(panel) - rows) // 2
     canvas[top : top + rows, :columns] = pixels
     canvas[:, -panel.shape[1] :] = panel
@@ -227,7 +391,7 @@ def _draw_box(dimensions: Sequence[BoxChoice], pen: Pen, top: int, bottom: int) 
 
 def _draw_interval(part: BoxChoice, pen: Pen, y: int) -> None:
     left, right = MARGIN + 40, WIDTH - MARGIN
-    # Without bounds: three stds around 0 and the mean, so that the picture does not jump from step to step.
+    # Without bounds: three stds around 0 and the mean, so that the image does not jump from step to step.
     reach = abs(part.mean) + 3 * part.std
     low = part.low if math.isfinite(part.low) else min(-reach, part.high)
     high = part.high if math.isfinite(part.high) else max(reach, low + 1e-6)
