@@ -22,7 +22,7 @@ from rlsmooth.scripts.classify_report import (
 )
 from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE, RED, STYLE, draw_line, legend, page
 from rlsmooth.scripts.measure import bins_from_json
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve
 
 __all__ = ["classify_comparison_figure", "classify_figure"]
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsmooth.scripts.classification import curves_of
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve, curves_of
 from rlsmooth.scripts.report_file import load_report_file
 from rlsmooth.scripts.results import print_table
 from rlsmooth.training import checkpoint_steps, latest_checkpoint

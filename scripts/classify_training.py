@@ -24,15 +24,15 @@ from rlsmooth.scripts.classification import (
     data_name,
     load_rows,
     make_network,
-    measure_rows,
     training_arguments,
     with_noise,
-    write_history,
 )
 from rlsmooth.scripts.classify_figures import classify_figure
 from rlsmooth.scripts.classify_report import ClassifyReport, print_classify_results
 from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.measure import measure_samples
+from rlsmooth.scripts.metrics_file import write_history
 from rlsmooth.scripts.report_file import save_report_file
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.targets import Smoothing, Tree
@@ -194,12 +194,12 @@ def make_report(
     """The run in numbers."""
     test, training = split.test, split.training
     logits, labels = classifier.logits(test.features), torch.from_numpy(test.labels)
-    measured, confusion = measure_rows(logits, labels, test)
+    measured, confusion = measure_samples(logits, labels, test)
     scaled = None
     if split.validation is not None:
         held_out = classifier.logits(split.validation.features)
         temperature = float(fit_temperature(held_out, torch.from_numpy(split.validation.labels)))
-        scaled, _ = measure_rows(logits, labels, test, temperature=temperature)
+        scaled, _ = measure_samples(logits, labels, test, temperature=temperature)
     targets = smoothing(torch.arange(test.num_classes), test.num_classes)
     counts = torch.from_numpy(training.class_counts()).to(torch.float64)
     margin = float((optimal_margin(targets) * counts).sum() / counts.sum())

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve, read_metrics
 from rlsmooth.scripts.report_file import load_report_file
 from rlsmooth.scripts.results import print_table, return_words
 

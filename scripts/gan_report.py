@@ -27,7 +27,7 @@ from rlsmooth.scripts.drawing import (
     page,
     table,
 )
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.report_file import load_report_file
 from rlsmooth.scripts.results import print_table
 from rlsmooth.training.gan_pictures import image_grid, scatter

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve, read_metrics
 from rlsmooth.scripts.results import print_table, return_words
 from rlsmooth.scripts.run_folder import read_command, read_json, read_settings, write_json
 

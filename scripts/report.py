@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsmooth.scripts.metrics_file import read_metrics
+from rlsmooth.scripts.metrics_file import Curve, read_metrics
 from rlsmooth.scripts.run_folder import read_json, read_settings, write_json
 
-__all__ = ["Curve", "Report", "load_report", "save_report"]
+__all__ = ["Report", "load_report", "save_report"]
 
 SHOWN = (
     "env",
@@ -24,9 +24,6 @@ SHOWN = (
     "kl_coef",
 )
 """The settings without which no figure can be drawn."""
-
-Curve = tuple[list[float], list[float]]
-"""Steps and values."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,10 @@ from rlsmooth.agents.policy_reference import action_components
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.environment import limit_threads
 from rlsmooth.scripts.hyperparameters import read_hyperparameters
-from rlsmooth.scripts.metrics_file import MetricsFile
+from rlsmooth.scripts.metrics_file import Curve, MetricsFile
 from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs
 from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal
 from rlsmooth.scripts.on_policy_model import evaluation_seed
-from rlsmooth.scripts.report import Curve
 from rlsmooth.scripts.run_folder import read_settings
 
 __all__ = ["check_numbers", "hyperparameter_values", "make_journal", "make_logger", "summarise_run"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsmooth.scripts.classify_report import SCORES, score_text
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.report_file import load_report_file
 from rlsmooth.scripts.results import print_table
 

@@ -20,18 +20,17 @@ from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data import LabelledData
 from rlsmooth.scripts.bc_training import number_or_word
 from rlsmooth.scripts.classification import (
-    Measured,
     check_numbers,
     data_name,
     load_rows,
     make_network,
-    measure_rows,
     training_arguments,
     with_noise,
-    write_history,
 )
 from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.measure import Measured, measure_samples
+from rlsmooth.scripts.metrics_file import write_history
 from rlsmooth.scripts.report_file import save_report_file
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.scripts.self_train_figures import self_train_figure
@@ -153,7 +152,7 @@ def measured_rounds(model: SelfTraining, folder: Path, test: LabelledData) -> li
             checkpoint = latest_checkpoint(checkpoints)
             assert checkpoint is not None
             student.module_.load_state_dict(checkpoint.tensors["module"])
-        found.append(measure_rows(student.logits(test.features), labels, test)[0])
+        found.append(measure_samples(student.logits(test.features), labels, test)[0])
     return found
 
 
