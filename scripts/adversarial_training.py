@@ -30,16 +30,15 @@ from rlsmooth.agents.adversarial_setup import build_net
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, load_demonstrations
 from rlsmooth.scripts.adversarial_arguments import AdversarialArgs, AIRLArgs, GAILArgs
-from rlsmooth.scripts.adversarial_figures import adversarial_figure
-from rlsmooth.scripts.adversarial_report import ADVERSARIAL, AdversarialReport, print_adversarial_results
 from rlsmooth.scripts.bc_training import name_of_demonstrations
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.figures.adversarial import ADVERSARIAL
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.on_policy_callbacks import Journal, ProgressBar
 from rlsmooth.scripts.on_policy_model import evaluation_envs, new_model, training_envs, uses_masks
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.scripts.sb3_run import check_numbers, hyperparameter_values, make_journal, make_logger, summarise_run
 from rlsmooth.training import checkpoint_steps
@@ -141,9 +140,7 @@ def train(command: Command, args: AdversarialArgs) -> Path:
     assert isinstance(trainer.reward_net, (RewardNet, ShapedRewardNet))
     save_reward_net(trainer.reward_net, folder / "reward_net.zip")
     report = make_report(command, args, values, folder, model, journal, demonstrations, size)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", adversarial_figure(report))
-    print_adversarial_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Agent, best agent, reward net, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     env.close()
@@ -249,16 +246,16 @@ def make_report(
     journal: Journal,
     demonstrations: Demonstrations,
     size: str,
-) -> AdversarialReport:
+) -> RunReport:
     """The run in numbers, from what was logged and evaluated."""
     curves = read_metrics(folder / "metrics.csv")
     summary = summarise_run(model, journal, curves, values, has_masks=args.algo == "maskable-ppo")
     if demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
-    return AdversarialReport(
+    return new_report(
+        command,
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
-        command=command,
         hyperparameters=plain(values),
         curves=curves,
         summary=summary,

@@ -18,13 +18,11 @@ from rlsmooth.agents import BC
 from rlsmooth.agents.bc_targets import target_matrices
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, load_demonstrations
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, default_policy, limit_threads, make_envs
-from rlsmooth.scripts.figures import report_figure
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.measure import bins_to_json, measure
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
-from rlsmooth.scripts.report import Report, save_report
-from rlsmooth.scripts.results import print_results
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
@@ -80,9 +78,7 @@ def train(args: Args) -> Path:
     logger.close()
     agent.save(folder / "agent.zip")
     report = make_report(args, folder, agent)
-    save_report(folder, report)
-    save_figure(folder / "report.png", report_figure(report))
-    print_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Agent, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     eval_env.close()
@@ -191,7 +187,7 @@ def make_logger(args: Args | BCOArgs | DAggerArgs, folder: Path, last_step: int)
     return Logger(str(folder), outputs)
 
 
-def make_report(args: Args, folder: Path, agent: BC) -> Report:
+def make_report(args: Args, folder: Path, agent: BC) -> RunReport:
     """The run in numbers: curves from `metrics.csv`, the rest measured on the held-out or else the training data."""
     curves = read_metrics(folder / "metrics.csv")
     held_out = agent.validation
@@ -203,7 +199,8 @@ def make_report(args: Args, folder: Path, agent: BC) -> Report:
         summary["samples_per_second"] = statistics.median(curves["bc/samples_per_second"][1])
     if agent.demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(agent.demonstrations.episode_returns().mean())
-    return Report(
+    return new_report(
+        "bc",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=curves,

@@ -17,12 +17,10 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly, load_demonstrations
 from rlsmooth.data.file_format import OBSERVATION_FORMAT, DemonstrationsFileError
 from rlsmooth.scripts.bc_training import make_logger, name_of_demonstrations, number_or_word
-from rlsmooth.scripts.bco_figures import bco_figure
-from rlsmooth.scripts.bco_report import BCOReport, print_bco_results
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, default_policy, limit_threads, make_envs
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
@@ -67,9 +65,7 @@ def train(args: Args) -> Path:
     if agent.inverse_dynamics is not None:  # no checkpoint has it: a run that was all done has written its own
         agent.inverse_dynamics.save(folder / "inverse_dynamics.zip")
     report = make_report(args, folder, agent, watched, size)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", bco_figure(report))
-    print_bco_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Agent, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     env.close()
@@ -145,13 +141,14 @@ def make_smoothing(name: str, value: str, reference: str = "uniform", spread: An
 
 def make_report(
     args: Args, folder: Path, agent: BCO, watched: Demonstrations | ObservationOnly, size: str
-) -> BCOReport:
+) -> RunReport:
     """The run in numbers, from what was logged."""
     curves = read_metrics(folder / "metrics.csv")
     summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
     if isinstance(watched, Demonstrations) and watched.rewards is not None:
         summary["demonstrated_return"] = float(watched.episode_returns().mean())
-    return BCOReport(
+    return new_report(
+        "bco",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=curves,

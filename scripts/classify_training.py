@@ -27,13 +27,11 @@ from rlsmooth.scripts.classification import (
     training_arguments,
     with_noise,
 )
-from rlsmooth.scripts.classify_figures import classify_figure
-from rlsmooth.scripts.classify_report import ClassifyReport, print_classify_results
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.measure import measure_samples
 from rlsmooth.scripts.metrics_file import write_history
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier
@@ -89,9 +87,7 @@ def train(args: Args) -> Path:
     print(f"Trained for {classifier.n_iter_} epochs in {time.perf_counter() - started:.1f} s.")
     classifier.save(folder / "classifier.zip")
     report = make_report(args, folder, classifier, smoothing, split)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", classify_figure(report))
-    print_classify_results(report)
+    publish_report(folder, report)
     logs = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Classifier, report and logs are in {folder}. Watch them: tensorboard --logdir {logs}")
     return folder
@@ -188,9 +184,7 @@ def fit(classifier: Classifier, split: _Split, *, resume: bool) -> None:
     )
 
 
-def make_report(
-    args: Args, folder: Path, classifier: Classifier, smoothing: Smoothing, split: _Split
-) -> ClassifyReport:
+def make_report(args: Args, folder: Path, classifier: Classifier, smoothing: Smoothing, split: _Split) -> RunReport:
     """The run in numbers."""
     test, training = split.test, split.training
     logits, labels = classifier.logits(test.features), torch.from_numpy(test.labels)
@@ -204,7 +198,8 @@ def make_report(
     counts = torch.from_numpy(training.class_counts()).to(torch.float64)
     margin = float((optimal_margin(targets) * counts).sum() / counts.sum())
     parts = {"training": training, "validation": split.validation, "test": test}
-    return ClassifyReport(
+    return new_report(
+        "classify",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=write_history(folder / "metrics.csv", classifier.history_, "classifier"),

@@ -18,12 +18,10 @@ from rlsmooth.data import Demonstrations, load_demonstrations
 from rlsmooth.scripts.bc_training import make_logger, number_or_word
 from rlsmooth.scripts.bco_training import make_smoothing
 from rlsmooth.scripts.dagger_expert import EXPERT_FILE, Asked, evaluate_expert, loaded_expert, new_expert
-from rlsmooth.scripts.dagger_figures import dagger_figure
-from rlsmooth.scripts.dagger_report import DAggerReport, print_dagger_results
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
 
@@ -72,9 +70,7 @@ def train(args: Args) -> Path:
     logger.close()
     agent.save(folder / "agent.zip")
     report = make_report(args, folder, agent, asked, expert_return)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", dagger_figure(report))
-    print_dagger_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Agent, expert, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     env.close()
@@ -163,13 +159,14 @@ def read_beta_schedule(word: str) -> int | float:
         raise ValueError(f"beta_schedule={word!r} must be a whole number of rounds, or such as 0.7.") from error
 
 
-def make_report(args: Args, folder: Path, agent: DAgger, asked: Asked, expert_return: float) -> DAggerReport:
+def make_report(args: Args, folder: Path, agent: DAgger, asked: Asked, expert_return: float) -> RunReport:
     """The run in numbers, from what was logged."""
     curves = read_metrics(folder / "metrics.csv")
     summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
     summary |= {"expert_return": expert_return, "rounds": agent.round}
     words = type(asked.agent).__name__
-    return DAggerReport(
+    return new_report(
+        "dagger",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=curves,

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.bc_training import number_or_word
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device, check_seed, limit_threads
-from rlsmooth.scripts.gan_report import GANReport, gan_figure, print_gan_results
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import GANCase, GANTrainer, checkpoint_steps, gan_case
 
@@ -76,9 +75,7 @@ def train(args: Args) -> Path:
     print(f"Trained in {time.perf_counter() - started:.1f} s.")
     trainer.save(folder / "gan.zip")
     report = make_report(args, folder, trainer, case)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", gan_figure(report))
-    print_gan_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Networks, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     return folder
@@ -117,12 +114,13 @@ def make_trainer(args: Args, case: GANCase, folder: Path) -> GANTrainer:
     )
 
 
-def make_report(args: Args, folder: Path, trainer: GANTrainer, case: GANCase) -> GANReport:
+def make_report(args: Args, folder: Path, trainer: GANTrainer, case: GANCase) -> RunReport:
     """The run in numbers, with samples and data to show."""
     count = SHOWN_POINTS if case.mixture is not None else SHOWN_IMAGES
     samples, real = trainer.sample(count, seed=args.seed).cpu(), case.data[:count]
     last = {name: values[-1] for name, values in {**trainer.history, **trainer.evaluations}.items()}
-    return GANReport(
+    return new_report(
+        "gan",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=read_metrics(folder / "metrics.csv"),

@@ -13,15 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import ExactCheckpointCallback, load_checkpoint, save_agent
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.hyperparameters import Hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.on_policy_arguments import OnPolicyArgs
 from rlsmooth.scripts.on_policy_callbacks import Journal, ProgressBar
-from rlsmooth.scripts.on_policy_figures import on_policy_figure
 from rlsmooth.scripts.on_policy_model import evaluation_envs, new_model, training_envs, uses_masks
-from rlsmooth.scripts.on_policy_report import OnPolicyReport, print_on_policy_results, save_on_policy_report
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.scripts.sb3_run import check_numbers, hyperparameter_values, make_journal, make_logger, summarise_run
 from rlsmooth.training import checkpoint_steps
@@ -90,9 +89,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
     logger.close()
     save_agent(model, folder / "agent.zip")
     report = _make_report(command, args, values, folder, model, journal)
-    save_on_policy_report(folder, report)
-    save_figure(folder / "report.png", on_policy_figure(report))
-    print_on_policy_results(report)
+    publish_report(folder, report)
     events = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Agent, best agent, report and logs are in {folder}. Watch them: tensorboard --logdir {events}")
     env.close()
@@ -120,12 +117,12 @@ def _make_report(
     folder: Path,
     model: OnPolicyAlgorithm,
     journal: Journal,
-) -> OnPolicyReport:
+) -> RunReport:
     """The run in numbers, from what was logged and evaluated."""
     curves = read_metrics(folder / "metrics.csv")
-    return OnPolicyReport(
+    return new_report(
+        command,
         name=folder.name,
-        command=command,
         settings=plain(dataclasses.asdict(args)),
         hyperparameters=plain(values),
         curves=curves,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE
+from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE
 
 __all__ = ["BoxChoice", "Choices", "Entropy", "beside", "draw_panel"]
 

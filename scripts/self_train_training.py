@@ -27,14 +27,12 @@ from rlsmooth.scripts.classification import (
     training_arguments,
     with_noise,
 )
-from rlsmooth.scripts.drawing import save_figure
 from rlsmooth.scripts.environment import check_device
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.measure import Measured, measure_samples
 from rlsmooth.scripts.metrics_file import write_history
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
-from rlsmooth.scripts.self_train_figures import self_train_figure
-from rlsmooth.scripts.self_train_report import SelfTrainReport, print_self_train_results
 from rlsmooth.training import Classifier, SelfTraining, latest_checkpoint
 
 if TYPE_CHECKING:
@@ -79,9 +77,7 @@ def train(args: Args) -> Path:
     model.classifier_.save(folder / "classifier.zip")
     report = make_report(args, folder, model, test, {"with a label": given, "without": len(rows) - given})
     write_rounds(events, report)
-    save_report_file(folder, report)
-    save_figure(folder / "report.png", self_train_figure(report))
-    print_self_train_results(report)
+    publish_report(folder, report)
     logs = shlex.quote(str(args.tensorboard_log or folder))
     print(f"Classifier, report and logs are in {folder}. Watch them: tensorboard --logdir {logs}")
     return folder
@@ -156,9 +152,7 @@ def measured_rounds(model: SelfTraining, folder: Path, test: LabelledData) -> li
     return found
 
 
-def make_report(
-    args: Args, folder: Path, model: SelfTraining, test: LabelledData, counts: dict[str, int]
-) -> SelfTrainReport:
+def make_report(args: Args, folder: Path, model: SelfTraining, test: LabelledData, counts: dict[str, int]) -> RunReport:
     """The run in numbers."""
     measured = measured_rounds(model, folder, test)
     rounds = [dataclasses.asdict(entry) for entry in model.rounds_]
@@ -176,7 +170,8 @@ def make_report(
     for name in ("num_wrong", "share_grown", "mean_growth", "mean_growth_of_right"):
         biases = [(entry["confirmation_bias"] or {}).get(name) for entry in rounds]
         history[name] = [math.nan, *(math.nan if bias is None else float(bias) for bias in biases)]
-    return SelfTrainReport(
+    return new_report(
+        "self-train",
         name=folder.name,
         settings=plain(dataclasses.asdict(args)),
         curves=write_history(folder / "metrics.csv", history, PREFIX, first=0),
@@ -189,7 +184,7 @@ def make_report(
     )
 
 
-def write_rounds(events: Path, report: SelfTrainReport) -> None:
+def write_rounds(events: Path, report: RunReport) -> None:
     """The rounds' numbers for TensorBoard, beside those of each round's training."""
     from torch.utils.tensorboard import SummaryWriter
 
