@@ -25,13 +25,10 @@ from rlsmooth.agents import (
 )
 from rlsmooth.agents.adversarial_setup import build_net
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data import Demonstrations
-from rlsmooth.scripts.adversarial_figures import adversarial_figure
-from rlsmooth.scripts.adversarial_report import ADVERSARIAL, AdversarialReport, print_adversarial_results
 from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
-from rlsmooth.scripts.journal import Journal, ProgressBar
+from rlsmooth.scripts.journal import ProgressBar
 from rlsmooth.scripts.on_policy import (
     check_numbers,
     checkpoint_callback,
@@ -111,7 +108,7 @@ def train(
         checkpoints = checkpoint_callback(run, args, checkpoint)
         start = agent.num_timesteps
         run.begin(
-            f"Training {ADVERSARIAL[command]} with {type(agent).__name__} for {n_timesteps:,} steps in "
+            f"Training {trainer_class.__name__} with {type(agent).__name__} for {n_timesteps:,} steps in "
             f"{agent.n_envs} environment{'s' if agent.n_envs != 1 else ''}, on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
@@ -127,9 +124,17 @@ def train(
         save_reward_net(trainer.reward_net, run.folder / "reward_net.zip")
         env.close()
         eval_env.close()
-        report = make_report(run, args, values, agent, journal, demonstrations)
-        what = "Agent, best agent, reward net, report and logs"
-        return run.finish(report, adversarial_figure, print_adversarial_results, what)
+        curves = run.curves()
+        summary = summarise_run(agent, journal, curves, values, has_masks=args.algo == "maskable-ppo")
+        if demonstrations.rewards is not None:
+            summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
+        return run.finish(
+            "Agent, best agent, reward net, report and logs",
+            hyperparameters=plain(values),
+            curves=curves,
+            summary=summary,
+            demonstrated=size_words(demonstrations),
+        )
 
 
 def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:
@@ -198,27 +203,3 @@ def check_rounds(trainer: GAIL | AIRL, n_timesteps: int) -> None:
             f"n_timesteps={n_timesteps} ends before the first round of gen_train_timesteps="
             f"{trainer.gen_train_timesteps}: the discriminator would never be trained."
         )
-
-
-def make_report(
-    run: TrainingRun,
-    args: AdversarialArgs,
-    values: dict[str, Any],
-    agent: BaseAlgorithm,
-    journal: Journal,
-    demonstrations: Demonstrations,
-) -> AdversarialReport:
-    """The run in numbers, from what was logged and evaluated."""
-    curves = run.curves()
-    summary = summarise_run(agent, journal, curves, values, has_masks=args.algo == "maskable-ppo")
-    if demonstrations.rewards is not None:
-        summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
-    return AdversarialReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        command=run.command,
-        hyperparameters=plain(values),
-        curves=curves,
-        summary=summary,
-        demonstrated=size_words(demonstrations),
-    )

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from rlsmooth.agents import BC
     from rlsmooth.data import Demonstrations
-    from rlsmooth.scripts.report import Report
     from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
@@ -85,8 +84,6 @@ def main(args: Args) -> Path:
     args = resumed(args, "bc")
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs
-    from rlsmooth.scripts.figures import report_figure
-    from rlsmooth.scripts.results import print_results
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
@@ -114,7 +111,7 @@ def main(args: Args) -> Path:
         agent.learn(total_batches=total, log_interval=max(1, min(500, total // LOG_LINES)), progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
         eval_env.close()
-        return run.finish(make_report(run, agent), report_figure, print_results)
+        return run.finish("Agent, report and logs", **results(run, agent))
 
 
 def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
@@ -176,11 +173,10 @@ def batches(name: str, transitions: int, args: Args) -> int:
     return math.ceil(check_positive_int(name, transitions) / each)
 
 
-def make_report(run: TrainingRun, agent: BC) -> Report:
-    """The run in numbers: curves from `metrics.csv`, the rest measured on the held-out or else the training data."""
+def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
+    """The entries of the report: what was logged, and measures on the held-out or else the training data."""
     from rlsmooth.agents.bc_targets import target_matrices
     from rlsmooth.scripts.measure import bins_to_json, measure
-    from rlsmooth.scripts.report import Report
 
     curves = run.curves()
     held_out = agent.validation
@@ -192,22 +188,20 @@ def make_report(run: TrainingRun, agent: BC) -> Report:
         summary["samples_per_second"] = statistics.median(curves["bc/samples_per_second"][1])
     if agent.demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(agent.demonstrations.episode_returns().mean())
-    return Report(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=curves,
-        summary=summary,
-        data={
+    return {
+        "curves": curves,
+        "summary": summary,
+        "data": {
             name: size_words(part)
             for name, part in (("training", agent.demonstrations), ("held out", held_out))
             if part
         },
-        measured_on=f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes",
-        reliability=None if bins is None else bins_to_json(bins),
-        target_matrices={
+        "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes",
+        "reliability": None if bins is None else bins_to_json(bins),
+        "target_matrices": {
             name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()
         },
-    )
+    }
 
 
 if __name__ == "__main__":

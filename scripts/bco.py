@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from rlsmooth.agents import BCO
     from rlsmooth.data import Demonstrations, ObservationOnly
-    from rlsmooth.scripts.bco_report import BCOReport
     from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
@@ -96,8 +95,6 @@ def main(args: Args) -> Path:
     """
     args = resumed(args, "bco")
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
-    from rlsmooth.scripts.bco_figures import bco_figure
-    from rlsmooth.scripts.bco_report import print_bco_results
     from rlsmooth.scripts.environment import limit_threads, make_envs
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -119,7 +116,7 @@ def main(args: Args) -> Path:
             agent.inverse_dynamics.save(run.folder / "inverse_dynamics.zip")
         env.close()
         eval_env.close()
-        return run.finish(make_report(run, demonstrations), bco_figure, print_bco_results)
+        return run.finish("Agent, report and logs", **results(run, demonstrations))
 
 
 def load_data(args: Args) -> Demonstrations | ObservationOnly:
@@ -186,22 +183,19 @@ def make_agent(
     )
 
 
-def make_report(run: TrainingRun, demonstrations: Demonstrations | ObservationOnly) -> BCOReport:
-    """The run in numbers, from what was logged."""
+def results(run: TrainingRun, demonstrations: Demonstrations | ObservationOnly) -> dict[str, Any]:
+    """The entries of the report, from what was logged."""
     from rlsmooth.data import Demonstrations
-    from rlsmooth.scripts.bco_report import BCOReport
 
     curves = run.curves()
     summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
     if isinstance(demonstrations, Demonstrations) and demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
-    return BCOReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=curves,
-        summary={name: value for name, value in summary.items() if math.isfinite(value)},
-        watched=size_words(demonstrations),
-    )
+    return {
+        "curves": curves,
+        "summary": {name: value for name, value in summary.items() if math.isfinite(value)},
+        "watched": size_words(demonstrations),
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
-"""Parts that `rlsmooth classify` and `self-train` share: data, network, `metrics.csv`, and measures on test data."""
+"""Data, network and arguments that `rlsmooth classify` and `self-train` share."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlsmooth.atomic import write_bytes_atomically
-from rlsmooth.audits import classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.data.labelled_checks import column_scale
-from rlsmooth.losses import log_probabilities
 from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word
 from rlsmooth.scripts.environment import check_seed, limit_threads
-from rlsmooth.scripts.measure import bins_to_json
-from rlsmooth.scripts.report import Curve
-from rlsmooth.targets import Tree
 
 __all__ = [
-    "Measured",
     "Standardise",
     "check_numbers",
-    "curves_of",
     "data_name",
     "load_parts",
     "make_network",
-    "measure_data",
     "network",
     "training_arguments",
     "with_noise",
-    "write_history",
 ]
-
-CURVE_POINTS = 200
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A classifier's logits on some data in numbers; plain data only.
-
-    Attributes:
-        summary: see `classification_summary`; what can't be computed is left out.
-        reliability: the columns of `ReliabilityBins`.
-        risk_coverage: `coverage` and `risk`, at most 200 points.
-    """
-
-    summary: dict[str, float]
-    reliability: dict[str, list[float | None]]
-    risk_coverage: dict[str, list[float]]
 
 
 def check_numbers(args: ClassificationArgs) -> None:
@@ -106,63 +75,6 @@ def training_arguments(args: ClassificationArgs) -> dict[str, Any]:
         "max_grad_norm": args.max_grad_norm,
         "seed": args.seed,
     }
-
-
-def measure_data(
-    logits: Tensor, labels: Tensor, data: LabelledData, *, temperature: float | None = None
-) -> tuple[Measured, list[list[int]]]:
-    """All scores on some data, and the confusion matrix: row = label, column = prediction.
-
-    Args:
-        logits: float `[N, K]`.
-        labels: int64 `[N]`.
-        data: whose hierarchy and order of classes are used.
-        temperature: the logits are divided by it first; None: they are taken as they are.
-    """
-    distances = None if data.hierarchy is None else tree_distances(Tree.from_nested(data.hierarchy))
-    summary = classification_summary(
-        logits, labels, distances=distances, ordered=data.is_ordered, temperature=temperature
-    )
-    wide = logits.to(torch.float64) / (1.0 if temperature is None else temperature)
-    predictions = wide.argmax(-1)
-    confidence = log_probabilities(wide).exp().max(-1).values
-    hits = predictions == labels
-    curve = risk_coverage(confidence, hits)
-    shown = torch.linspace(0, len(labels) - 1, min(len(labels), CURVE_POINTS)).round().long()
-    size = data.num_classes
-    confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
-    measured = Measured(
-        {name: value for name, value in summary.items() if math.isfinite(value)},
-        bins_to_json(reliability_bins(confidence, hits)),
-        {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
-    )
-    return measured, confusion.tolist()
-
-
-def write_history(path: Path, history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
-    """Write `metrics.csv`, a row an epoch or round, counted from `first` in the column `step`; return its curves.
-
-    A value that is not finite leaves its cell empty and its curve without the point.
-    """
-    length = max(map(len, history.values()), default=0)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *(f"{prefix}/{name}" for name in history)])
-    for place in range(length):
-        row = [column[place] for column in history.values()]
-        writer.writerow([place + first, *(value if math.isfinite(value) else "" for value in row)])
-    write_bytes_atomically(path, text.getvalue().encode())
-    return curves_of(history, prefix, first=first)
-
-
-def curves_of(history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
-    """A history as curves by tag; points that are not finite are left out."""
-    curves: dict[str, Curve] = {}
-    for name, column in history.items():
-        points = [(float(place + first), value) for place, value in enumerate(column) if math.isfinite(value)]
-        if points:
-            curves[f"{prefix}/{name}"] = ([place for place, _ in points], [value for _, value in points])
-    return curves
 
 
 class Standardise(nn.Module):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlsmooth.data import LabelledData
-    from rlsmooth.scripts.classify_report import ClassifyReport
     from rlsmooth.scripts.training_run import TrainingRun
     from rlsmooth.targets import Smoothing
     from rlsmooth.training import Classifier
@@ -79,8 +78,6 @@ def main(args: Args) -> Path:
     args = resumed(args, "classify")
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
     from rlsmooth.scripts.classification import check_numbers, data_name
-    from rlsmooth.scripts.classify_figures import classify_figure
-    from rlsmooth.scripts.classify_report import print_classify_results
     from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -101,8 +98,7 @@ def main(args: Args) -> Path:
             raise
         print(f"Trained for {classifier.n_iter_} epochs in {time.perf_counter() - started:.1f} s.")
         classifier.save(run.folder / "classifier.zip")
-        report = make_report(run, classifier, smoothing, split)
-        return run.finish(report, classify_figure, print_classify_results, "Classifier, report and logs")
+        return run.finish("Classifier, report and logs", **results(run, classifier, smoothing, split))
 
 
 def load_data(args: Args) -> Split:
@@ -223,45 +219,43 @@ def fit(classifier: Classifier, split: Split, *, resume: bool) -> None:
     )
 
 
-def make_report(run: TrainingRun, classifier: Classifier, smoothing: Smoothing, split: Split) -> ClassifyReport:
-    """The run in numbers."""
+def results(run: TrainingRun, classifier: Classifier, smoothing: Smoothing, split: Split) -> dict[str, Any]:
+    """The entries of the report, measured on the test data."""
     import torch
 
     from rlsmooth.audits import fit_temperature, implied_alpha, optimal_margin
-    from rlsmooth.scripts.classification import measure_data, write_history
-    from rlsmooth.scripts.classify_report import ClassifyReport
+    from rlsmooth.scripts.measure import measure_samples
+    from rlsmooth.scripts.metrics_file import write_history
 
     test, training = split.test, split.training
     logits, labels = classifier.logits(test.features), torch.from_numpy(test.labels)
-    measured, confusion = measure_data(logits, labels, test)
+    measured, confusion = measure_samples(logits, labels, test)
     scaled = None
     if split.validation is not None:
         held_out = classifier.logits(split.validation.features)
         temperature = float(fit_temperature(held_out, torch.from_numpy(split.validation.labels)))
-        scaled, _ = measure_data(logits, labels, test, temperature=temperature)
+        scaled, _ = measure_samples(logits, labels, test, temperature=temperature)
     targets = smoothing(torch.arange(test.num_classes), test.num_classes)
     counts = torch.from_numpy(training.class_counts()).to(torch.float64)
     margin = float((optimal_margin(targets) * counts).sum() / counts.sum())
     parts = {"training": training, "validation": split.validation, "test": test}
-    return ClassifyReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=write_history(run.folder / "metrics.csv", classifier.history_, "classifier"),
-        summary=measured.summary,
-        scaled={} if scaled is None else scaled.summary,
-        data={name: f"{len(part):,}" for name, part in parts.items() if part is not None},
-        source=test.source,
-        class_names=list(test.class_names),
-        reliability=measured.reliability,
-        reliability_scaled=None if scaled is None else scaled.reliability,
-        risk_coverage=measured.risk_coverage,
-        risk_coverage_scaled=None if scaled is None else scaled.risk_coverage,
-        confusion=confusion,
-        target_matrix=targets.dense(torch.float64).tolist(),
-        optimal_margin=margin if math.isfinite(margin) else None,
-        implied_alpha=implied_alpha(targets.dense(torch.float64)).tolist(),
-        best_epoch=classifier.best_epoch_,
-    )
+    return {
+        "curves": write_history(run.folder / "metrics.csv", classifier.history_, "classifier"),
+        "summary": measured.summary,
+        "scaled": {} if scaled is None else scaled.summary,
+        "data": {name: f"{len(part):,}" for name, part in parts.items() if part is not None},
+        "source": test.source,
+        "class_names": list(test.class_names),
+        "reliability": measured.reliability,
+        "reliability_scaled": None if scaled is None else scaled.reliability,
+        "risk_coverage": measured.risk_coverage,
+        "risk_coverage_scaled": None if scaled is None else scaled.risk_coverage,
+        "confusion": confusion,
+        "target_matrix": targets.dense(torch.float64).tolist(),
+        "optimal_margin": margin if math.isfinite(margin) else None,
+        "implied_alpha": implied_alpha(targets.dense(torch.float64)).tolist(),
+        "best_epoch": classifier.best_epoch_,
+    }
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from rlsmooth.agents import DAgger
     from rlsmooth.data import Demonstrations
-    from rlsmooth.scripts.dagger_report import DAggerReport
     from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
@@ -104,8 +103,6 @@ def main(args: Args) -> Path:
     """
     args = resumed(args, "dagger")
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
-    from rlsmooth.scripts.dagger_figures import dagger_figure
-    from rlsmooth.scripts.dagger_report import print_dagger_results
     from rlsmooth.scripts.environment import limit_threads, make_envs
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -134,8 +131,7 @@ def main(args: Args) -> Path:
         agent.save(run.folder / "agent.zip")
         env.close()
         eval_env.close()
-        report = make_report(run, agent, expert, expert_return)
-        return run.finish(report, dagger_figure, print_dagger_results, "Agent, expert, report and logs")
+        return run.finish("Agent, expert, report and logs", **results(run, agent, expert, expert_return))
 
 
 def load_data(args: Args) -> Demonstrations | None:
@@ -206,21 +202,17 @@ def read_beta_schedule(word: str) -> int | float:
         raise ValueError(f"beta_schedule={word!r} must be a whole number of rounds, or such as 0.7.") from error
 
 
-def make_report(run: TrainingRun, agent: DAgger, expert: Expert, expert_return: float) -> DAggerReport:
-    """The run in numbers, from what was logged."""
-    from rlsmooth.scripts.dagger_report import DAggerReport
-
+def results(run: TrainingRun, agent: DAgger, expert: Expert, expert_return: float) -> dict[str, Any]:
+    """The entries of the report, from what was logged."""
     curves = run.curves()
     summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
     summary |= {"expert_return": expert_return, "rounds": agent.round}
     words = type(expert.agent).__name__
-    return DAggerReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=curves,
-        summary={name: float(value) for name, value in summary.items() if math.isfinite(value)},
-        expert=f"{words}, {expert.steps:,} steps" if expert.steps else words,
-    )
+    return {
+        "curves": curves,
+        "summary": {name: float(value) for name, value in summary.items() if math.isfinite(value)},
+        "expert": f"{words}, {expert.steps:,} steps" if expert.steps else words,
+    }
 
 
 # ---- the expert

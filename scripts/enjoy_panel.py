@@ -21,7 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from rlsmooth.agents import BC
 from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
 from rlsmooth.agents.policy_measures import read_distribution
-from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE
+from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE
 from rlsmooth.scripts.loading import off_policy_acting
 
 __all__ = [

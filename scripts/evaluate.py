@@ -67,7 +67,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
     from rlsmooth.scripts.loading import load_to_play, measure_on_states
     from rlsmooth.scripts.measure import measure
-    from rlsmooth.scripts.results import print_evaluation
+    from rlsmooth.scripts.reports import print_evaluation
 
     limit_threads(args.num_threads)
     n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -21,7 +21,6 @@ from rlsmooth.scripts.arguments import RunArgs, number_or_word, resumed
 from rlsmooth.scripts.command import run_command
 
 if TYPE_CHECKING:
-    from rlsmooth.scripts.gan_report import GANReport
     from rlsmooth.scripts.training_run import TrainingRun
     from rlsmooth.training import GANCase, GANTrainer
 
@@ -98,7 +97,6 @@ def main(args: Args) -> Path:
     args = resumed(args, "gan")
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
     from rlsmooth.scripts.environment import check_seed, limit_threads
-    from rlsmooth.scripts.gan_report import gan_figure, print_gan_results
     from rlsmooth.scripts.training_run import TrainingRun
     from rlsmooth.training import checkpoint_steps, gan_case
 
@@ -132,8 +130,7 @@ def main(args: Args) -> Path:
         )
         print(f"Trained in {time.perf_counter() - started:.1f} s.")
         trainer.save(run.folder / "gan.zip")
-        report = make_report(run, trainer, case, args.seed)
-        return run.finish(report, gan_figure, print_gan_results, "Networks, report and logs")
+        return run.finish("Networks, report and logs", **results(run, trainer, case, args.seed))
 
 
 def make_trainer(args: Args, case: GANCase, run: TrainingRun) -> GANTrainer:
@@ -169,22 +166,18 @@ def make_trainer(args: Args, case: GANCase, run: TrainingRun) -> GANTrainer:
     )
 
 
-def make_report(run: TrainingRun, trainer: GANTrainer, case: GANCase, seed: int) -> GANReport:
-    """The run in numbers, with samples and data to show."""
-    from rlsmooth.scripts.gan_report import GANReport
-
+def results(run: TrainingRun, trainer: GANTrainer, case: GANCase, seed: int) -> dict[str, Any]:
+    """The entries of the report, with samples and data to show."""
     count = SHOWN_POINTS if case.mixture is not None else SHOWN_IMAGES
     samples, real = trainer.sample(count, seed=seed).cpu(), case.data[:count]
     last = {name: values[-1] for name, values in {**trainer.history, **trainer.evaluations}.items()}
-    return GANReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=run.curves(),
-        summary={name: value for name, value in last.items() if value == value},  # JSON has no NaN
-        num_modes=None if case.mixture is None else len(case.mixture.centres),
-        samples=samples.double().mul(1e4).round().div(1e4).tolist(),
-        real=real.double().mul(1e4).round().div(1e4).tolist(),
-    )
+    return {
+        "curves": run.curves(),
+        "summary": {name: value for name, value in last.items() if value == value},  # JSON has no NaN
+        "num_modes": None if case.mixture is None else len(case.mixture.centres),
+        "samples": samples.double().mul(1e4).round().div(1e4).tolist(),
+        "real": real.double().mul(1e4).round().div(1e4).tolist(),
+    }
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ from rlsmooth.scripts.arguments import OnPolicyArgs, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.journal import Evaluations, Journal, ProgressBar
-from rlsmooth.scripts.on_policy_figures import on_policy_figure
-from rlsmooth.scripts.on_policy_report import OnPolicyReport, print_on_policy_results
-from rlsmooth.scripts.report import Curve
+from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.run_folder import plain, read_settings
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
@@ -102,15 +100,12 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         env.close()
         eval_env.close()
         curves = run.curves()
-        report = OnPolicyReport(
-            name=run.folder.name,
-            command=command,
-            settings=run.settings(),
+        return run.finish(
+            "Agent, best agent, report and logs",
             hyperparameters=plain(values),
             curves=curves,
             summary=summarise_run(agent, journal, curves, values, has_masks=command == "maskable-ppo"),
         )
-        return run.finish(report, on_policy_figure, print_on_policy_results, "Agent, best agent, report and logs")
 
 
 # ---- arguments and hyperparameters

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlsmooth.data import LabelledData
-    from rlsmooth.scripts.classification import Measured
-    from rlsmooth.scripts.self_train_report import SelfTrainReport
+    from rlsmooth.scripts.measure import Measured
+    from rlsmooth.scripts.metrics_file import Curve
     from rlsmooth.scripts.training_run import TrainingRun
     from rlsmooth.training import SelfTraining
 
@@ -77,8 +77,6 @@ def main(args: Args) -> Path:
     # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
     from rlsmooth.scripts.classification import check_numbers, data_name, load_parts
     from rlsmooth.scripts.environment import check_device
-    from rlsmooth.scripts.self_train_figures import self_train_figure
-    from rlsmooth.scripts.self_train_report import print_self_train_results
     from rlsmooth.scripts.training_run import TrainingRun
 
     check_numbers(args)
@@ -102,9 +100,9 @@ def main(args: Args) -> Path:
             raise
         print(f"Trained for {model.n_iter_} rounds in {time.perf_counter() - started:.1f} s.")
         model.classifier_.save(run.folder / "classifier.zip")
-        report = make_report(run, model, test, counts)
-        write_rounds(run.events(), report)
-        return run.finish(report, self_train_figure, print_self_train_results, "Classifier, report and logs")
+        entries = results(run, model, test, counts)
+        write_rounds(run.events(), entries["curves"])
+        return run.finish("Classifier, report and logs", **entries)
 
 
 def given_labels(args: Args, training: LabelledData) -> NDArray[np.int64]:
@@ -173,7 +171,7 @@ def measured_rounds(model: SelfTraining, checkpoints: Path, test: LabelledData) 
     """The student of each round, from 0 on, on the test data: its last checkpoint has its parameters."""
     import torch
 
-    from rlsmooth.scripts.classification import measure_data
+    from rlsmooth.scripts.measure import measure_samples
     from rlsmooth.training import latest_checkpoint
 
     labels = torch.from_numpy(test.labels)
@@ -186,15 +184,14 @@ def measured_rounds(model: SelfTraining, checkpoints: Path, test: LabelledData) 
             checkpoint = latest_checkpoint(folder)
             assert checkpoint is not None
             student.module_.load_state_dict(checkpoint.tensors["module"])
-        found.append(measure_data(student.logits(test.features), labels, test)[0])
+        found.append(measure_samples(student.logits(test.features), labels, test)[0])
     return found
 
 
-def make_report(run: TrainingRun, model: SelfTraining, test: LabelledData, counts: dict[str, int]) -> SelfTrainReport:
-    """The run in numbers."""
-    from rlsmooth.scripts.classification import write_history
+def results(run: TrainingRun, model: SelfTraining, test: LabelledData, counts: dict[str, int]) -> dict[str, Any]:
+    """The entries of the report, each round measured on the test data."""
+    from rlsmooth.scripts.metrics_file import write_history
     from rlsmooth.scripts.run_folder import plain
-    from rlsmooth.scripts.self_train_report import SelfTrainReport
 
     measured = measured_rounds(model, run.checkpoints, test)
     rounds = [dataclasses.asdict(entry) for entry in model.rounds_]
@@ -212,25 +209,23 @@ def make_report(run: TrainingRun, model: SelfTraining, test: LabelledData, count
     for name in ("num_wrong", "share_grown", "mean_growth", "mean_growth_of_right"):
         biases = [(entry["confirmation_bias"] or {}).get(name) for entry in rounds]
         history[name] = [math.nan, *(math.nan if bias is None else float(bias) for bias in biases)]
-    return SelfTrainReport(
-        name=run.folder.name,
-        settings=run.settings(),
-        curves=write_history(run.folder / "metrics.csv", history, PREFIX, first=0),
-        rounds=plain(rounds),
-        before=measured[0].summary,
-        summary=measured[-1].summary,
-        data={**{name: f"{count:,}" for name, count in counts.items()}, "test": f"{len(test):,}"},
-        source=test.source,
-        ended=model.termination_condition_,
-    )
+    return {
+        "curves": write_history(run.folder / "metrics.csv", history, PREFIX, first=0),
+        "rounds": plain(rounds),
+        "before": measured[0].summary,
+        "summary": measured[-1].summary,
+        "data": {**{name: f"{count:,}" for name, count in counts.items()}, "test": f"{len(test):,}"},
+        "source": test.source,
+        "ended": model.termination_condition_,
+    }
 
 
-def write_rounds(events: Path, report: SelfTrainReport) -> None:
+def write_rounds(events: Path, curves: dict[str, Curve]) -> None:
     """The rounds' numbers for TensorBoard, beside those of each round's training."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(events))
-    for tag, (steps, values) in report.curves.items():
+    for tag, (steps, values) in curves.items():
         for step, value in zip(steps, values, strict=True):
             writer.add_scalar(tag, value, int(step))
     writer.close()

@@ -6,25 +6,21 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from matplotlib.figure import Figure
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.scripts.arguments import RunArgs
-from rlsmooth.scripts.drawing import save_figure
-from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
-from rlsmooth.scripts.report_file import save_report_file
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
+from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
 
 __all__ = ["TrainingRun", "saved_checkpoints"]
-
-ReportT = TypeVar("ReportT")
 
 
 class TrainingRun:
@@ -124,33 +120,19 @@ class TrainingRun:
         if what:
             print(f"{what} in {self.folder}{start and f', from {start}'}", flush=True)
 
-    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+    def curves(self) -> dict[str, Curve]:
         """What `metrics.csv` holds so far: by column, steps and values."""
         return read_metrics(self.folder / "metrics.csv")
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments as plain data, for the report."""
-        settings: dict[str, Any] = plain(dataclasses.asdict(self.args))
-        return settings
-
-    def finish(
-        self,
-        report: ReportT,
-        figure: Callable[[ReportT], Figure],
-        show: Callable[[ReportT], None],
-        what: str = "Agent, report and logs",
-    ) -> Path:
+    def finish(self, what: str, **entries: Any) -> Path:
         """Write report and figure, print the results, and return the folder.
 
         Args:
-            report: of the run; a dataclass of plain data.
-            figure: draws it.
-            show: prints it.
             what: names the files of the run, for the last line.
+            entries: of the report, beside the run's name and arguments (see `new_report`).
         """
-        save_report_file(self.folder, report)
-        save_figure(self.folder / "report.png", figure(report))
-        show(report)
+        settings = plain(dataclasses.asdict(self.args))
+        publish_report(self.folder, new_report(self.command, name=self.folder.name, settings=settings, **entries))
         events = shlex.quote(str(self.args.tensorboard_log or self.folder))
         print(f"{what} are in {self.folder}. View them: tensorboard --logdir {events}")
         return self.folder

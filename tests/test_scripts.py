@@ -228,7 +228,7 @@ def test_more_that_does_not_fit(runs: list[Path], tmp_path: Path, capsys: pytest
     more = ["--epochs", "3", "--smoothing", "0.2"]
     assert "leave out --smoothing, --epochs." in one_line(capsys, ["bc", "--resume", run, *more])
     assert "env has observation_space=" in one_line(capsys, ["evaluate", "-i", run, "--env", "Acrobot-v1"])
-    assert "names no kind of picture" in one_line(capsys, ["plot", run, "--output", str(tmp_path / "x.abc")])
+    assert "names no kind of figure" in one_line(capsys, ["plot", run, "--output", str(tmp_path / "x.abc")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +321,7 @@ def test_a_run_of_another_version_is_told(runs: list[Path], tmp_path: Path, caps
         assert "it lacks env" in line
 
 
-def test_damaged_metrics_and_unknown_pictures_are_told(
+def test_damaged_metrics_and_unknown_figures_are_reported(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -329,7 +329,7 @@ def test_damaged_metrics_and_unknown_pictures_are_told(
     (folder / "report.json").unlink()
     (folder / "metrics.csv").write_bytes(b"step,bc/loss\n1,\xff\xfe\n")
     assert "metrics.csv" in one_line(capsys, ["plot", str(folder)])
-    assert "names no kind of picture" in one_line(
+    assert "names no kind of figure" in one_line(
         capsys, ["plot", str(runs[0]), str(runs[0]), "--output", str(tmp_path / "x.rgba")]
     )
 

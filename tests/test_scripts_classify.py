@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
 from rlsmooth.scripts.classification import network
-from rlsmooth.scripts.classify_report import load_classify_report
+from rlsmooth.scripts.figures.kinds import load_reports
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder
@@ -175,7 +175,8 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     assert imread(tmp_path / "both.png").shape[:2] == (1000, 1600)
     (copy / "report.json").unlink()  # as after a kill: the curves are those of the last checkpoint
     assert main(["plot", str(copy)]) == 0
-    assert len(load_classify_report(copy).curves["classifier/val_loss"][0]) == 6
+    (report,) = load_reports([copy])
+    assert len(report.curves["classifier/val_loss"][0]) == 6
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"command": "ppo", "arguments": {}}))
     capsys.readouterr()
@@ -230,7 +231,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     folder = tmp_path / "classify" / "iris_1"
     assert f"rlsmooth classify --resume {folder}" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr("rlsmooth.scripts.training_run.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     assert main(["classify", "--resume", str(folder)]) == 0  # before the first checkpoint: from the beginning
     assert (folder / "report.json").exists()
 

@@ -65,7 +65,7 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
 
 
 def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.training_run.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
     words += [
         "--reference",

@@ -21,10 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlsmooth.data import load_labelled
 from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.figures.self_train import pseudo_label_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.self_train import Args, given_labels
-from rlsmooth.scripts.self_train_report import pseudo_label_words
 from rlsmooth.training import Classifier, SelfTraining
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple
     ],
 )
 def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.training_run.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
     report = run_here([*few, *words.split()], tmp_path)
     assert pseudo_label_words(report["settings"]) == says

@@ -29,7 +29,7 @@ from matplotlib.lines import Line2D
 from rlsmooth.agents import BC, BCO
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE, STYLE
+from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE, STYLE
 from rlsmooth.scripts.studies.bco_experts import ENVS, demonstrations, make_experts, references
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
 from rlsmooth.scripts.studies.watching import mean_return

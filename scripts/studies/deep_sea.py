@@ -24,7 +24,7 @@ import rlsmooth.envs
 from rlsmooth.agents import SmoothedPPO
 from rlsmooth.audits import proportion_interval
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import STYLE
+from rlsmooth.scripts.figures.page import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
 from rlsmooth.scripts.studies.watching import Watch, mean_return

@@ -40,7 +40,7 @@ from rlsmooth.audits import calibration_error, confidence_gap, interquartile_mea
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import entropy, log_probabilities
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, save_figure
 from rlsmooth.scripts.studies.distil_dqn_teachers import (
     BARS,
     BUDGETS,
