@@ -86,7 +86,7 @@ def train(
     eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
     use_masks = uses_masks(args.algo, eval_env, args.env)
     check_action_space(args, eval_env.action_space)
-    demonstrations = read_demonstrations(args)
+    demonstrations = read_demonstrations(args, args.seed)
     print(f"Transitions of the expert: {size_words(demonstrations)}")
     env = training_envs(args, hyperparameters)
     saved = saved_checkpoints(args)

@@ -311,8 +311,8 @@ def demonstrations_name(args: DemonstrationArgs) -> str:
     return name
 
 
-def read_demonstrations(args: DemonstrationArgs) -> Demonstrations:
-    """Load the demonstrations, and draw `--n-episodes` of them.
+def read_demonstrations(args: DemonstrationArgs, seed: int) -> Demonstrations:
+    """Load the demonstrations, and draw `--n-episodes` of them by the seed.
 
     Raises:
         ValueError: there are none, or not as many as asked for.
@@ -320,7 +320,7 @@ def read_demonstrations(args: DemonstrationArgs) -> Demonstrations:
     from rlsmooth.data import load_demonstrations
 
     demonstrations = load_demonstrations(demonstrations_name(args))
-    return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, args.seed)
+    return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, seed)
 
 
 def size_words(demonstrations: Demonstrations | ObservationOnly) -> str:

@@ -120,7 +120,7 @@ def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
     Raises:
         ValueError: there are none, or not as many as asked for.
     """
-    demonstrations = read_demonstrations(args)
+    demonstrations = read_demonstrations(args, args.seed)
     if args.action_noise != 0:
         demonstrations = demonstrations.with_action_noise(args.action_noise, args.seed)
     fraction = args.validation_fraction

@@ -129,7 +129,7 @@ def load_data(args: Args) -> Demonstrations | ObservationOnly:
     from rlsmooth.data.file_format import OBSERVATION_FORMAT, DemonstrationsFileError
 
     try:
-        return read_demonstrations(args)
+        return read_demonstrations(args, args.seed)
     except DemonstrationsFileError as error:
         if OBSERVATION_FORMAT not in str(error) and "ObservationOnly" not in str(error):
             raise

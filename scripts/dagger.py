@@ -141,7 +141,7 @@ def load_data(args: Args) -> Demonstrations | None:
         ValueError: there are not as many as asked for.
     """
     if args.demonstrations is not None:
-        return read_demonstrations(args)
+        return read_demonstrations(args, args.seed)
     if args.n_episodes is not None:
         raise ValueError("--n-episodes is for --demonstrations: leave it out, or name some.")
     return None
