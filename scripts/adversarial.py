@@ -165,14 +165,14 @@ def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:
 
 
 def check_action_space(args: AdversarialArgs, space: spaces.Space[Any]) -> None:
-    """Raise ValueError if the generator can't act in the environment: SB3 tells it by an assertion."""
+    """Raise ValueError if the generator can't act in the environment: SB3 only asserts it."""
     needed = {"sac": spaces.Box, "dqn": spaces.Discrete}.get(args.algo)
     if needed is not None and not isinstance(space, needed):
         raise ValueError(f"algo={args.algo!r} needs a {needed.__name__} action space, env={args.env!r} has {space}.")
 
 
 def trainer_arguments(args: AdversarialArgs) -> dict[str, Any]:
-    """What GAIL and AIRL take alike."""
+    """Arguments that GAIL and AIRL share."""
     return {
         "demo_batch_size": args.demo_batch_size,
         "n_disc_updates_per_round": args.n_disc_updates_per_round,

@@ -37,7 +37,7 @@ def check_numbers(args: ClassificationArgs) -> None:
 
 
 def data_name(name: str) -> str:
-    """What a run's folder is called: the set's name, or that of its file without `.npz`."""
+    """The name for a run's folder: the set's name, or that of its file without `.npz`."""
     return Path(name).stem if name.endswith(".npz") else name
 
 
@@ -61,12 +61,12 @@ def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData
 
 
 def make_network(args: ClassificationArgs, training: LabelledData) -> Any:
-    """What `Classifier(model=...)` takes."""
+    """The function that builds the network, for `Classifier(model=...)`."""
     return network(args.hidden_sizes, training.features if args.standardise else None)
 
 
 def training_arguments(args: ClassificationArgs) -> dict[str, Any]:
-    """What both commands give `Classifier`."""
+    """Arguments of `Classifier` that both commands set alike."""
     return {
         "class_weight": None if args.class_weight == "none" else args.class_weight,
         "learning_rate": number_or_word(args.learning_rate),
@@ -101,7 +101,7 @@ class Standardise(nn.Module):
 def network(
     hidden_sizes: Sequence[int] = (64, 64), training: NDArray[np.float32] | None = None
 ) -> Callable[[int, int], nn.Module]:
-    """What `Classifier(model=...)` and `Classifier.load(path, model)` take.
+    """A function that builds the network, for `Classifier(model=...)` and `Classifier.load(path, model)`.
 
     Args:
         hidden_sizes: of the layers between features and logits; empty: softmax regression.

@@ -76,7 +76,7 @@ def main(args: Args) -> Path:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     args = resumed(args, "classify")
-    # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.classification import check_numbers, data_name
     from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.training_run import TrainingRun

@@ -28,6 +28,7 @@ from rlsmooth.scripts.arguments import (
     resumed,
 )
 from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.run_folder import agent_file
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -102,7 +103,7 @@ def main(args: Args) -> Path:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     args = resumed(args, "dagger")
-    # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -123,7 +124,7 @@ def main(args: Args) -> Path:
         if expert.steps:
             print(f"Training an expert, {type(expert.agent).__name__}, for {expert.steps:,} steps", flush=True)
         expert.make_ready(run.folder / EXPERT_FILE, progress=run.shows_bar)
-        expert_return = evaluate_expert(expert.agent, args.env, n_episodes=args.eval_episodes, seed=args.seed)
+        expert_return = evaluate_expert(args, expert.agent)
         print(f"Return of the expert: {expert_return:.1f}")
         start = f", from round {agent.round + 1}" if agent.round else ""
         print(f"Training on {agent.device.type} in {run.folder}{start}", flush=True)
@@ -257,51 +258,28 @@ def find_expert(args: Args, env: VecEnv) -> Expert:
     """The expert of the resumed run, of a file, or one to be trained.
 
     Raises:
-        ValueError: there are two, or none.
+        SafeFileError: the expert's file is damaged, or no agent of ours.
+        ValueError: there are two experts, or none, or one that plays something else.
     """
-    from rlsmooth.scripts.environment import check_device
+    from rlsmooth.scripts.environment import check_device, make_envs
+    from rlsmooth.scripts.loading import load_to_play
 
     device = check_device(args.device)
     if args.expert is not None and args.train_expert is not None:
         raise ValueError("--train-expert is for runs without --expert: leave one of them out.")
-    if args.resume is not None and (args.resume / EXPERT_FILE).is_file():
-        return loaded_expert(args.resume / EXPERT_FILE, args.env, device)
-    if args.expert is not None:
-        return loaded_expert(args.expert, args.env, device)
-    return new_expert(env, name=args.env, n_timesteps=args.train_expert, seed=args.seed, device=device)
-
-
-def loaded_expert(path: Path, env: str, device: str) -> Expert:
-    """The expert of an agent file.
-
-    Args:
-        path: the file, or the folder of a run.
-        env: the environment's id.
-        device: where it runs.
-
-    Raises:
-        SafeFileError: the file is damaged, or no agent of ours.
-        ValueError: there is no such file, or it plays something else.
-    """
-    from rlsmooth.scripts.environment import make_envs
-    from rlsmooth.scripts.loading import load_to_play
-
-    file = path / "agent.zip" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"expert={str(path)!r} is neither an agent's file nor a run's folder.")
-    agent, _ = load_to_play(file, make_envs(env, 1, 0), device)
+    kept = None if args.resume is None else args.resume / EXPERT_FILE
+    if kept is not None and kept.is_file():
+        file = kept
+    elif args.expert is not None:
+        file = agent_file("expert", args.expert)
+    else:
+        return new_expert(args, env)
+    agent, _ = load_to_play(file, make_envs(args.env, 1, 0), device)
     return Expert(agent=agent, source=file)
 
 
-def new_expert(env: VecEnv, *, name: str, n_timesteps: int | None, seed: int, device: str) -> Expert:
+def new_expert(args: Args, env: VecEnv) -> Expert:
     """An untrained PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
-
-    Args:
-        env: vectorised; the expert takes action masks if it has them.
-        name: its id.
-        n_timesteps: how long to train it; None: as the hyperparameters say.
-        seed: of the training.
-        device: where it runs.
 
     Raises:
         ValueError: nobody says how long to train.
@@ -316,42 +294,35 @@ def new_expert(env: VecEnv, *, name: str, n_timesteps: int | None, seed: int, de
         from rlsmooth.agents import SmoothedMaskablePPO
 
         algorithm, command = SmoothedMaskablePPO, "maskable-ppo"
-    values = read_hyperparameters(command, name)
-    if n_timesteps is not None:
-        values["n_timesteps"] = check_positive_int("train_expert", n_timesteps)
+    values = read_hyperparameters(command, args.env)
+    if args.train_expert is not None:
+        values["n_timesteps"] = check_positive_int("train_expert", args.train_expert)
     elif values == read_hyperparameters(command, "no such environment"):
         raise ValueError(
-            f"nobody says how long to train an expert of env={name!r}: give --expert, or --train-expert with a number "
-            "of steps."
+            f"nobody says how long to train an expert of env={args.env!r}: give --expert, or --train-expert with a "
+            "number of steps."
         )
     hyperparameters = resolve_hyperparameters(values, algorithm)
-    args = OnPolicyArgs(env=name, seed=seed, device=device)
-    agent = new_algorithm(algorithm, args, hyperparameters, training_envs(args, hyperparameters))
+    options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
+    agent = new_algorithm(algorithm, options, hyperparameters, training_envs(options, hyperparameters))
     return Expert(agent=agent, steps=hyperparameters.n_timesteps)
 
 
-def evaluate_expert(agent: Any, env: str, *, n_episodes: int, seed: int) -> float:
-    """The mean return of its deterministic episodes.
-
-    Args:
-        agent: with the `VecNormalize` that it was trained in, if any.
-        env: the environment's id.
-        n_episodes: how many.
-        seed: of the run.
-    """
+def evaluate_expert(args: Args, agent: Any) -> float:
+    """The mean return of the expert's deterministic episodes."""
     from rlsmooth.agents.bc_evaluation import play_episodes
     from rlsmooth.agents.bc_setup import is_maskable
     from rlsmooth.scripts.environment import make_envs
     from rlsmooth.scripts.loading import NormalisedAgent
     from rlsmooth.scripts.on_policy import evaluation_seed
 
-    played = make_envs(env, min(n_episodes, N_EVAL_ENVS), seed)
+    played = make_envs(args.env, min(args.eval_episodes, N_EVAL_ENVS), args.seed)
     normalizer = agent.get_vec_normalize_env()
     returns, _ = play_episodes(
         agent if normalizer is None else NormalisedAgent(agent, normalizer),
         played,
-        n_episodes=n_episodes,
-        seed=evaluation_seed(seed),
+        n_episodes=args.eval_episodes,
+        seed=evaluation_seed(args.seed),
         use_masks=is_maskable(agent.policy) and played.has_attr("action_masks"),
         deterministic=True,
     )

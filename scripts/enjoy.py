@@ -17,7 +17,7 @@ import tyro
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import env_of_run
+from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
 if TYPE_CHECKING:
     from rlsmooth.scripts.enjoy_video import Sink
@@ -62,9 +62,7 @@ def main(args: Args) -> dict[str, list[float]]:
         ValueError: an argument is wrong, or names something that is not there, or does not fit; there is no screen.
         ImportError: an .mp4 without imageio-ffmpeg.
     """
-    path = args.agent / "agent.zip" if args.agent.is_dir() else args.agent
-    if not path.is_file():
-        raise ValueError(f"agent={str(args.agent)!r} is neither an agent's file nor a run's folder.")
+    path = agent_file("agent", args.agent)
     env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:
@@ -73,7 +71,7 @@ def main(args: Args) -> dict[str, list[float]]:
         raise ValueError(f"fps={args.fps} must be above 0.")
     if args.no_render and args.video is not None:
         raise ValueError("--no-render draws nothing to put into --video: leave one of them out.")
-    # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from stable_baselines3.common.utils import set_random_seed
 
     from rlsmooth.scripts.enjoy_video import check_film, open_sink

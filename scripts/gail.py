@@ -31,7 +31,7 @@ def main(args: Args) -> Path:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     args = resumed(args, "gail")
-    # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import GAIL
     from rlsmooth.scripts.adversarial import score_net, train
 

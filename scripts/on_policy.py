@@ -20,7 +20,7 @@ from rlsmooth.scripts.environment import check_device, limit_threads, make_envs,
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.journal import Evaluations, Journal, ProgressBar
 from rlsmooth.scripts.metrics_file import Curve
-from rlsmooth.scripts.run_folder import plain, read_settings
+from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
 
@@ -203,9 +203,7 @@ def new_algorithm(
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
         new: AlgorithmT = build(policy, env, **arguments)
         return new
-    path = args.from_bc / "agent.zip" if args.from_bc.is_dir() else args.from_bc
-    if not path.is_file():
-        raise ValueError(f"from_bc={str(args.from_bc)!r} is neither an agent's file nor a run's folder.")
+    path = agent_file("from_bc", args.from_bc)
     steps = args.value_warmup_steps
     if steps is None:
         steps = min(4_096, hyperparameters.n_timesteps // 10)

@@ -28,7 +28,7 @@ def main(args: Args) -> Path:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     args = resumed(args, "recurrent-ppo")
-    # Imported here: the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import SmoothedRecurrentPPO
     from rlsmooth.scripts.on_policy import train
 

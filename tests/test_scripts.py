@@ -38,6 +38,7 @@ COMMANDS = (
     "dagger",
     "classify",
     "self-train",
+    "gan",
     "ppo",
     "a2c",
     "maskable-ppo",
@@ -67,6 +68,20 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
     code = "import sys; from rlsmooth.scripts.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in finished.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
+    code = f"""
+import sys
+from rlsmooth.scripts.main import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    print({{"torch", "gymnasium", "stable_baselines3", "matplotlib"}} & set(sys.modules))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.endswith("set()\n")
 
 
 def test_version_and_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
