@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth gail` and `rlsmooth airl`."""
+"""Table rows and figure panels of `rlsmooth gail` and `rlsmooth airl`."""
 
 from __future__ import annotations
 

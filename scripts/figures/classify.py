@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth classify`, and the words for scores that `rlsmooth self-train` shares."""
+"""Table rows and figure panels of `rlsmooth classify`, and the words for scores that `self-train` shares."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _draw_calibration(ax: Axes, report: RunReport) -> None:
         bins = bins_from_json(columns)
         share = (bins.counts / bins.counts.sum()).numpy()
         filled = share > 0
-        # Bars side by side in each bin; a point is as large as its bin, so that a few rows don't seem to be a trend.
+        # Bars side by side in each bin; a point is as large as its bin, so that a few samples don't seem to be a trend.
         edges, width = bins.edges.numpy(), np.diff(bins.edges.numpy()) / len(named)
         ax.bar(edges[:-1] + side * width, share, width=width, align="edge", color=colour, alpha=0.25)
         places, heights = bins.mean_confidence.numpy()[filled], bins.accuracy.numpy()[filled]

@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth bco` and `rlsmooth dagger`, which clone in rounds."""
+"""Table rows and figure panels of `rlsmooth bco` and `rlsmooth dagger`, which clone in rounds."""
 
 from __future__ import annotations
 
@@ -49,13 +49,6 @@ def _draw_cloning(ax: Axes, report: RunReport, *, axis: RunAxis, loss: str, titl
     axis.finish(ax, title, "nats")
 
 
-def _draw_error(ax: Axes, report: RunReport, *, axis: RunAxis, tag: str, name: str, title: str, unit: str) -> None:
-    """How far continuous actions are off."""
-    axis.draw(ax, report, tag, name, RED, marker="o")
-    ax.set_ylim(bottom=0)
-    axis.finish(ax, title, unit)
-
-
 def _smoothing_row(report: RunReport) -> Row:
     return ("smoothing", f"{report.settings['smoothing']} towards {report.settings['reference']}")
 
@@ -104,8 +97,9 @@ def _bco_title(report: RunReport) -> str:
 
 def _draw_pseudo_labels(ax: Axes, report: RunReport) -> None:
     if "bco/pseudo_label_error" in report.curves:
-        names = {"tag": "pseudo_label_error", "name": "root mean square"}
-        _draw_error(ax, report, axis=BCO_AXIS, **names, title="Error of guessed actions", unit="action")
+        BCO_AXIS.draw(ax, report, "pseudo_label_error", "root mean square", RED, marker="o")
+        ax.set_ylim(bottom=0)
+        BCO_AXIS.finish(ax, "Error of guessed actions", "action")
         return
     BCO_AXIS.draw(ax, report, "pseudo_label_accuracy", "right", GREEN, marker="o", width=4.0)
     BCO_AXIS.draw(ax, report, "pseudo_label_confidence", "confidence", ORANGE, marker="o")
@@ -214,10 +208,9 @@ EXPERT_ERROR = ("Distance from the expert's actions", "root mean square, units o
 
 def _draw_agreement(ax: Axes, report: RunReport) -> None:
     if "dagger/expert_error" in report.curves:
-        title, unit = EXPERT_ERROR
-        _draw_error(
-            ax, report, axis=DAGGER_AXIS, tag="expert_error", name="before training on them", title=title, unit=unit
-        )
+        DAGGER_AXIS.draw(ax, report, "expert_error", "before training on them", RED, marker="o")
+        ax.set_ylim(bottom=0)
+        DAGGER_AXIS.finish(ax, *EXPERT_ERROR)
         return
     DAGGER_AXIS.draw(ax, report, "accuracy", "all rows, after training", GREEN, marker="o")
     DAGGER_AXIS.draw(ax, report, "expert_agreement", "new rows, before", RED, marker="o")
@@ -237,8 +230,7 @@ def _compare_agreement(ax: Axes, runs: Runs) -> None:
     if any("dagger/expert_error" in report.curves for report, _, _ in runs):
         draw = DAGGER_AXIS.comparison_panel(*EXPERT_ERROR, "expert_error")
     else:
-        title = "Does as the expert did, before training"
-        draw = DAGGER_AXIS.comparison_panel(title, "share", "expert_agreement")
+        draw = DAGGER_AXIS.comparison_panel("Does as the expert did, before training", "share", "expert_agreement")
     draw(ax, runs)
 
 

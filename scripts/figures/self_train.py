@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth self-train`."""
+"""Table rows and figure panels of `rlsmooth self-train`."""
 
 from __future__ import annotations
 
