@@ -35,7 +35,7 @@ def data_name(name: str) -> str:
 
 
 def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
-    """Rows to learn from, and test rows.
+    """Samples to learn from, and test samples.
 
     Raises:
         ImportError: the data come with a package that is missing.
@@ -45,7 +45,7 @@ def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
 
 
 def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData:
-    """The rows with the label noise that is asked for.
+    """The samples with the label noise that is asked for.
 
     Raises:
         ValueError: the noise is no probability.
