@@ -42,7 +42,7 @@ def data_name(name: str) -> str:
 
 
 def load_parts(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
-    """Data to learn from, and test data.
+    """Samples to learn from, and test samples.
 
     Raises:
         ImportError: the data come with a package that is missing.
@@ -52,7 +52,7 @@ def load_parts(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
 
 
 def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData:
-    """The data with the label noise that is asked for.
+    """The samples with the label noise that is asked for.
 
     Raises:
         ValueError: the noise is no probability.

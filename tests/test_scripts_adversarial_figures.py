@@ -138,6 +138,6 @@ def test_rows_name_units_and_settings() -> None:
     assert rows["terminal states"] == "as is"
     assert rows["training"] == "1,024 steps, 100 a second"
     rows = shown_rows(dagger())
-    assert rows["expert acts"] == "0.7 to the power of the round"
+    assert rows["beta schedule"] == "0.7 to the power of the round"
     assert beta_words("15") == "1 to 0 in 15 rounds"
     assert rows["labelled"] == "0 in 2 rounds"

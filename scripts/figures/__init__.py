@@ -1,1 +1,1 @@
-"""Draw the reports of runs: a module for each kind of run with its rows and panels, and the page that all share."""
+"""Tables and figures of the runs of each command, and the page that all figures share."""

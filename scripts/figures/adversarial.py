@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth gail` and `rlsmooth airl`."""
+"""Table rows and figure panels of `rlsmooth gail` and `rlsmooth airl`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _setting_rows(report: RunReport) -> list[Row]:
         rows.append(("reward", REWARDS.get(settings["reward_form"], settings["reward_form"])))
     updates, size = settings["n_disc_updates_per_round"], settings["demo_batch_size"]
     rows.append(("terminal states", settings["terminal_states"].replace("_", " ")))
-    rows.append(("updates of D", f"{updates} a round, {size} + {size} rows"))
+    rows.append(("updates of D", f"{updates} a round, {size} + {size} samples"))
     return rows
 
 
@@ -120,7 +120,7 @@ def _draw_probabilities(ax: Axes, report: RunReport) -> None:
 
 def _draw_accuracies(ax: Axes, report: RunReport) -> None:
     _draw_both_sides(ax, report, "acc")
-    AXIS.finish(ax, "D: transitions told right", "share")
+    AXIS.finish(ax, "D: transitions classified right", "share")
 
 
 def _run_name(report: RunReport) -> str:

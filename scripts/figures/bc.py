@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth bc`."""
+"""Table rows and figure panels of `rlsmooth bc`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth classify`, and the words for scores that `rlsmooth self-train` shares."""
+"""Table rows and figure panels of `rlsmooth classify`, and the words for scores that `self-train` shares."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _result_rows(report: RunReport) -> list[Row]:
 
 def _setting_rows(report: RunReport) -> list[Row]:
     settings, alphas = report.settings, report.extras["implied_alpha"]
-    rows: list[Row] = [(f"rows, {name}", size) for name, size in report.extras["data"].items()]
+    rows: list[Row] = [(f"samples, {name}", size) for name, size in report.extras["data"].items()]
     rows.append(("smoothing", _smoothing_words(settings)))
     if alphas and max(alphas) - min(alphas) > 5e-4:
         rows.append(("off the label, by class", f"{min(alphas):.3f} to {max(alphas):.3f}"))
@@ -107,10 +107,10 @@ def _header(report: RunReport) -> list[str]:
 def _note(report: RunReport) -> str:
     unbounded = report.extras["optimal_margin"] is None
     asked = "an unbounded margin" if unbounded else f"a margin of {_margin_words(report)}"
-    return f"Of the {report.extras['data']['test']} test rows. The targets ask for {asked}." + (
-        " The temperature has the least negative log-likelihood on the validation rows."
+    return f"Of the {report.extras['data']['test']} test samples. The targets ask for {asked}." + (
+        " The temperature has the least negative log-likelihood on the validation samples."
         if report.extras["scaled"]
-        else " No temperature: it needs validation rows."
+        else " No temperature: it needs validation samples."
     )
 
 
@@ -158,27 +158,27 @@ def _draw_calibration(ax: Axes, report: RunReport) -> None:
         bins = bins_from_json(columns)
         share = (bins.counts / bins.counts.sum()).numpy()
         filled = share > 0
-        # Bars side by side in each bin; a point is as large as its bin, so that a few rows don't seem to be a trend.
+        # Bars side by side in each bin; a point is as large as its bin, so that a few samples don't seem to be a trend.
         edges, width = bins.edges.numpy(), np.diff(bins.edges.numpy()) / len(named)
         ax.bar(edges[:-1] + side * width, share, width=width, align="edge", color=colour, alpha=0.25)
         places, heights = bins.mean_confidence.numpy()[filled], bins.accuracy.numpy()[filled]
         ax.plot(places, heights, color=colour, linewidth=1.0, alpha=0.6)
         ax.scatter(places, heights, s=12 + 400 * share[filled], color=colour, alpha=0.85, zorder=3, linewidths=0)
         ax.plot([], [], color=colour, marker="o", label=f"{name}, ECE {found['ece']:.3f}")
-    ax.set(xlim=(0, 1), ylim=(0, 1.03), title="Calibration on test rows", xlabel="confidence (largest probability)")
-    ax.set_ylabel("accuracy (bars: share of rows)")
+    ax.set(xlim=(0, 1), ylim=(0, 1.03), title="Calibration on test samples", xlabel="confidence (largest probability)")
+    ax.set_ylabel("accuracy (bars: share of samples)")
     legend(ax)
 
 
 def _draw_risk(ax: Axes, report: RunReport) -> None:
-    title = "Errors among the surest rows"
+    title = "Errors among the surest samples"
     if report.extras["risk_coverage"] is None:
         _write_later(ax, title)
         return
     for (name, columns, found, colour), width in zip(_named(report, "risk_coverage"), (2.0, 1.2), strict=False):
         label = f"{name}, AURC {found['aurc']:.3f}"
         ax.plot(columns["coverage"], columns["risk"], color=colour, linewidth=width, label=label)
-    ax.set(title=title, xlabel="share of rows answered", ylabel="share of those wrong", xlim=(0, 1))
+    ax.set(title=title, xlabel="share of samples answered", ylabel="share of those wrong", xlim=(0, 1))
     ax.set_ylim(bottom=0)
     legend(ax)
 
@@ -198,7 +198,7 @@ def _draw_confusion(ax: Axes, report: RunReport) -> None:
         return
     counts = np.array(report.extras["confusion"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    ax.set(title="Confusion (test rows)", xlabel="prediction", ylabel="label")
+    ax.set(title="Confusion (test samples)", xlabel="prediction", ylabel="label")
     _draw_cells(ax, shares, [[str(count) if count else "" for count in row] for row in counts], white=0.6, size=9.5)
     _name_classes(ax, report.extras["class_names"])
 
@@ -254,7 +254,7 @@ def _draw_table(ax: Axes, report: RunReport) -> None:
         rows.append(("", "as trained", *([f"temp. {scaled['temperature']:.3g}"] if scaled else [])))
         rows += [score_row(tag, _columns(report)) for tag in SCORES if tag in report.summary and tag not in NOT_DRAWN]
         rows += [(), ("margin asked for", _margin_words(report))]
-    title = "Results on test rows" if report.summary else "Results"
+    title = "Results on test samples" if report.summary else "Results"
     table(ax, title, rows + _setting_rows(report), wide=True)
 
 
@@ -269,7 +269,7 @@ def _compare_likelihoods(ax: Axes, runs: Runs) -> None:
     for report, name, colour in runs:
         tag = "val_nll_hard" if "classifier/val_nll_hard" in report.curves else "nll_hard"
         AXIS.draw(ax, report, tag, name, colour)
-    title = "Negative log-likelihood (held-out rows where there are any)"
+    title = "Negative log-likelihood (held-out samples where there are any)"
     ax.set(title=title, xlabel=AXIS.label, ylabel="nats")
     ax.set_xlim(left=0)
 
@@ -335,9 +335,9 @@ KIND = ReportKind(
     comparison=Comparison(
         panels=(
             _compare_likelihoods,
-            _bars_panel("accuracy", "Error on test rows", "share of wrong predictions"),
-            _bars_panel("nll", "Negative log-likelihood on test rows", "nats"),
-            _bars_panel("ece", "Calibration error (ECE) on test rows", "ECE"),
+            _bars_panel("accuracy", "Error on test samples", "share of wrong predictions"),
+            _bars_panel("nll", "Negative log-likelihood on test samples", "nats"),
+            _bars_panel("ece", "Calibration error (ECE) on test samples", "ECE"),
         ),
         name=_run_name,
         legend_title="run: smoothing. Pale bars: with temperature",

@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth gan`."""
+"""Table rows and figure panels of `rlsmooth gan`."""
 
 from __future__ import annotations
 
@@ -121,9 +121,10 @@ def _draw_measures(ax: Axes, report: RunReport) -> None:
         AXIS.finish(ax, "Digits found, and how near", "number; relative distance")
         ax.set_ylim(0, 10.5)
         return
-    count = report.extras["num_modes"] or 1
-    steps, modes = AXIS.curve(report, "eval/modes")
-    draw_line(ax, (steps, modes / count), f"modes, of {count}", BLUE, marker="o")
+    count = report.extras["num_modes"]
+    if count is not None:  # known when the run has ended
+        steps, modes = AXIS.curve(report, "eval/modes")
+        draw_line(ax, (steps, modes / count), f"modes, of {count}", BLUE, marker="o")
     AXIS.draw(ax, report, "eval/high_quality", "high-quality samples", RED, marker="o")
     AXIS.finish(ax, "Modes and quality", "share")
     ax.set_ylim(0, 1.04)

@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth ppo`, `a2c`, `maskable-ppo` and `recurrent-ppo`."""
+"""Table rows and figure panels of `rlsmooth ppo`, `a2c`, `maskable-ppo` and `recurrent-ppo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth bco` and `rlsmooth dagger`, which clone in rounds."""
+"""Table rows and figure panels of `rlsmooth bco` and `rlsmooth dagger`, which clone in rounds."""
 
 from __future__ import annotations
 
@@ -43,17 +43,10 @@ def _draw_entropy(ax: Axes, report: RunReport, *, axis: RunAxis, name: str, colo
     axis.finish(ax, "Policy entropy", "nats")
 
 
-def _draw_cloning(ax: Axes, report: RunReport, *, axis: RunAxis, loss: str, title: str) -> None:
-    axis.draw(ax, report, "cross_entropy", loss, BLUE, marker="o")
+def _draw_cloning(ax: Axes, report: RunReport, *, axis: RunAxis, title: str) -> None:
+    axis.draw(ax, report, "cross_entropy", "loss (smoothed)", BLUE, marker="o")
     axis.draw(ax, report, "nll_hard", "neg. log-likelihood", RED, marker="o")
     axis.finish(ax, title, "nats")
-
-
-def _draw_error(ax: Axes, report: RunReport, *, axis: RunAxis, tag: str, name: str, title: str, unit: str) -> None:
-    """How far continuous actions are off."""
-    axis.draw(ax, report, tag, name, RED, marker="o")
-    ax.set_ylim(bottom=0)
-    axis.finish(ax, title, unit)
 
 
 def _smoothing_row(report: RunReport) -> Row:
@@ -69,23 +62,23 @@ def _bco_results(report: RunReport) -> list[Row]:
     if "demonstrated_return" in found:
         rows.append(("return, demonstrations", f"{found['demonstrated_return']:.1f}"))
     shares = (
-        ("guesses: right", "pseudo_label_accuracy"),
-        ("guesses: confidence", "pseudo_label_confidence"),
+        ("pseudo-labels: right", "pseudo_label_accuracy"),
+        ("confidence in them", "pseudo_label_confidence"),
         ("policy agrees with them", "accuracy"),
         ("held-out actions: right", "inverse_dynamics_accuracy"),
     )
     rows += [(name, f"{100 * found[tag]:.1f} %") for name, tag in shares if tag in found]
     if "pseudo_label_error" in found:
-        rows.append(("guesses: error", f"{found['pseudo_label_error']:.3f}"))
+        rows.append(("pseudo-labels: error", f"{found['pseudo_label_error']:.3f}"))
     return rows + entropy_rows(found, continuous="policy entropy")
 
 
 def _bco_settings(report: RunReport) -> list[Row]:
-    settings, watched = report.settings, report.extras["watched"]
+    settings, observed = report.settings, report.extras["watched"]
     return [
-        *([("watched", watched)] if watched else []),
+        *([("demonstrations", observed)] if observed else []),
         ("rounds", f"{settings['rounds']} of {settings['transitions_per_round']:,} transitions"),
-        ("trained on", f"{settings['pseudo_labels']} guesses"),
+        ("trained on", f"{settings['pseudo_labels']} pseudo-labels"),
         _smoothing_row(report),
         ("hidden layers", layers_words(settings["net_arch"])),
     ]
@@ -98,19 +91,20 @@ def _bco_note(report: RunReport) -> str:
 
 def _bco_title(report: RunReport) -> str:
     settings = report.settings
-    title = f"Cloning from observation · {settings['env']} · {settings['pseudo_labels']} guesses"
+    title = f"Cloning from observation · {settings['env']} · {settings['pseudo_labels']} pseudo-labels"
     return f"{title}, smoothing {settings['smoothing']} · seed {settings['seed']}"
 
 
 def _draw_pseudo_labels(ax: Axes, report: RunReport) -> None:
     if "bco/pseudo_label_error" in report.curves:
-        names = {"tag": "pseudo_label_error", "name": "root mean square"}
-        _draw_error(ax, report, axis=BCO_AXIS, **names, title="Error of guessed actions", unit="action")
+        BCO_AXIS.draw(ax, report, "pseudo_label_error", "root mean square", RED, marker="o")
+        ax.set_ylim(bottom=0)
+        BCO_AXIS.finish(ax, "Error of the pseudo-labels", "action")
         return
     BCO_AXIS.draw(ax, report, "pseudo_label_accuracy", "right", GREEN, marker="o", width=4.0)
     BCO_AXIS.draw(ax, report, "pseudo_label_confidence", "confidence", ORANGE, marker="o")
     show_shares(ax)
-    BCO_AXIS.finish(ax, "Guessed actions of the demonstrations", "share, or mean probability")
+    BCO_AXIS.finish(ax, "Pseudo-labels of the demonstrations", "share, or mean probability")
 
 
 def _draw_inverse_dynamics(ax: Axes, report: RunReport) -> None:
@@ -133,27 +127,27 @@ BCO = ReportKind(
     name="bco",
     commands={"bco": ""},
     needed=("env", "smoothing", "reference", "pseudo_labels", "seed", "rounds", "transitions_per_round", "net_arch"),
-    extras={"watched": ""},  # how many episodes and transitions were given, in words
+    extras={"watched": ""},  # the demonstrations: how many episodes and transitions were given, in words
     results=_bco_results,
     note=_bco_note,
     title=_bco_title,
     panels=(
-        functools.partial(BCO_AXIS.draw_returns, level=("demonstrated_return", "watched")),
+        functools.partial(BCO_AXIS.draw_returns, level=("demonstrated_return", "demonstrations")),
         _draw_pseudo_labels,
         functools.partial(_draw_entropy, axis=BCO_AXIS, name="on the demonstrations", colour=BLUE),
         _draw_inverse_dynamics,
-        functools.partial(_draw_cloning, axis=BCO_AXIS, loss="loss (smoothed guesses)", title="Cloning of the guesses"),
+        functools.partial(_draw_cloning, axis=BCO_AXIS, title="Cloning of the pseudo-labels"),
         results_table(_bco_results, _bco_settings),
     ),
     comparison=Comparison(
         panels=(
             BCO_AXIS.comparison_panel("Return of sampled actions", "mean return", "mean_reward_sampled"),
-            BCO_AXIS.comparison_panel("Guessed actions that are right", "share", "pseudo_label_accuracy"),
+            BCO_AXIS.comparison_panel("Pseudo-labels that are right", "share", "pseudo_label_accuracy"),
             BCO_AXIS.comparison_panel("Policy entropy", "nats", "policy_entropy"),
-            BCO_AXIS.comparison_panel("Negative log-likelihood of the guesses", "nats", "nll_hard"),
+            BCO_AXIS.comparison_panel("Negative log-likelihood of the pseudo-labels", "nats", "nll_hard"),
         ),
         name=_bco_run_name,
-        legend_title="run: guesses, smoothing, seed",
+        legend_title="run: pseudo-labels, smoothing, seed",
     ),
 )
 
@@ -185,7 +179,7 @@ def _dagger_settings(report: RunReport) -> list[Row]:
         *([("expert", expert)] if expert else []),
         ("cloned", f"its {settings['expert_targets']}"),
         _smoothing_row(report),
-        ("expert acts", beta_words(settings["beta_schedule"])),
+        ("beta schedule", beta_words(settings["beta_schedule"])),
         ("hidden layers", layers_words(settings["net_arch"])),
     ]
 
@@ -214,13 +208,12 @@ EXPERT_ERROR = ("Distance from the expert's actions", "root mean square, units o
 
 def _draw_agreement(ax: Axes, report: RunReport) -> None:
     if "dagger/expert_error" in report.curves:
-        title, unit = EXPERT_ERROR
-        _draw_error(
-            ax, report, axis=DAGGER_AXIS, tag="expert_error", name="before training on them", title=title, unit=unit
-        )
+        DAGGER_AXIS.draw(ax, report, "expert_error", "before training on them", RED, marker="o")
+        ax.set_ylim(bottom=0)
+        DAGGER_AXIS.finish(ax, *EXPERT_ERROR)
         return
-    DAGGER_AXIS.draw(ax, report, "accuracy", "all rows, after training", GREEN, marker="o")
-    DAGGER_AXIS.draw(ax, report, "expert_agreement", "new rows, before", RED, marker="o")
+    DAGGER_AXIS.draw(ax, report, "accuracy", "all transitions, after training", GREEN, marker="o")
+    DAGGER_AXIS.draw(ax, report, "expert_agreement", "new ones, before", RED, marker="o")
     if ax.lines:
         show_shares(ax)
     DAGGER_AXIS.finish(ax, "Learner does as the expert did", "share")
@@ -230,15 +223,14 @@ def _draw_mixture(ax: Axes, report: RunReport) -> None:
     DAGGER_AXIS.draw(ax, report, "beta", "beta, of the expert", ORANGE, marker="o")
     DAGGER_AXIS.draw(ax, report, "learner_share", "done by the learner", INK, marker="o")
     ax.set_ylim(-0.05, 1.05)
-    DAGGER_AXIS.finish(ax, "Who acts", "share of the steps")
+    DAGGER_AXIS.finish(ax, "Behaviour policy", "share of the steps")
 
 
 def _compare_agreement(ax: Axes, runs: Runs) -> None:
     if any("dagger/expert_error" in report.curves for report, _, _ in runs):
         draw = DAGGER_AXIS.comparison_panel(*EXPERT_ERROR, "expert_error")
     else:
-        title = "Does as the expert did, before training"
-        draw = DAGGER_AXIS.comparison_panel(title, "share", "expert_agreement")
+        draw = DAGGER_AXIS.comparison_panel("Does as the expert did, before training", "share", "expert_agreement")
     draw(ax, runs)
 
 
@@ -259,7 +251,7 @@ DAGGER = ReportKind(
         functools.partial(DAGGER_AXIS.draw_returns, level=("expert_return", "expert")),
         _draw_agreement,
         _draw_mixture,
-        functools.partial(_draw_cloning, axis=DAGGER_AXIS, loss="loss (smoothed)", title="Cloning of all rows so far"),
+        functools.partial(_draw_cloning, axis=DAGGER_AXIS, title="Cloning of all transitions so far"),
         functools.partial(_draw_entropy, axis=DAGGER_AXIS, name="at the states visited", colour=PURPLE),
         results_table(_dagger_results, _dagger_settings),
     ),

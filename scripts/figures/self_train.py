@@ -1,4 +1,4 @@
-"""Rows and panels of the runs of `rlsmooth self-train`."""
+"""Table rows and figure panels of `rlsmooth self-train`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LATER = "drawn when the run ends"
 AXIS = RunAxis(label="round (0: given labels only)", prefix="self_train/", whole=True, empty=LATER)
 SHOWN = ("accuracy", "nll", "brier", "ece", "confidence_gap", "distance_at_1", "mistake_severity", "mae", "rps")
 ENDED = {
-    "all_labeled": "all rows have a label",
+    "all_labeled": "all samples have a label",
     "max_iter": "limit reached",
     "no_change": "a round labelled nothing",
 }
@@ -81,7 +81,7 @@ def _result_rows(report: RunReport) -> list[Row]:
 def _setting_rows(report: RunReport) -> list[Row]:
     settings = report.settings
     taken = f"above {settings['threshold']:g}" if settings["criterion"] == "threshold" else f"{settings['k_best']} best"
-    rows: list[Row] = [(f"rows, {name}", size) for name, size in report.extras["data"].items()]
+    rows: list[Row] = [(f"samples, {name}", size) for name, size in report.extras["data"].items()]
     rows.append(("trained on", pseudo_label_words(settings)))
     rows.append(("become labels", taken))
     if settings["ema"] is not None:
@@ -95,7 +95,7 @@ def _header(report: RunReport) -> list[str]:
 
 def _note(report: RunReport) -> str:
     test = report.extras["data"]["test"]
-    return f"Scores of the {test} test rows. Whether pseudo-labels are right is known here, and not used."
+    return f"Scores of the {test} test samples. Whether pseudo-labels are right is known here, and not used."
 
 
 def _title(report: RunReport) -> str:
@@ -116,7 +116,7 @@ def _draw_accuracy(ax: Axes, report: RunReport) -> None:
     if "accuracy" in before:
         draw_level(ax, before["accuracy"], "given labels only")
     AXIS.draw(ax, report, "test_accuracy", "after each round", BLUE, marker="o")
-    AXIS.finish(ax, "Accuracy on test rows", "share right")
+    AXIS.finish(ax, "Accuracy on test samples", "share right")
 
 
 def _draw_labels(ax: Axes, report: RunReport) -> None:
@@ -131,7 +131,7 @@ def _draw_labels(ax: Axes, report: RunReport) -> None:
             ax.bar(places, heights, bottom=bottom, width=0.8, color=colour, label=name)
             bottom = bottom + heights
         ax.grid(axis="x", visible=False)
-    AXIS.finish(ax, "Rows with a label", "rows", has_data=len(places) > 0)
+    AXIS.finish(ax, "Samples with a label", "samples", has_data=len(places) > 0)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
@@ -179,7 +179,7 @@ def _draw_table(ax: Axes, report: RunReport) -> None:
     rows: list[Row] = []
     if report.summary:
         rows = [tuple(_header(report)), *_score_rows(report), (), *_pseudo_label_rows(report)]
-    title = "Results on test rows" if report.summary else "Results"
+    title = "Results on test samples" if report.summary else "Results"
     table(ax, title, rows + _setting_rows(report), wide=True)
 
 
@@ -213,9 +213,9 @@ KIND = ReportKind(
     panels=(_draw_accuracy, _draw_labels, _draw_correctness, _draw_bias, _draw_gradients, _draw_table),
     comparison=Comparison(
         panels=(
-            AXIS.comparison_panel("Accuracy on test rows", "share right", "test_accuracy", marked=True),
-            AXIS.comparison_panel("Negative log-likelihood on test rows", "nats", "test_nll", marked=True),
-            AXIS.comparison_panel("Rows with a label", "rows", "num_labelled", marked=True),
+            AXIS.comparison_panel("Accuracy on test samples", "share right", "test_accuracy", marked=True),
+            AXIS.comparison_panel("Negative log-likelihood on test samples", "nats", "test_nll", marked=True),
+            AXIS.comparison_panel("Samples with a label", "samples", "num_labelled", marked=True),
             AXIS.comparison_panel(
                 "Pseudo-labels that are right", "share of all so far", "pseudo_label_accuracy", marked=True
             ),
