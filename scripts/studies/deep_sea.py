@@ -27,7 +27,7 @@ from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import Watch, mean_return
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 
 assert rlsmooth.envs.ENVIRONMENTS
 

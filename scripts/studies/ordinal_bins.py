@@ -35,7 +35,7 @@ from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import Smoothing
 
 ENV = "Pendulum-v1"
