@@ -28,7 +28,6 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
-from rlsmooth.scripts.journal import ProgressBar
 from rlsmooth.scripts.on_policy import (
     check_numbers,
     checkpoint_callback,
@@ -40,6 +39,7 @@ from rlsmooth.scripts.on_policy import (
     training_envs,
     uses_masks,
 )
+from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 from rlsmooth.scripts.run_folder import plain
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 

@@ -245,7 +245,7 @@ class Expert:
                 shutil.copyfile(self.source, path)
             return
         from rlsmooth.agents import save_agent
-        from rlsmooth.scripts.journal import ProgressBar
+        from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 
         self.agent.learn(self.steps, [ProgressBar(disabled=not progress)], log_interval=None)
         normalizer = self.agent.get_vec_normalize_env()

@@ -18,8 +18,8 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import OnPolicyArgs, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
-from rlsmooth.scripts.journal import Evaluations, Journal, ProgressBar
 from rlsmooth.scripts.metrics_file import Curve
+from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
 from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing

@@ -1,4 +1,7 @@
-"""Callbacks for an algorithm of SB3: log, evaluate, keep the best agent, show progress."""
+"""Callbacks for an algorithm of SB3: log, evaluate, keep the best agent, show progress.
+
+Checkpoints name these classes by this module: moving them would lose the state of runs that are under way.
+"""
 
 from __future__ import annotations
 
