@@ -43,7 +43,7 @@ types: $(DEV)  ## check types
 	$(BIN)/python -m mypy --strict
 
 wheel-check: $(DEV)  ## build the wheel, install it in an environment of its own and use it from a neutral folder
-	$(BIN)/python -P -m pytest tests/test_wheel.py
+	$(BIN)/python -P -m pytest tests/structure/test_wheel.py
 
 coverage: $(DEV)  ## run the tests with branch coverage; the two libraries must reach 95 %
 	$(BIN)/python -P -m pytest --cov --cov-report=

@@ -5,33 +5,37 @@ The Maskable and Recurrent names need sb3-contrib (`pip install 'rlsmooth[contri
 
 import typing
 
-from rlsmooth.agents.agent_file import AgentFile, load_agent_file, save_agent_file
-from rlsmooth.agents.airl import AIRL
-from rlsmooth.agents.bc import BC
-from rlsmooth.agents.bco import BCO
-from rlsmooth.agents.dagger import DAgger
-from rlsmooth.agents.entropy_slot import EntropySlot
-from rlsmooth.agents.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
-from rlsmooth.agents.gail import GAIL
-from rlsmooth.agents.inverse_dynamics import InverseDynamics
-from rlsmooth.agents.learned_reward import LearnedRewardVecEnv
-from rlsmooth.agents.model_file import load_agent, save_agent
-from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
-from rlsmooth.agents.policy_measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
-from rlsmooth.agents.reward_file import load_reward_net, save_reward_net
-from rlsmooth.agents.reward_net import RewardNet, ShapedRewardNet, Transitions
-from rlsmooth.agents.smoothed_algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.smoothed_policies import (
+from rlsmooth.agents.adversarial.airl import AIRL
+from rlsmooth.agents.adversarial.gail import GAIL
+from rlsmooth.agents.adversarial.reward_envs import LearnedRewardVecEnv
+from rlsmooth.agents.adversarial.reward_nets import (
+    RewardNet,
+    ShapedRewardNet,
+    Transitions,
+    load_reward_net,
+    save_reward_net,
+)
+from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.cloning.bco import BCO
+from rlsmooth.agents.cloning.dagger import DAgger
+from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
+from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
+from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
+from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
     SmoothedActorCriticPolicy,
     SmoothedMultiInputActorCriticPolicy,
+    SmoothedPolicy,
 )
-from rlsmooth.agents.smoothed_policy import SmoothedPolicy
-from rlsmooth.training.divergence import TrainingDivergedError
+from rlsmooth.training.run import TrainingDivergedError
 
 if typing.TYPE_CHECKING:
-    from rlsmooth.agents.smoothed_contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-    from rlsmooth.agents.smoothed_contrib_policies import (
+    from rlsmooth.agents.smoothed.contrib import (
         SmoothedMaskableActorCriticCnnPolicy,
         SmoothedMaskableActorCriticPolicy,
         SmoothedMaskableMultiInputActorCriticPolicy,
@@ -39,6 +43,7 @@ if typing.TYPE_CHECKING:
         SmoothedRecurrentActorCriticPolicy,
         SmoothedRecurrentMultiInputActorCriticPolicy,
     )
+    from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
 
 __all__ = [
     "AIRL",
@@ -88,11 +93,11 @@ def __getattr__(name: str) -> object:
     """Import what needs sb3-contrib when somebody asks for it."""
     if name in __all__ and name.startswith(("SmoothedMaskable", "SmoothedRecurrent")):
         try:
-            from rlsmooth.agents import smoothed_contrib_algorithms, smoothed_contrib_policies
+            from rlsmooth.agents.smoothed import contrib, contrib_algorithms
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] != "sb3_contrib":
                 raise
             raise ImportError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
-        module = smoothed_contrib_policies if name.endswith("Policy") else smoothed_contrib_algorithms
+        module = contrib if name.endswith("Policy") else contrib_algorithms
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import Tensor
 
-from rlsmooth.agents.action_bins import ActionBins
-from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.spaces import check_same_spaces, wrap_env
+from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
+from rlsmooth.training import isolated_rng
 
-__all__ = ["ActingModel"]
+__all__ = ["ActingModel", "copy_actor", "play", "play_episodes"]
 
 
 class ActingModel:
@@ -45,7 +49,7 @@ class ActingModel:
     n_envs: int
     verbose: int
     bins: ActionBins | None
-    _action_start: NDArray[Any] | None
+    action_start: NDArray[Any] | None
     _logger: Logger | None
     _has_custom_logger: bool
 
@@ -80,7 +84,23 @@ class ActingModel:
             actions, state = policy.predict(observation, state, episode_start, deterministic)
         if self.bins is not None:
             return self.bins.decode(actions), state
-        return (actions if self._action_start is None else actions + self._action_start), state
+        return (actions if self.action_start is None else actions + self.action_start), state
+
+    def play(self, *, n_episodes: int, seed: int) -> dict[str, float]:
+        """Play episodes deterministically and sampled, in `eval_env` or else the environment; see `play`.
+
+        Args:
+            n_episodes: for each of the two.
+            seed: of the environments and of the sampled actions.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        env = self.env if self.eval_env is None else self.eval_env
+        if env is None:
+            raise ValueError("there is no environment to evaluate in: give eval_env.")
+        use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
+        return play(self, env, n_episodes=n_episodes, seed=seed, use_masks=use_masks)
 
     @property
     def logger(self) -> Logger:
@@ -123,3 +143,101 @@ class ActingModel:
         """The `VecNormalize` among the environment's wrappers, or None."""
         env = self.get_env()
         return None if env is None else unwrap_vec_normalize(env)
+
+
+def play(agent: Any, env: VecEnv, *, n_episodes: int, seed: int, use_masks: bool) -> dict[str, float]:
+    """Mean return and length of `n_episodes` episodes, once deterministic and once sampled.
+
+    Both see the same seeds, and every call sees them again, so that two evaluations differ by the policy alone. The
+    global random generators are left as they were.
+
+    Args:
+        agent: with SB3's `predict`.
+        env: vectorised.
+        n_episodes: for each of the two.
+        seed: of the environments and of the sampled actions.
+        use_masks: ask the environment for `action_masks` and pass them to `predict`.
+
+    Returns:
+        `mean_reward`, `std_reward` and `mean_ep_length`, and the same with `_sampled`.
+    """
+    found: dict[str, float] = {}
+    for suffix, deterministic in (("", True), ("_sampled", False)):
+        returns, lengths = play_episodes(
+            agent, env, n_episodes=n_episodes, seed=seed, use_masks=use_masks, deterministic=deterministic
+        )
+        found[f"mean_reward{suffix}"] = float(np.mean(returns))
+        found[f"std_reward{suffix}"] = float(np.std(returns))
+        found[f"mean_ep_length{suffix}"] = float(np.mean(lengths))
+    return found
+
+
+def play_episodes(
+    agent: Any, env: VecEnv, *, n_episodes: int, seed: int, use_masks: bool, deterministic: bool
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return and length of each of `n_episodes` episodes; seeds and generators as in `play`.
+
+    Args:
+        agent: with SB3's `predict`.
+        env: vectorised.
+        n_episodes: how many.
+        seed: of the environments and of the sampled actions.
+        use_masks: ask the environment for `action_masks` and pass them to `predict`.
+        deterministic: the most probable actions, else sampled ones.
+    """
+    with isolated_rng(seed):
+        env.seed(seed)
+        if use_masks:
+            from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
+
+            returns, lengths = evaluate_masked(
+                agent, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
+            )
+        else:
+            returns, lengths = evaluate_policy(
+                agent, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
+            )
+    return np.asarray(returns, np.float64), np.asarray(lengths, np.int64)
+
+
+CRITIC = ("value_net.", "mlp_extractor.value_net.", "vf_features_extractor.")
+
+
+def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
+    """Copy all of `policy` but its critic, which cloning does not train, into `model.policy`.
+
+    Args:
+        policy: the source.
+        model: PPO, A2C, sb3-contrib's MaskablePPO, ...; its critic and its optimiser stay as they are.
+
+    Raises:
+        TypeError: `model` has no policy.
+        ValueError: spaces or architectures differ; the message names what does.
+    """
+    if not isinstance(model, BaseAlgorithm):
+        raise TypeError(f"model is a {type(model).__name__}: give an algorithm of Stable-Baselines3, such as PPO.")
+    check_same_spaces(
+        "model", (model.observation_space, model.action_space), (policy.observation_space, policy.action_space)
+    )
+    ours, theirs = _actor(policy), _actor(model.policy)
+    problems = [f"it lacks {name}" for name in ours if name not in theirs]
+    problems += [f"it has {name}, which the agent lacks" for name in theirs if name not in ours]
+    problems += [
+        f"its {name} has shape {tuple(theirs[name].shape)}, the agent's {tuple(ours[name].shape)}"
+        for name in ours
+        if name in theirs and theirs[name].shape != ours[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"model's policy has another architecture: {'; '.join(problems[:4])}. "
+            "Build it with the policy class and policy_kwargs of the agent."
+        )
+    # The one difference that no parameter shows, and the easiest to make.
+    mine, its = (getattr(one, "activation_fn", None) for one in (policy, model.policy))
+    if mine is not its:
+        raise ValueError(f"model's policy has activation_fn={its}, the agent's {mine}: build it with the agent's.")
+    model.policy.load_state_dict({**model.policy.state_dict(), **ours})
+
+
+def _actor(policy: BasePolicy) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith(CRITIC)}

@@ -1,8 +1,8 @@
 """Python values as plain data and back: numbers, arrays, containers and random generators; see `snapshot`.
 
 Plain data is None, bool, int, float, str, numpy arrays, lists, and dicts with str keys. Whatever else there is becomes
-a dict with a `"kind"`. A value that stands in two places (a generator that an environment and its helper share) is kept
-once and found again as the same.
+a dict with a `"kind"`. A value that is found in two places (a generator that an environment and its helper share) is
+kept once and found again as the same.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "may_hold_data",
     "plain_value",
     "same_class",
+    "stable_name",
     "value_from_plain",
 ]
 
@@ -44,14 +45,14 @@ class CannotSnapshotError(ValueError):
 
 
 class Same:
-    """Numbers the values that can stand in two places, in the order in which they are met."""
+    """Numbers the values that can be found in two places, in the order in which they are met."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # an id is only worth something while its object lives
 
     def first(self, value: object) -> dict[str, Any] | None:
-        """What stands for a value that was met before; None for a new one."""
+        """The reference to a value that was met before; None for a new one."""
         number = self._numbers.get(id(value))
         return None if number is None else {"kind": "same", "number": number}
 
@@ -66,9 +67,20 @@ def class_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
+def stable_name(full_name: str) -> str:
+    """The name of a class without its module where it is rlsmooth's own, so that older files outlive its moves.
+
+    Example:
+        >>> stable_name("rlsmooth.agents.callbacks.Rounds"), stable_name("gymnasium.wrappers.TimeLimit")
+        ('rlsmooth.Rounds', 'gymnasium.wrappers.TimeLimit')
+    """
+    top, _, rest = full_name.partition(".")
+    return f"{top}.{rest.rpartition('.')[2]}" if top == "rlsmooth" else full_name
+
+
 def same_class(current: object, named: str, where: str) -> None:
     """Raise CannotSnapshotError unless `current` is of the class of that name."""
-    if class_name(current) != named:
+    if stable_name(class_name(current)) != stable_name(named):
         raise CannotSnapshotError(
             f"{where} was a {named} and is a {class_name(current)}: build the environment as it was built."
         )
@@ -214,7 +226,7 @@ def decode_value(encoded: Any, current: Any, where: str, made: dict[int, Any], d
 
     Args:
         encoded: the plain data.
-        current: what stands in its place now: objects within it are put back into those that stand there.
+        current: the value in its place now: objects within it are put back into those that are there.
         where: what errors call the place.
         made: the values made so far, by number.
         decode: for what is in it.

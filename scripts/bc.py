@@ -175,7 +175,7 @@ def batches(name: str, transitions: int, args: Args) -> int:
 
 def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
     """The entries of the report: what was logged, and measures on the held-out or else the training data."""
-    from rlsmooth.agents.bc_targets import target_matrices
+    from rlsmooth.agents.cloning.training_data import target_matrices
     from rlsmooth.scripts.measure import bins_to_json, measure
 
     curves = run.curves()

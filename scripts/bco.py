@@ -126,7 +126,7 @@ def load_data(args: Args) -> Demonstrations | ObservationOnly:
         ValueError: there are none, or not as many as asked for.
     """
     from rlsmooth.data import ObservationOnly
-    from rlsmooth.data.file_format import OBSERVATION_FORMAT, DemonstrationsFileError
+    from rlsmooth.data.files import OBSERVATION_FORMAT, DemonstrationsFileError
 
     try:
         return read_demonstrations(args, args.seed)
@@ -142,9 +142,9 @@ def make_agent(
 ) -> BCO:
     """A new agent, or that of the run's last round."""
     from rlsmooth.agents import BCO
+    from rlsmooth.schedules import as_schedule
     from rlsmooth.scripts.environment import check_device, default_policy
     from rlsmooth.scripts.training_run import saved_checkpoints
-    from rlsmooth.training.learning_rate import as_schedule
 
     device = check_device(args.device)
     inverse_learning_rate = number_or_word(args.inverse_learning_rate)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
-from rlsmooth.data.labelled_checks import column_scale
+from rlsmooth.data.labelled import column_scale
 from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word
 from rlsmooth.scripts.environment import check_seed, limit_threads
 

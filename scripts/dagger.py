@@ -310,8 +310,8 @@ def new_expert(args: Args, env: VecEnv) -> Expert:
 
 def evaluate_expert(args: Args, agent: Any) -> float:
     """The mean return of the expert's deterministic episodes."""
-    from rlsmooth.agents.bc_evaluation import play_episodes
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.agents.acting import play_episodes
+    from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.scripts.environment import make_envs
     from rlsmooth.scripts.loading import NormalisedAgent
     from rlsmooth.scripts.on_policy import evaluation_seed

@@ -101,7 +101,7 @@ def main(args: Args) -> dict[str, list[float]]:
 
 
 def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> dict[str, list[float]]:
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.scripts.enjoy_panel import (
         Entropy,
         action_names,

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
-from rlsmooth.agents.policy_measures import read_distribution
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE
 from rlsmooth.scripts.loading import off_policy_acting
 

@@ -60,7 +60,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         check_writable_folder("json", args.json.parent)
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import BC
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import load_demonstrations, record
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
     from rlsmooth.scripts.loading import load_to_play, measure_on_states

@@ -49,7 +49,7 @@ class OwnArgs:
     fake_target: float = 0.0
     """What it is trained towards on fakes. Above 0 the generator learns least where it should most."""
     generator_loss: Literal["non_saturating", "saturating"] = "non_saturating"
-    """-log D, or log(1 - D)."""
+    """The generator minimises -log D, or log(1 - D)."""
 
     steps: Annotated[int, alias(aliases=["-n"])] = 5_000
     """How many updates of the generator."""

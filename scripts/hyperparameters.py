@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlsmooth.agents.policy_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
-from rlsmooth.checks import check_positive_int, linear_start
+from rlsmooth.agents.files.known_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
+from rlsmooth.checks import check_positive_int
+from rlsmooth.schedules import linear_start
 
 __all__ = ["Hyperparameters", "read_hyperparameters", "resolve_hyperparameters"]
 

@@ -12,11 +12,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
-from rlsmooth.agents.acting_distributions import CategoricalActing, GaussianActing
-from rlsmooth.agents.bc_setup import is_maskable
-from rlsmooth.agents.policy_measures import read_distribution
-from rlsmooth.agents.policy_queries import initial_lstm_states
-from rlsmooth.agents.policy_reference import box_reference
+from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.measures import read_distribution
+from rlsmooth.agents.smoothed.policies import initial_lstm_states
+from rlsmooth.agents.smoothed.references import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 

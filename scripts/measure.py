@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.bc_data import TrainingRows
-from rlsmooth.agents.bc_metrics import concatenate, row_metrics, summarise
-from rlsmooth.agents.bc_targets import action_target, as_smoothings
+from rlsmooth.agents.cloning.measures import concatenate, measure_transitions, summarise
+from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
 from rlsmooth.audits import ReliabilityBins, classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.data import Demonstrations, LabelledData
-from rlsmooth.losses import log_probabilities
+from rlsmooth.losses.measures import measure_predictions
 from rlsmooth.targets import Tree
 
 __all__ = ["Measured", "bins_from_json", "bins_to_json", "measure", "measure_samples"]
@@ -46,7 +45,7 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     """
     head = agent.head
     hard = as_smoothings(0.0, head)
-    data = TrainingRows(
+    data = TrainingData(
         demonstrations,
         head,
         agent.observation_space,
@@ -57,7 +56,8 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     )
     agent.policy.set_training_mode(False)
     rows = concatenate(
-        row_metrics(head, batch, action_target(head, hard, batch), own_reference=False) for batch in data.chunks()
+        measure_transitions(head, batch, action_target(head, hard, batch), own_reference=False)
+        for batch in data.chunks()
     )
     found = summarise(rows, kl_coef=0.0, by_component=False)
     return {
@@ -82,15 +82,14 @@ def measure_samples(
     )
     wide = logits.to(torch.float64) / (1.0 if temperature is None else temperature)
     predictions = wide.argmax(-1)
-    confidence = log_probabilities(wide).exp().max(-1).values
-    hits = predictions == labels
-    curve = risk_coverage(confidence, hits)
+    found = measure_predictions(wide, labels)
+    curve = risk_coverage(found.confidence, found.hit)
     shown = torch.linspace(0, len(labels) - 1, min(len(labels), CURVE_POINTS)).round().long()
     size = data.num_classes
     confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
     measured = Measured(
         {name: value for name, value in summary.items() if math.isfinite(value)},
-        bins_to_json(reliability_bins(confidence, hits)),
+        bins_to_json(reliability_bins(found.confidence, found.hit)),
         {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
     )
     return measured, confusion.tolist()

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.agents import save_agent
-from rlsmooth.agents.bc_evaluation import play_episodes
+from rlsmooth.agents.acting import play_episodes
 from rlsmooth.atomic import write_bytes_atomically
 
 __all__ = ["Evaluations", "Journal", "ProgressBar"]

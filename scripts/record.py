@@ -103,7 +103,7 @@ def main(args: Args) -> Path:
 
 def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
     from rlsmooth.agents import BC
-    from rlsmooth.agents.bc_setup import is_maskable
+    from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import record
 
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"

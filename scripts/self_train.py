@@ -119,7 +119,7 @@ def given_labels(args: Args, training: LabelledData) -> NDArray[np.int64]:
         raise ValueError(
             f"n_labels={args.n_labels} leaves none of the {len(training)} samples without a label: give fewer."
         )
-    kept = training.sample_rows(args.n_labels, args.seed)
+    kept = training.sample_indices(args.n_labels, args.seed)
     noisy = with_noise(args, training)
     counts = np.bincount(noisy.labels[kept], minlength=training.num_classes)
     if not counts.all():

@@ -1,16 +1,17 @@
-"""`Smoothing`: the recipe that agents and trainers take."""
+"""`Smoothing`: the recipe of label smoothing that agents and trainers take."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, linear_start
+from rlsmooth.checks import check_choice
+from rlsmooth.schedules import Schedule, start_of
 from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, from_array, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
@@ -20,8 +21,6 @@ from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
 
 __all__ = ["Smoothing", "as_smoothing"]
-
-Schedule: TypeAlias = Callable[[float], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +130,8 @@ class Smoothing:
             validate: False skips what waits for the device; a trainer that has checked its data set passes it.
 
         Raises:
-            TypeError: see the builders.
-            ValueError: see the builders; also a reference made for another number of classes.
+            TypeError: as the builders.
+            ValueError: as the builders; or a reference made for another number of classes.
         """
         labels = to_labels(labels)
         alpha = self.alpha_at(progress)
@@ -179,7 +178,7 @@ class Smoothing:
         return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
 
     def to_config(self) -> dict[str, Any]:
-        """What JSON can hold; `Smoothing.from_config` reads it back.
+        """The recipe as JSON can hold it; `Smoothing.from_config` reads it back.
 
         Raises:
             ValueError: alpha is a callable, which no file of data can hold; `"lin_…"` can be kept.
@@ -236,7 +235,7 @@ class Smoothing:
 
 
 def as_smoothing(value: float | str | Smoothing) -> Smoothing:
-    """What a `smoothing=` argument means: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
+    """Interpret a `smoothing=` argument: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
 
     Raises:
         TypeError: it is none of these.
@@ -253,8 +252,6 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
 
 
 def _linear(text: str) -> float:
-    start = linear_start(text)
-    if start is None:
-        raise ValueError(f'alpha={text!r} is no schedule: write "lin_0.1" (from 0.1 down to 0), or give a callable.')
+    start = start_of("alpha", text)
     check_alpha(start, torch.Size(), values=True)
     return start

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlsmooth.losses import cross_entropy, log_probabilities
+from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import Smoothing, Target
 from rlsmooth.training.classifier_data import Rows, as_inputs, as_mask, feature_names, mix_rows
 from rlsmooth.training.classifier_files import SavedClassifier, find_checkpoint, restore, write_checkpoint
@@ -21,7 +22,6 @@ from rlsmooth.training.classifier_monitor import Monitor
 from rlsmooth.training.classifier_prepare import prepare
 from rlsmooth.training.classifier_run import Run, begin, check_arguments, fingerprint
 from rlsmooth.training.classifier_sklearn import ScikitLearnEstimator, check_feature_names, not_fitted_error
-from rlsmooth.training.learning_rate import LearningRate
 from rlsmooth.training.seeding import epoch_permutation, isolated_rng, set_rng_state
 
 __all__ = ["Classifier"]

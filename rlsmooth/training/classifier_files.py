@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsmooth.checks import check_writable_folder
+from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.checkpoint import (
     Checkpoint,
@@ -23,10 +24,14 @@ from rlsmooth.training.checkpoint import (
 )
 from rlsmooth.training.classifier_model import ModelLike, as_device, build_model
 from rlsmooth.training.classifier_run import Run, fingerprint
-from rlsmooth.training.learning_rate import LearningRate
-from rlsmooth.training.safe_file import SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import (
+    SafeFileError,
+    decode_smoothing,
+    encode_smoothing,
+    read_safe_file,
+    write_safe_file,
+)
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     from rlsmooth.training.classifier import Classifier

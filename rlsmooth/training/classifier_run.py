@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.schedules import as_schedule
 from rlsmooth.targets import as_smoothing
 from rlsmooth.training.classifier_data import Rows
 from rlsmooth.training.classifier_model import build_model, check_model, make_optimizer, model_dtype
 from rlsmooth.training.classifier_prepare import Data
-from rlsmooth.training.early_stopping import EarlyStopping
-from rlsmooth.training.learning_rate import as_schedule
+from rlsmooth.training.run import EarlyStopping
 from rlsmooth.training.seeding import isolated_rng, rng_state
 
 if TYPE_CHECKING:

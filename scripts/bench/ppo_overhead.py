@@ -22,8 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlsmooth.agents.policy_entropy_callback import PolicyEntropyCallback
-from rlsmooth.agents.smoothed_algorithms import SmoothedPPO
+from rlsmooth.agents.smoothed.algorithms import SmoothedPPO
+from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.audits.intervals import interquartile_mean_interval
 from rlsmooth.scripts.bench.measure import (
     command_line,

@@ -19,7 +19,7 @@ from rlsmooth.scripts.figures.page import (
     write_into,
 )
 from rlsmooth.scripts.reports import ReportKind, Row, RunReport
-from rlsmooth.training.gan_pictures import image_grid, scatter
+from rlsmooth.training.gan_cases import image_grid, scatter
 
 __all__ = ["KIND"]
 

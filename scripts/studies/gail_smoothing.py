@@ -38,7 +38,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlsmooth.agents import GAIL
-from rlsmooth.agents.policy_measures import measure_rollout
+from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, RED, STYLE, save_figure

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from rlsmooth.agents.policy_measures import measure_rollout
+from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.training import isolated_rng
 
 __all__ = ["Watch", "mean_return"]

@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rlsmooth.agents import GAIL
-from rlsmooth.agents.reward_net import Transitions
+from rlsmooth.agents.adversarial.reward_nets import Transitions
 from rlsmooth.audits import interquartile_mean_interval
 from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command

@@ -1,0 +1,1 @@
+"""Adversarial imitation: GAIL, AIRL and the rewards they learn."""

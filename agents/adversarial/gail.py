@@ -1,0 +1,158 @@
+"""Generative adversarial imitation learning, on any algorithm of Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+
+from rlsmooth.agents.adversarial.reward_nets import RewardNet, Transitions
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation, TerminalStates, build_net, check_algorithm
+from rlsmooth.checks import check_choice, check_positive_int
+from rlsmooth.data import Demonstrations
+from rlsmooth.losses import binary_cross_entropy
+
+__all__ = ["GAIL"]
+
+
+RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
+
+
+@final
+class GAIL(AdversarialImitation):
+    """Imitate by a discriminator: the generator is paid for transitions that look like the expert's (Ho & Ermon 2016).
+
+    With D the discriminator's probability that a row is the expert's, the discriminator minimises
+
+        CE(real_target, D(expert)) / 2 + CE(fake_target, D(generator)) / 2     (nats)
+
+    and the generator maximises the sum of `-log(1 - D)`, or of one of the other forms. With densities `p_E` and `p_G`
+    and targets a and b the best D is `(a p_E + b p_G) / (p_E + p_G)`: one-sided smoothing (`real_target=0.9`) caps the
+    logit at `log(a / (1 - a))`, and the reward with it. At the equilibrium, `p_E = p_G`, the logit is
+    `log((a + b) / (2 - a - b))` instead of 0; `correct_offset` takes that off, so that the cap of the reward becomes
+    `-log(1 - sigmoid(log(a / (1 - a)) - offset))`.
+
+    Where episodes end early, the sign of the reward alone tells the generator to live long or to end soon, whatever the
+    expert does. `terminal_states="absorbing"` (Kostrikov et al. 2019, Discriminator-Actor-Critic) takes the state
+    behind the end as one of its own, which the discriminator judges too and which earns its reward for ever after.
+    That reward is taken off every step instead, which moves all returns by the same constant: an end is worth 0, and a
+    step what it is better than having ended. A `reward_net` of your own must then give absorbing rows one score.
+    Both sides are drawn from as if each had ended once more than was seen (Laplace's rule of succession), since else
+    D of an absorbing state that only one side knows would go to 0 or 1, and the reward of every step with it.
+    `"as_is"` leaves all that out; it is what imitation does with `allow_variable_horizon=True`.
+
+    Args:
+        demonstrations: the expert's. `next_observations` are only needed where the reward net reads them.
+        gen_algo: an algorithm of SB3 or sb3-contrib with its environment, smoothed ones included. An outermost
+            `VecNormalize` is allowed: the discriminator sees raw observations.
+        reward_net: the discriminator's logit, of `Transitions`, `[B]`; None: a `RewardNet` of observation and action.
+        reward_form: `"minus_log_one_minus_d"` (`>= 0`, the usual one), `"log_d"` (`<= 0`) or `"logit"` (their sum,
+            which has both signs).
+        demo_batch_size: expert rows of a discriminator update, and as many of the generator's; drawn with replacement,
+            so that it may be larger than the demonstrations.
+        demo_minibatch_size: rows of each side that one backward pass takes, a divisor of `demo_batch_size`; the
+            gradients are added up. The result is that of one pass but for rounding and the network's running
+            statistics. None: all at once.
+        n_disc_updates_per_round: discriminator updates of a round.
+        gen_train_timesteps: environment steps of a round; None: a rollout of an on-policy algorithm, 1024 of another
+            (imitation's default there is one for each environment). A round ends with a rollout.
+        gen_replay_buffer_capacity: the generator's latest rows that are drawn from; None: those of one round.
+        disc_learning_rate: None: 1e-3, or the `lr` of `disc_opt_kwargs`.
+        disc_opt_cls: the discriminator's optimiser.
+        disc_opt_kwargs: its other arguments.
+        real_target: what the expert's rows are trained towards.
+        fake_target: likewise the generator's; leave it at 0.
+        correct_offset: see above.
+        terminal_states: see above.
+        horizon: steps after which an episode would have ended anyway, for `"absorbing"`; None: the environment's time
+            limit, else the longest demonstration.
+        relabel_replay_buffer: off-policy algorithms: make the rewards in the replay buffer anew after each round.
+        seed: of the reward net's weights and of the draws; None: drawn from torch's generator.
+
+    Raises:
+        TypeError: `gen_algo` is no SB3 algorithm, `disc_opt_cls` no optimiser; see `RewardNet`.
+        ValueError: spaces that differ, no environment, a value outside its range, two learning rates, a `reward_net`
+            that does not know the absorbing state.
+
+    Warns:
+        UserWarning: `fake_target` is above 0 (see `rlsmooth.training.discriminator.check_targets`);
+            `gen_train_timesteps` is no multiple of a rollout; the demonstrations are longer than the horizon, don't say
+            whether they ended, or have weights, which are not used; no time limit is known.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> from rlsmooth.data import cartpole_v1
+        >>> generator = PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu")
+        >>> trainer = GAIL(cartpole_v1(), generator, real_target=0.9, seed=0).learn(256)
+        >>> trainer.rounds, generator.num_timesteps
+        (2, 256)
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        gen_algo: BaseAlgorithm,
+        reward_net: nn.Module | None = None,
+        *,
+        reward_form: RewardForm = "minus_log_one_minus_d",
+        demo_batch_size: int = 256,
+        demo_minibatch_size: int | None = None,
+        n_disc_updates_per_round: int = 2,
+        gen_train_timesteps: int | None = None,
+        gen_replay_buffer_capacity: int | None = None,
+        disc_learning_rate: float | None = None,
+        disc_opt_cls: type[torch.optim.Optimizer] = torch.optim.Adam,
+        disc_opt_kwargs: Mapping[str, Any] | None = None,
+        real_target: float = 1.0,
+        fake_target: float = 0.0,
+        correct_offset: bool = True,
+        terminal_states: TerminalStates = "absorbing",
+        horizon: int | None = None,
+        relabel_replay_buffer: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        check_choice("reward_form", reward_form, ("minus_log_one_minus_d", "log_d", "logit"))
+        self.reward_form: RewardForm = reward_form
+        check_algorithm(gen_algo)
+        seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
+        if reward_net is None:
+            spaces = gen_algo.observation_space, gen_algo.action_space
+            reward_net = build_net(lambda: RewardNet(*spaces), seed)
+        super().__init__(
+            demonstrations,
+            gen_algo,
+            reward_net,
+            demo_batch_size=demo_batch_size,
+            demo_minibatch_size=demo_minibatch_size,
+            n_disc_updates_per_round=n_disc_updates_per_round,
+            gen_train_timesteps=gen_train_timesteps,
+            gen_replay_buffer_capacity=gen_replay_buffer_capacity,
+            disc_learning_rate=disc_learning_rate,
+            disc_opt_cls=disc_opt_cls,
+            disc_opt_kwargs=disc_opt_kwargs,
+            real_target=real_target,
+            fake_target=fake_target,
+            correct_offset=correct_offset,
+            terminal_states=terminal_states,
+            horizon=horizon,
+            relabel_replay_buffer=relabel_replay_buffer,
+            seed=seed,
+        )
+        self.arguments["reward_form"] = reward_form
+
+    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+        """The reward net's output, `[B]`."""
+        logits: Tensor = self.reward_net(rows)
+        return logits
+
+    def reward(self, rows: Transitions) -> Tensor:
+        """`-log(1 - D)`, or what `reward_form` says, `[B]`, of the logit less the offset."""
+        logits: Tensor = self.reward_net(rows) - self.offset
+        if self.reward_form == "logit":
+            return logits
+        if self.reward_form == "log_d":
+            return -binary_cross_entropy(logits, torch.ones_like(logits), reduction="none")
+        return binary_cross_entropy(logits, torch.zeros_like(logits), reduction="none")

@@ -1,0 +1,1 @@
+"""Behaviour cloning, cloning from observations (BCO) and DAgger."""

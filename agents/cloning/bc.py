@@ -1,0 +1,779 @@
+"""Behavioural cloning with smoothed targets, on any actor-critic policy of Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self, TypeAlias, final
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import configure_logger, get_device
+from torch import Tensor
+
+from rlsmooth.agents import spaces as agent_spaces
+from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.cloning.measures import (
+    CloningMeasures,
+    distribution_figures,
+    has_tensorboard,
+    l2_norm,
+    target_figures,
+    write_to_tensorboard,
+)
+from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, make_head
+from rlsmooth.agents.cloning.training_data import (
+    ReferenceLike,
+    TrainingData,
+    action_target,
+    alpha_in_force,
+    as_references,
+    as_smoothings,
+    fingerprint,
+    minibatch_weight,
+    refuse_alphas_by_transition,
+    split_validation,
+    tensors_of,
+)
+from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
+from rlsmooth.agents.heads import TensorBatch
+from rlsmooth.agents.sb3 import Callbacks, init_callback
+from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
+from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
+from rlsmooth.data import Demonstrations, space_from_json, space_to_json
+from rlsmooth.schedules import LearningRate, as_schedule
+from rlsmooth.targets import Smoothing
+from rlsmooth.training import (
+    SafeFileError,
+    epoch_permutation,
+    isolated_rng,
+    load_optimizer,
+    optimizer_to_tensors,
+    rng_state,
+    set_rng_state,
+)
+from rlsmooth.training.run import (
+    RESUME_FILE,
+    EarlyStopping,
+    FiniteWatch,
+    Progress,
+    RunFolder,
+    Stopwatch,
+    check_given,
+    check_given_again,
+    check_no_missing,
+    learning_rate_of,
+    open_progress_bar,
+    set_learning_rate,
+)
+from rlsmooth.training.safe_file import encode_smoothing
+
+__all__ = ["BC", "SmoothingLike"]
+
+SmoothingLike: TypeAlias = float | str | Smoothing
+KIND = "bc"
+DATA = ("demonstrations", "validation")
+
+
+@final
+class BC(ActingModel):
+    """Clone demonstrations by supervised learning, with a target that keeps the policy from certainty.
+
+        loss = CE(smoothed target, pi) + kl_coef · KL(reference‖pi) + l2_coef / 2 · sum of squared parameters     (nats)
+
+    Smoothing `a` towards the uniform is `(1 - a) · CE(hard target) + a · KL(uniform‖pi)` up to a constant, so that
+    `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
+    MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
+    cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. Of the demonstrations,
+    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the rows (the mean is divided by
+    their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
+
+    The agent is used as a model of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
+    timesteps are batches here. A seeded run repeats bit for bit; training draws from random generators of its own.
+
+    Args:
+        policy: `"MlpPolicy"`, `"CnnPolicy"`, `"MultiInputPolicy"`, sb3-contrib's as `"MaskableMlpPolicy"` and so on
+            (for acting under masks), an actor-critic policy class, or a policy that is built already.
+        env_or_spaces: an environment (id, Gymnasium or VecEnv; only callbacks need one), `(observation_space,
+            action_space)`, or None for the demonstrations' spaces.
+        demonstrations: what to clone; None for an agent that only acts. Memory-mapped ones are read block by block.
+        smoothing: alpha, or a schedule `"lin_0.1"`, or a `Smoothing`; or a list of such, one a MultiDiscrete dimension.
+        kl_coef: coefficient of the KL term, 0 or more.
+        reference: of the KL term and of the tag `kl_reference`: None (uniform over the legal actions), or what
+            `Smoothing(reference=)` takes; or a list of such, one a MultiDiscrete dimension.
+        reference_std: Box only. The broad Gaussian's mean is the middle of the action space and its standard deviation
+            half the width (0 and 1 where there are no bounds), or this number.
+        action_bins: Box only. Cut each dimension into so many bins and clone them with a categorical policy, for which
+            `Smoothing(reference="exponential")` and the other ordinal schemes are made; None: a Gaussian policy.
+        learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
+        batch_size: rows of one forward pass; an epoch's last batch may have fewer.
+        gradient_accumulation: forward passes of one update, which then equals one of `batch_size ·
+            gradient_accumulation` rows. Batches (`total_batches`, `num_timesteps`, intervals) are counted in updates.
+        max_grad_norm: to which the gradient's norm is clipped; None: not.
+        l2_coef: as imitation's `l2_weight`, over all parameters of the policy.
+        amp: forward passes in bfloat16 (losses stay in float32); meant for CUDA.
+        validation: held-out demonstrations, for the tags `val_*` and early stopping.
+        validation_fraction: hold out this share of the episodes instead.
+        early_stopping_patience: stop after so many epochs without a lower validation loss (the smoothed one), and go
+            back to the best parameters; None: neither.
+        policy_kwargs: as SB3's.
+        seed: of the initial weights, the order of the data, dropout, evaluations; None: drawn from torch's generator.
+        device: as SB3's.
+        tensorboard_log: folder for TensorBoard files; None: none.
+        verbose: 0 nothing, 1 logs on the terminal.
+        checkpoint_folder: where checkpoints go that `resume` goes on from; None: none are written.
+        checkpoint_every: batches from one checkpoint to the next.
+        eval_env: environment of the evaluations; None: there are none.
+        eval_every: batches from one evaluation to the next; None: one at the end.
+        n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
+
+    Raises:
+        TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
+        ValueError: a value outside its range, spaces that differ, both kinds of validation data, early stopping without
+            any, a folder that can't be written to; see also `Smoothing` and `Demonstrations.split`.
+
+    Example:
+        >>> from rlsmooth.data import cartpole_v1
+        >>> agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu").learn(total_batches=50)
+        >>> action, _ = agent.predict(cartpole_v1().observations[0], deterministic=True)
+        >>> agent.num_timesteps, action.shape
+        (50, ())
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] | BasePolicy,
+        env_or_spaces: GymEnv | str | tuple[spaces.Space[Any], spaces.Space[Any]] | None,
+        demonstrations: Demonstrations | None,
+        *,
+        smoothing: SmoothingLike | Sequence[SmoothingLike] = 0.1,
+        kl_coef: float = 0.0,
+        reference: ReferenceLike | Sequence[ReferenceLike] | None = None,
+        reference_std: float | None = None,
+        action_bins: int | None = None,
+        learning_rate: LearningRate = 1e-3,
+        batch_size: int = 64,
+        gradient_accumulation: int = 1,
+        max_grad_norm: float | None = None,
+        l2_coef: float = 0.0,
+        amp: bool = False,
+        validation: Demonstrations | None = None,
+        validation_fraction: float = 0.0,
+        early_stopping_patience: int | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        checkpoint_folder: str | Path | None = None,
+        checkpoint_every: int = 1000,
+        eval_env: GymEnv | str | None = None,
+        eval_every: int | None = None,
+        n_eval_episodes: int = 10,
+    ) -> None:
+        self.kl_coef = check_in_range("kl_coef", kl_coef, 0.0)
+        self.l2_coef = check_in_range("l2_coef", l2_coef, 0.0)
+        self.reference_std = reference_std
+        self.learning_rate = learning_rate
+        self.lr_schedule = as_schedule(learning_rate)
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.gradient_accumulation = check_positive_int("gradient_accumulation", gradient_accumulation)
+        self.max_grad_norm = max_grad_norm
+        if max_grad_norm is not None:
+            check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
+        self.amp = amp
+        self.validation_fraction = check_in_range("validation_fraction", validation_fraction, 0.0, 1.0, high_open=True)
+        self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
+        self.device = get_device(device)
+        self.tensorboard_log = check_optional_folder("tensorboard_log", tensorboard_log)
+        self.verbose = verbose
+        self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
+        self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
+        self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
+        self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
+
+        self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
+            env_or_spaces, demonstrations, verbose
+        )
+        self.eval_env = None if eval_env is None else wrap_env("eval_env", eval_env, verbose)
+        own = (self.observation_space, self.action_space)
+        agent_spaces.check_all_spaces(own, demonstrations, validation, self.eval_env)
+        self.observation_space = agent_spaces.policy_space(self.observation_space)
+        self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
+        policy_actions = self.action_space if self.bins is None else self.bins.space
+        self.action_start = agent_spaces.action_start(self.action_space)
+        rate = self.lr_schedule(1.0)
+        with isolated_rng(self.seed):
+            self.policy = build_policy(
+                policy, self.observation_space, policy_actions, rate, policy_kwargs=policy_kwargs, device=self.device
+            )
+        with isolated_rng((self.seed + 1) % 2**32):  # whether the policy was built here or read from a file
+            self._rng = rng_state()
+        self.head = make_head(self.policy, policy_actions, reference_std)
+        self.smoothings = as_smoothings(smoothing, self.head)
+        self.references = as_references(reference, self.head)
+        self._take_data(demonstrations, validation, early_stopping_patience)
+
+        self.progress = Progress()
+        self.n_envs = 1 if self.env is None else self.env.num_envs
+        self._first_epoch = 0  # of this run: a second run takes other orders than the first
+        self._rate_changes = callable(learning_rate) or isinstance(learning_rate, str)
+        self._watch = FiniteWatch(self.policy, data="demonstrations", model="policy")
+        self._clock = Stopwatch()
+        self._logged_at = self._evaluated_at = -1
+        self.is_resumed = False
+        self.missing: tuple[str, ...] = ()
+        self._logger = None
+        self._has_custom_logger = False
+
+    def _take_data(
+        self, demonstrations: Demonstrations | None, validation: Demonstrations | None, patience: int | None
+    ) -> None:
+        """Split the demonstrations and move them to the device, with what reads them."""
+        self.fingerprints = [None if data is None else fingerprint(data) for data in (demonstrations, validation)]
+        self.early_stopping: EarlyStopping | None = None
+        if patience is not None:
+            if validation is None and self.validation_fraction == 0.0:
+                raise ValueError(
+                    "early_stopping_patience needs validation data: give validation or validation_fraction."
+                )
+            self.early_stopping = EarlyStopping(check_positive_int("early_stopping_patience", patience))
+        self.demonstrations, self.validation = split_validation(
+            demonstrations, validation, self.validation_fraction, self.seed
+        )
+        if self.validation is not None:
+            refuse_alphas_by_transition(self.smoothings, "validation data have none")
+        self._data, held_out = (
+            None
+            if part is None
+            else TrainingData(
+                part,
+                self.head,
+                self.observation_space,
+                smoothings=self.smoothings,
+                references=self.references,
+                bins=self.bins,
+                device=self.device,
+            )
+            for part in (self.demonstrations, self.validation)
+        )
+        own_reference = self.kl_coef == 0 and self.references is None
+        self.measures = CloningMeasures(
+            self.head, self.smoothings, self._data, held_out, kl_coef=self.kl_coef, own_reference=own_reference
+        )
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of updates so far: what Stable-Baselines3's callbacks take for environment steps."""
+        return self.progress.step
+
+    @num_timesteps.setter
+    def num_timesteps(self, count: int) -> None:
+        self.progress.step = count
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Updates of one pass over the demonstrations."""
+        count = 0 if self._data is None else len(self._data)
+        return -(-count // (self.batch_size * self.gradient_accumulation))
+
+    # ---- training
+
+    def learn(
+        self,
+        total_epochs: int | None = None,
+        total_batches: int | None = None,
+        callback: Callbacks = None,
+        log_interval: int = 500,
+        tb_log_name: str = "BC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train. Give exactly one of `total_epochs` and `total_batches`.
+
+        A second call trains on: with the same optimiser state, from new orders of the data, and counting anew unless
+        `reset_num_timesteps=False`. After `resume` it must have the same total as the call that was cut off.
+
+        Args:
+            total_epochs: passes over the demonstrations.
+            total_batches: updates.
+            callback: SB3's callbacks, one or a list; `_on_step` is called after each update, `_on_rollout_*` never.
+            log_interval: batches from one log line to the next; there is always one at the end.
+            tb_log_name: of the run's folder in `tensorboard_log`.
+            reset_num_timesteps: as SB3's.
+            progress_bar: show one.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            TypeError: a total or an interval is no whole number.
+            ValueError: not exactly one total, or one below 1; no demonstrations; an argument that the file could not
+                keep; another total than that of the run that is resumed; a checkpoint folder with another run in it.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite; no checkpoint is written then.
+        """
+        check_positive_int("log_interval", log_interval)
+        self._plan(total_epochs, total_batches, reset_num_timesteps)
+        counts_anew = reset_num_timesteps and not self.is_resumed
+        if not self._has_custom_logger and (self._logger is None or counts_anew):
+            folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
+            self._logger = configure_logger(self.verbose, folder, tb_log_name, counts_anew)
+        listener = init_callback(self, callback)
+        with (
+            isolated_rng(),
+            open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
+        ):
+            set_rng_state(self._rng)
+            self._watch.clear()
+            self._logged_at = self._evaluated_at = -1
+            if self.num_timesteps == 0 and has_tensorboard(self.logger):
+                write_to_tensorboard(self.logger, target_figures(self.head, self.smoothings), 0)
+            self._clock.restart()
+            if self.checkpoint_folder is not None and not self.is_resumed:
+                self._check_finite()  # a policy that an earlier run spoilt must not replace the last good checkpoint
+                self._begin_checkpoints()
+            self.is_resumed = False
+            if listener is not None:
+                listener.on_training_start({"self": self, "total_timesteps": self.progress.end}, globals())
+            self._train(listener, log_interval, bar)
+            self._finish()
+            if listener is not None:
+                listener.on_training_end()
+            self._rng = rng_state()
+        return self
+
+    def _plan(self, total_epochs: int | None, total_batches: int | None, reset_num_timesteps: bool) -> None:
+        """Set where the call starts and ends; see `learn` for the errors."""
+        if (total_epochs is None) == (total_batches is None):
+            raise ValueError(
+                f"total_epochs={total_epochs!r} and total_batches={total_batches!r}: give exactly one of the two."
+            )
+        check_given("demonstrations", self.demonstrations, "BC")
+        check_no_missing(self.missing)
+        if total_epochs is not None:
+            batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
+        else:
+            batches = check_positive_int("total_batches", total_batches)
+        if not self.is_resumed:
+            if self.checkpoint_folder is not None:
+                self._run_folder().check_free(None if reset_num_timesteps else self.num_timesteps or None)
+            if reset_num_timesteps and self.num_timesteps:
+                self._first_epoch += -(-self.num_timesteps // self.batches_per_epoch)  # other orders than so far
+                self.num_timesteps = 0
+            if self.early_stopping is not None:
+                self.early_stopping.reset()
+        self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
+
+    def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any) -> None:
+        """The loop: orders of the data, updates, and what is due after each."""
+        assert self._data is not None
+        progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
+        continues = stopping is None or not stopping.should_stop
+        self.policy.set_training_mode(True)
+        while continues and not progress.is_over:
+            epoch, done = divmod(progress.step, per_epoch)
+            order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+            for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
+                loss = self._update(update)
+                self._watch.add(loss)
+                progress.step = step = progress.step + 1
+                bar.update()
+                if listener is not None:
+                    listener.update_locals({"loss": loss})
+                    continues = listener.on_step()
+                    self.policy.set_training_mode(True)
+                if step % log_interval == 0:
+                    self._log()
+                if stopping is not None and step % per_epoch == 0:
+                    self._validate(stopping)
+                    continues = continues and not stopping.should_stop
+                if self.eval_every is not None and step % self.eval_every == 0:
+                    self._evaluate()
+                if self.checkpoint_folder is not None and step % self.checkpoint_every == 0:
+                    self._write_checkpoint()
+                if not continues or progress.is_over:
+                    break
+
+    def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
+        """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
+        optimizer, remaining = self.policy.optimizer, self.progress.remaining_of_all
+        if self._rate_changes:
+            set_learning_rate(optimizer, self.lr_schedule(remaining))
+        optimizer.zero_grad()
+        total = None if len(update) == 1 else minibatch_weight(update)
+        losses: list[Tensor] = []
+        for part in update:
+            target = part.target
+            if target is None:  # alpha follows a schedule
+                target = action_target(self.head, self.smoothings, part, progress=remaining)
+            with torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext():
+                outputs = self.head.outputs(part.observations)
+            if total is None:
+                loss = self.head.loss(outputs, part, target, self.kl_coef, "mean")
+            else:  # the parts add up to the mean over the minibatch
+                loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
+            if self.l2_coef and not losses:
+                loss = loss + self.l2_coef * l2_norm(self.policy)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        optimizer.step()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _finish(self) -> None:
+        """The last checkpoint, the best parameters, the last log line and evaluation."""
+        step, stopping = self.num_timesteps, self.early_stopping
+        self._check_finite()
+        if self.checkpoint_folder is not None:
+            self._write_checkpoint()
+        changed = stopping is not None and stopping.restore(self.policy, step)
+        if self._watch.losses or changed or self._logged_at != step:
+            self._log()
+        evaluates = self.eval_env is not None or self.eval_every is not None
+        if evaluates and (changed or self._evaluated_at != step):
+            self._evaluate()
+        self.policy.set_training_mode(False)
+
+    # ---- what is due between updates: none of it moves the random generators
+
+    def _check_finite(self) -> None:
+        """Raise TrainingDivergedError unless all losses and parameters so far are finite."""
+        rate = learning_rate_of(self.policy.optimizer)
+        self._watch.check(self.num_timesteps, self._minibatch_of, rate=rate, checkpoint_folder=self.checkpoint_folder)
+
+    def _minibatch_of(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The transitions that an update was made from, by number, and what they hold."""
+        assert self._data is not None
+        epoch, update = divmod(step - 1, self.batches_per_epoch)
+        size = self.batch_size * self.gradient_accumulation
+        order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+        chosen = order[update * size : (update + 1) * size]
+        batch = self._data.take(chosen)
+        return chosen, tensors_of(batch._replace(masks=None, target=None, reference=None))
+
+    def _log(self) -> None:
+        """Write one log line."""
+        self._check_finite()
+        assert self._data is not None
+        step, remaining, losses = self.num_timesteps, self.progress.remaining_of_all, self._watch.losses
+        size = self.batch_size * self.gradient_accumulation
+        if losses:
+            fresh = len(losses) * min(size, len(self._data))
+            self.logger.record("bc/samples_per_second", fresh / self._clock.seconds)
+        found = self.measures.training(remaining)
+        norm = float(l2_norm(self.policy).detach())
+        if losses:
+            found["loss"] = float(self._watch.mean_loss())
+        epoch, done = divmod(step, self.batches_per_epoch)
+        found |= {
+            "batch": step,
+            "epoch": epoch,
+            "samples_so_far": epoch * len(self._data) + done * size,
+            "neglogp": found["nll_hard"],
+            "entropy": found["policy_entropy"],
+            "l2_norm": norm,
+            "l2_loss": self.l2_coef * norm,
+            "smoothing": alpha_in_force(self.smoothings, remaining),
+            "exploration_floor": 0.0,
+            "learning_rate": learning_rate_of(self.policy.optimizer),
+        }
+        found |= {f"val_{name}": value for name, value in self.measures.validation(remaining).items()}
+        for name, value in found.items():
+            self.logger.record(f"bc/{name}", value)
+        self.logger.record("batch_size", self.batch_size)
+        self.logger.dump(step)
+        self.policy.set_training_mode(True)
+        self._watch.clear()
+        self._logged_at = step
+        self._clock.restart()
+
+    def _validate(self, stopping: EarlyStopping) -> None:
+        """Report the validation loss (cross-entropy with the smoothed target, plus the KL term) to early stopping."""
+        self._check_finite()
+        with self._clock.paused():
+            loss = self.measures.validation(self.progress.remaining_of_all)["loss"]
+            stopping.update(loss, self.num_timesteps, self.policy)
+        self.policy.set_training_mode(True)
+
+    def _evaluate(self) -> None:
+        """Play in the evaluation environment, and draw how the policy's probabilities are distributed."""
+        self._check_finite()
+        with self._clock.paused():
+            if self.eval_env is not None:
+                for name, value in self.evaluate().items():
+                    self.logger.record(f"eval/{name}", value)
+                self.logger.dump(self.num_timesteps)
+            if has_tensorboard(self.logger):
+                figures = distribution_figures(self.measures.transitions(self.progress.remaining_of_all))
+                write_to_tensorboard(self.logger, figures, self.num_timesteps)
+        self._evaluated_at = self.num_timesteps
+        self.policy.set_training_mode(True)
+
+    def evaluate(self) -> dict[str, float]:
+        """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
+
+        Returns:
+            `mean_reward`, `std_reward`, `mean_ep_length`, and the same with `_sampled`.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
+
+    def warm_start(self, model: BaseAlgorithm) -> None:
+        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts where cloning ended.
+
+        The algorithm's critic stays untrained: keep `learning_rate` or `clip_range` small until it is not.
+
+        Raises:
+            TypeError: `model` is no SB3 algorithm.
+            ValueError: spaces or architectures differ.
+        """
+        copy_actor(self.policy, model)
+
+    # ---- agent files
+
+    def save(self, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
+        """Write an agent file (see `rlsmooth.agents.files.policy_file`) with policy, optimiser, arguments and counters.
+
+        Callables (`learning_rate`, a `Smoothing`'s alpha) can't be kept: to train on after `load`, pass them again.
+
+        Args:
+            path: `.zip` is added to a name without a suffix.
+            more: JSON-able values of the caller's, by names that are free; `load` passes over them.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: the folder can't be written to.
+        """
+        tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
+        config = {
+            **(more or {}),
+            "action_space": space_to_json(self.action_space),  # the policy's differs where actions are bins
+            "arguments": self._arguments(),
+            "counters": self._counters(),
+            "optimizer": optimizer,
+        }
+        return save_agent_file(path, kind=KIND, policy=self.policy, config=config, tensors=tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: GymEnv | str | None = None,
+        demonstrations: Demonstrations | None = None,
+        *,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read an agent file. Runs no code that the file could name.
+
+        Args:
+            path: the file.
+            env: an environment with the same spaces; acting needs none.
+            demonstrations: to train on; acting needs none.
+            device: as SB3's.
+            policy_class: of a policy of your own.
+            custom_objects: `learning_rate`, `smoothing` and `reference` in place of the file's, and constructor
+                arguments of a policy of your own.
+
+        Raises:
+            SafeFileError: the file is damaged, no agent of this kind, or names a class that is not known.
+            ValueError: spaces that differ.
+        """
+        return cls._read(
+            Path(path), env, demonstrations, device, policy_class=policy_class, custom_objects=custom_objects
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        checkpoint_folder: str | Path,
+        env: GymEnv | str | None = None,
+        demonstrations: Demonstrations | None = None,
+        *,
+        validation: Demonstrations | None = None,
+        eval_env: GymEnv | str | None = None,
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The agent of the last good checkpoint; `learn` with the same total then resumes the run.
+
+        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. Callbacks start
+        anew: their own state is not kept.
+
+        Args:
+            checkpoint_folder: of the run.
+            env: an environment like the run's.
+            demonstrations: the same as those of the run.
+            validation: the same as those of the run, if they were given separately.
+            eval_env: an evaluation environment like the run's.
+            tensorboard_log: the folder for TensorBoard files that the run had.
+            verbose: 0 nothing, 1 logs on the terminal.
+            device: as SB3's.
+            policy_class: see `load`.
+            custom_objects: see `load`.
+
+        Raises:
+            SafeFileError: no checkpoint can be read.
+            ValueError: there is no run, or the demonstrations are others.
+        """
+        run = _folder_of_run(checkpoint_folder)
+        run.check_resumable()
+        check_given("demonstrations", demonstrations, "BC.resume")
+        agent = cls._read(
+            run.path / RESUME_FILE,
+            env,
+            demonstrations,
+            device,
+            policy_class=policy_class,
+            custom_objects=custom_objects,
+            validation=validation,
+            eval_env=eval_env,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            checkpoint_folder=run.path,
+        )
+        agent._restore_checkpoint()
+        run.delete_leftovers()
+        return agent
+
+    @classmethod
+    def _read(
+        cls,
+        path: Path,
+        env: GymEnv | str | None,
+        demonstrations: Demonstrations | None,
+        device: torch.device | str,
+        *,
+        policy_class: type[BasePolicy] | None,
+        custom_objects: Mapping[str, Any] | None,
+        **others: Any,
+    ) -> Self:
+        given = dict(custom_objects or {})
+        own = {name: given.pop(name) for name in ("smoothing", "reference", "learning_rate") if name in given}
+        file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
+        arguments, missing = decode_arguments(path, file)
+        policy: Any = file.policy
+        try:
+            its_spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
+        if env is not None:
+            env = wrap_env("env", env)
+            check_same_spaces("env", (env.observation_space, env.action_space), its_spaces)
+        if demonstrations is None or others.get("validation") is not None:
+            arguments["validation_fraction"] = 0.0
+        if demonstrations is None:
+            arguments["early_stopping_patience"] = None
+        where = its_spaces if env is None else env
+        agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
+        try:
+            load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
+            agent._set_counters(file.config["counters"])
+            if "learning_rate" in own:  # the optimiser's state brought the file's back
+                set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
+        agent.missing = tuple(name for name in missing if name not in own)
+        return agent
+
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as a file holds them; a callable becomes None, see `decode_arguments`."""
+        special = {
+            "smoothing": encode_smoothing(self.smoothings),
+            "reference": encode_smoothing(self.references),
+            "learning_rate": None if callable(self.learning_rate) else self.learning_rate,
+            "action_bins": None if self.bins is None else self.bins.num_bins,
+            "early_stopping_patience": None if self.early_stopping is None else self.early_stopping.patience,
+        }
+        return {name: special[name] if name in special else getattr(self, name) for name in ARGUMENTS}
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "num_timesteps": self.progress.step,
+            "total_timesteps": self.progress.end,
+            "num_timesteps_at_start": self.progress.start,
+            "first_epoch": self._first_epoch,
+        }
+
+    def _set_counters(self, counters: Mapping[str, Any]) -> None:
+        names = ("num_timesteps", "num_timesteps_at_start", "total_timesteps")
+        self.progress.step, self.progress.start, self.progress.end = (int(counters[name]) for name in names)
+        self._first_epoch = int(counters["first_epoch"])
+
+    # ---- checkpoints of a run
+
+    def _run_folder(self) -> RunFolder:
+        assert self.checkpoint_folder is not None
+        return _folder_of_run(self.checkpoint_folder)
+
+    def _begin_checkpoints(self) -> None:
+        """Put into the folder what does not change during a run, and the run's first checkpoint.
+
+        Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a
+        pair that fits. Where there are none, the resume file alone says how the run began.
+        """
+        run = self._run_folder()
+        if run.steps():
+            self._write_checkpoint()
+            self.save(run.path / RESUME_FILE)
+        else:
+            self.save(run.path / RESUME_FILE)
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        """Write all that changes during a run: parameters, optimiser, random state, counters, early stopping."""
+        self._check_finite()
+        with self._clock.paused():
+            tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
+            stopping = self.early_stopping
+            config = {
+                "counters": self._counters(),
+                "optimizer": optimizer,
+                "early_stopping": None if stopping is None else stopping.to_config(),
+                "fingerprints": self.fingerprints,
+            }
+            parts: dict[str, Mapping[str, Tensor]] = {
+                "policy": self.policy.state_dict(),
+                "optimizer": tensors,
+                "best": {} if stopping is None else stopping.parameters,
+            }
+            self._run_folder().save(self.num_timesteps, config, parts)
+        self.policy.set_training_mode(True)
+
+    def _restore_checkpoint(self) -> None:
+        """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
+        checkpoint = self._run_folder().latest()
+        self.is_resumed = True
+        if checkpoint is None:
+            return
+        config, tensors = checkpoint.config, checkpoint.tensors
+        saved = dict(zip(DATA, config["fingerprints"], strict=True))
+        given = dict(zip(DATA, self.fingerprints, strict=True))
+        check_given_again(saved, given, self._run_folder().path)
+        self.policy.load_state_dict(tensors["policy"])
+        load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+        if self.early_stopping is not None:
+            best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
+            self.early_stopping.load(config["early_stopping"], best)
+        self._set_counters(config["counters"])
+        self._rng = tensors["rng"]
+
+
+def _folder_of_run(folder: str | Path) -> RunFolder:
+    return RunFolder(
+        folder, unit="batch", resume="BC.resume or, in its own agent, learn(..., reset_num_timesteps=False)"
+    )

@@ -1,0 +1,304 @@
+"""Measures of a cloned policy for log lines and figures, read in one pass with one wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
+from torch import Tensor, nn
+
+from rlsmooth.agents.cloning.training_data import Smoothings, TrainingData, action_target, target_matrices
+from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
+from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
+from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.targets import GaussianTarget, gaussian
+from rlsmooth.training.run import spread_evenly
+
+__all__ = [
+    "CloningMeasures",
+    "TransitionMeasures",
+    "distribution_figures",
+    "has_tensorboard",
+    "l2_norm",
+    "measure_transitions",
+    "summarise",
+    "target_figures",
+    "write_to_tensorboard",
+]
+
+MEASURED_TRANSITIONS = 2048
+MEASURED_BYTES = 64 * 2**20
+NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
+VALIDATED = (
+    "loss",
+    "cross_entropy",
+    "nll_hard",
+    "prob_true_act",
+    "policy_entropy",
+    "entropy_frac",
+    "kl_uniform",
+    "kl_reference",
+    "accuracy",
+    "ece",
+)
+"""The tags that have a `val_` form."""
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionMeasures:
+    """Numbers of each row, on the device; nats. Those of components are `[B, C]`, `None` for a Box.
+
+    Attributes:
+        cross_entropy: `[B]`, with the smoothed target.
+        nll: `[B]`, of the demonstrated action.
+        kl_reference: `[B]`, KL(reference‖pi).
+        weights: `[B]`.
+        entropy: `[B, C]`; differential, `[B, 1]`, for a Box.
+        kl_uniform: `[B, C]`, KL(uniform over the legal‖pi).
+        max_entropy: `[B, C]`, the entropy of the uniform: log of the number of legal choices.
+        confidence: `[B, C]`, the largest probability.
+        hit: `[B, C]` bool, whether the most probable choice is the demonstrated one.
+    """
+
+    cross_entropy: Tensor
+    nll: Tensor
+    kl_reference: Tensor
+    weights: Tensor
+    entropy: Tensor
+    kl_uniform: Tensor | None = None
+    max_entropy: Tensor | None = None
+    confidence: Tensor | None = None
+    hit: Tensor | None = None
+
+    def reliability(self) -> ReliabilityBins:
+        """The bins of a reliability diagram, over rows and components."""
+        assert self.confidence is not None
+        assert self.hit is not None
+        weights = self.weights.unsqueeze(-1).expand(self.confidence.shape)
+        return reliability_bins(self.confidence, self.hit, weights=weights)
+
+
+class CloningMeasures:
+    """Measures of a policy on its training and validation transitions, for log lines, figures and early stopping.
+
+    Each method leaves the policy in evaluation mode.
+
+    Args:
+        head: of the policy.
+        smoothings: one a group of the head.
+        training: of which up to 2048 transitions, evenly spread, represent all.
+        validation: read in full.
+        kl_coef: of the KL term in `loss`.
+        own_reference: `kl_reference` is towards the targets' own reference; else towards the KL term's.
+    """
+
+    def __init__(
+        self,
+        head: ActionHead,
+        smoothings: Smoothings,
+        training: TrainingData | None,
+        validation: TrainingData | None,
+        *,
+        kl_coef: float,
+        own_reference: bool,
+    ) -> None:
+        self.head = head
+        self.smoothings = smoothings
+        self.kl_coef = kl_coef
+        self.own_reference = own_reference
+        self._training = training
+        self._validation = validation
+        self._spread: TensorBatch | None = None
+
+    def training(self, progress: float) -> dict[str, float]:
+        """Means over the training transitions, with their targets as of `progress` remaining."""
+        return self._summary([self._monitored()], progress)
+
+    def validation(self, progress: float) -> dict[str, float]:
+        """Means over the validation transitions; empty where there are none."""
+        if self._validation is None:
+            return {}
+        # Targets that training keeps dense don't contain their reference: they are made again.
+        found = self._summary((chunk._replace(target=None) for chunk in self._validation.chunks()), progress)
+        return {name: found[name] for name in VALIDATED if name in found}
+
+    def transitions(self, progress: float) -> TransitionMeasures:
+        """The measures of each training transition that log lines are about."""
+        return self._measures([self._monitored()], progress)
+
+    def _monitored(self) -> TensorBatch:
+        data = self._training
+        assert data is not None
+        if self._spread is None:
+            count = min(len(data), MEASURED_TRANSITIONS, max(1, MEASURED_BYTES // data.transition_bytes))
+            self._spread = data.compact(spread_evenly(len(data), count))
+        return self._spread
+
+    def _summary(self, batches: Iterable[TensorBatch], progress: float) -> dict[str, float]:
+        several = isinstance(self.head, CategoricalHead) and self.head.kind == "multi_discrete"
+        return summarise(self._measures(batches, progress), kl_coef=self.kl_coef, by_component=several)
+
+    def _measures(self, batches: Iterable[TensorBatch], progress: float) -> TransitionMeasures:
+        self.head.policy.set_training_mode(False)
+        parts = []
+        for batch in batches:
+            target = batch.target
+            if target is None:
+                target = action_target(self.head, self.smoothings, batch, progress=progress)
+            parts.append(measure_transitions(self.head, batch, target, own_reference=self.own_reference))
+        return concatenate(parts)
+
+
+@torch.no_grad()
+def measure_transitions(
+    head: CategoricalHead | GaussianHead, batch: TensorBatch, target: ActionTarget, *, own_reference: bool
+) -> TransitionMeasures:
+    """The numbers of some rows under the policy as it is.
+
+    Args:
+        head: of the policy.
+        batch: the rows.
+        target: of the rows; compact, so that it tells its reference.
+        own_reference: `kl_reference` is towards the target's own reference; else towards the KL term's.
+    """
+    outputs = head.outputs(batch.observations)
+    weights = torch.ones(len(batch.labels), device=batch.labels.device) if batch.weights is None else batch.weights
+    if isinstance(head, GaussianHead):
+        assert isinstance(target, GaussianTarget)
+        mean, log_std = (output.float() for output in outputs)
+        hard = gaussian(batch.labels, 0.0, validate=False)
+        return TransitionMeasures(
+            gaussian_cross_entropy(mean, log_std, target, reduction="none"),
+            gaussian_cross_entropy(mean, log_std, hard, reduction="none"),
+            gaussian_kl_divergence(
+                mean,
+                log_std,
+                head.reference_mean,
+                head.reference_std,
+                direction="reference_to_policy",
+                reduction="none",
+            ),
+            weights,
+            gaussian_entropy(log_std.expand(mean.shape)).unsqueeze(-1),
+        )
+    assert isinstance(target, tuple)
+    parts = []  # one a group, [B, C of the group]
+    labels, masks = head.label_groups(batch.labels), head.mask_groups(batch.masks)
+    for place, (logits, label, mask, goal) in enumerate(zip(outputs, labels, masks, target, strict=True)):
+        reference = None if own_reference or batch.reference is None else batch.reference[place]
+        found = measure_predictions(logits, goal, mask, labels=label, reference=reference)
+        if reference is None and not own_reference:
+            found = found._replace(kl_reference=found.kl_uniform)
+        is_joint = found.hit.ndim == 2
+        parts.append(found if is_joint else PredictionMeasures(*(column.unsqueeze(-1) for column in found)))
+    joined = PredictionMeasures.concatenate(parts, dim=-1)
+    return TransitionMeasures(
+        joined.cross_entropy.sum(-1),
+        joined.nll.sum(-1),
+        joined.kl_reference.sum(-1),
+        weights,
+        joined.entropy,
+        joined.kl_uniform,
+        joined.max_entropy,
+        joined.confidence,
+        joined.hit,
+    )
+
+
+def concatenate(parts: Iterable[TransitionMeasures]) -> TransitionMeasures:
+    """The rows of several parts as one."""
+    listed = list(parts)
+    if len(listed) == 1:
+        return listed[0]
+    columns = zip(*(vars(part).values() for part in listed), strict=True)
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return TransitionMeasures(*joined)
+
+
+def summarise(rows: TransitionMeasures, *, kl_coef: float, by_component: bool) -> dict[str, float]:
+    """Weighted means of the rows, as numbers: the one place that waits for the device.
+
+    `accuracy` and `ece` are over rows and components; `entropy_frac` over rows with a component of at least two legal
+    choices.
+
+    Args:
+        rows: see `measure_transitions`.
+        kl_coef: of the KL term in `loss`.
+        by_component: give `entropy_dim<i>` too.
+    """
+    weights = rows.weights
+    policy_entropy = rows.entropy.sum(-1)
+    regulariser = kl_coef * rows.kl_reference if kl_coef else torch.zeros_like(rows.kl_reference)
+    columns = {
+        "loss": rows.cross_entropy + regulariser,
+        "cross_entropy": rows.cross_entropy,
+        "nll_hard": rows.nll,
+        "prob_true_act": (-rows.nll).exp(),
+        "policy_entropy": policy_entropy,
+        "kl_reference": rows.kl_reference,
+        "ent_loss": regulariser,
+    }
+    found = {name: reduce(column, weights, "mean") for name, column in columns.items()}
+    if (
+        rows.kl_uniform is not None
+        and rows.max_entropy is not None
+        and rows.hit is not None
+        and rows.confidence is not None
+    ):
+        share, several = entropy_fractions(policy_entropy, rows.max_entropy.sum(-1))
+        found["entropy_frac"] = reduce(share, torch.where(several, weights, 0.0), "mean")
+        found["kl_uniform"] = reduce(rows.kl_uniform.sum(-1), weights, "mean")
+        found["accuracy"] = reduce(rows.hit.to(torch.float32).mean(-1), weights, "mean")
+        spread = weights.unsqueeze(-1).expand(rows.confidence.shape)
+        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread)
+    if by_component:
+        for place, column in enumerate(rows.entropy.unbind(-1)):
+            found[f"entropy_dim{place}"] = reduce(column, weights, "mean")
+    values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
+    return dict(zip(found, values, strict=True))
+
+
+def l2_norm(policy: nn.Module) -> Tensor:
+    """Half the sum of the squared parameters, as imitation defines it."""
+    return torch.stack([parameter.square().sum() for parameter in policy.parameters()]).sum() / 2
+
+
+def target_figures(head: ActionHead, smoothings: Smoothings) -> dict[str, Any]:
+    """The target of each label as an image, by TensorBoard tag."""
+    found = {}
+    for name, matrix in target_matrices(head, smoothings).items():
+        figure, axes = new_figure()
+        draw_target_matrix(axes, matrix)
+        found[f"bc/{name}"] = Figure(figure, close=False)
+    return found
+
+
+def distribution_figures(measures: TransitionMeasures) -> dict[str, Any]:
+    """The distribution of entropies over states, and a reliability diagram, by TensorBoard tag."""
+    found: dict[str, Any] = {"eval/entropy_per_state": measures.entropy.sum(-1).cpu()}
+    if measures.confidence is not None and measures.hit is not None:
+        figure, axes = new_figure()
+        weights = measures.weights.unsqueeze(-1).expand(measures.confidence.shape)
+        ece = float(calibration_error(measures.confidence, measures.hit, weights=weights))
+        draw_reliability(axes, measures.reliability(), ece=ece)
+        found["eval/reliability"] = Figure(figure, close=False)
+    return found
+
+
+def has_tensorboard(logger: Logger) -> bool:
+    """Whether anybody sees figures: drawing takes longer than many a run."""
+    return any(isinstance(output, TensorBoardOutputFormat) for output in logger.output_formats)
+
+
+def write_to_tensorboard(logger: Logger, values: Mapping[str, Any], step: int) -> None:
+    """Write figures and histograms past the logger's `dump`: without numbers that would be an empty table elsewhere."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            for name, value in values.items():
+                output.write({name: value}, {name: NOT_FOR_TEXT}, step=step)

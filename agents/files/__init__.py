@@ -1,0 +1,1 @@
+"""Agent files and exact checkpoints: JSON and tensors, no pickle."""

@@ -1,0 +1,634 @@
+"""Checkpoints that a killed run goes on from as if nothing had happened, bit for bit.
+
+Train with
+
+    model.learn(total, callback=ExactCheckpointCallback(10_000, folder))
+
+and after a kill, in a new process, with environments built as before:
+
+    run = load_checkpoint(folder, env)
+    run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
+
+Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
+have counted and collected comes back too, text apart: a file must not say where a callback writes. A callback may also
+say itself what is kept of it: see `rlsmooth.agents.files.exact_checkpoint.HasExactState`. On the CPU, with
+environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
+the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
+`rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
+episodes.
+
+Off-policy algorithms are kept with what is in their replay buffer (a checkpoint is as large as that), the noise of
+their actions and their exploration. A HerReplayBuffer, a buffer that saves memory by sharing observations, and one of a
+class of your own can't be kept.
+
+Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
+after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rlsmooth.agents.files.algorithm_file import (
+    ALGORITHM_BASES,
+    Algorithm,
+    extra_modules,
+    load_agent,
+    load_extra_modules,
+    load_optimizers,
+    optimizers,
+    plain_attributes,
+    save_agent,
+    set_plain_attributes,
+)
+from rlsmooth.agents.files.algorithm_state import buffer_state, check_buffer, cut_off_episodes, set_buffer_state
+from rlsmooth.agents.files.policy_file import load_parameters
+from rlsmooth.agents.files.run_state import (
+    action_noise_state,
+    arrays_from_tensors,
+    interaction_state,
+    logger_state,
+    noise_state,
+    set_action_noise_state,
+    set_interaction_state,
+    set_logger_state,
+    set_noise_state,
+    set_vec_env_state,
+    state_from_tree,
+    state_to_tree,
+    tensors_from_arrays,
+    vec_env_state,
+)
+from rlsmooth.agents.sb3 import total_timesteps
+from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.envs.snapshot_values import (
+    CannotSnapshotError,
+    class_name,
+    may_hold_data,
+    plain_value,
+    stable_name,
+    value_from_plain,
+)
+from rlsmooth.training import (
+    Checkpoint,
+    SafeFileError,
+    checkpoint_steps,
+    execution_state,
+    latest_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    tree_from_json,
+    tree_to_json,
+    warn_if_execution_differs,
+)
+
+__all__ = [
+    "MODEL_FILE",
+    "ExactCheckpointCallback",
+    "HasExactState",
+    "ResumedRun",
+    "callback_states",
+    "changed_states",
+    "load_checkpoint",
+    "own_states",
+    "set_callback_states",
+    "set_own_states",
+]
+
+
+CALLBACK_LEAVES = {"model", "logger", "training_env", "locals", "globals", "parent"}
+
+
+@runtime_checkable
+class HasExactState(Protocol):
+    """A callback that knows what a resumed run needs of it, such as the rest of a trainer that it belongs to.
+
+    Give a `BaseCallback` the two methods; it need not inherit from this class. The state is a dict with str keys of
+    numbers, text, None, arrays, tensors, random generators of numpy and of Python, and containers of these. All come
+    back as they were, tensors on the CPU.
+
+    Example:
+        >>> class Count(BaseCallback):
+        ...     steps = 0
+        ...     def _on_step(self): self.steps += 1; return True
+        ...     def exact_state(self): return {"steps": self.steps}
+        ...     def set_exact_state(self, state, *, episodes_go_on): self.steps = state["steps"]
+        >>> isinstance(Count(), HasExactState)
+        True
+    """
+
+    def exact_state(self) -> dict[str, Any]:
+        """The state between two rollouts; not changed afterwards by what the callback does next."""
+
+    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+        """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
+
+        Args:
+            state: what `exact_state` gave.
+            episodes_go_on: False: the environments could not be put back and were reset, so what belongs to running
+                episodes must not come back either.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+
+
+def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
+    """What each callback of a run has counted and collected, and where its own environments are.
+
+    Args:
+        root: the callback that `learn` made of what it was given.
+        own: the one to leave out.
+
+    Returns:
+        One entry a callback, in order, those with a state of their own apart: `"class"`, `"values"` (attributes that
+        are plain data without text, which may say where to write), `"envs"`.
+    """
+    return [
+        {
+            "class": class_name(callback),
+            "values": dict(_plain_values(callback)),
+            "envs": {name: vec_env_state(env) for name, env in vars(callback).items() if _is_own_env(name, env)},
+        }
+        for callback in _callbacks(root, own)
+        if not isinstance(callback, HasExactState)
+    ]
+
+
+def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any]]) -> str:
+    """Put back what `callback_states` gave: into the first callback of a class what the first had, and so on.
+
+    A callback of a class that the run did not have starts anew, and what a class had that is not there any more is
+    left out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
+
+    Returns:
+        "", or what could not be put back.
+    """
+    problems = []
+    for name, callbacks, saved in _matched(root, own, states):
+        if callbacks and len(callbacks) != len(saved):
+            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
+            continue
+        problems += [_set_callback(callback, state) for callback, state in zip(callbacks, saved, strict=False)]
+    return "; ".join(problem for problem in problems if problem)
+
+
+def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
+    """What the callbacks with a state of their own (`HasExactState`) give.
+
+    Args:
+        root: the callback that `learn` made of what it was given.
+        own: the one to leave out.
+
+    Returns:
+        One entry a callback, in order: `"class"`, `"state"`.
+
+    Raises:
+        CannotSnapshotError: a state is not what `HasExactState` allows; the message says where.
+    """
+    return [
+        {"class": class_name(callback), "state": state_to_tree(callback.exact_state(), class_name(callback))}
+        for callback in _callbacks(root, own)
+        if isinstance(callback, HasExactState)
+    ]
+
+
+def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
+    """Put back what `own_states` gave; a callback of another class starts anew.
+
+    Returns:
+        "", or which callbacks are not there: a run without them is another run.
+
+    Raises:
+        CannotSnapshotError: the data is malformed.
+        ValueError: by a callback, if its state does not fit it.
+    """
+    problems = []
+    for name, callbacks, saved in _matched(root, own, states):
+        if len(callbacks) != len(saved):
+            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
+            continue
+        for callback, state in zip(callbacks, saved, strict=True):
+            assert isinstance(callback, HasExactState)
+            callback.set_exact_state(state_from_tree(state["state"]), episodes_go_on=episodes_go_on)
+    return "; ".join(problems)
+
+
+def changed_states(states: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The states without the values that are as they were: arguments, which a resumed run may give anew."""
+    return [
+        {
+            **state,
+            "values": {
+                name: value
+                for name, value in state["values"].items()
+                if name not in before["values"] or not _equal(value, before["values"][name])
+            },
+        }
+        for state, before in zip(states, baseline, strict=True)
+    ]
+
+
+def _matched(
+    root: Any, own: BaseCallback, states: list[dict[str, Any]]
+) -> Iterator[tuple[str, list[BaseCallback], list[dict[str, Any]]]]:
+    """For each class in the states its name, the callbacks of it, and its states."""
+    found = list(_callbacks(root, own))
+    for name in dict.fromkeys(stable_name(state["class"]) for state in states):
+        callbacks = [callback for callback in found if stable_name(class_name(callback)) == name]
+        yield name, callbacks, [state for state in states if stable_name(state["class"]) == name]
+
+
+def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
+    problems = []
+    for name, encoded in state["values"].items():
+        value = value_from_plain(encoded)
+        if name in CALLBACK_LEAVES or not may_hold_data(type(callback), name) or _has_text(value):
+            problems.append(f"{name} of {class_name(callback)} is not the file's to set")
+        else:
+            vars(callback)[name] = value
+    for name, kept in state["envs"].items():
+        env = vars(callback).get(name)
+        try:
+            problems.append(set_vec_env_state(env, kept) if isinstance(env, VecEnv) else f"{name} is no VecEnv")
+        except CannotSnapshotError as error:
+            problems.append(str(error))
+    return "; ".join(problem for problem in problems if problem)
+
+
+def _callbacks(root: Any, own: BaseCallback) -> Iterator[BaseCallback]:
+    """The callback and those in it, outside in, each once."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        callback = stack.pop()
+        if not isinstance(callback, BaseCallback) or id(callback) in seen:
+            continue
+        seen.add(id(callback))
+        if callback is not own and not isinstance(callback, (CallbackList, ProgressBarCallback)):
+            yield callback
+        inner = [value for name, value in vars(callback).items() if name not in CALLBACK_LEAVES]
+        lists = [item for value in inner if isinstance(value, (list, tuple)) for item in value]
+        stack += reversed([value for value in [*inner, *lists] if isinstance(value, BaseCallback)])
+
+
+def _plain_values(callback: BaseCallback) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(callback).items():
+        if name in CALLBACK_LEAVES or not may_hold_data(type(callback), name) or _has_text(value):
+            continue
+        try:
+            yield name, plain_value(value, name)
+        except CannotSnapshotError:
+            continue  # loggers, files, networks: the resumed run makes its own
+
+
+def _has_text(value: object) -> bool:
+    """Whether it is text or a container with text in it, names of entries apart."""
+    if isinstance(value, (str, bytes)):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "SU"
+    items = list(value.values()) if isinstance(value, dict) else value
+    try:
+        return isinstance(items, (list, tuple, set, frozenset, deque)) and any(map(_has_text, items))
+    except RecursionError:  # it holds itself, and nobody knows what else
+        return True
+
+
+def _is_own_env(name: str, value: object) -> bool:
+    return isinstance(value, VecEnv) and name not in CALLBACK_LEAVES
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+MODEL_FILE = "model.zip"
+"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedRun:
+    """A run that stands where its last checkpoint was written.
+
+    Attributes:
+        model: the algorithm, with its environments.
+        callback: to be given to `learn`: it puts back the random state when the first rollout starts, and goes on
+            writing checkpoints.
+        total_timesteps: what the run was to reach, in environment steps.
+        remaining_timesteps: what is left of it; 0 for a finished run.
+        is_exact: whether the environments are where they were; False: `learn` starts new episodes.
+        callback_states: of callbacks that keep a state of their own (`HasExactState`): the full name of their class to
+            the state of the first of that class. What a trainer around the algorithm needs to be built again.
+    """
+
+    model: Any
+    callback: ExactCheckpointCallback
+    total_timesteps: int
+    remaining_timesteps: int
+    is_exact: bool
+    callback_states: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class ExactCheckpointCallback(BaseCallback):
+    """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
+
+    Args:
+        save_freq: environment steps between two checkpoints. They are written when a rollout starts, which off-policy
+            algorithms do every `train_freq` steps or episodes.
+        save_path: the folder, for this run alone.
+        keep: how many checkpoints to keep.
+        verbose: 1 prints each path.
+
+    Raises:
+        TypeError: `save_freq` or `keep` is no whole number; by `learn`, if the replay buffer can't be kept.
+        ValueError: one is under 1, or the folder can't be written to; by `learn`, if the folder holds another run.
+
+    Example:
+        >>> import tempfile
+        >>> from stable_baselines3 import PPO
+        >>> folder = tempfile.mkdtemp()
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu")
+        >>> _ = model.learn(256, callback=ExactCheckpointCallback(128, folder))
+        >>> run = load_checkpoint(folder, "CartPole-v1", device="cpu")
+        >>> run.model.num_timesteps, run.remaining_timesteps, run.is_exact
+        (256, 0, True)
+    """
+
+    def __init__(self, save_freq: int, save_path: str | Path, *, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.save_freq = check_positive_int("save_freq", save_freq)
+        self.keep = check_positive_int("keep", keep)
+        self.save_path = check_writable_folder("save_path", save_path)
+        self._pending: Checkpoint | None = None
+        self._is_exact = True
+        self._root: Any = None
+        self._baseline: list[dict[str, Any]] | None = None
+        self._saved_at: int | None = None
+        self._is_between_rollouts = False
+        self._has_warned = False
+
+    def resume_from(self, checkpoint: Checkpoint, *, is_exact: bool) -> None:
+        """Restore the rest of `checkpoint` at the next rollout; `load_checkpoint` calls this.
+
+        Args:
+            checkpoint: the one that the algorithm was loaded from.
+            is_exact: whether the environments are where they were, so that episodes continue.
+        """
+        self._pending, self._is_exact, self._has_warned = checkpoint, is_exact, not is_exact
+
+    def _on_training_start(self) -> None:
+        self._root = self.locals["callback"]
+        self._baseline = None
+        if isinstance(self.model, OffPolicyAlgorithm):
+            check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
+        if self._pending is not None:
+            if self.num_timesteps != self._pending.step:
+                raise ValueError(
+                    f"num_timesteps is {self.num_timesteps}, the checkpoint's {self._pending.step}: resume with "
+                    "learn(run.remaining_timesteps, ..., reset_num_timesteps=False)."
+                )
+            return
+        steps = checkpoint_steps(self.save_path)
+        if steps and (self._saved_at is None or steps[-1] > self.num_timesteps):
+            raise ValueError(
+                f"save_path={str(self.save_path)!r} holds the checkpoints of a run that reached {steps[-1]}: go on "
+                "with it by load_checkpoint, or name another folder."
+            )
+
+    def _on_rollout_start(self) -> None:
+        self._is_between_rollouts = False
+        if self._baseline is not None:
+            assert self._saved_at is not None
+            if self.num_timesteps - self._saved_at >= self.save_freq:
+                self._save(noise_state(self._model))
+            return
+        self._baseline = callback_states(self._root, self)
+        if self._pending is not None:
+            self._restore(self._pending)
+            self._pending = None
+            self._save_model()
+        elif checkpoint_steps(self.save_path):
+            # The checkpoint first: a kill in between then leaves a pair that fits.
+            self._save(noise_state(self._model))
+            self._save_model()
+        else:
+            self._save_model()
+            self._save(noise_state(self._model))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._is_between_rollouts = True
+
+    def _on_training_end(self) -> None:
+        # A run that a callback stopped in the middle of a rollout has no state to go on from.
+        if self._is_between_rollouts and self.num_timesteps != self._saved_at:
+            self._save(None)  # gSDE draws its noise when the next rollout starts
+
+    @property
+    def _model(self) -> Algorithm:
+        assert isinstance(self.model, ALGORITHM_BASES)
+        return self.model
+
+    def _save_model(self) -> None:
+        save_agent(self._model, self.save_path / MODEL_FILE)
+
+    def _save(self, noise: Mapping[str, Tensor] | None) -> None:
+        model = self._model
+        assert self._baseline is not None
+        interaction = interaction_state(model)
+        problem = interaction["env"]["problem"]
+        if problem and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"A run resumed from here starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
+        kept = {
+            "interaction": interaction,
+            "action_noise": action_noise_state(model),
+            "logger": logger_state(model.logger),
+            "callbacks": changed_states(callback_states(self._root, self), self._baseline),
+            "own_states": own_states(self._root, self),
+        }
+        run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
+        optimizer, optimizer_tensors = optimizers(model)
+        modules, module_tensors = extra_modules(model)
+        buffer, rows = _buffer_state(model)
+        path = save_checkpoint(
+            self.save_path,
+            model.num_timesteps,
+            config={
+                "total_timesteps": total_timesteps(model),
+                "n_envs": model.n_envs,
+                "save_freq": self.save_freq,
+                "keep": self.keep,
+                "attributes": plain_attributes(model),
+                "optimizer": optimizer,
+                "modules": modules,
+                "replay_buffer": buffer,
+                "has_noise": noise is not None,
+                "execution": execution_state(),
+                "run": run,
+            },
+            tensors={
+                "policy": model.policy.state_dict(),
+                "optimizer": optimizer_tensors,
+                "modules": module_tensors,
+                "replay_buffer": rows,
+                "noise": noise or {},
+                "rng": rng_state(),
+                "run": run_tensors,
+            },
+            keep=self.keep,
+        )
+        self._saved_at = model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Saved a checkpoint to {path}")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """What `learn` itself has changed since the checkpoint was loaded."""
+        model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
+        run = _run_of(checkpoint)
+        set_logger_state(model.logger, run["logger"])
+        problems = [
+            set_callback_states(self._root, self, run["callbacks"]),
+            set_own_states(self._root, self, run.get("own_states", []), episodes_go_on=self._is_exact),
+        ]
+        for problem in filter(None, problems):
+            warnings.warn(f"The state of the callbacks was not put back: {problem}.", RuntimeWarning, stacklevel=2)
+        if self._is_exact:
+            # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
+            set_interaction_state(model, run["interaction"])
+            set_action_noise_state(model, run.get("action_noise"))
+        self._saved_at = checkpoint.step
+        set_rng_state(tensors["rng"])
+        set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    env: GymEnv | str,
+    *,
+    device: torch.device | str = "auto",
+    model_class: type[Algorithm] | None = None,
+    policy_class: type[BasePolicy] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    tensorboard_log: str | Path | None = None,
+    verbose: int = 0,
+) -> ResumedRun:
+    """The run in a folder of `ExactCheckpointCallback`, as it stood when its last good checkpoint was written.
+
+    A checkpoint that a kill or a disk left damaged is passed over with a warning.
+
+    Args:
+        folder: `save_path` of the run.
+        env: built and wrapped as that of the run, with as many environments.
+        device: as in Stable-Baselines3.
+        model_class: see `load_agent`.
+        policy_class: see `load_agent`.
+        custom_objects: see `load_agent`.
+        tensorboard_log: as of the run.
+        verbose: as in Stable-Baselines3.
+
+    Raises:
+        ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
+            environments are others, or the replay buffer is of another size.
+        SafeFileError: no checkpoint can be read, or it does not fit.
+
+    Example:
+        See `ExactCheckpointCallback`.
+    """
+    folder = Path(folder).expanduser()
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None or not (folder / MODEL_FILE).is_file():
+        raise ValueError(f"folder={str(folder)!r} holds no run to go on with: start it from the beginning.")
+    model: Algorithm = load_agent(
+        folder / MODEL_FILE,
+        env=env,
+        device=device,
+        model_class=model_class,
+        policy_class=policy_class,
+        custom_objects=custom_objects,
+        tensorboard_log=tensorboard_log,
+        verbose=verbose,
+    )
+    try:
+        problem = _apply(checkpoint, model)
+        callback = ExactCheckpointCallback(
+            checkpoint.config["save_freq"], folder, keep=checkpoint.config["keep"], verbose=verbose
+        )
+        total = int(checkpoint.config["total_timesteps"])
+        states = {
+            stable_name(kept["class"]): state_from_tree(kept["state"])
+            for kept in reversed(_run_of(checkpoint).get("own_states", ()))
+        }
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
+    if problem:
+        warnings.warn(f"The resumed run starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
+    warn_if_execution_differs(checkpoint.config["execution"])
+    for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
+        leftover.unlink(missing_ok=True)
+    callback.resume_from(checkpoint, is_exact=not problem)
+    return ResumedRun(
+        model=model,
+        callback=callback,
+        total_timesteps=total,
+        remaining_timesteps=max(0, total - model.num_timesteps),
+        is_exact=not problem,
+        callback_states=states,
+    )
+
+
+def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
+    """Put back all that `learn` leaves alone; returns why the environments could not be, or ""."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if config["n_envs"] != model.n_envs:
+        raise ValueError(f"env has {model.n_envs} environments, the run had {config['n_envs']}: build as many.")
+    load_parameters(checkpoint.path, model.policy, tensors["policy"])
+    load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
+    load_optimizers(model, config["optimizer"], tensors["optimizer"])
+    set_plain_attributes(model, config["attributes"])
+    if isinstance(model, OffPolicyAlgorithm):
+        set_buffer_state(model.replay_buffer, config["replay_buffer"], tensors.pop("replay_buffer"))
+    problem = set_interaction_state(model, _run_of(checkpoint)["interaction"])
+    if problem and isinstance(model, OffPolicyAlgorithm):
+        assert model.replay_buffer is not None
+        cut_off_episodes(model.replay_buffer)
+    if problem and model.seed is not None:
+        assert model.env is not None
+        model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with
+    return problem
+
+
+def _buffer_state(model: Algorithm) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    if not isinstance(model, OffPolicyAlgorithm):
+        return None, {}
+    assert model.replay_buffer is not None
+    return buffer_state(model.replay_buffer)
+
+
+def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    run: dict[str, Any] = arrays_from_tensors(tree_from_json(checkpoint.config["run"], checkpoint.tensors["run"]))
+    return run

@@ -1,0 +1,441 @@
+"""Agent files: a policy of Stable-Baselines3, and what an agent knows besides, in a file that can't run code.
+
+The file names classes by short names from fixed tables. A class that is not in them is never looked up: the caller
+passes it by `policy_class=` or `custom_objects=`. See `rlsmooth.training.safe_file` for the format.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import get_device
+from torch import Tensor
+
+from rlsmooth.agents.files.known_classes import (
+    ACTIVATIONS,
+    EXTRACTORS,
+    OPTIMIZERS,
+    is_known_policy,
+    listed_policy_name,
+    policy_class_by_name,
+    resample_noise,
+)
+from rlsmooth.agents.sb3 import constructor_parameters, recurrent_arguments
+from rlsmooth.agents.smoothed.references import reference_from_plain, reference_to_plain
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
+from rlsmooth.training.safe_file import SafeFile, check_json
+
+__all__ = [
+    "AgentFile",
+    "agent_from_safe_file",
+    "constant_zero",
+    "constructor_arguments",
+    "custom_name",
+    "decode_arguments",
+    "encode_arguments",
+    "load_agent_file",
+    "load_parameters",
+    "mark_custom",
+    "read_agent_file",
+    "save_agent_file",
+]
+
+
+CUSTOM = "__custom__"
+SHARED = "share_features_extractor"
+SPACES = ("observation_space", "action_space")
+CLASS_TABLES: dict[str, dict[str, type]] = {
+    "activation_fn": ACTIVATIONS,
+    "features_extractor_class": EXTRACTORS,
+    "optimizer_class": OPTIMIZERS,
+}
+
+
+def constant_zero(_: float) -> float:
+    """The learning-rate schedule of a policy that is built for its weights."""
+    return 0.0
+
+
+def mark_custom(named: type) -> dict[str, str]:
+    """What stands for a class that is not in the tables. The full name is for messages: nothing ever imports it."""
+    return {CUSTOM: f"{named.__module__}.{named.__qualname__}"}
+
+
+def custom_name(encoded: Any) -> str | None:
+    """The full name of a class that is not in the tables, or None if `encoded` is no such mark."""
+    if isinstance(encoded, dict) and isinstance(encoded.get(CUSTOM), str):
+        return str(encoded[CUSTOM])
+    return None
+
+
+def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
+    """What the policy's constructor was given, without `lr_schedule`.
+
+    Raises:
+        ValueError: the constructor can't be called with these.
+    """
+    arguments = constructor_parameters(policy)
+    arguments.pop("lr_schedule", None)
+    # Stable-Baselines3 leaves this out of its own list; without it the weights would not fit. The default, which is not
+    # the same for all, stays out, for the sake of subclasses whose constructor does not take it.
+    is_shared = getattr(policy, SHARED, None)
+    if is_shared is not None and is_shared is not _default(type(policy), SHARED):
+        arguments[SHARED] = is_shared
+    arguments |= recurrent_arguments(policy)
+    # None here means "no gSDE"; the constructor's own defaults say it better.
+    for name in ("squash_output", "full_std", "use_expln"):
+        if name in arguments and arguments[name] is None:
+            del arguments[name]
+    try:
+        inspect.signature(type(policy)).bind(lr_schedule=constant_zero, **arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"policy is a {type(policy).__name__} that could not be built again ({error}): let its "
+            "_get_constructor_parameters() give exactly what its constructor takes."
+        ) from error
+    return arguments
+
+
+def _default(policy_class: type[BasePolicy], name: str) -> Any:
+    """The default of a constructor argument, from the nearest class that takes it."""
+    for ancestor in policy_class.__mro__:
+        parameter = inspect.signature(vars(ancestor).get("__init__", _takes_nothing)).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return None
+
+
+def _takes_nothing() -> None:
+    """Stands for a class without a constructor of its own."""
+
+
+def encode_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON and tensors. A class that is not in the tables, or a value that JSON can't hold, is marked as the user's."""
+    encoded: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in arguments.items():
+        if name in SPACES:
+            encoded[name] = space_to_json(value)
+        elif name in CLASS_TABLES:
+            listed = CLASS_TABLES[name].get(value.__name__) is value
+            encoded[name] = value.__name__ if listed else mark_custom(value)
+        else:
+            try:
+                encoded[name], found = tree_to_json(reference_to_plain(value), name)
+            except TypeError as error:
+                encoded[name] = {CUSTOM: str(error)}
+            else:
+                tensors |= found
+    return encoded, tensors
+
+
+def decode_arguments(
+    path: Path, encoded: Mapping[str, Any], *, tensors: Mapping[str, Tensor], custom_objects: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `encode_arguments`; `custom_objects` take the place of the file's.
+
+    Args:
+        path: what errors call the file.
+        encoded: the JSON.
+        tensors: the tensors that it names.
+        custom_objects: argument to value.
+
+    Raises:
+        SafeFileError: a class is not in the tables and not in `custom_objects`, or a value is malformed.
+    """
+    arguments: dict[str, Any] = dict(custom_objects)
+    for name, value in encoded.items():
+        if name in arguments:
+            continue
+        custom = custom_name(value)
+        if custom is not None:
+            example = custom.rpartition(".")[2] if name in CLASS_TABLES else "..."
+            raise SafeFileError(
+                f"{str(path)!r} was saved with a {name} of its writer's own ({custom}). "
+                f"Load it with custom_objects={{{name!r}: {example}}}."
+            )
+        try:
+            if name in SPACES:
+                arguments[name] = space_from_json(value)
+            elif name in CLASS_TABLES:
+                arguments[name] = CLASS_TABLES[name][value]
+            else:
+                arguments[name] = reference_from_plain(tree_from_json(value, tensors))
+        except (ValueError, TypeError, KeyError) as error:
+            known = f"one of {sorted(CLASS_TABLES[name])}" if name in CLASS_TABLES else "what rlsmooth writes"
+            raise SafeFileError(
+                f"{str(path)!r} has {name}={value!r}, which is not {known} ({error}). "
+                f"Use another copy, or give your own: custom_objects={{{name!r}: ...}}."
+            ) from error
+    return arguments
+
+
+FORMAT_NAME = "rlsmooth-agent"
+FORMAT_VERSION = 1
+MEMBERS = {"policy", "arguments", "extra"}
+KEPT_ON_CPU = "replay_buffer/"  # may be larger than a GPU, and is wanted in numpy
+BUILT_FROM = {"observation_space", "action_space"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentFile:
+    """What an agent file held, read, checked and built.
+
+    Attributes:
+        kind: the algorithm that wrote it, such as `"bc"`.
+        policy: the policy, on the device asked for, in evaluation mode, with a fresh optimiser of learning rate 0.
+        config: the plain data that the writer gave (tuples have become lists).
+        tensors: the tensors that the writer gave besides the policy's.
+        versions: version of Python and of each library that wrote the file.
+    """
+
+    kind: str
+    policy: BasePolicy
+    config: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def save_agent_file(
+    path: str | Path,
+    *,
+    kind: str,
+    policy: BasePolicy,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write an agent file, whole or not at all.
+
+    Args:
+        path: the file. As in Stable-Baselines3, `.zip` is added to a name without a suffix, and a missing folder made.
+        kind: the algorithm's short name; `load_agent_file(kind=...)` checks it.
+        policy: of any on-policy or off-policy algorithm of Stable-Baselines3 or sb3-contrib, or ours. Of a policy,
+            extractor, activation or optimiser class of your own the file keeps the name only, and loading asks for it.
+        config: JSON-able: arguments, counters, whatever the algorithm needs to go on.
+        tensors: whatever tensors it needs besides the policy's.
+
+    Returns:
+        The path written, with its suffix.
+
+    Raises:
+        TypeError: `policy` is of no known kind, or a space of its is of an unknown kind, or `config` is not
+            JSON-able.
+        ValueError: the policy's constructor can't be called with what its `_get_constructor_parameters()` gives, or the
+            folder can't be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from gymnasium import spaces
+        >>> from stable_baselines3.common.policies import ActorCriticPolicy
+        >>> policy = ActorCriticPolicy(spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3)
+        >>> path = save_agent_file(f"{tempfile.mkdtemp()}/agent", kind="bc", policy=policy, config={"alpha": 0.1})
+        >>> path.name, load_agent_file(path).config
+        ('agent.zip', {'alpha': 0.1})
+    """
+    if not (isinstance(policy, BasePolicy) and is_known_policy(policy)):
+        raise TypeError(f"policy is a {type(policy).__name__}: pass the policy of an algorithm, such as agent.policy.")
+    check_json(dict(config), "config")
+    path = Path(path).expanduser()
+    path = path if path.suffix else path.with_name(f"{path.name}.zip")
+    encoded, argument_tensors = encode_arguments(constructor_arguments(policy))
+    description = {
+        "class": listed_policy_name(type(policy)) or mark_custom(type(policy)),
+        "arguments": encoded,
+    }
+    check_writable_folder("path", path.parent)
+    write_safe_file(
+        path,
+        {"kind": kind, "policy": description, "config": dict(config)},
+        tensors={"policy": policy.state_dict(), "arguments": argument_tensors, "extra": tensors or {}},
+        format_name=FORMAT_NAME,
+        format_version=FORMAT_VERSION,
+    )
+    return path
+
+
+def load_agent_file(
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    device: torch.device | str = "auto",
+    policy_class: type[BasePolicy] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> AgentFile:
+    """Read an agent file and build its policy. Runs no code that the file could name.
+
+    What a stranger's file can still do is ask for a policy larger than memory.
+
+    Args:
+        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+        kind: the algorithm's short name that must stand in the file; None takes any.
+        device: where the policy and the tensors go, as in Stable-Baselines3: `"auto"` is CUDA if there is one.
+        policy_class: built in place of the class named in the file; needed if that is a class of your own.
+        custom_objects: constructor argument to value, taken in place of the file's: for classes and values of your own,
+            such as `{"features_extractor_class": MyExtractor}`.
+
+    Raises:
+        SafeFileError: as in `read_safe_file`; also if the file is of another kind, names a class that is not known here
+            (the message says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
+
+    Example:
+        See `save_agent_file`.
+    """
+    path, file = read_agent_file(path)
+    return agent_from_safe_file(
+        path, file, kind=kind, device=device, policy_class=policy_class, custom_objects=custom_objects
+    )
+
+
+def read_agent_file(path: str | Path) -> tuple[Path, SafeFile]:
+    """The file's path, with its suffix, and what is in it; nothing is built.
+
+    Args:
+        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+
+    Raises:
+        SafeFileError: as in `read_safe_file`.
+    """
+    path = Path(path).expanduser()
+    if not path.suffix and not path.exists():
+        path = path.with_name(f"{path.name}.zip")
+    return path, read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+
+
+def agent_from_safe_file(
+    path: Path,
+    file: SafeFile,
+    *,
+    kind: str | None,
+    device: torch.device | str,
+    policy_class: type[BasePolicy] | None,
+    custom_objects: Mapping[str, Any] | None,
+) -> AgentFile:
+    """Build the policy of a file that has been read; see `load_agent_file`.
+
+    Args:
+        path: what errors call the file.
+        file: from `read_agent_file`.
+        kind: see there.
+        device: see there.
+        policy_class: see there.
+        custom_objects: see there.
+
+    Raises:
+        SafeFileError: see there.
+    """
+    description = _checked_description(path, file.config, set(file.tensors))
+    if kind is not None and file.config["kind"] != kind:
+        raise SafeFileError(
+            f"{str(path)!r} holds a {file.config['kind']!r} agent, not {kind!r}. Load it with the class of that name."
+        )
+    build = _policy_class(path, description["class"], policy_class)
+    arguments = decode_arguments(
+        path, description["arguments"], tensors=file.tensors["arguments"], custom_objects=custom_objects or {}
+    )
+    # Building draws initial weights that are overwritten at once: the caller's random state must not move for it.
+    with isolated_rng():
+        policy = _build_policy(path, build, arguments)
+        load_parameters(path, policy, file.tensors["policy"])
+        target = get_device(device)
+        policy.to(target)
+        policy.set_training_mode(False)
+        resample_noise(policy)  # drawn from the fresh weights, on the CPU, until now
+    return AgentFile(
+        kind=file.config["kind"],
+        policy=policy,
+        config=file.config["config"],
+        tensors={
+            name: tensor if name.startswith(KEPT_ON_CPU) else tensor.to(target)
+            for name, tensor in file.tensors["extra"].items()
+        },
+        versions=file.versions,
+    )
+
+
+# ---- loading
+
+
+def _checked_description(path: Path, config: Mapping[str, Any], groups: set[str]) -> dict[str, Any]:
+    description = config.get("policy")
+    if not (
+        isinstance(config.get("kind"), str)
+        and isinstance(config.get("config"), dict)
+        and isinstance(description, dict)
+        and isinstance(description.get("arguments"), dict)
+        and set(description["arguments"]) >= BUILT_FROM
+        and "class" in description
+        and groups == MEMBERS
+    ):
+        raise SafeFileError(f"{str(path)!r} lacks a part of an agent file. Use another copy, or save the agent again.")
+    return description
+
+
+def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> type[BasePolicy]:
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, BasePolicy)):
+            raise TypeError(
+                f"policy_class={given!r} is no policy class: pass a subclass of BasePolicy, such as ActorCriticPolicy."
+            )
+        return given
+    custom = custom_name(named)
+    if custom is not None:
+        raise SafeFileError(
+            f"{str(path)!r} was saved with a policy class of its writer's own ({custom}). "
+            f"Import that class and load with policy_class={custom.rpartition('.')[2]}."
+        )
+    try:
+        return policy_class_by_name(named)
+    except ValueError as error:
+        raise SafeFileError(f"{str(path)!r}: {error}") from error
+
+
+def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, Any]) -> BasePolicy:
+    # The arguments are the file's to fill, so any error of torch's, Stable-Baselines3's or a custom class's can come.
+    try:
+        return build(lr_schedule=constant_zero, **arguments)
+    except Exception as error:
+        raise SafeFileError(
+            f"{str(path)!r}: {build.__name__} can't be built from the file's arguments "
+            f"({type(error).__name__}: {error}). "
+            "Check policy_class and custom_objects, or use another copy."
+        ) from error
+
+
+def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:
+    """Put a file's parameters and buffers into a policy, in the dtypes that they have in the file.
+
+    Args:
+        path: what errors call the file.
+        policy: built already.
+        state: all of its `state_dict()`, on any device.
+
+    Raises:
+        SafeFileError: something is missing, too many, or of another shape.
+    """
+    own = policy.state_dict()
+    problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
+    problems += [f"has {name}, which the policy lacks" for name in sorted(state.keys() - own.keys())]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the policy's has {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise SafeFileError(
+            f"{str(path)!r} does not fit {type(policy).__name__}: {'; '.join(problems[:5])}"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
+            "Check policy_class and custom_objects, or use another copy."
+        )
+    # load_state_dict would cast to the dtype that the policy was built in; the file's is the one that was trained.
+    for name, tensor in [*policy.named_parameters(), *policy.named_buffers()]:
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    policy.load_state_dict(dict(state))

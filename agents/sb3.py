@@ -1,0 +1,184 @@
+"""Stable-Baselines3 and sb3-contrib: the class names and private names of theirs that this package relies on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+__all__ = [
+    "MASKABLE",
+    "RECURRENT",
+    "contrib_is_loaded",
+    "contrib_policies",
+    "has_base",
+    "is_maskable",
+    "recurrent_arguments",
+]
+
+
+def is_maskable(policy: BasePolicy) -> bool:
+    """Whether it is one of sb3-contrib's maskable policies, which take `action_masks` in `predict`."""
+    return has_base(type(policy), "MaskableActorCriticPolicy")
+
+
+def has_base(policy_class: type, name: str) -> bool:
+    """Whether a class of that name is among the ancestors."""
+    # By name: sb3-contrib is an optional extra, which nothing here should import.
+    return any(base.__name__ == name for base in policy_class.__mro__)
+
+
+MASKABLE = ("MaskableActorCriticPolicy", "MaskableActorCriticCnnPolicy", "MaskableMultiInputActorCriticPolicy")
+
+
+RECURRENT = ("RecurrentActorCriticPolicy", "RecurrentActorCriticCnnPolicy", "RecurrentMultiInputActorCriticPolicy")
+
+
+def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
+    """The constructor arguments of sb3-contrib's recurrent policies, which their own list leaves out; else `{}`."""
+    if not contrib_is_loaded():
+        return {}
+    base = contrib_policies(RECURRENT[0])[RECURRENT[0]]
+    if not isinstance(policy, base):
+        return {}
+    policy_of_base: Any = policy
+    return {
+        "lstm_hidden_size": policy_of_base.lstm_output_dim,
+        "n_lstm_layers": policy_of_base.lstm_hidden_state_shape[0],
+        "shared_lstm": policy_of_base.shared_lstm,
+        "enable_critic_lstm": policy_of_base.enable_critic_lstm,
+        "lstm_kwargs": policy_of_base.lstm_kwargs,
+    }
+
+
+def contrib_is_loaded() -> bool:
+    """Whether the program has imported sb3-contrib."""
+    return sys.modules.get("sb3_contrib") is not None
+
+
+def contrib_policies(name: str) -> dict[str, type[BasePolicy]]:
+    """The policies of the module that has the one of that name."""
+    # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
+    if name in MASKABLE:
+        from sb3_contrib.common.maskable import policies as maskable_policies
+
+        return {known: getattr(maskable_policies, known) for known in MASKABLE}
+    from sb3_contrib.common.recurrent import policies as recurrent_policies
+
+    return {known: getattr(recurrent_policies, known) for known in RECURRENT}
+
+
+# ---- private names of Stable-Baselines3, read and written here alone
+
+
+Callbacks: TypeAlias = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
+"""The `callback=` of SB3's `learn`: one, a list, or a function of the caller's local and global variables."""
+
+
+def init_callback(agent: Any, callback: Callbacks) -> BaseCallback | None:
+    """One callback that is bound to the agent, or None where there is none to call.
+
+    Args:
+        agent: an algorithm, or another agent with the attributes that callbacks read.
+        callback: as SB3's `learn` takes it.
+    """
+    if callback is None or callback == []:
+        return None
+    given = callback if isinstance(callback, list) else [callback]
+    return BaseAlgorithm._init_callback(
+        agent, [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
+    )
+
+
+def wrap_in_vec_env(env: GymEnv, verbose: int) -> VecEnv:
+    """The environment in Monitor, DummyVecEnv and VecTransposeImage, as SB3's algorithms wrap theirs."""
+    return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper=True)
+
+
+def constructor_parameters(policy: BasePolicy) -> dict[str, Any]:
+    """The constructor's arguments as the policy itself lists them, `lr_schedule` included."""
+    return dict(policy._get_constructor_parameters())
+
+
+def same_latent_distribution(policy_class: type, base: type) -> bool:
+    """Whether both classes make their action distribution from the actor's latent output by the same method."""
+    own: Any = policy_class
+    other: Any = base
+    found: bool = own._get_action_dist_from_latent is other._get_action_dist_from_latent
+    return found
+
+
+def torch_parts(algorithm: BaseAlgorithm) -> tuple[list[str], list[str]]:
+    """Names of the modules and optimisers, and of the tensors, that SB3's own `save` would write."""
+    return algorithm._get_torch_save_params()
+
+
+def set_up_model(algorithm: BaseAlgorithm) -> None:
+    """Build networks and buffers, which `_init_setup_model=False` put off."""
+    algorithm._setup_model()
+
+
+def total_timesteps(algorithm: BaseAlgorithm) -> int:
+    """The number of environment steps at which the present call of `learn` will end."""
+    return algorithm._total_timesteps
+
+
+def forget_last_observation(algorithm: BaseAlgorithm) -> None:
+    """Let the next call of `learn` reset the environments."""
+    algorithm._last_obs = None
+
+
+def stats_window_size(algorithm: BaseAlgorithm) -> int:
+    """The number of episodes over which SB3 averages returns and lengths."""
+    return algorithm._stats_window_size
+
+
+def lstm_states(algorithm: BaseAlgorithm) -> Any:
+    """The states of a recurrent algorithm's LSTMs after the last step; None for any other algorithm."""
+    return getattr(algorithm, "_last_lstm_states", None)
+
+
+def set_lstm_states(algorithm: BaseAlgorithm, states: Any) -> None:
+    """Put back what `lstm_states` gave."""
+    recurrent: Any = algorithm
+    recurrent._last_lstm_states = states
+
+
+def set_pending_reset(venv: VecEnv, seeds: Any, options: Any) -> None:
+    """Set the seeds and options that the next `reset` of the environments will use."""
+    venv._seeds, venv._options = seeds, options
+
+
+def noise_parameters(noise: NormalActionNoise | OrnsteinUhlenbeckActionNoise) -> dict[str, Any]:
+    """The arguments `mean`, `sigma`, `dtype`, and of an Ornstein-Uhlenbeck noise `theta` and `dt` as well."""
+    found: dict[str, Any] = {"mean": noise._mu, "sigma": noise._sigma, "dtype": noise._dtype}
+    if isinstance(noise, OrnsteinUhlenbeckActionNoise):
+        found |= {"theta": float(noise._theta), "dt": float(noise._dt)}
+    return found
+
+
+def begin_update(algorithm: OnPolicyAlgorithm, optimizer: torch.optim.Optimizer) -> None:
+    """Set the optimiser's learning rate to its value at the present progress, as `train` does."""
+    algorithm._update_learning_rate(optimizer)
+
+
+def count_updates(algorithm: OnPolicyAlgorithm, n_epochs: int) -> int:
+    """Count `n_epochs` more passes over a rollout, and give their total."""
+    counting: Any = algorithm
+    counting._n_updates += n_epochs
+    return int(counting._n_updates)
+
+
+def normalized_observations(buffer: BaseBuffer, observations: Any, env: VecNormalize | None) -> Any:
+    """A replay buffer's observations as the policy gets them."""
+    return buffer._normalize_obs(observations, env)

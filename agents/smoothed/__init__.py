@@ -1,0 +1,1 @@
+"""Policies, algorithms and measures that keep a policy exploring."""

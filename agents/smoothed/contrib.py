@@ -1,0 +1,100 @@
+"""Smoothed forms of sb3-contrib's maskable and recurrent policies (`pip install 'rlsmooth[contrib]'`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticCnnPolicy,
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.distributions import Distribution
+from torch import Tensor
+
+from rlsmooth.agents.sb3 import recurrent_arguments
+from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
+
+__all__ = [
+    "SmoothedMaskableActorCriticCnnPolicy",
+    "SmoothedMaskableActorCriticPolicy",
+    "SmoothedMaskableMultiInputActorCriticPolicy",
+    "SmoothedRecurrentActorCriticCnnPolicy",
+    "SmoothedRecurrentActorCriticPolicy",
+    "SmoothedRecurrentMultiInputActorCriticPolicy",
+]
+
+
+class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolicy):
+    """sb3-contrib's `MaskableActorCriticPolicy` with the knobs of `SmoothedPolicy`, which keep to the legal actions.
+
+    The reference is renormalised over the legal actions of each row, so that KL and entropy are finite whatever an
+    illegal action's logit is. One legal action: both are 0.
+
+    Example:
+        >>> import torch
+        >>> from gymnasium import spaces
+        >>> policy = SmoothedMaskableActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)
+        >>> policy.action_probabilities([0.0, 0.0], torch.tensor([True, False, False]))
+        tensor([[1., 0., 0.]])
+    """
+
+    def _distribution(
+        self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None
+    ) -> Distribution:
+        if lstm_states is not None or episode_starts is not None:
+            raise ValueError(f"lstm_states and episode_starts can't be used by {type(self).__name__}: leave them out.")
+        found: Distribution = self.get_distribution(observations, action_masks)
+        return found
+
+
+class SmoothedMaskableActorCriticCnnPolicy(SmoothedMaskableActorCriticPolicy, MaskableActorCriticCnnPolicy):
+    """sb3-contrib's `MaskableActorCriticCnnPolicy` with the knobs of `SmoothedPolicy`."""
+
+
+class SmoothedMaskableMultiInputActorCriticPolicy(
+    SmoothedMaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
+):
+    """sb3-contrib's `MaskableMultiInputActorCriticPolicy` with the knobs of `SmoothedPolicy`."""
+
+
+class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's evaluate_actions takes more
+    SmoothedPolicy, RecurrentActorCriticPolicy
+):
+    """sb3-contrib's `RecurrentActorCriticPolicy` (`MlpLstmPolicy`) with the knobs of `SmoothedPolicy`.
+
+    Example:
+        >>> import torch
+        >>> from gymnasium import spaces
+        >>> policy = SmoothedRecurrentActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)
+        >>> policy.action_probabilities(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # sb3-contrib's own list lacks these: a policy with other values than the defaults could not be loaded.
+        return super()._get_constructor_parameters() | recurrent_arguments(self)
+
+    def _distribution(
+        self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None
+    ) -> Distribution:
+        if action_masks is not None:
+            raise ValueError(f"action_masks can't be used by {type(self).__name__}: leave them out.")
+        return recurrent_distribution(self, observations, lstm_states, episode_starts)
+
+
+class SmoothedRecurrentActorCriticCnnPolicy(  # type: ignore[misc]
+    SmoothedRecurrentActorCriticPolicy, RecurrentActorCriticCnnPolicy
+):
+    """sb3-contrib's `RecurrentActorCriticCnnPolicy` with the knobs of `SmoothedPolicy`."""
+
+
+class SmoothedRecurrentMultiInputActorCriticPolicy(  # type: ignore[misc]
+    SmoothedRecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
+):
+    """sb3-contrib's `RecurrentMultiInputActorCriticPolicy` with the knobs of `SmoothedPolicy`."""

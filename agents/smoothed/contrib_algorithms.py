@@ -1,0 +1,121 @@
+"""sb3-contrib's MaskablePPO and RecurrentPPO whose policies keep exploring. Needs the extra `contrib`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3.common.policies import BasePolicy
+
+from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
+from rlsmooth.agents.smoothed.contrib import (
+    SmoothedMaskableActorCriticCnnPolicy,
+    SmoothedMaskableActorCriticPolicy,
+    SmoothedMaskableMultiInputActorCriticPolicy,
+    SmoothedRecurrentActorCriticCnnPolicy,
+    SmoothedRecurrentActorCriticPolicy,
+    SmoothedRecurrentMultiInputActorCriticPolicy,
+)
+from rlsmooth.agents.smoothed.distributions import check_masks
+from rlsmooth.agents.smoothed.policies import SmoothedPolicy
+from rlsmooth.agents.smoothed.references import action_components
+
+__all__ = ["SmoothedMaskablePPO", "SmoothedRecurrentPPO"]
+
+
+class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
+    """sb3-contrib's MaskablePPO with KL to a reference in its loss, an entropy target and an exploration floor.
+
+        loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
+
+    As `SmoothedPPO`, with MaskablePPO's arguments.
+    Smoothing, entropies and floor know legal actions only: an illegal one gets neither mass nor gradient.
+
+    Args:
+        policy: see `SmoothedPPO`.
+        env: as MaskablePPO's.
+        args: MaskablePPO's further arguments.
+        smoothing: see `SmoothedPPO`.
+        target_entropy_frac: see `SmoothedPPO`.
+        target_entropy_nats: see `SmoothedPPO`.
+        exploration_floor: see `SmoothedPPO`.
+        kwargs: MaskablePPO's further arguments by name.
+
+    Raises:
+        TypeError: see `SmoothedPPO`.
+        ValueError: see `SmoothedPPO`.
+
+    Example:
+        >>> from rlsmooth.envs import IdentityMaskedEnv
+        >>> model = SmoothedMaskablePPO("MlpPolicy", IdentityMaskedEnv(), smoothing=0.1, n_steps=64, device="cpu")
+        >>> model.learn(128).num_timesteps
+        128
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": SmoothedMaskableActorCriticPolicy,
+        "CnnPolicy": SmoothedMaskableActorCriticCnnPolicy,
+        "MultiInputPolicy": SmoothedMaskableMultiInputActorCriticPolicy,
+    }
+
+    def _train_smoothed(self) -> None:
+        # sb3-contrib acts at random where nothing is legal; a KL divergence has no value there, and would be NaN.
+        buffer: Any = self.rollout_buffer
+        components = action_components(self.action_space)
+        assert components is not None
+        check_masks(buffer.action_masks.reshape(-1, buffer.mask_dims), components[1])
+        super()._train_smoothed()
+
+
+class SmoothedRecurrentPPO(SmoothedTraining, RecurrentPPO):
+    """sb3-contrib's RecurrentPPO with KL to a reference in its loss, an entropy target and an exploration floor.
+
+        loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
+
+    As `SmoothedPPO`, with RecurrentPPO's arguments.
+    Rows that pad its sequences count nowhere, the entropy target included.
+
+    Args:
+        policy: see `SmoothedPPO`.
+        env: as RecurrentPPO's.
+        args: RecurrentPPO's further arguments.
+        smoothing: see `SmoothedPPO`.
+        target_entropy_frac: see `SmoothedPPO`.
+        target_entropy_nats: see `SmoothedPPO`.
+        exploration_floor: see `SmoothedPPO`.
+        kwargs: RecurrentPPO's further arguments by name.
+
+    Raises:
+        TypeError: see `SmoothedPPO`.
+        ValueError: see `SmoothedPPO`.
+
+    Example:
+        >>> model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", smoothing=0.1, n_steps=16, device="cpu")
+        >>> model.learn(16).num_timesteps
+        16
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpLstmPolicy": SmoothedRecurrentActorCriticPolicy,
+        "CnnLstmPolicy": SmoothedRecurrentActorCriticCnnPolicy,
+        "MultiInputLstmPolicy": SmoothedRecurrentMultiInputActorCriticPolicy,
+    }
+
+    def _train_smoothed(self) -> None:
+        buffer: Any = self.rollout_buffer
+        get = buffer.get
+
+        def get_and_tell(batch_size: int | None = None) -> Iterator[Any]:
+            for batch in get(batch_size):
+                assert isinstance(self.policy, SmoothedPolicy)
+                assert self.policy.slot is not None
+                self.policy.slot.row_mask = batch.mask > 1e-8  # the parent's own reading of it
+                yield batch
+
+        # On the object, so that it hides the method of its class until it is taken away again.
+        buffer.get = get_and_tell
+        try:
+            super()._train_smoothed()
+        finally:
+            del buffer.get

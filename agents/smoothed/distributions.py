@@ -1,0 +1,730 @@
+"""The distributions that smoothed policies act from, and that monitoring reads: categorical here, Gaussian beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    Distribution,
+    StateDependentNoiseDistribution,
+)
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
+
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.checks import check_choice, check_in_range, check_positive_int
+from rlsmooth.losses import (
+    entropy_fractions,
+    entropy_of,
+    gaussian_entropy,
+    gaussian_kl_divergence,
+    gaussian_log_prob,
+    gaussian_mixture_entropy_estimate,
+    gaussian_mixture_log_prob,
+    kl_from_log_probabilities,
+    log_probabilities,
+    mixture_log_probabilities,
+)
+from rlsmooth.targets import Smoothing
+
+__all__ = [
+    "CategoricalActing",
+    "GaussianActing",
+    "SlotOverNoise",
+    "check_masks",
+    "component_logits",
+    "component_masks",
+    "reference_rows",
+]
+
+
+_LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
+
+
+def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = False) -> Tensor:
+    """`[B, sum(dims)]` as `[B, D, max(dims)]`; where sizes differ, places without a class hold any number.
+
+    Args:
+        outputs: `[B, sum(dims)]`, or `[B, D]` of Bernoulli logits `x`, which become `(0, x)`.
+        dims: number of choices of each component.
+        bernoulli: see `outputs`.
+    """
+    if bernoulli:
+        return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
+    if len(set(dims)) == 1:
+        return outputs.reshape(-1, len(dims), dims[0])
+    places, _ = _padding(dims, outputs.device)
+    return outputs.index_select(-1, places).reshape(-1, len(dims), max(dims))
+
+
+def component_masks(
+    masks: Tensor | NDArray[np.bool_] | None, dims: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    """The legal choices, bool `[D, max(dims)]` or `[B, D, max(dims)]`; None: all are, and all sizes are alike.
+
+    Args:
+        masks: `[B, sum(dims)]`, or anything of that size, nonzero = legal; None: all are.
+        dims: number of choices of each component.
+        device: of the logits.
+
+    Raises:
+        ValueError: an array of a wrong size, or with a row that allows nothing. Tensors are not read, which would wait
+            for the device: a component without a legal choice is NaN.
+    """
+    alike = len(set(dims)) == 1
+    if masks is None:
+        return None if alike else _padding(dims, device)[1]
+    if not isinstance(masks, Tensor):
+        masks = torch.from_numpy(check_masks(np.asarray(masks), dims))
+    legal = masks.to(device, torch.bool).reshape(-1, sum(dims))
+    if alike:
+        return legal.reshape(-1, len(dims), dims[0])
+    places, exists = _padding(dims, device)
+    return legal.index_select(-1, places).reshape(-1, len(dims), max(dims)) & exists
+
+
+def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The masks as bool `[B, sum(dims)]`.
+
+    Args:
+        masks: `[B, sum(dims)]`, or anything of that size, nonzero = legal.
+        dims: number of choices of each component.
+
+    Raises:
+        ValueError: a wrong size, or a row that allows nothing.
+    """
+    total = sum(dims)
+    # Rows of another length that happen to have the right number of entries together are transposed, say.
+    is_odd = masks.size % total if masks.ndim < 2 else masks.size != total and math.prod(masks.shape[1:]) != total
+    if is_odd:
+        raise ValueError(f"action_masks has shape {masks.shape}, needs [B, {total}]: one entry for each choice.")
+    flat = masks.reshape(-1, total).astype(bool)
+    starts = np.cumsum((0, *dims[:-1]))
+    allowed = np.logical_or.reduceat(flat, starts, axis=1)  # [B, D]
+    if not allowed.all():
+        row, component = (int(place) for place in np.argwhere(~allowed)[0])
+        raise ValueError(
+            f"action_masks allows nothing in row {row}, component {component}: at least one action must be legal."
+        )
+    return flat
+
+
+def reference_rows(
+    references: Sequence[Smoothing | None], dims: tuple[int, ...], log_probs: Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """The reference distribution of each row and component, shaped like `log_probs`; None: uniform over the legal.
+
+    It is the background of the recipe around the greedy action: what a target puts beside its label at alpha 1, or,
+    for a recipe of `alpha=None`, the whole target.
+
+    Args:
+        references: one recipe a component, None for uniform.
+        dims: number of choices of each component.
+        log_probs: `[B, K]` or `[B, D, max(dims)]`, of the network over the legal choices, without a graph.
+        mask: bool, broadcasts to `log_probs`, or None.
+    """
+    if all(recipe is None for recipe in references):
+        return None
+    greedy = log_probs.argmax(-1)
+    if greedy.ndim == 1:
+        assert references[0] is not None
+        return _rows(references[0], dims[0], greedy, log_probs.dtype, mask)
+    parts = []
+    for d, (recipe, size) in enumerate(zip(references, dims, strict=True)):
+        legal = None if mask is None else mask[..., d, :size]
+        if recipe is None:
+            recipe = _UNIFORM
+        part = _rows(recipe, size, greedy[:, d], log_probs.dtype, legal)
+        parts.append(torch.nn.functional.pad(part.expand(len(greedy), size), (0, log_probs.shape[-1] - size)))
+    return torch.stack(parts, dim=1)
+
+
+_UNIFORM = Smoothing(alpha=1.0)
+
+
+def _rows(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+    recipe = _at_full_alpha(recipe)
+    # A mask of [K] that allows all is none: `component_masks` has it where only other components are smaller.
+    if (mask is None or mask.ndim == 1) and size <= _LARGEST_TABLE:
+        return _table(recipe, size, dtype, greedy.device).index_select(0, greedy)
+    legal = None if mask is None or mask.ndim == 1 else mask
+    return recipe(greedy, size, legal, validate=False).dense(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(recipe: Smoothing, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The reference around each action, `[K, K]`, made once: a policy asks for it in every minibatch."""
+    with torch.inference_mode(False), torch.no_grad():
+        return recipe(torch.arange(size, device=device), size, validate=False).dense(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _at_full_alpha(recipe: Smoothing) -> Smoothing:
+    return recipe if recipe.alpha is None else dataclasses.replace(recipe, alpha=1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in the flat outputs each place of `[D, max(dims)]` comes from, `[D · max(dims)]`, and which exist."""
+    width = max(dims)
+    with torch.inference_mode(False):
+        steps = torch.arange(width)
+        sizes = torch.tensor(dims)
+        starts = sizes.cumsum(0) - sizes
+        exists = steps < sizes.unsqueeze(-1)
+        places = torch.where(exists, starts.unsqueeze(-1) + steps, 0).flatten()
+        return places.to(device), exists.to(device)
+
+
+class GaussianActing(Distribution):
+    """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, one draw a vector.
+
+    A distribution of Stable-Baselines3 for Box actions before they are clipped. Its entropy has no closed form with a
+    floor; KL and the network's entropy are those of the Gaussian without it. Rows are `[B]`, in nats.
+
+    Args:
+        reference_mean: `[D]`.
+        reference_std: `[D]`, above 0.
+        floor: in [0, 1].
+        slot: what `entropy()` gives; None: see `regularised`.
+        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no slot.
+
+    Raises:
+        TypeError: a floor that is no number.
+        ValueError: a floor out of range.
+
+    Example:
+        >>> acting = GaussianActing(torch.zeros(1), torch.ones(1), floor=0.1)
+        >>> acting.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
+        tensor([-0.9189])
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def __init__(
+        self,
+        reference_mean: Tensor,
+        reference_std: Tensor,
+        *,
+        floor: float = 0.0,
+        slot: EntropySlot | None = None,
+        regularised: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reference_mean = reference_mean
+        self.reference_std = reference_std
+        self.floor = check_in_range("floor", floor, 0.0, 1.0)
+        self.slot = slot
+        self.regularised = regularised
+        self._reference_outputs: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def from_sb3(
+        cls,
+        distribution: Distribution,
+        *,
+        reference_mean: Tensor | None = None,
+        reference_std: Tensor | None = None,
+        reference_outputs: tuple[Tensor, Tensor] | None = None,
+    ) -> GaussianActing:
+        """What a policy of Stable-Baselines3 gave, without a floor; with gSDE or squashing the Gaussian before that.
+
+        Args:
+            distribution: Stable-Baselines3's, with its parameters; a `GaussianActing` is given back.
+            reference_mean: `[D]`; None: 0.
+            reference_std: `[D]`; None: 1.
+            reference_outputs: `(mean, log_std)` of a reference policy.
+
+        Raises:
+            TypeError: the distribution is no Gaussian.
+        """
+        if isinstance(distribution, cls):
+            return distribution
+        normal = distribution.distribution
+        if not isinstance(normal, Normal):
+            raise TypeError(f"distribution must be a Gaussian of Stable-Baselines3, got {type(distribution).__name__}.")
+        mean, log_std = normal.mean, normal.stddev.log()
+        zeros = torch.zeros_like(mean[0] if mean.ndim > 1 else mean)
+        acting = cls(
+            zeros if reference_mean is None else reference_mean,
+            torch.ones_like(zeros) if reference_std is None else reference_std,
+        )
+        return acting.proba_distribution(mean, log_std, reference_outputs)
+
+    def proba_distribution_net(self, latent_dim: int, log_std_init: float = 0.0) -> tuple[nn.Module, nn.Parameter]:
+        """As Stable-Baselines3's: the layer of the mean, and log std."""
+        return DiagGaussianDistribution(len(self.reference_mean)).proba_distribution_net(latent_dim, log_std_init)
+
+    def proba_distribution(
+        self, mean: Tensor, log_std: Tensor, reference_outputs: tuple[Tensor, Tensor] | None = None
+    ) -> GaussianActing:
+        """Take the network's outputs.
+
+        Args:
+            mean: `[B, D]`.
+            log_std: `[D]` or `[B, D]`.
+            reference_outputs: `(mean, log_std)` of a policy that is the reference of KL, not of the floor.
+
+        Returns:
+            self.
+        """
+        self.mean, self.log_std = mean, log_std
+        self._reference_outputs = reference_outputs
+        return self
+
+    @property
+    def distribution(self) -> Normal | MixtureSameFamily:  # type: ignore[override]  # SB3 declares an attribute
+        """torch's own form of what acts, made on each access."""
+        std = self.log_std.exp().expand_as(self.mean)
+        if not self.floor:
+            return Normal(self.mean, std)
+        means = torch.stack((self.mean, self.reference_mean.to(self.mean).expand_as(self.mean)), dim=1)
+        stds = torch.stack((std, self.reference_std.to(std).expand_as(std)), dim=1)
+        shares = std.new_tensor([1 - self.floor, self.floor]).expand(len(std), 2)
+        return MixtureSameFamily(Categorical(shares), Independent(Normal(means, stds), 1))
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-density of what acts, `[B]`.
+
+        Args:
+            actions: `[B, D]`, before clipping.
+        """
+        if not self.floor:
+            return gaussian_log_prob(actions, self.mean, self.log_std)
+        return gaussian_mixture_log_prob(
+            actions, self.mean, self.log_std, self.reference_mean, self.reference_std, floor=self.floor
+        )
+
+    def sample(self) -> Tensor:
+        """Draw actions, `[B, D]`; without a floor they have the gradient of Stable-Baselines3's."""
+        noise = torch.randn_like(self.mean)
+        own = self.mean + self.log_std.exp() * noise
+        if not self.floor:
+            return own
+        from_reference = torch.rand(len(own), 1, device=own.device) < self.floor
+        # A draw that chooses its component has no gradient along the draw.
+        return torch.where(from_reference, self.reference_mean + self.reference_std * noise, own).detach()
+
+    def mode(self) -> Tensor:
+        """The network's mean, `[B, D]`, with a floor too."""
+        return self.mean
+
+    def actions_from_params(self, mean: Tensor, log_std: Tensor, deterministic: bool = False) -> Tensor:
+        """`get_actions` for the network's outputs."""
+        return self.proba_distribution(mean, log_std).get_actions(deterministic)
+
+    def log_prob_from_params(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions for the network's outputs; actions and their log-densities."""
+        actions = self.actions_from_params(mean, log_std)
+        return actions, self.log_prob(actions)
+
+    def entropy(self) -> Tensor | None:
+        """The slot's rows; `-KL(reference‖pi)` if regularised; else the entropy of what acts, None with a floor."""
+        if self.slot is not None:
+            return self.slot.rows(self)
+        return -self.kl_reference() if self.regularised else self.acting_entropy()
+
+    def network_entropy(self) -> Tensor:
+        """Differential entropy of `N(mean, std²)`, `[B]`."""
+        return gaussian_entropy(self.log_std).expand(len(self.mean))
+
+    def acting_entropy(self) -> Tensor | None:
+        """The same without a floor; None with one."""
+        return None if self.floor else self.network_entropy()
+
+    @torch.no_grad()
+    def acting_entropy_estimate(self, num_samples: int = 64, *, seed: int = 0) -> Tensor:
+        """Entropy of what acts from samples, `[B]`, without a graph; exact without a floor.
+
+        Both components are sampled and weighed by their shares. The draws come from a generator of their own, so that
+        looking changes nothing else that is random, and come out the same each time.
+
+        Args:
+            num_samples: of each component and row.
+            seed: of the generator.
+
+        Raises:
+            TypeError: `num_samples` is no whole number.
+            ValueError: it is below 1.
+        """
+        check_positive_int("num_samples", num_samples)
+        if not self.floor:
+            return self.network_entropy()
+        generator = torch.Generator(self.mean.device).manual_seed(seed)
+        shape = (num_samples, *self.mean.shape)
+        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+        return gaussian_mixture_entropy_estimate(
+            self.mean, self.log_std, self.reference_mean, self.reference_std, floor=self.floor, noise=noise
+        )
+
+    def kl_reference(self) -> Tensor:
+        """`KL(reference‖pi)`, `[B]`: of the reference policy's outputs if there are any, else of the broad Gaussian."""
+        if self._reference_outputs is None:
+            mean, std = self.reference_mean, self.reference_std
+        else:
+            mean, std = self._reference_outputs[0].detach(), self._reference_outputs[1].detach().exp()
+        return gaussian_kl_divergence(
+            self.mean, self.log_std, mean, std, direction="reference_to_policy", reduction="none"
+        )
+
+    def kl_uniform(self) -> None:
+        """None: an unbounded Box has no uniform distribution."""
+
+    def entropies_by_dimension(self) -> list[Tensor] | None:
+        """The network's differential entropy of each dimension, `[B]` each; None with a floor."""
+        if self.floor:
+            return None
+        each = self.log_std.expand_as(self.mean).unsqueeze(-1)
+        return [gaussian_entropy(part) for part in each.unbind(1)]
+
+    def entropy_fractions(self) -> None:
+        """None: a differential entropy has no greatest value to be a fraction of."""
+
+
+class CategoricalActing(Distribution):
+    """`(1 - floor) · pi + floor · reference`, component by component, over the legal choices.
+
+    A distribution of Stable-Baselines3 for Discrete, MultiDiscrete and MultiBinary actions. pi is the network's policy;
+    log-probability, entropy and mode of the mixture are exact. One log-softmax serves all of them. Rows are `[B]`,
+    summed over the components, in nats.
+
+    Args:
+        kind: of action space.
+        dims: number of choices of each component; MultiBinary: 2 for each bit.
+        references: one recipe a component, whose background around the network's greedy legal choice (without a
+            gradient) is the reference; None: uniform over the legal choices.
+        floor: in [0, 1].
+        slot: what `entropy()` gives; None: see `regularised`.
+        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no slot.
+
+    Raises:
+        TypeError: a floor that is no number.
+        ValueError: an unknown kind, a floor out of range, dims or references that do not fit.
+
+    Example:
+        >>> acting = CategoricalActing("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
+        >>> acting.probabilities()
+        (tensor([[0.9000, 0.1000]]),)
+    """
+
+    def __init__(
+        self,
+        kind: Literal["discrete", "multi_discrete", "multi_binary"],
+        dims: tuple[int, ...],
+        *,
+        references: tuple[Smoothing | None, ...] | None = None,
+        floor: float = 0.0,
+        slot: EntropySlot | None = None,
+        regularised: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        check_choice("kind", kind, ("discrete", "multi_discrete", "multi_binary"))
+        if not dims or (kind == "discrete" and len(dims) != 1):
+            raise ValueError(f"dims={dims!r} does not fit kind={kind!r}: give the number of choices of each component.")
+        if references is not None and len(references) != len(dims):
+            raise ValueError(f"references has {len(references)} entries for {len(dims)} components: give one for each.")
+        self.kind = kind
+        self.dims = dims
+        self.references = references
+        self.floor = check_in_range("floor", floor, 0.0, 1.0)
+        self.slot = slot
+        self.regularised = regularised
+
+    @classmethod
+    def from_sb3(
+        cls,
+        distribution: Distribution,
+        *,
+        references: tuple[Smoothing | None, ...] | None = None,
+        reference_outputs: Tensor | None = None,
+    ) -> CategoricalActing:
+        """What a policy of Stable-Baselines3 or sb3-contrib gave, masks included, without a floor.
+
+        Args:
+            distribution: theirs, with its parameters; a `CategoricalActing` is given back.
+            references: see the class.
+            reference_outputs: see `proba_distribution`.
+
+        Raises:
+            TypeError: the distribution is neither categorical nor Bernoulli.
+        """
+        if isinstance(distribution, cls):
+            return distribution
+        # sb3-contrib, which may be missing, keeps several in another attribute, and masks that torch's don't have.
+        own: Any = getattr(distribution, "distributions", None) or distribution.distribution
+        if isinstance(own, Bernoulli):
+            dims = (2,) * own.logits.shape[-1]
+            acting = cls("multi_binary", dims, references=references)
+            return acting.proba_distribution(own.logits, reference_outputs)
+        parts = own if isinstance(own, list) else [own]
+        if not all(isinstance(part, Categorical) for part in parts):
+            raise TypeError(f"distribution must be categorical or Bernoulli, got {type(distribution).__name__}.")
+        kind: Literal["discrete", "multi_discrete"] = "multi_discrete" if isinstance(own, list) else "discrete"
+        acting = cls(kind, tuple(part.logits.shape[-1] for part in parts), references=references)
+        acting.proba_distribution(torch.cat([part.logits for part in parts], dim=-1), reference_outputs)
+        masks = [mask for part in parts if (mask := getattr(part, "masks", None)) is not None]
+        if masks:  # of all components, or of none
+            acting.apply_masking(torch.cat(masks, dim=-1))
+        return acting
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
+        """As Stable-Baselines3's: the layer of the logits, one a bit for MultiBinary."""
+        return nn.Linear(latent_dim, len(self.dims) if self.kind == "multi_binary" else sum(self.dims))
+
+    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> CategoricalActing:
+        """Take the network's outputs, unmasked.
+
+        Args:
+            outputs: logits `[B, sum(dims)]`; for MultiBinary also one a bit `[B, D]`, of the bit being 1, as
+                Stable-Baselines3's policies have it (sb3-contrib's maskable ones have two).
+            reference_outputs: the same of a policy that is the reference of KL, not of the floor.
+
+        Returns:
+            self.
+        """
+        self._is_bernoulli = self.kind == "multi_binary" and outputs.shape[-1] == len(self.dims)
+        self._logits = self._components_of(outputs)
+        self._reference_logits = None if reference_outputs is None else self._components_of(reference_outputs.detach())
+        self.apply_masking(None)
+        return self
+
+    def apply_masking(self, masks: Tensor | NDArray[np.bool_] | None) -> None:
+        """Restrict pi and the reference to legal choices.
+
+        Args:
+            masks: bool `[B, sum(dims)]`, True = legal; None: all are.
+
+        Raises:
+            ValueError: an array of a wrong size, or with a row that allows nothing (tensors are not read).
+        """
+        legal = component_masks(masks, self.dims, self._logits.device)
+        self._mask = legal.squeeze(-2) if legal is not None and self.kind == "discrete" else legal
+        self._network: Tensor | None = None
+        self._acting: Tensor | None = None
+        self._entropy: Tensor | None = None
+        self._static: tuple[Tensor | None] | None = None
+
+    @property
+    def distribution(self) -> Categorical | Bernoulli | list[Categorical]:  # type: ignore[override]
+        """torch's own form of what acts, as Stable-Baselines3 has it, made on each access."""
+        log_probs = self._acting_log_probs()
+        if self.kind == "discrete":
+            return Categorical(logits=log_probs)
+        if self._is_bernoulli:
+            return Bernoulli(logits=log_probs[..., 1] - log_probs[..., 0])
+        return self.distributions
+
+    @property
+    def distributions(self) -> list[Categorical]:
+        """One for each component."""
+        return [Categorical(logits=part) for part in self._by_dimension(self._acting_log_probs())]
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probability of what acts, `[B]`; -inf for an illegal action.
+
+        Args:
+            actions: whole numbers of any dtype, `[B]` or `[B, D]`.
+        """
+        log_probs = self._acting_log_probs()
+        places = actions.long().reshape(log_probs.shape[:-1]).unsqueeze(-1)
+        rows = log_probs.gather(-1, places).squeeze(-1)
+        return rows if self.kind == "discrete" else rows.sum(-1)
+
+    def sample(self) -> Tensor:
+        """Draw actions: int64 `[B]` for Discrete, else `[B, D]` (a bit with one logit: as floating-point numbers)."""
+        probabilities = self._acting_log_probs().detach().exp()
+        drawn = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]), 1, replacement=True)
+        return self._as_actions(drawn.reshape(probabilities.shape[:-1]))
+
+    def mode(self) -> Tensor:
+        """The most probable action of what acts, in the form of `sample`."""
+        return self._as_actions(self._acting_log_probs().argmax(-1))
+
+    def actions_from_params(
+        self, outputs: Tensor, reference_outputs: Tensor | None = None, deterministic: bool = False
+    ) -> Tensor:
+        """`get_actions` for the network's outputs."""
+        return self.proba_distribution(outputs, reference_outputs).get_actions(deterministic)
+
+    def log_prob_from_params(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw actions for the network's outputs; actions and their log-probabilities."""
+        actions = self.actions_from_params(outputs, reference_outputs)
+        return actions, self.log_prob(actions)
+
+    def entropy(self) -> Tensor:
+        """The slot's rows; `-KL(reference‖pi)` if regularised; else the entropy of what acts, `[B]`."""
+        if self.slot is not None:
+            return self.slot.rows(self)
+        return -self.kl_reference() if self.regularised else self.acting_entropy()
+
+    def network_entropy(self) -> Tensor:
+        """Entropy of pi, `[B]`."""
+        found = self._entropy
+        if found is None or self._lacks_graph(found):
+            found = self._sum(entropy_of(self._log_probs()))
+            self._entropy = found
+        return found
+
+    def acting_entropy(self) -> Tensor:
+        """Entropy of what acts, `[B]`."""
+        return self._sum(entropy_of(self._acting_log_probs())) if self.floor else self.network_entropy()
+
+    def entropies_by_dimension(self) -> list[Tensor]:
+        """Entropy of what acts of each component, `[B]` each."""
+        entropies = entropy_of(self._acting_log_probs())
+        return [entropies] if self.kind == "discrete" else list(entropies.unbind(-1))
+
+    def kl_reference(self) -> Tensor:
+        """`KL(reference‖pi)`, `[B]`: of the reference policy if its outputs are given, else of the references."""
+        log_probs = self._log_probs()
+        if self._reference_logits is not None:
+            reference: Tensor | None = log_probabilities(self._reference_logits, self._mask).exp()
+        else:
+            reference = self._reference()
+        return self._sum(kl_from_log_probabilities(log_probs, reference, mask=self._mask))
+
+    def kl_uniform(self) -> Tensor:
+        """KL divergence of the uniform over the legal choices from pi, `[B]`."""
+        return self._sum(kl_from_log_probabilities(self._log_probs(), mask=self._mask))
+
+    def entropy_fractions(self) -> tuple[Tensor, Tensor]:
+        """`H / log n` of what acts, with n the number of legal joint actions, and whether n is at least 2: `[B]` each.
+
+        A row with one legal action has the fraction 0.
+        """
+        entropies = self.acting_entropy()
+        if self._mask is None or self._mask.ndim < self._logits.ndim:
+            log_n = torch.full_like(entropies, sum(math.log(size) for size in self.dims))
+        else:
+            log_n = self._sum(self._mask.sum(-1).to(entropies.dtype).log())
+        return entropy_fractions(entropies, log_n)
+
+    def probabilities(self) -> tuple[Tensor, ...]:
+        """Probabilities of what acts, `[B, K_d]` for each component; 0 where illegal."""
+        return tuple(part.exp() for part in self._by_dimension(self._acting_log_probs()))
+
+    def _components_of(self, outputs: Tensor) -> Tensor:
+        return outputs if self.kind == "discrete" else component_logits(outputs, self.dims, self._is_bernoulli)
+
+    def _by_dimension(self, values: Tensor) -> list[Tensor]:
+        if self.kind == "discrete":
+            return [values]
+        return [part[:, :size] for part, size in zip(values.unbind(1), self.dims, strict=True)]
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values if self.kind == "discrete" else values.sum(-1)
+
+    def _as_actions(self, choices: Tensor) -> Tensor:
+        return choices.to(self._logits.dtype) if self._is_bernoulli else choices
+
+    def _lacks_graph(self, kept: Tensor) -> bool:
+        """Whether `kept` was made without a graph that is wanted now."""
+        return self._logits.requires_grad and not kept.requires_grad and torch.is_grad_enabled()
+
+    def _log_probs(self) -> Tensor:
+        """`log pi`, `[B, K]` or `[B, D, K]`."""
+        found = self._network
+        if found is None or self._lacks_graph(found):
+            found = log_probabilities(self._logits, self._mask)
+            self._network = found
+        return found
+
+    def _acting_log_probs(self) -> Tensor:
+        if not self.floor:
+            return self._log_probs()
+        found = self._acting
+        if found is None or self._lacks_graph(found):
+            found = mixture_log_probabilities(self._log_probs(), self._reference(), floor=self.floor, mask=self._mask)
+            self._acting = found
+        return found
+
+    def _reference(self) -> Tensor | None:
+        """The static reference: `[B, K]` or `[B, D, K]`; None: uniform over the legal choices."""
+        if self.references is None:
+            return None
+        if self._static is None:
+            self._static = (reference_rows(self.references, self.dims, self._log_probs().detach(), self._mask),)
+        return self._static[0]
+
+
+class SlotOverNoise(Distribution):
+    """Stable-Baselines3's distribution in all but `entropy()`: the slot, or `-KL(reference‖pi)` without one.
+
+    KL is that of the Gaussians before squashing: squashing both leaves it as it is. A squashed policy's entropy has no
+    closed form; as in Stable-Baselines3, `-log_prob` of the last actions stands for it.
+
+    Args:
+        noise: the distribution of Stable-Baselines3.
+        gaussian: the same, before squashing.
+        slot: what gives the rows, or None.
+    """
+
+    def __init__(
+        self, noise: StateDependentNoiseDistribution, gaussian: GaussianActing, slot: EntropySlot | None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.noise = noise
+        self.gaussian = gaussian
+        self.slot = slot
+        self.distribution = noise.distribution
+        self._log_prob: Tensor | None = None
+
+    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `noise`."""
+        return self.noise.proba_distribution_net(*args, **kwargs)
+
+    def proba_distribution(self, *args: Any, **kwargs: Any) -> SlotOverNoise:
+        """Not used: the distribution comes with its parameters."""
+        raise NotImplementedError("Make another SlotOverNoise.")
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """As of `noise`, `[B]`."""
+        self._log_prob = self.noise.log_prob(actions)
+        return self._log_prob
+
+    def entropy(self) -> Tensor:
+        """The slot, `[B]`."""
+        return -self.kl_reference() if self.slot is None else self.slot.rows(self)
+
+    def network_entropy(self) -> Tensor:
+        """H(pi), `[B]`, or what stands for it."""
+        if self.noise.bijector is None:
+            return self.gaussian.network_entropy()
+        assert self._log_prob is not None, "log_prob comes first, as in evaluate_actions"
+        return -self._log_prob
+
+    def acting_entropy(self) -> Tensor:
+        """The same: there is no floor."""
+        return self.network_entropy()
+
+    def kl_reference(self) -> Tensor:
+        """KL(reference‖pi), `[B]`."""
+        return self.gaussian.kl_reference()
+
+    def entropy_fractions(self) -> None:
+        """None: differential entropies have no fractions."""
+
+    def sample(self) -> Tensor:
+        """As of `noise`."""
+        return self.noise.sample()
+
+    def mode(self) -> Tensor:
+        """As of `noise`."""
+        return self.noise.mode()
+
+    def actions_from_params(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As of `noise`."""
+        return self.noise.actions_from_params(*args, **kwargs)
+
+    def log_prob_from_params(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As of `noise`."""
+        return self.noise.log_prob_from_params(*args, **kwargs)

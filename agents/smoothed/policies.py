@@ -1,0 +1,459 @@
+"""What smoothed policies add to Stable-Baselines3's: a regulariser in the entropy slot, and an exploration floor."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from torch import Tensor
+
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing, SlotOverNoise
+from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.references import (
+    PolicyReference,
+    References,
+    action_components,
+    box_reference,
+    canonical_reference,
+    check_reference_policy,
+    reference_outputs,
+    reference_recipes,
+)
+from rlsmooth.checks import check_in_range
+
+__all__ = [
+    "Acting",
+    "PolicyQueries",
+    "SmoothedActorCriticCnnPolicy",
+    "SmoothedActorCriticPolicy",
+    "SmoothedMultiInputActorCriticPolicy",
+    "SmoothedPolicy",
+    "initial_lstm_states",
+    "recurrent_distribution",
+]
+
+
+Acting: TypeAlias = CategoricalActing | GaussianActing
+"""What a smoothed policy acts from."""
+
+
+class PolicyQueries(BasePolicy):
+    """The questions of `SmoothedPolicy`: they take what `predict` takes, and leave the policy as it was."""
+
+    @abstractmethod
+    def smoothed_distribution(
+        self,
+        observations: Any,
+        action_masks: Any = None,
+        *,
+        lstm_states: Any = None,
+        episode_starts: Tensor | None = None,
+    ) -> Acting:
+        """The distribution that acts."""
+
+    def action_probabilities(
+        self,
+        observation: Any,
+        action_masks: NDArray[Any] | Tensor | None = None,
+        *,
+        lstm_states: Any = None,
+        episode_starts: NDArray[Any] | Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The probability of each action, exploration floor included.
+
+        Args:
+            observation: one, or a batch of them, as of `predict`.
+            action_masks: bool, True = legal; for maskable policies.
+            lstm_states: as `predict` takes and gives them, for recurrent policies; None: zeros.
+            episode_starts: `[B]`, for recurrent policies; None: zeros.
+
+        Returns:
+            `[B, K]` for Discrete, a tuple of `[B, K_d]` for MultiDiscrete and `[B, D, 2]` for MultiBinary.
+
+        Raises:
+            ValueError: a Box, whose actions have densities; and as `smoothed_distribution`.
+        """
+        found = self._without_training(observation, action_masks, lstm_states, episode_starts)
+        if not isinstance(found, CategoricalActing):
+            raise ValueError(
+                f"action_space={self.action_space!r} has densities, no probabilities: use get_distribution(...)."
+            )
+        parts = found.probabilities()
+        if found.kind == "discrete":
+            return parts[0]
+        return torch.stack(parts, dim=1) if found.kind == "multi_binary" else parts
+
+    def entropy(
+        self,
+        observation: Any,
+        action_masks: NDArray[Any] | Tensor | None = None,
+        *,
+        lstm_states: Any = None,
+        episode_starts: NDArray[Any] | Tensor | None = None,
+    ) -> Tensor:
+        """Entropy of what acts, exploration floor included, `[B]` in nats; differential for a Box.
+
+        For a Box with a floor it is estimated from samples. Arguments as of `action_probabilities`.
+
+        Raises:
+            ValueError: squashed outputs, whose entropy has no closed form; and as `smoothed_distribution`.
+        """
+        if self.squash_output:
+            raise ValueError("squashed outputs have no entropy in closed form: estimate it by -log_prob of samples.")
+        found = self._without_training(observation, action_masks, lstm_states, episode_starts)
+        exact = found.acting_entropy()
+        if exact is None:
+            assert isinstance(found, GaussianActing)
+            return found.acting_entropy_estimate()
+        return exact
+
+    def _without_training(self, observation: Any, action_masks: Any, lstm_states: Any, episode_starts: Any) -> Acting:
+        """The distribution for what `predict` takes: without a graph, and with dropout and the like at rest."""
+        tensors, _ = self.obs_to_tensor(_as_numpy(observation))
+        states = None if lstm_states is None else tuple(self._float_tensor(state) for state in lstm_states)
+        starts = None if episode_starts is None else self._float_tensor(episode_starts)
+        was_training = self.training
+        self.set_training_mode(False)
+        try:
+            with torch.no_grad():
+                return self.smoothed_distribution(tensors, action_masks, lstm_states=states, episode_starts=starts)
+        finally:
+            self.set_training_mode(was_training)
+
+    def _float_tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+
+def initial_lstm_states(policy: Any, num_sequences: int) -> tuple[Tensor, Tensor]:
+    """The actor's `(hidden, cell)` at the start of an episode: zeros, `[layers, num_sequences, size]` each.
+
+    Args:
+        policy: sb3-contrib's recurrent one, or one below it.
+        num_sequences: how many.
+    """
+    layers, _, size = policy.lstm_hidden_state_shape
+    zeros = torch.zeros(layers, num_sequences, size, device=policy.device)
+    return zeros, zeros
+
+
+def recurrent_distribution(
+    policy: Any, observations: Any, lstm_states: tuple[Tensor, Tensor] | None, episode_starts: Tensor | None
+) -> Distribution:
+    """What a recurrent policy's `get_distribution` gives, each row a sequence of its own where there are no states.
+
+    Args:
+        policy: sb3-contrib's recurrent one, or one below it.
+        observations: `[B, ...]`, or a dict of such.
+        lstm_states: the actor's `(hidden, cell)`; None: zeros.
+        episode_starts: `[B]`; None: zeros.
+    """
+    rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    states = initial_lstm_states(policy, rows) if lstm_states is None else lstm_states
+    starts = torch.zeros(rows, device=policy.device) if episode_starts is None else episode_starts
+    found: Distribution
+    found, _ = policy.get_distribution(observations, states, starts)
+    return found
+
+
+def _as_numpy(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _as_numpy(part) for key, part in observation.items()}
+    return observation.detach().cpu().numpy() if isinstance(observation, Tensor) else observation
+
+
+class _Wanted(NamedTuple):
+    """What the next distribution is for; None stands for acting, and for a plain `evaluate_actions`."""
+
+    regularised: bool
+    reference_outputs: Any  # logits, or a Box's (mean, log_std), or None
+
+
+class SmoothedPolicy(PolicyQueries):
+    """Base of the smoothed policies, before a policy of Stable-Baselines3 or sb3-contrib in the bases of a class.
+
+    Two knobs, each off by default; with both off the policy is its parent, bit for bit.
+
+    - **Regulariser** (`reference`): `evaluate_actions` returns `-KL(reference‖pi)` where the parent returns an entropy,
+      so that `ent_coef` of PPO, A2C, MaskablePPO or RecurrentPPO becomes the coefficient of the KL divergence, in nats,
+      and `train/entropy_loss` its mean, which is positive. Nothing is regularised at Stable-Baselines3's default
+      `ent_coef=0`: there the first update warns.
+    - **Floor** (`exploration_floor`): the policy acts from `(1 - floor) · pi + floor · reference`, exactly: `forward`,
+      `evaluate_actions` and `predict` all use that mixture. Discrete components are mixed one by one, a Box's Gaussians
+      as whole vectors before clipping. Without a reference it is uniform over the legal actions; for a Box a broad
+      Gaussian. There the mixture's entropy has no closed form: `evaluate_actions` then gives None, for which
+      Stable-Baselines3 takes `-log_prob`, and the deterministic action is pi's mean.
+
+    pi is the network's policy, which regularisers and KL divergences use; the floor mixes with the given reference even
+    where a reference policy is set. What a reference looks like around an action (a kernel, an ordinal scheme, a tree)
+    is taken around the network's greedy legal action, without a gradient through that choice.
+
+    sb3-contrib's TRPO, which takes KL divergences between what acted and what acts, can have a floor on Discrete and
+    MultiBinary actions only; it has no entropy term, so that `reference` does nothing there.
+
+    KL to a broad Gaussian grows as `reference_std² / (2 std²)`: 47 nats a dimension at std 0.1 for `reference_std=1`.
+
+    Args:
+        args: as of the parent.
+        reference: see `reference_recipes`: None, `"uniform"`, a prior, a kernel, an ordinal scheme, a tree, or one of
+            these a dimension. For a Box `"uniform"` is a broad Gaussian (see `box_reference`).
+        exploration_floor: in [0, 1].
+        reference_std: of a Box's broad Gaussian, above 0; None: half the distance between the bounds.
+        kwargs: as of the parent.
+
+    Raises:
+        TypeError: a reference of an unknown kind, a floor or std that is no number.
+        ValueError: a reference that does not fit the action space, a number out of range, `reference_std` without a
+            Box, a floor with gSDE or squashed outputs.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reference: PolicyReference = None,
+        exploration_floor: float = 0.0,
+        reference_std: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._components = action_components(self.action_space)
+        self.references: References | None = reference_recipes(reference, self.action_space)
+        self.reference = canonical_reference(reference)
+        self.reference_std = reference_std
+        if isinstance(self.action_space, spaces.Box):
+            mean, std = box_reference(self.action_space, reference_std)
+            # Buffers go where the policy goes; weights they are not.
+            self.register_buffer("reference_mean", mean, persistent=False)
+            self.register_buffer("reference_stds", std, persistent=False)
+        elif reference_std is not None:
+            raise ValueError(
+                f"reference_std={reference_std!r} is for a Box action space, this one is {self.action_space!r}."
+            )
+        self.slot: EntropySlot | None = None
+        # In a tuple, so that torch does not take it for a part of this policy.
+        self._reference_policy: tuple[BasePolicy] | None = None
+        self._wanted: _Wanted | None = None
+        self._saw_coefficient = False
+        self.exploration_floor = exploration_floor
+
+    @property
+    def exploration_floor(self) -> float:
+        """The share of the reference in what acts. PPO needs the one of the rollout until its updates are done."""
+        return self._exploration_floor
+
+    @exploration_floor.setter
+    def exploration_floor(self, value: float) -> None:
+        floor = check_in_range("exploration_floor", value, 0.0, 1.0)
+        if floor and self._has_state_dependent_noise:
+            raise ValueError(
+                f"exploration_floor={floor} can't be used with gSDE or squashed outputs: leave out use_sde and "
+                "squash_output, or set the floor to 0."
+            )
+        self._exploration_floor = floor
+
+    @property
+    def reference_policy(self) -> BasePolicy | None:
+        """See `set_reference_policy`."""
+        return None if self._reference_policy is None else self._reference_policy[0]
+
+    @property
+    def is_regularised(self) -> bool:
+        """Whether `evaluate_actions` gives something else than an entropy: there is a reference, or a slot."""
+        return self.slot is not None or self.reference is not None or self._reference_policy is not None
+
+    def set_reference_policy(self, policy: BasePolicy | None) -> None:
+        """Let another policy's distribution be the reference of the regulariser (not of the floor), as in kickstarting.
+
+        It is no part of this policy: not in its parameters, its `state_dict` or its files, and not moved with it.
+
+        Args:
+            policy: a plain or maskable actor-critic policy for the same spaces, on the same device; it is put into
+                evaluation mode. None: the static reference again.
+
+        Raises:
+            TypeError: it is no such policy.
+            ValueError: its spaces or outputs differ.
+        """
+        if policy is not None:
+            check_reference_policy(policy, self)
+            policy.set_training_mode(False)
+        self._reference_policy = None if policy is None else (policy,)
+
+    def smoothed_distribution(
+        self,
+        observations: Any,
+        action_masks: Any = None,
+        *,
+        lstm_states: Any = None,
+        episode_starts: Tensor | None = None,
+    ) -> Acting:
+        """The distribution that acts, with its entropies and KL divergences, also while both knobs are off.
+
+        Args:
+            observations: tensors, as of `evaluate_actions`.
+            action_masks: bool `[B, number of choices]`, True = legal; for maskable policies.
+            lstm_states: the actor's `(hidden, cell)`, for recurrent policies; None: zeros.
+            episode_starts: `[B]`, for recurrent policies; None: zeros.
+
+        Raises:
+            ValueError: masks or states for a policy that has none.
+        """
+        self._wanted = _Wanted(False, self._outputs_of_reference(observations))
+        try:
+            found = self._distribution(observations, action_masks, lstm_states, episode_starts)
+        finally:
+            self._wanted = None
+        if not isinstance(found, (CategoricalActing, GaussianActing)):
+            raise TypeError(f"{type(self).__name__} gives a {type(found).__name__}, which can't be read.")
+        return found
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, *more: Any, **named: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log-probabilities and the entropy slot, `[B, 1]`, `[B]` and `[B]`.
+
+        Args:
+            obs: `[B, ...]`, or a dict of such.
+            actions: `[B]` or `[B, D]`.
+            more: what the parent takes besides: `action_masks` (maskable: `[B, number of choices]`, nonzero = legal;
+                None: all are), or `lstm_states, episode_starts` (recurrent; rows of padding are evaluated too).
+            named: the same by name.
+        """
+        parent: Any = super()
+        if not self.is_regularised:
+            found: tuple[Tensor, Tensor, Tensor | None] = parent.evaluate_actions(obs, actions, *more, **named)
+            return found
+        with self._regularising(obs):
+            values, log_prob, entropy = parent.evaluate_actions(obs, actions, *more, **named)
+        return values, log_prob, self._watched(entropy)
+
+    # ---- what the families of policies call
+
+    @contextmanager
+    def _regularising(self, observations: Any) -> Iterator[None]:
+        """Within it a distribution's `entropy()` is the slot."""
+        self._wanted = _Wanted(True, self._outputs_of_reference(observations))
+        try:
+            yield
+        finally:
+            self._wanted = None
+
+    def _watched(self, entropy: Tensor | None) -> Tensor | None:
+        """The same; the first backward pass through it warns if the loss does not use it."""
+        if self.slot is None and not self._saw_coefficient and entropy is not None and entropy.requires_grad:
+            entropy.register_hook(self._see_coefficient)  # type: ignore[no-untyped-call]
+        return entropy
+
+    def _distribution(
+        self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None
+    ) -> Distribution:
+        if action_masks is not None:
+            raise ValueError(
+                f"action_masks can't be used by {type(self).__name__}: use SmoothedMaskableActorCriticPolicy."
+            )
+        if lstm_states is not None or episode_starts is not None:
+            raise ValueError(f"lstm_states and episode_starts can't be used by {type(self).__name__}: leave them out.")
+        parent: Any = self
+        found: Distribution = parent.get_distribution(observations)
+        return found
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        if self._wanted is None and not self._exploration_floor:
+            return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
+        wanted = self._wanted or _Wanted(False, None)
+        slot = self.slot if wanted.regularised else None
+        if self._has_state_dependent_noise:
+            return self._over_noise(latent_pi, wanted, slot)
+        network: Any = self
+        outputs = network.action_net(latent_pi)
+        if self._components is None:
+            gaussian = GaussianActing(
+                network.reference_mean,
+                network.reference_stds,
+                floor=self._exploration_floor,
+                slot=slot,
+                regularised=wanted.regularised,
+            )
+            return gaussian.proba_distribution(outputs, network.log_std, wanted.reference_outputs)
+        kind, sizes = self._components
+        categorical = CategoricalActing(
+            kind,
+            sizes,
+            references=self.references,
+            floor=self._exploration_floor,
+            slot=slot,
+            regularised=wanted.regularised,
+        )
+        return categorical.proba_distribution(outputs, wanted.reference_outputs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {
+            "reference": self.reference,
+            "exploration_floor": self.exploration_floor,
+            "reference_std": self.reference_std,
+        }
+
+    @property
+    def _has_state_dependent_noise(self) -> bool:
+        return bool(getattr(self, "use_sde", False))  # sb3-contrib's maskable policies don't have it
+
+    def _over_noise(self, latent_pi: Tensor, wanted: _Wanted, slot: EntropySlot | None) -> Distribution:
+        network: Any = self
+        noise = super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
+        gaussian = GaussianActing.from_sb3(
+            noise,
+            reference_mean=network.reference_mean,
+            reference_std=network.reference_stds,
+            reference_outputs=wanted.reference_outputs,
+        )
+        return SlotOverNoise(noise, gaussian, slot) if wanted.regularised else gaussian
+
+    def _outputs_of_reference(self, observations: Any) -> Any:
+        return None if self._reference_policy is None else reference_outputs(self._reference_policy[0], observations)
+
+    def _see_coefficient(self, gradient: Tensor) -> None:
+        """Warn if the first loss gives the slot no weight. Looking at the gradient waits for the device, once."""
+        if self._saw_coefficient:
+            return
+        self._saw_coefficient = True
+        if not bool(gradient.any()):
+            warnings.warn(
+                "The policy has a reference, but the loss does not use KL(reference‖pi): ent_coef is 0. Give the "
+                "algorithm ent_coef=0.01, say, or leave out reference.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+class SmoothedActorCriticPolicy(SmoothedPolicy, ActorCriticPolicy):
+    """`MlpPolicy` with a regulariser in the entropy slot and an exploration floor; see `SmoothedPolicy` for both.
+
+    For PPO and A2C, on Discrete, MultiDiscrete, MultiBinary and Box actions.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> knobs = dict(reference="uniform", exploration_floor=0.05)
+        >>> model = PPO(SmoothedActorCriticPolicy, "CartPole-v1", ent_coef=0.01, policy_kwargs=knobs, device="cpu")
+        >>> model.policy.action_probabilities([0.0, 0.0, 0.0, 0.0]).sum().round().item()
+        1.0
+    """
+
+
+class SmoothedActorCriticCnnPolicy(SmoothedActorCriticPolicy, ActorCriticCnnPolicy):
+    """`CnnPolicy` with the knobs of `SmoothedPolicy`."""
+
+
+class SmoothedMultiInputActorCriticPolicy(SmoothedActorCriticPolicy, MultiInputActorCriticPolicy):
+    """`MultiInputPolicy` with the knobs of `SmoothedPolicy`."""

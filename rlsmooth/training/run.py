@@ -1,0 +1,782 @@
+"""The engine of every training run: services that a trainer's own loop calls.
+
+    Progress        where a call begins and ends; the same total when it is resumed
+    RunFolder       a folder of checkpoints: refuses another run's, saves, finds the latest good one
+    FiniteWatch     stops a run whose loss or parameters are not finite (`TrainingDivergedError`)
+    EventLog        log values to TensorBoard, to the caller's function, and the progress bar
+    EarlyStopping   the best parameters by a validation loss
+    Stopwatch       seconds of training alone
+    check_…         refusals of a resumed run: other data, other arguments, a callable that is missing
+
+Nothing here calls a trainer: each keeps its own visible loop. What users read when a run is refused or breaks off is
+written here once, in the same words for BC, BCO, DAgger, GAIL, AIRL, `Classifier`, `SelfTraining` and `GANTrainer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
+from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
+
+__all__ = [
+    "RESUME_FILE",
+    "EarlyStopping",
+    "EventLog",
+    "FiniteWatch",
+    "MinibatchOf",
+    "OnLog",
+    "Progress",
+    "RunFolder",
+    "Stopwatch",
+    "TrainingDivergedError",
+    "append_values",
+    "check_folder_given",
+    "check_given",
+    "check_given_again",
+    "check_no_missing",
+    "check_num_envs",
+    "check_same_arguments",
+    "delete_leftovers",
+    "divergence_error",
+    "fingerprint",
+    "learning_rate_of",
+    "log_line",
+    "open_progress_bar",
+    "set_learning_rate",
+    "spread_evenly",
+]
+
+RESUME_FILE = "resume.zip"
+"""The file in a run's folder that says how the run began: what checkpoints leave out because it never changes."""
+CHECKPOINT_FILE = r"checkpoint_\d+\.zip"
+SHOWN_SAMPLES = 8
+
+
+# ---- where a run stands
+
+
+@dataclass
+class Progress:
+    """Where a call of `learn`, `fit` or `train` begins, stands and ends, in updates, steps or rounds.
+
+    Attributes:
+        step: how many are done, over all calls.
+        start: where the call began.
+        end: where it ends.
+
+    Example:
+        >>> progress = Progress()
+        >>> progress.begin(4, "total_steps")
+        >>> progress.step += 1
+        >>> progress.remaining, progress.is_over
+        (0.75, False)
+    """
+
+    step: int = 0
+    start: int = 0
+    end: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of this call."""
+        return self.end - self.start
+
+    @property
+    def remaining(self) -> float:
+        """The share of this call that is left before the next step: 1 at its start, 0 at its end."""
+        return 1.0 - (self.step - self.start) / max(self.total, 1)
+
+    @property
+    def remaining_of_all(self) -> float:
+        """The share of all steps that is left, as Stable-Baselines3 counts where a call does not count anew."""
+        return 1.0 - self.step / max(self.end, 1)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the end is reached."""
+        return self.step >= self.end
+
+    def begin(self, total: int, name: str, *, is_resumed: bool = False) -> None:
+        """Plan a call of `total` steps from where the run stands; a resumed one keeps the plan that it had.
+
+        Args:
+            total: of this call.
+            name: of the argument that said so, for example `"total_steps"`.
+            is_resumed: whether a call that was cut off continues.
+
+        Raises:
+            ValueError: the call that was cut off had another total.
+        """
+        if not is_resumed:
+            self.start, self.end = self.step, self.step + total
+        elif total != self.total:
+            raise ValueError(
+                f"the run that is resumed was for {name}={self.total}, not {total}: schedules depend on it, so give "
+                "the same, and ask for more in another call."
+            )
+
+
+class Stopwatch:
+    """Seconds of training, without what is done beside it.
+
+    Example:
+        >>> watch = Stopwatch()
+        >>> with watch.paused():
+        ...     time.sleep(0.1)
+        >>> watch.seconds < 0.1
+        True
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from 0."""
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens in the block."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - before
+
+    @property
+    def seconds(self) -> float:
+        """Since the last restart; never 0."""
+        return max(time.perf_counter() - self._since, 1e-9)
+
+
+def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate in force."""
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use another learning rate from now on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+# ---- the folder of a run
+
+
+class RunFolder:
+    """A folder for the checkpoints of one run.
+
+    It is only a name and words, made where it is needed: nothing is read or written before a method is called.
+
+    Args:
+        folder: where it is.
+        name: of the argument that named it.
+        unit: what a checkpoint's number counts: `"step"`, `"batch"`, `"epoch"`, `"round"`.
+        resume: how a run in it is resumed, for messages: `"train(..., resume=True)"`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = RunFolder(tempfile.mkdtemp(), unit="step", resume="train(..., resume=True)")
+        >>> folder.check_free()
+        >>> _ = folder.save(3, {"loss": 0.5}, {"net": {"w": torch.zeros(1)}})
+        >>> checkpoint = folder.latest()
+        >>> checkpoint.step, sorted(checkpoint.tensors), sorted(checkpoint.config)
+        (3, ['net', 'rng'], ['execution', 'loss'])
+    """
+
+    def __init__(self, folder: str | Path, *, name: str = "checkpoint_folder", unit: str, resume: str) -> None:
+        self.path = Path(folder).expanduser()
+        self.name = name
+        self.unit = unit
+        self.resume = resume
+
+    def steps(self) -> list[int]:
+        """The numbers of the checkpoints in it, ascending, unread."""
+        return checkpoint_steps(self.path)
+
+    def check_free(self, own_up_to: int | None = None) -> None:
+        """Refuse a folder with checkpoints of another run; make it if it is missing.
+
+        Args:
+            own_up_to: checkpoints up to this one are of the run that begins here; None: it has none.
+
+        Raises:
+            ValueError: there are others, or the folder can't be written to.
+        """
+        check_writable_folder(self.name, self.path)
+        others = [step for step in self.steps() if own_up_to is None or step > own_up_to]
+        if others:
+            raise ValueError(
+                f"{self.name}={str(self.path)!r} holds another run's checkpoints ({self.unit} {others[-1]}): resume "
+                f"that run by {self.resume}, or name another folder."
+            )
+
+    def check_resumable(self, *files: str) -> None:
+        """Raise ValueError unless all of `files`, by default the resume file, are there."""
+        missing = [file for file in files or (RESUME_FILE,) if not (self.path / file).is_file()]
+        if missing:
+            raise ValueError(
+                f"{self.name}={str(self.path)!r} holds no run to resume: {missing[0]} is missing. Start a new run."
+            )
+
+    def begin(self, *, resume: bool, own_up_to: int | None = None) -> Checkpoint | None:
+        """The checkpoint to resume from; None: start at the beginning, in a folder that is free.
+
+        Args:
+            resume: whether a run is to be resumed. One that has no checkpoint yet starts at the beginning.
+            own_up_to: see `check_free`.
+
+        Raises:
+            ValueError: see `check_free`.
+            SafeFileError: no checkpoint can be read.
+        """
+        if not resume:
+            self.check_free(own_up_to)
+            return None
+        check_writable_folder(self.name, self.path)
+        return self.latest()
+
+    def save(
+        self,
+        step: int,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        *,
+        keeps_rng: bool = True,
+        keep: int = 2,
+    ) -> Path:
+        """Write a checkpoint: what is given, the execution state (`execution`) and the random generators' (`rng`).
+
+        Args:
+            step: its number.
+            config: see `save_checkpoint`.
+            tensors: see `save_checkpoint`.
+            keeps_rng: False: the run draws each part from seeds of its own, so that the generators do not matter.
+            keep: how many checkpoints to keep.
+
+        Returns:
+            The path of the new file.
+        """
+        return save_checkpoint(
+            self.path,
+            step,
+            config={**config, "execution": execution_state()},
+            tensors={**tensors, "rng": rng_state()} if keeps_rng else tensors,
+            keep=keep,
+        )
+
+    def latest(self) -> Checkpoint | None:
+        """The latest good checkpoint, or None where there is none.
+
+        Raises:
+            SafeFileError: there are checkpoints, and none can be read.
+
+        Warns:
+            RuntimeWarning: a damaged one was passed over, or the run will not repeat bit for bit.
+        """
+        checkpoint = latest_checkpoint(self.path)
+        saved = None if checkpoint is None else checkpoint.config.get("execution")
+        if isinstance(saved, Mapping):
+            warn_if_execution_differs(saved)
+        return checkpoint
+
+    def delete_leftovers(self, *names: str) -> None:
+        """Delete the temporary files of saves in this folder that were killed.
+
+        Args:
+            names: regular expressions of file names beside the resume file's and the checkpoints'.
+        """
+        delete_leftovers(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+
+
+def delete_leftovers(folder: Path, *names: str) -> None:
+    """Delete the temporary files, as `atomic_file` names them, of killed saves of files with these names.
+
+    Args:
+        folder: where to look, not below it.
+        names: regular expressions.
+    """
+    temporary = re.compile(rf"\.({'|'.join(names)})\.\w{{8}}\.tmp")
+    for path in folder.iterdir():
+        if temporary.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+# ---- what a run needs, and what a resumed one must have as it was
+
+
+def check_folder_given(folder: object, *, resume: bool) -> None:
+    """Raise ValueError if a run is to be resumed and no folder is named.
+
+    Args:
+        folder: the trainer's `checkpoint_folder`.
+        resume: whether it is to be resumed.
+
+    Example:
+        >>> check_folder_given(None, resume=False)
+    """
+    if resume and folder is None:
+        raise ValueError("resume=True needs the run's checkpoint_folder: name the one that it was started with.")
+
+
+def check_given(name: str, value: object, owner: str) -> None:
+    """Raise ValueError if `value`, without which there is nothing to learn from, is None.
+
+    Args:
+        name: of the argument.
+        value: what it is.
+        owner: of the class that takes it.
+
+    Example:
+        >>> check_given("data", [1], "GANTrainer")
+    """
+    if value is None:
+        raise ValueError(
+            f"{name} is None, so there is nothing to learn from: give it to {owner}(...) or to {owner}.load."
+        )
+
+
+def check_no_missing(missing: Sequence[str], fix: str | None = None) -> None:
+    """Raise ValueError if a callable that a file could not hold has not been given again.
+
+    Args:
+        missing: names of such arguments.
+        fix: what to do; None: give it among `custom_objects`.
+
+    Example:
+        >>> check_no_missing(())
+    """
+    if missing:
+        how = fix or f"pass it again, for example custom_objects={{{missing[0]!r}: ...}}"
+        raise ValueError(f"{', '.join(missing)} was a callable, which no file can hold: {how}.")
+
+
+def check_given_again(saved: Mapping[str, object], given: Mapping[str, object], run: str | Path) -> None:
+    """Raise ValueError unless a resumed run is given the data that it was started with.
+
+    Args:
+        saved: name of the data to the fingerprint that the checkpoint holds.
+        given: the same of what is given now.
+        run: the folder of the run.
+
+    Example:
+        >>> check_given_again({"data": "1f", "validation": None}, {"data": "1f", "validation": None}, "runs/a")
+    """
+    for name, known in saved.items():
+        if given.get(name) != known:
+            raise ValueError(f"{name}: these are not those that the run in {str(run)!r} was started with.")
+
+
+def check_same_arguments(saved: Mapping[str, object], given: Mapping[str, object], run: str | Path) -> None:
+    """Raise ValueError unless a resumed run has the arguments that it was started with.
+
+    Args:
+        saved: argument to value, as the checkpoint holds them.
+        given: the same of the trainer now, as JSON would hold them: lists, not tuples.
+        run: the folder of the run.
+
+    Example:
+        >>> check_same_arguments({"batch_size": 8}, {"batch_size": 8}, "runs/a")
+    """
+    differing = [name for name in {**given, **saved} if name not in saved or saved[name] != given.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{name}={given.get(name)!r} was {saved.get(name)!r} in the run in {str(run)!r}: a run is resumed with the "
+            f"arguments that it was started with (differing: {', '.join(differing)})."
+        )
+
+
+def check_num_envs(saved: int, given: int) -> None:
+    """Raise ValueError unless a resumed run has as many environments as it had."""
+    if saved != given:
+        raise ValueError(f"env has {given} environments, the run had {saved}: build as many.")
+
+
+def fingerprint(*parts: str | Tensor | NDArray[Any]) -> str:
+    """A sha256 that tells one data set from another.
+
+    Args:
+        parts: text, or numbers whose bytes are taken in C order. Write a tensor's dtype and shape before it.
+
+    Example:
+        >>> fingerprint("float32 (2,)", torch.zeros(2)) == fingerprint("float32 (2,)", np.zeros(2, np.float32))
+        True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        elif isinstance(part, Tensor):
+            kept = part.detach().cpu().contiguous()
+            digest.update(kept.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def spread_evenly(count: int, most: int) -> Tensor:
+    """Up to `most` of the places 0 to `count - 1`, evenly spread: int64, on the CPU.
+
+    Example:
+        >>> spread_evenly(10, 4).tolist()
+        [0, 3, 6, 9]
+    """
+    # In float64: float32 can't tell places above 2^24 apart.
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
+
+
+# ---- when a loss is no longer a number
+
+
+class TrainingDivergedError(FloatingPointError):
+    """The loss became NaN or infinite, so that the model in memory is spoilt.
+
+    Attributes:
+        step: the first step (counted from 1) whose loss or parameters are not finite.
+        rows: int64, which samples of the data it was trained on; those that hold such a number if there are any.
+    """
+
+    def __init__(self, message: str, step: int, rows: NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.rows = rows
+
+
+MinibatchOf: TypeAlias = Callable[[int], tuple[Tensor, Sequence[Tensor]]]
+"""The minibatch of a step (counted from 1): int64 `[B]`, which samples of the data, and their tensors `[B, ...]`."""
+
+
+class FiniteWatch:
+    """Stops a run whose loss or parameters are not finite, without a wait for the device at each step.
+
+    Args:
+        modules: whose parameters must be finite.
+        losses_per_step: how many losses each step has.
+        data: what messages call the data.
+        model: what they call the modules.
+        learning_rate: the name of the argument to lower.
+        can_clip: whether there is a `max_grad_norm` to set.
+
+    Attributes:
+        losses: of each step since `clear`, on the device.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> watch = FiniteWatch(net, model="network")
+        >>> watch.add(torch.tensor(0.5))
+        >>> watch.check(1, None, rate=0.1)
+        >>> watch.add(torch.tensor(torch.nan))
+        >>> try:
+        ...     watch.check(2, lambda step: (torch.tensor([4, 7]), [torch.zeros(2, 3)]), rate=0.1)
+        ... except TrainingDivergedError as error:
+        ...     print(error)
+        Training stopped at step 2: the loss is nan. Its minibatch (samples 4, 7 of the data) is finite, so the
+        network diverged: lower learning_rate (it was 0.1), or set max_grad_norm. The network in memory is spoilt.
+    """
+
+    def __init__(
+        self,
+        *modules: nn.Module,
+        losses_per_step: int = 1,
+        data: str = "data",
+        model: str = "model",
+        learning_rate: str = "learning_rate",
+        can_clip: bool = True,
+    ) -> None:
+        self.modules = modules
+        self.losses_per_step = losses_per_step
+        self.data = data
+        self.model = model
+        self.learning_rate = learning_rate
+        self.can_clip = can_clip
+        self.losses: list[Tensor] = []
+        self._checked = 0
+
+    def add(self, *losses: Tensor) -> None:
+        """Keep a step's losses, detached and 0-dim, without a wait for them."""
+        self.losses += losses
+
+    def mean_loss(self) -> Tensor:
+        """Of all steps since `clear`, 0-dim on the device."""
+        return torch.stack(self.losses).mean()
+
+    def clear(self) -> None:
+        """Forget the losses."""
+        self.losses.clear()
+        self._checked = 0
+
+    def check(
+        self, step: int, minibatch_of: MinibatchOf | None, *, rate: float, checkpoint_folder: Path | None = None
+    ) -> None:
+        """Wait for the device and raise unless all losses since the last check and all parameters are finite.
+
+        Args:
+            step: how many steps are done.
+            minibatch_of: asked only if something is not finite; None where minibatches are drawn and gone.
+            rate: the learning rate in force.
+            checkpoint_folder: where the last good checkpoint is, or None.
+
+        Raises:
+            TrainingDivergedError: they are not; it names the first step whose loss is not.
+        """
+        fresh = self.losses[self._checked :]
+        parameters = [parameter.isfinite().all() for module in self.modules for parameter in module.parameters()]
+        last = torch.stack(parameters).all().unsqueeze(0)
+        flags = (torch.cat((torch.stack(fresh).isfinite(), last)) if fresh else last).tolist()
+        if all(flags):
+            self._checked = len(self.losses)
+            return
+        steps = len(fresh) // self.losses_per_step
+        place = min(flags.index(False) // self.losses_per_step, max(steps - 1, 0))
+        bad = min(flags.index(False), max(len(fresh) - 1, 0))
+        spoilt = step - steps + place + 1
+        samples, values = (None, ()) if minibatch_of is None else minibatch_of(spoilt)
+        raise divergence_error(
+            spoilt,
+            float(fresh[bad]) if fresh else 0.0,
+            samples,
+            values,
+            learning_rate=rate,
+            checkpoint_folder=checkpoint_folder,
+            data=self.data,
+            model=self.model,
+            argument=self.learning_rate,
+            can_clip=self.can_clip,
+        )
+
+
+def divergence_error(
+    step: int,
+    loss: float,
+    samples: Tensor | None,
+    values: Sequence[Tensor],
+    *,
+    learning_rate: float,
+    checkpoint_folder: Path | None,
+    data: str = "demonstrations",
+    model: str = "policy",
+    argument: str = "learning_rate",
+    can_clip: bool = True,
+) -> TrainingDivergedError:
+    """Build the error of a step; trainers let `FiniteWatch` do it.
+
+    Args:
+        step: counted from 1.
+        loss: of that step.
+        samples: int64 `[B]`, its minibatch, as places in the data; None: it was drawn and is gone.
+        values: tensors `[B, ...]`, what those samples hold.
+        learning_rate: in force.
+        checkpoint_folder: where the last good checkpoint is, or None.
+        data: what the message calls the data.
+        model: what it calls the model.
+        argument: the name of the argument to lower.
+        can_clip: whether there is a `max_grad_norm` to set.
+    """
+    lower = f"lower {argument} (it was {learning_rate:g}){', or set max_grad_norm' if can_clip else ''}."
+    seen = torch.zeros(0, dtype=torch.int64) if samples is None else samples.cpu()
+    if samples is None:
+        cause = f"Its minibatch was drawn: either that was not finite, or the {model} diverged: {lower}"
+    else:
+        bad = torch.zeros(len(seen), dtype=torch.bool)
+        for value in values:
+            if value.is_floating_point():
+                bad |= ~value.isfinite().reshape(len(seen), -1).all(-1).cpu()
+        seen = seen[bad] if bad.any() else seen
+        listed = ", ".join(map(str, seen[:SHOWN_SAMPLES].tolist()))
+        listed += f", ... ({len(seen)} samples)" if len(seen) > SHOWN_SAMPLES else ""
+        cause = (
+            f"Samples {listed} of the {data} hold NaN or infinity: they were changed after they were checked."
+            if bad.any()
+            else f"Its minibatch (samples {listed} of the {data}) is finite, so the {model} diverged: {lower}"
+        )
+    stays = f"The {model} in memory is spoilt"
+    if checkpoint_folder is not None:
+        stays += f"; the last good checkpoint stays in {str(checkpoint_folder)!r}"
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "the parameters are not finite after it"
+    return TrainingDivergedError(
+        f"Training stopped at step {step}: {what}. {cause} {stays}.", step, seen.numpy().astype(np.int64)
+    )
+
+
+# ---- what a run tells while it runs
+
+
+OnLog: TypeAlias = Callable[[int, Mapping[str, float]], object]
+"""The caller's function of a step and the numbers of a log line, by tag."""
+
+
+class EventLog:
+    """Log values to TensorBoard and to the caller's function, and move the progress bar. A context manager.
+
+    Agents log to Stable-Baselines3's `Logger` instead, and take the bar from `open_progress_bar`.
+
+    Args:
+        tensorboard: the folder for TensorBoard's files; None: none are written.
+        resumed_at: the step that a resumed run stands at: what it logged after that before it was killed is dropped.
+        on_log: called with the step and the values of each `write`.
+        bar: `(total, done, unit)` of a progress bar; None: none is shown.
+
+    Attributes:
+        writer: TensorBoard's, or None. Figures, images and histograms are added to it by the trainer.
+
+    Example:
+        >>> seen = []
+        >>> with EventLog(on_log=lambda step, values: seen.append((step, values))) as log:
+        ...     log.write("gan", {"loss": 0.5}, 10)
+        >>> seen
+        [(10, {'gan/loss': 0.5})]
+    """
+
+    def __init__(
+        self,
+        tensorboard: str | Path | None = None,
+        *,
+        resumed_at: int | None = None,
+        on_log: OnLog | None = None,
+        bar: tuple[int, int, str] | None = None,
+    ) -> None:
+        self.writer: Any = None
+        self._on_log = on_log
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if resumed_at is None else resumed_at + 1
+            self.writer = SummaryWriter(str(tensorboard), purge_step=purge)
+        total, done, unit = bar or (0, 0, "step")
+        self._bar = open_progress_bar(total, done, unit, shown=bar is not None)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the progress bar."""
+        self._bar.update(steps)
+
+    def write(self, prefix: str, values: Mapping[str, float], step: int) -> None:
+        """Log `values` under `<prefix>/<name>`."""
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
+        if self.writer is not None:
+            for name, value in named.items():
+                self.writer.add_scalar(name, value, step)
+        if self._on_log is not None:
+            self._on_log(step, named)
+
+    def close(self) -> None:
+        """Close what is open, also after an error."""
+        self._bar.close()
+        if self.writer is not None:
+            self.writer.close()
+        self.writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_progress_bar(total: int, done: int, unit: str, *, shown: bool = True) -> Any:
+    """A progress bar of tqdm's: `update(n)`, `set_postfix_str(text)`, `close()`; a context manager.
+
+    Args:
+        total: where it ends.
+        done: where it begins.
+        unit: what it counts.
+        shown: False: nothing is printed.
+    """
+    if shown:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    else:
+        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    return tqdm(total=total, initial=done, unit=unit, mininterval=0.5, disable=not shown)
+
+
+def append_values(history: dict[str, list[float]], values: Mapping[str, float]) -> None:
+    """Add a log line to a history: by name one number a line."""
+    for name, value in values.items():
+        history.setdefault(name, []).append(value)
+
+
+def log_line(head: str, values: Mapping[str, float], names: Sequence[str]) -> str:
+    """A log line as text, of those of `names` that there are.
+
+    Example:
+        >>> log_line("epoch 1/2", {"loss": 0.25, "accuracy": 1.0}, ("loss", "val_loss"))
+        'epoch 1/2: loss 0.2500'
+    """
+    return f"{head}: " + ", ".join(f"{name} {values[name]:.4f}" for name in names if name in values)
+
+
+# ---- early stopping
+
+
+class EarlyStopping:
+    """Keeps the parameters of the lowest validation loss.
+
+    Args:
+        patience: how many validations in succession may bring nothing better before training stops.
+
+    Attributes:
+        best_loss: the lowest so far; infinity before the first.
+        best_step: when it was.
+        validations_without_gain: since then.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses and parameters."""
+        self.best_loss = math.inf
+        self.best_step = 0
+        self.validations_without_gain = 0
+        self.parameters: dict[str, Tensor] = {}
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience is used up."""
+        return self.validations_without_gain >= self.patience
+
+    def update(self, loss: float, step: int, module: nn.Module) -> None:
+        """Take note of a validation loss; NaN is never better."""
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.validations_without_gain = loss, step, 0
+            self.parameters = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        else:
+            self.validations_without_gain += 1
+
+    def restore(self, module: nn.Module, step: int) -> bool:
+        """Put the best parameters back; return whether they are of an earlier step than `step`."""
+        if not self.parameters or self.best_step == step:
+            return False
+        module.load_state_dict(self.parameters)
+        return True
+
+    def to_config(self) -> dict[str, Any]:
+        """The part that JSON can hold; the parameters are tensors and go elsewhere."""
+        return {
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "validations_without_gain": self.validations_without_gain,
+        }
+
+    def load(self, config: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        """Continue from what `to_config` and `parameters` were."""
+        self.best_loss = float(config["best_loss"])
+        self.best_step = int(config["best_step"])
+        self.validations_without_gain = int(config["validations_without_gain"])
+        self.parameters = dict(parameters)

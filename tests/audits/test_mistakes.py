@@ -1,0 +1,319 @@
+"""Hierarchical and ordinal scores against walks of the tree, dense oracles and scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, zero_one_loss
+from sklearn.metrics import mean_absolute_error as sklearn_mean_absolute_error
+from torch import Tensor
+
+from rlsmooth.audits import (
+    average_mean_absolute_error,
+    distance_at_k,
+    mean_absolute_error,
+    mistake_severity,
+    ranked_probability_score,
+    tree_distances,
+)
+from rlsmooth.targets import Tree
+
+UNEVEN = Tree.from_nested({"a": ["p", "q"], "b": {"c": ["r", "s"], "d": {"e": ["t"]}}})
+GENERA = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf", "fox", "jackal"], "bears": ["panda"]})
+
+
+def walked_height(tree: Tree, first: int, second: int) -> int:
+    """Height of the lowest common ancestor, node by node."""
+
+    def ancestors(place: int) -> list[int]:
+        return [place, *ancestors(tree.parents[place])] if tree.parents[place] != -1 else [place]
+
+    def height(node: int) -> int:
+        return max((1 + height(place) for place, parent in enumerate(tree.parents) if parent == node), default=0)
+
+    one, two = ancestors(tree.classes[first]), ancestors(tree.classes[second])
+    return height(next(node for node in one if node in two))
+
+
+@pytest.mark.parametrize("tree", [UNEVEN, GENERA, Tree.from_nested(["x", "y", "z"]), Tree.from_nested(["only"])])
+def test_heights_are_those_of_the_lowest_common_ancestors(tree: Tree) -> None:
+    found = tree_distances(tree)
+    assert found.dtype == torch.float64
+    for first, second in itertools.product(range(tree.num_classes), repeat=2):
+        assert found[first, second] == walked_height(tree, first, second)
+
+
+@given(parents=st.lists(st.integers(0, 1_000), min_size=1, max_size=25))
+def test_heights_of_any_tree(parents: list[int]) -> None:
+    tree = Tree.from_parents([-1, *(choice % (place + 1) for place, choice in enumerate(parents))])
+    found = tree_distances(tree)
+    for first, second in itertools.product(range(tree.num_classes), repeat=2):
+        assert found[first, second] == walked_height(tree, first, second)
+
+
+def test_edges_are_the_trees_and_twice_the_height_where_all_are_equally_deep() -> None:
+    torch.testing.assert_close(tree_distances(GENERA, measure="edges"), GENERA.distances.double())
+    torch.testing.assert_close(tree_distances(GENERA, measure="edges"), 2 * tree_distances(GENERA))
+    assert not torch.equal(tree_distances(UNEVEN, measure="edges"), 2 * tree_distances(UNEVEN))
+    with pytest.raises(ValueError, match="measure='hops'"):
+        tree_distances(GENERA, measure="hops")  # type: ignore[arg-type]
+
+
+def dense_distance_at_k(scores: np.ndarray, labels: np.ndarray, distances: np.ndarray, k: int) -> float:
+    rows = []
+    for row, label in zip(scores, labels, strict=True):
+        order = sorted(range(len(row)), key=lambda place: (-row[place], place))
+        rows.append(np.mean([distances[label, place] for place in order[:k]]))
+    return float(np.mean(rows))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+@pytest.mark.parametrize("kind", ["random", "ties", "all equal", "one row", "zeros and ones"])
+def test_distance_at_k_row_by_row(device: torch.device, k: int, kind: str) -> None:
+    scores = {
+        "random": torch.rand(50, 6),
+        "ties": torch.randint(3, (50, 6)) / 2,
+        "all equal": torch.full((7, 6), 1 / 6),
+        "one row": torch.rand(1, 6),
+        "zeros and ones": torch.eye(6),
+    }[kind]
+    labels = torch.randint(6, (len(scores),))
+    distances = tree_distances(GENERA)
+    ours = distance_at_k(scores.to(device), labels.to(device), distances.to(device), k=k)
+    expected = dense_distance_at_k(scores.numpy(), labels.numpy(), distances.numpy(), k)
+    assert ours.item() == pytest.approx(expected, abs=1e-6)
+    if k == 6:  # all classes: what is left is the mean of the labels' rows
+        assert ours.item() == pytest.approx(distances[labels].mean().item(), abs=1e-6)
+
+
+def test_many_equals_keep_the_classes_order(device: torch.device) -> None:
+    # topk and an unstable sort mix equals up once there are many.
+    distances = torch.arange(300.0).expand(300, 300)
+    zeros = torch.zeros(2, 300, device=device)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    assert distance_at_k(zeros, labels, distances, k=5).item() == 2.0  # 0, 1, 2, 3, 4
+
+
+def test_where_the_classes_lie_on_a_line_it_is_scikit_learns_error(device: torch.device) -> None:
+    classes = torch.arange(6)
+    line = (classes.unsqueeze(0) - classes.unsqueeze(1)).abs()
+    scores, labels = torch.rand(80, 6), torch.randint(6, (80,))
+    predictions = scores.argmax(-1)
+    error = sklearn_mean_absolute_error(labels, predictions)
+    placed = labels.to(device), line.to(device)
+    assert distance_at_k(scores.to(device), *placed, k=1).item() == pytest.approx(error, abs=1e-6)
+    wrong = zero_one_loss(labels, predictions)
+    severity = mistake_severity(predictions.to(device), *placed)
+    assert severity.item() == pytest.approx(error / wrong, abs=1e-6)
+    mistaken = predictions != labels
+    alone = sklearn_mean_absolute_error(labels[mistaken], predictions[mistaken])
+    assert severity.item() == pytest.approx(alone, abs=1e-6)
+
+
+def test_severity_counts_mistakes_alone_even_those_at_distance_zero(device: torch.device) -> None:
+    distances = torch.tensor([[0.0, 0.0, 4.0], [0.0, 9.0, 2.0], [4.0, 2.0, 0.0]], device=device)
+    predictions = torch.tensor([0, 1, 1, 2], device=device)
+    labels = torch.tensor([0, 0, 1, 0], device=device)
+    assert mistake_severity(predictions, labels, distances).item() == 2.0  # (0 + 4) / 2; the hit at 9 is no mistake
+
+
+def test_the_table_is_read_from_label_to_prediction(device: torch.device) -> None:
+    table = torch.tensor([[0.0, 1.0], [7.0, 0.0]], device=device)
+    label, prediction = torch.tensor([1], device=device), torch.tensor([0], device=device)
+    assert mistake_severity(prediction, label, table).item() == 7.0
+    assert distance_at_k(torch.tensor([[1.0, 0.0]], device=device), label, table, k=1).item() == 7.0
+
+
+def test_nothing_and_what_is_no_class_give_nan(device: torch.device) -> None:
+    distances = tree_distances(GENERA)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    assert distance_at_k(torch.zeros(0, 6, device=device), none, distances, k=1).isnan()
+    assert mistake_severity(none, none, distances).isnan()
+    right = torch.tensor([3, 4], device=device)
+    assert mistake_severity(right, right, distances).isnan()  # no mistake has no severity
+    for no_class in (-1, 6, -100):
+        wrong = torch.tensor([3, no_class], device=device)
+        assert mistake_severity(right, wrong, distances).isnan()
+        assert mistake_severity(wrong, right, distances).isnan()
+        assert distance_at_k(torch.rand(2, 6, device=device), wrong, distances, k=2).isnan()
+    assert distance_at_k(torch.full((2, 6), torch.nan, device=device), right, distances, k=2).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_leading_shapes(device: torch.device, dtype: torch.dtype) -> None:
+    scores, labels = torch.rand(4, 5, 6, device=device).to(dtype), torch.randint(6, (4, 5), device=device)
+    distances = tree_distances(GENERA).to(dtype)
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    ours = distance_at_k(scores, labels, distances, k=3)
+    assert (ours.dtype, ours.shape, ours.device.type) == (wide, (), device.type)
+    flat = distance_at_k(scores.to(wide).reshape(20, 6), labels.reshape(20), distances, k=3)
+    torch.testing.assert_close(ours, flat, atol=0, rtol=0)
+    severity = mistake_severity(scores.argmax(-1), labels, distances)
+    assert (severity.dtype, severity.shape) == (wide, ())
+    assert mistake_severity(scores.argmax(-1), labels, distances.long()).dtype == torch.float32
+
+
+def test_nothing_waits_for_the_device() -> None:
+    scores, labels = torch.rand(9, 3, device="meta"), torch.zeros(9, dtype=torch.int64, device="meta")
+    distances = torch.rand(3, 3, device="meta")
+    assert distance_at_k(scores, labels, distances, k=2).shape == ()
+    assert mistake_severity(labels, labels, distances).shape == ()
+
+
+def test_bad_arguments() -> None:
+    scores, labels, distances = torch.rand(4, 3), torch.zeros(4, dtype=torch.int64), torch.rand(3, 3)
+    with pytest.raises(ValueError, match="k=4 is more than the 3 classes"):
+        distance_at_k(scores, labels, distances, k=4)
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
+        distance_at_k(scores, labels, distances, k=0)
+    with pytest.raises(ValueError, match=r"distances has shape \(2, 2\), needs \(3, 3\)"):
+        distance_at_k(scores, labels, distances[:2, :2], k=1)
+    with pytest.raises(ValueError, match=r"distances has shape \(2, 3\), needs \[K, K\]"):
+        mistake_severity(labels, labels, distances[:2])
+    with pytest.raises(ValueError, match=r"distances has shape \(\), needs \[K, K\]"):
+        mistake_severity(labels, labels, torch.tensor(1.0))
+    with pytest.raises(TypeError, match="distances must be a tensor of numbers"):
+        mistake_severity(labels, labels, distances > 0)
+    with pytest.raises(TypeError, match="predictions must be an int64 tensor"):
+        mistake_severity(scores[:, 0], labels, distances)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), predictions has \(4,\)"):
+        mistake_severity(labels, labels[:2], distances)
+
+
+# ---- ordinal scores: class by class and threshold by threshold
+def macro_error(labels: Any, predictions: Any) -> float:
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    classes = [labels == place for place in np.unique(labels)]
+    return float(np.mean([sklearn_mean_absolute_error(labels[rows], predictions[rows]) for rows in classes]))
+
+
+def threshold_by_threshold(probabilities: Tensor, labels: Tensor, weights: Any = None) -> float:
+    """The Brier scores of "is it at most k?", by scikit-learn."""
+    cumulative = probabilities.double().cpu().cumsum(-1).clamp(0, 1).numpy()
+    truth = labels.cpu().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that every row is on one side
+        return float(
+            sum(
+                brier_score_loss(truth <= place, cumulative[:, place], pos_label=True, sample_weight=weights)
+                for place in range(cumulative.shape[-1] - 1)
+            )
+        )
+
+
+CASES = {
+    "one row": ([2], [0], 3),
+    "all right": ([0, 1, 2], [0, 1, 2], 3),
+    "all wrong": ([2, 2, 2], [0, 0, 0], 3),
+    "one class only": ([1, 1, 0, 2], [1, 1, 1, 1], 3),
+    "a class is missing": ([0, 3, 3, 1], [0, 0, 3, 3], 4),
+    "one class": ([0, 0], [0, 0], 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_absolute_errors_on_degenerate_rows(device: torch.device, case: str) -> None:
+    predictions, labels, num_classes = CASES[case]
+    ours = torch.tensor(predictions, device=device), torch.tensor(labels, device=device)
+    assert mean_absolute_error(*ours).item() == pytest.approx(
+        sklearn_mean_absolute_error(labels, predictions), abs=1e-6
+    )
+    macro = average_mean_absolute_error(*ours, num_classes=num_classes)
+    assert macro.item() == pytest.approx(macro_error(labels, predictions), abs=1e-6)
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
+def test_absolute_errors_on_any_rows(rows: list[tuple[int, int]]) -> None:
+    predictions, labels = torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+    expected = sklearn_mean_absolute_error(labels.numpy(), predictions.numpy())
+    assert mean_absolute_error(predictions, labels).item() == pytest.approx(expected, abs=1e-6)
+    macro = average_mean_absolute_error(predictions, labels, num_classes=7)
+    assert macro.item() == pytest.approx(macro_error(labels, predictions), abs=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 9])
+def test_the_ranked_score_is_the_sum_of_brier_scores(device: torch.device, num_classes: int) -> None:
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        rows = (2 * torch.randn(100, num_classes, generator=generator, dtype=torch.float64)).softmax(-1)
+        labels = torch.randint(num_classes, (100,), generator=generator)
+        weights = torch.rand(100, generator=generator)
+        placed = rows.to(device), labels.to(device)
+        assert ranked_probability_score(*placed).item() == pytest.approx(threshold_by_threshold(rows, labels), abs=1e-6)
+        weighted = ranked_probability_score(*placed, weights=weights.to(device))
+        assert weighted.item() == pytest.approx(threshold_by_threshold(rows, labels, weights.numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([[0.2, 0.3, 0.5]], [0]),
+        ([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [0, 2]),
+        ([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [2, 0]),
+        ([[0.25, 0.5, 0.25]] * 4, [1, 1, 1, 1]),
+        ([[1.0], [1.0]], [0, 0]),
+    ],
+)
+def test_the_ranked_score_on_degenerate_rows(device: torch.device, rows: list[Any], labels: list[int]) -> None:
+    placed = torch.tensor(rows, device=device), torch.tensor(labels, device=device)
+    ours = ranked_probability_score(*placed)
+    assert ours.item() == pytest.approx(threshold_by_threshold(*placed), abs=1e-6)
+
+
+def test_the_ranked_score_of_certain_rows_is_the_absolute_error(device: torch.device) -> None:
+    predictions, labels = torch.randint(5, (40,), device=device), torch.randint(5, (40,), device=device)
+    rows = torch.eye(5, device=device)[predictions]
+    torch.testing.assert_close(ranked_probability_score(rows, labels), mean_absolute_error(predictions, labels))
+
+
+def test_nothing_and_what_is_no_class_give_nan_of_ordinal_scores(device: torch.device) -> None:
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    assert mean_absolute_error(none, none).isnan()
+    assert average_mean_absolute_error(none, none, num_classes=3).isnan()
+    assert ranked_probability_score(torch.zeros(0, 3, device=device), none).isnan()
+    labels, rows = torch.tensor([0, 3], device=device), torch.full((2, 3), 1 / 3, device=device)
+    assert average_mean_absolute_error(labels, labels, num_classes=3).isnan()
+    assert ranked_probability_score(rows, labels).isnan()
+    assert ranked_probability_score(rows * torch.nan, labels.clamp(max=2)).isnan()
+    weights = torch.tensor([1.0, 0.0], device=device)
+    assert ranked_probability_score(rows, labels, weights=weights).item() == pytest.approx(5 / 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_leading_shapes_of_ordinal_scores(device: torch.device, dtype: torch.dtype) -> None:
+    rows, labels = torch.rand(4, 5, 3, device=device).to(dtype), torch.randint(3, (4, 5), device=device)
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    ours = ranked_probability_score(rows, labels)
+    assert (ours.dtype, ours.shape, ours.device.type) == (wide, (), device.type)
+    flat = ranked_probability_score(rows.to(wide).reshape(20, 3), labels.reshape(20))
+    torch.testing.assert_close(ours, flat, atol=0, rtol=0)
+    predictions = rows.argmax(-1)
+    assert mean_absolute_error(predictions, labels) == mean_absolute_error(predictions.reshape(20), labels.reshape(20))
+
+
+def test_nothing_waits_for_the_device_of_ordinal_scores() -> None:
+    rows, labels = torch.rand(9, 3, device="meta"), torch.zeros(9, dtype=torch.int64, device="meta")
+    assert ranked_probability_score(rows, labels, weights=rows[:, 0]).shape == ()
+    assert mean_absolute_error(labels, labels).shape == ()
+    assert average_mean_absolute_error(labels, labels, num_classes=3).shape == ()
+
+
+def test_bad_arguments_of_ordinal_scores() -> None:
+    labels = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(TypeError, match="predictions must be an int64 tensor"):
+        mean_absolute_error(labels.float(), labels)
+    with pytest.raises(TypeError, match="labels must be an int64 tensor"):
+        average_mean_absolute_error(labels, labels.int(), num_classes=2)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), predictions has \(3,\)"):
+        mean_absolute_error(labels, labels[:2])
+    with pytest.raises(ValueError, match="num_classes=0"):
+        average_mean_absolute_error(labels, labels, num_classes=0)
+    with pytest.raises(TypeError, match=r"probabilities has dtype torch\.int64"):
+        ranked_probability_score(labels, labels)

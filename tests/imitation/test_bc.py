@@ -1,0 +1,254 @@
+"""The behaviours that imitation's `tests/algorithms/test_bc.py` checks, of our `BC`.
+
+docs/imitation-tests.md has the table: which behaviour is whose test, what differs and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from rlsmooth.agents import BC
+from rlsmooth.data import Demonstrations, cartpole_v1, record
+
+ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """imitation's `TrajectoryWithRew`, by its field names."""
+
+    obs: Any
+    acts: Any
+    infos: Any
+    terminal: bool
+    rews: Any
+
+
+@pytest.fixture(scope="module")
+def experts() -> dict[str, Demonstrations]:
+    """Two episodes an environment: of the shipped expert, and of a controller that does next to nothing."""
+    idle = record(lambda observation: -0.1 * observation[2:], "Pendulum-v1", 2, seed=0)
+    return {"CartPole-v1": cartpole_v1().sample_episodes(2, seed=0), "Pendulum-v1": idle}
+
+
+def as_given(data: Demonstrations, kind: str) -> Demonstrations:
+    """The demonstrations by another way in: of trajectory objects as imitation has them, or of plain arrays."""
+    spaces_of: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    batch, ends = data[:], data.episode_ends
+    if kind == "arrays":
+        return Demonstrations.from_arrays(batch.observations, batch.actions, episode_ends=ends, **spaces_of)
+    if kind == "trajectories":
+        states, after, rewards = np.asarray(batch.observations), np.asarray(batch.next_observations), batch.rewards
+        parts = [slice(start, end) for start, end in zip(data.episode_starts, ends, strict=True)]
+        return Demonstrations.from_imitation(
+            [
+                Trajectory(np.vstack([states[rows], after[rows][-1:]]), batch.actions[rows], None, True, rewards[rows])
+                for rows in parts
+            ],
+            **spaces_of,
+        )
+    return data
+
+
+@given(
+    name=st.sampled_from(ENVIRONMENTS),
+    n_envs=st.integers(1, 10),
+    size=st.integers(1, 50),
+    parts=st.integers(1, 10),
+    kind=st.sampled_from(["recorded", "trajectories", "arrays"]),
+)
+@settings(max_examples=15)
+def test_an_agent_is_made_of_every_kind_of_expert_data(
+    experts: dict[str, Demonstrations], name: str, n_envs: int, size: int, parts: int, kind: str
+) -> None:
+    data = as_given(experts[name], kind)
+    agent = BC("MlpPolicy", make_vec_env(name, n_envs), data, batch_size=size, gradient_accumulation=parts, seed=0)
+    assert agent.n_envs == n_envs
+    assert agent.batches_per_epoch == -(-len(data) // (size * parts))
+    assert np.array_equal(data.actions, experts[name].actions)
+    assert np.array_equal(data.observations, experts[name].observations)  # type: ignore[arg-type]
+
+
+class Counter(BaseCallback):
+    """imitation's `on_batch_end`, and by the batches of an epoch its `on_epoch_end`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = self.epochs = 0
+
+    def _on_step(self) -> bool:
+        self.batches += 1
+        self.epochs = self.batches // self.model.batches_per_epoch  # type: ignore[attr-defined]
+        return True
+
+
+@given(
+    name=st.sampled_from(ENVIRONMENTS),
+    n_envs=st.integers(1, 3),
+    batch_size=st.integers(20, 50),
+    parts=st.integers(1, 10),
+    has_callback=st.booleans(),
+    log_interval=st.sampled_from([1, 2, 500]),
+    n_eval_episodes=st.sampled_from([0, 1, 2]),
+    progress_bar=st.booleans(),
+    reset=st.booleans(),
+    measure=st.sampled_from(["total_batches", "total_epochs"]),
+    duration=st.integers(1, 3),
+)
+@settings(max_examples=8)
+def test_an_agent_trains_under_every_option(
+    experts: dict[str, Demonstrations],
+    name: str,
+    n_envs: int,
+    batch_size: int,
+    parts: int,
+    has_callback: bool,
+    log_interval: int,
+    n_eval_episodes: int,
+    progress_bar: bool,
+    reset: bool,
+    measure: str,
+    duration: int,
+) -> None:
+    counter = Counter()
+    arguments: dict[str, Any] = {"n_eval_episodes": max(n_eval_episodes, 1)}
+    if n_eval_episodes:
+        arguments["eval_env"] = make_vec_env(name, n_envs)
+    agent = BC(
+        "MlpPolicy", None, experts[name], batch_size=batch_size, gradient_accumulation=parts, seed=0, **arguments
+    )
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    length: Any = {measure: duration}
+    for _ in range(2):
+        agent.learn(
+            **length,
+            callback=counter if has_callback else None,
+            log_interval=log_interval,
+            progress_bar=progress_bar,
+            reset_num_timesteps=reset,
+        )
+    batches = duration * (agent.batches_per_epoch if measure == "total_epochs" else 1)
+    assert agent.num_timesteps == batches * (1 if reset else 2)
+    if has_callback:
+        assert counter.batches == 2 * batches
+        assert counter.epochs == 2 * batches // agent.batches_per_epoch
+    after = list(agent.policy.parameters())
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(parameter.isfinite().all() for parameter in after)
+
+
+@pytest.mark.parametrize(("n_envs", "smoothing"), [(1, 0.0), (4, 0.1)])
+def test_one_epoch_makes_the_return_clearly_better(n_envs: int, smoothing: float) -> None:
+    env = make_vec_env("CartPole-v1", n_envs, seed=0)
+    agent = BC("MlpPolicy", env, cartpole_v1(), smoothing=smoothing, batch_size=50, seed=1, device="cpu")
+    novice, _ = evaluate_policy(agent.policy, env, 15, return_episode_rewards=True)
+    agent.learn(total_epochs=1)
+    trained, _ = evaluate_policy(agent.policy, env, 15, return_episode_rewards=True)
+    gain = np.mean(trained) - np.mean(novice)
+    assert gain > 50
+    test = stats.permutation_test(
+        (novice, trained), lambda x, y: np.mean(x) - np.mean(y), alternative="less", n_resamples=2000, rng=0
+    )
+    assert test.pvalue < 0.05
+
+
+def test_two_half_batches_are_one_batch() -> None:
+    data = cartpole_v1().sample_episodes(5, seed=0)
+    pair = [
+        BC("MlpPolicy", None, data, batch_size=size, gradient_accumulation=parts, seed=7, device="cpu")
+        for size, parts in ((6, 1), (3, 2))
+    ]
+    for step in range(8):
+        for agent in pair:
+            agent.learn(total_batches=1, reset_num_timesteps=step == 0)
+        for one, two in zip(pair[0].policy.parameters(), pair[1].policy.parameters(), strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_agent_has_the_same_parameters(tmp_path: Path) -> None:
+    agent = BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu").learn(total_batches=3)
+    loaded = BC.load(agent.save(tmp_path / "policy.zip"), device="cpu")
+    saved = dict(agent.policy.named_parameters())
+    assert list(saved) == [name for name, _ in loaded.policy.named_parameters()]
+    for name, parameter in loaded.policy.named_parameters():
+        assert torch.equal(parameter, saved[name]), name
+    observations: Any = cartpole_v1()[:50].observations
+    one, other = (each.predict(observations, deterministic=True)[0] for each in (agent, loaded))
+    assert np.array_equal(one, other)
+
+
+def test_dict_observations_with_a_policy_that_is_built_already() -> None:
+    env = DummyVecEnv([lambda: SimpleMultiObsEnv(channel_last=False)] * 2)
+    assert isinstance(env.observation_space, spaces.Dict)
+    policy = MultiInputActorCriticPolicy(env.observation_space, env.action_space, lambda _: 0.001)
+    env.action_space.seed(0)
+    data = record(lambda seen: np.array([env.action_space.sample() for _ in seen["vec"]]), env, 50, seed=0)
+    before = [parameter.clone() for parameter in policy.action_net.parameters()]
+    agent = BC(policy, env, data, seed=0).learn(total_epochs=1)
+    assert agent.policy is policy
+    assert any(not torch.equal(*pair) for pair in zip(before, policy.action_net.parameters(), strict=True))
+
+
+def test_weight_decay_is_the_optimisers_and_equals_l2_coef() -> None:
+    """imitation refuses `weight_decay`. Here it is an optimiser's argument as in SB3; of SGD it equals `l2_coef`."""
+    found = []
+    for decay, l2_coef in ((0.1, 0.0), (0.0, 0.1)):
+        optimizer = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"weight_decay": decay}}
+        agent = BC("MlpPolicy", None, cartpole_v1(), l2_coef=l2_coef, policy_kwargs=optimizer, seed=0, device="cpu")
+        # Actor and features: SGD leaves the critic, which has no gradient, as it is; l2_coef counts it in.
+        learned = agent.learn(total_batches=20).policy
+        found.append({n: p for n, p in learned.named_parameters() if not n.startswith(("value", "mlp_extractor.val"))})
+    assert found[0].keys() == found[1].keys()
+    for name, parameter in found[0].items():
+        torch.testing.assert_close(parameter, found[1][name], msg=name)
+
+
+@pytest.mark.parametrize(
+    "duration",
+    [{"total_epochs": 1, "total_batches": 10}, {}, {"total_epochs": None, "total_batches": None}],
+    ids=["both", "neither", "both None"],
+)
+def test_a_wrong_duration_is_an_error(duration: dict[str, Any]) -> None:
+    agent = BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu")
+    with pytest.raises(ValueError, match="exactly one"):
+        agent.learn(**duration)
+
+
+def test_no_data_is_an_error_where_it_enters() -> None:
+    """imitation finds out when a loader stops to give batches; here whole sets enter, and an empty one does not."""
+    data = cartpole_v1()
+    nothing: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    with pytest.raises(ValueError, match="at least one"):
+        Demonstrations.from_arrays(np.zeros((0, 4), np.float32), [], episode_ends=[], **nothing)
+    with pytest.raises(ValueError, match="no trajectories"):
+        Demonstrations.from_imitation([], **nothing)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        BC("MlpPolicy", tuple(nothing.values()), None, seed=0).learn(total_batches=1)
+    loader: Any = iter([{"obs": np.zeros((5, 4)), "acts": np.zeros(5)}])
+    with pytest.raises(TypeError, match="from_imitation"):
+        BC("MlpPolicy", None, loader)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 6, 20])
+def test_batches_go_round_the_data_as_often_as_asked(batches: int, experts: dict[str, Demonstrations]) -> None:
+    counter = Counter()
+    agent = BC("MlpPolicy", None, experts["CartPole-v1"], batch_size=400, seed=0)
+    assert agent.batches_per_epoch == 3
+    agent.learn(total_batches=batches, callback=counter)
+    assert counter.batches == batches

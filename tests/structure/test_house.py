@@ -1,0 +1,194 @@
+"""House rules: no import circle, a class in one file, short functions, modules of one topic, no foreign privates."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MOST_BODY_LINES = 60
+MOST_MODULE_LINES = 800
+SB3_ROOM = "agents/sb3.py"  # the one place for the private names of Stable-Baselines3
+SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")
+
+# Violations of before the rules, by file. Entries may only go; the rules hold everywhere else.
+ALLOWED: dict[str, set[str]] = {
+    "circle": {
+        "rlsmooth.training.classifier",
+        "rlsmooth.training.classifier_files",
+        "rlsmooth.training.classifier_monitor",
+        "rlsmooth.training.classifier_prepare",
+        "rlsmooth.training.classifier_run",
+    },
+    "self-cast": {
+        "agents/adversarial/trainer.py",
+        "agents/cloning/bc.py",
+        "agents/cloning/bco.py",
+        "agents/cloning/dagger.py",
+        "agents/cloning/rounds.py",
+        "rlsmooth/training/classifier_files.py",
+    },
+    "long function": {
+        "agents/cloning/bc.py:__init__",
+        "agents/cloning/bco.py:__init__",
+        "agents/cloning/dagger.py:__init__",
+        "agents/cloning/dagger.py:_one_round",
+    },
+    "long module": {
+        "agents/adversarial/trainer.py",
+        "agents/cloning/bc.py",
+        "agents/files/algorithm_file.py",
+    },
+    "foreign private": {
+        "agents/cloning/bc.py",
+        "agents/cloning/bco.py",
+        "agents/cloning/dagger.py",
+        "agents/cloning/rounds.py",
+        "rlsmooth/training/classifier_files.py",
+        "rlsmooth/training/classifier_run.py",
+        "scripts/bench/ppo_overhead.py",
+    },
+}
+
+
+def product_files(root: Path) -> dict[str, Path]:
+    """Map the dotted name of each product module to its file. The links inside rlsmooth/ are not followed."""
+    files = {}
+    for top in ("rlsmooth", "agents", "envs", "scripts"):
+        for path in sorted((root / top).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if top == "rlsmooth" and parts[1] in ("agents", "envs", "scripts"):
+                continue
+            files[".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__")] = path
+    return files
+
+
+def imported_modules(source: str, known: set[str]) -> set[str]:
+    """The modules of `known` that `source` imports, wherever the import stands, typing-only ones included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    # `from package import module` names the package too, whose __init__ is not meant.
+    return {name for name in found & known if not any(other.startswith(f"{name}.") for other in found & known)}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, by Tarjan's algorithm."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        number[module] = low[module] = len(number)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in number:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], number[other])
+        if low[module] == number[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in number:
+            visit(module)
+    return found
+
+
+def long_functions(source: str) -> Iterator[tuple[str, int]]:
+    """Name and length of each function whose body, without its docstring, is too long to see at once."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1
+            if lines > MOST_BODY_LINES:
+                yield node.name, lines
+
+
+def test_no_modules_import_each_other(repository: Path) -> None:
+    files = product_files(repository)
+    graph = {module: imported_modules(path.read_text("utf-8"), set(files)) - {module} for module, path in files.items()}
+    found = [group for group in circles(graph) if not set(group) <= ALLOWED["circle"]]
+    assert not found, "\n".join(" <-> ".join(group) for group in found)
+
+
+def test_no_class_casts_itself_to_its_child(repository: Path) -> None:
+    found = {
+        str(path.relative_to(repository))
+        for path in product_files(repository).values()
+        if SELF_CAST.search(path.read_text("utf-8"))
+    }
+    assert found <= ALLOWED["self-cast"], sorted(found - ALLOWED["self-cast"])
+
+
+def test_every_function_can_be_seen_at_once(repository: Path) -> None:
+    found = {
+        f"{path.relative_to(repository)}:{name}": lines
+        for path in product_files(repository).values()
+        for name, lines in long_functions(path.read_text("utf-8"))
+    }
+    assert found.keys() <= ALLOWED["long function"], {
+        name: lines for name, lines in found.items() if name not in ALLOWED["long function"]
+    }
+
+
+def test_every_module_has_one_topic(repository: Path) -> None:
+    lengths = {
+        str(path.relative_to(repository)): len(path.read_text("utf-8").splitlines())
+        for path in product_files(repository).values()
+    }
+    found = {name for name, lines in lengths.items() if lines > MOST_MODULE_LINES}
+    assert found <= ALLOWED["long module"], {name: lengths[name] for name in found - ALLOWED["long module"]}
+
+
+def test_no_module_reaches_into_the_privates_of_another(repository: Path) -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--select", "SLF001", "--no-cache", "--output-format", "json"]
+    folders = ["rlsmooth", "agents", "envs", "scripts"]
+    finished = subprocess.run([*command, *folders], cwd=repository, capture_output=True, text=True, check=False)
+    found: dict[str, list[str]] = {}
+    for problem in json.loads(finished.stdout):
+        name = str(Path(problem["filename"]).relative_to(repository))
+        found.setdefault(name, []).append(f"{name}:{problem['location']['row']} {problem['message']}")
+    known = ALLOWED["foreign private"] | {SB3_ROOM}
+    assert found.keys() <= known, "\n".join(line for name in found.keys() - known for line in found[name])
+
+
+def test_nothing_is_allowed_that_is_gone(repository: Path) -> None:
+    names = {entry.split(":")[0] for entries in ALLOWED.values() for entry in entries}
+    gone = [name for name in names if name.endswith(".py") and not (repository / name).exists()]
+    assert not gone
+
+
+def test_a_planted_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert circles(graph) == [["a", "b", "c"]]
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rlsmooth.x import y\ndef f():\n    import z"
+    assert imported_modules(source, {"rlsmooth.x", "z", "q"}) == {"rlsmooth.x", "z"}
+    assert imported_modules("from rlsmooth import x", {"rlsmooth", "rlsmooth.x"}) == {"rlsmooth.x"}
+
+
+@pytest.mark.parametrize("source", ['cast("BC", self)', "cast('BC', cls)", 'typing.cast(\n    "BC", self\n)'])
+def test_a_planted_self_cast_is_found(source: str) -> None:
+    assert SELF_CAST.search(source)
+    assert not SELF_CAST.search(source.replace("self", "other").replace("cls", "other"))
+
+
+def test_a_planted_long_function_is_found() -> None:
+    lines = "\n".join("    x = 1" for _ in range(MOST_BODY_LINES))
+    assert not list(long_functions(f'def f():\n    """Docstring\n\n    of three lines."""\n{lines}'))
+    assert list(long_functions(f"def f():\n{lines}\n    return x")) == [("f", MOST_BODY_LINES + 1)]

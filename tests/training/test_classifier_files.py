@@ -1,0 +1,415 @@
+"""Logs and files of the classification trainer, and checkpoints of killed runs."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn import functional
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from killing import assert_same_after_kills
+from rlsmooth.targets import Smoothing, uniform
+from rlsmooth.training import (
+    Classifier,
+    SafeFileError,
+    TrainingDivergedError,
+    checkpoint_steps,
+    classifier_files,
+    epoch_permutation,
+)
+from support import read_events
+
+
+def noise(rows: int = 60, classes: int = 3) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % classes
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+def make(model: Any = None, **arguments: Any) -> Classifier:
+    chosen = network() if model is None else model
+    return Classifier(chosen, **{"seed": 0, "device": "cpu", "max_epochs": 6, "batch_size": 16, **arguments})
+
+
+def assert_same(one: Classifier, two: Classifier) -> None:
+    for first, second in zip(one.module_.state_dict().values(), two.module_.state_dict().values(), strict=True):
+        assert torch.equal(first, second)
+    assert one.history_ == two.history_
+    assert (one.n_iter_, one.best_epoch_) == (two.n_iter_, two.best_epoch_)
+
+
+# ---- files
+@pytest.mark.parametrize("names", [["a", "bb", "c"], [5, -1, 7], [False, True, True]])
+def test_a_file_brings_everything_back(names: list[Any], tmp_path: Path) -> None:
+    X, y = noise()
+    labels = np.array(names)[y]
+    classes = len(set(names))
+    given = make(lambda features, _classes: nn.Linear(features, classes), class_weight={names[0]: 2.0}, max_epochs=2)
+    path = given.fit(X, labels).save(tmp_path / "classifier")
+    assert path.name == "classifier.zip"
+    loaded = Classifier.load(path, nn.Linear(4, classes), device="cpu")
+    assert_same(given, loaded)
+    assert loaded.classes_.dtype == given.classes_.dtype
+    assert loaded.predict(X).tolist() == given.predict(X).tolist()
+    np.testing.assert_array_equal(loaded.predict_proba(X), given.predict_proba(X))
+    assert loaded.class_weight == {names[0]: 2.0}
+    assert loaded.n_features_in_ == 4
+    assert loaded.fit(X, labels).n_iter_ == 2
+
+
+def test_an_mlp_needs_no_model(tmp_path: Path) -> None:
+    X, y = noise()
+    smoothing = Smoothing(0.2, reference=torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64))
+    path = make("mlp", smoothing=smoothing, warm_start=True).fit(X, y).save(tmp_path / "mlp.zip")
+    loaded = Classifier.load(path, device="cpu")
+    assert torch.equal(loaded.smoothing.reference, smoothing.reference)
+    assert loaded.fit(X, y).history_["loss"][0] < make("mlp", smoothing=smoothing).fit(X, y).history_["loss"][0]
+
+
+def test_what_a_file_can_not_hold_is_asked_for(tmp_path: Path) -> None:
+    X, y = noise()
+    model = network()
+    given = make(model, smoothing=Smoothing(lambda progress: 0.1 * progress), learning_rate=lambda _: 1e-3).fit(X, y)
+    path = given.save(tmp_path / "own.zip")
+    with pytest.raises(ValueError, match="give the model"):
+        Classifier.load(path)
+    with pytest.raises(ValueError, match="model does not fit the file"):
+        Classifier.load(path, nn.Linear(4, 3))
+    loaded = Classifier.load(path, model, device="cpu")
+    np.testing.assert_array_equal(loaded.predict_proba(X), given.predict_proba(X))
+    with pytest.raises(TypeError, match="NoneType"):
+        loaded.fit(X, y)
+    ready = Classifier.load(path, model, device="cpu", smoothing=0.1, learning_rate=1e-3)
+    assert_same(ready.fit(X, y), make(model).fit(X, y))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not fitted"):
+        make().save(tmp_path / "none.zip")
+    (tmp_path / "pickle.zip").write_bytes(pickle.dumps({"model": 1}))
+    with pytest.raises(SafeFileError):
+        Classifier.load(tmp_path / "pickle.zip", "mlp")
+    X, y = noise()
+    whole = make("mlp").fit(X, y).save(tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SafeFileError):
+        Classifier.load(tmp_path / "cut.zip")
+    with pytest.raises(SafeFileError, match="does not exist"):
+        Classifier.load(tmp_path / "missing.zip")
+
+
+def test_a_fitted_classifier_can_be_pickled() -> None:
+    X, y = noise()
+    fitted = make().fit(X, y)
+    assert_same(fitted, pickle.loads(pickle.dumps(fitted)))
+
+
+# ---- checkpoints
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Make the run break off once the checkpoint of that epoch is written."""
+    original = classifier_files.save_checkpoint
+
+    def write(folder: Any, step: int, **content: Any) -> Path:
+        path = original(folder, step, **content)
+        if step >= epochs:
+            raise KeyboardInterrupt
+        return path
+
+    monkeypatch.setattr(classifier_files, "save_checkpoint", write)
+
+
+HARD: dict[str, Any] = {
+    "mixup": 0.3,
+    "smoothing": "lin_0.2",
+    "learning_rate": "lin_1e-2",
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "validation_fraction": 0.2,
+    "early_stopping_patience": 20,
+    "class_weight": "balanced",
+}
+
+
+def test_a_run_that_was_broken_off_ends_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = noise()
+    weights = np.linspace(0.5, 1.5, 60)
+    whole = make(**HARD).fit(X, y, weights)
+    broken = {**HARD, "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
+    for epochs in (2, 4):
+        with monkeypatch.context() as patch:
+            stop_after(patch, epochs)
+            with pytest.raises(KeyboardInterrupt):
+                make(**broken).fit(X, y, weights, resume=True)
+        assert max(checkpoint_steps(tmp_path / "run")) == epochs
+    resumed = make(**broken).fit(X, y, weights, resume=True)
+    assert_same(whole, resumed)
+    assert_same(whole, make(**broken).fit(X, y, weights, resume=True))  # over already: nothing is trained
+
+
+def test_checkpoints_do_not_change_a_run(tmp_path: Path) -> None:
+    X, y = noise()
+    assert_same(make(**HARD).fit(X, y), make(**HARD, checkpoint_folder=tmp_path, checkpoint_every=1).fit(X, y))
+    assert checkpoint_steps(tmp_path) == [5, 6]
+
+
+def test_a_warm_start_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = noise()
+    whole = make(warm_start=True).fit(X, y).fit(X, y)
+    first = make(warm_start=True).fit(X, y)
+    first.set_params(checkpoint_folder=tmp_path, checkpoint_every=3)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit(X, y)
+    resumed = make(checkpoint_folder=tmp_path).fit(X, y, resume=True)
+    assert_same(whole, resumed)
+
+
+def test_a_seed_that_was_drawn_is_that_of_the_run(tmp_path: Path) -> None:
+    X, y = noise()
+    arguments = {"seed": None, "validation_fraction": 0.2, "checkpoint_folder": tmp_path}
+    one = make("mlp", **arguments).fit(X, y)
+    assert_same(one, make("mlp", **arguments).fit(X, y, resume=True))
+
+
+def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
+    X, y = noise()
+    with pytest.raises(ValueError, match="resume=True needs checkpoint_folder"):
+        make().fit(X, y, resume=True)
+    make(checkpoint_folder=tmp_path).fit(X, y)
+
+    def resume(X: Any = X, y: Any = y, model: Any = None, **changed: Any) -> None:
+        given = {name: changed.pop(name) for name in ("target", "mask", "sample_weight") if name in changed}
+        make(model, checkpoint_folder=tmp_path, **changed).fit(X, y, **given, resume=True)
+
+    for changed in ({"smoothing": 0.2}, {"class_weight": "balanced"}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"^{name} is .* was started with"):
+            resume(**changed)
+    with pytest.raises(ValueError, match="seed is 1"):
+        resume(seed=1)
+    with pytest.raises(ValueError, match="model does not fit"):
+        resume(model=nn.Linear(4, 3))
+    moved = X.copy()
+    moved[17, 2] += 1
+    others = (
+        {"X": moved},
+        {"y": y[::-1].copy()},
+        {"sample_weight": np.ones(60)},
+        {"target": uniform(torch.tensor(y), 3, alpha=0.2)},
+        {"mask": np.ones((60, 3), dtype=bool)},
+    )
+    for other in others:
+        with pytest.raises(ValueError, match="not what the run"):
+            resume(**other)
+    resume()
+
+
+TRAIN = """
+    from rlsmooth.training import Classifier
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(400, 6)).astype(np.float32), rng.integers(4, size=400)
+
+    def build(features, classes):
+        return torch.nn.Sequential(torch.nn.Linear(features, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(),
+            torch.nn.Dropout(0.2), torch.nn.Linear(32, classes))
+
+    def train(name):
+        classifier = Classifier(build, smoothing="lin_0.2", learning_rate="lin_3e-3", mixup=0.2, batch_size=48,
+            max_epochs=20, validation_fraction=0.25, early_stopping_patience=100, seed=0, device="cpu",
+            checkpoint_folder=name, checkpoint_every=2)
+        print(name, max([0, *checkpoint_steps(name)]), flush=True)
+        classifier.fit(X, y, resume=True)
+        torch.save(classifier.module_.state_dict(), f"{name}.pt")
+
+    Classifier(max_epochs=1, device="cpu").fit(X, y)  # what torch imports with its first optimiser
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
+    """SIGKILL at random moments, saves included, of a run with dropout, mixup, schedules and early stopping."""
+    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 6, 12))
+
+
+# ---- what a fit reports: history, TensorBoard files, lines, and the end of a fit that diverges
+MEASURED = ["accuracy", "cross_entropy", "ece", "entropy", "nll_hard"]
+
+
+def more_noise(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % 3
+
+
+def three_epochs(model: Any = "mlp", **arguments: Any) -> Classifier:
+    return Classifier(model, **{"seed": 0, "device": "cpu", "max_epochs": 3, "batch_size": 16, **arguments})
+
+
+def measured(logits: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
+    """The metrics, each as somebody else computes it."""
+    return {
+        "cross_entropy": float(functional.cross_entropy(logits, labels, label_smoothing=alpha)),
+        "nll_hard": float(functional.cross_entropy(logits, labels)),
+        "accuracy": float((logits.argmax(1) == labels).float().mean()),
+        "ece": float(multiclass_calibration_error(logits.softmax(1), labels, num_classes=3, n_bins=15)),
+        "entropy": float(Categorical(logits=logits).entropy().mean()),
+    }
+
+
+def test_the_history_has_what_others_compute() -> None:
+    X, y = more_noise()
+    held_out = more_noise(rows=30, seed=1)
+    fitted = three_epochs(smoothing=0.2).fit(X, y, validation=held_out)
+    expected = measured(fitted.logits(X), torch.tensor(y), 0.2)
+    theirs = measured(fitted.logits(held_out[0]), torch.tensor(held_out[1]), 0.2)
+    history = fitted.history_
+    assert sorted(history) == sorted(
+        ["loss", "learning_rate", "smoothing", "val_loss", *MEASURED, *(f"val_{name}" for name in MEASURED)]
+    )
+    assert all(len(values) == 3 for values in history.values())
+    for name in MEASURED:
+        assert history[name][-1] == pytest.approx(expected[name], abs=1e-5), name
+        assert history[f"val_{name}"][-1] == pytest.approx(theirs[name], abs=1e-5), name
+    assert history["val_loss"] == history["val_cross_entropy"]
+    assert history["learning_rate"] == pytest.approx([1e-3] * 3)
+    assert history["smoothing"] == pytest.approx([0.2] * 3)
+
+
+def test_the_loss_is_the_mean_over_an_epochs_updates() -> None:
+    X, y = more_noise()
+    fitted = three_epochs(lambda _features, _classes: nn.Linear(4, 3), learning_rate=1e-12, batch_size=32).fit(X, y)
+    each = functional.cross_entropy(fitted.logits(X), torch.tensor(y), label_smoothing=0.1, reduction="none")
+    means = [float(each[rows].mean()) for rows in epoch_permutation(0, 2, 60).split(32)]
+    assert fitted.history_["loss"][-1] == pytest.approx(sum(means) / 2, abs=1e-6)
+
+
+def test_only_the_cross_entropy_weighs_rows() -> None:
+    X, y = more_noise()
+    weights = np.arange(60) + 1.0
+    fitted = three_epochs(smoothing=0.2).fit(X, y, weights)
+    logits, labels = fitted.logits(X), torch.tensor(y)
+    each = functional.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
+    assert fitted.history_["cross_entropy"][-1] == pytest.approx(np.average(each.numpy(), weights=weights), abs=1e-5)
+    assert fitted.history_["nll_hard"][-1] == pytest.approx(measured(logits, labels, 0.2)["nll_hard"], abs=1e-5)
+
+
+def test_metrics_are_over_the_legal_classes() -> None:
+    X, y = more_noise()
+    mask = np.ones((60, 3), dtype=bool)
+    mask[np.arange(60), (y + 1) % 3] = False
+    fitted = three_epochs(smoothing=0.2).fit(X, y, mask=mask)
+    assert fitted.history_["accuracy"][-1] == pytest.approx(np.mean(fitted.predict(X, mask=mask) == y))
+    target = uniform(torch.tensor(y), 3, alpha=0.2, mask=torch.tensor(mask)).dense(torch.float64)
+    log_probs = np.where(mask, fitted.predict_log_proba(X, mask=mask), 0.0)
+    assert fitted.history_["cross_entropy"][-1] == pytest.approx(-(target.numpy() * log_probs).sum(1).mean(), abs=1e-5)
+    assert max(fitted.history_["entropy"]) <= np.log(2) + 1e-6
+
+
+def read(folder: Path) -> EventAccumulator:
+    accumulator = read_events(folder)
+    return accumulator
+
+
+def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
+    X, y = more_noise()
+    fitted = three_epochs(tensorboard_log=tmp_path, validation_fraction=0.2).fit(X, y)
+    three_epochs(tensorboard_log=tmp_path).fit(X, y)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Classifier_1", "Classifier_2"]
+    found = read(tmp_path / "Classifier_1")
+    assert set(found.Tags()["scalars"]) == {f"classifier/{name}" for name in fitted.history_}
+    for name, values in fitted.history_.items():
+        events = found.Scalars(f"classifier/{name}")
+        assert [event.step for event in events] == [3, 6, 9]  # 48 of 60 rows
+        assert [event.value for event in events] == pytest.approx(values)
+    assert found.Tags()["images"] == ["classifier/target_matrix", "classifier/reliability"]
+
+
+def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None:
+    X, y = more_noise()
+    stops = {"at": 4}
+
+    class Breaking(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training:
+                stops["at"] -= 1
+                if stops["at"] == 0:
+                    raise KeyboardInterrupt
+            return super().forward(inputs)
+
+    arguments = {"tensorboard_log": tmp_path / "logs", "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
+    model = Breaking(4, 3)
+    stops["at"] = 14  # in the fourth epoch, after a log line that no checkpoint has
+    with pytest.raises(KeyboardInterrupt):
+        three_epochs(model, max_epochs=5, **arguments).fit(X, y)
+    assert checkpoint_steps(tmp_path / "run") == [2]
+    fitted = three_epochs(model, max_epochs=5, **arguments).fit(X, y, resume=True)
+    (folder,) = (tmp_path / "logs").iterdir()
+    events = read(folder).Scalars("classifier/loss")
+    assert [event.step for event in events] == [4, 8, 12, 16, 20]
+    assert [event.value for event in events] == pytest.approx(fitted.history_["loss"])
+
+
+def test_lines_and_a_bar_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = more_noise()
+    three_epochs(verbose=1, progress_bar=True, validation_fraction=0.2).fit(X, y)
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all(name in lines[0] for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+    assert "9/9" in shown.err
+    three_epochs().fit(X, y)
+    assert capsys.readouterr() == ("", "")
+
+
+class Exploding(nn.Linear):
+    """Gives NaN from the given training batch on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(4, 3)
+        self.at = at
+        self.seen = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen += self.training
+        return super().forward(inputs) * (torch.nan if self.seen >= self.at and self.training else 1.0)
+
+
+def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> None:
+    X, y = more_noise()
+    classifier = three_epochs(Exploding(at=10), checkpoint_folder=tmp_path, checkpoint_every=1)
+    with pytest.raises(TrainingDivergedError, match=r"step 10: the loss is nan.*lower learning_rate") as caught:
+        classifier.fit(X, y)
+    assert caught.value.step == 10
+    assert caught.value.rows.tolist() == epoch_permutation(0, 2, 60)[16:32].tolist()
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ValueError, match="not fitted"):
+        classifier.predict(X)
+
+
+def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
+    X, y = more_noise()
+    with pytest.raises(TrainingDivergedError, match="step 1: the parameters are not finite"):
+        three_epochs(learning_rate=1e39, batch_size=60, max_epochs=1).fit(X, y)
+
+
+def test_the_rows_of_a_held_out_fit_are_those_that_were_given() -> None:
+    X, y = more_noise()
+    with pytest.raises(TrainingDivergedError) as caught:
+        three_epochs(Exploding(at=1), validation_fraction=0.5, batch_size=1000).fit(X, y)
+    kept = set(caught.value.rows.tolist())
+    assert len(kept) == 30
+    assert max(kept) > 30  # rows of X, not of the training half
