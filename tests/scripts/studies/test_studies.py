@@ -16,7 +16,7 @@ from stable_baselines3 import PPO
 
 from rlsmooth.scripts.studies import collapse, deep_sea
 from rlsmooth.scripts.studies.runner import Args, Job, results_folder, run_jobs
-from rlsmooth.scripts.studies.watching import Watch, mean_return
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 
 NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea")
 PNG = b"\x89PNG\r\n\x1a\n"
