@@ -129,9 +129,7 @@ def test_enjoy_films_it(finished: tuple[Path, str], tmp_path: Path) -> None:
     assert film.read_bytes()[:3] == b"GIF"
 
 
-def test_airl_runs_and_is_compared_with_gail(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_airl_runs_and_is_compared_with_gail(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     words = [*TINY, "--potential-net-arch", "8", "--terminal-states", "as_is", "-f", str(tmp_path)]
     assert main(["airl", *words, "--n-disc-updates-per-round", "1"]) == 0
     folder = tmp_path / "airl" / "CartPole-v1_1"

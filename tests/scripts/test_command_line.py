@@ -329,9 +329,7 @@ def test_a_run_of_another_version_is_told(runs: list[Path], tmp_path: Path, caps
         assert "it lacks env" in line
 
 
-def test_damaged_metrics_and_unknown_figures_are_reported(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_metrics_and_unknown_figures_are_reported(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
     (folder / "report.json").unlink()

@@ -272,7 +272,6 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     normalizer = agent.get_vec_normalize_env()
     assert isinstance(normalizer, VecNormalize)
     assert normalizer.obs_rms.count > 2000  # type: ignore[union-attr]
-
     path = tmp_path / "demonstrations.npz"
     assert main(["record", "-i", str(folder / "agent.zip"), "--n-episodes", "2", "--output", str(path)]) == 0
     recorded = Demonstrations.load(path)
@@ -280,7 +279,6 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     assert np.abs(observations[:, 2]).max() < 0.21 + 0.05  # the pole's angle, in radians
     actions, _ = agent.predict(normalizer.normalize_obs(observations), deterministic=True)
     assert (actions == recorded.actions).all()
-
     output = tmp_path / "numbers.json"
     words = ["evaluate", "-i", str(folder), "--eval-episodes", "2", "--seed", "1000000", "--json", str(output)]
     assert main(words) == 0
@@ -299,7 +297,6 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
     curves = read_metrics(folder / "metrics.csv")
     assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)  # the clone itself
     assert curves["train/kl_uniform"][1][0] > 0.01
-
     only_critic = run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL)
     state = parameters(only_critic)
     assert all(
@@ -332,10 +329,8 @@ def test_two_runs_are_compared(clone: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_command_line_gives_the_same_arguments_back() -> None:
-
     args = ppo.Args(hyperparams=("n_steps=64", "gamma=0.9"), smoothing="lin_0.1", from_bc=Path("a b"), n_envs=3)
     words = command_line("ppo", args)
-
     assert tyro.cli(ppo.Args, args=shlex.split(words)[2:]) == args
     assert {field.name for field in dataclasses.fields(ppo.Args)} > {"hyperparams", "conf_file"}
 

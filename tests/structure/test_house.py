@@ -40,11 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/dagger.py:__init__",
         "agents/cloning/dagger.py:_one_round",
     },
-    "long module": {
-        "agents/adversarial/trainer.py",
-        "agents/cloning/bc.py",
-        "agents/files/algorithm_file.py",
-    },
+    "long module": {"agents/adversarial/trainer.py", "agents/cloning/bc.py", "agents/files/algorithm_file.py"},
     "foreign private": {
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",

@@ -263,6 +263,56 @@ def test_groups_of_components_sum_to_the_joint_loss() -> None:
     assert cross_entropy(outputs[0], batch.target[0], reduction="none").shape == (ROWS, 3)  # type: ignore[index, arg-type]
 
 
+class Unreadable(ActorCriticPolicy):
+    """Has a distribution of its own."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.action_dist = type("Mine", (), {})()  # type: ignore[assignment]
+
+
+def test_unsupported_policies_and_spaces_are_refused() -> None:
+    demonstrations = draw(FLAT, ACTIONS["box"])
+    with pytest.raises(ValueError, match="squash"):
+        BC("MlpPolicy", None, demonstrations, policy_kwargs={"use_sde": True, "squash_output": True}, device="cpu")
+    with pytest.raises(TypeError, match="Mine"):
+        BC(Unreadable, None, demonstrations, device="cpu")
+    with pytest.raises(TypeError, match="actor-critic"):
+        BC(nn.Linear, None, demonstrations, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Mlp"):
+        BC("NoSuchPolicy", None, demonstrations, device="cpu")
+    contrib = pytest.importorskip("sb3_contrib.common.recurrent.policies")
+    with pytest.raises(TypeError, match="recurrent"):
+        BC(contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
+    with pytest.raises(TypeError, match="whole numbers"):
+        BC("MlpPolicy", (FLAT, spaces.Box(0, 3, (2,), dtype=np.int64)), None, device="cpu")
+    with pytest.raises(TypeError, match="Tuple"):
+        BC("MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
+    with pytest.raises(ValueError, match="one axis"):
+        BC("MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
+    with pytest.raises(ValueError, match="start at 0"):
+        BC("MlpPolicy", (spaces.Discrete(3, start=1), spaces.Discrete(2)), None, device="cpu")
+    nested = spaces.Dict({"a": spaces.Dict({"b": FLAT})})
+    with pytest.raises(TypeError, match="Dict in a Dict"):
+        BC("MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary", "box"])
+def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.device, tmp_path: Path) -> None:
+    demonstrations = draw(FLAT, ACTIONS[name], weights=np.linspace(0.0, 1.0, ROWS))
+    arguments: dict[str, Any] = {"kl_coef": 0.1, "smoothing": "lin_0.2", "max_grad_norm": 1.0, "amp": amp, "seed": 0}
+    agent = BC("MlpPolicy", None, demonstrations, device=device, checkpoint_folder=tmp_path, batch_size=5, **arguments)
+    agent.learn(total_epochs=2)
+    resumed = BC.resume(tmp_path, None, demonstrations, device=device)
+    for one, two in zip(agent.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert one.device.type == two.device.type == device.type
+        assert torch.equal(one, two)
+    assert np.isfinite(list(metrics(agent).values())).all()
+    action, _ = agent.predict(demonstrations.observations)
+    assert len(action) == ROWS
+
+
 @pytest.mark.parametrize("kl_coef", [0.0, 0.5])
 @pytest.mark.parametrize("name", MASKED)
 def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float) -> None:
@@ -318,56 +368,6 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     choice = most > 1e-6
     share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
     assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
-
-
-class Unreadable(ActorCriticPolicy):
-    """Has a distribution of its own."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.action_dist = type("Mine", (), {})()  # type: ignore[assignment]
-
-
-def test_unsupported_policies_and_spaces_are_refused() -> None:
-    demonstrations = draw(FLAT, ACTIONS["box"])
-    with pytest.raises(ValueError, match="squash"):
-        BC("MlpPolicy", None, demonstrations, policy_kwargs={"use_sde": True, "squash_output": True}, device="cpu")
-    with pytest.raises(TypeError, match="Mine"):
-        BC(Unreadable, None, demonstrations, device="cpu")
-    with pytest.raises(TypeError, match="actor-critic"):
-        BC(nn.Linear, None, demonstrations, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Mlp"):
-        BC("NoSuchPolicy", None, demonstrations, device="cpu")
-    contrib = pytest.importorskip("sb3_contrib.common.recurrent.policies")
-    with pytest.raises(TypeError, match="recurrent"):
-        BC(contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
-    with pytest.raises(TypeError, match="whole numbers"):
-        BC("MlpPolicy", (FLAT, spaces.Box(0, 3, (2,), dtype=np.int64)), None, device="cpu")
-    with pytest.raises(TypeError, match="Tuple"):
-        BC("MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
-    with pytest.raises(ValueError, match="one axis"):
-        BC("MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
-    with pytest.raises(ValueError, match="start at 0"):
-        BC("MlpPolicy", (spaces.Discrete(3, start=1), spaces.Discrete(2)), None, device="cpu")
-    nested = spaces.Dict({"a": spaces.Dict({"b": FLAT})})
-    with pytest.raises(TypeError, match="Dict in a Dict"):
-        BC("MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
-
-
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary", "box"])
-def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.device, tmp_path: Path) -> None:
-    demonstrations = draw(FLAT, ACTIONS[name], weights=np.linspace(0.0, 1.0, ROWS))
-    arguments: dict[str, Any] = {"kl_coef": 0.1, "smoothing": "lin_0.2", "max_grad_norm": 1.0, "amp": amp, "seed": 0}
-    agent = BC("MlpPolicy", None, demonstrations, device=device, checkpoint_folder=tmp_path, batch_size=5, **arguments)
-    agent.learn(total_epochs=2)
-    resumed = BC.resume(tmp_path, None, demonstrations, device=device)
-    for one, two in zip(agent.policy.parameters(), resumed.policy.parameters(), strict=True):
-        assert one.device.type == two.device.type == device.type
-        assert torch.equal(one, two)
-    assert np.isfinite(list(metrics(agent).values())).all()
-    action, _ = agent.predict(demonstrations.observations)
-    assert len(action) == ROWS
 
 
 # ---- arguments that can't be: one clear error, before anything is trained or written

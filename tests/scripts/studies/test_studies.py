@@ -53,7 +53,6 @@ def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
     kept, lost = tmp_path / "runs" / "seed_0.json", tmp_path / "runs" / "seed_1.json"
     before, content = kept.stat().st_mtime_ns, lost.read_bytes()
     assert json.loads(content)["result"] == result["runs"][1]
-
     lost.unlink()  # as if it had been broken off before this run ended
     second = run_study("cartpole", tmp_path)
     assert second.returncode == 0, second.stderr
