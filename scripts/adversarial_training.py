@@ -25,7 +25,8 @@ from rlsmooth.agents import (
     save_agent,
     save_reward_net,
 )
-from rlsmooth.agents.adversarial.trainer import AdversarialImitation, build_net
+from rlsmooth.agents.adversarial.reward_nets import build_net
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, load_demonstrations
 from rlsmooth.scripts.adversarial_arguments import AdversarialArgs, AIRLArgs, GAILArgs

@@ -20,7 +20,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from rlsmooth.agents import GAIL, RewardNet, SmoothedPPO, load_agent, load_reward_net
-from rlsmooth.agents.adversarial.trainer import build_net
+from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.data import cartpole_v1
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
