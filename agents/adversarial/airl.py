@@ -13,7 +13,13 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial.reward_nets import RewardNet, ShapedRewardNet, TensorObservations, Transitions
+from rlsmooth.agents.adversarial.reward_nets import (
+    RewardNet,
+    ShapedRewardNet,
+    TensorObservations,
+    Transitions,
+    map_parts,
+)
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.sb3 import is_maskable
 
@@ -104,7 +110,7 @@ class AIRL(AdversarialImitation):
 def log_probability(
     algorithm: BaseAlgorithm, observations: TensorObservations, actions: Tensor, masks: Tensor | None = None
 ) -> Tensor:
-    """`log pi(a|s)` of the algorithm's policy as it stands, `[B]`, in nats (of a Box: of the density).
+    """`log pi(a|s)` of the algorithm's present policy, `[B]`, in nats (of a Box: of the density).
 
     Args:
         algorithm: with an actor-critic policy, or SAC's.
@@ -135,10 +141,8 @@ def _normalised(algorithm: BaseAlgorithm, observations: TensorObservations) -> T
     env = algorithm.get_env()
     if not isinstance(env, VecNormalize) or not env.norm_obs:
         return observations
-    if isinstance(observations, dict):
-        arrays: Any = env.normalize_obs({key: part.cpu().numpy() for key, part in observations.items()})
-        return {key: torch.as_tensor(np.asarray(part), device=algorithm.device) for key, part in arrays.items()}
-    return torch.as_tensor(env.normalize_obs(observations.cpu().numpy()), device=algorithm.device)
+    arrays: Any = env.normalize_obs(map_parts(observations, lambda part: part.cpu().numpy()))
+    return map_parts(arrays, lambda part: torch.as_tensor(np.asarray(part), device=algorithm.device))
 
 
 def _scaled(algorithm: BaseAlgorithm, actions: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
@@ -30,6 +29,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
+from rlsmooth.data.validation import action_dims
 from rlsmooth.training import SafeFileError
 
 __all__ = [
@@ -146,13 +146,7 @@ def num_masks(algorithm: BaseAlgorithm) -> int:
     env = algorithm.env
     if env is None or not is_maskable(algorithm.policy) or not env.has_attr("action_masks"):
         return 0
-    space = algorithm.action_space
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    assert isinstance(space, spaces.MultiBinary)  # maskable policies know no other
-    return 2 * int(np.prod(space.shape))
+    return int(action_dims(algorithm.action_space).sum())
 
 
 def generator_state(algorithm: Algorithm) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:

@@ -286,19 +286,15 @@ def _normalizers(env: VecEnv) -> Iterator[VecNormalize]:
 
 def _with_final(observations: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> Any:
     """The observations after the actions: at the end of an episode its last one."""
-    if not dones.any():
-        return observations
-    places = np.flatnonzero(dones)
-    if isinstance(observations, dict):
-        after = {key: part.copy() for key, part in observations.items()}
-        for place in places:
+    after = map_parts(observations, np.array)
+    for place in np.flatnonzero(dones):
+        final = infos[place]["terminal_observation"]
+        if isinstance(after, dict):
             for key, part in after.items():
-                part[place] = infos[place]["terminal_observation"][key]
-        return after
-    replaced = np.array(observations)
-    for place in places:
-        replaced[place] = infos[place]["terminal_observation"]
-    return replaced
+                part[place] = final[key]
+        else:
+            after[place] = final
+    return after
 
 
 KNOWN = ("stable_baselines3", "sb3_contrib", "rlsmooth")

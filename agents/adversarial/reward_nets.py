@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import (
-    get_action_dim,
+    get_flattened_obs_dim,
     is_image_space,
     maybe_transpose,
     preprocess_obs,
@@ -46,6 +46,7 @@ __all__ = [
     "load_reward_net",
     "map_parts",
     "misfits_refused",
+    "oriented",
     "reward_of",
     "save_reward_net",
     "transitions_from_arrays",
@@ -208,12 +209,7 @@ class RewardNet(nn.Module):
         if use_state or use_next_state:
             self.extractor = build(observation_space, **extract)
         features = 0 if self.extractor is None else self.extractor.features_dim
-        action_dim = int(sum(action_space.nvec)) if isinstance(action_space, spaces.MultiDiscrete) else 0
-        if isinstance(action_space, spaces.Discrete):
-            action_dim = int(action_space.n)
-        elif not action_dim:
-            action_dim = get_action_dim(action_space)
-        size = features * (use_state + use_next_state) + action_dim * use_action
+        size = features * (use_state + use_next_state) + get_flattened_obs_dim(action_space) * use_action
         self.norm = RunningNorm(size) if normalize_inputs and size else None
         indicators = 1 + use_next_state + use_done
         self.layers = nn.Sequential(*create_mlp(size + indicators, 1, list(net_arch), activation_fn))
@@ -378,7 +374,7 @@ def check_absorbing(net: nn.Module, transitions: Transitions) -> None:
         transitions: some that differ.
 
     Raises:
-        ValueError: the score depends on what else the transition holds.
+        ValueError: the score depends on what else a transition holds.
     """
     was_training = net.training
     net.eval()
@@ -435,11 +431,11 @@ def reward_of(net: nn.Module, *, absorbing_is_zero: bool = False) -> RewardFunct
     space = base.observation_space if isinstance(base, RewardNet) else None
 
     @torch.no_grad()
-    def reward(*arrays: Any) -> NDArray[np.float32]:
+    def reward(*arrays: Any, **named: Any) -> NDArray[np.float32]:
         if net.training:
             net.eval()
         device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-        transitions = transitions_from_arrays(*arrays, space=space, device=device)
+        transitions = transitions_from_arrays(*arrays, **named, space=space, device=device)
         found = net(transitions)
         if absorbing_is_zero:
             found = found - net(absorbing_transition(transitions))
@@ -459,22 +455,22 @@ def transitions_from_arrays(
     device: torch.device,
 ) -> Transitions:
     """Arrays as networks read them, none of them absorbing; images as `space` has them, if it is given."""
-    ended = torch.as_tensor(terminated, device=device)
-    return Transitions(
-        _to_tensors(observations, space, device),
-        torch.as_tensor(actions, device=device),
-        _to_tensors(next_observations, space, device),
-        ended,
-        torch.zeros_like(ended),
-    )
+
+    def tensors(values: Any) -> Any:
+        return map_parts(values, lambda part: torch.as_tensor(part, device=device))
+
+    here, after = tensors(oriented(observations, space)), tensors(oriented(next_observations, space))
+    ended = tensors(terminated)
+    return Transitions(here, tensors(actions), after, ended, torch.zeros_like(ended))
 
 
-def _to_tensors(observations: Any, space: Any, device: torch.device) -> Any:
+def oriented(observations: Any, space: Any) -> Any:
+    """Arrays of observations, images with their channels first as `space` has them, if it is given."""
     if isinstance(observations, dict):
         parts = {} if space is None else space.spaces
-        return {key: _to_tensors(part, parts.get(key), device) for key, part in observations.items()}
+        return {key: oriented(part, parts.get(key)) for key, part in observations.items()}
     values = np.asarray(observations)
-    return torch.as_tensor(values if space is None else maybe_transpose(values, space), device=device)
+    return values if space is None else maybe_transpose(values, space)
 
 
 # ---- files

@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -112,7 +113,7 @@ TAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedImitation:
-    """A run of GAIL or AIRL that stands where its last checkpoint was written.
+    """A run of GAIL or AIRL as it was when its last checkpoint was written.
 
     Continue by `run.trainer.learn(run.remaining_timesteps, run.callback, reset_num_timesteps=False)`.
 
@@ -178,8 +179,9 @@ class AdversarialImitation(ABC):
         self.relabel_replay_buffer = relabel_replay_buffer
         if relabel_replay_buffer:
             check_relabelling(self.gen_algo)
-        is_as_is = terminal_states == "as_is"
-        self.horizon = None if is_as_is else episode_horizon(self.gen_algo, demonstrations, horizon)
+        self.horizon: int | None = None
+        if terminal_states == "absorbing":
+            self.horizon = episode_horizon(self.gen_algo, demonstrations, horizon)
         self.device = self.gen_algo.device
         self.gamma = float(self.gen_algo.gamma)
         self.reward_net = net.to(self.device)
@@ -197,10 +199,9 @@ class AdversarialImitation(ABC):
             gamma=self.gamma,
             num_masks=masks,
         )
-        self.gen_replay_buffer_capacity = gen_replay_buffer_capacity or self.gen_train_timesteps
-        self.generated = TransitionStore(
-            self.gen_algo.observation_space, self.gen_algo.action_space, self.gen_replay_buffer_capacity, masks
-        )
+        capacity = self.gen_train_timesteps if gen_replay_buffer_capacity is None else gen_replay_buffer_capacity
+        self.generated = TransitionStore(self.gen_algo.observation_space, self.gen_algo.action_space, capacity, masks)
+        self.gen_replay_buffer_capacity = self.generated.capacity
         probe, _ = self.expert.sample(PROBED, np.random.default_rng(0), self.device)
         self._absorbing = absorbing_transition(probe)
         if self.horizon is not None:
@@ -208,7 +209,6 @@ class AdversarialImitation(ABC):
         self.rounds = self.trained_at = 0
         self.knows_absorbing = False
         self.draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
-        self._fingerprint: str | None = None
 
     @abstractmethod
     def _check_policy(self) -> None:
@@ -252,11 +252,8 @@ class AdversarialImitation(ABC):
 
     @property
     def reward_function(self) -> RewardFunction:
-        """The recovered reward of arrays, for `LearnedRewardVecEnv`; as `predict_reward`, without shaping.
-
-        It is that of the network as it stands when it is called.
-        """
-        return lambda *arrays: self._paid(self.recovered_reward, *arrays)
+        """`predict_reward` without shaping, for `LearnedRewardVecEnv`, by the network as it is at each call."""
+        return partial(self._paid, self.recovered_reward)
 
     @property
     def is_round_over(self) -> bool:
@@ -275,7 +272,7 @@ class AdversarialImitation(ABC):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """The generator's action; as SB3's."""
+        """The generator's action, as SB3's `predict` gives it."""
         return self.gen_algo.predict(observation, state, episode_start, deterministic)
 
     def learn(
@@ -351,13 +348,7 @@ class AdversarialImitation(ABC):
         self.reward_net.eval()
         self.rounds += 1
         self.trained_at = self.generated.added
-        watch = FiniteWatch(
-            self.reward_net,
-            data="transitions",
-            model="discriminator",
-            learning_rate="disc_learning_rate",
-            can_clip=False,
-        )
+        watch = FiniteWatch(self.reward_net, model="discriminator", learning_rate="disc_learning_rate", can_clip=False)
         watch.add(*(statistics.loss for statistics in found))
         watch.check(self.rounds * self.n_disc_updates_per_round, None, rate=learning_rate_of(self.optimizer))
         means = torch.stack([torch.stack(tuple(statistics)) for statistics in found]).mean(0).tolist()
@@ -370,17 +361,15 @@ class AdversarialImitation(ABC):
     def _update_discriminator(self) -> DiscriminatorStatistics:
         drawn = self.demo_batch_size, self.draws, self.device
         expert, expert_masks = self.expert.sample(*drawn, more_absorbing=self._unseen_absorbing(self.expert))
-        generated, generated_masks = self.generated.sample(
-            *drawn, more_absorbing=self._unseen_absorbing(self.generated)
-        )
+        made, made_masks = self.generated.sample(*drawn, more_absorbing=self._unseen_absorbing(self.generated))
         size = self.demo_minibatch_size or self.demo_batch_size
 
         def logits() -> Iterator[tuple[Tensor, Tensor]]:
             for first in range(0, self.demo_batch_size, size):
                 part = slice(first, first + size)
                 # One pass over both: what the net standardises by is then the same for both.
-                both = Transitions(*(joined(*pair, part) for pair in zip(expert, generated, strict=True)))
-                masks = None if expert_masks is None else joined(expert_masks, generated_masks, part)
+                both = Transitions(*(joined(*pair, part) for pair in zip(expert, made, strict=True)))
+                masks = None if expert_masks is None else joined(expert_masks, made_masks, part)
                 found = self.logits(both, masks)
                 yield found[:size], found[size:]
 
@@ -392,10 +381,7 @@ class AdversarialImitation(ABC):
         return accumulated_discriminator_step(self.optimizer, logits(), parts, real_target=real, fake_target=fake)
 
     def _sees_absorbing(self) -> bool:
-        """Whether an episode of either side has ever terminated.
-
-        Before that nothing is known of the absorbing state, and it plays no part.
-        """
+        """Whether an episode of either side ever terminated: before that, the absorbing state plays no part."""
         if self.horizon is not None and not self.knows_absorbing:
             self.knows_absorbing = self.expert.has_absorbing or self.generated.has_absorbing
         return self.knows_absorbing
@@ -432,10 +418,11 @@ class AdversarialImitation(ABC):
         return self._paid(self.reward, observations, actions, next_observations, terminated)
 
     @torch.no_grad()
-    def _paid(self, reward: Callable[[Transitions], Tensor], *arrays: Any) -> NDArray[np.float32]:
+    def _paid(self, reward: Callable[[Transitions], Tensor], *arrays: Any, **named: Any) -> NDArray[np.float32]:
         if self.reward_net.training:
             self.reward_net.eval()
-        rewards = reward(transitions_from_arrays(*arrays, space=self.gen_algo.observation_space, device=self.device))
+        space = self.gen_algo.observation_space
+        rewards = reward(transitions_from_arrays(*arrays, **named, space=space, device=self.device))
         if self._sees_absorbing():
             rewards = rewards - reward(self._absorbing)
         paid: NDArray[np.float32] = rewards.float().cpu().numpy()
@@ -691,12 +678,12 @@ class AdversarialImitation(ABC):
         self.draws.bit_generator.state = state["draws"]
 
     def run_state(self) -> dict[str, Any]:
-        """What a resumed run needs: `state`, the generator's transitions, the demonstrations' fingerprint."""
+        """All that a resumed run needs: `state`, the generator's transitions, the demonstrations' fingerprint."""
         return {
             "trainer": self.state(),
             "rows": self.generated.state(),
             "trained_at": self.trained_at,
-            "fingerprint": self._data_fingerprint(),
+            "fingerprint": self._fingerprint,
         }
 
     def set_run_state(self, state: Mapping[str, Any], path: Path) -> None:
@@ -706,15 +693,14 @@ class AdversarialImitation(ABC):
             SafeFileError: the network's parameters don't fit.
             ValueError: the demonstrations are others, or the rest does not fit.
         """
-        check_given_again({"demonstrations": state["fingerprint"]}, {"demonstrations": self._data_fingerprint()}, path)
+        check_given_again({"demonstrations": state["fingerprint"]}, {"demonstrations": self._fingerprint}, path)
         self.set_state(state["trainer"], path)
         self.generated.set_state(state["rows"])
         self.trained_at = int(state["trained_at"])
 
-    def _data_fingerprint(self) -> str:
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.demonstrations)
-        return self._fingerprint
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.demonstrations)
 
 
 class Rounds(BaseCallback):

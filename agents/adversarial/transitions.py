@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import maybe_transpose
 from torch import Tensor
 
 from rlsmooth.agents.adversarial.generator import outer_stacklevel
-from rlsmooth.agents.adversarial.reward_nets import Transitions, map_parts
+from rlsmooth.agents.adversarial.reward_nets import Transitions, map_parts, oriented
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.observation_only import rows_with_next
@@ -230,13 +229,13 @@ def expert_store(
             stacklevel=outer_stacklevel(),
         )
     batch = demonstrations[kept]
-    observations = _oriented(batch.observations, observation_space)
+    observations = oriented(batch.observations, observation_space)
     if has_next:
-        after = _oriented(batch.next_observations, observation_space)
+        after = oriented(batch.next_observations, observation_space)
     elif needs_next:
         # Nobody reads what follows a terminated transition: its own observation is the placeholder.
         following = np.where(np.isin(kept, last), kept, kept + 1)
-        after = _oriented(demonstrations[following].observations, observation_space)
+        after = oriented(demonstrations[following].observations, observation_space)
     else:
         after = observations
     padding = np.zeros(len(kept))
@@ -291,13 +290,6 @@ def _parts(observations: Observations) -> Iterator[Array]:
 
 def _to_tensor(values: Array, device: torch.device) -> Tensor:
     return torch.as_tensor(values.astype(np.float32) if values.dtype == np.float64 else values, device=device)
-
-
-def _oriented(observations: Any, space: spaces.Space[Any]) -> Any:
-    """Images with their channels first, as the algorithm's space has them."""
-    if isinstance(space, spaces.Dict):
-        return {key: maybe_transpose(np.asarray(observations[key]), part) for key, part in space.spaces.items()}
-    return maybe_transpose(np.asarray(observations), space)
 
 
 def joined(one: Any, other: Any, part: slice) -> Any:

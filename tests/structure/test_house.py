@@ -53,7 +53,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth.training.gan_setup",
     },
     "self-cast": {
-        "agents/adversarial/trainer.py",
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",
         "agents/cloning/dagger.py",
@@ -70,7 +69,6 @@ ALLOWED: dict[str, set[str]] = {
         "scripts/studies/deep_sea.py:main",
     },
     "long module": {
-        "agents/adversarial/trainer.py",
         "agents/cloning/bc.py",
         "agents/files/algorithm_file.py",
     },

@@ -27,7 +27,7 @@ from rlsmooth.agents.adversarial.generator import num_masks
 from rlsmooth.agents.adversarial.reward_envs import can_defer
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1
-from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training import SafeFileError, TrainingDivergedError, read_safe_file, write_safe_file
 
 BOX = spaces.Box(-9, 9, (2,))
 
@@ -252,10 +252,26 @@ def test_weights_are_not_used_and_it_says_so() -> None:
     data = walks(last_ends=False)
     env = gym.wrappers.TimeLimit(Walk(), 50)
     uneven = dataclasses.replace(data, weights=np.arange(8.0))
-    with pytest.warns(UserWarning, match="draw all transitions alike") as caught:
-        GAIL(uneven, ppo(env), seed=0)
-    assert [warning.filename for warning in caught] == [__file__]
+    for trainer_class in (GAIL, AIRL):
+        with pytest.warns(UserWarning, match="draw all transitions alike") as caught:
+            trainer_class(uneven, ppo(env), seed=0)
+        assert [warning.filename for warning in caught] == [__file__]
+    for trainer_class in (GAIL, AIRL):
+        with pytest.warns(UserWarning, match=r"no next_observations|fake_target=0\.1") as caught:
+            trainer_class(walks(has_next=False, last_ends=False), ppo(env), fake_target=0.1, seed=0)
+        assert {warning.filename for warning in caught} == {__file__}
     GAIL(dataclasses.replace(data, weights=np.ones(8)), ppo(env), seed=0)
+
+
+def test_a_discriminator_that_diverges_stops_the_run_and_says_when() -> None:
+    trainer = GAIL(expert(), ppo(), demo_batch_size=16, disc_learning_rate=0.5, seed=0).learn(64)
+    with torch.no_grad():
+        next(trainer.reward_net.parameters()).fill_(torch.nan)
+    message = (
+        r"stopped at step 3: the loss is nan.* the discriminator diverged: lower disc_learning_rate \(it was 0\.5\)"
+    )
+    with pytest.raises(TrainingDivergedError, match=message):
+        trainer.train_discriminator()
 
 
 class Kept(KVWriter):
