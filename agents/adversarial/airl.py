@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -142,7 +141,8 @@ def _normalised(algorithm: BaseAlgorithm, observations: TensorObservations) -> T
     if not isinstance(env, VecNormalize) or not env.norm_obs:
         return observations
     arrays: Any = env.normalize_obs(map_parts(observations, lambda part: part.cpu().numpy()))
-    return map_parts(arrays, lambda part: torch.as_tensor(np.asarray(part), device=algorithm.device))
+    found: TensorObservations = map_parts(arrays, lambda part: torch.as_tensor(part, device=algorithm.device))
+    return found
 
 
 def _scaled(algorithm: BaseAlgorithm, actions: Tensor) -> Tensor:
