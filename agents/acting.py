@@ -86,6 +86,22 @@ class ActingModel:
             return self.bins.decode(actions), state
         return (actions if self.action_start is None else actions + self.action_start), state
 
+    def play(self, *, n_episodes: int, seed: int) -> dict[str, float]:
+        """Play episodes deterministically and sampled, in `eval_env` or else the environment; see `play`.
+
+        Args:
+            n_episodes: for each of the two.
+            seed: of the environments and of the sampled actions.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        env = self.env if self.eval_env is None else self.eval_env
+        if env is None:
+            raise ValueError("there is no environment to evaluate in: give eval_env.")
+        use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
+        return play(self, env, n_episodes=n_episodes, seed=seed, use_masks=use_masks)
+
     @property
     def logger(self) -> Logger:
         """SB3's logger; before `learn` and without `set_logger` one that writes nowhere."""

@@ -21,9 +21,9 @@ from rlsmooth.targets import GaussianTarget, Target
 __all__ = [
     "ActionHead",
     "ActionTarget",
-    "Batch",
     "CategoricalHead",
     "GaussianHead",
+    "TensorBatch",
     "TensorObservations",
     "actor_output",
 ]
@@ -33,7 +33,7 @@ ActionTarget: TypeAlias = tuple[Target, ...] | GaussianTarget
 """One `Target` for each group of components (see `CategoricalHead`), or a Gaussian's."""
 
 
-class Batch(NamedTuple):
+class TensorBatch(NamedTuple):
     """Some transitions on the training device.
 
     Attributes:
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
         masks: bool `[B, sum of the components' choices]`, True = legal.
         weights: `[B]`.
         probs: `[B, K]`, soft targets.
-        target: made once where alpha is constant, else None: `bc_targets.action_targets` makes it.
+        target: made once where alpha is constant, else None: `action_target` makes it.
         reference: of the KL term where it is not the uniform one.
     """
 
@@ -106,7 +106,12 @@ class CategoricalHead:
         return self.groups(masks)
 
     def loss(
-        self, outputs: tuple[Tensor, ...], batch: Batch, target: ActionTarget, kl_coef: float, reduction: Reduction
+        self,
+        outputs: tuple[Tensor, ...],
+        batch: TensorBatch,
+        target: ActionTarget,
+        kl_coef: float,
+        reduction: Reduction,
     ) -> Tensor:
         """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats, summed over components.
 
@@ -158,7 +163,12 @@ class GaussianHead:
         return normal.mean, normal.stddev.log()
 
     def loss(
-        self, outputs: tuple[Tensor, ...], batch: Batch, target: ActionTarget, kl_coef: float, reduction: Reduction
+        self,
+        outputs: tuple[Tensor, ...],
+        batch: TensorBatch,
+        target: ActionTarget,
+        kl_coef: float,
+        reduction: Reduction,
     ) -> Tensor:
         """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats; see `CategoricalHead.loss`."""
         assert isinstance(target, GaussianTarget)

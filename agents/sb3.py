@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -77,6 +79,25 @@ def contrib_policies(name: str) -> dict[str, type[BasePolicy]]:
 
 
 # ---- private names of Stable-Baselines3, read and written here alone
+
+
+Callbacks: TypeAlias = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
+"""The `callback=` of SB3's `learn`: one, a list, or a function of the caller's local and global variables."""
+
+
+def init_callback(agent: Any, callback: Callbacks) -> BaseCallback | None:
+    """One callback that is bound to the agent, or None where there is none to call.
+
+    Args:
+        agent: an algorithm, or another agent with the attributes that callbacks read.
+        callback: as SB3's `learn` takes it.
+    """
+    if callback is None or callback == []:
+        return None
+    given = callback if isinstance(callback, list) else [callback]
+    return BaseAlgorithm._init_callback(
+        agent, [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
+    )
 
 
 def wrap_in_vec_env(env: GymEnv, verbose: int) -> VecEnv:

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.envs.pictures import BLACK, WHITE, RenderMode, check_render_mode, paint_bands, warn_no_render_mode
+from rlsmooth.envs.images import BLACK, WHITE, RenderMode, check_render_mode, paint_bands, warn_no_render_mode
 from rlsmooth.targets import gaussian
 
 __all__ = ["IdentityBoxEnv"]
@@ -98,7 +98,7 @@ class IdentityBoxEnv(gym.Env[NDArray[np.float32], NDArray[np.floating]]):
         return self._draw_state(), reward, False, self._steps_left == 0, {}
 
     def render(self) -> Any:
-        """Return a picture of the state, `[32 * num_dims, 192, 3]` uint8; None and a warning without a render mode."""
+        """Return an image of the state, `[32 * num_dims, 192, 3]` uint8; None and a warning without a render mode."""
         if self.render_mode is None:
             warn_no_render_mode()
             return None

@@ -11,7 +11,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
-from rlsmooth.envs.pictures import BLACK, GREEN, WHITE, RenderMode, check_render_mode, warn_no_render_mode
+from rlsmooth.envs.images import BLACK, GREEN, WHITE, RenderMode, check_render_mode, warn_no_render_mode
 from rlsmooth.envs.tabular_env import read_action
 
 __all__ = ["DeepSeaEnv"]
@@ -35,7 +35,7 @@ class DeepSeaEnv(gym.Env[NDArray[np.float32], Any]):
     gives the treasure, and each step on it costs more than a step to the left, so that a policy that follows the
     rewards it has seen turns away from it. A uniform policy finds it in one of 2^N episodes.
 
-    Episodes end by termination after `size` steps: the row is seen, so that nothing hidden runs out. `info` is empty
+    Episodes end by termination after `size` steps: the row is observed, so no hidden clock runs. `info` is empty
     but for the last step's, whose `is_bad_episode` says whether the diver has left the diagonal (bsuite's measure).
 
     The observation is the one-hot code of the cell, and all zeros after the last step. bsuite shows it as `[N, N]`; so
@@ -126,7 +126,7 @@ class DeepSeaEnv(gym.Env[NDArray[np.float32], Any]):
         """Sink by one row, to the left or to the right.
 
         Returns:
-            The observation, the reward, whether that was the last row, False, and `info`; see the class.
+            The observation, the reward, whether it was the last step, False, and the `info` of the class.
 
         Raises:
             ResetNeeded: before the first `reset`, or after the end of an episode.
@@ -153,7 +153,7 @@ class DeepSeaEnv(gym.Env[NDArray[np.float32], Any]):
         return self._observe(), reward, is_over, False, {"is_bad_episode": self._is_bad_episode} if is_over else {}
 
     def render(self) -> Any:
-        """Return a picture of the cells, `[16 * N, 16 * N, 3]` uint8; None and a warning without a render mode."""
+        """Return an image of the cells, `[16 * N, 16 * N, 3]` uint8; None and a warning without a render mode."""
         if self.render_mode is None:
             warn_no_render_mode()
             return None

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.envs.images import RenderMode
 from rlsmooth.envs.observations import ObservationForm
-from rlsmooth.envs.pictures import RenderMode
 from rlsmooth.envs.tabular import TabularProblem, enumerate_states
 from rlsmooth.envs.tabular_env import TabularEnv
 

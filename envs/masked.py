@@ -9,8 +9,8 @@ from gymnasium import spaces
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.envs.identity import check_sizes, identity_problem
+from rlsmooth.envs.images import RenderMode
 from rlsmooth.envs.observations import ObservationForm
-from rlsmooth.envs.pictures import RenderMode
 from rlsmooth.envs.tabular_env import IllegalAction, MaskedTabularEnv
 
 __all__ = ["IdentityMaskedEnv", "IdentityMaskedMultiBinaryEnv", "IdentityMaskedMultiDiscreteEnv"]

@@ -48,7 +48,7 @@ def soft_optimum(
     Args:
         rewards: `[..., n]` expected reward of each action, finite.
         coefficient: weight of the KL, in reward per nat, above 0.
-        direction: which KL; see above.
+        direction: which KL, as described above.
         legal: `[..., n]` bool, True where the action is legal, at least one a row. Default: all.
 
     Returns:

@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.envs.images import RenderMode
 from rlsmooth.envs.observations import ObservationForm
-from rlsmooth.envs.pictures import RenderMode
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import TabularEnv
 

@@ -1,6 +1,6 @@
-"""The state of an environment in the middle of an episode, as plain data, and back: no pickle, no code.
+"""Capture and restore the state of an environment in the middle of an episode as plain data: no pickle, no code.
 
-What is kept is what Python can see: the attributes of the environment and of each wrapper around it, as far as they
+Kept is all that Python can see: the attributes of the environment and of each wrapper around it, as far as they
 are numbers, strings, arrays, containers of these, random generators, spaces (their generators), or objects that hold
 such. An environment that keeps its state elsewhere (MuJoCo, Box2D, an emulator) gives a clear error, unless it has
 methods `get_state()`, which returns plain data, and `set_state(state)`: then these are used.
@@ -71,6 +71,8 @@ LEFT_TYPES = (
     PurePath,
     EnvSpec,
 )
+# Of a space. Its public name, `np_random`, would seed a space that has none yet.
+GENERATOR = "_np_random"
 CHECKED = ("checked_step", "checked_data_reuse")
 RECORDING_MODULES = ("gymnasium.wrappers.", "stable_baselines3.common.")
 BASE_MODULE = "stable_baselines3.common.vec_env.base_vec_env"  # of every vectorised wrapper
@@ -78,7 +80,7 @@ LEFT_MODULES = frozenset({"pygame"})  # windows and clocks: they draw, they deci
 
 
 class _Plain:
-    """A class with nothing but attributes: how large its objects are tells objects that hide more behind C."""
+    """A class with nothing but attributes: objects that are larger than its own hide more behind C."""
 
 
 @runtime_checkable
@@ -178,7 +180,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     def get_snapshot(self) -> tuple[dict[str, Any] | None, str]:
         """`env_state` of the wrapped environment, and why there is none, or "".
 
-        The error is returned, since one that is raised in a worker of SubprocVecEnv ends that worker.
+        The error is returned, since one that is raised in a worker of SubprocVecEnv kills that worker.
         """
         try:
             return env_state(self.env), ""
@@ -257,7 +259,7 @@ def _slots(owner: type) -> list[str]:
 
 def _space(space: gym.Space[Any], where: str, same: Same) -> dict[str, Any]:
     parts = {name: _encode(part, f"{where}[{name!r}]", same) for name, part in _subspaces(space).items()}
-    return {"random": _encode(space._np_random, f"{where}.np_random", same), "spaces": parts}
+    return {"random": _encode(vars(space)[GENERATOR], f"{where}.np_random", same), "spaces": parts}
 
 
 def _subspaces(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
@@ -268,7 +270,7 @@ def _subspaces(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
     return {}
 
 
-# ---- and back
+# ---- restoring
 
 
 def _decode(encoded: Any, current: Any, where: str, made: dict[int, Any]) -> Any:
@@ -329,4 +331,4 @@ def _decode_space(encoded: dict[str, Any], current: Any, where: str, made: dict[
     parts = _subspaces(current)
     for name, item in encoded["state"]["spaces"].items():
         _decode(item, parts[name], f"{where}[{name!r}]", made)
-    current._np_random = _decode(encoded["state"]["random"], current._np_random, f"{where}.np_random", made)
+    vars(current)[GENERATOR] = _decode(encoded["state"]["random"], vars(current)[GENERATOR], f"{where}.np_random", made)

@@ -1,8 +1,8 @@
 """Python values as plain data and back: numbers, arrays, containers and random generators; see `snapshot`.
 
 Plain data is None, bool, int, float, str, numpy arrays, lists, and dicts with str keys. Whatever else there is becomes
-a dict with a `"kind"`. A value that stands in two places (a generator that an environment and its helper share) is kept
-once and found again as the same.
+a dict with a `"kind"`. A value that is found in two places (a generator that an environment and its helper share) is
+kept once and found again as the same.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class CannotSnapshotError(ValueError):
 
 
 class Same:
-    """Numbers the values that can stand in two places, in the order in which they are met."""
+    """Numbers the values that can be found in two places, in the order in which they are met."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # an id is only worth something while its object lives
 
     def first(self, value: object) -> dict[str, Any] | None:
-        """What stands for a value that was met before; None for a new one."""
+        """The reference to a value that was met before; None for a new one."""
         number = self._numbers.get(id(value))
         return None if number is None else {"kind": "same", "number": number}
 
@@ -226,7 +226,7 @@ def decode_value(encoded: Any, current: Any, where: str, made: dict[int, Any], d
 
     Args:
         encoded: the plain data.
-        current: what stands in its place now: objects within it are put back into those that stand there.
+        current: the value in its place now: objects within it are put back into those that are there.
         where: what errors call the place.
         made: the values made so far, by number.
         decode: for what is in it.

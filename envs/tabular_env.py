@@ -11,9 +11,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from rlsmooth.checks import check_choice, check_positive_int
-from rlsmooth.envs.observations import Observation, ObservationForm, StateObserver
-from rlsmooth.envs.optima import Direction
-from rlsmooth.envs.pictures import (
+from rlsmooth.envs.images import (
     BLACK,
     GREEN,
     RED,
@@ -23,6 +21,8 @@ from rlsmooth.envs.pictures import (
     paint_bands,
     warn_no_render_mode,
 )
+from rlsmooth.envs.observations import Observation, ObservationForm, StateObserver
+from rlsmooth.envs.optima import Direction
 from rlsmooth.envs.tabular import TabularProblem, enumerate_states
 from rlsmooth.targets import Smoothing
 
@@ -36,7 +36,7 @@ class TabularEnv(gym.Env[Any, Any]):
     """A contextual bandit played `episode_length` times; the families differ in problem and action space only.
 
     Each step draws the next state uniformly, whatever the action was. An episode ends by **truncation**, never by
-    termination: the clock is not part of the observation and the process would go on in the same way, so the value of
+    termination: the clock is not part of the observation and the process would continue alike, so the value of
     a state is `r(s, a) + discount * mean value` at every step, and an algorithm that bootstraps from the final
     observation (as SB3 does on truncation) sees one stationary value function. Termination would make values depend on
     the unseen time left. Since actions never influence states, the best policy is the same for every discount;
@@ -121,7 +121,7 @@ class TabularEnv(gym.Env[Any, Any]):
         return self._draw_state(), reward, False, self._steps_left == 0, info
 
     def render(self) -> Any:
-        """Return a picture of the current state, `[64, 192, 3]` uint8; None and a warning without a render mode."""
+        """Return an image of the current state, `[64, 192, 3]` uint8; None and a warning without a render mode."""
         if self.render_mode is None:
             warn_no_render_mode()
             return None
@@ -216,7 +216,7 @@ class TabularEnv(gym.Env[Any, Any]):
 
 
 class MaskedTabularEnv(TabularEnv):
-    """A `TabularEnv` that tells which actions are legal; sb3-contrib knows it by the method's name."""
+    """A `TabularEnv` with action masks, in a method whose name sb3-contrib knows."""
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return `[sum(dims)]` bool for the current state, True = legal; `[n_actions]` for a Discrete action space."""

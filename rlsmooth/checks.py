@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["check_choice", "check_in_range", "check_positive_int", "check_writable_folder"]
+__all__ = ["check_choice", "check_in_range", "check_optional_folder", "check_positive_int", "check_writable_folder"]
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
@@ -64,3 +64,12 @@ def check_writable_folder(name: str, folder: str | Path) -> Path:
             f"{name}={str(folder)!r} can't be written to ({error.strerror}): name another folder."
         ) from error
     return path
+
+
+def check_optional_folder(name: str, folder: str | Path | None) -> Path | None:
+    """The folder as `check_writable_folder` gives it; None where there is none.
+
+    Raises:
+        ValueError: it can't be written to.
+    """
+    return None if folder is None else check_writable_folder(name, folder)

@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.cloning.rows import target_matrices
+from rlsmooth.agents.cloning.training_data import target_matrices
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, load_demonstrations
 from rlsmooth.scripts.drawing import save_figure

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlsmooth.agents import BCO
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly, load_demonstrations
-from rlsmooth.data.file_format import OBSERVATION_FORMAT, DemonstrationsFileError
+from rlsmooth.data.files import OBSERVATION_FORMAT, DemonstrationsFileError
 from rlsmooth.schedules import as_schedule
 from rlsmooth.scripts.bc_training import make_logger, name_of_demonstrations, number_or_word
 from rlsmooth.scripts.bco_figures import bco_figure

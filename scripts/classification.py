@@ -17,7 +17,7 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
-from rlsmooth.losses import log_probabilities
+from rlsmooth.losses.measures import measure_predictions
 from rlsmooth.scripts.bc_training import number_or_word
 from rlsmooth.scripts.classification_arguments import ClassificationArgs
 from rlsmooth.scripts.environment import check_seed, limit_threads
@@ -122,15 +122,14 @@ def measure_rows(
     )
     wide = logits.to(torch.float64) / (1.0 if temperature is None else temperature)
     predictions = wide.argmax(-1)
-    confidence = log_probabilities(wide).exp().max(-1).values
-    hits = predictions == labels
-    curve = risk_coverage(confidence, hits)
+    found = measure_predictions(wide, labels)
+    curve = risk_coverage(found.confidence, found.hit)
     shown = torch.linspace(0, len(labels) - 1, min(len(labels), CURVE_POINTS)).round().long()
     size = data.num_classes
     confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
     measured = Measured(
         {name: value for name, value in summary.items() if math.isfinite(value)},
-        bins_to_json(reliability_bins(confidence, hits)),
+        bins_to_json(reliability_bins(found.confidence, found.hit)),
         {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
     )
     return measured, confusion.tolist()

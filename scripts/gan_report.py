@@ -30,7 +30,7 @@ from rlsmooth.scripts.drawing import (
 from rlsmooth.scripts.report import Curve
 from rlsmooth.scripts.report_file import load_report_file
 from rlsmooth.scripts.results import print_table
-from rlsmooth.training.gan_pictures import image_grid, scatter
+from rlsmooth.training.gan_cases import image_grid, scatter
 
 __all__ = ["GANReport", "gan_figure", "load_gan_report", "print_gan_results", "result_rows"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.cloning.measures import concatenate, row_metrics, summarise
-from rlsmooth.agents.cloning.rows import TrainingRows, action_target, as_smoothings
+from rlsmooth.agents.cloning.measures import concatenate, measure_transitions, summarise
+from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
 from rlsmooth.audits import ReliabilityBins
 from rlsmooth.data import Demonstrations
 
@@ -26,7 +26,7 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     """
     head = agent.head
     hard = as_smoothings(0.0, head)
-    data = TrainingRows(
+    data = TrainingData(
         demonstrations,
         head,
         agent.observation_space,
@@ -37,7 +37,8 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     )
     agent.policy.set_training_mode(False)
     rows = concatenate(
-        row_metrics(head, batch, action_target(head, hard, batch), own_reference=False) for batch in data.chunks()
+        measure_transitions(head, batch, action_target(head, hard, batch), own_reference=False)
+        for batch in data.chunks()
     )
     found = summarise(rows, kl_coef=0.0, by_component=False)
     return {

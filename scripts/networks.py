@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data.labelled_checks import column_scale
+from rlsmooth.data.labelled import column_scale
 
 __all__ = ["Standardise", "network"]
 

@@ -96,7 +96,7 @@ def given_labels(args: Args, rows: LabelledData) -> NDArray[np.int64]:
     """
     if check_positive_int("n_labels", args.n_labels) >= len(rows):
         raise ValueError(f"n_labels={args.n_labels} leaves none of the {len(rows)} rows without a label: give fewer.")
-    kept = rows.sample_rows(args.n_labels, args.seed)
+    kept = rows.sample_indices(args.n_labels, args.seed)
     noisy = with_noise(args, rows)
     counts = np.bincount(noisy.labels[kept], minlength=rows.num_classes)
     if not counts.all():

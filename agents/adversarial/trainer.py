@@ -59,7 +59,7 @@ from rlsmooth.agents.adversarial.reward_nets import (
     with_suffix,
 )
 from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_steps, expert_store, joined
-from rlsmooth.agents.bc_encoding import fingerprint
+from rlsmooth.agents.cloning.training_data import fingerprint
 from rlsmooth.agents.files.algorithm_file import Algorithm
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.files.policy_file import custom_name, decode_arguments, encode_arguments, load_parameters

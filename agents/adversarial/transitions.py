@@ -16,7 +16,7 @@ from rlsmooth.agents.adversarial.generator import outer_stacklevel
 from rlsmooth.agents.adversarial.reward_nets import Transitions, map_parts, oriented
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.data.observation_only import transitions_with_next
 
 __all__ = ["TransitionStore", "absorbing_steps", "expert_store", "joined"]
 
@@ -215,7 +215,7 @@ def expert_store(
         terminated = np.asarray(demonstrations.terminations[:], dtype=bool)
     kept = np.arange(len(demonstrations))
     if needs_next and not has_next:
-        kept = rows_with_next(demonstrations)
+        kept = transitions_with_next(demonstrations)
         if masks_terminal:
             kept = np.union1d(kept, last[terminated[last]])
     if len(kept) == 0:

@@ -2,745 +2,86 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast, final
+from typing import Any, Self, TypeAlias, final
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import configure_logger, get_device
 from torch import Tensor
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.acting import ActingModel, copy_actor, play
-from rlsmooth.agents.bc_encoding import fingerprint, split_custom_objects
-from rlsmooth.agents.cloning import policy_building as bc_setup
-from rlsmooth.agents.cloning.measures import RowMetrics, concatenate, l2_norm, row_metrics, summarise
-from rlsmooth.agents.cloning.rows import (
+from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.cloning.measures import (
+    CloningMeasures,
+    distribution_figures,
+    has_tensorboard,
+    l2_norm,
+    target_figures,
+    write_to_tensorboard,
+)
+from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, make_head
+from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
-    TrainingRows,
+    TrainingData,
     action_target,
     alpha_in_force,
     as_references,
     as_smoothings,
-    refuse_row_alphas,
-    target_matrices,
+    fingerprint,
+    minibatch_weight,
+    refuse_alphas_by_transition,
+    split_validation,
+    tensors_of,
 )
-from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
-from rlsmooth.agents.heads import Batch, CategoricalHead
-from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
+from rlsmooth.agents.heads import TensorBatch
+from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
-from rlsmooth.audits import calibration_error
-from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
-from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
+from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, space_from_json, space_to_json
+from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
     SafeFileError,
-    checkpoint_steps,
     epoch_permutation,
-    execution_state,
     isolated_rng,
-    latest_checkpoint,
     load_optimizer,
     optimizer_to_tensors,
     rng_state,
-    save_checkpoint,
     set_rng_state,
-    warn_if_execution_differs,
 )
-from rlsmooth.training.run import EarlyStopping, divergence_error
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "BC",
-    "RESUME_FILE",
-    "Callbacks",
-    "Monitor",
-    "ProgressBar",
-    "SavedModel",
-    "begin_checkpoints",
-    "plan",
-    "prepare_callback",
-    "prepare_logger",
-    "write_agent",
-    "write_checkpoint",
-]
-
-
-Callbacks: TypeAlias = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
-
-
-class ProgressBar(BaseCallback):
-    """One tick a batch. SB3's own would tick once for each environment, and needs one."""
-
-    def _on_training_start(self) -> None:
-        start = self.model.num_timesteps
-        self.bar = tqdm(total=self.locals["total_timesteps"], initial=start, unit="batch", mininterval=0.5)
-
-    def _on_step(self) -> bool:
-        self.bar.update(1)
-        return True
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
-
-
-def plan(agent: BC, total_epochs: int | None, total_batches: int | None, reset_num_timesteps: bool) -> None:
-    """Set where the run starts and ends.
-
-    Raises:
-        TypeError: a total is no whole number.
-        ValueError: not exactly one total, or one below 1; no demonstrations; an argument that the file could not keep;
-            another total than that of the run that is resumed; a checkpoint folder with another run in it.
-    """
-    if (total_epochs is None) == (total_batches is None):
-        raise ValueError(
-            f"total_epochs={total_epochs!r} and total_batches={total_batches!r}: give exactly one of the two."
-        )
-    if agent.demonstrations is None:
-        raise ValueError("demonstrations is None, so there is nothing to learn from: give them to BC(...) or BC.load.")
-    if agent.missing:
-        raise ValueError(
-            f"{', '.join(agent.missing)} was a callable, which no file can hold: pass it again, for example "
-            f"custom_objects={{{agent.missing[0]!r}: ...}}."
-        )
-    if total_epochs is not None:
-        batches = check_positive_int("total_epochs", total_epochs) * agent.batches_per_epoch
-    else:
-        batches = check_positive_int("total_batches", total_batches)
-    if agent.is_resumed:
-        planned = agent._total_timesteps - agent._num_timesteps_at_start
-        if batches != planned:
-            raise ValueError(
-                f"the run that is resumed was for {planned} batches, not {batches}: schedules depend on it, so ask for "
-                f"total_batches={planned}, and for more in another call."
-            )
-        return
-    _check_checkpoint_folder(agent, 0 if reset_num_timesteps else agent.num_timesteps)
-    if reset_num_timesteps and agent.num_timesteps:
-        agent._first_epoch += -(-agent.num_timesteps // agent.batches_per_epoch)  # other orders than so far
-        agent.num_timesteps = 0
-    if agent.early_stopping is not None:
-        agent.early_stopping.reset()
-    agent._num_timesteps_at_start = agent.num_timesteps
-    agent._total_timesteps = agent.num_timesteps + batches
-    agent._current_progress_remaining = 1.0 - agent.num_timesteps / agent._total_timesteps
-
-
-def prepare_logger(agent: BC, tb_log_name: str, reset_num_timesteps: bool) -> None:
-    """A logger of its own for each run, as in SB3; a run that goes on keeps the one it has."""
-    if agent._has_custom_logger or (agent._logger is not None and not reset_num_timesteps):
-        return
-    agent._logger = configure_logger(agent.verbose, agent.tensorboard_log, tb_log_name, reset_num_timesteps)
-
-
-def prepare_callback(agent: BC, callback: Callbacks, progress_bar: bool) -> BaseCallback | None:
-    """One callback that is bound to the agent, or None where there is none to call."""
-    if not progress_bar and (callback is None or callback == []):
-        return None
-    given = [] if callback is None else callback if isinstance(callback, list) else [callback]
-    listed = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
-    model = cast("BaseAlgorithm", agent)  # what callbacks need of one, it has
-    return BaseAlgorithm._init_callback(model, [*listed, *([ProgressBar()] if progress_bar else [])])
-
-
-def _check_checkpoint_folder(agent: BC, start: int) -> None:
-    if agent.checkpoint_folder is None:
-        return
-    steps = checkpoint_steps(agent.checkpoint_folder)
-    others = [step for step in steps if start == 0 or step > start]
-    if others:
-        raise ValueError(
-            f"checkpoint_folder={str(agent.checkpoint_folder)!r} holds another run's checkpoints (batch {others[-1]}): "
-            f"go on from them by BC.resume (it reads {RESUME_FILE}) or, in the agent that wrote them, by "
-            "learn(..., reset_num_timesteps=False); or set agent.checkpoint_folder to another folder."
-        )
-
-
-MONITOR_ROWS = 2048
-MONITOR_BYTES = 64 * 2**20
-NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
-VALIDATED = (
-    "loss",
-    "cross_entropy",
-    "nll_hard",
-    "prob_true_act",
-    "policy_entropy",
-    "entropy_frac",
-    "kl_uniform",
-    "kl_reference",
-    "accuracy",
-    "ece",
+from rlsmooth.training.run import (
+    RESUME_FILE,
+    EarlyStopping,
+    FiniteWatch,
+    Progress,
+    RunFolder,
+    Stopwatch,
+    check_given,
+    check_given_again,
+    check_no_missing,
+    learning_rate_of,
+    open_progress_bar,
+    set_learning_rate,
 )
+from rlsmooth.training.safe_file import encode_smoothing
 
-
-class Monitor:
-    """Watches one agent.
-
-    Args:
-        agent: whose policy, logger and arguments are used.
-        data: its training rows, of which up to 2048, evenly spread, stand for all in log lines.
-        validation: its validation rows, read in full.
-
-    Attributes:
-        losses: of each update since the last log line, on the device.
-    """
-
-    def __init__(self, agent: BC, data: TrainingRows | None, validation: TrainingRows | None) -> None:
-        self.agent = agent
-        self.data = data
-        self.validation = validation
-        self.losses: list[Tensor] = []
-        self._checked = 0
-        self._rows: Batch | None = None
-        self._logged_step = self._evaluated_step = -1
-        self._seconds = 0.0
-        self._since = 0.0
-
-    def start(self) -> None:
-        """A run begins."""
-        agent = self.agent
-        self.losses.clear()
-        self._checked = 0
-        self._logged_step = self._evaluated_step = -1
-        self._seconds = 0.0
-        if agent.num_timesteps == 0 and self._draws:
-            self._draw_target_matrices()
-        self._since = time.perf_counter()
-
-    def finish(self) -> None:
-        """A run ends: the last checkpoint, the best parameters, the last log line and evaluation."""
-        agent = self.agent
-        self.check()
-        if agent.checkpoint_folder is not None:
-            self.checkpoint()
-        changed = agent.early_stopping is not None and agent.early_stopping.restore(agent.policy, agent.num_timesteps)
-        if self.losses or changed or self._logged_step != agent.num_timesteps:
-            self.log()
-        evaluates = agent.eval_env is not None or agent.eval_every is not None
-        if evaluates and (changed or self._evaluated_step != agent.num_timesteps):
-            self.evaluate()
-        agent.policy.set_training_mode(False)
-
-    def check(self) -> None:
-        """Wait for the device and raise unless all losses and parameters so far are finite.
-
-        Raises:
-            TrainingDivergedError: they are not; it names the first update whose loss is not.
-        """
-        agent = self.agent
-        fresh = self.losses[self._checked :]
-        finite = [parameter.isfinite().all() for parameter in agent.policy.parameters()]
-        last = torch.stack(finite).all().unsqueeze(0)
-        flags = (torch.cat((torch.stack(fresh).isfinite(), last)) if fresh else last).tolist()
-        if all(flags):
-            self._checked = len(self.losses)
-            return
-        place = min(flags.index(False), max(len(fresh) - 1, 0))
-        step = agent.num_timesteps - len(fresh) + place + 1
-        assert self.data is not None
-        epoch, update = divmod(step - 1, agent.batches_per_epoch)
-        size = agent.batch_size * agent.gradient_accumulation
-        order = epoch_permutation(agent.seed, agent._first_epoch + epoch, len(self.data))
-        rows = order[update * size : (update + 1) * size]
-        raise divergence_error(
-            step,
-            float(fresh[place]) if fresh else 0.0,
-            rows,
-            _values(self.data.take(rows)),
-            learning_rate=float(agent.policy.optimizer.param_groups[0]["lr"]),
-            checkpoint_folder=agent.checkpoint_folder,
-        )
-
-    def checkpoint(self) -> None:
-        """Write a checkpoint, if all is finite."""
-        self.check()
-        self._pause()
-        write_checkpoint(self.agent)
-        self._resume()
-
-    def log(self) -> None:
-        """Write one log line."""
-        self.check()
-        self._pause()
-        agent, logger = self.agent, self.agent.logger
-        assert self.data is not None
-        step, progress = agent.num_timesteps, agent._current_progress_remaining
-        found = self._summary([self._monitored()])
-        norm = float(l2_norm(agent.policy).detach())
-        if self.losses:
-            found["loss"] = float(torch.stack(self.losses).mean())
-            seconds = max(self._seconds, 1e-9)
-            size = min(agent.batch_size * agent.gradient_accumulation, len(self.data))
-            logger.record("bc/samples_per_second", len(self.losses) * size / seconds)
-        epoch, done = divmod(step, agent.batches_per_epoch)
-        found |= {
-            "batch": step,
-            "epoch": epoch,
-            "samples_so_far": epoch * len(self.data) + done * agent.batch_size * agent.gradient_accumulation,
-            "neglogp": found["nll_hard"],
-            "entropy": found["policy_entropy"],
-            "l2_norm": norm,
-            "l2_loss": agent.l2_coef * norm,
-            "smoothing": alpha_in_force(agent.smoothings, progress),
-            "exploration_floor": 0.0,
-            "learning_rate": float(agent.policy.optimizer.param_groups[0]["lr"]),
-        }
-        if self.validation is not None:
-            held_out = self._summary(self._validated())
-            found |= {f"val_{name}": held_out[name] for name in VALIDATED if name in held_out}
-        for name, value in found.items():
-            logger.record(f"bc/{name}", value)
-        logger.record("batch_size", agent.batch_size)
-        logger.dump(step)
-        self.losses.clear()
-        self._checked = 0
-        self._logged_step = step
-        self._seconds = 0.0
-        self._resume()
-
-    def validate(self, stopping: EarlyStopping) -> None:
-        """Tell early stopping the validation loss: cross-entropy with the smoothed target, plus the KL term."""
-        self.check()
-        self._pause()
-        loss = self._summary(self._validated())["loss"]
-        stopping.update(loss, self.agent.num_timesteps, self.agent.policy)
-        self._resume()
-
-    def evaluate(self) -> None:
-        """Play in the evaluation environment and draw the pictures of how the policy's probabilities are spread."""
-        self.check()
-        self._pause()
-        agent, logger = self.agent, self.agent.logger
-        if agent.eval_env is not None:
-            for name, value in self.play().items():
-                logger.record(f"eval/{name}", value)
-            logger.dump(agent.num_timesteps)
-        if self._draws:
-            self._write_pictures()
-        self._evaluated_step = agent.num_timesteps
-        self._resume()
-
-    def play(self) -> dict[str, float]:
-        """Returns and lengths of episodes; see `BC.evaluate`."""
-        agent = self.agent
-        env = agent.env if agent.eval_env is None else agent.eval_env
-        if env is None:
-            raise ValueError("there is no environment to evaluate in: give eval_env.")
-        use_masks = is_maskable(agent.policy) and env.has_attr("action_masks")
-        return play(agent, env, n_episodes=agent.n_eval_episodes, seed=agent.seed, use_masks=use_masks)
-
-    @property
-    def _draws(self) -> bool:
-        """Whether anybody sees pictures: drawing takes longer than many a run."""
-        return any(isinstance(output, TensorBoardOutputFormat) for output in self.agent.logger.output_formats)
-
-    def _monitored(self) -> Batch:
-        """The rows that log lines are about, with their targets as of now."""
-        assert self.data is not None
-        if self._rows is None:
-            count = min(len(self.data), MONITOR_ROWS, max(1, MONITOR_BYTES // self.data.row_bytes))
-            spread = torch.linspace(0, len(self.data) - 1, count, dtype=torch.float64)
-            self._rows = self.data.compact(spread.round().long())
-        return self._rows
-
-    def _validated(self) -> Iterable[Batch]:
-        assert self.validation is not None
-        return (chunk._replace(target=None) for chunk in self.validation.chunks())  # made again, to tell its reference
-
-    def _summary(self, batches: Iterable[Batch]) -> dict[str, float]:
-        rows = self._metrics(batches)
-        head = self.agent.head
-        several = isinstance(head, CategoricalHead) and head.kind == "multi_discrete"
-        return summarise(rows, kl_coef=self.agent.kl_coef, by_component=several)
-
-    def _metrics(self, batches: Iterable[Batch]) -> RowMetrics:
-        agent = self.agent
-        agent.policy.set_training_mode(False)
-        own_reference = agent.kl_coef == 0 and agent.references is None
-        progress = agent._current_progress_remaining
-        parts = []
-        for batch in batches:
-            target = batch.target
-            if target is None:
-                target = action_target(agent.head, agent.smoothings, batch, progress=progress)
-            parts.append(row_metrics(agent.head, batch, target, own_reference=own_reference))
-        agent.policy.set_training_mode(True)
-        return concatenate(parts)
-
-    def _draw_target_matrices(self) -> None:
-        for name, matrix in target_matrices(self.agent.head, self.agent.smoothings).items():
-            figure, axes = new_figure()
-            draw_target_matrix(axes, matrix)
-            self._to_tensorboard(f"bc/{name}", Figure(figure, close=False))
-
-    def _write_pictures(self) -> None:
-        rows = self._metrics([self._monitored()])
-        self._to_tensorboard("eval/entropy_per_state", rows.entropy.sum(-1).cpu())
-        if rows.confidence is not None and rows.hit is not None:
-            figure, axes = new_figure()
-            weights = rows.weights.unsqueeze(-1).expand(rows.confidence.shape)
-            ece = float(calibration_error(rows.confidence, rows.hit, weights=weights))
-            draw_reliability(axes, rows.reliability(), ece=ece)
-            self._to_tensorboard("eval/reliability", Figure(figure, close=False))
-
-    def _to_tensorboard(self, name: str, value: Any) -> None:
-        """Not by the logger's `dump`: a line without numbers would be an empty table, and a warning, elsewhere."""
-        for output in self.agent.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.write({name: value}, {name: NOT_FOR_TEXT}, step=self.agent.num_timesteps)
-
-    def _pause(self) -> None:
-        self._seconds += time.perf_counter() - self._since
-
-    def _resume(self) -> None:
-        self.agent.policy.set_training_mode(True)
-        self._since = time.perf_counter()
-
-
-def _values(batch: Batch) -> list[Tensor]:
-    """What the rows of a batch hold."""
-    observations = batch.observations
-    values = [*observations.values()] if isinstance(observations, dict) else [observations]
-    return values + [tensor for tensor in (batch.labels, batch.weights, batch.probs) if tensor is not None]
-
-
-Model = TypeVar("Model", bound="SavedModel")
-
-KIND = "bc"
-ARGUMENTS = (
-    "smoothing",
-    "reference",
-    "learning_rate",
-    "kl_coef",
-    "reference_std",
-    "action_bins",
-    "batch_size",
-    "gradient_accumulation",
-    "max_grad_norm",
-    "l2_coef",
-    "amp",
-    "validation_fraction",
-    "early_stopping_patience",
-    "seed",
-    "checkpoint_every",
-    "eval_every",
-    "n_eval_episodes",
-)
-RESUME_FILE = "resume.zip"
-"""The agent file in a checkpoint folder: what the checkpoints leave out because it never changes."""
-
-
-class SavedModel(ActingModel):
-    """The part of `BC` that reads and writes files."""
-
-    def save(self, path: str | Path) -> Path:
-        """Write an agent file (see `rlsmooth.agents.files.policy_file`) with policy, optimiser, arguments and counters.
-
-        Callables (`learning_rate`, a `Smoothing`'s alpha) can't be kept: to train on after `load`, pass them again.
-
-        Args:
-            path: `.zip` is added to a name without a suffix.
-
-        Returns:
-            The path written.
-
-        Raises:
-            ValueError: the folder can't be written to.
-        """
-        return write_agent(cast("BC", self), path)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        env: GymEnv | str | None = None,
-        demonstrations: Demonstrations | None = None,
-        *,
-        device: torch.device | str = "auto",
-        policy_class: type[BasePolicy] | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Read an agent file. Runs no code that the file could name.
-
-        Args:
-            path: the file.
-            env: an environment with the same spaces; acting needs none.
-            demonstrations: to train on; acting needs none.
-            device: as SB3's.
-            policy_class: of a policy of your own.
-            custom_objects: `learning_rate`, `smoothing` and `reference` in place of the file's, and constructor
-                arguments of a policy of your own.
-
-        Raises:
-            SafeFileError: the file is damaged, no agent of this kind, or names a class that is not known.
-            ValueError: spaces that differ.
-        """
-        return _load(
-            cls, Path(path), env, demonstrations, device, policy_class=policy_class, custom_objects=custom_objects
-        )
-
-    @classmethod
-    def resume(
-        cls,
-        checkpoint_folder: str | Path,
-        env: GymEnv | str | None = None,
-        demonstrations: Demonstrations | None = None,
-        *,
-        validation: Demonstrations | None = None,
-        eval_env: GymEnv | str | None = None,
-        tensorboard_log: str | Path | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "auto",
-        policy_class: type[BasePolicy] | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """The agent of the last good checkpoint; `learn` with the same total then goes on from there.
-
-        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. Callbacks start
-        anew: their own state is not kept.
-
-        Args:
-            checkpoint_folder: of the run.
-            env: as of the run.
-            demonstrations: the same as those of the run.
-            validation: likewise, if they were given separately.
-            eval_env: as of the run.
-            tensorboard_log: as of the run.
-            verbose: as SB3's.
-            device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
-
-        Raises:
-            SafeFileError: no checkpoint can be read.
-            ValueError: there is no run, or the demonstrations are others.
-        """
-        folder = Path(checkpoint_folder).expanduser()
-        if not (folder / RESUME_FILE).is_file():
-            raise ValueError(f"checkpoint_folder={str(folder)!r} holds no run to go on with: {RESUME_FILE} is missing.")
-        if demonstrations is None:
-            raise ValueError("demonstrations is None: a run can't go on without those that it was started with.")
-        model = _load(
-            cls,
-            folder / RESUME_FILE,
-            env,
-            demonstrations,
-            device,
-            policy_class=policy_class,
-            custom_objects=custom_objects,
-            validation=validation,
-            eval_env=eval_env,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            checkpoint_folder=folder,
-        )
-        _read_checkpoint(cast("BC", model), folder)
-        for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
-            leftover.unlink(missing_ok=True)
-        return model
-
-
-def write_agent(agent: BC, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
-    """What `BC.save` does, with more plain data beside it, which `BC.load` passes over.
-
-    Args:
-        agent: whose file it is.
-        path: as of `BC.save`.
-        more: JSON-able, by names of its writer.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: the folder can't be written to.
-    """
-    tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
-    config = {
-        **(more or {}),
-        "action_space": space_to_json(agent.action_space),  # the policy's differs where actions are bins
-        "arguments": _arguments(agent),
-        "counters": _counters(agent),
-        "optimizer": optimizer,
-    }
-    return save_agent_file(path, kind=KIND, policy=agent.policy, config=config, tensors=tensors)
-
-
-def begin_checkpoints(agent: BC) -> None:
-    """Put into the checkpoint folder what does not change during a run, and the run's first checkpoint.
-
-    Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a pair
-    that fits. Where there are none, the resume file alone says how the run began.
-    """
-    folder = agent.checkpoint_folder
-    assert folder is not None
-    if checkpoint_steps(folder):
-        write_checkpoint(agent)
-        agent.save(folder / RESUME_FILE)
-    else:
-        agent.save(folder / RESUME_FILE)
-        write_checkpoint(agent)
-
-
-def write_checkpoint(agent: BC) -> None:
-    """Write all that changes during a run: parameters, optimiser, random state, counters, early stopping."""
-    assert agent.checkpoint_folder is not None
-    tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
-    stopping = agent.early_stopping
-    save_checkpoint(
-        agent.checkpoint_folder,
-        agent.num_timesteps,
-        config={
-            "counters": _counters(agent),
-            "optimizer": optimizer,
-            "early_stopping": None if stopping is None else stopping.to_config(),
-            "fingerprints": agent.fingerprints,
-            "execution": execution_state(),
-        },
-        tensors={
-            "policy": agent.policy.state_dict(),
-            "optimizer": tensors,
-            "best": {} if stopping is None else stopping.parameters,
-            "rng": rng_state(),
-        },
-    )
-
-
-def _read_checkpoint(agent: BC, folder: Path) -> None:
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:  # killed before the first: the resume file is the beginning itself
-        agent.is_resumed = True
-        return
-    config, tensors = checkpoint.config, checkpoint.tensors
-    for name, saved, given in zip(
-        ("demonstrations", "validation"), config["fingerprints"], agent.fingerprints, strict=True
-    ):
-        if saved != given:
-            raise ValueError(f"{name}: these are not those that the run in {str(folder)!r} was started with.")
-    warn_if_execution_differs(config["execution"])
-    agent.policy.load_state_dict(tensors["policy"])
-    load_optimizer(agent.policy.optimizer, tensors["optimizer"], config["optimizer"])
-    if agent.early_stopping is not None:
-        best = {name: tensor.to(agent.device) for name, tensor in tensors["best"].items()}
-        agent.early_stopping.load(config["early_stopping"], best)
-    _set_counters(agent, config["counters"])
-    agent._rng = tensors["rng"]
-    agent.is_resumed = True
-
-
-def _load(
-    model_class: type[Model],
-    path: Path,
-    env: GymEnv | str | None,
-    demonstrations: Demonstrations | None,
-    device: torch.device | str,
-    *,
-    policy_class: type[BasePolicy] | None,
-    custom_objects: Mapping[str, Any] | None,
-    **others: Any,
-) -> Model:
-    own, of_policy = split_custom_objects(custom_objects)
-    file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=of_policy)
-    arguments, missing = _decoded_arguments(path, file)
-    policy: Any = file.policy
-    try:
-        spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
-    if env is not None:
-        env = wrap_env("env", env)
-        check_same_spaces("env", (env.observation_space, env.action_space), spaces)
-    if demonstrations is None or others.get("validation") is not None:
-        arguments["validation_fraction"] = 0.0
-    if demonstrations is None:
-        arguments["early_stopping_patience"] = None
-    build: Any = model_class
-    model: Any = build(
-        policy, spaces if env is None else env, demonstrations, device=device, **{**arguments, **own}, **others
-    )
-    try:
-        load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
-        _set_counters(model, file.config["counters"])
-        if "learning_rate" in own:  # the optimiser's state brought the file's back
-            for group in policy.optimizer.param_groups:
-                group["lr"] = model.lr_schedule(model._current_progress_remaining)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
-    model.missing = tuple(name for name in missing if name not in own)
-    loaded: Model = model
-    return loaded
-
-
-def _arguments(agent: BC) -> dict[str, Any]:
-    """The constructor's arguments that a file can hold; a callable becomes None, which `_decoded_arguments` reports."""
-    special = {
-        "smoothing": encode_smoothing(agent.smoothings),
-        "reference": encode_smoothing(agent.references),
-        "learning_rate": None if callable(agent.learning_rate) else agent.learning_rate,
-        "action_bins": None if agent.bins is None else agent.bins.num_bins,
-        "early_stopping_patience": None if agent.early_stopping is None else agent.early_stopping.patience,
-    }
-    return {name: special[name] if name in special else getattr(agent, name) for name in ARGUMENTS}
-
-
-def _decoded_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[str]]:
-    """The arguments, and the names of those that were callables."""
-    saved = file.config.get("arguments")
-    if not isinstance(saved, dict) or set(saved) != set(ARGUMENTS):
-        raise SafeFileError(f"{str(path)!r} lacks the agent's arguments. Use another copy.")
-    arguments: dict[str, Any] = dict(saved)
-    missing = []
-    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
-    if recipes is None:
-        raise SafeFileError(f"{str(path)!r} has no smoothing. Use another copy.")
-    if any(entry.get("is_function") for entry in saved["smoothing"]):
-        missing.append("smoothing")
-    arguments["smoothing"] = recipes[0] if len(recipes) == 1 else recipes
-    references = decode_smoothing(saved["reference"], "reference", path)
-    if references is not None:
-        kept = [recipe.reference for recipe in references]
-        arguments["reference"] = kept[0] if len(kept) == 1 else kept
-    if saved["learning_rate"] is None:
-        missing.append("learning_rate")
-        arguments["learning_rate"] = 1e-3  # a stand-in: `learn` refuses to start
-    return arguments, missing
-
-
-def _counters(agent: BC) -> dict[str, int]:
-    return {
-        "num_timesteps": agent.num_timesteps,
-        "total_timesteps": agent._total_timesteps,
-        "num_timesteps_at_start": agent._num_timesteps_at_start,
-        "first_epoch": agent._first_epoch,
-    }
-
-
-def _set_counters(agent: BC, counters: Mapping[str, Any]) -> None:
-    agent.num_timesteps = int(counters["num_timesteps"])
-    agent._total_timesteps = int(counters["total_timesteps"])
-    agent._num_timesteps_at_start = int(counters["num_timesteps_at_start"])
-    agent._first_epoch = int(counters["first_epoch"])
-    if agent._total_timesteps:
-        agent._current_progress_remaining = 1.0 - agent.num_timesteps / agent._total_timesteps
-
+__all__ = ["BC", "SmoothingLike"]
 
 SmoothingLike: TypeAlias = float | str | Smoothing
+KIND = "bc"
+DATA = ("demonstrations", "validation")
 
 
 @final
-class BC(SavedModel):
+class BC(ActingModel):
     """Clone demonstrations by supervised learning, with a target that keeps the policy from certainty.
 
         loss = CE(smoothed target, pi) + kl_coef · KL(reference‖pi) + l2_coef / 2 · sum of squared parameters     (nats)
@@ -815,7 +156,7 @@ class BC(SavedModel):
         reference: ReferenceLike | Sequence[ReferenceLike] | None = None,
         reference_std: float | None = None,
         action_bins: int | None = None,
-        learning_rate: bc_setup.LearningRate = 1e-3,
+        learning_rate: LearningRate = 1e-3,
         batch_size: int = 64,
         gradient_accumulation: int = 1,
         max_grad_norm: float | None = None,
@@ -839,23 +180,19 @@ class BC(SavedModel):
         self.l2_coef = check_in_range("l2_coef", l2_coef, 0.0)
         self.reference_std = reference_std
         self.learning_rate = learning_rate
-        self.lr_schedule = bc_setup.as_schedule(learning_rate)
+        self.lr_schedule = as_schedule(learning_rate)
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.gradient_accumulation = check_positive_int("gradient_accumulation", gradient_accumulation)
-        self.max_grad_norm = None
+        self.max_grad_norm = max_grad_norm
         if max_grad_norm is not None:
-            self.max_grad_norm = check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
+            check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
         self.amp = amp
         self.validation_fraction = check_in_range("validation_fraction", validation_fraction, 0.0, 1.0, high_open=True)
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         self.device = get_device(device)
-        self.tensorboard_log = None
-        if tensorboard_log is not None:
-            self.tensorboard_log = str(check_writable_folder("tensorboard_log", tensorboard_log))
+        self.tensorboard_log = check_optional_folder("tensorboard_log", tensorboard_log)
         self.verbose = verbose
-        self.checkpoint_folder = None
-        if checkpoint_folder is not None:
-            self.checkpoint_folder = check_writable_folder("checkpoint_folder", checkpoint_folder)
+        self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
         self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
@@ -863,67 +200,89 @@ class BC(SavedModel):
         self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
             env_or_spaces, demonstrations, verbose
         )
-        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
+        self.eval_env = None if eval_env is None else wrap_env("eval_env", eval_env, verbose)
         own = (self.observation_space, self.action_space)
         agent_spaces.check_all_spaces(own, demonstrations, validation, self.eval_env)
         self.observation_space = agent_spaces.policy_space(self.observation_space)
         self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
         policy_actions = self.action_space if self.bins is None else self.bins.space
         self.action_start = agent_spaces.action_start(self.action_space)
+        rate = self.lr_schedule(1.0)
         with isolated_rng(self.seed):
-            self.policy = bc_setup.build_policy(
-                policy,
-                self.observation_space,
-                policy_actions,
-                learning_rate=self.lr_schedule(1.0),
-                policy_kwargs=policy_kwargs,
-                device=self.device,
+            self.policy = build_policy(
+                policy, self.observation_space, policy_actions, rate, policy_kwargs=policy_kwargs, device=self.device
             )
         with isolated_rng((self.seed + 1) % 2**32):  # whether the policy was built here or read from a file
             self._rng = rng_state()
-        self.head = bc_setup.make_head(self.policy, policy_actions, reference_std)
+        self.head = make_head(self.policy, policy_actions, reference_std)
         self.smoothings = as_smoothings(smoothing, self.head)
         self.references = as_references(reference, self.head)
+        self._take_data(demonstrations, validation, early_stopping_patience)
 
-        self.fingerprints = [None if data is None else fingerprint(data) for data in (demonstrations, validation)]
-        self.demonstrations, self.validation = bc_setup.split(
-            demonstrations, validation, self.validation_fraction, self.seed
-        )
-        self.early_stopping = bc_setup.early_stopping(early_stopping_patience, self.validation_fraction, validation)
-        self._data = None if self.demonstrations is None else self._rows(self.demonstrations)
-        if self.validation is not None:
-            refuse_row_alphas(self.smoothings, "validation data have none")
-        validation_rows = None if self.validation is None else self._rows(self.validation)
-        self.monitor = Monitor(self, self._data, validation_rows)
-
-        self.num_timesteps = 0
+        self.progress = Progress()
         self.n_envs = 1 if self.env is None else self.env.num_envs
-        self._total_timesteps = 0
-        self._num_timesteps_at_start = 0
-        self._current_progress_remaining = 1.0
         self._first_epoch = 0  # of this run: a second run takes other orders than the first
-        self._lr_changes = callable(learning_rate) or isinstance(learning_rate, str)
+        self._rate_changes = callable(learning_rate) or isinstance(learning_rate, str)
+        self._watch = FiniteWatch(self.policy, data="demonstrations", model="policy")
+        self._clock = Stopwatch()
+        self._logged_at = self._evaluated_at = -1
         self.is_resumed = False
         self.missing: tuple[str, ...] = ()
         self._logger = None
         self._has_custom_logger = False
 
-    def _rows(self, demonstrations: Demonstrations) -> TrainingRows:
-        return TrainingRows(
-            demonstrations,
-            self.head,
-            self.observation_space,
-            smoothings=self.smoothings,
-            references=self.references,
-            bins=self.bins,
-            device=self.device,
+    def _take_data(
+        self, demonstrations: Demonstrations | None, validation: Demonstrations | None, patience: int | None
+    ) -> None:
+        """Split the demonstrations and move them to the device, with what reads them."""
+        self.fingerprints = [None if data is None else fingerprint(data) for data in (demonstrations, validation)]
+        self.early_stopping: EarlyStopping | None = None
+        if patience is not None:
+            if validation is None and self.validation_fraction == 0.0:
+                raise ValueError(
+                    "early_stopping_patience needs validation data: give validation or validation_fraction."
+                )
+            self.early_stopping = EarlyStopping(check_positive_int("early_stopping_patience", patience))
+        self.demonstrations, self.validation = split_validation(
+            demonstrations, validation, self.validation_fraction, self.seed
         )
+        if self.validation is not None:
+            refuse_alphas_by_transition(self.smoothings, "validation data have none")
+        self._data, held_out = (
+            None
+            if part is None
+            else TrainingData(
+                part,
+                self.head,
+                self.observation_space,
+                smoothings=self.smoothings,
+                references=self.references,
+                bins=self.bins,
+                device=self.device,
+            )
+            for part in (self.demonstrations, self.validation)
+        )
+        own_reference = self.kl_coef == 0 and self.references is None
+        self.measures = CloningMeasures(
+            self.head, self.smoothings, self._data, held_out, kl_coef=self.kl_coef, own_reference=own_reference
+        )
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of updates so far: what Stable-Baselines3's callbacks take for environment steps."""
+        return self.progress.step
+
+    @num_timesteps.setter
+    def num_timesteps(self, count: int) -> None:
+        self.progress.step = count
 
     @property
     def batches_per_epoch(self) -> int:
         """Updates of one pass over the demonstrations."""
-        rows = 0 if self._data is None else len(self._data)
-        return -(-rows // (self.batch_size * self.gradient_accumulation))
+        count = 0 if self._data is None else len(self._data)
+        return -(-count // (self.batch_size * self.gradient_accumulation))
+
+    # ---- training
 
     def learn(
         self,
@@ -953,79 +312,110 @@ class BC(SavedModel):
             The agent itself.
 
         Raises:
-            TypeError: a number is not whole.
-            ValueError: see `rlsmooth.agents.cloning.bc.plan`.
+            TypeError: a total or an interval is no whole number.
+            ValueError: not exactly one total, or one below 1; no demonstrations; an argument that the file could not
+                keep; another total than that of the run that is resumed; a checkpoint folder with another run in it.
             TrainingDivergedError: the loss or a parameter became NaN or infinite; no checkpoint is written then.
         """
         check_positive_int("log_interval", log_interval)
-        plan(self, total_epochs, total_batches, reset_num_timesteps)
-        prepare_logger(self, tb_log_name, reset_num_timesteps and not self.is_resumed)
-        listener = prepare_callback(self, callback, progress_bar)
-        with isolated_rng():
+        self._plan(total_epochs, total_batches, reset_num_timesteps)
+        counts_anew = reset_num_timesteps and not self.is_resumed
+        if not self._has_custom_logger and (self._logger is None or counts_anew):
+            folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
+            self._logger = configure_logger(self.verbose, folder, tb_log_name, counts_anew)
+        listener = init_callback(self, callback)
+        with (
+            isolated_rng(),
+            open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
+        ):
             set_rng_state(self._rng)
-            self.monitor.start()
+            self._watch.clear()
+            self._logged_at = self._evaluated_at = -1
+            if self.num_timesteps == 0 and has_tensorboard(self.logger):
+                write_to_tensorboard(self.logger, target_figures(self.head, self.smoothings), 0)
+            self._clock.restart()
             if self.checkpoint_folder is not None and not self.is_resumed:
-                self.monitor.check()  # a policy that an earlier run spoilt must not replace the last good checkpoint
-                begin_checkpoints(self)
+                self._check_finite()  # a policy that an earlier run spoilt must not replace the last good checkpoint
+                self._begin_checkpoints()
             self.is_resumed = False
             if listener is not None:
-                listener.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
-            self._train(listener, log_interval)
-            self.monitor.finish()
+                listener.on_training_start({"self": self, "total_timesteps": self.progress.end}, globals())
+            self._train(listener, log_interval, bar)
+            self._finish()
             if listener is not None:
                 listener.on_training_end()
             self._rng = rng_state()
         return self
 
-    def _train(self, listener: BaseCallback | None, log_interval: int) -> None:
+    def _plan(self, total_epochs: int | None, total_batches: int | None, reset_num_timesteps: bool) -> None:
+        """Set where the call starts and ends; see `learn` for the errors."""
+        if (total_epochs is None) == (total_batches is None):
+            raise ValueError(
+                f"total_epochs={total_epochs!r} and total_batches={total_batches!r}: give exactly one of the two."
+            )
+        check_given("demonstrations", self.demonstrations, "BC")
+        check_no_missing(self.missing)
+        if total_epochs is not None:
+            batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
+        else:
+            batches = check_positive_int("total_batches", total_batches)
+        if not self.is_resumed:
+            if self.checkpoint_folder is not None:
+                self._run_folder().check_free(None if reset_num_timesteps else self.num_timesteps or None)
+            if reset_num_timesteps and self.num_timesteps:
+                self._first_epoch += -(-self.num_timesteps // self.batches_per_epoch)  # other orders than so far
+                self.num_timesteps = 0
+            if self.early_stopping is not None:
+                self.early_stopping.reset()
+        self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
+
+    def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any) -> None:
         """The loop: orders of the data, updates, and what is due after each."""
         assert self._data is not None
-        monitor, stopping = self.monitor, self.early_stopping
-        total, per_epoch = self._total_timesteps, self.batches_per_epoch
-        goes_on = stopping is None or not stopping.should_stop
+        progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
+        continues = stopping is None or not stopping.should_stop
         self.policy.set_training_mode(True)
-        while goes_on and self.num_timesteps < total:
-            epoch, done = divmod(self.num_timesteps, per_epoch)
+        while continues and not progress.is_over:
+            epoch, done = divmod(progress.step, per_epoch)
             order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
             for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
                 loss = self._update(update)
-                monitor.losses.append(loss)
-                self.num_timesteps = step = self.num_timesteps + 1
-                self._current_progress_remaining = 1.0 - step / total
+                self._watch.add(loss)
+                progress.step = step = progress.step + 1
+                bar.update()
                 if listener is not None:
                     listener.update_locals({"loss": loss})
-                    goes_on = listener.on_step()
+                    continues = listener.on_step()
                     self.policy.set_training_mode(True)
                 if step % log_interval == 0:
-                    monitor.log()
+                    self._log()
                 if stopping is not None and step % per_epoch == 0:
-                    monitor.validate(stopping)
-                    goes_on = goes_on and not stopping.should_stop
+                    self._validate(stopping)
+                    continues = continues and not stopping.should_stop
                 if self.eval_every is not None and step % self.eval_every == 0:
-                    monitor.evaluate()
+                    self._evaluate()
                 if self.checkpoint_folder is not None and step % self.checkpoint_every == 0:
-                    monitor.checkpoint()
-                if not goes_on or step == total:
+                    self._write_checkpoint()
+                if not continues or progress.is_over:
                     break
 
-    def _update(self, update: tuple[Batch, ...]) -> Tensor:
-        """One step of the optimiser on the mean loss of an update's rows; returns that loss, without a wait for it."""
-        optimizer, progress = self.policy.optimizer, self._current_progress_remaining
-        if self._lr_changes:
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr_schedule(progress)
+    def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
+        """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
+        optimizer, remaining = self.policy.optimizer, self.progress.remaining_of_all
+        if self._rate_changes:
+            set_learning_rate(optimizer, self.lr_schedule(remaining))
         optimizer.zero_grad()
-        total = None if len(update) == 1 else _weight(update)
+        total = None if len(update) == 1 else minibatch_weight(update)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
             if target is None:  # alpha follows a schedule
-                target = action_target(self.head, self.smoothings, part, progress=progress)
+                target = action_target(self.head, self.smoothings, part, progress=remaining)
             with torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext():
                 outputs = self.head.outputs(part.observations)
             if total is None:
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "mean")
-            else:  # the parts add up to the mean over all rows
+            else:  # the parts add up to the mean over the minibatch
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
             if self.l2_coef and not losses:
                 loss = loss + self.l2_coef * l2_norm(self.policy)
@@ -1036,6 +426,95 @@ class BC(SavedModel):
         optimizer.step()
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def _finish(self) -> None:
+        """The last checkpoint, the best parameters, the last log line and evaluation."""
+        step, stopping = self.num_timesteps, self.early_stopping
+        self._check_finite()
+        if self.checkpoint_folder is not None:
+            self._write_checkpoint()
+        changed = stopping is not None and stopping.restore(self.policy, step)
+        if self._watch.losses or changed or self._logged_at != step:
+            self._log()
+        evaluates = self.eval_env is not None or self.eval_every is not None
+        if evaluates and (changed or self._evaluated_at != step):
+            self._evaluate()
+        self.policy.set_training_mode(False)
+
+    # ---- what is due between updates: none of it moves the random generators
+
+    def _check_finite(self) -> None:
+        """Raise TrainingDivergedError unless all losses and parameters so far are finite."""
+        rate = learning_rate_of(self.policy.optimizer)
+        self._watch.check(self.num_timesteps, self._minibatch_of, rate=rate, checkpoint_folder=self.checkpoint_folder)
+
+    def _minibatch_of(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The transitions that an update was made from, by number, and what they hold."""
+        assert self._data is not None
+        epoch, update = divmod(step - 1, self.batches_per_epoch)
+        size = self.batch_size * self.gradient_accumulation
+        order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+        chosen = order[update * size : (update + 1) * size]
+        batch = self._data.take(chosen)
+        return chosen, tensors_of(batch._replace(masks=None, target=None, reference=None))
+
+    def _log(self) -> None:
+        """Write one log line."""
+        self._check_finite()
+        assert self._data is not None
+        step, remaining, losses = self.num_timesteps, self.progress.remaining_of_all, self._watch.losses
+        size = self.batch_size * self.gradient_accumulation
+        if losses:
+            fresh = len(losses) * min(size, len(self._data))
+            self.logger.record("bc/samples_per_second", fresh / self._clock.seconds)
+        found = self.measures.training(remaining)
+        norm = float(l2_norm(self.policy).detach())
+        if losses:
+            found["loss"] = float(self._watch.mean_loss())
+        epoch, done = divmod(step, self.batches_per_epoch)
+        found |= {
+            "batch": step,
+            "epoch": epoch,
+            "samples_so_far": epoch * len(self._data) + done * size,
+            "neglogp": found["nll_hard"],
+            "entropy": found["policy_entropy"],
+            "l2_norm": norm,
+            "l2_loss": self.l2_coef * norm,
+            "smoothing": alpha_in_force(self.smoothings, remaining),
+            "exploration_floor": 0.0,
+            "learning_rate": learning_rate_of(self.policy.optimizer),
+        }
+        found |= {f"val_{name}": value for name, value in self.measures.validation(remaining).items()}
+        for name, value in found.items():
+            self.logger.record(f"bc/{name}", value)
+        self.logger.record("batch_size", self.batch_size)
+        self.logger.dump(step)
+        self.policy.set_training_mode(True)
+        self._watch.clear()
+        self._logged_at = step
+        self._clock.restart()
+
+    def _validate(self, stopping: EarlyStopping) -> None:
+        """Report the validation loss (cross-entropy with the smoothed target, plus the KL term) to early stopping."""
+        self._check_finite()
+        with self._clock.paused():
+            loss = self.measures.validation(self.progress.remaining_of_all)["loss"]
+            stopping.update(loss, self.num_timesteps, self.policy)
+        self.policy.set_training_mode(True)
+
+    def _evaluate(self) -> None:
+        """Play in the evaluation environment, and draw how the policy's probabilities are distributed."""
+        self._check_finite()
+        with self._clock.paused():
+            if self.eval_env is not None:
+                for name, value in self.evaluate().items():
+                    self.logger.record(f"eval/{name}", value)
+                self.logger.dump(self.num_timesteps)
+            if has_tensorboard(self.logger):
+                figures = distribution_figures(self.measures.transitions(self.progress.remaining_of_all))
+                write_to_tensorboard(self.logger, figures, self.num_timesteps)
+        self._evaluated_at = self.num_timesteps
+        self.policy.set_training_mode(True)
+
     def evaluate(self) -> dict[str, float]:
         """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
 
@@ -1045,12 +524,12 @@ class BC(SavedModel):
         Raises:
             ValueError: there is no environment.
         """
-        return self.monitor.play()
+        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
 
     def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 model (PPO, A2C, MaskablePPO), which then starts where cloning ended.
+        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts where cloning ended.
 
-        The model's critic stays untrained: keep `learning_rate` or `clip_range` small until it is not.
+        The algorithm's critic stays untrained: keep `learning_rate` or `clip_range` small until it is not.
 
         Raises:
             TypeError: `model` is no SB3 algorithm.
@@ -1058,11 +537,243 @@ class BC(SavedModel):
         """
         copy_actor(self.policy, model)
 
+    # ---- agent files
 
-def _weight(update: tuple[Batch, ...]) -> int | Tensor:
-    """What the mean over an update's rows is divided by: their number, or the sum of their weights."""
-    weights = [part.weights.sum() for part in update if part.weights is not None]
-    if not weights:
-        return sum(len(part.labels) for part in update)
-    total = torch.stack(weights).sum()
-    return torch.where(total > 0, total, 1.0)
+    def save(self, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
+        """Write an agent file (see `rlsmooth.agents.files.policy_file`) with policy, optimiser, arguments and counters.
+
+        Callables (`learning_rate`, a `Smoothing`'s alpha) can't be kept: to train on after `load`, pass them again.
+
+        Args:
+            path: `.zip` is added to a name without a suffix.
+            more: JSON-able values of the caller's, by names that are free; `load` passes over them.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: the folder can't be written to.
+        """
+        tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
+        config = {
+            **(more or {}),
+            "action_space": space_to_json(self.action_space),  # the policy's differs where actions are bins
+            "arguments": self._arguments(),
+            "counters": self._counters(),
+            "optimizer": optimizer,
+        }
+        return save_agent_file(path, kind=KIND, policy=self.policy, config=config, tensors=tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: GymEnv | str | None = None,
+        demonstrations: Demonstrations | None = None,
+        *,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read an agent file. Runs no code that the file could name.
+
+        Args:
+            path: the file.
+            env: an environment with the same spaces; acting needs none.
+            demonstrations: to train on; acting needs none.
+            device: as SB3's.
+            policy_class: of a policy of your own.
+            custom_objects: `learning_rate`, `smoothing` and `reference` in place of the file's, and constructor
+                arguments of a policy of your own.
+
+        Raises:
+            SafeFileError: the file is damaged, no agent of this kind, or names a class that is not known.
+            ValueError: spaces that differ.
+        """
+        return cls._read(
+            Path(path), env, demonstrations, device, policy_class=policy_class, custom_objects=custom_objects
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        checkpoint_folder: str | Path,
+        env: GymEnv | str | None = None,
+        demonstrations: Demonstrations | None = None,
+        *,
+        validation: Demonstrations | None = None,
+        eval_env: GymEnv | str | None = None,
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The agent of the last good checkpoint; `learn` with the same total then resumes the run.
+
+        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. Callbacks start
+        anew: their own state is not kept.
+
+        Args:
+            checkpoint_folder: of the run.
+            env: an environment like the run's.
+            demonstrations: the same as those of the run.
+            validation: the same as those of the run, if they were given separately.
+            eval_env: an evaluation environment like the run's.
+            tensorboard_log: the folder for TensorBoard files that the run had.
+            verbose: 0 nothing, 1 logs on the terminal.
+            device: as SB3's.
+            policy_class: see `load`.
+            custom_objects: see `load`.
+
+        Raises:
+            SafeFileError: no checkpoint can be read.
+            ValueError: there is no run, or the demonstrations are others.
+        """
+        run = _folder_of_run(checkpoint_folder)
+        run.check_resumable()
+        check_given("demonstrations", demonstrations, "BC.resume")
+        agent = cls._read(
+            run.path / RESUME_FILE,
+            env,
+            demonstrations,
+            device,
+            policy_class=policy_class,
+            custom_objects=custom_objects,
+            validation=validation,
+            eval_env=eval_env,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            checkpoint_folder=run.path,
+        )
+        agent._restore_checkpoint()
+        run.delete_leftovers()
+        return agent
+
+    @classmethod
+    def _read(
+        cls,
+        path: Path,
+        env: GymEnv | str | None,
+        demonstrations: Demonstrations | None,
+        device: torch.device | str,
+        *,
+        policy_class: type[BasePolicy] | None,
+        custom_objects: Mapping[str, Any] | None,
+        **others: Any,
+    ) -> Self:
+        given = dict(custom_objects or {})
+        own = {name: given.pop(name) for name in ("smoothing", "reference", "learning_rate") if name in given}
+        file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
+        arguments, missing = decode_arguments(path, file)
+        policy: Any = file.policy
+        try:
+            its_spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
+        if env is not None:
+            env = wrap_env("env", env)
+            check_same_spaces("env", (env.observation_space, env.action_space), its_spaces)
+        if demonstrations is None or others.get("validation") is not None:
+            arguments["validation_fraction"] = 0.0
+        if demonstrations is None:
+            arguments["early_stopping_patience"] = None
+        where = its_spaces if env is None else env
+        agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
+        try:
+            load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
+            agent._set_counters(file.config["counters"])
+            if "learning_rate" in own:  # the optimiser's state brought the file's back
+                set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
+        agent.missing = tuple(name for name in missing if name not in own)
+        return agent
+
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as a file holds them; a callable becomes None, see `decode_arguments`."""
+        special = {
+            "smoothing": encode_smoothing(self.smoothings),
+            "reference": encode_smoothing(self.references),
+            "learning_rate": None if callable(self.learning_rate) else self.learning_rate,
+            "action_bins": None if self.bins is None else self.bins.num_bins,
+            "early_stopping_patience": None if self.early_stopping is None else self.early_stopping.patience,
+        }
+        return {name: special[name] if name in special else getattr(self, name) for name in ARGUMENTS}
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "num_timesteps": self.progress.step,
+            "total_timesteps": self.progress.end,
+            "num_timesteps_at_start": self.progress.start,
+            "first_epoch": self._first_epoch,
+        }
+
+    def _set_counters(self, counters: Mapping[str, Any]) -> None:
+        names = ("num_timesteps", "num_timesteps_at_start", "total_timesteps")
+        self.progress.step, self.progress.start, self.progress.end = (int(counters[name]) for name in names)
+        self._first_epoch = int(counters["first_epoch"])
+
+    # ---- checkpoints of a run
+
+    def _run_folder(self) -> RunFolder:
+        assert self.checkpoint_folder is not None
+        return _folder_of_run(self.checkpoint_folder)
+
+    def _begin_checkpoints(self) -> None:
+        """Put into the folder what does not change during a run, and the run's first checkpoint.
+
+        Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a
+        pair that fits. Where there are none, the resume file alone says how the run began.
+        """
+        run = self._run_folder()
+        if run.steps():
+            self._write_checkpoint()
+            self.save(run.path / RESUME_FILE)
+        else:
+            self.save(run.path / RESUME_FILE)
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        """Write all that changes during a run: parameters, optimiser, random state, counters, early stopping."""
+        self._check_finite()
+        with self._clock.paused():
+            tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
+            stopping = self.early_stopping
+            config = {
+                "counters": self._counters(),
+                "optimizer": optimizer,
+                "early_stopping": None if stopping is None else stopping.to_config(),
+                "fingerprints": self.fingerprints,
+            }
+            parts: dict[str, Mapping[str, Tensor]] = {
+                "policy": self.policy.state_dict(),
+                "optimizer": tensors,
+                "best": {} if stopping is None else stopping.parameters,
+            }
+            self._run_folder().save(self.num_timesteps, config, parts)
+        self.policy.set_training_mode(True)
+
+    def _restore_checkpoint(self) -> None:
+        """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
+        checkpoint = self._run_folder().latest()
+        self.is_resumed = True
+        if checkpoint is None:
+            return
+        config, tensors = checkpoint.config, checkpoint.tensors
+        saved = dict(zip(DATA, config["fingerprints"], strict=True))
+        given = dict(zip(DATA, self.fingerprints, strict=True))
+        check_given_again(saved, given, self._run_folder().path)
+        self.policy.load_state_dict(tensors["policy"])
+        load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+        if self.early_stopping is not None:
+            best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
+            self.early_stopping.load(config["early_stopping"], best)
+        self._set_counters(config["counters"])
+        self._rng = tensors["rng"]
+
+
+def _folder_of_run(folder: str | Path) -> RunFolder:
+    return RunFolder(
+        folder, unit="batch", resume="BC.resume or, in its own agent, learn(..., reset_num_timesteps=False)"
+    )

@@ -16,8 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.cloning.bc import BC, RESUME_FILE, Callbacks, SmoothingLike, write_agent
+from rlsmooth.agents.cloning.bc import BC, SmoothingLike
 from rlsmooth.agents.cloning.collection import collect, join
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
 from rlsmooth.agents.cloning.rounds import (
@@ -35,16 +34,18 @@ from rlsmooth.agents.cloning.rounds import (
     save_round,
     train_quietly,
 )
-from rlsmooth.agents.cloning.rows import ReferenceLike, Smoothings, as_smoothings
+from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
+from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.data.observation_only import rows_with_next
+from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
+from rlsmooth.training.run import RESUME_FILE
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     pass
@@ -104,7 +105,7 @@ def read_pairs(
     actions = None
     if isinstance(given, Demonstrations):
         check_same_spaces("demonstrations", (given.observation_space, given.action_space), own)
-        actions = np.asarray(given.actions[rows_with_next(given)])
+        actions = np.asarray(given.actions[transitions_with_next(given)])
         given = ObservationOnly.from_demonstrations(given)
     check_same_spaces("demonstrations", (given.observation_space, own[1]), own)
     return given.as_demonstrations(own[1]), actions
@@ -148,7 +149,7 @@ def pseudo_labelled(
         else:
             found["pseudo_label_accuracy"] = float(np.mean(actions == true_actions))
     # Known to be right: predictions are legal actions, probabilities sum to 1.
-    return pairs._with(actions=actions, action_probs=probabilities if soft else None), found
+    return pairs.replace_unchecked(actions=actions, action_probs=probabilities if soft else None), found
 
 
 Model = TypeVar("Model", bound="SavedBCO")
@@ -187,7 +188,7 @@ class SavedBCO(RoundsModel):
             ValueError: the folder can't be written to.
         """
         agent = cast("BCO", self)
-        return write_agent(agent.bc, path, {OWN: _arguments(agent)})
+        return agent.bc.save(path, {OWN: _arguments(agent)})
 
     @classmethod
     def load(

@@ -14,11 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.expert import Expert, legal_actions
-from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import join_observations, stack_observations
-from rlsmooth.data.batch import ROW_FIELDS
-from rlsmooth.data.streams import Step, action_seed, open_stream
+from rlsmooth.data import Demonstrations, concatenate
+from rlsmooth.data.arrays import stack_observations
 from rlsmooth.data.validation import action_dims, stored_dtype
+from rlsmooth.data.vec_env_adapter import Step, action_seed, open_stream
 from rlsmooth.training import isolated_rng
 
 __all__ = ["Collected", "agreement", "collect", "collect_round", "join"]
@@ -26,7 +25,6 @@ __all__ = ["Collected", "agreement", "collect", "collect_round", "join"]
 
 MOST_PIECES = 50
 LONGEST_PIECE = 50
-OPTIONAL_FIELDS = ("next_observations", *(name for name in ROW_FIELDS if name != "actions"))
 
 
 def collect(
@@ -97,24 +95,7 @@ def collect(
     )
 
 
-def join(parts: list[Demonstrations]) -> Demonstrations:
-    """The transitions of several sets, one after the other, with the fields that all of them have."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
-    fields: dict[str, Any] = dict.fromkeys(OPTIONAL_FIELDS)
-    for name in OPTIONAL_FIELDS:
-        rows = [getattr(part, name) for part in parts]
-        if all(one is not None for one in rows):
-            fields[name] = join_observations(rows)
-    return first._with(
-        observations=join_observations([part.observations for part in parts]),
-        actions=np.concatenate([np.asarray(part.actions) for part in parts]),
-        episode_ends=np.concatenate([part.episode_ends + start for part, start in zip(parts, starts, strict=True)]),
-        infos=None,
-        **fields,
-    )
+join = concatenate
 
 
 def _random_actions(

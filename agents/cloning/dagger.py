@@ -18,8 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.bc_encoding import fingerprint
-from rlsmooth.agents.cloning.bc import BC, RESUME_FILE, Callbacks, SmoothingLike, write_agent
+from rlsmooth.agents.cloning.bc import BC, SmoothingLike
 from rlsmooth.agents.cloning.collection import agreement, collect_round, join
 from rlsmooth.agents.cloning.expert import Expert, ExpertLike, ExpertTargets
 from rlsmooth.agents.cloning.rounds import (
@@ -35,13 +34,15 @@ from rlsmooth.agents.cloning.rounds import (
     save_round,
     train_quietly,
 )
-from rlsmooth.agents.cloning.rows import ReferenceLike
+from rlsmooth.agents.cloning.training_data import ReferenceLike, fingerprint
+from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training import SafeFileError, latest_checkpoint
+from rlsmooth.training.run import RESUME_FILE
 
 if TYPE_CHECKING:
     pass
@@ -171,9 +172,14 @@ def aggregate(initial: Demonstrations | None, rounds: Sequence[Demonstrations]) 
         part if part.observation_space == latest else initial_rows(part, latest, part.action_space) for part in parts
     ]
     if any(part.action_probs is not None for part in parts):
-        parts = [part if part.action_probs is not None else part._with(action_probs=_certain(part)) for part in parts]
+        parts = [
+            part if part.action_probs is not None else part.replace_unchecked(action_probs=_certain(part))
+            for part in parts
+        ]
     if any(part.weights is not None for part in parts):
-        parts = [part if part.weights is not None else part._with(weights=np.ones(len(part))) for part in parts]
+        parts = [
+            part if part.weights is not None else part.replace_unchecked(weights=np.ones(len(part))) for part in parts
+        ]
     return join(parts)
 
 
@@ -233,7 +239,7 @@ class SavedDAgger(RoundsModel):
         own = {name: getattr(agent, name) for name in OWN_ARGUMENTS}
         if callable(own["beta_schedule"]):
             own["beta_schedule"] = None
-        return write_agent(agent.bc, path, {OWN: own})
+        return agent.bc.save(path, {OWN: own})
 
     @classmethod
     def load(

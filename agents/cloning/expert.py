@@ -26,8 +26,8 @@ from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.policies import PolicyQueries
 from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.data.actors import Actor, Predictor, checked_action
 from rlsmooth.data.arrays import stack_observations
-from rlsmooth.data.choosing import Chooser, Predictor, checked_action
 from rlsmooth.data.validation import action_dims, action_starts
 from rlsmooth.losses import log_probabilities
 
@@ -168,7 +168,7 @@ class Expert:
         """Forget recurrent states: every environment begins an episode."""
         self.starts = np.ones(num_envs, dtype=bool)
         if self.clone is None and self.source is None:
-            self._chooser = Chooser(self.given, batched=self.batched, deterministic=self.deterministic)
+            self._chooser = Actor(self.given, batched=self.batched, deterministic=self.deterministic)
 
     def label(
         self, observations: Sequence[Any], masks: NDArray[np.bool_] | None, generator: np.random.Generator

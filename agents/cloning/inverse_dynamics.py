@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.cloning.bc import BC, SmoothingLike, write_agent
+from rlsmooth.agents.cloning.bc import BC, SmoothingLike
 from rlsmooth.agents.cloning.rounds import train_quietly
 from rlsmooth.agents.cloning.transition_features import (
     FIRST,
@@ -151,7 +151,7 @@ class InverseDynamics:
         if transitions.next_observations is None:
             raise ValueError("transitions have no next_observations: record them, or use ObservationOnly's rows.")
         observations = _paired(transitions.observations, transitions.next_observations)
-        pairs = transitions._with(
+        pairs = transitions.replace_unchecked(
             observations=observations,
             observation_space=pair_space(transitions.observation_space),
             next_observations=None,
@@ -238,7 +238,7 @@ class InverseDynamics:
         """
         self._check_fitted()
         own = {name: getattr(self, name) for name in OWN_ARGUMENTS} | {"metrics": self.metrics}
-        return write_agent(self.bc, path, {OWN: own})
+        return self.bc.save(path, {OWN: own})
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "auto") -> Self:

@@ -1,33 +1,57 @@
-"""What a log line says of a policy: means over rows, read in one pass and with one wait for the device."""
+"""Measures of a cloned policy for log lines and figures, read in one pass with one wait for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 from torch import Tensor, nn
 
-from rlsmooth.agents.heads import ActionTarget, Batch, CategoricalHead, GaussianHead
+from rlsmooth.agents.cloning.training_data import Smoothings, TrainingData, action_target, target_matrices
+from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
 from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
-from rlsmooth.losses import (
-    cross_entropy,
-    entropy,
-    entropy_fractions,
-    gaussian_cross_entropy,
-    gaussian_entropy,
-    gaussian_kl_divergence,
-    kl_divergence,
-    statistics,
-)
+from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
+from rlsmooth.training.run import spread_evenly
 
-__all__ = ["RowMetrics", "concatenate", "l2_norm", "row_metrics", "summarise"]
+__all__ = [
+    "CloningMeasures",
+    "TransitionMeasures",
+    "distribution_figures",
+    "has_tensorboard",
+    "l2_norm",
+    "measure_transitions",
+    "summarise",
+    "target_figures",
+    "write_to_tensorboard",
+]
+
+MEASURED_TRANSITIONS = 2048
+MEASURED_BYTES = 64 * 2**20
+NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
+VALIDATED = (
+    "loss",
+    "cross_entropy",
+    "nll_hard",
+    "prob_true_act",
+    "policy_entropy",
+    "entropy_frac",
+    "kl_uniform",
+    "kl_reference",
+    "accuracy",
+    "ece",
+)
+"""The tags that have a `val_` form."""
 
 
 @dataclass(frozen=True, eq=False)
-class RowMetrics:
+class TransitionMeasures:
     """Numbers of each row, on the device; nats. Those of components are `[B, C]`, `None` for a Box.
 
     Attributes:
@@ -37,7 +61,7 @@ class RowMetrics:
         weights: `[B]`.
         entropy: `[B, C]`; differential, `[B, 1]`, for a Box.
         kl_uniform: `[B, C]`, KL(uniform over the legal‖pi).
-        most: `[B, C]`, the entropy of the uniform: log of the number of legal choices.
+        max_entropy: `[B, C]`, the entropy of the uniform: log of the number of legal choices.
         confidence: `[B, C]`, the largest probability.
         hit: `[B, C]` bool, whether the most probable choice is the demonstrated one.
     """
@@ -48,7 +72,7 @@ class RowMetrics:
     weights: Tensor
     entropy: Tensor
     kl_uniform: Tensor | None = None
-    most: Tensor | None = None
+    max_entropy: Tensor | None = None
     confidence: Tensor | None = None
     hit: Tensor | None = None
 
@@ -60,10 +84,81 @@ class RowMetrics:
         return reliability_bins(self.confidence, self.hit, weights=weights)
 
 
+class CloningMeasures:
+    """Measures of a policy on its training and validation transitions, for log lines, figures and early stopping.
+
+    Each method leaves the policy in evaluation mode.
+
+    Args:
+        head: of the policy.
+        smoothings: one a group of the head.
+        training: of which up to 2048 transitions, evenly spread, represent all.
+        validation: read in full.
+        kl_coef: of the KL term in `loss`.
+        own_reference: `kl_reference` is towards the targets' own reference; else towards the KL term's.
+    """
+
+    def __init__(
+        self,
+        head: ActionHead,
+        smoothings: Smoothings,
+        training: TrainingData | None,
+        validation: TrainingData | None,
+        *,
+        kl_coef: float,
+        own_reference: bool,
+    ) -> None:
+        self.head = head
+        self.smoothings = smoothings
+        self.kl_coef = kl_coef
+        self.own_reference = own_reference
+        self._training = training
+        self._validation = validation
+        self._spread: TensorBatch | None = None
+
+    def training(self, progress: float) -> dict[str, float]:
+        """Means over the training transitions, with their targets as of `progress` remaining."""
+        return self._summary([self._monitored()], progress)
+
+    def validation(self, progress: float) -> dict[str, float]:
+        """Means over the validation transitions; empty where there are none."""
+        if self._validation is None:
+            return {}
+        # Targets that training keeps dense don't contain their reference: they are made again.
+        found = self._summary((chunk._replace(target=None) for chunk in self._validation.chunks()), progress)
+        return {name: found[name] for name in VALIDATED if name in found}
+
+    def transitions(self, progress: float) -> TransitionMeasures:
+        """The measures of each training transition that log lines are about."""
+        return self._measures([self._monitored()], progress)
+
+    def _monitored(self) -> TensorBatch:
+        data = self._training
+        assert data is not None
+        if self._spread is None:
+            count = min(len(data), MEASURED_TRANSITIONS, max(1, MEASURED_BYTES // data.transition_bytes))
+            self._spread = data.compact(spread_evenly(len(data), count))
+        return self._spread
+
+    def _summary(self, batches: Iterable[TensorBatch], progress: float) -> dict[str, float]:
+        several = isinstance(self.head, CategoricalHead) and self.head.kind == "multi_discrete"
+        return summarise(self._measures(batches, progress), kl_coef=self.kl_coef, by_component=several)
+
+    def _measures(self, batches: Iterable[TensorBatch], progress: float) -> TransitionMeasures:
+        self.head.policy.set_training_mode(False)
+        parts = []
+        for batch in batches:
+            target = batch.target
+            if target is None:
+                target = action_target(self.head, self.smoothings, batch, progress=progress)
+            parts.append(measure_transitions(self.head, batch, target, own_reference=self.own_reference))
+        return concatenate(parts)
+
+
 @torch.no_grad()
-def row_metrics(
-    head: CategoricalHead | GaussianHead, batch: Batch, target: ActionTarget, *, own_reference: bool
-) -> RowMetrics:
+def measure_transitions(
+    head: CategoricalHead | GaussianHead, batch: TensorBatch, target: ActionTarget, *, own_reference: bool
+) -> TransitionMeasures:
     """The numbers of some rows under the policy as it is.
 
     Args:
@@ -78,7 +173,7 @@ def row_metrics(
         assert isinstance(target, GaussianTarget)
         mean, log_std = (output.float() for output in outputs)
         hard = gaussian(batch.labels, 0.0, validate=False)
-        return RowMetrics(
+        return TransitionMeasures(
             gaussian_cross_entropy(mean, log_std, target, reduction="none"),
             gaussian_cross_entropy(mean, log_std, hard, reduction="none"),
             gaussian_kl_divergence(
@@ -93,90 +188,117 @@ def row_metrics(
             gaussian_entropy(log_std.expand(mean.shape)).unsqueeze(-1),
         )
     assert isinstance(target, tuple)
-    columns: list[list[Tensor]] = []  # of each group, [B, C of the group]
+    parts = []  # one a group, [B, C of the group]
     labels, masks = head.label_groups(batch.labels), head.mask_groups(batch.masks)
     for place, (logits, label, mask, goal) in enumerate(zip(outputs, labels, masks, target, strict=True)):
-        found = statistics(logits, goal, mask)
-        kl_uniform = kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none")
-        kl_reference = found.kl_reference
-        if not own_reference:
-            kl_reference = kl_uniform
-            if batch.reference is not None:
-                kl_reference = kl_divergence(
-                    logits, batch.reference[place], direction="reference_to_policy", mask=mask, reduction="none"
-                )
-        legal = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
-        best = legal.argmax(-1)
-        group = [
-            found.cross_entropy,
-            cross_entropy(logits, label, mask=mask, reduction="none"),
-            kl_reference,
-            found.entropy,
-            kl_uniform,
-            entropy(torch.zeros_like(logits), mask),
-            (-cross_entropy(logits, best, mask=mask, reduction="none")).exp().clamp(max=1.0),
-            best == label,
-        ]
-        columns.append([column if column.ndim == 2 else column.unsqueeze(-1) for column in group])
-    joined = [torch.cat(parts, dim=-1) for parts in zip(*columns, strict=True)]  # [B, C]
-    rows = [column.sum(-1) for column in joined[:3]]
-    return RowMetrics(rows[0], rows[1], rows[2], weights, *joined[3:])
+        reference = None if own_reference or batch.reference is None else batch.reference[place]
+        found = measure_predictions(logits, goal, mask, labels=label, reference=reference)
+        if reference is None and not own_reference:
+            found = found._replace(kl_reference=found.kl_uniform)
+        is_joint = found.hit.ndim == 2
+        parts.append(found if is_joint else PredictionMeasures(*(column.unsqueeze(-1) for column in found)))
+    joined = PredictionMeasures.concatenate(parts, dim=-1)
+    return TransitionMeasures(
+        joined.cross_entropy.sum(-1),
+        joined.nll.sum(-1),
+        joined.kl_reference.sum(-1),
+        weights,
+        joined.entropy,
+        joined.kl_uniform,
+        joined.max_entropy,
+        joined.confidence,
+        joined.hit,
+    )
 
 
-def concatenate(parts: Iterable[RowMetrics]) -> RowMetrics:
+def concatenate(parts: Iterable[TransitionMeasures]) -> TransitionMeasures:
     """The rows of several parts as one."""
     listed = list(parts)
     if len(listed) == 1:
         return listed[0]
     columns = zip(*(vars(part).values() for part in listed), strict=True)
     joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
-    return RowMetrics(*joined)
+    return TransitionMeasures(*joined)
 
 
-def summarise(rows: RowMetrics, *, kl_coef: float, by_component: bool) -> dict[str, float]:
+def summarise(rows: TransitionMeasures, *, kl_coef: float, by_component: bool) -> dict[str, float]:
     """Weighted means of the rows, as numbers: the one place that waits for the device.
 
     `accuracy` and `ece` are over rows and components; `entropy_frac` over rows with a component of at least two legal
     choices.
 
     Args:
-        rows: see `row_metrics`.
+        rows: see `measure_transitions`.
         kl_coef: of the KL term in `loss`.
         by_component: give `entropy_dim<i>` too.
     """
     weights = rows.weights
     policy_entropy = rows.entropy.sum(-1)
     regulariser = kl_coef * rows.kl_reference if kl_coef else torch.zeros_like(rows.kl_reference)
-    found = {
-        "loss": _mean(rows.cross_entropy + regulariser, weights),
-        "cross_entropy": _mean(rows.cross_entropy, weights),
-        "nll_hard": _mean(rows.nll, weights),
-        "prob_true_act": _mean((-rows.nll).exp(), weights),
-        "policy_entropy": _mean(policy_entropy, weights),
-        "kl_reference": _mean(rows.kl_reference, weights),
-        "ent_loss": _mean(regulariser, weights),
+    columns = {
+        "loss": rows.cross_entropy + regulariser,
+        "cross_entropy": rows.cross_entropy,
+        "nll_hard": rows.nll,
+        "prob_true_act": (-rows.nll).exp(),
+        "policy_entropy": policy_entropy,
+        "kl_reference": rows.kl_reference,
+        "ent_loss": regulariser,
     }
-    if rows.kl_uniform is not None and rows.most is not None and rows.hit is not None and rows.confidence is not None:
-        share, several = entropy_fractions(policy_entropy, rows.most.sum(-1))
-        found["entropy_frac"] = _mean(share, torch.where(several, weights, 0.0))
-        found["kl_uniform"] = _mean(rows.kl_uniform.sum(-1), weights)
-        found["accuracy"] = _mean(rows.hit.to(torch.float32).mean(-1), weights)
+    found = {name: reduce(column, weights, "mean") for name, column in columns.items()}
+    if (
+        rows.kl_uniform is not None
+        and rows.max_entropy is not None
+        and rows.hit is not None
+        and rows.confidence is not None
+    ):
+        share, several = entropy_fractions(policy_entropy, rows.max_entropy.sum(-1))
+        found["entropy_frac"] = reduce(share, torch.where(several, weights, 0.0), "mean")
+        found["kl_uniform"] = reduce(rows.kl_uniform.sum(-1), weights, "mean")
+        found["accuracy"] = reduce(rows.hit.to(torch.float32).mean(-1), weights, "mean")
         spread = weights.unsqueeze(-1).expand(rows.confidence.shape)
-        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread).to(torch.float64)
+        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread)
     if by_component:
-        for place in range(rows.entropy.shape[-1]):
-            found[f"entropy_dim{place}"] = _mean(rows.entropy[:, place], weights)
+        for place, column in enumerate(rows.entropy.unbind(-1)):
+            found[f"entropy_dim{place}"] = reduce(column, weights, "mean")
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
     return dict(zip(found, values, strict=True))
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; a value of weight 0 plays no part, and no weight at all gives 0."""
-    total = weights.sum(dtype=torch.float32)
-    kept = torch.where(weights > 0, values * weights, 0.0)
-    return kept.sum(dtype=torch.float32) / torch.where(total > 0, total, 1.0)
 
 
 def l2_norm(policy: nn.Module) -> Tensor:
     """Half the sum of the squared parameters, as imitation defines it."""
     return torch.stack([parameter.square().sum() for parameter in policy.parameters()]).sum() / 2
+
+
+def target_figures(head: ActionHead, smoothings: Smoothings) -> dict[str, Any]:
+    """The target of each label as an image, by TensorBoard tag."""
+    found = {}
+    for name, matrix in target_matrices(head, smoothings).items():
+        figure, axes = new_figure()
+        draw_target_matrix(axes, matrix)
+        found[f"bc/{name}"] = Figure(figure, close=False)
+    return found
+
+
+def distribution_figures(measures: TransitionMeasures) -> dict[str, Any]:
+    """The distribution of entropies over states, and a reliability diagram, by TensorBoard tag."""
+    found: dict[str, Any] = {"eval/entropy_per_state": measures.entropy.sum(-1).cpu()}
+    if measures.confidence is not None and measures.hit is not None:
+        figure, axes = new_figure()
+        weights = measures.weights.unsqueeze(-1).expand(measures.confidence.shape)
+        ece = float(calibration_error(measures.confidence, measures.hit, weights=weights))
+        draw_reliability(axes, measures.reliability(), ece=ece)
+        found["eval/reliability"] = Figure(figure, close=False)
+    return found
+
+
+def has_tensorboard(logger: Logger) -> bool:
+    """Whether anybody sees figures: drawing takes longer than many a run."""
+    return any(isinstance(output, TensorBoardOutputFormat) for output in logger.output_formats)
+
+
+def write_to_tensorboard(logger: Logger, values: Mapping[str, Any], step: int) -> None:
+    """Write figures and histograms past the logger's `dump`: without numbers that would be an empty table elsewhere."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            for name, value in values.items():
+                output.write({name: value}, {name: NOT_FOR_TEXT}, step=step)

@@ -1,8 +1,9 @@
-"""What an agent is built from: policy, head, learning-rate schedule, validation data, checked where they enter."""
+"""The policy of a cloning agent and its action head, built from the arguments of `BC`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +20,36 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
 from rlsmooth.agents.files.known_classes import policy_class_by_name
+from rlsmooth.agents.files.policy_file import AgentFile
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.smoothed.references import action_components, box_reference
 from rlsmooth.agents.spaces import check_same_spaces
-from rlsmooth.checks import check_positive_int
-from rlsmooth.data import Demonstrations
-from rlsmooth.schedules import LearningRate, as_schedule
-from rlsmooth.training.run import EarlyStopping
+from rlsmooth.training import SafeFileError
+from rlsmooth.training.safe_file import decode_smoothing
 
-__all__ = ["LearningRate", "as_schedule", "build_policy", "early_stopping", "make_head", "split"]
+__all__ = ["ARGUMENTS", "build_policy", "decode_arguments", "make_head"]
+
+ARGUMENTS = (
+    "smoothing",
+    "reference",
+    "learning_rate",
+    "kl_coef",
+    "reference_std",
+    "action_bins",
+    "batch_size",
+    "gradient_accumulation",
+    "max_grad_norm",
+    "l2_coef",
+    "amp",
+    "validation_fraction",
+    "early_stopping_patience",
+    "seed",
+    "checkpoint_every",
+    "eval_every",
+    "n_eval_episodes",
+)
+"""The constructor's arguments that an agent file holds."""
 
 
 ALIASES = {
@@ -52,8 +73,8 @@ def build_policy(
     policy: str | type[BasePolicy] | BasePolicy,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
-    *,
     learning_rate: float,
+    *,
     policy_kwargs: Mapping[str, Any] | None,
     device: torch.device,
 ) -> BasePolicy:
@@ -163,29 +184,28 @@ def _unchecked(policy: BasePolicy) -> Any:
     return policy
 
 
-def split(
-    demonstrations: Demonstrations | None, validation: Demonstrations | None, fraction: float, seed: int
-) -> tuple[Demonstrations | None, Demonstrations | None]:
-    """`(training, validation)` demonstrations.
+def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of `BC` that an agent file holds, and the names of those that were callables.
 
     Raises:
-        ValueError: there are validation data and a fraction too, or too few episodes for it.
+        SafeFileError: the file lacks some.
     """
-    if fraction == 0.0 or demonstrations is None:
-        return demonstrations, validation
-    if validation is not None:
-        raise ValueError(f"validation and validation_fraction={fraction} are both given: choose one.")
-    return demonstrations.split(fraction, seed)
-
-
-def early_stopping(patience: int | None, fraction: float, validation: Demonstrations | None) -> EarlyStopping | None:
-    """The rule of `early_stopping_patience=`.
-
-    Raises:
-        TypeError, ValueError: it is no whole number of at least 1, or there is nothing to validate on.
-    """
-    if patience is None:
-        return None
-    if validation is None and fraction == 0.0:
-        raise ValueError("early_stopping_patience needs validation data: give validation or validation_fraction.")
-    return EarlyStopping(check_positive_int("early_stopping_patience", patience))
+    saved = file.config.get("arguments")
+    if not isinstance(saved, dict) or set(saved) != set(ARGUMENTS):
+        raise SafeFileError(f"{str(path)!r} lacks the agent's arguments. Use another copy.")
+    arguments: dict[str, Any] = dict(saved)
+    missing = []
+    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
+    if recipes is None:
+        raise SafeFileError(f"{str(path)!r} has no smoothing. Use another copy.")
+    if any(entry.get("is_function") for entry in saved["smoothing"]):
+        missing.append("smoothing")
+    arguments["smoothing"] = recipes[0] if len(recipes) == 1 else recipes
+    references = decode_smoothing(saved["reference"], "reference", path)
+    if references is not None:
+        kept = [recipe.reference for recipe in references]
+        arguments["reference"] = kept[0] if len(kept) == 1 else kept
+    if saved["learning_rate"] is None:
+        missing.append("learning_rate")
+        arguments["learning_rate"] = 1e-3  # a placeholder: `learn` refuses to start
+    return arguments, missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,9 +14,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import configure_logger
 
 from rlsmooth.agents.acting import ActingModel, copy_actor, play
-from rlsmooth.agents.cloning.bc import BC, RESUME_FILE, Callbacks, prepare_callback
+from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import load_parameters, read_agent_file
-from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.sb3 import Callbacks, init_callback, is_maskable
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data import Demonstrations
 from rlsmooth.training import (
@@ -29,6 +29,7 @@ from rlsmooth.training import (
     save_checkpoint,
     warn_if_execution_differs,
 )
+from rlsmooth.training.run import RESUME_FILE
 
 __all__ = [
     "ACTING",
@@ -159,7 +160,7 @@ class RoundsModel(ActingModel):
 
     def _prepare_callback(self, callback: Callbacks) -> BaseCallback | None:
         # What callbacks need of a model, this one has.
-        return prepare_callback(cast("BC", self), callback, progress_bar=False)
+        return init_callback(self, callback)
 
     def _new_clone(self, demonstrations: Demonstrations) -> BC:
         """A clone of this round with the policy as it is, its optimiser included."""

@@ -1,4 +1,4 @@
-"""Audits of a trained policy or classifier, and of what a few runs show. Fairness and privacy come here later."""
+"""Audits of a trained policy or classifier, and statistics of a few runs. Fairness and privacy come here later."""
 
 from rlsmooth.audits.calibration import (
     ReliabilityBins,

@@ -1,4 +1,4 @@
-"""What every audit does with its arguments: checks of shape and dtype, none of which reads a value."""
+"""Checks of the arguments of every audit: shape and dtype, but no value is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "as_rows",
+    "as_samples",
     "check_distances",
     "check_floating",
     "check_labels",
@@ -55,10 +55,10 @@ def check_distances(distances: Tensor, num_classes: int | None = None, *, name: 
     return size
 
 
-def as_rows(
+def as_samples(
     values: Tensor, labels: Tensor, weights: Tensor | None = None, *, name: str = "probabilities"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Flat rows, their labels, their weights and whether each label is a class.
+    """Flat samples, their labels, their weights and whether each label is a class.
 
     Args:
         values: float `[..., K]`.
@@ -68,7 +68,7 @@ def as_rows(
 
     Returns:
         `values` [N, K] in float32 or better, `labels` [N] brought into [0, K), `weight` [N] in `wide_dtype`, and
-        `valid` [N]: bool, whether the label was in [0, K) and no value is NaN, or the row does not count.
+        `valid` [N]: bool, whether the label was in [0, K) and no value is NaN, or the sample does not count.
 
     Raises:
         TypeError: values that are not floating, labels that are not int64.
@@ -81,22 +81,24 @@ def as_rows(
     batch = values.shape[:-1]
     for other_name, other in (("labels", labels), ("weights", weights)):
         if other is not None and other.shape != batch:
-            raise ValueError(f"{other_name} has shape {tuple(other.shape)}, needs one a row of {name}: {tuple(batch)}.")
+            raise ValueError(
+                f"{other_name} has shape {tuple(other.shape)}, needs one per sample of {name}: {tuple(batch)}."
+            )
     num_classes = values.shape[-1]
-    rows = values.detach().reshape(-1, num_classes).to(result_dtype(values))
+    samples = values.detach().reshape(-1, num_classes).to(result_dtype(values))
     label = labels.reshape(-1)
-    wide = wide_dtype(rows)
-    weight = torch.ones(len(label), dtype=wide, device=rows.device)
+    wide = wide_dtype(samples)
+    weight = torch.ones(len(label), dtype=wide, device=samples.device)
     if weights is not None:
-        weight = weights.detach().reshape(-1).to(rows.device, wide)
-    valid = (label >= 0) & (label < num_classes) & ~rows.isnan().any(-1) | (weight == 0)
-    return rows, label.clamp(0, num_classes - 1), weight, valid
+        weight = weights.detach().reshape(-1).to(samples.device, wide)
+    valid = (label >= 0) & (label < num_classes) & ~samples.isnan().any(-1) | (weight == 0)
+    return samples, label.clamp(0, num_classes - 1), weight, valid
 
 
-def mean_of(row_values: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """Weighted mean of `row_values` [N]: NaN without rows or weight, NaN if a row that counts is not `valid`."""
-    # Selected, not multiplied: a row of weight 0 may hold NaN.
-    terms = torch.where(weight != 0, weight * row_values.to(weight.dtype), torch.zeros_like(weight))
+def mean_of(values: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """Weighted mean of `values` [N]: NaN without samples or weight, NaN if a sample that counts is not `valid`."""
+    # Selected, not multiplied: a sample of weight 0 may hold NaN.
+    terms = torch.where(weight != 0, weight * values.to(weight.dtype), torch.zeros_like(weight))
     return nan_unless(valid.all(), terms.sum() / weight.sum())
 
 
@@ -111,5 +113,5 @@ def result_dtype(values: Tensor) -> torch.dtype:
 
 
 def wide_dtype(values: Tensor) -> torch.dtype:
-    """What sums are made in: float64, so that a million rows lose nothing; Apple's GPUs have none."""
+    """The dtype of sums: float64, so that a million samples lose nothing; Apple's GPUs have none."""
     return torch.float32 if values.device.type == "mps" else torch.float64

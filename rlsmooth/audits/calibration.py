@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows, check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
+from rlsmooth.audits.arguments import as_samples, check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
 from rlsmooth.checks import check_choice, check_positive_int
 
 __all__ = [
@@ -25,13 +25,13 @@ __all__ = [
 
 
 class ReliabilityBins(NamedTuple):
-    """What a reliability diagram shows, bin by bin, ascending.
+    """The numbers of a reliability diagram, bin by bin, ascending.
 
     Attributes:
         edges: [num_bins + 1], from 0 to 1, evenly spaced; the confidences' dtype (float32 for half precision).
-        counts: [num_bins], number of rows (or sum of weights) in each bin.
-        mean_confidence: [num_bins], mean confidence of the bin's rows, NaN where there are none.
-        accuracy: [num_bins], share of the bin's rows that hit, NaN where there are none.
+        counts: [num_bins], number of samples (or sum of weights) in each bin.
+        mean_confidence: [num_bins], mean confidence of the bin's samples, NaN where there are none.
+        accuracy: [num_bins], share of the bin's samples that hit, NaN where there are none.
     """
 
     edges: Tensor
@@ -50,22 +50,22 @@ def calibration_error(
 ) -> Tensor:
     """Calibration error over bins of equal width: how far accuracy is from confidence.
 
-    With `g_b = |accuracy_b - mean confidence_b|` and `p_b` the share of rows in bin b:
+    With `g_b = |accuracy_b - mean confidence_b|` and `p_b` the share of samples in bin b:
     `"l1"` is the expected calibration error `Σ p_b g_b`, `"l2"` is `sqrt(Σ p_b g_b²)`, `"max"` is `max g_b` over the
-    bins that have rows. Bins are `[edge_i, edge_{i+1})`, and a confidence of exactly 1 is a bin of its own, as in
+    bins that have samples. Bins are `[edge_i, edge_{i+1})`, and a confidence of exactly 1 is a bin of its own, as in
     torchmetrics, whose figures these are (`reliability_bins` counts it to the last bin: a bar needs a width).
 
     Args:
         confidences: float [...], the probability given to the action (or class) chosen, in [0, 1].
         hits: [...], bool, or 0 and 1: was it the right one?
         num_bins: number of bins, 1 or more.
-        norm: see above.
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        norm: which of the errors above.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         0-dim, dimensionless, in [0, 1], in the confidences' dtype (float32 for half precision). NaN if there are no
-        rows or all weights are 0, and NaN if a confidence that counts is NaN or outside [0, 1] (checking it here would
-        wait for the device).
+        samples or all weights are 0, and NaN if a confidence that counts is NaN or outside [0, 1] (checking it here
+        would wait for the device).
 
     Raises:
         TypeError: `confidences` is not floating, or `num_bins` no whole number.
@@ -92,12 +92,12 @@ def calibration_error(
 
 
 def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: int = 15) -> Tensor:
-    """Expected calibration error over bins that hold equally many rows: `Σ_b p_b |accuracy_b - mean confidence_b|`.
+    """Expected calibration error over bins that hold equally many samples: `Σ_b p_b |accuracy_b - mean confidence_b|`.
 
     The edges are the quantiles `1/num_bins, 2/num_bins, ...` of the confidences, linear between the two nearest, the
-    bins `[edge_i, edge_{i+1})`, and each bin weighs its rows: netcal's `ECE(equal_intervals=False)`. Equal confidences
-    share a bin, whatever the order of the rows, so that with ties bins differ in size and may be empty. (Nixon et al.
-    cut the sorted rows, and average over classes too; netcal's `ACE` weighs all bins alike.)
+    bins `[edge_i, edge_{i+1})`, and each bin weighs its samples: netcal's `ECE(equal_intervals=False)`. Equal
+    confidences share a bin, whatever the order of the samples, so that with ties bins differ in size and may be empty.
+    (Nixon et al. cut the sorted samples, and average over classes too; netcal's `ACE` weighs all bins alike.)
 
     Args:
         confidences: float [...], the probability given to the class chosen, in [0, 1].
@@ -124,7 +124,7 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: i
     confidence, hit, weight = _prepare(confidences, hits, None)
     ordered = confidence.to(hit.dtype).sort().values
     last = len(ordered) - 1
-    # Edge i lies at i · last / num_bins of the sorted rows, in whole numbers: a rounded place could miss its own row.
+    # Edge i lies at i · last / num_bins of the sorted samples, in whole numbers: a rounded place could miss its sample.
     cuts = torch.arange(1, num_bins, device=ordered.device) * max(last, 0)
     place, remainder = cuts // num_bins, cuts % num_bins
     if last >= 0:
@@ -151,7 +151,7 @@ def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bi
         num_bins: number of bins, 1 or more.
 
     Returns:
-        0-dim, dimensionless, in [0, 1], in the probabilities' dtype (float32 for half precision); NaN without rows,
+        0-dim, dimensionless, in [0, 1], in the probabilities' dtype (float32 for half precision); NaN without samples,
         and NaN if a probability is NaN or outside [0, 1] or a label no class.
 
     Raises:
@@ -165,19 +165,19 @@ def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bi
         >>> classwise_calibration_error(torch.tensor([[0.7, 0.3], [0.7, 0.3]]), torch.tensor([0, 1]))
         tensor(0.2000)
     """
-    rows, label, weight, valid = as_rows(probabilities, labels)
-    edges = _edges(rows, num_bins)
-    num_classes, columns = rows.shape[-1], num_bins + 1
-    classes = torch.arange(num_classes, device=rows.device)
+    samples, label, weight, valid = as_samples(probabilities, labels)
+    edges = _edges(samples, num_bins)
+    num_classes, columns = samples.shape[-1], num_bins + 1
+    classes = torch.arange(num_classes, device=samples.device)
     # All classes at once: class k has the bins from k · columns on.
-    index = (torch.bucketize(rows.contiguous(), edges, right=True) - 1).clamp(0, num_bins) + classes * columns
+    index = (torch.bucketize(samples.contiguous(), edges, right=True) - 1).clamp(0, num_bins) + classes * columns
     hit = (label.unsqueeze(-1) == classes).to(weight.dtype)
     each = weight.unsqueeze(-1).expand_as(hit).flatten()
-    sums = _sum_bins(index.flatten(), rows.flatten(), hit.flatten(), each, num_classes * columns)
+    sums = _sum_bins(index.flatten(), samples.flatten(), hit.flatten(), each, num_classes * columns)
     counts, mean_confidence, accuracy = sums
     gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(counts))
-    error = (counts / counts.sum() * gap).sum()  # every class has the same number of rows: the mean over classes
-    return nan_unless(valid.all() & _all_valid(rows.flatten(), each), error).to(rows.dtype)
+    error = (counts / counts.sum() * gap).sum()  # every class has the same number of samples: the mean over classes
+    return nan_unless(valid.all() & _all_valid(samples.flatten(), each), error).to(samples.dtype)
 
 
 def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -186,7 +186,7 @@ def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None 
     Args:
         confidences: float [...], in [0, 1].
         hits: [...], bool, or 0 and 1.
-        weights: [...], row weights, 0 or more; None counts each row once.
+        weights: [...], sample weights, 0 or more; None counts each sample once.
 
     Returns:
         0-dim, dimensionless, in [-1, 1], in the confidences' dtype (float32 for half precision); NaN as in
@@ -217,7 +217,7 @@ def reliability_bins(
         confidences: float [...], in [0, 1].
         hits: [...], bool, or 0 and 1.
         num_bins: number of bins, 1 or more.
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         `ReliabilityBins`; all its tensors in the confidences' dtype (float32 for half precision). If a confidence that
@@ -259,19 +259,22 @@ def _edges(confidence: Tensor, num_bins: int) -> Tensor:
     return torch.linspace(0, 1, num_bins + 1, dtype=confidence.dtype, device=confidence.device)
 
 
-def _bin(confidence: Tensor, hit: Tensor, weight: Tensor, edges: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, mean confidence and accuracy of `rows` bins, float64, NaN in empty ones."""
-    index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, rows - 1)  # values outside end as NaN later
-    return _sum_bins(index, confidence, hit, weight, rows)
+def _bin(
+    confidence: Tensor, hit: Tensor, weight: Tensor, edges: Tensor, num_bins: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, mean confidence and accuracy of `num_bins` bins, float64, NaN in empty ones."""
+    # Values outside the bins make the result NaN later.
+    index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, num_bins - 1)
+    return _sum_bins(index, confidence, hit, weight, num_bins)
 
 
 def _sum_bins(
-    index: Tensor, confidence: Tensor, hit: Tensor, weight: Tensor, rows: int
+    index: Tensor, confidence: Tensor, hit: Tensor, weight: Tensor, num_bins: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, mean confidence and accuracy of each of `rows` bins, when row i lies in bin `index[i]`."""
+    """Counts, mean confidence and accuracy of each of `num_bins` bins, when sample i lies in bin `index[i]`."""
     zero = torch.zeros_like(weight)
     columns = (weight, *(torch.where(weight > 0, weight * value, zero) for value in (confidence.to(hit.dtype), hit)))
-    counts, confidence_sum, hit_sum = (zero.new_zeros(rows).index_add_(0, index, column) for column in columns)
+    counts, confidence_sum, hit_sum = (zero.new_zeros(num_bins).index_add_(0, index, column) for column in columns)
     return counts, confidence_sum / counts, hit_sum / counts
 
 

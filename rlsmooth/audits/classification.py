@@ -1,7 +1,7 @@
 """Scores of a classifier: accuracy, Brier score, negative log-likelihood. Pure functions on tensors, no host sync.
 
-All of them are NaN without rows, and NaN if a row that counts holds a NaN or a label that is no class: a check here
-would wait for the device. `classification_summary` does check.
+All of them are NaN without samples, and NaN if a sample that counts holds a NaN or a label that is no class: a check
+here would wait for the device. `classification_summary` does check.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows, mean_of
+from rlsmooth.audits.arguments import as_samples, mean_of
 from rlsmooth.losses import cross_entropy
 
 __all__ = ["accuracy", "brier_score", "negative_log_likelihood"]
 
 
 def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Share of rows whose most probable class is the label; among equals the first class is taken, as in numpy.
+    """Share of samples whose most probable class is the label; among equals the first class is taken, as in numpy.
 
     It is scikit-learn's `accuracy_score` of the argmax, and torchmetrics' `multiclass_accuracy(average="micro")`.
 
     Args:
         probabilities: float [..., K]; logits give the same.
         labels: int64 [...], in [0, K).
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         0-dim, in [0, 1], in the probabilities' dtype (float32 for half precision).
@@ -36,12 +36,12 @@ def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = 
         >>> accuracy(torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([0, 0]))
         tensor(0.5000)
     """
-    rows, label, weight, valid = as_rows(probabilities, labels, weights)
-    return mean_of(rows.argmax(-1) == label, weight, valid).to(rows.dtype)
+    samples, label, weight, valid = as_samples(probabilities, labels, weights)
+    return mean_of(samples.argmax(-1) == label, weight, valid).to(samples.dtype)
 
 
 def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over rows of `Σ_k (p(k) - [k = label])²`.
+    """Mean over samples of `Σ_k (p(k) - [k = label])²`.
 
     It is the original, which lies in [0, 2], also for two classes: scikit-learn's
     `brier_score_loss(scale_by_half=False)`, whose default halves it where there are two classes.
@@ -49,7 +49,7 @@ def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None
     Args:
         probabilities: float [..., K], rows summing to 1 (not checked).
         labels: int64 [...], in [0, K).
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         0-dim, in the probabilities' dtype (float32 for half precision).
@@ -64,15 +64,15 @@ def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None
         >>> brier_score(torch.tensor([[0.8, 0.2]]), torch.tensor([0]))
         tensor(0.0800)
     """
-    rows, label, weight, valid = as_rows(probabilities, labels, weights)
-    wide = rows.to(weight.dtype)
+    samples, label, weight, valid = as_samples(probabilities, labels, weights)
+    wide = samples.to(weight.dtype)
     at_label = wide.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     # (p - 1)² instead of p² at the label: no one-hot table.
-    return mean_of(wide.square().sum(-1) + (1 - 2 * at_label), weight, valid).to(rows.dtype)
+    return mean_of(wide.square().sum(-1) + (1 - 2 * at_label), weight, valid).to(samples.dtype)
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over rows of `-log p(label)`, in nats, with `p = softmax(logits)`.
+    """Mean over samples of `-log p(label)`, in nats, with `p = softmax(logits)`.
 
     It is scikit-learn's `log_loss` of the probabilities, except that a label of probability 0 gives +inf, where
     scikit-learn clips.
@@ -80,7 +80,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor, *, weights: Tensor |
     Args:
         logits: float [..., K].
         labels: int64 [...], in [0, K).
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         0-dim, nats, in the logits' dtype (float32 for half precision).
@@ -93,7 +93,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor, *, weights: Tensor |
         >>> negative_log_likelihood(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.1269)
     """
-    rows, label, weight, valid = as_rows(logits, labels, weights, name="logits")
+    samples, label, weight, valid = as_samples(logits, labels, weights, name="logits")
     with torch.no_grad():
-        row_losses = cross_entropy(rows, label, reduction="none")
-    return mean_of(row_losses, weight, valid).to(rows.dtype)
+        losses = cross_entropy(samples, label, reduction="none")
+    return mean_of(losses, weight, valid).to(samples.dtype)

@@ -1,4 +1,4 @@
-"""Drawings of what an audit found, on axes that the caller has: for TensorBoard, reports and notebooks.
+"""Figures of the results of an audit, on axes that the caller has: for TensorBoard, reports and notebooks.
 
 Nothing here imports matplotlib before a figure is wanted, and nothing touches its global state: no `pyplot`.
 """
@@ -46,13 +46,13 @@ def draw_reliability(
     label: str = "policy",
     colour: str = MODEL_COLOUR,
 ) -> None:
-    """A reliability diagram: accuracy against confidence, bin by bin, with the share of rows behind it.
+    """A reliability diagram: accuracy against confidence, bin by bin, with the share of samples behind it.
 
     Points under the diagonal are overconfident, points above it (smoothing tends there) underconfident.
 
     Args:
         axes: where to draw.
-        bins: see `reliability_bins`.
+        bins: a result of `reliability_bins`.
         ece: written into the diagram.
         title: of the diagram.
         label: what the legend calls the model.
@@ -67,7 +67,7 @@ def draw_reliability(
         width=edges.diff().tolist(),
         align="edge",
         color=COUNT_COLOUR,
-        label="share of rows",
+        label="share of samples",
     )
     axes.plot([0, 1], [0, 1], linestyle="--", color=IDEAL_COLOUR, label="perfectly calibrated")
     axes.plot(
@@ -85,25 +85,27 @@ def draw_risk_coverage(
     axes: Axes,
     curve: RiskCoverage,
     *,
-    title: str = "Risk when only the surest rows are answered",
+    title: str = "Risk when only the surest samples are answered",
     label: str = "model",
     colour: str = MODEL_COLOUR,
 ) -> None:
-    """A risk-coverage curve: the share of wrong answers against the share of rows that are answered.
+    """A risk-coverage curve: the share of wrong answers against the share of samples that are answered.
 
     Call it once for each model to have them on one pair of axes.
 
     Args:
         axes: where to draw.
-        curve: see `risk_coverage`.
+        curve: a result of `risk_coverage`.
         title: of the diagram.
-        label: what the legend calls the model; the area under the curve stands behind it.
+        label: what the legend calls the model; the area under the curve is added.
         colour: of its line.
     """
     coverage, risk = curve.coverage.detach().cpu().tolist(), curve.risk.detach().cpu().tolist()
     area = float(curve.area)
     axes.plot(coverage, risk, color=colour, label=label if math.isnan(area) else f"{label} (AURC {area:.4f})")
-    axes.set(xlim=(0, 1), xlabel="coverage (share of rows answered)", ylabel="risk (share of those wrong)", title=title)
+    axes.set(
+        xlim=(0, 1), xlabel="coverage (share of samples answered)", ylabel="risk (share of those wrong)", title=title
+    )
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", fontsize="small", framealpha=0.9)
 
@@ -111,13 +113,13 @@ def draw_risk_coverage(
 def draw_target_matrix(
     axes: Axes, matrix: Tensor, *, names: Sequence[str] | None = None, title: str = "Target of each label"
 ) -> None:
-    """The target of each label as a picture: row = demonstrated action, column = action, colour = probability.
+    """The target of each label as an image: row = demonstrated action, column = action, colour = probability.
 
     Args:
         axes: where to draw.
         matrix: float `[K, K]`.
         names: of the actions; their numbers if left out.
-        title: of the picture.
+        title: of the image.
     """
     values = matrix.detach().cpu().double()
     size = len(values)

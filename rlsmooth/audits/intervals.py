@@ -1,4 +1,4 @@
-"""How sure a result of a few runs is: interquartile means with bootstrap intervals, and intervals of proportions.
+"""Uncertainty of a result of a few runs: interquartile means with bootstrap intervals, and intervals of proportions.
 
 Scores are numbers on the host, one a run, so these are functions of numpy arrays and not of tensors.
 
@@ -108,7 +108,7 @@ def interquartile_mean_difference(
 
     Args:
         scores: `[runs]` or `[runs, tasks]`.
-        baseline: likewise; the number of runs may be another, that of tasks may not.
+        baseline: of the same form; the number of runs may be another, that of tasks may not.
         confidence: in (0, 1).
         num_resamples: at least 1.
         seed: of the resampling.
@@ -199,7 +199,7 @@ def proportion_interval(successes: int, trials: int, *, confidence: float = 0.95
     p = hits / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1.0 - p) / n + z * z / (4 * n * n))
     shrink = 1.0 + z * z / n
-    # At the ends the formula gives 0 and 1 but for the rounding.
+    # At 0 and 1 the formula gives 0 and 1 but for the rounding.
     low = 0.0 if hits == 0 else (middle - half) / shrink
     high = 1.0 if hits == n else (middle + half) / shrink
     return Interval(p, low, high)
@@ -243,7 +243,7 @@ def _resampled_means(
 
 
 def _quantiles(means: NDArray[np.float64], confidence: float) -> NDArray[np.float64]:
-    """The two ends, `[2]`, of the interval that holds `confidence` of `means`."""
+    """The two bounds, `[2]`, of the interval that holds `confidence` of `means`."""
     level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
-    ends: NDArray[np.float64] = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return ends
+    bounds: NDArray[np.float64] = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return bounds

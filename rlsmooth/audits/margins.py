@@ -1,30 +1,31 @@
-"""How far a classifier puts the label's logit above the others, and how far its target asks it to."""
+"""Logit margins: of a classifier between the label and the other classes, and the margin that its target asks for."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows, check_distances, check_floating, mean_of
+from rlsmooth.audits.arguments import as_samples, check_distances, check_floating, mean_of
 from rlsmooth.targets import Target
 
 __all__ = ["implied_alpha", "mean_logit_margin", "optimal_margin"]
 
 
 def mean_logit_margin(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over rows of `x(label) - mean_{k ≠ label} x(k)`, in nats.
+    """Mean over samples of `x(label) - mean_{k ≠ label} x(k)`, in nats.
 
     A loss that is minimised all the way gives the target's `optimal_margin`; without smoothing that is +inf, and the
-    margin tells how far training went.
+    margin shows how far training went.
 
     Args:
         logits: float [..., K].
         labels: int64 [...], in [0, K).
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
-        0-dim, nats, in the logits' dtype (float32 for half precision); NaN without rows or with one class, and NaN if
-        a row that counts holds a NaN or a label that is no class; +inf where a class other than the label is at -inf.
+        0-dim, nats, in the logits' dtype (float32 for half precision); NaN without samples or with one class, and NaN
+        if a sample that counts holds a NaN or a label that is no class; +inf where a class other than the label is at
+        -inf.
 
     Raises:
         TypeError: `logits` is not floating, `labels` not int64.
@@ -34,8 +35,8 @@ def mean_logit_margin(logits: Tensor, labels: Tensor, *, weights: Tensor | None 
         >>> mean_logit_margin(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]))
         tensor(2.5000)
     """
-    rows, label, weight, valid = as_rows(logits, labels, weights, name="logits")
-    return mean_of(_margin(rows.to(weight.dtype), label), weight, valid).to(rows.dtype)
+    samples, label, weight, valid = as_samples(logits, labels, weights, name="logits")
+    return mean_of(_margin(samples.to(weight.dtype), label), weight, valid).to(samples.dtype)
 
 
 def optimal_margin(target: Target) -> Tensor:

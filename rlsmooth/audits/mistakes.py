@@ -1,4 +1,4 @@
-"""How bad are a classifier's mistakes? Distances in a hierarchy, or in any table `[K, K]` of costs.
+"""Severity of a classifier's mistakes: distances in a hierarchy, or in any table `[K, K]` of costs.
 
 Pure functions on tensors, no host sync. Source: Bertinetto et al., "Making better mistakes: leveraging class
 hierarchies with deep networks" (2020).
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.audits.arguments import (
-    as_rows,
+    as_samples,
     check_distances,
     check_labels,
     check_same_shape,
@@ -35,7 +35,7 @@ def tree_distances(tree: Tree, *, measure: Literal["height", "edges"] = "height"
 
     Args:
         tree: whose leaves are the K classes.
-        measure: see above.
+        measure: one of the two distances above.
 
     Returns:
         float64 [K, K], symmetric, 0 on the diagonal.
@@ -88,8 +88,8 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) 
         k: 1 to K.
 
     Returns:
-        0-dim, in the distances' unit and the scores' dtype (float32 for half precision); NaN without rows, and NaN if
-        a score is NaN or a label no class.
+        0-dim, in the distances' unit and the scores' dtype (float32 for half precision); NaN without samples, and NaN
+        if a score is NaN or a label no class.
 
     Raises:
         TypeError: `scores` is not floating, `labels` not int64, `distances` no tensor of numbers.
@@ -100,13 +100,13 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) 
         >>> distance_at_k(torch.tensor([[0.5, 0.1, 0.4]]), torch.tensor([0]), distances, k=2)
         tensor(1.)
     """
-    rows, label, weight, valid = as_rows(scores, labels, name="scores")
-    num_classes = check_distances(distances, rows.shape[-1])
+    samples, label, weight, valid = as_samples(scores, labels, name="scores")
+    num_classes = check_distances(distances, samples.shape[-1])
     if check_positive_int("k", k) > num_classes:
         raise ValueError(f"k={k} is more than the {num_classes} classes.")
-    nearest = rows.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # topk leaves the order of equals open
-    table = distances.detach().to(rows.device, weight.dtype)
-    return mean_of(table[label.unsqueeze(-1), nearest].mean(-1), weight, valid).to(rows.dtype)
+    nearest = samples.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # topk leaves the order of equals open
+    table = distances.detach().to(samples.device, weight.dtype)
+    return mean_of(table[label.unsqueeze(-1), nearest].mean(-1), weight, valid).to(samples.dtype)
 
 
 def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor) -> Tensor:

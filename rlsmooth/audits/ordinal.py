@@ -8,21 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows, check_labels, check_same_shape, mean_of, nan_unless, wide_dtype
+from rlsmooth.audits.arguments import as_samples, check_labels, check_same_shape, mean_of, nan_unless, wide_dtype
 from rlsmooth.checks import check_positive_int
 
 __all__ = ["average_mean_absolute_error", "mean_absolute_error", "ranked_probability_score"]
 
 
 def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
-    """Mean over rows of `|prediction - label|`, in classes: scikit-learn's function of the same name.
+    """Mean over samples of `|prediction - label|`, in classes: scikit-learn's function of the same name.
 
     Args:
         predictions: int64 [...].
         labels: int64 [...].
 
     Returns:
-        0-dim, float32; NaN without rows.
+        0-dim, float32; NaN without samples.
 
     Raises:
         TypeError: `predictions` or `labels` is not int64.
@@ -37,9 +37,9 @@ def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
 
 
 def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
-    """Mean over classes of the mean absolute error of the rows of that label: each class weighs the same (AMAE).
+    """Mean over classes of the mean absolute error of the samples of that label: each class weighs the same (AMAE).
 
-    Classes without a row are left out, as in imbalanced-learn's `macro_averaged_mean_absolute_error`.
+    Classes without a sample are left out, as in imbalanced-learn's `macro_averaged_mean_absolute_error`.
 
     Args:
         predictions: int64 [...].
@@ -47,7 +47,7 @@ def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_clas
         num_classes: K.
 
     Returns:
-        0-dim, in classes, float32; NaN without rows, and NaN if a label is no class.
+        0-dim, in classes, float32; NaN without samples, and NaN if a label is no class.
 
     Raises:
         TypeError: `predictions` or `labels` is not int64.
@@ -70,7 +70,7 @@ def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_clas
 
 
 def ranked_probability_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over rows of `Σ_{k < K-1} (F(k) - [label <= k])²`, with `F` the cumulative probabilities.
+    """Mean over samples of `Σ_{k < K-1} (F(k) - [label <= k])²`, with `F` the cumulative probabilities.
 
     It is the sum of the Brier scores of the K - 1 questions "is it at most class k?", and the mean absolute error
     where the probabilities are 0 and 1. Not divided by K - 1, as in dlordinal; divided, it lies in [0, 1].
@@ -78,10 +78,10 @@ def ranked_probability_score(probabilities: Tensor, labels: Tensor, *, weights: 
     Args:
         probabilities: float [..., K], rows summing to 1 (not checked).
         labels: int64 [...], in [0, K).
-        weights: [...], row weights, 0 or more; None counts each row once. A row of weight 0 plays no part.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
-        0-dim, in the probabilities' dtype (float32 for half precision); NaN without rows, and NaN if a row that
+        0-dim, in the probabilities' dtype (float32 for half precision); NaN without samples, and NaN if a sample that
         counts holds a NaN or a label that is no class.
 
     Raises:
@@ -94,11 +94,11 @@ def ranked_probability_score(probabilities: Tensor, labels: Tensor, *, weights: 
         >>> ranked_probability_score(torch.tensor([[0.5, 0.0, 0.5]]), torch.tensor([0]))
         tensor(0.5000)
     """
-    rows, label, weight, valid = as_rows(probabilities, labels, weights)
-    cumulative = rows.to(weight.dtype).cumsum(-1)[:, :-1]
-    classes = torch.arange(cumulative.shape[-1], device=rows.device)
+    samples, label, weight, valid = as_samples(probabilities, labels, weights)
+    cumulative = samples.to(weight.dtype).cumsum(-1)[:, :-1]
+    classes = torch.arange(cumulative.shape[-1], device=samples.device)
     at_most = (label.unsqueeze(-1) <= classes).to(weight.dtype)
-    return mean_of((cumulative - at_most).square().sum(-1), weight, valid).to(rows.dtype)
+    return mean_of((cumulative - at_most).square().sum(-1), weight, valid).to(samples.dtype)
 
 
 def _errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Selective prediction: how often is a classifier wrong where it is allowed to be silent on the rest?
+"""Selective prediction: the risk of a classifier that may leave its least confident samples unanswered.
 
 Pure functions on tensors, no host sync. Source: Geifman and El-Yaniv, "Selective classification for deep neural
 networks" (2017).
@@ -17,11 +17,11 @@ __all__ = ["RiskCoverage", "risk_coverage"]
 
 
 class RiskCoverage(NamedTuple):
-    """The curve of a classifier that answers the rows it is surest of, and its area.
+    """The curve of a classifier that answers the samples it is surest of, and its area.
 
     Attributes:
-        coverage: [N], share of rows answered: 1/N, 2/N, ..., 1.
-        risk: [N], share of the answered rows that are wrong; the last one is the error rate.
+        coverage: [N], share of samples answered: 1/N, 2/N, ..., 1.
+        risk: [N], share of the answered samples that are wrong; the last one is the error rate.
         area: 0-dim, the mean of `risk` (AURC): the smaller, the better confidence ranks right before wrong.
     """
 
@@ -31,18 +31,18 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(confidences: Tensor, hits: Tensor) -> RiskCoverage:
-    """Risk against coverage, the rows taken from the most to the least confident, and the area under it.
+    """Risk against coverage, the samples taken from the most to the least confident, and the area under it.
 
     The area is the mean of the risk over the N coverages, as its authors define it (others integrate by trapezia).
     Rows of equal confidence share their errors evenly, which is the curve of a random order of theirs on average: the
-    order in which the rows come plays no part.
+    order in which the samples come plays no part.
 
     Args:
         confidences: float [...], any score that is higher where the classifier is surer.
         hits: [...], bool, or 0 and 1: was the prediction right?
 
     Returns:
-        `RiskCoverage`, its tensors in the confidences' dtype (float32 for half precision). Without rows the curve is
+        `RiskCoverage`, its tensors in the confidences' dtype (float32 for half precision). Without samples the curve is
         empty and the area NaN; with a NaN among the confidences risk and area are NaN.
 
     Raises:
@@ -59,7 +59,7 @@ def risk_coverage(confidences: Tensor, hits: Tensor) -> RiskCoverage:
     confidence, order = confidences.detach().reshape(-1).to(dtype).sort(descending=True)
     wide = wide_dtype(confidence)
     error = 1 - hits.detach().reshape(-1).to(wide)[order]
-    # Number the groups of equal confidence 0, 1, ..., and give each row its group's mean.
+    # Number the groups of equal confidence 0, 1, ..., and give each sample its group's mean.
     changed = confidence != confidence.roll(1)
     changed[:1] = False
     group = changed.cumsum(0)

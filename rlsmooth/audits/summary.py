@@ -1,11 +1,11 @@
-"""Everything that a report says of a classifier, in one dictionary of numbers."""
+"""All scores of a classifier in one dictionary of numbers, for reports."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows
+from rlsmooth.audits.arguments import as_samples
 from rlsmooth.audits.calibration import (
     adaptive_calibration_error,
     calibration_error,
@@ -34,7 +34,7 @@ def classification_summary(
     temperature: float | Tensor | None = None,
     num_bins: int = 15,
 ) -> dict[str, float]:
-    """The scores of this package for one set of rows, as plain numbers: what a trainer prints and a report shows.
+    """The scores of this package for one set of samples, as plain numbers: what a trainer prints and a report shows.
 
     | key | function | with |
     |---|---|---|
@@ -56,8 +56,8 @@ def classification_summary(
         num_bins: of the calibration errors.
 
     Returns:
-        name to number; NaN where a score has nothing to be computed of: no rows, a NaN among the logits, the severity
-        where nothing is mistaken.
+        name to number; NaN where a score has nothing to be computed of: no samples, a NaN among the logits, the
+        severity where nothing is mistaken.
 
     Raises:
         TypeError: `logits` is not floating, `labels` not int64.
@@ -69,8 +69,8 @@ def classification_summary(
         >>> {name: round(summary[name], 3) for name in ("accuracy", "nll", "ece", "margin")}
         {'accuracy': 0.667, 'nll': 0.584, 'ece': 0.194, 'margin': 0.667}
     """
-    rows, _, _, _ = as_rows(logits, labels, name="logits")
-    label, num_classes = labels.reshape(-1), rows.shape[-1]
+    samples, _, _, _ = as_samples(logits, labels, name="logits")
+    label, num_classes = labels.reshape(-1), samples.shape[-1]
     outside = (label < 0) | (label >= num_classes)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
@@ -78,26 +78,26 @@ def classification_summary(
     found: dict[str, Tensor] = {}
     if temperature is not None:
         divisor = check_in_range("temperature", float(temperature), 0.0, low_open=True)
-        rows = rows / divisor
+        samples = samples / divisor
         found["temperature"] = torch.tensor(divisor, dtype=torch.float64)
-    probabilities = log_probabilities(rows).exp()
-    confidences, predictions = probabilities.max(-1).values, rows.argmax(-1)
+    probabilities = log_probabilities(samples).exp()
+    confidences, predictions = probabilities.max(-1).values, samples.argmax(-1)
     hits = predictions == label
     found |= {
-        "accuracy": accuracy(rows, label),
-        "nll": negative_log_likelihood(rows, label),
+        "accuracy": accuracy(samples, label),
+        "nll": negative_log_likelihood(samples, label),
         "brier": brier_score(probabilities, label),
         "ece": calibration_error(confidences, hits, num_bins=num_bins),
         "adaptive_ece": adaptive_calibration_error(confidences, hits, num_bins=num_bins),
         "classwise_ece": classwise_calibration_error(probabilities, label, num_bins=num_bins),
         "confidence_gap": confidence_gap(confidences, hits),
-        "margin": mean_logit_margin(rows, label),
+        "margin": mean_logit_margin(samples, label),
         "aurc": risk_coverage(confidences, hits).area,
     }
     if distances is not None:
         for k in DISTANCES_AT:
             if k <= num_classes:
-                found[f"distance_at_{k}"] = distance_at_k(rows, label, distances, k=k)
+                found[f"distance_at_{k}"] = distance_at_k(samples, label, distances, k=k)
         found["mistake_severity"] = mistake_severity(predictions, label, distances)
     if ordered:
         found["mae"] = mean_absolute_error(predictions, label)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_rows, nan_unless
+from rlsmooth.audits.arguments import as_samples, nan_unless
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import cross_entropy
 
@@ -21,7 +21,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
     """The temperature T whose `softmax(logits / T)` has the least negative log-likelihood. Divide logits by it.
 
     The likelihood is convex in 1/T, so that its slope has one change of sign, which is halved in on log T, in float64:
-    48 passes over the logits and no wait for the device. Fit it on rows that were held out from training.
+    48 passes over the logits and no wait for the device. Fit it on samples that were held out from training.
 
     Args:
         logits: float [..., K].
@@ -29,10 +29,10 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
         bounds: the least and the greatest T, both above 0.
 
     Returns:
-        0-dim, dimensionless, in the logits' dtype (float32 for half precision). It is the lower bound where every row
-        is right (no T is sharp enough), the upper one where the logits are no better than none, and 1 where every T
-        does as well, or where every row is right with a likelihood that is already exact at T = 1. NaN without rows,
-        and NaN if a logit is NaN or +inf, a label is no class or has a logit of -inf.
+        0-dim, dimensionless, in the logits' dtype (float32 for half precision). It is the lower bound where every
+        sample is right (no T is sharp enough), the upper one where the logits are no better than none, and 1 where
+        every T does as well, or where every sample is right with a likelihood that is already exact at T = 1. NaN
+        without samples, and NaN if a logit is NaN or +inf, a label is no class or has a logit of -inf.
 
     Raises:
         TypeError: `logits` is not floating, `labels` not int64.
@@ -48,11 +48,11 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
     low, high = (check_in_range(f"bounds[{place}]", bound, 0.0, low_open=True) for place, bound in enumerate(bounds))
     if low >= high:
         raise ValueError(f"bounds={bounds!r} must ascend: the least temperature first.")
-    rows, label, weight, valid = as_rows(logits, labels, name="logits")
+    samples, label, weight, valid = as_samples(logits, labels, name="logits")
     # A class at -inf has probability 0 at every T: left out, since 0 · inf would make the slope NaN.
-    legal = rows > -torch.inf
-    wide = rows.to(weight.dtype)
-    # Less the label's logit, so that where every row is right no rounding turns the slope's sign before it is 0.
+    legal = samples > -torch.inf
+    wide = samples.to(weight.dtype)
+    # Less the label's logit, so that where every sample is right no rounding turns the slope's sign before it is 0.
     values = (wide - wide.gather(-1, label.unsqueeze(-1))).masked_fill(~legal, 0.0)
 
     def slope(log_inverse: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
         indifferent = slope(start) == 0
         for _ in range(_HALVINGS):
             middle = (below + above) / 2
-            falling = slope(middle) <= 0  # where the softmax has saturated it is 0: still the right way for right rows
+            falling = slope(middle) <= 0  # 0 where the softmax has saturated: the right way where all are right
             below, above = torch.where(falling, middle, below), torch.where(falling, above, middle)
     temperature = torch.where(indifferent, torch.ones_like(start), torch.exp(-(below + above) / 2))
     has_label = legal.gather(-1, label.unsqueeze(-1)).all()
-    well_formed = valid.all() & has_label & (rows < torch.inf).all()
-    # An empty mean is NaN: no rows, no temperature.
-    return nan_unless(well_formed, temperature + 0 * weight.mean()).to(rows.dtype)
+    well_formed = valid.all() & has_label & (samples < torch.inf).all()
+    # An empty mean is NaN: no samples, no temperature.
+    return nan_unless(well_formed, temperature + 0 * weight.mean()).to(samples.dtype)

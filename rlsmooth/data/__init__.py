@@ -6,10 +6,9 @@ package loads numpy and gymnasium, and neither Stable-Baselines3 nor torch.
 """
 
 from rlsmooth.data.arrays import EpisodeView
-from rlsmooth.data.batch import Batch
-from rlsmooth.data.demonstrations import Demonstrations
+from rlsmooth.data.demonstrations import Batch, Demonstrations, concatenate
 from rlsmooth.data.densities import GaussianMixture, grid_of_gaussians, ring_of_gaussians
-from rlsmooth.data.file_format import DemonstrationsFileError
+from rlsmooth.data.files import DemonstrationsFileError
 from rlsmooth.data.labelled import LabelledData, load_labelled
 from rlsmooth.data.observation_only import ObservationOnly
 from rlsmooth.data.recording import record
@@ -26,6 +25,7 @@ __all__ = [
     "ObservationOnly",
     "cartpole_v1",
     "cartpole_v1_noisy",
+    "concatenate",
     "grid_of_gaussians",
     "load_demonstrations",
     "load_labelled",

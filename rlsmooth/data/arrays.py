@@ -1,4 +1,4 @@
-"""Arrays whose rows are transitions, in memory or on the disk, and how to read some of their rows."""
+"""Arrays with one entry per transition, in memory or on the disk, and how to read some of their entries."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "TRANSITION_FIELDS",
     "AnyArray",
     "Array",
     "EpisodeView",
+    "Fields",
+    "Index",
     "Observations",
-    "Rows",
     "as_array",
     "as_observations",
     "chunks",
-    "episode_rows",
     "in_memory",
     "join_observations",
-    "select_rows",
+    "select_episodes",
     "stack_observations",
-    "take_rows",
+    "take",
 ]
 
+TRANSITION_FIELDS = (
+    "actions",
+    "rewards",
+    "terminations",
+    "truncations",
+    "action_masks",
+    "weights",
+    "groups",
+    "action_probs",
+)
+"""The fields of demonstrations that hold one array whose first axis is the transitions."""
+
 AnyArray: TypeAlias = npt.NDArray[Any]
-Rows: TypeAlias = slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_] | list[int]
+Fields: TypeAlias = Mapping[str, Any]  # the arguments of `Demonstrations` or `ObservationOnly` by name
+Index: TypeAlias = slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_] | list[int]
 
 CHUNK_BYTES = 16 * 2**20
 """How much of an array the checks and the writers hold in memory at once."""
@@ -35,14 +49,14 @@ CHUNK_BYTES = 16 * 2**20
 class EpisodeView:
     """Some episodes of a memory-mapped array, in some order, without a copy of them.
 
-    It behaves as an array whose first axis is the transitions of those episodes, end to end: `view[rows]` reads the
-    rows (a slice, an index array or a Boolean array) and returns an ordinary array, `np.asarray(view)` reads them all.
-    It holds three numbers an episode, whatever the episodes' size.
+    It behaves as an array whose first axis is the transitions of those episodes, end to end: `view[index]` reads some
+    of them (a slice, an index array or a Boolean array) and returns an ordinary array, `np.asarray(view)` reads them
+    all. It holds three numbers an episode, whatever the episodes' size.
 
     Args:
         base: `[N, ...]`, usually a `np.memmap`.
-        starts: int64 `[E]`, the row in `base` at which each episode starts.
-        lengths: int64 `[E]`, the number of rows of each episode.
+        starts: int64 `[E]`, the place in `base` at which each episode starts.
+        lengths: int64 `[E]`, the number of transitions of each episode.
 
     Example:
         >>> view = EpisodeView(np.arange(10), np.array([7, 0]), np.array([3, 2]))
@@ -61,7 +75,7 @@ class EpisodeView:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`[rows, ...]`, as an array's."""
+        """`[transitions, ...]`, as an array's."""
         return (len(self), *self.base.shape[1:])
 
     @property
@@ -74,28 +88,28 @@ class EpisodeView:
         """The type of the elements."""
         return self.base.dtype
 
-    def __getitem__(self, rows: Rows | int) -> AnyArray:
+    def __getitem__(self, wanted: Index | int) -> AnyArray:
         index: AnyArray
-        if isinstance(rows, slice):
-            index = np.arange(*rows.indices(len(self)))
+        if isinstance(wanted, slice):
+            index = np.arange(*wanted.indices(len(self)))
         else:
-            index = np.asarray(rows)
+            index = np.asarray(wanted)
             if index.dtype == np.bool_:
                 if index.shape != (len(self),):
-                    raise IndexError(f"a Boolean index of shape {index.shape} does not fit {len(self)} rows.")
+                    raise IndexError(f"a Boolean index of shape {index.shape} does not fit {len(self)} transitions.")
                 index = np.flatnonzero(index)
             elif index.size == 0:
                 index = index.astype(np.int64)
             index = np.where(index < 0, index + len(self), index)
         if index.size and (int(index.min()) < 0 or int(index.max()) >= len(self)):
-            raise IndexError(f"a row is outside the {len(self)} rows of this view.")
+            raise IndexError(f"an index is outside the {len(self)} transitions of this view.")
         episode = np.searchsorted(self._ends, index, side="right")
         first = self._ends - self.lengths
         return np.asarray(self.base[index - first[episode] + self.starts[episode]])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
-            raise ValueError("copy=False is not possible: the rows of an EpisodeView lie apart in its file.")
+            raise ValueError("copy=False is not possible: the episodes of an EpisodeView lie apart in its file.")
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
@@ -119,45 +133,64 @@ def in_memory(array: Array) -> TypeGuard[AnyArray]:
 
 
 def chunks(array: Array) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) row ranges that cover the array, each about 16 MiB."""
-    row_bytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
-    step = max(1, CHUNK_BYTES // row_bytes)
+    """Yield the (start, stop) ranges that cover the first axis of the array, each about 16 MiB."""
+    entry_bytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
+    step = max(1, CHUNK_BYTES // entry_bytes)
     for start in range(0, len(array), step):
         yield start, min(start + step, len(array))
 
 
-def take_rows(array: Array, rows: Rows) -> AnyArray:
-    """Read rows into memory; an array already in memory is indexed as usual."""
-    return np.asarray(array[rows])
+def take(value: Any, index: Any) -> Any:
+    """The entries at `index` as an array in memory, of each part where `value` is a dict; None stays None."""
+    if isinstance(value, dict):
+        return {key: take(part, index) for key, part in value.items()}
+    return None if value is None else np.asarray(value[index])
 
 
-def select_rows(array: Array, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Array:
-    """The rows of whole episodes: a copy for an array in memory, an `EpisodeView` for one on the disk."""
+def select_episodes(fields: Fields, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The fields that depend on the episodes, of the episodes of numbers `chosen`.
+
+    Arrays in memory are copied; of those on the disk the result holds an `EpisodeView`.
+    """
+    all_ends: npt.NDArray[np.int64] = fields["episode_ends"]
+    all_lengths = np.diff(all_ends, prepend=0)
+    starts, lengths = (all_ends - all_lengths)[chosen], all_lengths[chosen]
+    selected: dict[str, Any] = {"episode_ends": np.cumsum(lengths)}
+    for name in (*TRANSITION_FIELDS, "observations", "next_observations"):
+        value = fields.get(name)
+        if isinstance(value, dict):
+            selected[name] = {key: _select(part, starts, lengths) for key, part in value.items()}
+        elif value is not None:
+            selected[name] = _select(value, starts, lengths)
+    if fields.get("infos") is not None:
+        episodes = zip(starts.tolist(), lengths.tolist(), strict=True)
+        selected["infos"] = tuple(
+            info for start, length in episodes for info in fields["infos"][start : start + length]
+        )
+    return selected
+
+
+def _select(array: Array, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Array:
     if isinstance(array, EpisodeView):
         # An episode of the view is an episode of the base: which one, its start in the view says.
         parent = np.searchsorted(np.cumsum(array.lengths), starts, side="right")
         return EpisodeView(array.base, array.starts[parent], lengths)
     if isinstance(array, np.memmap):
         return EpisodeView(array, starts, lengths)
-    return array[episode_rows(starts, lengths)]
-
-
-def episode_rows(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The row numbers of the episodes that start at `starts`, end to end: int64 `[sum(lengths)]`."""
     offsets = np.cumsum(lengths) - lengths
-    rows: npt.NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)
-    return rows
+    index: npt.NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)
+    return array[index]
 
 
-def stack_observations(rows: Sequence[Any]) -> Any:
+def stack_observations(observations: Sequence[Any]) -> Any:
     """One array of single observations, or a dict of such where each is a dict."""
-    if isinstance(rows[0], dict):
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return np.stack(rows)
+    if isinstance(observations[0], dict):
+        return {key: np.stack([one[key] for one in observations]) for key in observations[0]}
+    return np.stack(observations)
 
 
 def join_observations(parts: Sequence[Any]) -> Any:
-    """Several arrays of rows end to end, or dicts of such, in memory."""
+    """Several arrays of observations end to end, or dicts of such, in memory."""
     if isinstance(parts[0], dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return {key: join_observations([part[key] for part in parts]) for key in parts[0]}
     return np.concatenate(parts)

@@ -12,26 +12,59 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.data.arrays import AnyArray, Array, Observations, Rows, as_array, as_observations
-from rlsmooth.data.batch import Batch, read_batch, selected_fields
-from rlsmooth.data.noise import noisy_actions
-from rlsmooth.data.validation import action_starts, checked_fields, ends_of_flags
+from rlsmooth.data.arrays import (
+    TRANSITION_FIELDS,
+    AnyArray,
+    Array,
+    Index,
+    Observations,
+    as_array,
+    as_observations,
+    join_observations,
+    select_episodes,
+    take,
+)
+from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
+from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
+from rlsmooth.data.validation import action_dims, action_starts, checked_fields, ends_of_flags, stored_dtype
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
-__all__ = ["Demonstrations"]
+__all__ = ["Batch", "Demonstrations", "concatenate", "sampled_episodes"]
+
+NOISE_CHUNK = 65_536
+"""Transitions whose noise is drawn at once. Fixed, since it is part of what a seed means."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Some transitions, read into memory; the fields are those of `Demonstrations`, `None` where it has none."""
+
+    observations: AnyArray | dict[str, AnyArray]
+    actions: AnyArray
+    next_observations: AnyArray | dict[str, AnyArray] | None = None
+    rewards: AnyArray | None = None
+    terminations: AnyArray | None = None
+    truncations: AnyArray | None = None
+    action_masks: AnyArray | None = None
+    weights: AnyArray | None = None
+    groups: AnyArray | None = None
+    action_probs: AnyArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Demonstrations:
     """Transitions `(observation, action, ...)` of whole episodes, checked once when they enter.
 
-    Rows are transitions, in time order within an episode, and the episodes lie end to end. `demonstrations[rows]` reads
-    rows (a slice, index array or Boolean array) as a `Batch`. Arrays in memory are stored in the spaces' own dtypes
+    The transitions of an episode are in time order, and the episodes lie end to end. `demonstrations[index]` reads some
+    (by a slice, index array or Boolean array) as a `Batch`. Arrays in memory are stored in the spaces' own dtypes
     (Discrete and MultiDiscrete: int64, MultiBinary: int8); do not write to them, since nothing checks them again.
     Memory-mapped arrays stay on the disk: they are checked in chunks of 16 MiB and keep their dtype, and a choice of
-    episodes from them is an `EpisodeView`, which reads rows when indexed and holds three numbers an episode.
+    episodes from them is an `EpisodeView`, which reads transitions when indexed and holds three numbers an episode.
 
     Actions have the environment's own numbering, so that those of `Discrete(n, start=s)` run from `s` to `s + n - 1`;
     `action_labels` counts from 0, as losses and policies do.
@@ -42,12 +75,13 @@ class Demonstrations:
         actions: `[N, *action_space.shape]`; every action must be inside the space, a Box's bounds included.
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
-        episode_ends: int `[E]`, strictly increasing: the row after the last of each episode; the last one is N.
-        next_observations: as `observations`: what the environment showed after the action, at an episode's end its
-            true final observation.
+        episode_ends: int `[E]`, strictly increasing: the index after the last transition of each episode; the last one
+            is N.
+        next_observations: of the same shape: the observation after the action, at an episode's end its true final
+            observation.
         rewards: `[N]`, finite.
         terminations: bool `[N]`: the episode ended in a terminal state here. May be True only at an episode's end; an
-            episode whose last row has neither flag was cut off there.
+            episode whose last transition has neither flag was cut off there.
         truncations: bool `[N]`: the episode was ended from outside here, as by a time limit.
         action_masks: bool `[N, sum of the dimensions' choices]`, True = legal, as sb3-contrib lays them out (a
             MultiBinary dimension has two choices). Each dimension needs a legal choice, and the action must be legal.
@@ -60,7 +94,7 @@ class Demonstrations:
 
     Raises:
         TypeError: a space, a type or a dtype is not one of the above.
-        ValueError: a length, shape or value is wrong; the message names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending transition.
 
     Example:
         >>> demonstrations = Demonstrations.from_arrays(
@@ -89,14 +123,23 @@ class Demonstrations:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in checked_fields(self).items():
+        for name, value in checked_fields(vars(self)).items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.actions)
 
-    def __getitem__(self, rows: Rows) -> Batch:
-        return read_batch(self, rows)
+    def __getitem__(self, index: Index) -> Batch:
+        if not isinstance(index, slice) and np.ndim(index) == 0:
+            raise TypeError(
+                f"index={index} must be a slice or an array of indices: use [{index} : {index} + 1] for one transition."
+            )
+        parts = {name: take(getattr(self, name), index) for name in TRANSITION_FIELDS}
+        # A file on the disk may have other dtypes than the spaces.
+        parts["actions"] = parts["actions"].astype(stored_dtype(self.action_space), copy=False)
+        for name in ("observations", "next_observations"):
+            parts[name] = _in_stored_dtype(take(getattr(self, name), index), self.observation_space)
+        return Batch(**parts)
 
     def __repr__(self) -> str:
         returns = "" if self.rewards is None else f", return {np.mean(self.episode_returns()):.1f}"
@@ -127,11 +170,11 @@ class Demonstrations:
     ) -> Demonstrations:
         """Build from arrays, lists or memory-mapped arrays; the arguments are those of the class.
 
-        `episode_ends` may be left out when `terminations` or `truncations` say where episodes end; what follows the
+        `episode_ends` may be left out when `terminations` or `truncations` are given; what follows the
         last of them is one more episode, cut off.
 
         Raises:
-            TypeError, ValueError: as the class; or nothing says where the episodes end.
+            TypeError, ValueError: as the class; or there are no `episode_ends`, `terminations` or `truncations`.
 
         Example:
             >>> demonstrations = Demonstrations.from_arrays(
@@ -180,7 +223,7 @@ class Demonstrations:
                 `[T + 1, ...]`, `acts` `[T, ...]`, `terminal` and perhaps `rews`. Its infos are not read: they are
                 jsonpickle strings, which can run code when decoded. A trajectory that is not terminal is truncated.
             observation_space: imitation does not store the spaces.
-            action_space: likewise.
+            action_space: imitation does not store it either.
             time_limit: the environment's. imitation's `terminal` is also True where a time limit ended the episode;
                 trajectories of so many steps are truncated here. None: `terminal` is taken at its word.
 
@@ -189,11 +232,7 @@ class Demonstrations:
             TypeError, ValueError: as the class; or lengths do not fit, or exceed the time limit.
             ImportError: pyarrow is not installed.
         """
-        from rlsmooth.data.imitation import demonstrations_from_imitation
-
-        return demonstrations_from_imitation(
-            source, observation_space=observation_space, action_space=action_space, time_limit=time_limit
-        )
+        return cls(observation_space=observation_space, action_space=action_space, **read_imitation(source, time_limit))
 
     @classmethod
     def from_minari(cls, source: str | Path) -> Demonstrations:
@@ -206,44 +245,38 @@ class Demonstrations:
             TypeError, ValueError: as the class.
             ImportError: minari is not installed.
         """
-        from rlsmooth.data.minari import demonstrations_from_minari
-
-        return demonstrations_from_minari(source)
+        return cls(**read_minari(source))
 
     @classmethod
     def from_replay_buffer(cls, buffer: ReplayBuffer, *, actions_are_scaled: bool = True) -> Demonstrations:
-        """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's rows in time order.
+        """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's transitions in time order.
 
         The newest episode of each environment may be cut off, and in a full buffer the oldest may lack its beginning.
         Buffers that save memory have no final observations, so `next_observations` is None for them.
 
         Args:
-            buffer: the buffer; `model.load_replay_buffer` reads SB3's files (pickles, which can run code).
+            buffer: the buffer; `algorithm.load_replay_buffer` reads SB3's files (pickles, which can run code).
             actions_are_scaled: whether Box actions are scaled to [-1, 1], as SB3's own off-policy algorithms store
                 them, and must be put back between the space's bounds.
 
         Raises:
             TypeError, ValueError: as the class; or the buffer is empty.
         """
-        from rlsmooth.data.buffers import demonstrations_from_replay_buffer
-
-        return demonstrations_from_replay_buffer(buffer, actions_are_scaled=actions_are_scaled)
+        return cls(**read_replay_buffer(buffer, actions_are_scaled=actions_are_scaled))
 
     @classmethod
     def from_rollout_buffer(cls, buffer: RolloutBuffer) -> Demonstrations:
         """Read an SB3 `RolloutBuffer` or `DictRolloutBuffer`, or sb3-contrib's maskable ones with their masks.
 
-        The buffer holds no next observations and does not tell a terminal state from a time limit, so those fields are
-        None; its last episodes are mostly cut off. Its rewards are SB3's: at a time limit they include the value of the
-        final observation. Box actions are stored before SB3 clips them to the bounds for the environment; here they are
-        as the environment got them, so policies with `squash_output=True` are not for this reader.
+        The buffer holds no next observations and does not distinguish a terminal state from a time limit, so those
+        fields are None; its last episodes are mostly cut off. Its rewards are SB3's: at a time limit they include the
+        value of the final observation. Box actions are stored before SB3 clips them to the bounds for the environment;
+        here they are as the environment got them, so policies with `squash_output=True` are not for this reader.
 
         Raises:
             TypeError, ValueError: as the class; or the buffer is empty.
         """
-        from rlsmooth.data.buffers import demonstrations_from_rollout_buffer
-
-        return demonstrations_from_rollout_buffer(buffer)
+        return cls(**read_rollout_buffer(buffer))
 
     @property
     def num_episodes(self) -> int:
@@ -252,7 +285,7 @@ class Demonstrations:
 
     @property
     def episode_starts(self) -> npt.NDArray[np.int64]:
-        """int64 `[E]`: the first row of each episode."""
+        """int64 `[E]`: the index of the first transition of each episode."""
         return self.episode_ends - self.episode_lengths()
 
     @property
@@ -289,7 +322,7 @@ class Demonstrations:
             raise ValueError(f"indices={indices!r} must be a non-empty list of episode numbers.")
         if chosen.min() < 0 or chosen.max() >= self.num_episodes:
             raise ValueError(f"indices={indices!r}: the episodes are numbered from 0 to {self.num_episodes - 1}.")
-        return self._with(**selected_fields(self, chosen.astype(np.int64)))
+        return self.replace_unchecked(**select_episodes(vars(self), chosen.astype(np.int64)))
 
     def sample_episodes(self, n_episodes: int, seed: int = 0) -> Demonstrations:
         """`n_episodes` different episodes drawn at random, in their original order.
@@ -297,11 +330,7 @@ class Demonstrations:
         Raises:
             TypeError, ValueError: `n_episodes` is no whole number from 1 to E.
         """
-        count = check_positive_int("n_episodes", n_episodes)
-        if count > self.num_episodes:
-            raise ValueError(f"n_episodes={count} is more than the {self.num_episodes} episodes there are.")
-        drawn = np.random.default_rng(seed).choice(self.num_episodes, size=count, replace=False)
-        return self.select_episodes(np.sort(drawn))
+        return self.select_episodes(sampled_episodes(self.num_episodes, n_episodes, seed))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
         """Split by episode into (training, validation); `fraction` of the episodes, rounded, go to validation.
@@ -332,8 +361,8 @@ class Demonstrations:
         """Replace each action, with probability `p`, by another one: label noise, for studies.
 
         Discrete: uniformly one of the OTHER legal actions (the action stays if it is the only one). MultiDiscrete: each
-        dimension by itself, likewise. MultiBinary: each bit by itself is flipped, if its mask allows. Box: the vector
-        is replaced by a uniform draw between the bounds. Only the labels change; the episodes stay as they went.
+        dimension by itself, in the same way. MultiBinary: each bit by itself is flipped, if its mask allows. Box: the
+        vector is replaced by a uniform draw between the bounds. Only the labels change; the episodes stay as they went.
 
         Args:
             p: the probability, in [0, 1].
@@ -346,8 +375,10 @@ class Demonstrations:
         p = check_in_range("p", p, 0, 1)
         if self.action_probs is not None:
             raise ValueError("action_probs would be used in place of the noisy actions: set them to None first.")
-        actions = noisy_actions(self.actions, self.action_space, self.action_masks, p=p, seed=seed)
-        return self._with(actions=actions, metadata={**self.metadata, "action_noise": {"p": p, "seed": seed}})
+        actions = _noisy_actions(self.actions, self.action_space, self.action_masks, p=p, seed=seed)
+        return self.replace_unchecked(
+            actions=actions, metadata={**self.metadata, "action_noise": {"p": p, "seed": seed}}
+        )
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
         """One pass over the transitions in batches, in order, or in an order drawn from `seed`; the last may be small.
@@ -360,32 +391,160 @@ class Demonstrations:
         size = check_positive_int("batch_size", batch_size)
         order = None if seed is None else np.random.default_rng(seed).permutation(len(self))
         for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield self[rows if order is None else order[rows]]
+            batch = slice(start, min(start + size, len(self)))
+            yield self[batch if order is None else order[batch]]
 
     def save(self, path: str | Path) -> None:
-        """Write one `.npz`, atomically and without pickle; see `rlsmooth.data.npz_file`."""
-        from rlsmooth.data.npz_file import save_npz
+        """Write one `.npz`, whole or not at all, and without pickle; `rlsmooth.data.files` describes it.
 
-        save_npz(self, path)
+        Raises:
+            ValueError: `path` does not end in `.npz`, its folder can't be written to, or infos or metadata are not
+                JSON.
+        """
+        write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Demonstrations:
-        """Read a `.npz` of `save` into memory, or a folder of `save_folder`, memory-mapped."""
-        from rlsmooth.data.folder import load_folder
-        from rlsmooth.data.npz_file import load_npz
+        """Read a `.npz` of `save` into memory, or a folder of `save_folder`, memory-mapped.
 
-        return load_folder(path) if Path(path).expanduser().is_dir() else load_npz(path)
+        Raises:
+            DemonstrationsFileError: the file or folder is missing, damaged, edited, a pickle, another program's or a
+                newer version's; or what it holds does not pass the checks.
+        """
+        source = file_path(path)
+        fields = read_folder(source) if source.is_dir() else read_npz(source)
+        with naming_file(source):
+            return cls(**fields)
 
     def save_folder(self, path: str | Path) -> None:
-        """Write a folder of `.npy` files, for sets larger than memory; see `rlsmooth.data.folder`."""
-        from rlsmooth.data.folder import save_folder
+        """Write a folder of `.npy` files, for sets larger than memory; `rlsmooth.data.files` describes it.
 
-        save_folder(self, path)
+        Raises:
+            ValueError: the folder can't be written to or holds demonstrations already; there are infos, which have no
+                place in a folder; or the metadata are not JSON.
+        """
+        write_folder(path, vars(self))
 
-    def _with(self, **changes: Any) -> Demonstrations:
+    def replace_unchecked(self, **changes: Any) -> Demonstrations:
         """A copy with fields changed to values known to be right: not checked, so nothing is read from the disk."""
         copy = object.__new__(Demonstrations)
         for field in dataclasses.fields(self):
             object.__setattr__(copy, field.name, changes.get(field.name, getattr(self, field.name)))
         return copy
+
+
+def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """The transitions of several sets, one set after the other, in memory.
+
+    A field that one of the sets lacks is left out, and so are the infos. The spaces and the metadata are those of the
+    first set. A single set comes back as it is.
+
+    Raises:
+        ValueError: there is no set, or their spaces differ.
+
+    Example:
+        >>> from rlsmooth.data import cartpole_v1
+        >>> first, rest = cartpole_v1().split(0.25, seed=0)
+        >>> concatenate([first, rest]).num_episodes
+        24
+    """
+    if not parts:
+        raise ValueError("parts is empty: there is nothing to concatenate.")
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for number, part in enumerate(parts):
+        same = part.observation_space == first.observation_space and _same_actions(
+            part.action_space, first.action_space
+        )
+        if not same:
+            raise ValueError(
+                f"parts[{number}] has the spaces {part.observation_space} -> {part.action_space}, but the first set "
+                f"{first.observation_space} -> {first.action_space}: they must be the same."
+            )
+    starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    fields: dict[str, Any] = {}
+    for name in ("observations", "next_observations", *TRANSITION_FIELDS):
+        values = [getattr(part, name) for part in parts]
+        fields[name] = None if any(value is None for value in values) else join_observations(values)
+    fields["episode_ends"] = np.concatenate(
+        [part.episode_ends + start for part, start in zip(parts, starts, strict=True)]
+    )
+    return first.replace_unchecked(infos=None, **fields)
+
+
+def sampled_episodes(num_episodes: int, n_episodes: int, seed: int) -> npt.NDArray[np.int64]:
+    """The numbers of `n_episodes` different episodes, drawn at random and sorted: int64 `[n_episodes]`.
+
+    Raises:
+        TypeError, ValueError: `n_episodes` is no whole number from 1 to `num_episodes`.
+    """
+    count = check_positive_int("n_episodes", n_episodes)
+    if count > num_episodes:
+        raise ValueError(f"n_episodes={count} is more than the {num_episodes} episodes there are.")
+    return np.sort(np.random.default_rng(seed).choice(num_episodes, size=count, replace=False))
+
+
+def _same_actions(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """Whether the spaces are equal, but for the rounding of a Box's bounds."""
+    if isinstance(one, spaces.Box) and isinstance(other, spaces.Box) and one.shape == other.shape:
+        return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+    return bool(one == other)
+
+
+def _in_stored_dtype(observations: Any, space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict) and observations is not None:
+        return {key: _in_stored_dtype(part, space[key]) for key, part in observations.items()}
+    return None if observations is None else observations.astype(stored_dtype(space), copy=False)
+
+
+def _noisy_actions(actions: Array, space: spaces.Space[Any], masks: Array | None, *, p: float, seed: int) -> AnyArray:
+    """A copy of the actions, `[N, *space.shape]`, of which a share `p` is replaced by another legal one."""
+    rng = np.random.default_rng(seed)
+    noisy = np.empty(actions.shape, dtype=stored_dtype(space))
+    for start in range(0, len(actions), NOISE_CHUNK):
+        chunk = slice(start, min(start + NOISE_CHUNK, len(actions)))
+        part = np.asarray(actions[chunk])
+        if isinstance(space, spaces.Box):
+            noisy[chunk] = _noisy_box(part, space, p, rng)
+        else:
+            mask = None if masks is None else np.asarray(masks[chunk])
+            noisy[chunk] = _noisy_choices(part, space, mask, p, rng)
+    return noisy
+
+
+def _noisy_box(actions: AnyArray, space: spaces.Box, p: float, rng: np.random.Generator) -> AnyArray:
+    if not space.is_bounded():
+        raise ValueError(f"action_space={space!r} has no finite bounds to draw noise between: use a bounded Box.")
+    hit = rng.random(len(actions)) < p  # [n]
+    if np.dtype(space.dtype).kind == "f":
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        drawn = rng.uniform(low, high, size=actions.shape).astype(space.dtype)
+    else:
+        bounds = space.low.astype(np.int64), space.high.astype(np.int64)
+        drawn = rng.integers(*bounds, size=actions.shape, endpoint=True).astype(space.dtype)
+    return np.where(hit.reshape(-1, *(1,) * (actions.ndim - 1)), drawn, actions)
+
+
+def _noisy_choices(
+    actions: AnyArray, space: spaces.Space[Any], mask: AnyArray | None, p: float, rng: np.random.Generator
+) -> AnyArray:
+    dims, first = action_dims(space), action_starts(space)
+    labels = actions.reshape(len(actions), -1).astype(np.int64) - first  # [n, D], from 0
+    hit = rng.random(labels.shape) < p
+    column = 0
+    for dim, choices in enumerate(dims):
+        legal = np.ones((len(labels), int(choices)), dtype=bool) if mask is None else mask[:, column : column + choices]
+        labels[:, dim] = np.where(hit[:, dim], _another_choice(labels[:, dim], legal, rng), labels[:, dim])
+        column += int(choices)
+    return (labels + first).reshape(actions.shape)
+
+
+def _another_choice(label: npt.NDArray[np.int64], legal: AnyArray, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A uniformly random legal choice other than the label, or the label where there is no other: int64 `[n]`."""
+    others = legal.copy()  # [n, K]
+    others[np.arange(len(label)), label] = False
+    count = others.sum(axis=1)
+    rank = rng.integers(np.maximum(count, 1))  # which of the others, counted from 0
+    chosen = (np.cumsum(others, axis=1) > rank[:, None]).argmax(axis=1)
+    return np.where(count > 0, chosen, label)

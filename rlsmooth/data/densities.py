@@ -1,4 +1,4 @@
-"""Two densities of known modes that generators are tried on: Gaussians on a ring and on a grid. numpy only."""
+"""Mixtures of Gaussians on a ring and on a grid: densities of known modes, to test generators on."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def grid_of_gaussians(side: int = 5, *, spacing: float = 2.0, deviation: float =
                [-4., -2.]])
     """
     places = check_in_range("spacing", spacing, 0.0) * (np.arange(check_positive_int("side", side)) - (side - 1) / 2)
-    rows, columns = np.meshgrid(places, places, indexing="ij")
-    return GaussianMixture(np.stack((rows.ravel(), columns.ravel()), axis=1), deviation)
+    first, second = np.meshgrid(places, places, indexing="ij")
+    return GaussianMixture(np.stack((first.ravel(), second.ravel()), axis=1), deviation)

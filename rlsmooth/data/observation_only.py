@@ -1,4 +1,4 @@
-"""`ObservationOnly`: what an expert saw, without what it did; for cloning from observation."""
+"""`ObservationOnly`: demonstrations without actions, for cloning from observation."""
 
 from __future__ import annotations
 
@@ -11,51 +11,57 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-import rlsmooth
-from rlsmooth.data.arrays import AnyArray, Array, Observations, as_array, as_observations, join_observations
-from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.file_format import (
-    OBSERVATION_FORMAT,
-    VERSION,
-    DemonstrationsFileError,
-    build,
-    encode_json,
-    file_path,
+from rlsmooth.data.arrays import (
+    AnyArray,
+    Array,
+    Observations,
+    as_array,
+    as_observations,
+    join_observations,
+    select_episodes,
+    take,
 )
-from rlsmooth.data.npz_file import compact, expand, read_archive, write_archive
-from rlsmooth.data.space_json import space_to_json
-from rlsmooth.data.validation import action_dims, action_starts
+from rlsmooth.data.demonstrations import Demonstrations, sampled_episodes
+from rlsmooth.data.files import (
+    OBSERVATION_FORMAT,
+    DemonstrationsFileError,
+    file_path,
+    naming_file,
+    read_npz,
+    write_npz,
+)
+from rlsmooth.data.validation import action_dims, action_starts, checked_fields
 
-__all__ = ["ObservationOnly", "rows_with_next"]
+__all__ = ["ObservationOnly", "transitions_with_next"]
 
 NO_ACTIONS = spaces.Discrete(1)
-"""What stands for an action space where there are no actions."""
+"""The placeholder of an action space where there are no actions."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ObservationOnly:
     """Pairs `(observation, next observation)` of whole episodes, checked once when they enter.
 
-    Rows are transitions, in time order within an episode, and the episodes lie end to end, as in `Demonstrations`.
+    The pairs of an episode are in time order, and the episodes lie end to end, as in `Demonstrations`.
     What the expert did is not known, nor is the action space: `as_demonstrations` brings the two together.
 
     Args:
         observations: `[N, *observation_space.shape]`, or a dict of such arrays for a Dict space.
-        next_observations: likewise: what came after.
+        next_observations: of the same shape: the observation after each.
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those.
-        episode_ends: int `[E]`, strictly increasing: the row after the last of each episode; the last one is N.
+        episode_ends: int `[E]`, strictly increasing: the index after the last pair of each episode; the last one is N.
         action_masks: bool `[N, sum of the dimensions' choices]`, True = legal: which actions the expert could choose
-            from; as of `Demonstrations`.
+            from, laid out as in `Demonstrations`.
         weights: `[N]`, finite and >= 0: how much each transition counts.
         metadata: where the data come from; JSON.
 
     Raises:
         TypeError: a space, a type or a dtype is not one of the above.
-        ValueError: a length, shape or value is wrong; the message names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending pair.
 
     Example:
-        >>> watched = ObservationOnly.from_trajectories([[0, 1, 2], [2, 1]], observation_space=spaces.Discrete(3))
-        >>> len(watched), watched.num_episodes, watched.next_observations.tolist()
+        >>> seen = ObservationOnly.from_trajectories([[0, 1, 2], [2, 1]], observation_space=spaces.Discrete(3))
+        >>> len(seen), seen.num_episodes, seen.next_observations.tolist()
         (3, 2, [1, 2, 1])
     """
 
@@ -71,11 +77,15 @@ class ObservationOnly:
         ends = np.asarray(self.episode_ends)
         if ends.ndim != 1 or ends.size == 0 or ends.dtype.kind not in "iu" or ends[-1] < 1:
             raise ValueError(f"episode_ends={ends!r} must be a list of whole numbers that ends with their number.")
-        checked = _placeholder(self, int(ends[-1]))
-        for name in ("observations", "next_observations", "episode_ends", "weights"):
-            object.__setattr__(self, name, getattr(checked, name))
+        count = int(ends[-1])
+        # The masks' width depends on an action space, which is not known here.
+        placeholder = {"actions": np.zeros(count, np.int64), "action_space": NO_ACTIONS, "action_masks": None}
+        checked = checked_fields({**vars(self), **placeholder})
+        for name in ("observations", "next_observations", "episode_ends"):
+            object.__setattr__(self, name, checked[name])
+        object.__setattr__(self, "weights", checked.get("weights"))
         if self.action_masks is not None:
-            object.__setattr__(self, "action_masks", _checked_masks(self.action_masks, len(checked)))
+            object.__setattr__(self, "action_masks", _checked_masks(self.action_masks, count))
 
     def __len__(self) -> int:
         return int(self.episode_ends[-1])
@@ -92,8 +102,8 @@ class ObservationOnly:
     def from_demonstrations(cls, demonstrations: Demonstrations) -> ObservationOnly:
         """Leave out the actions, rewards, groups and infos of demonstrations.
 
-        Where they have no next observations, the observation one row on takes that place, and the last row of each
-        episode, which nothing follows, is not among the pairs; see `rows_with_next`.
+        Where they have no next observations, the observation of the next transition takes their place, and the last
+        transition of each episode, which nothing follows, is left out.
 
         Raises:
             TypeError: they are no `Demonstrations`.
@@ -115,11 +125,11 @@ class ObservationOnly:
             "weights": given.weights,
         }
         if given.next_observations is None:
-            rows = rows_with_next(given)
-            if len(rows) == 0:
+            followed = transitions_with_next(given)
+            if len(followed) == 0:
                 raise ValueError("demonstrations have no next_observations, and no episode has two observations.")
-            fields = {name: _taken(value, rows) for name, value in fields.items() if name != "episode_ends"}
-            fields["next_observations"] = _taken(given.observations, rows + 1)
+            fields = {name: take(value, followed) for name, value in fields.items() if name != "episode_ends"}
+            fields["next_observations"] = take(given.observations, followed + 1)
             lengths = given.episode_lengths() - 1
             fields["episode_ends"] = np.cumsum(lengths[lengths > 0])
         return cls(observation_space=given.observation_space, metadata=dict(given.metadata), **fields)
@@ -139,14 +149,16 @@ class ObservationOnly:
             trajectories: of each episode `[T + 1, *observation_space.shape]`, or a dict of such for a Dict space.
             observation_space: of the observations.
             action_masks: of each episode bool `[T, sum of the dimensions' choices]`, True = legal.
-            metadata: see the class.
+            metadata: where the data come from; JSON.
 
         Raises:
             TypeError, ValueError: as the class; or an episode has fewer than two observations, or as many masks as
                 observations.
 
         Example:
-            See the class.
+            >>> episodes = [[0, 1, 2], [2, 1]]
+            >>> ObservationOnly.from_trajectories(episodes, observation_space=spaces.Discrete(3)).num_episodes
+            2
         """
         episodes = [as_observations(episode) for episode in trajectories]
         counts = [_count(episode) - 1 for episode in episodes]
@@ -160,13 +172,13 @@ class ObservationOnly:
             given = [np.asarray(mask) for mask in action_masks]
             if [len(mask) for mask in given] != counts:
                 raise ValueError(
-                    f"action_masks have {[len(mask) for mask in given]} rows, but the episodes {counts} transitions: "
-                    "none is needed for a final observation."
+                    f"action_masks have {[len(mask) for mask in given]} entries, but the episodes {counts} "
+                    "transitions: none is needed for a final observation."
                 )
             masks = np.concatenate(given)
         return cls(
-            observations=join_observations([_taken(episode, slice(None, -1)) for episode in episodes]),
-            next_observations=join_observations([_taken(episode, slice(1, None)) for episode in episodes]),
+            observations=join_observations([take(episode, slice(None, -1)) for episode in episodes]),
+            next_observations=join_observations([take(episode, slice(1, None)) for episode in episodes]),
             observation_space=observation_space,
             episode_ends=np.cumsum(counts),
             action_masks=masks,
@@ -174,17 +186,17 @@ class ObservationOnly:
         )
 
     def as_demonstrations(self, action_space: spaces.Space[Any]) -> Demonstrations:
-        """Demonstrations with an action of no meaning in every row: the lowest legal one, or within a Box any.
+        """Demonstrations with a placeholder action in every transition: the lowest legal one, or any within a Box.
 
-        Who knows the action space puts better ones in their place.
+        Replace them by the actions that an inverse dynamics model finds.
 
         Raises:
             TypeError: demonstrations can't hold actions of such a space.
             ValueError: the masks are not such as `action_space` needs.
 
         Example:
-            >>> watched = ObservationOnly.from_trajectories([[0, 1, 2]], observation_space=spaces.Discrete(3))
-            >>> watched.as_demonstrations(spaces.Discrete(2, start=5)).actions.tolist()
+            >>> seen = ObservationOnly.from_trajectories([[0, 1, 2]], observation_space=spaces.Discrete(3))
+            >>> seen.as_demonstrations(spaces.Discrete(2, start=5)).actions.tolist()
             [5, 5]
         """
         return Demonstrations(
@@ -200,15 +212,13 @@ class ObservationOnly:
         )
 
     def sample_episodes(self, n_episodes: int, seed: int = 0) -> ObservationOnly:
-        """`n_episodes` different episodes drawn at random, in their original order, as of `Demonstrations`.
+        """`n_episodes` different episodes drawn at random, in their original order.
 
         Raises:
             TypeError, ValueError: `n_episodes` is no whole number from 1 to E.
         """
-        whole = _placeholder(self, len(self))
-        if self.action_masks is not None:
-            whole = whole._with(action_masks=self.action_masks)
-        return ObservationOnly.from_demonstrations(whole.sample_episodes(n_episodes, seed))
+        selected = select_episodes(vars(self), sampled_episodes(self.num_episodes, n_episodes, seed))
+        return dataclasses.replace(self, **selected)
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz`, atomically and without pickle, as `Demonstrations.save` does.
@@ -216,11 +226,7 @@ class ObservationOnly:
         Raises:
             ValueError: `path` does not end in `.npz`, its folder can't be written to, or the metadata are not JSON.
         """
-        arrays = compact(_placeholder(self, len(self)))
-        del arrays["actions"]
-        if self.action_masks is not None:
-            arrays["action_masks"] = np.asarray(self.action_masks)
-        write_archive(path, arrays, None, self._header)
+        write_npz(path, vars(self), OBSERVATION_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> ObservationOnly:
@@ -231,58 +237,22 @@ class ObservationOnly:
                 program's, or what it holds does not pass the checks.
         """
         source = file_path(path)
-        header, stored, _ = read_archive(source, OBSERVATION_FORMAT, "ObservationOnly.from_trajectories")
-        arrays = expand(stored, source)
-        masks = arrays.pop("action_masks", None)
-        if "actions" in arrays:
+        fields = read_npz(source, OBSERVATION_FORMAT)
+        if "actions" in fields:
             raise DemonstrationsFileError(f"{source} holds actions, which observations without actions have not.")
-        try:
-            count = int(arrays["episode_ends"][-1])
-            filled = {**arrays, "actions": np.zeros(count, np.int64)}
-            checked = build({**header, "action_space": space_to_json(NO_ACTIONS)}, filled, None, source)
-            return cls.from_demonstrations(checked._with(action_masks=masks))
-        except DemonstrationsFileError:
-            raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DemonstrationsFileError(f"{source} does not hold valid observations: {error}") from error
-
-    def _header(self, described: Mapping[str, Any]) -> bytes:
-        return encode_json(
-            "metadata",
-            {
-                "format": OBSERVATION_FORMAT,
-                "version": VERSION,
-                "rlsmooth": rlsmooth.__version__,
-                "observation_space": space_to_json(self.observation_space),
-                "observation_keys": list(self.observations) if isinstance(self.observations, dict) else None,
-                "num_transitions": len(self),
-                "num_episodes": self.num_episodes,
-                "arrays": dict(described),
-                "metadata": dict(self.metadata),
-            },
-        )
+        with naming_file(source, "observations"):
+            return cls(**fields)
 
 
-def rows_with_next(demonstrations: Demonstrations) -> npt.NDArray[np.int64]:
-    """The rows whose next observation is known: all, or without `next_observations` all but each episode's last."""
-    rows = np.arange(len(demonstrations), dtype=np.int64)
+def transitions_with_next(demonstrations: Demonstrations) -> npt.NDArray[np.int64]:
+    """The indices of the transitions whose next observation is known.
+
+    These are all, or without `next_observations` all but each episode's last.
+    """
+    index = np.arange(len(demonstrations), dtype=np.int64)
     if demonstrations.next_observations is not None:
-        return rows
-    return np.delete(rows, demonstrations.episode_ends - 1)
-
-
-def _placeholder(data: ObservationOnly, count: int) -> Demonstrations:
-    """The same rows as demonstrations of an action space with one action, which checks them; without masks."""
-    return Demonstrations(
-        observations=data.observations,
-        actions=np.zeros(count, np.int64),
-        observation_space=data.observation_space,
-        action_space=NO_ACTIONS,
-        episode_ends=data.episode_ends,
-        next_observations=data.next_observations,
-        weights=data.weights,
-        metadata=data.metadata,
-    )
+        return index
+    return np.delete(index, demonstrations.episode_ends - 1)
 
 
 def _checked_masks(masks: Array, count: int) -> Array:
@@ -312,9 +282,3 @@ def _lowest_actions(space: spaces.Space[Any], masks: Array | None, count: int) -
 
 def _count(episode: Observations) -> int:
     return len(next(iter(episode.values())) if isinstance(episode, dict) else episode)
-
-
-def _taken(value: Any, rows: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: np.asarray(part[rows]) for key, part in value.items()}
-    return None if value is None else np.asarray(value[rows])

@@ -1,4 +1,4 @@
-"""`record`: let a policy act and keep what happened as `Demonstrations`."""
+"""`record`: run a policy in an environment and keep the transitions as `Demonstrations`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.data.actors import Actor, PolicyLike, Predictor, checked_action
 from rlsmooth.data.arrays import AnyArray, stack_observations
-from rlsmooth.data.choosing import Chooser, PolicyLike, Predictor, checked_action
 from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.streams import ObservationRow, Step, Stream, open_stream
+from rlsmooth.data.vec_env_adapter import Observation, Step, Stream, open_stream
 
 __all__ = ["record"]
 
@@ -48,17 +48,18 @@ def record(
             it gets and returns batches. A function that needs three arguments is called as the imitation library calls
             it: `(observations, state, episode_start) -> (actions, state)`, with batches. Maskable policies get the
             masks, recurrent ones their state.
-        env: an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`. What the
-            outermost wrapper shows is what is stored; a `VecNormalize` must not be training or scale rewards.
+        env: an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`. The
+            observations that the outermost wrapper shows are stored; a `VecNormalize` must not be training or scale
+            rewards.
         n_episodes: how many episodes.
-        seed: see above.
-        deterministic: the policy's most probable action in place of a sampled one; says nothing to a function.
+        seed: of environments, action spaces and random generators, 0 or more.
+        deterministic: the policy's most probable action in place of a sampled one; ignored by a function.
         n_envs: how many environments to make, where `env` is an id.
         action_masks: whether to ask the environment for masks.
         progress: show a progress bar.
 
     Raises:
-        TypeError: `policy` or `env` is none of the above, or `n_episodes` or `n_envs` is no whole number.
+        TypeError: `policy` or `env` is of none of these kinds, or `n_episodes` or `n_envs` is no whole number.
         ValueError: a number is under 1; the id is unknown; the policy chose an action outside the action space or
             illegal under its mask; the environment showed NaN or infinity.
 
@@ -72,8 +73,8 @@ def record(
     stream = open_stream(env, check_positive_int("n_envs", n_envs))
     try:
         with _seeded(start):
-            chooser = Chooser(policy, batched=stream.batched, deterministic=deterministic)
-            tracks = _run(stream, chooser, episodes, start, ask_masks=action_masks, progress=progress)
+            actor = Actor(policy, batched=stream.batched, deterministic=deterministic)
+            tracks = _run(stream, actor, episodes, start, ask_masks=action_masks, progress=progress)
     finally:
         stream.close()
     metadata = {
@@ -88,18 +89,16 @@ def record(
 
 
 class _Track:
-    """What one environment has seen so far."""
+    """The transitions of one environment so far."""
 
     def __init__(self) -> None:
-        self.observations: list[ObservationRow] = []
+        self.observations: list[Observation] = []
         self.actions: list[AnyArray] = []
         self.steps: list[Step] = []
         self.masks: list[AnyArray] = []
 
 
-def _run(
-    stream: Stream, chooser: Chooser, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool
-) -> list[_Track]:
+def _run(stream: Stream, actor: Actor, n_episodes: int, seed: int, *, ask_masks: bool, progress: bool) -> list[_Track]:
     count = stream.num_envs
     quotas = np.array([(n_episodes + number) // count for number in range(count)])
     done = np.zeros(count, dtype=np.int64)
@@ -110,7 +109,7 @@ def _run(
         while (wanted := done < quotas).any():
             observations = list(stream.observations)
             masks = stream.action_masks() if ask_masks else None
-            actions = [checked_action(one, stream.action_space) for one in chooser(observations, masks, starts)]
+            actions = [checked_action(one, stream.action_space) for one in actor(observations, masks, starts)]
             for number, step in enumerate(stream.step(actions, wanted)):
                 # After a step that only restarted an environment, its episode is still to begin.
                 starts[number] = step is None or step.terminated or step.truncated

@@ -1,11 +1,11 @@
-"""The set that ships with the package, and how to name a set on a command line."""
+"""The demonstrations that ship with the package, and loading of demonstrations by name or path."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.file_format import DemonstrationsFileError
+from rlsmooth.data.files import DemonstrationsFileError
 
 __all__ = ["SHIPPED", "cartpole_v1", "cartpole_v1_noisy", "load_demonstrations"]
 

@@ -21,7 +21,7 @@ DTYPES = frozenset(
 
 
 class SpaceError(ValueError):
-    """Our own complaint, told apart from what Gymnasium raises about the same space."""
+    """An error of ours, to distinguish it from what Gymnasium raises about the same space."""
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _from_json(data: Any, depth: int) -> spaces.Space[Any]:
             low, high = (_bounds_from_json(data[name], shape, dtype) for name in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         if kind == "Discrete":
-            # dtype= is newer than the rest of the signature, so it is passed only where it says something.
+            # dtype= is newer than the rest of the signature, so it is passed only where it is not the default.
             dtype = _dtype(data["dtype"])
             more: dict[str, Any] = {} if dtype == np.int64 else {"dtype": dtype.type}
             return spaces.Discrete(_whole(data["n"]), start=_whole(data["start"]), **more)

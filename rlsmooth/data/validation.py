@@ -1,18 +1,15 @@
-"""What `Demonstrations` checks once, when data enter: vectorised, in chunks, and the error names the first bad row."""
+"""Check demonstrations once, when data enter: vectorised, in chunks, and the error names the first bad transition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Observations, chunks, in_memory
-
-if TYPE_CHECKING:
-    from rlsmooth.data.demonstrations import Demonstrations
+from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Fields, Observations, chunks, in_memory
 
 __all__ = ["action_dims", "action_starts", "checked_fields", "ends_of_flags", "stored_dtype"]
 
@@ -50,7 +47,7 @@ def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
 
 
 def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
-    """`episode_ends` from terminations and truncations; rows after the last True are one more episode, cut off.
+    """`episode_ends` from terminations and truncations; transitions after the last True are one more episode, cut off.
 
     Raises:
         ValueError: all of them are None.
@@ -58,49 +55,47 @@ def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     given = [np.asarray(values, dtype=bool) for values in flags if values is not None]
     if not given:
         raise ValueError(
-            "episode_ends is missing and neither terminations nor truncations are given: say where the episodes end "
+            "episode_ends is missing and neither terminations nor truncations are given: give the episodes' ends "
             "(episode_ends=[len(actions)] for one episode)."
         )
     return np.union1d(np.flatnonzero(np.logical_or.reduce(given)) + 1, [len(given[0])])
 
 
-def checked_fields(data: Demonstrations) -> dict[str, Any]:
-    """Check every field of `data` and return them as they are to be stored; see `Demonstrations` for the rules.
+def checked_fields(given: Fields) -> dict[str, Any]:
+    """Check the arguments of `Demonstrations` and return them as they are to be stored; the class says the rules.
 
     Raises:
         TypeError: a field is of a type or dtype that can't be stored.
-        ValueError: a length, shape or value is wrong; names the first offending row.
+        ValueError: a length, shape or value is wrong; the message names the first offending transition.
     """
-    dims = action_dims(data.action_space)
-    count = _length("actions", data.actions)
-    fields: dict[str, Any] = {"episode_ends": _check_episode_ends(data.episode_ends, count)}
-    fields["observations"] = _check_observations("observations", data.observations, data.observation_space, count)
-    fields["actions"] = _check_space_rows("actions", data.actions, data.action_space, count, bounded=True)
-    if data.next_observations is not None:
-        fields["next_observations"] = _check_observations(
-            "next_observations", data.next_observations, data.observation_space, count
-        )
-    if data.rewards is not None:
-        fields["rewards"] = _check_vector("rewards", data.rewards, count, "iuf", "numbers")
+    observation_space, action_space = given["observation_space"], given["action_space"]
+    dims = action_dims(action_space)
+    count = _length("actions", given["actions"])
+    fields: dict[str, Any] = {"episode_ends": _check_episode_ends(given["episode_ends"], count)}
+    fields["observations"] = _check_observations("observations", given["observations"], observation_space, count)
+    fields["actions"] = _check_space_rows("actions", given["actions"], action_space, count, bounded=True)
+    if (value := given.get("next_observations")) is not None:
+        fields["next_observations"] = _check_observations("next_observations", value, observation_space, count)
+    if (value := given.get("rewards")) is not None:
+        fields["rewards"] = _check_vector("rewards", value, count, "iuf", "numbers")
         _require("rewards", np.isfinite, "is {value}: rewards must be finite", fields["rewards"])
-    for name, value in (("terminations", data.terminations), ("truncations", data.truncations)):
-        if value is not None:
+    for name in ("terminations", "truncations"):
+        if (value := given.get(name)) is not None:
             fields[name] = _check_vector(name, value, count, "b", "Booleans")
             _check_ends_only(name, fields[name], fields["episode_ends"])
-    if data.weights is not None:
-        fields["weights"] = _check_vector("weights", data.weights, count, "iuf", "numbers")
+    if (value := given.get("weights")) is not None:
+        fields["weights"] = _check_vector("weights", value, count, "iuf", "numbers")
         _require(
             "weights", lambda w: np.isfinite(w) & (w >= 0), "is {value}: must be finite and >= 0", fields["weights"]
         )
-    if data.groups is not None:
-        fields["groups"] = _check_vector("groups", data.groups, count, "iu", "whole numbers")
-    if data.action_masks is not None:
-        fields["action_masks"] = _check_masks(data.action_masks, fields["actions"], data.action_space, dims)
-    if data.action_probs is not None:
-        masks = fields.get("action_masks")
-        fields["action_probs"] = _check_probs(data.action_probs, data.action_space, count, masks)
-    if data.infos is not None:
-        fields["infos"] = tuple(data.infos)
+    if (value := given.get("groups")) is not None:
+        fields["groups"] = _check_vector("groups", value, count, "iu", "whole numbers")
+    if (value := given.get("action_masks")) is not None:
+        fields["action_masks"] = _check_masks(value, fields["actions"], action_space, dims)
+    if (value := given.get("action_probs")) is not None:
+        fields["action_probs"] = _check_probs(value, action_space, count, fields.get("action_masks"))
+    if (value := given.get("infos")) is not None:
+        fields["infos"] = tuple(value)
         if len(fields["infos"]) != count:
             raise ValueError(f"infos has {len(fields['infos'])} entries, but there are {count} actions.")
     return fields
@@ -109,7 +104,7 @@ def checked_fields(data: Demonstrations) -> dict[str, Any]:
 def _length(name: str, array: Array) -> int:
     array = _as_array(name, array)
     if array.ndim == 0 or len(array) == 0:
-        raise ValueError(f"{name} has no rows: demonstrations need at least one transition.")
+        raise ValueError(f"{name} is empty: demonstrations need at least one transition.")
     return len(array)
 
 
@@ -124,15 +119,15 @@ def _as_array(name: str, value: Array) -> Array:
 def _require(
     name: str, good: Callable[..., AnyArray], problem: str, array: Array, *others: Array, show: bool = True
 ) -> None:
-    """Raise ValueError that names the first row for which `good(rows of array, rows of others...)` is not all true."""
+    """Raise a ValueError that names the first transition for which `good(array, *others)`, read in chunks, is false."""
     for start, stop in chunks(array):
         parts = [np.asarray(a[start:stop]) for a in (array, *others)]
         ok = np.asarray(good(*parts))
         if ok.all():
             continue
-        row = int(ok.reshape(len(ok), -1).all(axis=1).argmin())
-        value = np.array2string(parts[0][row], threshold=20, separator=", ") if show else ""
-        raise ValueError(f"{name}[{start + row}] {problem.format(value=value)}.")
+        first = int(ok.reshape(len(ok), -1).all(axis=1).argmin())
+        value = np.array2string(parts[0][first], threshold=20, separator=", ") if show else ""
+        raise ValueError(f"{name}[{start + first}] {problem.format(value=value)}.")
 
 
 def _check_episode_ends(ends: AnyArray, count: int) -> AnyArray:
@@ -165,7 +160,7 @@ def _check_observations(name: str, value: Observations, space: spaces.Space[Any]
 
 
 def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: int, *, bounded: bool) -> Array:
-    """Check `[N, *space.shape]` rows against a space; `bounded`: a Box's bounds count too (actions)."""
+    """Check `[N, *space.shape]` against a space; `bounded`: a Box's bounds count too (actions)."""
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         raise TypeError(
             f"{name}: {space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
@@ -210,7 +205,7 @@ def _check_box_rows(name: str, array: Array, space: spaces.Box, *, bounded: bool
             f"{name} has dtype {array.dtype}, but {space!r} needs {dtype}: convert with .astype('{dtype}')."
         )
     if in_memory(array):
-        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below, with its row
+        with np.errstate(over="ignore"):  # what overflows becomes inf and is reported below, with its place
             array = array.astype(dtype, copy=False)
     if array.dtype.kind == "f":
         _require(name, np.isfinite, "holds NaN or infinity: {value}", array)
@@ -232,10 +227,10 @@ def _check_vector(name: str, value: Array, count: int, kinds: str, what: str) ->
 
 
 def _check_ends_only(name: str, flags: Array, episode_ends: AnyArray) -> None:
-    """A True must be the last row of its episode: anything else is a boundary that `episode_ends` missed."""
+    """A True must be the last transition of its episode: anything else is a boundary that `episode_ends` missed."""
     for start, stop in chunks(flags):
-        rows = start + np.flatnonzero(np.asarray(flags[start:stop]))
-        inner = rows[~np.isin(rows + 1, episode_ends)]
+        places = start + np.flatnonzero(np.asarray(flags[start:stop]))
+        inner = places[~np.isin(places + 1, episode_ends)]
         if inner.size:
             raise ValueError(f"{name}[{inner[0]}] is True, but episode_ends has no episode that ends there.")
 

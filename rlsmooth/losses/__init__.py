@@ -1,12 +1,14 @@
-"""Everything that compares logits with a target. A loss never knows alpha: what is smoothed, is in the target.
+"""Losses, divergences and measures that compare logits with a target.
 
-`reference` has the definitions, dense and exact; `closed_form` the fast layer behind the public functions.
+A loss knows no alpha: all smoothing is in the target. `reference` holds the definitions, dense and exact; `closed_form`
+the fast layer behind the public functions; `measures` all that a log line says of predictions, in one pass.
 """
 
 from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
 from rlsmooth.losses.expectation import expected_value
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.measures import Statistics, statistics
 from rlsmooth.losses.policy import (
     entropy_fractions,
     entropy_of,
@@ -18,7 +20,6 @@ from rlsmooth.losses.policy import (
     mixture_log_probabilities,
 )
 from rlsmooth.losses.regularisers import confidence_penalty, label_relaxation, margin_penalty
-from rlsmooth.losses.summary import Statistics, statistics
 
 __all__ = [
     "Statistics",

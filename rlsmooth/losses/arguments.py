@@ -1,4 +1,4 @@
-"""What every loss does with its arguments: checks that read no values, and the reduction."""
+"""Checks of a loss's arguments, none of which reads a value, and the reduction over rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reduction: TypeAlias = Literal["none", "mean", "sum"]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a loss is computed in: float64 for float64, else float32 (no difference is taken in half precision)."""
+    """The dtype of computing: float64 for float64, else float32 (no difference is taken in half precision)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

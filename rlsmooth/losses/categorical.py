@@ -107,7 +107,7 @@ def kl_divergence(
     Args:
         logits: `[..., K]`. Half precision is computed and returned in float32.
         reference: a `Target` of the same batch shape; None: uniform over the legal classes.
-        direction: see above.
+        direction: `"reference_to_policy"` or `"policy_to_reference"`.
         mask: bool, broadcasts to `[..., K]`, True = legal.
         reduction: `"none"`: `[...]`; `"mean"` (of 0 rows: 0) or `"sum"`.
 

@@ -33,7 +33,7 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 19}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SMALL_ELEMENTS = 1 << 16
-_SMALL_ROWS = 2048  # torch's log_softmax takes each row by itself, which tells where rows are many and short
+_SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
 
 def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""What a categorical value function says: the mean of its distribution over the support."""
+"""The value that a categorical value function gives: the mean of its distribution over the support."""
 
 from __future__ import annotations
 

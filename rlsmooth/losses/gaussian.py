@@ -1,4 +1,4 @@
-"""The same three quantities for diagonal Gaussian policies, in closed form."""
+"""Cross-entropy, KL divergence and entropy of diagonal Gaussian policies, in closed form."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What acting policies need, from one log-softmax: log-probabilities, entropy, KL divergence, and exact mixtures.
+"""Log-probabilities, entropy, KL divergence and exact mixtures of policies, all from one log-softmax.
 
-`log_probabilities` is taken once a minibatch; everything else reads what it gave. Reinforcement learning has many small
+`log_probabilities` is taken once a minibatch; everything else reads its result. Reinforcement learning has many small
 minibatches of few classes, where the number of steps counts: these are torch's own, few, and wait for no device.
 """
 
@@ -115,18 +115,20 @@ def kl_from_log_probabilities(
 def mixture_log_probabilities(
     log_probs: Tensor, reference: Target | Tensor | None = None, *, floor: float, mask: Tensor | None = None
 ) -> Tensor:
-    """`log((1 - floor) · p(k) + floor · r(k))`, `[..., K]`: what acts under an exploration floor.
+    """`log((1 - floor) · p(k) + floor · r(k))`, `[..., K]`: the behaviour policy under an exploration floor.
 
     Taken in logarithms, so that it stays exact, and its gradient finite, where `p` underflows and where `r` is 0.
 
     Args:
         log_probs: `[..., K]`, as `log_probabilities` gave them.
-        reference: as of `kl_from_log_probabilities`: `r`, without a gradient; None: uniform over the legal classes.
+        reference: `r`: a `Target`, or probabilities that broadcast to `[..., K]` and are 0 at illegal classes (used as
+            given, without a gradient); None: uniform over the legal classes.
         floor: in [0, 1]; 0 gives `log_probs` itself.
         mask: bool, broadcasts to `[..., K]`, True = legal; read where `reference` is None.
 
     Raises:
-        TypeError: see `kl_from_log_probabilities`; a floor that is no number.
+        TypeError: log-probabilities or a reference that are not floating-point, a mask that is not bool, a floor that
+            is no number.
         ValueError: shapes that do not fit, a floor out of range.
 
     Example:

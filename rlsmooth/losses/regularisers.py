@@ -1,4 +1,4 @@
-"""Losses that stand beside label smoothing: each keeps a policy or a classifier from certainty in its own way."""
+"""Alternatives to label smoothing: losses that keep a policy or a classifier from certainty in other ways."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def label_relaxation(
         reduction: `"none"`, `"sum"` or `"mean"`.
 
     Raises:
-        TypeError: see `cross_entropy`.
-        ValueError: a target without atoms, and see `cross_entropy`.
+        TypeError: logits that are not floating-point, a target of another kind, a mask that is not bool.
+        ValueError: a target without atoms, shapes that do not fit, an unknown reduction.
 
     Example:
         >>> from rlsmooth.targets import uniform
@@ -89,8 +89,8 @@ def confidence_penalty(
         reduction: `"none"`, `"sum"` or `"mean"`.
 
     Raises:
-        TypeError: see `entropy`.
-        ValueError: a negative threshold, and see `cross_entropy`.
+        TypeError: logits that are not floating-point, a mask that is not bool.
+        ValueError: a negative threshold, shapes that do not fit, an unknown reduction.
 
     Example:
         >>> confidence_penalty(torch.tensor([[0.0, 0.0]]))
@@ -127,8 +127,8 @@ def margin_penalty(
         reduction: `"none"`, `"sum"` or `"mean"`.
 
     Raises:
-        TypeError: see `entropy`.
-        ValueError: a negative margin, and see `cross_entropy`.
+        TypeError: logits that are not floating-point, a mask that is not bool.
+        ValueError: a negative margin, shapes that do not fit, an unknown reduction.
 
     Example:
         >>> margin_penalty(torch.tensor([[12.0, 0.0]]), margin=10.0)

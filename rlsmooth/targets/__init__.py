@@ -1,4 +1,4 @@
-"""Everything that makes a target distribution. A loss only compares logits with what is made here.
+"""Builders of target distributions. A loss only compares logits with a target made here.
 
 One file a family: `labelled` (hard, uniform, prior, mixtures, atoms), `structured` (kernels, trees, ordered classes),
 `dense` (search counts, Boltzmann, teachers), `search` (completed values), `values` (categorical value targets),

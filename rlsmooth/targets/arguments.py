@@ -1,4 +1,4 @@
-"""Checks of what target builders are given. They read values, which waits for the device: call them on entry."""
+"""Checks of the arguments of target builders. They read values, which waits for the device: call them on entry."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def check_mask(mask: Tensor, labels: Tensor | None = None, name: str = "labels")
         bad = first_row(illegal if labels.ndim == mask.ndim else illegal.squeeze(-1))
         if bad is not None:
             raise ValueError(
-                f"{name}{at(bad)}={int(labels[bad])} is illegal under its mask: mend the mask or drop the row."
+                f"{name}{at(bad)}={int(labels[bad])} is illegal under its mask: fix the mask or drop the row."
             )
 
 

@@ -1,4 +1,4 @@
-"""Smoothing of pseudo-labels by the confidence of the model that gave them."""
+"""Smoothing of pseudo-labels by the confidence of the model that made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets that are a whole distribution a row: search, values, teachers, given probabilities."""
+"""Targets with a whole distribution for each row: search, values, teachers, given probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsmooth.targets.arguments import (
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["boltzmann", "from_probs", "teacher", "visit_counts"]
+__all__ = ["boltzmann", "check_float", "from_probs", "teacher", "visit_counts", "without_label"]
 
 
 def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = True) -> Target:
@@ -44,12 +44,12 @@ def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = Tr
         tensor([0.5623], dtype=torch.float64)
     """
     probs = from_array(probs)
-    _check_float("probs", probs)
+    check_float("probs", probs)
     if values_can_be_checked(validate):
         check_probabilities("probs", probs, "give probs / probs.sum(-1, keepdim=True)")
         _check_nothing_illegal("probs", probs, mask)
     given = probs.detach()
-    return _whole(
+    return without_label(
         Reference(probs.shape[-1], "dense", given, total=given.sum(-1, dtype=weight_dtype(given.device))), probs
     )
 
@@ -95,7 +95,7 @@ def visit_counts(
     else:
         logarithms = visits.log()
         probs = ((logarithms - logarithms.amax(-1, keepdim=True)) / temperature).softmax(-1)
-    return _whole(Reference(probs.shape[-1], "dense", probs), probs)
+    return without_label(Reference(probs.shape[-1], "dense", probs), probs)
 
 
 def boltzmann(
@@ -119,8 +119,8 @@ def boltzmann(
         tensor([[0.2689, 0.7311]])
     """
     q_values = from_array(q_values)
-    _check_float("q_values", q_values)
-    return _whole(_softmax("q_values", q_values, temperature, mask, validate=validate), q_values)
+    check_float("q_values", q_values)
+    return without_label(_softmax("q_values", q_values, temperature, mask, validate=validate), q_values)
 
 
 def teacher(
@@ -154,12 +154,12 @@ def teacher(
         tensor([[0.6345, 0.3655]])
     """
     logits = from_array(logits)
-    _check_float("logits", logits)
+    check_float("logits", logits)
     reference = _softmax("logits", logits, temperature, mask, validate=validate)
     if labels is None:
         if isinstance(alpha, Tensor) or alpha != 1.0:
             raise ValueError(f"alpha={alpha!r} leaves something for the labels: give labels, or alpha=1.")
-        return _whole(reference, logits)
+        return without_label(reference, logits)
     labels = to_labels(labels)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels {tuple(labels.shape)} must have the logits' batch shape {tuple(logits.shape[:-1])}.")
@@ -195,7 +195,8 @@ def _softmax(name: str, values: Tensor, temperature: float, mask: Tensor | None,
     return Reference(values.shape[-1], "logits", values, mask=mask, scale=scale, shift=shift, temperature=temperature)
 
 
-def _whole(reference: Reference, values: Tensor) -> Target:
+def without_label(reference: Reference, values: Tensor) -> Target:
+    """The target that is the reference alone, for the batch and on the device of `values` `[..., K]`."""
     batch_shape, device = values.shape[:-1], values.device
     dtype = weight_dtype(device)
     return Target(
@@ -207,7 +208,8 @@ def _whole(reference: Reference, values: Tensor) -> Target:
     )
 
 
-def _check_float(name: str, values: Tensor) -> None:
+def check_float(name: str, values: Tensor) -> None:
+    """Raise TypeError or ValueError unless `values` is a floating-point tensor `[..., K]`."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a floating-point tensor [..., K], got {kind}.")

@@ -39,7 +39,7 @@ class GaussianTarget:
         return self.actions.shape[:-1]
 
     def mass(self) -> Tensor:
-        """What the weights sum to, `[...]`."""
+        """The sum of the weights, `[...]`."""
         return self.atom_weight if self.background_weight is None else self.atom_weight + self.background_weight
 
     def __getitem__(self, index: int | slice | Tensor) -> GaussianTarget:
@@ -87,7 +87,7 @@ def gaussian(
         actions: float `[..., D]`.
         alpha: at most 1; a number, or a tensor that broadcasts over the batch.
         reference_mean: a number, or a tensor that broadcasts to `[D]`.
-        reference_std: likewise, positive.
+        reference_std: of the same shape, positive.
         validate: check values, which waits for the device.
 
     Raises:

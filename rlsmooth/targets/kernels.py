@@ -78,22 +78,22 @@ def ordinal_kernel(
     | scheme | before normalising | source |
     |---|---|---|
     | `"adjacent"` | 1 where `|k - t| = 1` | |
-    | `"triangular"` | `max(0, 1 - |k - t| / width)`, symmetric under reversal | Vargas et al. 2023, mended |
+    | `"triangular"` | `max(0, 1 - |k - t| / width)`, symmetric under reversal | Vargas et al. 2023, fixed |
     | `"binomial"` | `Binomial(k; K - 1, (t + 0.5) / K)` | Pinto da Costa et al. 2008 |
-    | `"poisson"` | `Poisson(k; t + 0.5)` cut to `k < K`; the half keeps `t` the only mode | Liu et al. 2020, mended |
+    | `"poisson"` | `Poisson(k; t + 0.5)` cut to `k < K`; the half keeps `t` the only mode | Liu et al. 2020, fixed |
     | `"beta"` | Beta of mode `(t + 0.5) / K`, `a + b = concentration`, integrated over bins | Vargas et al. 2022 |
     | `"exponential"` | `exp(-decay · |k - t|^power)`; power 2 is SORD, power 1 the geometric | Diaz and Marathe 2019 |
 
     Args:
         num_classes: `K`.
-        scheme: one of the above.
+        scheme: a name of the table.
         include_label: False: the label's own entry is 0 and the rest sums to 1. True: the whole distribution.
         width: of `"triangular"`, in classes; above 1.
         concentration: of `"beta"`, at least 2 (where it is flat).
         decay: of `"exponential"`, at least 0.
         power: of `"exponential"`, above 0.
-        edge: of `"adjacent"`, at the two ends: `"all"` gives the lone neighbour everything, `"half"` gives it a half
-            and leaves the rest on the label.
+        edge: of `"adjacent"`, at the first and the last class: `"all"` gives the only neighbour everything, `"half"`
+            gives it a half and leaves the rest on the label.
 
     Returns:
         float64 `[K, K]`, rows summing to 1 (for one class: 0, or 1 with `include_label`).

@@ -26,7 +26,7 @@ from rlsmooth.targets.arguments import (
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["mixture", "one_hot", "prior", "sparse", "uniform"]
+__all__ = ["around_label", "mixture", "one_hot", "prior", "sparse", "uniform"]
 
 
 def one_hot(labels: Labels, num_classes: int, *, mask: Tensor | None = None, validate: bool = True) -> Target:
@@ -112,7 +112,7 @@ def uniform(
         if spread == "others":
             background = torch.where(legal > 1, level * legal / (legal - 1), 0.0)
     if spread == "others":
-        # What the background puts on the label is taken off exactly, so that alpha 1 leaves 0 there and not -1e-17.
+        # The background's share on the label is taken off exactly, so that alpha 1 leaves 0 there and not -1e-17.
         on_label = torch.where(background == 0, 1.0, on_label) - background * each
     may_cancel = spread == "others" or not _is_share(alpha)
     atoms = labels.unsqueeze(-1), on_label.unsqueeze(-1)
@@ -155,10 +155,10 @@ def prior(
         check_probabilities("prior", prior, "give counts / counts.sum()")
     vector = prior.detach().to(labels.device, weight_dtype(labels.device))
     reference = Reference(len(vector), "vector", vector, total=vector.sum())
-    return _around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
+    return around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
 
 
-def _around_label(
+def around_label(
     labels: Tensor,
     reference: Reference,
     alpha: Alpha | None,
@@ -236,7 +236,7 @@ def mixture(
     """
     parents = to_labels(parents, "parents")
     if num_classes is None:
-        raise TypeError("num_classes is missing: mixture can't tell it from the parents.")
+        raise TypeError("num_classes is missing: mixture can't infer it from the parents.")
     check_positive_int("num_classes", num_classes)
     if parents.ndim == 0 or parents.shape[-1] == 0:
         raise ValueError(f"parents has shape {tuple(parents.shape)}, needs [..., P] with at least one parent.")
@@ -276,7 +276,7 @@ def mixture(
     per_other = torch.where(others > 0, level / others, 0.0)  # what each class that is no parent gets
     reference = Reference(num_classes, mask=mask, scale=None if mask is None else 1 / classes)
     background = per_other * classes
-    # What the background puts on a parent is taken off exactly, so that a parent of weight 0 keeps 0 and not -1e-17.
+    # The background's share on a parent is taken off exactly, so that a parent of weight 0 keeps 0 and not -1e-17.
     from_background = (background * (1 / classes)).unsqueeze(-1)
     atoms = torch.where(others > 0, 1 - level, 1.0).unsqueeze(-1) * shares - first_of_its_kind * from_background
     return Target(num_classes, parents, atoms, background, reference)

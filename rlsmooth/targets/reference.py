@@ -1,4 +1,4 @@
-"""The background of a target: one distribution a row, kept in its smallest form."""
+"""The background of a target: one distribution for each row, kept in its smallest form."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Reference:
         return take_rows(entropy, self.rows) if shared and self.rows is not None else entropy
 
     def mass(self) -> Tensor | None:
-        """Each row's sum, broadcasting over the batch; None stands for 1 everywhere."""
+        """Each row's sum, broadcasting over the batch; None means 1 everywhere."""
         return self.total
 
     def to(self, device: torch.device | str) -> Reference:

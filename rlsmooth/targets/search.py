@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets.arguments import at, broadcast_mask, check_mask, first_row, from_array, values_can_be_checked
-from rlsmooth.targets.dense import _check_float, boltzmann
+from rlsmooth.targets.dense import boltzmann, check_float
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 from rlsmooth.targets.target import Target
 
 __all__ = ["completed_q"]
 
 _NARROWEST_RANGE = 1e-8
-"""What a range of values counts at least, when they are rescaled by it: mctx's `epsilon`."""
+"""The least range of values, when they are rescaled by it: mctx's `epsilon`."""
 
 
 def completed_q(
@@ -37,8 +37,8 @@ def completed_q(
         sigma(q) = (maxvisit_init + max visits) · value_scale · q,    q rescaled to [0, 1] first
 
     A better policy than the prior for any number of visits, where visit counts need many. It is mctx's
-    `qtransform_completed_by_mix_value`, with one difference: an illegal action is as if it did not exist. mctx lets the
-    mixed value stand for it, and so counts that in the range that rescales, also where every legal action is visited.
+    `qtransform_completed_by_mix_value`, with one difference: an illegal action is as if it did not exist. mctx gives it
+    the mixed value, and so counts that in the range that rescales, also where every legal action is visited.
 
     Args:
         prior_logits: float `[..., K]`, the policy network's.
@@ -65,8 +65,8 @@ def completed_q(
     scale = check_in_range("value_scale", value_scale, 0.0)
     first_visits = check_in_range("maxvisit_init", maxvisit_init, 0.0)
     prior_logits, q_values, visit_counts = (from_array(each) for each in (prior_logits, q_values, visit_counts))
-    _check_float("prior_logits", prior_logits)
-    _check_float("q_values", q_values)
+    check_float("prior_logits", prior_logits)
+    check_float("q_values", q_values)
     if not isinstance(visit_counts, Tensor) or visit_counts.dtype == torch.bool or visit_counts.is_complex():
         kind = str(visit_counts.dtype) if isinstance(visit_counts, Tensor) else type(visit_counts).__name__
         raise TypeError(f"visit_counts must be a tensor of numbers [..., K], got {kind}.")

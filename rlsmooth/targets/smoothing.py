@@ -1,4 +1,4 @@
-"""`Smoothing`: the recipe that agents and trainers take."""
+"""`Smoothing`: the recipe of label smoothing that agents and trainers take."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class Smoothing:
             validate: False skips what waits for the device; a trainer that has checked its data set passes it.
 
         Raises:
-            TypeError: see the builders.
-            ValueError: see the builders; also a reference made for another number of classes.
+            TypeError: as the builders.
+            ValueError: as the builders; or a reference made for another number of classes.
         """
         labels = to_labels(labels)
         alpha = self.alpha_at(progress)
@@ -178,7 +178,7 @@ class Smoothing:
         return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
 
     def to_config(self) -> dict[str, Any]:
-        """What JSON can hold; `Smoothing.from_config` reads it back.
+        """The recipe as JSON can hold it; `Smoothing.from_config` reads it back.
 
         Raises:
             ValueError: alpha is a callable, which no file of data can hold; `"lin_…"` can be kept.
@@ -235,7 +235,7 @@ class Smoothing:
 
 
 def as_smoothing(value: float | str | Smoothing) -> Smoothing:
-    """What a `smoothing=` argument means: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
+    """Interpret a `smoothing=` argument: a number or `"lin_…"` is short for `Smoothing(alpha=value)`.
 
     Raises:
         TypeError: it is none of these.

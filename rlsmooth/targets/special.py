@@ -1,4 +1,4 @@
-"""The one special function that torch lacks."""
+"""The regularised incomplete beta function, which torch lacks."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlsmooth.checks import check_choice
 from rlsmooth.targets.arguments import Alpha, Labels, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows, ordinal_kernel
-from rlsmooth.targets.labelled import _around_label
+from rlsmooth.targets.labelled import around_label
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
@@ -108,11 +108,11 @@ def ordinal(
         num_classes: `K`.
         alpha: at most 1; a number, or a tensor that broadcasts over the batch; None: the whole distribution.
         scheme: `"adjacent"`, `"triangular"`, `"binomial"`, `"poisson"`, `"beta"` or `"exponential"`.
-        width: see `ordinal_kernel`.
-        concentration: see `ordinal_kernel`.
-        decay: see `ordinal_kernel`.
-        power: see `ordinal_kernel`.
-        edge: see `ordinal_kernel`.
+        width: of `"triangular"`, in classes; above 1.
+        concentration: of `"beta"`, at least 2 (where it is flat).
+        decay: of `"exponential"`, at least 0.
+        power: of `"exponential"`, above 0.
+        edge: of `"adjacent"`: `"all"` or `"half"` of the mass for the only neighbour of the first and the last class.
         mask: bool, broadcasts to `[..., K]`; True = legal.
         validate: check values, which waits for the device.
 
@@ -148,7 +148,7 @@ def cached_ordinal_kernel(
 
 # What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that
 # would load the whole compiler, a second and more, whenever this library is imported.
-cached_ordinal_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
+vars(cached_ordinal_kernel)["_dynamo_marked_constant"] = True
 
 
 @functools.lru_cache(maxsize=64, typed=True)  # typed: 3.0 is no number of classes, whether or not 3 was one
@@ -181,4 +181,4 @@ def from_rows(labels: Tensor, rows: Tensor, alpha: Alpha | None, *, mask: Tensor
     table = rows.to(labels.device, weight_dtype(labels.device))
     if len(table) == 1:  # no other class to smooth to
         table = torch.ones_like(table)
-    return _around_label(labels, Reference(len(table), "rows", table, labels), alpha, mask, validate=validate)
+    return around_label(labels, Reference(len(table), "rows", table, labels), alpha, mask, validate=validate)

@@ -86,7 +86,7 @@ class Tree:
             classes: the leaves in class order, as indices or names. Default: all leaves in the order of `parents`.
 
         Raises:
-            ValueError: see the class; also an unknown parent or class.
+            ValueError: as the class; or an unknown parent or class.
 
         Example:
             >>> Tree.from_parents([-1, 0, 0, 1, 1]).class_names
@@ -226,7 +226,7 @@ class Tree:
         return Tree(self.names, self.parents, tuple(place[name] for name in class_names))
 
     def to_config(self) -> dict[str, list[Any]]:
-        """What JSON can hold; `Tree.from_config` reads it back."""
+        """The tree as JSON can hold it; `Tree.from_config` reads it back."""
         return {"names": list(self.names), "parents": list(self.parents), "classes": list(self.classes)}
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets.arguments import first_row, from_array, values_can_be_checked
-from rlsmooth.targets.dense import _whole
+from rlsmooth.targets.dense import without_label
 from rlsmooth.targets.reference import Reference, take_rows, weight_dtype
 from rlsmooth.targets.target import Target
 
@@ -67,10 +67,10 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
     the bin width being interpolated between the centres where they are not evenly spaced. Each tail is taken from its
     own side (`erfc`), so that far bins keep their relative precision and no row is ever 0/0.
 
-    Cutting the Gaussian at the support's ends pulls the mean inwards there. At the ratio 0.75 `expected_value` gives
-    back the value to 5e-6 of a bin four bins inside the support, to 0.05 of a bin one bin inside, and at the end itself
-    0.37 of a bin too far in: leave a few bins of room. A narrow Gaussian loses the value between two centres: 0.002 of
-    a bin at the ratio 0.5, 0.05 at 0.3.
+    Cutting the Gaussian at the support's bounds pulls the mean inwards there. At the ratio 0.75 `expected_value` gives
+    back the value to 5e-6 of a bin four bins inside the support, to 0.05 of a bin one bin inside, and at the bound
+    itself 0.37 of a bin too far in: leave a few bins of room. A narrow Gaussian loses the value between two centres:
+    0.002 of a bin at the ratio 0.5, 0.05 at 0.3.
 
     Args:
         values: `[...]`, numbers; those outside the support, infinite ones included, are clamped to its end points.
@@ -91,7 +91,7 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
     inside, centres = _clamped(values, support, validate=validate)
     if len(centres) == 1:
         masses = inside.unsqueeze(-1) - centres + 1  # 1, and NaN where the value is
-        return _whole(Reference(1, "dense", masses), masses)
+        return without_label(Reference(1, "dense", masses), masses)
     gaps = centres.diff()
     edges = torch.cat((centres[:1] - gaps[:1] / 2, centres[:-1] + gaps / 2, centres[-1:] + gaps[-1:] / 2))  # [K + 1]
     distances = (edges - inside.unsqueeze(-1)) / (ratio * _width_at(inside, centres, edges.diff())).unsqueeze(-1)
@@ -100,7 +100,7 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
     value_in_bin = (distances[..., :-1] < 0) & (distances[..., 1:] > 0)
     masses = torch.where(value_in_bin, 1 - left - right, (left - right).abs())
     probs = masses / masses.sum(-1, keepdim=True)
-    return _whole(Reference(len(centres), "dense", probs), probs)
+    return without_label(Reference(len(centres), "dense", probs), probs)
 
 
 def to_support(support: Tensor) -> Tensor:

@@ -17,13 +17,24 @@ from rlsmooth.training.discriminator import (
     discriminator_statistics,
     discriminator_step,
 )
-from rlsmooth.training.gan import GANTrainer
-from rlsmooth.training.gan_cases import GANCase, gan_case
-from rlsmooth.training.gan_loss import generator_loss
-from rlsmooth.training.gan_modes import ModeCoverage, mode_coverage
-from rlsmooth.training.gan_networks import image_discriminator, image_generator
+from rlsmooth.training.gan import GANTrainer, generator_loss
+from rlsmooth.training.gan_cases import (
+    GANCase,
+    ModeCoverage,
+    gan_case,
+    image_discriminator,
+    image_generator,
+    mode_coverage,
+)
 from rlsmooth.training.run import TrainingDivergedError
-from rlsmooth.training.safe_file import SafeFile, SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import (
+    SafeFile,
+    SafeFileError,
+    read_safe_file,
+    tree_from_json,
+    tree_to_json,
+    write_safe_file,
+)
 from rlsmooth.training.seeding import (
     epoch_permutation,
     execution_state,
@@ -42,7 +53,6 @@ from rlsmooth.training.self_training_report import (
     gradient_bins,
     logit_gradient_norms,
 )
-from rlsmooth.training.tree import tree_from_json, tree_to_json
 
 __all__ = [
     "Checkpoint",

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.training.safe_file import SafeFileError, check_json, read_safe_file, write_safe_file
-from rlsmooth.training.tree import tree_from_json, tree_to_json
+from rlsmooth.training.safe_file import SafeFileError, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 
 __all__ = [
     "Checkpoint",
     "checkpoint_steps",
     "latest_checkpoint",
+    "load_module",
     "load_optimizer",
     "optimizer_to_tensors",
     "save_checkpoint",
@@ -88,10 +88,9 @@ def save_checkpoint(
     """
     step = check_positive_int("step", step, minimum=0)
     keep = check_positive_int("keep", keep)
-    check_json(dict(config), "config")
     path = check_writable_folder("folder", folder) / f"checkpoint_{step}.zip"
     head = {"step": step, "config": dict(config)}
-    write_safe_file(path, head, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+    write_safe_file(path, head, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION, config_name="")
     earlier = [other for other in checkpoint_steps(folder) if other < step]
     for old in earlier[: max(0, len(earlier) - (keep - 1))]:
         _checkpoint_path(folder, old).unlink(missing_ok=True)
@@ -156,6 +155,24 @@ def latest_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu")
     if faults:
         raise SafeFileError(f"No checkpoint in {str(folder)!r} can be read: {' '.join(faults)}")
     return None
+
+
+def load_module(name: str, module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put parameters and buffers from a file into a module of the caller's.
+
+    Args:
+        name: what errors call the module.
+        module: of the same shapes.
+        state: of its `state_dict`.
+        where: what errors call the source: `"the file 'a.zip'"`.
+
+    Raises:
+        ValueError: the module has other names or shapes.
+    """
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not fit {where}: {error}") from error
 
 
 def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,9 +24,14 @@ from rlsmooth.training.checkpoint import (
 )
 from rlsmooth.training.classifier_model import ModelLike, as_device, build_model
 from rlsmooth.training.classifier_run import Run, fingerprint
-from rlsmooth.training.safe_file import SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import (
+    SafeFileError,
+    decode_smoothing,
+    encode_smoothing,
+    read_safe_file,
+    write_safe_file,
+)
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
-from rlsmooth.training.smoothing_json import decode_smoothing, encode_smoothing
 
 if TYPE_CHECKING:
     from rlsmooth.training.classifier import Classifier

@@ -13,7 +13,7 @@ Nothing here touches the random generators that training draws from, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from torch import Tensor
 from rlsmooth.audits import calibration_error, reliability_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.checks import check_writable_folder
-from rlsmooth.losses import cross_entropy, statistics
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
 from rlsmooth.training.classifier_data import Rows
 from rlsmooth.training.classifier_run import Run
 from rlsmooth.training.run import divergence_error
@@ -143,44 +144,34 @@ class Monitor:
             model="model",
         )
 
-    @torch.no_grad()
-    def _measure(self, parts: list[Rows] | Iterator[Rows]) -> dict[str, Tensor]:
+    def _measure(self, parts: Iterable[Rows]) -> dict[str, Tensor]:
         """Means over some rows under the model as it is, on the device."""
-        run = self.run
-        run.module.eval()
-        columns = [torch.stack(self._columns(rows)) for rows in parts]
-        run.module.train()
-        joined = torch.cat(columns, dim=1)
-        loss, nll, entropy, confidence, hit, weight = joined.unbind(0)
-        total = weight.sum()
+        self.run.module.eval()
+        found, weights = self._predictions(parts)
+        self.run.module.train()
         return {
-            "cross_entropy": torch.where(weight > 0, loss * weight, 0.0).sum() / torch.where(total > 0, total, 1.0),
-            "nll_hard": nll.mean(),
-            "accuracy": hit.mean(),
-            "ece": calibration_error(confidence, hit),
-            "entropy": entropy.mean(),
+            "cross_entropy": reduce(found.cross_entropy, weights, "mean"),
+            "nll_hard": found.nll.mean(),
+            "accuracy": found.hit.to(torch.float32).mean(),
+            "ece": calibration_error(found.confidence, found.hit),
+            "entropy": found.entropy.mean(),
         }
 
-    def _columns(self, rows: Rows) -> list[Tensor]:
+    @torch.no_grad()
+    def _predictions(self, parts: Iterable[Rows]) -> tuple[PredictionMeasures, Tensor]:
+        """The measures of some rows, and their weights."""
         run = self.run
-        target = rows.target
-        if target is None:
-            target = run.data.smoothing(
-                rows.labels, len(run.data.classes), rows.mask, max(run.progress, 0.0), validate=False
-            )
-        logits = run.module(rows.inputs)
-        found = statistics(logits, target, rows.mask)
-        legal = logits if rows.mask is None else logits.masked_fill(~rows.mask, -torch.inf)
-        best = legal.argmax(-1)
-        columns = [
-            found.cross_entropy,
-            cross_entropy(logits, rows.labels, mask=rows.mask, reduction="none"),
-            found.entropy,
-            (-cross_entropy(logits, best, mask=rows.mask, reduction="none")).exp().clamp(max=1.0),
-            best == rows.labels,
-            torch.ones_like(found.entropy) if rows.weights is None else rows.weights,
-        ]
-        return [column.to(torch.float32) for column in columns]
+        found, weights = [], []
+        for rows in parts:
+            target = rows.target
+            if target is None:
+                target = run.data.smoothing(
+                    rows.labels, len(run.data.classes), rows.mask, max(run.progress, 0.0), validate=False
+                )
+            measured = measure_predictions(run.module(rows.inputs), target, rows.mask, labels=rows.labels)
+            found.append(measured)
+            weights.append(torch.ones_like(measured.nll) if rows.weights is None else rows.weights)
+        return PredictionMeasures.concatenate(found), torch.cat(weights)
 
     def _draw_targets(self) -> None:
         data, smoothing = self.run.data, self.run.data.smoothing
@@ -193,14 +184,13 @@ class Monitor:
         draw_target_matrix(axes, matrix, names=[str(name) for name in data.classes])
         self._writer.add_figure("classifier/target_matrix", figure, 0, close=False)
 
-    @torch.no_grad()
     def _draw_reliability(self) -> None:
         run = self.run
         parts = [self._rows] if run.data.validation is None else _blocks(run.data.validation)
-        joined = torch.cat([torch.stack(self._columns(rows)) for rows in parts], dim=1)
-        confidence, hit = joined[3], joined[4]
+        found, _ = self._predictions(parts)
         figure, axes = new_figure()
-        draw_reliability(axes, reliability_bins(confidence, hit), ece=float(calibration_error(confidence, hit)))
+        ece = float(calibration_error(found.confidence, found.hit))
+        draw_reliability(axes, reliability_bins(found.confidence, found.hit), ece=ece)
         self._writer.add_figure("classifier/reliability", figure, run.step, close=False)
 
 

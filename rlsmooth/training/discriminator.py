@@ -1,4 +1,4 @@
-"""One step of a discriminator, the same for GAN, GAIL and AIRL: high logits are real (or expert)."""
+"""The discriminator step that GAN, GAIL and AIRL share: high logits mean real (or expert)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class DiscriminatorStatistics(NamedTuple):
 
     Attributes:
         loss: the loss that was trained on, in nats.
-        accuracy: share of all rows on the right side of logit 0 (a logit of exactly 0 counts as real).
-        accuracy_real: of the real rows; NaN where there are none.
-        accuracy_fake: of the fake rows; NaN where there are none.
+        accuracy: share of all samples on the right side of logit 0 (a logit of exactly 0 counts as real).
+        accuracy_real: of the real samples; NaN where there are none.
+        accuracy_fake: of the fake samples; NaN where there are none.
         entropy: mean Bernoulli entropy of the predictions, in nats.
-        probability_real: mean D on real rows, `sigmoid(logit)`.
-        probability_fake: mean D on fake rows.
-        share_real: real rows among all.
-        share_predicted_real: rows predicted to be real among all.
+        probability_real: mean D on real samples, `sigmoid(logit)`.
+        probability_fake: mean D on fake samples.
+        share_real: real samples among all.
+        share_predicted_real: samples predicted to be real among all.
     """
 
     loss: Tensor
@@ -55,8 +55,8 @@ def check_targets(real_target: float, fake_target: float, *, stacklevel: int = 2
     """The two targets, checked: each in `[0, 1]`, the real one above the fake one.
 
     Args:
-        real_target: probability of "real" that real rows are trained on.
-        fake_target: probability of "real" that fake rows are trained on.
+        real_target: probability of "real" that real samples are trained on.
+        fake_target: probability of "real" that fake samples are trained on.
         stacklevel: of the warning, as in `warnings.warn`; 2 is the caller's line.
 
     Raises:
@@ -98,18 +98,18 @@ def discriminator_loss(
     real_weight: Tensor | None = None,
     fake_weight: Tensor | None = None,
 ) -> Tensor:
-    """Half the mean binary cross-entropy of each side, in nats: of equal batches it is the mean over all rows.
+    """Half the mean binary cross-entropy of each side, in nats: of equal batches it is the mean over all samples.
 
     With targets `a` and `b` and densities `p_real`, `p_fake` it is least at
     `D = (a p_real + b p_fake) / (p_real + p_fake)` (Goodfellow et al. 2014 with Salimans et al. 2016), so that a
-    one-sided logit is capped at `log(a / (1 - a))`. A side without rows, or of weights that are all 0, adds 0.
+    one-sided logit is capped at `log(a / (1 - a))`. A side without samples, or of weights that are all 0, adds 0.
 
     Args:
         real_logits: `[R]` or any shape, high = real.
         fake_logits: `[F]` or any shape.
-        real_target: probability of "real" that real rows are trained on.
-        fake_target: probability of "real" that fake rows are trained on.
-        real_weight: as `real_logits`, a factor a row; the side's mean is divided by their sum.
+        real_target: probability of "real" that real samples are trained on.
+        fake_target: probability of "real" that fake samples are trained on.
+        real_weight: as `real_logits`, a factor a sample; the side's mean is divided by their sum.
         fake_weight: as `fake_logits`.
 
     Raises:
@@ -181,11 +181,11 @@ def discriminator_step(
     Args:
         optimizer: of the discriminator's parameters, which the logits were made with.
         real_logits: `[R]` or any shape, high = real, with their graph.
-        fake_logits: likewise; made from detached fakes, or their gradient runs into the generator.
-        real_target: see `discriminator_loss`; check it once by `check_targets`.
-        fake_target: likewise.
-        real_weight: likewise.
-        fake_weight: likewise.
+        fake_logits: `[F]` or any shape, made from detached fakes, or their gradient runs into the generator.
+        real_target: probability of "real" that real samples are trained on; check it once by `check_targets`.
+        fake_target: probability of "real" that fake samples are trained on.
+        real_weight: as `real_logits`, a factor a sample.
+        fake_weight: as `fake_logits`, a factor a sample.
         penalty: 0-dim, added to the loss: a gradient penalty, weight decay.
         max_grad_norm: to which the norm of the gradient of all the optimiser's parameters is clipped; None: not.
 
@@ -229,18 +229,18 @@ def accumulated_discriminator_step(
 ) -> DiscriminatorStatistics:
     """One update on a batch that comes in parts, so that the memory for one part's graph is enough.
 
-    Parts of the same size give what `discriminator_step` gives on all rows at once, but for rounding.
+    Parts of the same size give what `discriminator_step` gives on all samples at once, but for rounding.
 
     Args:
         optimizer: see `discriminator_step`.
         parts: real and fake logits of each part, made when they are asked for.
         num_parts: how many parts come; the mean of their losses is trained on.
-        real_target: see `discriminator_loss`.
-        fake_target: likewise.
+        real_target: probability of "real" that real samples are trained on.
+        fake_target: probability of "real" that fake samples are trained on.
         max_grad_norm: see `discriminator_step`.
 
     Returns:
-        The statistics of all rows together.
+        The statistics of all samples together.
 
     Raises:
         ValueError: there come more parts, or fewer.

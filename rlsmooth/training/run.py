@@ -45,6 +45,7 @@ __all__ = [
     "Stopwatch",
     "TrainingDivergedError",
     "append_values",
+    "check_folder_given",
     "check_given",
     "check_given_again",
     "check_no_missing",
@@ -317,6 +318,20 @@ def delete_leftovers(folder: Path, *names: str) -> None:
 
 
 # ---- what a run needs, and what a resumed one must have as it was
+
+
+def check_folder_given(folder: object, *, resume: bool) -> None:
+    """Raise ValueError if a run is to be resumed and no folder is named.
+
+    Args:
+        folder: the trainer's `checkpoint_folder`.
+        resume: whether it is to be resumed.
+
+    Example:
+        >>> check_folder_given(None, resume=False)
+    """
+    if resume and folder is None:
+        raise ValueError("resume=True needs the run's checkpoint_folder: name the one that it was started with.")
 
 
 def check_given(name: str, value: object, owner: str) -> None:

@@ -3,19 +3,25 @@
 Loading never unpickles and never imports a name that the file gives, so a file from a stranger can't run code. Every
 member has its sha256 in `config.json`, and the whole archive's is in its comment. The hashes find damage (a bad disk,
 half a download), not forgery: whoever changes a file on purpose can write new hashes too.
+
+`tree_to_json` and `encode_smoothing` bring into that form what JSON can't hold as it is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -23,9 +29,22 @@ from torch import Tensor
 
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.checks import check_positive_int
-from rlsmooth.training.safe_zip import SafeFileError, fault, pack_zip, unpack_zip
+from rlsmooth.targets import Smoothing
 
-__all__ = ["SafeFile", "SafeFileError", "check_json", "read_safe_file", "write_safe_file"]
+__all__ = [
+    "SafeFile",
+    "SafeFileError",
+    "check_json",
+    "decode_smoothing",
+    "encode_smoothing",
+    "read_safe_file",
+    "tree_from_json",
+    "tree_to_json",
+    "with_zip_suffix",
+    "write_safe_file",
+]
+
+T = TypeVar("T")
 
 CONFIG_MEMBER = "config.json"
 MAX_CONFIG_BYTES = 64 * 2**20
@@ -33,11 +52,21 @@ GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
 TENSOR_MEMBER = re.compile(rf"(?P<group>{GROUP_NAME.pattern})\.safetensors")
 LIBRARIES = ("rlsmooth", "torch", "numpy", "gymnasium", "stable_baselines3", "safetensors")
 HEAD_KEYS = {"format": str, "format_version": int, "versions": dict, "members": dict, "aliases": dict, "config": dict}
+MAX_MEMBERS = 64
+COMMENT_PREFIX = b"sha256:"
+DIGEST_LENGTH = 64
+END_RECORD = b"PK\x05\x06"
+END_RECORD_LENGTH = 22
+TUPLE, DICT, TENSOR = "__tuple__", "__dict__", "__tensor__"
+
+
+class SafeFileError(ValueError):
+    """A file that can't be read safely and whole; the message names the path, what is wrong, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SafeFile:
-    """What a file held, read and checked.
+    """The content of a file, read and checked.
 
     Attributes:
         config: the plain data that the writer gave (tuples have become lists).
@@ -52,6 +81,17 @@ class SafeFile:
     format_version: int
 
 
+def with_zip_suffix(path: str | Path) -> Path:
+    """The path, its `~` expanded, with `.zip` added to a name without a suffix.
+
+    Example:
+        >>> with_zip_suffix("runs/agent").name, with_zip_suffix("runs/agent.old").name
+        ('agent.zip', 'agent.old')
+    """
+    path = Path(path).expanduser()
+    return path if path.suffix else path.with_name(f"{path.name}.zip")
+
+
 def write_safe_file(
     path: str | Path,
     config: Mapping[str, Any],
@@ -59,6 +99,7 @@ def write_safe_file(
     tensors: Mapping[str, Mapping[str, Tensor]],
     format_name: str,
     format_version: int,
+    config_name: str = "config",
 ) -> None:
     """Write `config` and `tensors` to `path`, whole or not at all (see `rlsmooth.atomic`).
 
@@ -72,6 +113,7 @@ def write_safe_file(
             values; the same tensor under two names of a group is written once.
         format_name: what kind of file this is, for example `"rlsmooth-agent"`; the reader asks for the same one.
         format_version: 1 or more; raised when an older reader could no longer read the file.
+        config_name: what errors call `config`; "": its keys alone.
 
     Raises:
         TypeError: something in `config` is not JSON-able, or a value in `tensors` is not a dense tensor.
@@ -87,7 +129,7 @@ def write_safe_file(
         ({'n': 3}, tensor([1., 1.]))
     """
     check_positive_int("format_version", format_version)
-    check_json(dict(config), "config")
+    check_json(dict(config), config_name)
     payloads: dict[str, bytes] = {}
     aliases: dict[str, dict[str, str]] = {}
     for group, named in tensors.items():
@@ -104,7 +146,7 @@ def write_safe_file(
         "aliases": {group: names for group, names in aliases.items() if names},
         "config": dict(config),
     }
-    write_bytes_atomically(path, pack_zip({CONFIG_MEMBER: json.dumps(head, indent=1).encode(), **payloads}))
+    write_bytes_atomically(path, _pack_zip({CONFIG_MEMBER: json.dumps(head, indent=1).encode(), **payloads}))
 
 
 def read_safe_file(
@@ -130,7 +172,7 @@ def read_safe_file(
             declares more bytes than it has, is of another kind, or is newer than the caller.
     """
     path = Path(path).expanduser()
-    members = unpack_zip(path, _read_bytes(path), required=CONFIG_MEMBER, allowed=TENSOR_MEMBER)
+    members = _unpack_zip(path, _read_bytes(path), required=CONFIG_MEMBER, allowed=TENSOR_MEMBER)
     head = _read_head(path, members.pop(CONFIG_MEMBER), format_name, format_version)
     _check_hashes(path, members, head["members"])
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -147,7 +189,11 @@ def read_safe_file(
 
 
 def check_json(value: object, where: str) -> None:
-    """Raise TypeError, with the place in `value` (which is called `where`), unless a safe file's config can hold it.
+    """Raise TypeError, with the place in `value`, unless a safe file's config can hold it.
+
+    Args:
+        value: anything.
+        where: what the message calls it; "": of a dict, the keys alone.
 
     Example:
         >>> check_json({"a": [1, {"b": None}]}, "config")
@@ -161,7 +207,7 @@ def check_json(value: object, where: str) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"{where} has the key {key!r} of type {type(key).__name__}: JSON keys must be strings.")
-            check_json(item, f"{where}[{key!r}]")
+            check_json(item, f"{where}[{key!r}]" if where else key)
     else:
         raise TypeError(
             f"{where} is a {type(value).__name__}, which JSON can't hold: convert it to a number, a string, a list or "
@@ -169,7 +215,7 @@ def check_json(value: object, where: str) -> None:
         )
 
 
-# ---- writing
+# ---- writing the members
 
 
 def _aliases(group: str, named: Mapping[str, Tensor]) -> dict[str, str]:
@@ -216,51 +262,51 @@ def _library_versions() -> dict[str, str]:
     return versions
 
 
-# ---- reading
+# ---- reading the members
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise fault(path, "does not exist", "Check the path.") from error
+        raise _fault(path, "does not exist", "Check the path.") from error
     except OSError as error:
-        raise fault(path, f"can't be read ({error.strerror})", "Name a file that you may read.") from error
+        raise _fault(path, f"can't be read ({error.strerror})", "Name a file that you may read.") from error
 
 
 def _read_head(path: Path, payload: bytes, format_name: str, format_version: int) -> dict[str, Any]:
     ours = "Name a file that rlsmooth saved."
     if len(payload) > MAX_CONFIG_BYTES:
-        raise fault(path, f"has a {CONFIG_MEMBER} of over {MAX_CONFIG_BYTES} bytes", ours)
+        raise _fault(path, f"has a {CONFIG_MEMBER} of over {MAX_CONFIG_BYTES} bytes", ours)
     try:
         head: dict[str, Any] = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise fault(path, f"has a {CONFIG_MEMBER} that is not JSON ({error})", "Use another copy.") from error
+        raise _fault(path, f"has a {CONFIG_MEMBER} that is not JSON ({error})", "Use another copy.") from error
     for key, kind in HEAD_KEYS.items():
         if not isinstance(head, dict) or type(head.get(key)) is not kind:
-            raise fault(path, f"has a {CONFIG_MEMBER} without {key!r}, a {kind.__name__}", ours)
+            raise _fault(path, f"has a {CONFIG_MEMBER} without {key!r}, a {kind.__name__}", ours)
     if head["format"] != format_name:
-        raise fault(path, f"is a {head['format']!r} file, not {format_name!r}", "Load it with what saved it.")
+        raise _fault(path, f"is a {head['format']!r} file, not {format_name!r}", "Load it with what saved it.")
     if head["format_version"] > format_version:
-        raise fault(
+        raise _fault(
             path,
             f"has format version {head['format_version']}, newer than {format_version}, the newest known here "
             f"(written by rlsmooth {head['versions'].get('rlsmooth', '?')})",
             "Upgrade rlsmooth.",
         )
     if head["format_version"] < 1:
-        raise fault(path, f"has format version {head['format_version']}", ours)
+        raise _fault(path, f"has format version {head['format_version']}", ours)
     return head
 
 
 def _check_hashes(path: Path, members: Mapping[str, bytes], hashes: Mapping[str, Any]) -> None:
     for name in sorted(members.keys() - hashes.keys()):
-        raise fault(path, f"has the member {name!r}, which its {CONFIG_MEMBER} does not list", "Use another copy.")
+        raise _fault(path, f"has the member {name!r}, which its {CONFIG_MEMBER} does not list", "Use another copy.")
     for name in sorted(hashes.keys() - members.keys()):
-        raise fault(path, f"lacks its member {name!r}", "Use another copy.")
+        raise _fault(path, f"lacks its member {name!r}", "Use another copy.")
     for name, payload in members.items():
         if hashlib.sha256(payload).hexdigest() != hashes[name]:
-            raise fault(path, f"is damaged: {name} does not match its sha256", "Use another copy.")
+            raise _fault(path, f"is damaged: {name} does not match its sha256", "Use another copy.")
 
 
 def _tensors_from_bytes(path: Path, name: str, payload: bytes, device: torch.device | str) -> dict[str, Tensor]:
@@ -268,7 +314,7 @@ def _tensors_from_bytes(path: Path, name: str, payload: bytes, device: torch.dev
     try:
         loaded = safetensors.torch.load(payload)
     except Exception as error:
-        raise fault(path, f"is damaged: {name} is not in safetensors form ({error})", "Use another copy.") from error
+        raise _fault(path, f"is damaged: {name} is not in safetensors form ({error})", "Use another copy.") from error
     # A copy: what safetensors gives may view the read-only bytes.
     return {key: tensor.clone().to(device) for key, tensor in loaded.items()}
 
@@ -277,5 +323,234 @@ def _aliased(path: Path, group: str, tensors: Mapping[str, Tensor], aliases: Any
     if not isinstance(aliases, dict) or not all(
         isinstance(first, str) and first in tensors and name not in tensors for name, first in aliases.items()
     ):
-        raise fault(path, f"gives second names to tensors that {group!r} does not have", "Use another copy.")
+        raise _fault(path, f"gives second names to tensors that {group!r} does not have", "Use another copy.")
     return {name: tensors[first] for name, first in aliases.items()}
+
+
+# ---- the archive: named members in an uncompressed zip, checked before anything in it is believed
+
+
+def _fault(path: Path, problem: str, fix: str) -> SafeFileError:
+    """The error for `path`, to be raised: "'agent.zip' is damaged. Use another copy."."""
+    return SafeFileError(f"{str(path)!r} {problem}. {fix}")
+
+
+def _pack_zip(members: Mapping[str, bytes]) -> bytes:
+    """The members as an uncompressed zip; the same members give the same bytes.
+
+    The comment holds the sha256 of all that comes before it, which finds flips in the archive's own bookkeeping too.
+    """
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = COMMENT_PREFIX + b"0" * DIGEST_LENGTH
+        for name, payload in members.items():
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), payload)
+    with buffer.getbuffer() as data:
+        data[-DIGEST_LENGTH:] = _digest(data)
+    return buffer.getvalue()
+
+
+def _unpack_zip(path: Path, data: bytes, *, required: str, allowed: re.Pattern[str]) -> dict[str, bytes]:
+    """The members of the zip in `data`, in its order.
+
+    An archive that another tool packed again, uncompressed, is read too: it has no comment to compare.
+
+    Args:
+        path: what errors call the file.
+        data: the file's bytes.
+        required: the member that must be there.
+        allowed: what every other member's name must match in full. It must leave no room for a path.
+
+    Raises:
+        SafeFileError: the data are no zip, a pickle, cut short or damaged; a member is compressed, encrypted, missing,
+            there twice, or not allowed; or the members declare more bytes than there are.
+    """
+    archive = _open_zip(path, data)
+    _check_members(path, archive.infolist(), len(data), required, allowed)
+    members = _guard(path, lambda: {name: archive.read(name) for name in archive.namelist()})
+    # zipfile overlooks bytes after the end, and a comment shorter than declared.
+    end = data.rfind(END_RECORD) + END_RECORD_LENGTH
+    declared = int.from_bytes(data[end - 2 : end], "little")
+    if end + declared != len(data) or declared != len(archive.comment):
+        raise _fault(path, "is damaged or cut short: it does not end where it says", "Use another copy.")
+    if archive.comment not in (b"", COMMENT_PREFIX + _digest(memoryview(data))):
+        raise _fault(path, "is damaged: it does not match its own sha256", "Use another copy.")
+    return members
+
+
+def _digest(data: memoryview) -> bytes:
+    """Of all but the digest's own place at the end."""
+    return hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode()
+
+
+def _open_zip(path: Path, data: bytes) -> zipfile.ZipFile:
+    if not data:
+        raise _fault(path, "is empty", "Use another copy, or save it again.")
+    if data.startswith(b"\x80"):
+        raise _fault(path, "is a pickle, which can run code when loaded", "Save the agent with rlsmooth instead.")
+    if not data.startswith(b"PK"):
+        raise _fault(path, "is not a zip archive", "Name a file that rlsmooth saved.")
+    archive = _guard(path, lambda: zipfile.ZipFile(BytesIO(data)))
+    names = archive.namelist()
+    if {"policy.pth", "pytorch_variables.pth", "_stable_baselines3_version"} & set(names):
+        raise _fault(
+            path,
+            "is Stable-Baselines3's own zip, which holds pickles",
+            "Load it with Stable-Baselines3 (for example PPO.load), if you trust whoever made it.",
+        )
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        raise _fault(path, "is a torch.save file, which holds pickles", "Save the agent with rlsmooth instead.")
+    return archive
+
+
+def _guard(path: Path, call: Callable[[], T]) -> T:
+    # zipfile raises a dozen kinds of exception on bytes that are no proper zip (BadZipFile, EOFError, struct.error,
+    # NotImplementedError, OverflowError, ...); to the user they are all the same fault.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call()
+    except Exception as error:
+        raise _fault(path, f"is damaged or cut short ({error})", "Use another copy, or save it again.") from error
+
+
+def _check_members(
+    path: Path, infos: list[zipfile.ZipInfo], num_bytes: int, required: str, allowed: re.Pattern[str]
+) -> None:
+    ours = "Name a file that rlsmooth saved."
+    if len(infos) > MAX_MEMBERS:
+        raise _fault(path, f"has {len(infos)} members, more than {MAX_MEMBERS}", ours)
+    seen: set[str] = set()
+    for info in infos:
+        name = info.filename
+        if name in seen:
+            raise _fault(path, f"has the member {name!r} twice", "Use another copy.")
+        seen.add(name)
+        if name != required and not allowed.fullmatch(name):
+            raise _fault(path, f"has the member {name!r}, which does not belong there", ours)
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
+            raise _fault(path, f"has the compressed or encrypted member {name!r}", "Pack it again with `zip -0`.")
+    if required not in seen:
+        raise _fault(path, f"has no {required}", ours)
+    # Members that overlap, or claim more than there is, are how a small file poses as a large one.
+    if sum(max(info.file_size, info.compress_size) for info in infos) > num_bytes:
+        raise _fault(path, "declares more bytes than it has", "Use another copy.")
+
+
+# ---- nested Python values as JSON and named tensors, exactly: tuples stay tuples and int keys stay ints
+
+
+def tree_to_json(tree: object, name: str = "tree") -> tuple[Any, dict[str, Tensor]]:
+    """Split a nested value into JSON and the tensors in it.
+
+    None, bool, int, float, str, lists and dicts with str keys are themselves in JSON. The rest is tagged: a tuple is
+    `{"__tuple__": [...]}`, a dict with other keys `{"__dict__": [[key, value], ...]}`, a tensor `{"__tensor__": name}`.
+
+    Args:
+        tree: the value.
+        name: what the tensors' names start with, and what errors call the value.
+
+    Returns:
+        The JSON, and the tensors by their names `<name>.<key>.<key>...`, not copied.
+
+    Raises:
+        TypeError: there is a value of another type in it; the message says where.
+
+    Example:
+        >>> tree_to_json({"betas": (0.9, 0.999), "eps": 1e-8})
+        ({'betas': {'__tuple__': [0.9, 0.999]}, 'eps': 1e-08}, {})
+    """
+    tensors: dict[str, Tensor] = {}
+    return _tree_encode(tree, name, tensors), tensors
+
+
+def tree_from_json(encoded: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Give back the value that `tree_to_json` split; the tensors are used as they are, not copied.
+
+    Raises:
+        ValueError: the JSON names a tensor that is not there, or a tag is malformed.
+
+    Example:
+        >>> tree_from_json({"betas": {"__tuple__": [0.9, 0.999]}}, {})
+        {'betas': (0.9, 0.999)}
+    """
+    if isinstance(encoded, list):
+        return [tree_from_json(item, tensors) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    if len(encoded) == 1:
+        [(tag, content)] = encoded.items()
+        if tag == TENSOR:
+            if not isinstance(content, str) or content not in tensors:
+                raise ValueError(f"there is no tensor named {content!r}: the file is incomplete, use another copy.")
+            return tensors[content]
+        if tag == TUPLE and isinstance(content, list):
+            return tuple(tree_from_json(item, tensors) for item in content)
+        if tag == DICT and isinstance(content, list):
+            return dict(_tree_decode_pair(pair, tensors) for pair in content)
+        if tag in (TUPLE, DICT):
+            raise ValueError(f"{tag!r} must hold a list, got {type(content).__name__}: the file is malformed.")
+    return {key: tree_from_json(item, tensors) for key, item in encoded.items()}
+
+
+def _tree_encode(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        if name in tensors:
+            raise TypeError(f"two tensors would both be called {name!r}: rename a key.")
+        tensors[name] = value
+        return {TENSOR: name}
+    if isinstance(value, tuple):
+        return {TUPLE: [_tree_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_tree_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        pairs = [(key, _tree_encode(item, f"{name}.{key}", tensors)) for key, item in value.items()]
+        if all(isinstance(key, str) and key not in (TUPLE, DICT, TENSOR) for key, _ in pairs):
+            return dict(pairs)
+        for key, _ in pairs:
+            if not isinstance(key, (str, int)):
+                raise TypeError(f"{name} has the key {key!r} of type {type(key).__name__}: keys must be str or int.")
+        return {DICT: [[key, item] for key, item in pairs]}
+    raise TypeError(
+        f"{name} is a {type(value).__name__}: only None, numbers, strings, tensors, lists, tuples and dicts are kept."
+    )
+
+
+def _tree_decode_pair(pair: Any, tensors: Mapping[str, Tensor]) -> tuple[str | int, Any]:
+    if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int))):
+        raise ValueError(f"{DICT!r} must hold [key, value] pairs, got {pair!r}: the file is malformed.")
+    return pair[0], tree_from_json(pair[1], tensors)
+
+
+# ---- smoothing recipes as JSON
+
+
+def encode_smoothing(recipes: Iterable[Smoothing] | None) -> list[dict[str, Any]] | None:
+    """JSON of some recipes; a callable alpha, which no file can hold, becomes None there."""
+    if recipes is None:
+        return None
+    encoded = []
+    for recipe in recipes:
+        is_function = callable(recipe.alpha)
+        kept = dataclasses.replace(recipe, alpha=0.0) if is_function else recipe
+        encoded.append({"recipe": kept.to_config(), "is_function": is_function})
+    return encoded
+
+
+def decode_smoothing(encoded: Any, name: str, path: Path) -> list[Smoothing] | None:
+    """The recipes that `encode_smoothing` wrote.
+
+    Raises:
+        SafeFileError: it is malformed.
+    """
+    if encoded is None:
+        return None
+    try:
+        recipes = [Smoothing.from_config(entry["recipe"]) for entry in encoded]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SafeFileError(f"{str(path)!r} has a malformed {name} ({error}). Use another copy.") from error
+    if not recipes:
+        raise SafeFileError(f"{str(path)!r} has an empty {name}. Use another copy.")
+    return recipes

@@ -1,4 +1,4 @@
-"""Random state as tensors, and what else decides whether a resumed run repeats bit for bit."""
+"""Random state as tensors, and the other settings on which a resumed run's exact repetition depends."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     So an evaluation in the middle of training does not change what training draws next.
 
     Args:
-        seed: seeds the generators within the block; None goes on from where they are.
+        seed: seeds the generators within the block; None continues from where they are.
 
     Raises:
         TypeError: `seed` is no whole number.
@@ -144,7 +144,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 
 def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order of `n` rows in one epoch, from a generator of its own: the same for the same `(seed, epoch, n)`.
+    """The order of `n` samples in one epoch, from a generator of its own: the same for the same `(seed, epoch, n)`.
 
     It neither reads nor moves a global generator, so a resumed run needs no state for the order of its data. It is
     drawn on the CPU, so that it is the same for every device.
@@ -152,7 +152,7 @@ def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str 
     Args:
         seed: 0 or more.
         epoch: 0 or more.
-        n: number of rows, 0 or more.
+        n: number of samples, 0 or more.
         device: where the result goes.
 
     Returns:
@@ -175,7 +175,7 @@ def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str 
 
 
 def execution_state() -> dict[str, Any]:
-    """What decides how floating-point sums are ordered, as JSON-able data: a run repeats bit for bit only if it agrees.
+    """The settings that order floating-point sums, as JSON-able data: a run repeats exactly only where they agree.
 
     Returns:
         `torch_version`, `num_threads` (a sum over threads is split by their number), `cpu_capability` (vector width),

@@ -39,7 +39,7 @@ from rlsmooth.scripts.drawing import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
 from rlsmooth.training import GANTrainer, ModeCoverage, mode_coverage
-from rlsmooth.training.gan_pictures import scatter
+from rlsmooth.training.gan_cases import scatter
 
 ARMS = {"hard": (1.0, 0.0), "one-sided 0.9": (0.9, 0.0), "one-sided 0.7": (0.7, 0.0), "two-sided": (0.9, 0.1)}
 CASES = ("ring", "grid")
@@ -119,8 +119,8 @@ def train(settings: dict[str, Any]) -> Result:
 
     def look(trainer: GANTrainer) -> None:
         if trainer.step % LOOK_EVERY == 0 and trainer.step > steps // 2:
-            assert trainer.monitor.logits is not None
-            looks["probability_real_max"].append(trainer.monitor.logits[0].amax((0, 2)).sigmoid().tolist())
+            assert trainer.logits is not None
+            looks["probability_real_max"].append(trainer.logits[0].amax((0, 2)).sigmoid().tolist())
             looks["gradient_norm"].append(gradient_norms(trainer.generator).tolist())
 
     with warnings.catch_warnings():

@@ -83,7 +83,7 @@ def train(settings: dict[str, Any]) -> Result:
     seed = settings["seed"]
     data = load_labelled(settings["data"])
     # All three parts have each class in proportion, the small ones at least one row where there are enough.
-    chosen = data.take(data.sample_rows(settings["train"] + settings["tune"] + settings["test"], seed))
+    chosen = data.take(data.sample_indices(settings["train"] + settings["tune"] + settings["test"], seed))
     fitting, test = chosen.split(settings["test"] / len(chosen), seed)
     training, tuning = fitting.split(settings["tune"] / len(fitting), seed)
     assert data.hierarchy is not None

@@ -67,7 +67,7 @@ def train(settings: dict[str, Any]) -> Result:
     training, test = load_labelled("digits").split(0.25, seed=seed)
     features, truth = training.features / 16, training.labels
     given = np.full_like(truth, -1)
-    kept = training.sample_rows(LABELS, seed=seed)
+    kept = training.sample_indices(LABELS, seed=seed)
     given[kept] = truth[kept]
     student = Classifier(
         "mlp",

@@ -129,5 +129,5 @@ def test_bad_arguments() -> None:
         implied_alpha(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"kernel has shape \(2, 3\), needs \[K, K\]"):
         implied_alpha(torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"labels has shape \(1,\), needs one a row of logits"):
+    with pytest.raises(ValueError, match=r"labels has shape \(1,\), needs one per sample of logits"):
         mean_logit_margin(torch.rand(2, 3), torch.tensor([0]))

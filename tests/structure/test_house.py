@@ -20,16 +20,6 @@ SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")
 # Violations of before the rules, by file. Entries may only go; the rules hold everywhere else.
 ALLOWED: dict[str, set[str]] = {
     "circle": {
-        "rlsmooth.data.batch",
-        "rlsmooth.data.buffers",
-        "rlsmooth.data.demonstrations",
-        "rlsmooth.data.file_format",
-        "rlsmooth.data.folder",
-        "rlsmooth.data.imitation",
-        "rlsmooth.data.minari",
-        "rlsmooth.data.noise",
-        "rlsmooth.data.npz_file",
-        "rlsmooth.data.validation",
         "rlsmooth.scripts.bc",
         "rlsmooth.scripts.bc_training",
         "rlsmooth.scripts.bco",
@@ -47,10 +37,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth.training.classifier_monitor",
         "rlsmooth.training.classifier_prepare",
         "rlsmooth.training.classifier_run",
-        "rlsmooth.training.gan",
-        "rlsmooth.training.gan_files",
-        "rlsmooth.training.gan_monitor",
-        "rlsmooth.training.gan_setup",
     },
     "self-cast": {
         "agents/cloning/bc.py",
@@ -58,7 +44,6 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/dagger.py",
         "agents/cloning/rounds.py",
         "rlsmooth/training/classifier_files.py",
-        "rlsmooth/training/gan_files.py",
     },
     "long function": {
         "agents/cloning/bc.py:__init__",
@@ -75,19 +60,10 @@ ALLOWED: dict[str, set[str]] = {
     "foreign private": {
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",
-        "agents/cloning/collection.py",
         "agents/cloning/dagger.py",
-        "agents/cloning/inverse_dynamics.py",
         "agents/cloning/rounds.py",
-        "agents/cloning/rows.py",
-        "envs/snapshot.py",
-        "rlsmooth/data/observation_only.py",
-        "rlsmooth/targets/structured.py",
         "rlsmooth/training/classifier_files.py",
         "rlsmooth/training/classifier_run.py",
-        "rlsmooth/training/gan_files.py",
-        "rlsmooth/training/gan_monitor.py",
-        "rlsmooth/training/gan_setup.py",
         "scripts/bench/ppo_overhead.py",
     },
 }

@@ -66,7 +66,7 @@ BINDING = {
         "ranked_probability_score",
         "risk_coverage",
     },
-    "rlsmooth.data": {"Demonstrations", "LabelledData", "ObservationOnly", "load_labelled", "record"},
+    "rlsmooth.data": {"Demonstrations", "LabelledData", "ObservationOnly", "concatenate", "load_labelled", "record"},
     "rlsmooth.losses": {
         "binary_cross_entropy",
         "confidence_penalty",

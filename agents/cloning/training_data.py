@@ -1,0 +1,507 @@
+"""Demonstrations as tensors on the training device, cut into the batches of an epoch: no per-item Python.
+
+An epoch is one permutation. It is gathered in blocks of at most 64 MiB, one `index_select` a tensor and block, and the
+batches are views of a block. Memory-mapped demonstrations are read from the disk block by block; the batches are the
+same to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import maybe_transpose
+from torch import Tensor
+
+from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
+from rlsmooth.agents.spaces import ActionBins
+from rlsmooth.data import Demonstrations
+from rlsmooth.data.arrays import in_memory
+from rlsmooth.data.validation import action_starts
+from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
+
+__all__ = [
+    "ReferenceLike",
+    "Smoothings",
+    "TrainingData",
+    "action_target",
+    "alpha_in_force",
+    "as_references",
+    "as_smoothings",
+    "fingerprint",
+    "minibatch_weight",
+    "refuse_alphas_by_transition",
+    "split_validation",
+    "target_matrices",
+    "tensors_of",
+    "to_dense",
+]
+
+
+Smoothings: TypeAlias = tuple[Smoothing, ...]
+"""One for each group of the head."""
+ReferenceLike: TypeAlias = str | Tensor | Tree
+
+DENSE_CLASSES = 32
+"""Up to so many classes a smoothed target is kept written out: faster to compare with, at 4 bytes a class and row."""
+DRAWN_CLASSES = 64
+HASHED_TRANSITIONS = 4096
+HASHED_FIELDS = ("actions", "action_masks", "weights", "action_probs")
+MATRICES = 8
+
+
+def as_smoothings(value: Any, head: ActionHead) -> Smoothings:
+    """What a `smoothing=` argument means for `head`.
+
+    Args:
+        value: a number, `"lin_…"` or `Smoothing` for all components, or a sequence of such, one a MultiDiscrete
+            dimension.
+        head: of the action space.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a sequence for another kind of space or of another length; a Box with another reference than the
+            default one; a reference made for another number of classes.
+    """
+    groups = _group_sizes(head)
+    if isinstance(value, (float, int, str, Smoothing)):
+        recipes = (as_smoothing(value),) * len(groups)
+    elif isinstance(value, Sequence):
+        if not (isinstance(head, CategoricalHead) and head.kind == "multi_discrete"):
+            raise ValueError("smoothing is a sequence, which only a MultiDiscrete action space can use: give one.")
+        if len(value) != len(groups):
+            raise ValueError(f"smoothing has {len(value)} entries, but the action space {len(groups)} dimensions.")
+        recipes = tuple(as_smoothing(entry) for entry in value)
+    else:
+        raise TypeError(
+            f'smoothing must be a number, "lin_…", a Smoothing or a sequence of such, got {type(value).__name__}.'
+        )
+    for recipe, size in zip(recipes, groups, strict=True):
+        if size is None:
+            if recipe.alpha is None or not (isinstance(recipe.reference, str) and recipe.reference == "uniform"):
+                raise ValueError(
+                    "smoothing of a Box action space is towards a broad Gaussian: give alpha, and reference_std for it."
+                )
+        elif not recipe.is_off and _alpha_fits_any_batch(recipe):
+            recipe(torch.zeros(1, dtype=torch.int64), size)  # makes the recipe's table, or says why it does not fit
+    return recipes
+
+
+def as_references(value: Any, head: ActionHead) -> Smoothings | None:
+    """What a `reference=` argument means: recipes whose targets are the reference alone, or None for the uniform one.
+
+    Raises:
+        TypeError: it is nothing that `Smoothing(reference=)` takes.
+        ValueError: a Box, whose reference is set by `reference_std`; a sequence that does not fit; see `Smoothing`.
+    """
+    if value is None:
+        return None
+    if not isinstance(head, CategoricalHead):
+        raise ValueError("reference of a Box action space is a Gaussian: leave it out and use reference_std.")
+    groups = _group_sizes(head)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if head.kind != "multi_discrete" or len(value) != len(groups):
+            raise ValueError(
+                f"reference has {len(value)} entries: a sequence needs one for each dimension of a MultiDiscrete space."
+            )
+        entries = tuple(value)
+    else:
+        entries = (value,) * len(groups)
+    recipes = tuple(Smoothing(alpha=1.0, reference=entry) for entry in entries)
+    return as_smoothings(recipes if len(groups) > 1 else recipes[0], head)
+
+
+def action_target(
+    head: ActionHead, smoothings: Smoothings, batch: TensorBatch, *, progress: float = 1.0
+) -> ActionTarget:
+    """The target of some chosen. Values were checked when the demonstrations were made; nothing waits for the device.
+
+    With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that a
+    kernel's or a tree's row is looked up with.
+
+    Args:
+        head: of the action space.
+        smoothings: see `as_smoothings`; an alpha of one number a row must already be that of these chosen.
+        batch: its labels, masks and soft targets are read.
+        progress: remaining, 1 at the start.
+    """
+    if not isinstance(head, CategoricalHead):
+        alpha = smoothings[0].alpha_at(progress)
+        assert alpha is not None
+        return gaussian(
+            batch.labels,
+            alpha,
+            reference_mean=head.reference_mean,
+            reference_std=head.reference_std,
+            validate=False,
+        )
+    labels, masks = head.label_groups(batch.labels), head.mask_groups(batch.masks)
+    sizes = _group_sizes(head)
+    targets = []
+    for recipe, label, mask, size in zip(smoothings, labels, masks, sizes, strict=True):
+        assert size is not None
+        recipe = _for_components(recipe, label)
+        if batch.probs is None:
+            target = recipe(label, size, mask, progress, validate=False)
+        else:
+            target = _mixed(recipe, batch.probs, label, size, mask, progress)
+        targets.append(target)
+    return tuple(targets)
+
+
+def to_dense(target: ActionTarget) -> ActionTarget:
+    """The same target, smoothed ones of few classes as one tensor each: made once, sliced and read often.
+
+    It no longer tells labels and references, and making it waits for the device.
+    """
+    if isinstance(target, GaussianTarget):
+        return target
+    return tuple(
+        part.written_out(find_positive=True)
+        if part.reference is not None and part.num_classes <= DENSE_CLASSES
+        else part
+        for part in target
+    )
+
+
+def kl_references(head: ActionHead, references: Smoothings | None, batch: TensorBatch) -> tuple[Target, ...] | None:
+    """The KL term's reference for some chosen, without the atoms of weight 0; None for the uniform one."""
+    if references is None:
+        return None
+    targets = action_target(head, references, batch._replace(probs=None))
+    assert isinstance(targets, tuple)
+    return tuple(
+        Target(
+            target.num_classes,
+            target.atom_indices[..., :0],
+            target.atom_weights[..., :0],
+            target.background_weight,
+            target.reference,
+        )
+        for target in targets
+    )
+
+
+def take_alpha(smoothings: Smoothings, chosen: Tensor, num_transitions: int) -> Smoothings:
+    """Recipes whose per-row alphas, if any, are those of `chosen`.
+
+    Raises:
+        ValueError: an alpha tensor that is neither one number nor one a row.
+    """
+    return tuple(_take_alpha_of(recipe, chosen, num_transitions) for recipe in smoothings)
+
+
+def refuse_alphas_by_transition(smoothings: Smoothings, why: str) -> None:
+    """Raise ValueError, which says `why`, if an alpha has one number a training row."""
+    if not all(_alpha_fits_any_batch(recipe) for recipe in smoothings):
+        raise ValueError(f"smoothing has an alpha for each training row, but {why}: give one number.")
+
+
+def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
+    """The alpha of a log line: the mean over chosen and components; alpha None (a whole distribution) counts as 1."""
+    values = [recipe.alpha_at(progress) for recipe in smoothings]
+    numbers = [
+        1.0 if value is None else float(value.mean() if isinstance(value, Tensor) else value) for value in values
+    ]
+    return sum(numbers) / len(numbers)
+
+
+def target_matrices(head: ActionHead, smoothings: Smoothings) -> dict[str, Tensor]:
+    """The target of each label, `[K, K]`, for pictures: `target_matrix`, or one a MultiDiscrete dimension.
+
+    Masks and soft targets are left out, an alpha of one number a row counts with its mean, a schedule with its start,
+    and of many dimensions the first eight.
+    """
+    if not isinstance(head, CategoricalHead):
+        return {}
+    found = {}
+    sizes = _group_sizes(head)
+    for place, (recipe, size) in enumerate(zip(smoothings, sizes, strict=True)):
+        if size is None or size > DRAWN_CLASSES or place >= MATRICES:
+            continue
+        if not _alpha_fits_any_batch(recipe):
+            assert isinstance(recipe.alpha, Tensor)
+            recipe = dataclasses.replace(recipe, alpha=recipe.alpha.mean())
+        name = "target_matrix" if len(sizes) == 1 else f"target_matrix_dim{place}"
+        found[name] = recipe(torch.arange(size), size).dense()
+    return found
+
+
+def _group_sizes(head: ActionHead) -> tuple[int | None, ...]:
+    if not isinstance(head, CategoricalHead):
+        return (None,)
+    return head.dims if head.kind == "multi_discrete" else head.dims[:1]
+
+
+def _alpha_fits_any_batch(recipe: Smoothing) -> bool:
+    return not (isinstance(recipe.alpha, Tensor) and recipe.alpha.ndim > 0)
+
+
+def _take_alpha_of(recipe: Smoothing, chosen: Tensor, num_transitions: int) -> Smoothing:
+    if not isinstance(recipe.alpha, Tensor) or recipe.alpha.ndim == 0:
+        return recipe
+    if recipe.alpha.shape != (num_transitions,):
+        raise ValueError(
+            f"smoothing has an alpha of shape {tuple(recipe.alpha.shape)} for {num_transitions} transitions: give one "
+            "number, or one a transition."
+        )
+    return dataclasses.replace(recipe, alpha=recipe.alpha.to(chosen.device)[chosen])
+
+
+def _for_components(recipe: Smoothing, label: Tensor) -> Smoothing:
+    """A per-row alpha `[B]` for labels `[B, D]`."""
+    if label.ndim == 1 or _alpha_fits_any_batch(recipe):
+        return recipe
+    assert isinstance(recipe.alpha, Tensor)
+    return dataclasses.replace(recipe, alpha=recipe.alpha.unsqueeze(-1))
+
+
+def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Tensor | None, progress: float) -> Target:
+    soft = from_probs(probs, validate=False)
+    alpha = recipe.alpha_at(progress)
+    if alpha is None:
+        raise ValueError("smoothing has alpha=None, but the demonstrations have action_probs to mix with: give alpha.")
+    if not isinstance(alpha, Tensor) and alpha == 0:
+        return soft
+    background = dataclasses.replace(recipe, alpha=1.0)(label, size, mask, validate=False)
+    share = alpha.to(label.device) if isinstance(alpha, Tensor) else alpha
+    return Target.mix(background, soft, share)
+
+
+BLOCK_BYTES = 64 * 2**20
+
+
+class TrainingData:
+    """The chosen of a set of demonstrations, on `device`.
+
+    Args:
+        demonstrations: in memory (then all of it goes to the device) or memory-mapped (then a block at a time does).
+        head: of the action space.
+        observation_space: the policy's, whose images are channel-first.
+        smoothings: how labels become targets. Targets of a constant alpha are made once.
+        references: of the KL term, or None.
+        bins: how a Box's actions become labels, if they do.
+        device: where the batches are wanted.
+
+    Attributes:
+        transition_bytes: what a row takes on the device.
+        is_constant: whether targets can be made once.
+        is_streamed: whether the demonstrations stay on the disk.
+
+    Raises:
+        ValueError: a per-row alpha that has not one number a transition, or that is beside a schedule; soft targets
+            with `alpha=None`.
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        head: ActionHead,
+        observation_space: spaces.Space[Any],
+        *,
+        smoothings: Smoothings,
+        references: Smoothings | None,
+        bins: ActionBins | None,
+        device: torch.device,
+    ) -> None:
+        # Without the fields that cloning does not use: from the disk they would double what is read.
+        self.demonstrations = demonstrations.replace_unchecked(
+            next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
+        )
+        self.head = head
+        self.observation_space = observation_space
+        self.smoothings = smoothings
+        self.references = references
+        self.bins = bins
+        self.device = device
+        self.is_constant = all(recipe.is_constant for recipe in smoothings)
+        if not self.is_constant:
+            refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not told row by row")
+        take_alpha(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
+        first = self.read(slice(0, 1))
+        self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
+        observations = demonstrations.observations
+        arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+        self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
+        self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def updates(
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
+    ) -> Iterator[tuple[TensorBatch, ...]]:
+        """The updates of one epoch: `num_parts` batches of `batch_size` chosen each, the epoch's last may have fewer.
+
+        Args:
+            order: int64 `[N]`, a permutation, on the CPU.
+            batch_size: chosen of a batch.
+            num_parts: batches of an update.
+            skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
+                resumed epoch has every row at the same place in memory: sums depend on that in their last bits.
+        """
+        update_size = batch_size * num_parts
+        block_size = max(1, BLOCK_BYTES // (self.transition_bytes * update_size)) * update_size
+        for start in range(skip * update_size // block_size * block_size, len(self), block_size):
+            chosen = order[start : start + block_size]
+            block = self.take(chosen)
+            for offset in range(max(0, skip * update_size - start), len(chosen), update_size):
+                end = min(offset + update_size, len(chosen))
+                yield tuple(
+                    slice_batch(block, part, min(part + batch_size, end)) for part in range(offset, end, batch_size)
+                )
+
+    def take(self, chosen: Tensor) -> TensorBatch:
+        """Copies of some chosen, with their targets where alpha is constant."""
+        if self._whole is None:
+            return self.read(chosen.numpy())
+        index = chosen.to(self.device)
+        return _map(self._whole, lambda tensor: tensor.index_select(0, index), index)
+
+    def chunks(self) -> Iterator[TensorBatch]:
+        """All chosen in order, a block at a time."""
+        step = max(1, BLOCK_BYTES // self.transition_bytes)
+        for start in range(0, len(self), step):
+            end = min(start + step, len(self))
+            yield self.read(slice(start, end)) if self._whole is None else slice_batch(self._whole, start, end)
+
+    def read(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
+        """Some chosen from the demonstrations to the device, with their targets where alpha is constant."""
+        given = self.demonstrations[chosen]
+        actions: NDArray[Any] = given.actions.reshape(len(given), -1)
+        if self.bins is not None:
+            actions = self.bins.encode(actions)
+        elif isinstance(self.head, CategoricalHead):
+            actions = actions.astype(np.int64) - action_starts(self.demonstrations.action_space)
+            actions = actions[:, 0] if self.head.kind == "discrete" else actions
+        else:
+            actions = actions.astype(np.float32)
+        batch = TensorBatch(
+            observations=self._observations(given.observations),
+            labels=self._tensor(actions),
+            masks=None if given.action_masks is None else self._tensor(given.action_masks),
+            weights=None if given.weights is None else self._tensor(given.weights.astype(np.float32)),
+            probs=None if given.action_probs is None else self._tensor(given.action_probs),
+        )
+        reference = kl_references(self.head, self.references, batch)
+        if not self.is_constant:
+            return batch._replace(reference=reference)
+        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
+        smoothings = take_alpha(self.smoothings, index.to(self.device), len(self))
+        target = to_dense(action_target(self.head, smoothings, batch))
+        return batch._replace(target=target, reference=reference)
+
+    def compact(self, chosen: Tensor) -> TensorBatch:
+        """Copies of some chosen whose targets, where alpha is constant, tell their labels and references."""
+        batch = self.take(chosen)
+        if not self.is_constant:
+            return batch
+        smoothings = take_alpha(self.smoothings, chosen.to(self.device), len(self))
+        return batch._replace(target=action_target(self.head, smoothings, batch))
+
+    def _observations(self, observations: NDArray[Any] | dict[str, NDArray[Any]]) -> TensorObservations:
+        if isinstance(observations, dict):
+            assert isinstance(self.observation_space, spaces.Dict)
+            return {key: self._image(value, self.observation_space[key]) for key, value in observations.items()}
+        return self._image(observations, self.observation_space)
+
+    def _image(self, values: NDArray[Any], space: spaces.Space[Any]) -> Tensor:
+        values = maybe_transpose(values, space)
+        # float64 observations become float32 in every forward pass otherwise.
+        return self._tensor(values.astype(np.float32) if values.dtype == np.float64 else values)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        # A copy in torch's own memory: the alignment of numpy's differs, and with it the last bits of a product.
+        return torch.tensor(array, device=self.device)
+
+
+def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
+    """Views of the chosen from `start` up to `end`."""
+    chosen = slice(start, end)
+    return _map(batch, lambda tensor: tensor[chosen], chosen)
+
+
+def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
+    observations, target = batch.observations, batch.target
+    if target is not None:
+        target = target[index] if isinstance(target, GaussianTarget) else tuple(part[index] for part in target)
+    return TensorBatch(
+        {key: select(value) for key, value in observations.items()}
+        if isinstance(observations, dict)
+        else select(observations),
+        select(batch.labels),
+        None if batch.masks is None else select(batch.masks),
+        None if batch.weights is None else select(batch.weights),
+        None if batch.probs is None else select(batch.probs),
+        target,
+        None if batch.reference is None else tuple(part[index] for part in batch.reference),
+    )
+
+
+def tensors_of(batch: TensorBatch) -> list[Tensor]:
+    """All that a batch holds but its targets."""
+    observations = batch.observations
+    parts = [*observations.values()] if isinstance(observations, dict) else [observations]
+    parts += [tensor for tensor in (batch.labels, batch.masks, batch.weights, batch.probs) if tensor is not None]
+    for target in (*(batch.target if isinstance(batch.target, tuple) else ()), *(batch.reference or ())):
+        parts += [target.atom_indices, target.atom_weights]
+        if target.reference is not None and target.reference.values is not None:
+            parts.append(target.reference.values)
+    return parts
+
+
+def split_validation(
+    demonstrations: Demonstrations | None, validation: Demonstrations | None, fraction: float, seed: int
+) -> tuple[Demonstrations | None, Demonstrations | None]:
+    """`(training, validation)` demonstrations.
+
+    Raises:
+        ValueError: there are validation data and a fraction too, or too few episodes for it.
+    """
+    if fraction == 0.0 or demonstrations is None:
+        return demonstrations, validation
+    if validation is not None:
+        raise ValueError(f"validation and validation_fraction={fraction} are both given: choose one.")
+    return demonstrations.split(fraction, seed)
+
+
+def fingerprint(demonstrations: Demonstrations) -> str:
+    """A sha256 that tells one set of demonstrations from another: of their size, episodes and up to 4096 transitions.
+
+    They are spread evenly, so that a set larger than memory need not be read; the same set in memory and on the
+    disk has the same fingerprint.
+
+    Example:
+        >>> from rlsmooth.data import cartpole_v1
+        >>> fingerprint(cartpole_v1()) == fingerprint(cartpole_v1())
+        True
+    """
+    count = len(demonstrations)
+    chosen: NDArray[np.int64] = np.unique(np.linspace(0, count - 1, min(count, HASHED_TRANSITIONS)).astype(np.int64))
+    digest = hashlib.sha256()
+    digest.update(f"{count} {demonstrations.observation_space} {demonstrations.action_space}".encode())
+    digest.update(np.ascontiguousarray(demonstrations.episode_ends, dtype=np.int64).tobytes())
+    batch = demonstrations[chosen]
+    observations = batch.observations if isinstance(batch.observations, dict) else {"": batch.observations}
+    fields = {f"observations.{key}": value for key, value in sorted(observations.items())}
+    fields |= {name: value for name in HASHED_FIELDS if (value := getattr(batch, name)) is not None}
+    for name, value in fields.items():
+        kept = np.ascontiguousarray(value)
+        digest.update(f"{name} {kept.dtype} {kept.shape}".encode())
+        digest.update(kept.tobytes())
+    return digest.hexdigest()
+
+
+def minibatch_weight(update: tuple[TensorBatch, ...]) -> int | Tensor:
+    """The divisor of a minibatch's mean: its number of transitions, or the sum of their weights."""
+    weights = [part.weights.sum() for part in update if part.weights is not None]
+    if not weights:
+        return sum(len(part.labels) for part in update)
+    total = torch.stack(weights).sum()
+    return torch.where(total > 0, total, 1.0)

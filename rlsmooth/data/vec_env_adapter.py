@@ -1,0 +1,258 @@
+"""Adapt every kind of environment to one interface, `Stream`, which restarts episodes and hides no observation.
+
+Vectorised environments restart an episode in three different ways and put its final observation in three different
+places. Here each step returns the observation after the action (the true final observation at an episode's end), and
+`observations` is what the next action is chosen from (the first observation of the next episode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rlsmooth.data.arrays import AnyArray
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+__all__ = ["Step", "Stream", "action_seed", "open_stream"]
+
+Observation = Any  # one environment's observation: an array, a number, or a dict of those
+
+
+class Step(NamedTuple):
+    """The outcome of one action in one environment."""
+
+    next_observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class Stream(Protocol):
+    """Several environments that step together; `observations` is what the next actions are chosen from."""
+
+    num_envs: int
+    batched: bool  # whether the caller's environment is a vectorised one, so that a function gets batches
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    env_id: str | None
+    observations: list[Observation]
+
+    def reset(self, seed: int) -> None:
+        """Seed everything and start every environment."""
+
+    def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
+        """Act; None where nothing was wanted, or where the environment used the step to restart."""
+
+    def action_masks(self) -> list[AnyArray] | None:
+        """Each environment's flat mask of legal actions, or None if it has none."""
+
+    def close(self) -> None:
+        """Close what `open_stream` itself opened."""
+
+
+def open_stream(env: object, n_envs: int) -> Stream:
+    """The stream of an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`.
+
+    Raises:
+        ValueError: the id is unknown, or `n_envs` is given with an environment that is made already.
+        TypeError: `env` is none of these.
+    """
+    if isinstance(env, str):
+        try:
+            return GymStream([gym.make(env) for _ in range(n_envs)], ours=True)
+        except gym.error.Error as error:
+            raise ValueError(f"env={env!r} can't be made: {error}") from error
+    if n_envs != 1:
+        raise ValueError(f"n_envs={n_envs} is for an environment id: {type(env).__name__} is made already.")
+    if isinstance(env, gym.Env):
+        return GymStream([env], ours=False)
+    if isinstance(env, gym.vector.VectorEnv):
+        return VectorStream(env)
+    from stable_baselines3.common.vec_env import VecEnv
+
+    if isinstance(env, VecEnv):
+        return VecEnvStream(env)
+    raise TypeError(
+        f"env must be an environment id, a gymnasium.Env or VectorEnv, or an SB3 VecEnv, got {type(env).__name__}."
+    )
+
+
+def action_seed(seed: int) -> int:
+    """The seed of the action space of an environment with `seed`.
+
+    Gymnasium's environments and spaces make the same stream of the same number: under one seed random actions would be
+    functions of the environment's noise.
+    """
+    return int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
+
+
+def own_copy(observation: Observation) -> Observation:
+    """A copy, since environments may write their next observation into the same array."""
+    if isinstance(observation, dict):
+        return {key: np.array(value) for key, value in observation.items()}
+    return np.array(observation)
+
+
+class GymStream:
+    """Single Gymnasium environments, stepped one after the other."""
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], *, ours: bool) -> None:
+        self.envs = list(envs)
+        self.ours = ours
+        self.num_envs = len(self.envs)
+        self.batched = False
+        self.observation_space: spaces.Space[Any] = self.envs[0].observation_space
+        self.action_space: spaces.Space[Any] = self.envs[0].action_space
+        spec = self.envs[0].spec
+        self.env_id = None if spec is None else spec.id
+        self.observations: list[Observation] = []
+
+    def reset(self, seed: int) -> None:
+        """Environment i gets the seed `seed + i`."""
+        self.observations = []
+        for number, env in enumerate(self.envs):
+            env.action_space.seed(action_seed(seed + number))
+            self.observations.append(own_copy(env.reset(seed=seed + number)[0]))
+
+    def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
+        """Step those wanted."""
+        return [self._step_one(number, action) if wanted[number] else None for number, action in enumerate(actions)]
+
+    def _step_one(self, number: int, action: Any) -> Step:
+        env = self.envs[number]
+        # A Discrete action is handed over as a plain int: not every environment takes a 0-d array.
+        raw = int(action) if isinstance(self.action_space, spaces.Discrete) else action
+        observation, reward, terminated, truncated, _ = env.step(raw)
+        observation = own_copy(observation)
+        self.observations[number] = own_copy(env.reset()[0]) if terminated or truncated else observation
+        return Step(observation, float(reward), bool(terminated), bool(truncated))
+
+    def action_masks(self) -> list[AnyArray] | None:
+        """Calls each environment's `action_masks()`."""
+        if not all(env.has_wrapper_attr("action_masks") for env in self.envs):
+            return None
+        return [np.array(env.get_wrapper_attr("action_masks")(), dtype=bool) for env in self.envs]
+
+    def close(self) -> None:
+        """Close the environments made from an id."""
+        if self.ours:
+            for env in self.envs:
+                env.close()
+
+
+class VecEnvStream:
+    """An SB3 `VecEnv`: it restarts within the step and puts the final observation into the info."""
+
+    def __init__(self, env: VecEnv) -> None:
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, unwrap_vec_normalize
+
+        normalise: VecNormalize | None = unwrap_vec_normalize(env)
+        if normalise is not None and (normalise.training or normalise.norm_reward):
+            raise ValueError(
+                "env is a VecNormalize whose statistics would move while recording, or whose rewards are scaled: "
+                "set env.training=False and env.norm_reward=False."
+            )
+        self.env = env
+        self.num_envs = env.num_envs
+        self.batched = True
+        self.observation_space: spaces.Space[Any] = env.observation_space
+        self.action_space: spaces.Space[Any] = env.action_space
+        spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
+        self.env_id = None if spec is None else spec.id
+        self.observations: list[Observation] = []
+
+    def reset(self, seed: int) -> None:
+        """SB3 gives environment i the seed `seed + i`."""
+        self.env.seed(seed)
+        self.env.action_space.seed(action_seed(seed))
+        self.observations = _per_environment(self.env.reset(), self.num_envs)
+
+    def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
+        """Step all."""
+        observations, rewards, dones, infos = self.env.step(np.stack(actions))
+        self.observations = _per_environment(observations, self.num_envs)
+        steps: list[Step | None] = []
+        for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
+            following = own_copy(info["terminal_observation"]) if done else self.observations[number]
+            step = Step(following, float(rewards[number]), bool(done) and not truncated, truncated)
+            steps.append(step if wanted[number] else None)
+        return steps
+
+    def action_masks(self) -> list[AnyArray] | None:
+        """Calls each environment's `action_masks()`."""
+        if not self.env.has_attr("action_masks"):
+            return None
+        return [np.array(mask, dtype=bool) for mask in self.env.env_method("action_masks")]
+
+    def close(self) -> None:
+        """The environment is the caller's."""
+
+
+class VectorStream:
+    """A Gymnasium vector environment, in any of its three ways to restart."""
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.batched = True
+        self.observation_space: spaces.Space[Any] = env.single_observation_space
+        self.action_space: spaces.Space[Any] = env.single_action_space
+        self.env_id = None if env.spec is None else env.spec.id
+        # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
+        mode = env.metadata.get("autoreset_mode")
+        self.mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
+        self.observations: list[Observation] = []
+        self._restarts = np.zeros(self.num_envs, dtype=bool)
+
+    def reset(self, seed: int) -> None:
+        """Gymnasium gives environment i the seed `seed + i`."""
+        self.env.action_space.seed(action_seed(seed))
+        self.observations = _per_environment(self.env.reset(seed=seed)[0], self.num_envs)
+        self._restarts[:] = False
+
+    def step(self, actions: Sequence[Any], wanted: AnyArray) -> list[Step | None]:
+        """Step all; an environment that ended in the step before may restart in this one, which is no transition."""
+        observations, rewards, terminated, truncated, infos = self.env.step(np.stack(actions))
+        ended = np.logical_or(terminated, truncated)
+        current = _per_environment(observations, self.num_envs)
+        following = list(current)
+        if self.mode == "SameStep":
+            for number in np.flatnonzero(ended):
+                following[number] = own_copy(infos["final_obs"][number])
+        elif self.mode == "Disabled" and ended.any():
+            restarted = self.env.reset(options={"reset_mask": ended})[0]
+            current = _per_environment(restarted, self.num_envs)
+        steps: list[Step | None] = [
+            Step(following[i], float(rewards[i]), bool(terminated[i]), bool(truncated[i]))
+            if wanted[i] and not self._restarts[i]
+            else None
+            for i in range(self.num_envs)
+        ]
+        self.observations = current
+        self._restarts = ended if self.mode == "NextStep" else self._restarts
+        return steps
+
+    def action_masks(self) -> list[AnyArray] | None:
+        """Calls each environment's `action_masks()` in a `SyncVectorEnv`; other kinds can't be asked safely."""
+        env = self.env.unwrapped
+        if not isinstance(env, gym.vector.SyncVectorEnv):
+            return None
+        if not all(part.has_wrapper_attr("action_masks") for part in env.envs):
+            return None
+        return [np.array(mask, dtype=bool) for mask in env.call("action_masks")]
+
+    def close(self) -> None:
+        """The environment is the caller's."""
+
+
+def _per_environment(batch: Any, count: int) -> list[Observation]:
+    if isinstance(batch, dict):
+        return [{key: np.array(value[number]) for key, value in batch.items()} for number in range(count)]
+    return [np.array(batch[number]) for number in range(count)]
