@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlsmooth.losses import closed_form, cross_entropy, entropy, kl_divergence
 from rlsmooth.losses.arguments import reduce
-from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import Target, from_probs, kernel, mixture, one_hot, prior, sparse, teacher, uniform
 
 K = 6

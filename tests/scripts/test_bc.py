@@ -253,8 +253,8 @@ def test_tensorboard_and_the_table_say_the_same(bco_run: tuple[Path, str], bco_r
     rows = {
         "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
         "return, demonstrations": "500.0",
-        "guesses: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
-        "guesses: confidence": f"{100 * found['pseudo_label_confidence']:.1f} %",
+        "pseudo-labels: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
+        "confidence in them": f"{100 * found['pseudo_label_confidence']:.1f} %",
         "policy entropy": f"{found['policy_entropy']:.3f} nats",
     }
     assert_table(printed, rows)

@@ -23,15 +23,14 @@ from commands import assert_drawn_again, assert_resumed_unchanged, assert_writte
 from killing import kill_command
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
-from rlsmooth.scripts.classify_report import load_classify_report
-from rlsmooth.scripts.classify_training import make_smoothing, similarity_of_means
+from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.classify import make_smoothing, similarity_of_means
+from rlsmooth.scripts.figures.kinds import load_reports
+from rlsmooth.scripts.figures.self_train import pseudo_label_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
-from rlsmooth.scripts.self_train import Args
-from rlsmooth.scripts.self_train_report import pseudo_label_words
-from rlsmooth.scripts.self_train_training import given_labels
+from rlsmooth.scripts.self_train import Args, given_labels
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 from rlsmooth.training import Classifier, GANTrainer, SelfTraining, checkpoint_steps, gan_case
 from support import read_events, same_tensors
@@ -143,7 +142,8 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = assert_drawn_again(finished[0], tmp_path)
-    assert len(load_classify_report(copy).curves["classifier/val_loss"][0]) == 6
+    (report,) = load_reports([copy])
+    assert len(report.curves["classifier/val_loss"][0]) == 6
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"command": "ppo", "arguments": {}}))
     capsys.readouterr()
@@ -181,12 +181,12 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.fit", interrupted)
+    monkeypatch.setattr("rlsmooth.scripts.classify.fit", interrupted)
     assert main(["classify", "--data", "iris", "--epochs", "1", "-f", str(tmp_path)]) == 130
     folder = tmp_path / "classify" / "iris_1"
     assert f"rlsmooth classify --resume {folder}" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     assert main(["classify", "--resume", str(folder)]) == 0  # before the first checkpoint: from the beginning
     assert (folder / "report.json").exists()
 
@@ -237,7 +237,7 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
 
 
 def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
     words += [
         "--reference",
@@ -418,7 +418,7 @@ def test_the_table_says_what_the_report_says_of_self_train(wine_run: tuple[Path,
     last = wine["rounds"][-1]
     made = sum(entry["num_new"] for entry in wine["rounds"])
     assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
-    assert "Rows with a label: 9; without: 125; test: 44" in printed
+    assert "Samples with a label: 9; without: 125; test: 44" in printed
 
 
 def test_plot_draws_again_compares_and_draws_what_has_only_begun_of_self_train(
@@ -439,7 +439,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun_of_self_train(
     ],
 )
 def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.self_train_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
     wine = report_of(run_here(tmp_path, "self-train", *few, *words.split(), "--device", "cpu"))
     assert pseudo_label_words(wine["settings"]) == says

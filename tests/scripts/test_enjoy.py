@@ -23,12 +23,21 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
 from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.enjoy import Args, main
+from rlsmooth.scripts.enjoy_panel import (
+    BoxChoice,
+    Choices,
+    Entropy,
+    action_names,
+    beside,
+    choices_of,
+    draw_panel,
+    entropy_of_choice,
+    read_choice,
+)
+from rlsmooth.scripts.enjoy_video import check_film
+from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main as run_main
-from rlsmooth.scripts.off_policy_acting import off_policy_acting
-from rlsmooth.scripts.overlay import BoxChoice, Choices, Entropy, beside, draw_panel
-from rlsmooth.scripts.video import check_film
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 

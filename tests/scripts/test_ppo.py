@@ -26,10 +26,11 @@ from killing import kill_command
 from rlsmooth.agents import BC, SmoothedPPO, load_agent
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts import ppo
+from rlsmooth.scripts.figures.kinds import draw_reports, new_report
+from rlsmooth.scripts.figures.on_policy import smoothing_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.on_policy_figures import on_policy_figure
-from rlsmooth.scripts.on_policy_report import OnPolicyReport, smoothing_words
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import command_line, env_of_run
 from support import read_events, same_tensors
 
@@ -434,14 +435,14 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
 
 
 # ---- words and curves of reports that depend on the action space and on what was on
-def _report(*, box: bool = False, floor: float = 0.0) -> OnPolicyReport:
+def _report(*, box: bool = False, floor: float = 0.0) -> RunReport:
     tags = {"train/smoothing": 0.05, "train/exploration_floor": floor, "train/policy_entropy": 0.6}
     tags |= {"train/kl_reference": 0.1}
     if not box:
         tags["train/kl_uniform"] = 0.1
-    return OnPolicyReport(
+    return new_report(
+        "ppo",
         name="run_1",
-        command="ppo",
         settings={"env": "E-v0", "seed": 0, "reference": "uniform", "smoothing": "0.05", "from_bc": None},
         hyperparameters={"smoothing": "0.05"},
         curves={tag: ([256, 512], [value, value]) for tag, value in tags.items()},
@@ -455,7 +456,7 @@ def test_a_box_is_not_said_to_be_smoothed_towards_uniform() -> None:
 
 @pytest.mark.parametrize(("floor", "shown"), [(0.0, False), (0.05, True)])
 def test_a_floor_that_was_never_on_is_not_in_the_legend(floor: float, shown: bool) -> None:
-    axes = on_policy_figure(_report(floor=floor)).axes
+    axes = draw_reports([_report(floor=floor)]).axes
     drawn = {str(line.get_label()) for ax in axes for line in ax.get_lines()}
     assert ("exploration floor" in drawn) is shown
     assert "of KL (alpha)" in drawn

@@ -306,7 +306,7 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     given: dict[str, Any] = {"smoothing": 0.2, "kl_coef": kl_coef, "policy_kwargs": {"ortho_init": False}, "seed": 0}
     given |= {"device": "cpu"}
     agent = BC("MlpPolicy", None, demonstrations, **given)
-    batch = agent.measures._monitored()
+    batch = agent.measures._training.sample
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():
         outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]

@@ -46,8 +46,8 @@ from rlsmooth.scripts.studies.imitation_runs import demonstrations as few_episod
 from rlsmooth.scripts.studies.imitation_runs import demonstrations as one_episode
 from rlsmooth.scripts.studies.imitation_runs import make_generator
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 from rlsmooth.scripts.studies.variable_horizon import ARMS, PREDICTED, ConstantLogit
-from rlsmooth.scripts.studies.watching import Watch, mean_return
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import generator_loss
 
