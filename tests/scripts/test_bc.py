@@ -139,16 +139,8 @@ def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[
 
 
 def test_timesteps_schedules_patience_noise_and_another_tensorboard_folder(tmp_path: Path) -> None:
-    words = [
-        "--demonstrations",
-        "cartpole-v1-noisy",
-        "-n",
-        "640",
-        "--smoothing",
-        "lin_0.2",
-        "--learning-rate",
-        "lin_3e-3",
-    ]
+    words = ["--demonstrations", "cartpole-v1-noisy", "-n", "640", "--smoothing", "lin_0.2", "--learning-rate"]
+    words += ["lin_3e-3"]
     words += ["--batch-size", "32", "--gradient-accumulation", "2", "--action-noise", "0.1", "--spread", "others"]
     words += ["--net-arch", "8", "--eval-episodes", "1", "-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
     assert main(["bc", *words, "--checkpoint-freq", "-1", "--eval-freq", "-1"]) == 0
@@ -279,16 +271,8 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     watched = tmp_path / "watched.npz"
     ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, 0).save(watched)
     words = ["bco", "--demonstrations", str(watched), "--pseudo-labels", "soft", "--smoothing", "lin_0.2", *QUICK]
-    words += [
-        "--rounds",
-        "1",
-        "--transitions-per-round",
-        "200",
-        "-f",
-        str(tmp_path / "logs"),
-        "-tb",
-        str(tmp_path / "tb"),
-    ]
+    words += ["--rounds", "1", "--transitions-per-round", "200", "-f", str(tmp_path / "logs"), "-tb"]
+    words += [str(tmp_path / "tb")]
     assert main(words) == 0
     folder = tmp_path / "logs" / "bco" / "CartPole-v1_1"
     assert not list(folder.glob("events*"))

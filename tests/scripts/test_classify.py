@@ -214,16 +214,8 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
     LabelledData(
         labels[:, None] + rng.normal(size=(200, 3)), labels, tuple("abcde"), name="sizes", is_ordered=True
     ).save(tmp_path / "sizes.npz")
-    words = [
-        "--data",
-        str(tmp_path / "sizes.npz"),
-        "--reference",
-        "exponential",
-        "--smoothing",
-        "none",
-        "--epochs",
-        "3",
-    ]
+    words = ["--data", str(tmp_path / "sizes.npz"), "--reference", "exponential", "--smoothing", "none", "--epochs"]
+    words += ["3"]
     folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "8", "--decay", "0.5", "--device", "cpu")
     assert folder.name == "sizes_1"
     report = report_of(folder)
@@ -239,16 +231,8 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
 def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
-    words += [
-        "--reference",
-        "prior",
-        "--learning-rate",
-        "lin_1e-2",
-        "--weight-decay",
-        "0.01",
-        "--class-weight",
-        "balanced",
-    ]
+    words += ["--reference", "prior", "--learning-rate", "lin_1e-2", "--weight-decay", "0.01", "--class-weight"]
+    words += ["balanced"]
     words += ["--checkpoint-freq", "-1", "--validation-fraction", "0", "--no-standardise", "-tb", str(tmp_path / "tb")]
     folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "4", "4", "--device", "cpu")
     assert not (folder / "checkpoints").exists()
