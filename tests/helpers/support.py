@@ -57,7 +57,7 @@ def same_parameters(one: Any, other: Any) -> bool:
 
 
 def assert_raises(
-    error: type[BaseException], match: str, call: Callable[..., object], /, *args: Any, **named: Any
+    error: type[BaseException], match: str | None, call: Callable[..., object], /, *args: Any, **named: Any
 ) -> None:
     """`call` raises `error`, and `match` is found in its message."""
     with pytest.raises(error, match=match):
