@@ -25,18 +25,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlsmooth.agents import BC
 from rlsmooth.data import Demonstrations, cartpole_v1, record
+from support import Trajectory
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
 
 
 @dataclasses.dataclass
-class Trajectory:
-    """imitation's `TrajectoryWithRew`, by its field names."""
+class TrajectoryWithRew(Trajectory):
+    """imitation's, by its field names."""
 
-    obs: Any
-    acts: Any
-    infos: Any
-    terminal: bool
     rews: Any
 
 
@@ -58,7 +55,9 @@ def as_given(data: Demonstrations, kind: str) -> Demonstrations:
         parts = [slice(start, end) for start, end in zip(data.episode_starts, ends, strict=True)]
         return Demonstrations.from_imitation(
             [
-                Trajectory(np.vstack([states[rows], after[rows][-1:]]), batch.actions[rows], None, True, rewards[rows])
+                TrajectoryWithRew(
+                    np.vstack([states[rows], after[rows][-1:]]), batch.actions[rows], None, True, rewards[rows]
+                )
                 for rows in parts
             ],
             **spaces_of,

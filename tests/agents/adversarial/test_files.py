@@ -100,6 +100,17 @@ def assert_same(one: AdversarialImitation, other: AdversarialImitation) -> None:
     assert one.gen_algo.num_timesteps == other.gen_algo.num_timesteps
 
 
+def write_changed(path: Path, members: dict[str, bytes], head: Any, keys: tuple[str, ...], value: Any) -> None:
+    """Write the archive with one value of its config.json changed."""
+    place = changed = json.loads(json.dumps(head))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, payload in members.items():
+            archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
+
+
 @pytest.mark.parametrize(
     ("trainer_class", "build", "data"),
     [
@@ -212,14 +223,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (("generator", "attributes"), {"policy": 1}),
     ]
     for keys, value in changes:
-        changed = json.loads(json.dumps(head))
-        place = changed["config"]
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, payload in members.items():
-                archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
+        write_changed(path, members, head, ("config", *keys), value)
         with pytest.raises(SafeFileError):
             GAIL.load(path, expert(), ppo())
 
@@ -359,14 +363,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ("config", "arguments"): None,
         ("format",): "rlsmooth-agent",
     }.items():
-        changed = json.loads(json.dumps(head))
-        place = changed
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, payload in members.items():
-                archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
+        write_changed(path, members, head, keys, value)
         with pytest.raises(SafeFileError):
             load_reward_net(path)
 

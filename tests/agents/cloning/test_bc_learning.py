@@ -24,7 +24,7 @@ from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 from rlsmooth.training import SafeFileError, checkpoint_steps
 from rlsmooth.training import run as engine
-from support import draw, same_parameters
+from support import KillAt, draw, same_parameters
 
 PROBLEMS = [
     ("rlsmooth/Identity-v0", {}),
@@ -477,18 +477,6 @@ def checkpointed(folder: Path, **arguments: Any) -> BC:
     return make(batch_size=4, checkpoint_folder=folder, checkpoint_every=3, **arguments)
 
 
-class Stop:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps == self.step:
-            raise KeyboardInterrupt
-        return True
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -503,7 +491,7 @@ class Stop:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make(batch_size=4, **arguments).learn(total_epochs=3)
     with pytest.raises(KeyboardInterrupt):
-        checkpointed(tmp_path, **arguments).learn(total_epochs=3, callback=Stop(cut))
+        checkpointed(tmp_path, **arguments).learn(total_epochs=3, callback=KillAt(cut, KeyboardInterrupt))
     resumed = BC.resume(tmp_path, None, draw(), device="cpu")
     assert resumed.num_timesteps == cut - cut % 3 - (3 if cut % 3 == 0 else 0)
     with pytest.raises(ValueError, match="schedules depend on it"):

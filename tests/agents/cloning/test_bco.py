@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -24,7 +24,7 @@ from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parameters
+from support import Counter, KillAt, Lines, read_events, same_parameters
 
 PLACES = 5
 
@@ -383,30 +383,6 @@ def test_a_second_call_goes_on() -> None:
     assert agent.round == 2
 
 
-class Counter(BaseCallback):
-    """Counts what a callback is told; stops after `most` steps."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.told: list[str] = []
-
-    def _on_training_start(self) -> None:
-        self.told.append(f"total {self.locals['total_timesteps']}")
-
-    def _on_rollout_start(self) -> None:
-        self.told.append("rollout")
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.most
-
-    def _on_rollout_end(self) -> None:
-        self.told.append(f"{self.num_timesteps}")
-
-    def _on_training_end(self) -> None:
-        self.told.append("end")
-
-
 def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
     data = watched_cartpole()
     counter = Counter(10**6)
@@ -475,18 +451,6 @@ def make_rounds(**arguments: Any) -> BCO:
     given: dict[str, Any] = {"n_rounds": 3, "transitions_per_round": 40, "n_epochs": 1, "inverse_epochs": 2}
     given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
-
-
-class Cut:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps == self.step:
-            raise KeyboardInterrupt
-        return True
 
 
 # ---- agent files
@@ -561,7 +525,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make_rounds(**arguments).learn()
     with pytest.raises(KeyboardInterrupt):
-        make_rounds(**arguments, checkpoint_folder=tmp_path).learn(Cut(cut))
+        make_rounds(**arguments, checkpoint_folder=tmp_path).learn(KillAt(cut, KeyboardInterrupt))
     resumed = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu")
     assert resumed.round == (cut - 1) // 40
     resumed.learn()
@@ -578,7 +542,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     whole = make_rounds(n_rounds=1).learn().learn()
     agent = make_rounds(n_rounds=1, checkpoint_folder=tmp_path / "one").learn()
     with pytest.raises(KeyboardInterrupt):
-        agent.learn(Cut(60))
+        agent.learn(KillAt(60, KeyboardInterrupt))
     resumed = BCO.resume(tmp_path / "one", "CartPole-v1", DATA, device="cpu").learn()
     assert resumed.round == 2
     assert same_parameters(whole, resumed)

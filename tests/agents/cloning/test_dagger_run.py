@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -32,7 +32,7 @@ from rlsmooth.envs import (
 )
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parameters
+from support import Counter, KillAt, Lines, read_events, same_parameters
 
 
 def make(env: Any = None, **arguments: Any) -> DAgger:
@@ -74,30 +74,6 @@ def test_rounds_are_whole() -> None:
     assert agent.num_timesteps == 140
     assert [line["round_timestep_count"] for line in agent.history] == [70.0, 70.0]
     assert [line["round_episode_count"] for line in agent.history] == [7.0, 7.0]
-
-
-class Counter(BaseCallback):
-    """Counts what a callback is told; stops after `most` steps."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.told: list[str] = []
-
-    def _on_training_start(self) -> None:
-        self.told.append(f"total {self.locals['total_timesteps']}")
-
-    def _on_rollout_start(self) -> None:
-        self.told.append("rollout")
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.most
-
-    def _on_rollout_end(self) -> None:
-        self.told.append(f"{self.num_timesteps}")
-
-    def _on_training_end(self) -> None:
-        self.told.append("end")
 
 
 def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
@@ -212,18 +188,6 @@ def make_rounds(env: Any = None, **arguments: Any) -> DAgger:
     return DAgger(policy, IdentityEnv(4) if env is None else env, given.pop("expert", expert), **given)
 
 
-class Cut:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps >= self.step:
-            raise KeyboardInterrupt
-        return True
-
-
 # ---- agent files
 def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     agent = make_rounds(
@@ -333,7 +297,7 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make_rounds(**arguments).learn(TOTAL)
     with pytest.raises(KeyboardInterrupt):
-        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, Cut(cut))
+        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, KillAt(cut, KeyboardInterrupt))
     resume: dict[str, Any] = {"eval_env": arguments.get("eval_env"), "device": "cpu"}
     given = arguments.get("expert", expert)
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), given, **resume)
@@ -357,7 +321,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     whole = make_rounds().learn(ROUND).learn(2 * ROUND)
     agent = make_rounds(scratch_dir=tmp_path / "one").learn(ROUND)
     with pytest.raises(KeyboardInterrupt):
-        agent.learn(2 * ROUND, Cut(100))
+        agent.learn(2 * ROUND, KillAt(100, KeyboardInterrupt))
     resumed = DAgger.resume(tmp_path / "one", IdentityEnv(4), expert, device="cpu").learn(2 * ROUND)
     assert resumed.round == 3
     assert same_parameters(whole, resumed)
@@ -398,7 +362,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        agent.learn(TOTAL, Cut(1))
+        agent.learn(TOTAL, KillAt(1, KeyboardInterrupt))
     (tmp_path / "checkpoint_0.zip").unlink()
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu").learn(TOTAL)
     assert same_parameters(resumed, make_rounds().learn(TOTAL))
@@ -407,7 +371,7 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
 def test_ones_own_folder_is_never_refused_and_anothers_always(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path / "own")
     with pytest.raises(KeyboardInterrupt):
-        agent.learn(ROUND, Cut(5))
+        agent.learn(ROUND, KillAt(5, KeyboardInterrupt))
     assert agent.num_timesteps == 0  # the round that was broken off leaves nothing
     assert agent.learn(ROUND).round == 1
     other = make_rounds().learn(2 * ROUND)

@@ -522,18 +522,10 @@ def test_a_target_holds_where_entropy_would_fall() -> None:
     found = {}
     for target in (None, 0.6):
         seen = Fractions(4)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env(lambda: IdentityEnv(4), n_envs=8),
-            n_steps=32,
-            batch_size=64,
-            n_epochs=5,
-            gamma=0.0,
-            learning_rate=2e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 64, "n_epochs": 5, "gamma": 0.0, "learning_rate": 2e-3, "seed": 0}
+        env = make_vec_env(lambda: IdentityEnv(4), n_envs=8)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, device="cpu", **given)
+        model.learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
         found[target] = np.array(seen.values)
     assert found[None][-5:].mean() < 0.2
     late = found[0.6][len(found[0.6]) // 2 :]
@@ -546,19 +538,10 @@ def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
     late = {}
     for target in (None, 0.9):
         seen = Fractions(2)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env("CartPole-v1", n_envs=8, seed=0),
-            n_steps=32,
-            batch_size=256,
-            n_epochs=10,
-            gae_lambda=0.8,
-            gamma=0.98,
-            learning_rate=3e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(10_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "seed": 0}
+        env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, learning_rate=3e-3, device="cpu", **given)
+        model.learn(10_000, callback=seen, log_interval=None)
         late[target] = np.array(seen.values[len(seen.values) // 2 :])
     assert late[None].mean() < 0.81
     assert late[0.9].mean() == pytest.approx(0.9, abs=0.03)
