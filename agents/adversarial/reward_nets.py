@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
 from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import with_zip_suffix
 
 __all__ = [
     "RewardFunction",
@@ -50,7 +51,6 @@ __all__ = [
     "reward_of",
     "save_reward_net",
     "transitions_from_arrays",
-    "with_suffix",
 ]
 
 
@@ -511,7 +511,8 @@ def save_reward_net(net: RewardNet | ShapedRewardNet, path: str | Path) -> Path:
             f"net is a {type(net).__name__}: pass a RewardNet or a ShapedRewardNet, or keep your own module's "
             "state_dict() by safetensors."
         )
-    path = with_suffix(path)
+    path = with_zip_suffix(path)
+    check_writable_folder("path", path.parent)
     config, tensors = encode_net(net)
     write_safe_file(path, config, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
     return path
@@ -541,7 +542,7 @@ def load_reward_net(
         The one of `save_reward_net` reads its file again.
     """
     path = Path(path).expanduser()
-    path = path if path.exists() else path.with_name(f"{path.name}.zip") if not path.suffix else path
+    path = path if path.exists() else with_zip_suffix(path)
     content = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
     net = decode_net(path, content.config, content.tensors, custom_objects=custom_objects or {})
     return net.to(device).eval()
@@ -587,14 +588,6 @@ def decode_net(
     own: Any = net
     load_parameters(path, own, tensors.get("net", {}))
     return net
-
-
-def with_suffix(path: str | Path) -> Path:
-    """The path with `.zip` if it had no suffix, in a folder that can be written to."""
-    path = Path(path).expanduser()
-    path = path if path.suffix else path.with_name(f"{path.name}.zip")
-    check_writable_folder("path", path.parent)
-    return path
 
 
 @contextmanager
