@@ -29,7 +29,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.validation import action_dims
+from rlsmooth.data.arrays import action_dims
 from rlsmooth.training import SafeFileError
 
 __all__ = [
