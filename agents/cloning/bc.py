@@ -646,7 +646,7 @@ class BC(ActingModel):
             verbose=verbose,
             checkpoint_folder=run.path,
         )
-        agent._restore_checkpoint()
+        cls._restore_checkpoint(agent)
         run.delete_leftovers()
         return agent
 
