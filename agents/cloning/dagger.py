@@ -73,9 +73,9 @@ class DAgger(RoundsModel):
 
     Plain cloning (`BC`) sees the expert's states only. Where a small mistake leads elsewhere, the clone does not know
     what to do, and the mistakes add up: quadratically in the episode's length, where DAgger's grow linearly. Each round
-    (1) collects episodes by a mixture policy, in every step with probability beta the expert, else the learner; (2) asks
-    the expert for its action at every state on the way; (3) adds these to all transitions so far; (4) trains the policy
-    on all of them by `BC`, whose targets are smoothed:
+    (1) collects episodes by a mixture policy: in every step with probability beta the expert, else the learner; (2)
+    asks the expert for its action at every state on the way; (3) adds these to all transitions so far; (4) trains the
+    policy on all of them by `BC`, whose targets are smoothed:
 
         loss = CE(smoothed target, pi) + kl_coef · KL(reference‖pi)     (nats; see `BC`)
 

@@ -242,8 +242,8 @@ class Expert:
         if not good.all():
             number = int(good.argmin())
             raise ValueError(
-                f"the expert gave the probabilities {values[number]} in environment {number}: they must be finite and >= 0 "
-                "and sum to 1."
+                f"the expert gave the probabilities {values[number]} in environment {number}: they must be finite and "
+                ">= 0 and sum to 1."
             )
         if masks is not None and (values[~masks] > 0).any():
             number = int(((values > 0) & ~masks).any(axis=1).argmax())
