@@ -35,7 +35,7 @@ class DeepSeaEnv(gym.Env[NDArray[np.float32], Any]):
     gives the treasure, and each step on it costs more than a step to the left, so that a policy that follows the
     rewards it has seen turns away from it. A uniform policy finds it in one of 2^N episodes.
 
-    Episodes end by termination after `size` steps: the row is seen, so that nothing hidden runs out. `info` is empty
+    Episodes end by termination after `size` steps: the row is observed, so no hidden clock runs. `info` is empty
     but for the last step's, whose `is_bad_episode` says whether the diver has left the diagonal (bsuite's measure).
 
     The observation is the one-hot code of the cell, and all zeros after the last step. bsuite shows it as `[N, N]`; so

@@ -94,9 +94,9 @@ class StateObserver:
             ValueError: if it shows none: wrong type, shape or dtype, a value out of range, or no one-hot code.
         """
         if self.space().contains(observation):
-            guess = self._read(observation)
-            if _same(self.encode(guess), observation):
-                return guess
+            components = self._read(observation)
+            if _same(self.encode(components), observation):
+                return components
         raise ValueError(
             f"observation {_shorten(observation)} shows no state: pass one (not a batch) as step() returns it."
         )

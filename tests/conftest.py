@@ -147,7 +147,6 @@ class Programs:
         argv = [str(script), *arguments]
         request = {"argv": argv, "folder": str(folder), "stdout": str(out), "stderr": str(err)}
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         print(json.dumps({**request, "warnings_are_errors": warnings_are_errors}), file=self.process.stdin, flush=True)
         returncode = int(self.process.stdout.readline())
         return subprocess.CompletedProcess(argv, returncode, out.read_text("utf-8"), err.read_text("utf-8"))

@@ -52,7 +52,7 @@ def draw_reliability(
 
     Args:
         axes: where to draw.
-        bins: see `reliability_bins`.
+        bins: a result of `reliability_bins`.
         ece: written into the diagram.
         title: of the diagram.
         label: what the legend calls the model.
@@ -95,9 +95,9 @@ def draw_risk_coverage(
 
     Args:
         axes: where to draw.
-        curve: see `risk_coverage`.
+        curve: a result of `risk_coverage`.
         title: of the diagram.
-        label: what the legend calls the model; the area under the curve stands behind it.
+        label: what the legend calls the model; the area under the curve is added.
         colour: of its line.
     """
     coverage, risk = curve.coverage.detach().cpu().tolist(), curve.risk.detach().cpu().tolist()

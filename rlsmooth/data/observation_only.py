@@ -186,9 +186,9 @@ class ObservationOnly:
         )
 
     def as_demonstrations(self, action_space: spaces.Space[Any]) -> Demonstrations:
-        """Demonstrations with an action of no meaning in every transition: the lowest legal one, or within a Box any.
+        """Demonstrations with a placeholder action in every transition: the lowest legal one, or any within a Box.
 
-        Who knows the action space puts better ones in their place.
+        Replace them by the actions that an inverse dynamics model finds.
 
         Raises:
             TypeError: demonstrations can't hold actions of such a space.

@@ -86,7 +86,7 @@ def ordinal_kernel(
 
     Args:
         num_classes: `K`.
-        scheme: one of the above.
+        scheme: a name of the table.
         include_label: False: the label's own entry is 0 and the rest sums to 1. True: the whole distribution.
         width: of `"triangular"`, in classes; above 1.
         concentration: of `"beta"`, at least 2 (where it is flat).

@@ -130,8 +130,8 @@ class Smoothing:
             validate: False skips what waits for the device; a trainer that has checked its data set passes it.
 
         Raises:
-            TypeError: see the builders.
-            ValueError: see the builders; also a reference made for another number of classes.
+            TypeError: as the builders.
+            ValueError: as the builders; or a reference made for another number of classes.
         """
         labels = to_labels(labels)
         alpha = self.alpha_at(progress)

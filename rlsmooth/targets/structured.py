@@ -108,11 +108,11 @@ def ordinal(
         num_classes: `K`.
         alpha: at most 1; a number, or a tensor that broadcasts over the batch; None: the whole distribution.
         scheme: `"adjacent"`, `"triangular"`, `"binomial"`, `"poisson"`, `"beta"` or `"exponential"`.
-        width: see `ordinal_kernel`.
-        concentration: see `ordinal_kernel`.
-        decay: see `ordinal_kernel`.
-        power: see `ordinal_kernel`.
-        edge: see `ordinal_kernel`.
+        width: of `"triangular"`, in classes; above 1.
+        concentration: of `"beta"`, at least 2 (where it is flat).
+        decay: of `"exponential"`, at least 0.
+        power: of `"exponential"`, above 0.
+        edge: of `"adjacent"`: `"all"` or `"half"` of the mass for the only neighbour of the first and the last class.
         mask: bool, broadcasts to `[..., K]`; True = legal.
         validate: check values, which waits for the device.
 

@@ -1,15 +1,30 @@
+"""Calibration errors and temperature scaling against netcal, torchmetrics, numpy's binning and scipy's minimisers."""
+
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from netcal.metrics import ECE
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax as scipy_log_softmax
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from rlsmooth.audits import calibration_error, confidence_gap, reliability_bins
+from rlsmooth.audits import (
+    adaptive_calibration_error,
+    calibration_error,
+    classwise_calibration_error,
+    confidence_gap,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_bins,
+)
 
 NORMS: list[Any] = ["l1", "l2", "max"]
 
@@ -206,3 +221,321 @@ def test_bad_arguments() -> None:
             binned(confidences, hits, num_bins=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="norm='l3'"):
         calibration_error(confidences, hits, norm="l3")  # type: ignore[arg-type]
+
+
+# ---- adaptive and classwise errors
+def random_classifier(seed: int, rows: int = 500, num_classes: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = (3 * torch.randn(rows, num_classes, generator=generator, dtype=torch.float64)).softmax(-1)
+    return probabilities, torch.multinomial(probabilities.sqrt(), 1, generator=generator)[:, 0]
+
+
+def by_histogram(confidences: Tensor, hits: Tensor, num_bins: int) -> float:
+    """Over the quantile bins, by numpy, which takes edges that coincide."""
+    values, right = confidences.double().cpu().numpy(), hits.double().cpu().numpy()
+    edges = np.quantile(values, np.arange(num_bins + 1) / num_bins)
+    edges[0], edges[-1] = 0.0, 1.0
+    sums = [np.histogram(values, edges, weights=weights)[0] for weights in (np.ones_like(values), values, right)]
+    counts, confidence, hit = sums
+    return float(np.abs(hit - confidence)[counts > 0].sum() / len(values))
+
+
+def class_by_class(probabilities: Tensor, labels: Tensor, num_bins: int) -> Tensor:
+    """torchmetrics, one class at a time."""
+    errors = [
+        binary_calibration_error(probabilities[:, place].contiguous(), (labels == place).long(), n_bins=num_bins)
+        for place in range(probabilities.shape[-1])
+    ]
+    return torch.stack(errors).mean()
+
+
+# 500 rows: for these numbers of bins no quantile but the ends falls on a row, where netcal's rounding decides.
+@pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_adaptive_error_is_netcals(device: torch.device, num_bins: int, seed: int) -> None:
+    probabilities, labels = random_classifier(seed)
+    confidences, classes = probabilities.max(-1)
+    hits = classes == labels
+    theirs = ECE(num_bins, equal_intervals=False).measure(confidences.numpy(), hits.long().numpy())
+    ours = adaptive_calibration_error(confidences.to(device), hits.to(device), num_bins=num_bins)
+    assert ours.item() == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "num_bins"), [(9, 8), (17, 4), (65, 16), (257, 2)])  # exact in binary
+def test_a_row_on_a_quantile_opens_a_bin_as_in_netcal(rows: int, num_bins: int) -> None:
+    confidences, hits = torch.rand(rows, dtype=torch.float64), torch.rand(rows) < 0.5
+    theirs = ECE(num_bins, equal_intervals=False).measure(confidences.numpy(), hits.long().numpy())
+    assert adaptive_calibration_error(confidences, hits, num_bins=num_bins).item() == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_row_on_a_quantile_opens_a_bin_whatever_the_rounding() -> None:
+    # 10 bins of 31 rows: each edge is a row, also where i / 10 · 30 is rounded up.
+    confidences = torch.rand(31, dtype=torch.float64).sort().values
+    hits = torch.rand(31) < 0.5
+    bins = [range(3 * place, 3 * place + 3 + (place == 9)) for place in range(10)]
+    expected = sum(abs(float(hits[list(rows)].double().sum() - confidences[list(rows)].sum())) for rows in bins) / 31
+    assert adaptive_calibration_error(confidences, hits, num_bins=10).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_equal_width_error_is_netcals() -> None:
+    probabilities, labels = random_classifier(7)
+    confidences, classes = probabilities.max(-1)
+    theirs = ECE(15).measure(probabilities.numpy(), labels.numpy())
+    assert calibration_error(confidences, classes == labels).item() == pytest.approx(theirs, abs=1e-6)
+
+
+DEGENERATE = {
+    "one row": [0.3],
+    "two rows": [0.3, 0.6],
+    "all the same": [0.25] * 9,
+    "all exactly one": [1.0] * 7,
+    "all exactly zero": [0.0] * 7,
+    "zeros and ones": [0.0, 1.0, 0.0, 1.0, 1.0],
+    "ties": [0.2, 0.2, 0.2, 0.5, 0.5, 0.9, 0.9, 0.9, 0.9],
+    "on the edges": [place / 15 for place in range(16)],
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("num_bins", [1, 4, 16])
+@pytest.mark.parametrize("which", ["mixed", "right", "wrong"])
+def test_the_adaptive_error_on_degenerate_rows(device: torch.device, case: str, num_bins: int, which: str) -> None:
+    confidences = torch.tensor(DEGENERATE[case], dtype=torch.float64, device=device)
+    places = torch.arange(len(confidences), device=device)
+    hits = {"mixed": places % 3 == 0, "right": places >= 0, "wrong": places < 0}[which]
+    ours = adaptive_calibration_error(confidences, hits, num_bins=num_bins).item()
+    assert ours == pytest.approx(by_histogram(confidences, hits, num_bins), abs=1e-6)
+    again = torch.randperm(len(confidences))  # the order of the rows plays no part
+    assert adaptive_calibration_error(confidences[again], hits[again], num_bins=num_bins).item() == pytest.approx(ours)
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 64), st.booleans()), min_size=1, max_size=40), num_bins=st.integers(1, 5))
+def test_the_adaptive_error_is_that_over_quantile_bins(rows: list[tuple[int, bool]], num_bins: int) -> None:
+    confidences = torch.tensor([place / 64 for place, _ in rows], dtype=torch.float64)
+    hits = torch.tensor([hit for _, hit in rows])
+    bins = 2 ** (num_bins - 1)  # exact in binary
+    ours = adaptive_calibration_error(confidences, hits, num_bins=bins).item()
+    assert ours == pytest.approx(by_histogram(confidences, hits, bins), abs=1e-6)
+
+
+@pytest.mark.parametrize("num_bins", [1, 5, 15])
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_the_classwise_error_is_torchmetrics_class_by_class(
+    device: torch.device, num_bins: int, num_classes: int
+) -> None:
+    for seed in range(3):
+        probabilities, labels = random_classifier(seed, num_classes=num_classes)
+        probabilities, labels = probabilities.to(device), labels.to(device)
+        ours = classwise_calibration_error(probabilities, labels, num_bins=num_bins)
+        torch.testing.assert_close(ours, class_by_class(probabilities, labels, num_bins).double(), atol=1e-6, rtol=0)
+        narrow = classwise_calibration_error(probabilities.float(), labels, num_bins=num_bins)
+        assert narrow.item() == pytest.approx(class_by_class(probabilities.float(), labels, num_bins).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([[0.2, 0.3, 0.5]], [0]),
+        ([[1.0, 0.0, 0.0]] * 4, [0, 0, 1, 2]),
+        ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [1, 0]),
+        ([[0.2, 0.4, 0.4], [0.6, 0.2, 0.2], [0.4, 0.4, 0.2], [0.2, 0.0, 0.8]], [1, 1, 1, 1]),  # on the edges of 5
+    ],
+)
+@pytest.mark.parametrize("num_bins", [1, 5, 15])
+def test_the_classwise_error_on_degenerate_rows(
+    device: torch.device, rows: list[Any], labels: list[int], num_bins: int
+) -> None:
+    probabilities, label = torch.tensor(rows, device=device), torch.tensor(labels, device=device)
+    ours = classwise_calibration_error(probabilities, label, num_bins=num_bins)
+    assert ours.item() == pytest.approx(class_by_class(probabilities, label, num_bins).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_leading_shapes_of_variants(device: torch.device, dtype: torch.dtype) -> None:
+    probabilities = torch.rand(4, 5, 3, device=device).softmax(-1).to(dtype)
+    labels = torch.randint(3, (4, 5), device=device)
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    flat = probabilities.to(wide).reshape(20, 3), labels.reshape(20)
+    ours = classwise_calibration_error(probabilities, labels)
+    assert (ours.dtype, ours.shape, ours.device.type) == (wide, (), device.type)
+    torch.testing.assert_close(ours, classwise_calibration_error(*flat), atol=0, rtol=0)
+    adaptive = adaptive_calibration_error(probabilities[..., 0], labels == 0)
+    assert (adaptive.dtype, adaptive.shape) == (wide, ())
+    torch.testing.assert_close(adaptive, adaptive_calibration_error(flat[0][:, 0], flat[1] == 0), atol=0, rtol=0)
+
+
+def test_nothing_and_what_is_no_probability_give_nan(device: torch.device) -> None:
+    none = torch.zeros(0, device=device)
+    assert adaptive_calibration_error(none, none).isnan()
+    assert classwise_calibration_error(torch.zeros(0, 3, device=device), none.long()).isnan()
+    labels = torch.tensor([0, 1], device=device)
+    for bad in (float("nan"), -0.1, 1.1, float("inf")):
+        rows = torch.tensor([[0.5, 0.5], [0.5, bad]], device=device)
+        assert classwise_calibration_error(rows, labels).isnan()
+        assert adaptive_calibration_error(rows[:, 1], labels == 0).isnan()
+    for no_class in (-1, 2, -100):
+        rows, wrong = torch.full((2, 2), 0.5, device=device), torch.tensor([0, no_class], device=device)
+        assert classwise_calibration_error(rows, wrong).isnan()
+
+
+def test_nothing_waits_for_the_device_of_variants() -> None:
+    rows, labels = torch.rand(9, 3, device="meta"), torch.zeros(9, dtype=torch.int64, device="meta")
+    assert classwise_calibration_error(rows, labels).shape == ()
+    assert adaptive_calibration_error(rows[:, 0], labels).shape == ()
+
+
+def test_a_view_is_read_without_a_warning() -> None:
+    rows, labels = torch.rand(3, 9).T, torch.zeros(9, dtype=torch.int64)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # otherwise torch warns of it once a process, wherever that is
+    try:
+        assert not classwise_calibration_error(rows, labels).isnan()
+        assert not adaptive_calibration_error(torch.rand(9, 2)[:, 0], labels).isnan()
+        assert not calibration_error(torch.rand(9, 2)[:, 0], labels).isnan()
+    finally:
+        torch.set_warn_always(before)
+
+
+def test_bad_arguments_of_variants() -> None:
+    rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"probabilities has dtype torch\.int64"):
+        classwise_calibration_error(labels, labels)
+    with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.float32"):
+        classwise_calibration_error(rows, labels.float())
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of probabilities: \(3,\)"):
+        classwise_calibration_error(rows, labels[:2])
+    with pytest.raises(ValueError, match=r"hits has shape \(3,\), confidences has \(2,\)"):
+        adaptive_calibration_error(rows[:2, 0], labels)
+    with pytest.raises(ValueError, match="num_bins=0"):
+        classwise_calibration_error(rows, labels, num_bins=0)
+    with pytest.raises(ValueError, match="num_bins=0"):
+        adaptive_calibration_error(rows[:, 0], labels, num_bins=0)
+
+
+# ---- temperature scaling
+def by_scipy(logits: Tensor, labels: Tensor, low: float = -7.0, high: float = 7.0) -> tuple[float, float]:
+    """The best temperature and its negative log-likelihood, searched in log T."""
+    rows, truth = logits.double().cpu().numpy(), labels.cpu().numpy()
+
+    def loss(log_temperature: float) -> float:
+        log_p = scipy_log_softmax(rows / math.exp(log_temperature), axis=-1)
+        return float(-log_p[np.arange(len(truth)), truth].mean())
+
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+    return math.exp(found.x), float(found.fun)
+
+
+def classifier(seed: int, sharpness: float, rows: int = 400, num_classes: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits that are `sharpness` times those that the labels are drawn by: the temperature is about `sharpness`."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, num_classes, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return sharpness * logits, labels
+
+
+@pytest.mark.parametrize("sharpness", [0.05, 0.5, 1.0, 3.0, 40.0])
+@pytest.mark.parametrize("num_classes", [2, 5, 30])
+def test_the_temperature_is_scipys(device: torch.device, sharpness: float, num_classes: int) -> None:
+    for seed in range(2):
+        logits, labels = classifier(seed, sharpness, num_classes=num_classes)
+        ours = fit_temperature(logits.to(device), labels.to(device))
+        expected, loss = by_scipy(logits, labels)
+        assert ours.item() == pytest.approx(expected, rel=1e-6)
+        assert negative_log_likelihood(logits / ours.cpu(), labels).item() <= loss + 1e-9
+        assert ours.item() == pytest.approx(sharpness, rel=0.25)
+
+
+def test_two_classes_have_a_closed_form(device: torch.device) -> None:
+    # Margin m in every row, a share s of them right: sigmoid(m / T) = s.
+    for margin, right, rows in ((4.0, 3, 4), (1.0, 9, 10), (0.01, 2, 3), (50.0, 55, 100)):
+        logits = torch.tensor([[margin, 0.0]], device=device, dtype=torch.float64).repeat(rows, 1)
+        labels = (torch.arange(rows, device=device) >= right).long()
+        expected = margin / math.log(right / (rows - right))
+        assert fit_temperature(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_scaled_logits_scale_the_temperature_and_offsets_do_nothing(device: torch.device) -> None:
+    logits, labels = (part.to(device) for part in classifier(3, 1.0))
+    base = fit_temperature(logits, labels)
+    torch.testing.assert_close(fit_temperature(8 * logits, labels), 8 * base, rtol=1e-9, atol=0)
+    offsets = 1e4 * torch.randn(len(logits), 1, dtype=torch.float64, device=device)
+    torch.testing.assert_close(fit_temperature(logits + offsets, labels), base, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fit_temperature(logits / base, labels), torch.ones_like(base), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_without_an_optimum_the_bound_is_returned(device: torch.device, scale: float) -> None:
+    logits = scale * torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, -1.0]], device=device)
+    right, wrong = torch.tensor([0, 1], device=device), torch.tensor([1, 2], device=device)
+    for bounds in ((1e-3, 1e3), (0.5, 4.0)):
+        low, high = bounds
+        if scale < 1e4:  # there every probability has underflowed: see the next test
+            assert fit_temperature(logits, right, bounds=bounds).item() == pytest.approx(low, rel=1e-6)
+        assert fit_temperature(logits, wrong, bounds=bounds).item() == pytest.approx(high, rel=1e-6)
+
+
+def test_where_every_temperature_does_as_well_it_is_one(device: torch.device) -> None:
+    flat, labels = torch.full((4, 3), 7.0, device=device), torch.tensor([0, 1, 2, 0], device=device)
+    assert fit_temperature(flat, labels).item() == 1.0
+    assert fit_temperature(torch.randn(4, 1, device=device), torch.zeros_like(labels)).item() == 1.0
+    certain = torch.tensor([[1e4, 0.0, 0.0]], device=device)
+    assert fit_temperature(certain, labels[:1]).item() == 1.0
+    impossible = torch.tensor([[0.0, -torch.inf, -torch.inf]], device=device)  # one legal class
+    assert fit_temperature(impossible, labels[:1]).item() == 1.0
+
+
+def test_impossible_classes_are_left_out(device: torch.device) -> None:
+    logits, labels = (part.to(device) for part in classifier(5, 2.0, num_classes=3))
+    wider = torch.cat((logits, torch.full_like(logits, -torch.inf)), -1)
+    torch.testing.assert_close(fit_temperature(wider, labels), fit_temperature(logits, labels), rtol=1e-9, atol=0)
+
+
+def test_what_has_no_temperature_is_nan(device: torch.device) -> None:
+    labels = torch.tensor([0, 1], device=device)
+    assert fit_temperature(torch.zeros(0, 2, device=device), labels[:0]).isnan()
+    for bad in (torch.nan, torch.inf):
+        assert fit_temperature(torch.tensor([[0.0, 1.0], [bad, 0.0]], device=device), labels).isnan()
+    for no_class in (-1, 2, -100):
+        wrong = torch.tensor([0, no_class], device=device)
+        assert fit_temperature(torch.rand(2, 2, device=device), wrong).isnan()
+    label_is_impossible = torch.tensor([[0.0, 1.0], [0.0, -torch.inf]], device=device)
+    assert fit_temperature(label_is_impossible, labels).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_leading_shapes_of_temperature(device: torch.device, dtype: torch.dtype) -> None:
+    logits, labels = classifier(1, 2.0, rows=60)
+    logits, labels = logits.reshape(6, 10, 5).to(device, dtype), labels.reshape(6, 10).to(device)
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    ours = fit_temperature(logits, labels)
+    assert (ours.dtype, ours.shape, ours.device.type) == (wide, (), device.type)
+    torch.testing.assert_close(ours, fit_temperature(logits.double().flatten(0, 1), labels.flatten()).to(wide))
+
+
+def test_it_works_wherever_the_caller_evaluates(device: torch.device) -> None:
+    logits, labels = (part.to(device) for part in classifier(2, 3.0))
+    expected = fit_temperature(logits, labels)
+    with torch.no_grad():
+        torch.testing.assert_close(fit_temperature(logits, labels), expected, atol=0, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(fit_temperature(logits + 0, labels + 0), expected, atol=0, rtol=0)
+    leaf = logits.clone().requires_grad_()
+    assert not fit_temperature(leaf, labels).requires_grad
+    assert leaf.grad is None
+
+
+def test_nothing_waits_for_the_device_of_temperature() -> None:
+    logits, labels = torch.rand(9, 3, device="meta"), torch.zeros(9, dtype=torch.int64, device="meta")
+    assert fit_temperature(logits, labels).shape == ()
+
+
+def test_bad_arguments_of_temperature() -> None:
+    logits, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"logits has dtype torch\.int64"):
+        fit_temperature(labels, labels)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of logits"):
+        fit_temperature(logits, labels[:2])
+    with pytest.raises(ValueError, match=r"bounds\[0\]=0.0 must be a finite number in \(0"):
+        fit_temperature(logits, labels, bounds=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"bounds=\(2.0, 1.0\) must ascend"):
+        fit_temperature(logits, labels, bounds=(2.0, 1.0))

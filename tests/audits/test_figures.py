@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlsmooth.audits import reliability_bins
-from rlsmooth.audits.figures import draw_entropy_histogram, draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.audits import reliability_bins, risk_coverage
+from rlsmooth.audits.figures import (
+    draw_entropy_histogram,
+    draw_reliability,
+    draw_risk_coverage,
+    draw_target_matrix,
+    new_figure,
+)
 
 
 def test_a_reliability_diagram_shows_the_filled_bins() -> None:
@@ -57,3 +63,43 @@ def test_an_entropy_histogram_counts_every_state() -> None:
 def test_importing_needs_no_matplotlib() -> None:
     code = "import sys, rlsmooth.audits.figures; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- classifiers
+def test_risk_coverage_curves_share_axes() -> None:
+    hits = torch.tensor([True, True, False, True])
+    curves = {
+        "good": risk_coverage(torch.tensor([0.9, 0.8, 0.1, 0.7]), hits),
+        "bad": risk_coverage(torch.tensor([0.1, 0.2, 0.9, 0.3]), hits),
+    }
+    figure, axes = new_figure()
+    for name, curve in curves.items():
+        draw_risk_coverage(axes, curve, label=name, colour="black")
+    assert len(axes.lines) == 2
+    for line, curve in zip(axes.lines, curves.values(), strict=True):
+        x, y = line.get_data()
+        np.testing.assert_allclose(np.asarray(x), [0.25, 0.5, 0.75, 1.0])
+        np.testing.assert_allclose(np.asarray(y), curve.risk.numpy())
+    legend = axes.get_legend()
+    written = [text.get_text() for text in legend.get_texts()]
+    assert written == ["good (AURC 0.0625)", f"bad (AURC {curves['bad'].area:.4f})"]
+    assert axes.get_ylim()[0] == 0
+    figure.canvas.draw()
+
+
+def test_the_curve_of_nothing_is_empty() -> None:
+    figure, axes = new_figure()
+    draw_risk_coverage(axes, risk_coverage(torch.zeros(0), torch.zeros(0)))
+    assert len(axes.lines[0].get_xdata()) == 0  # type: ignore[arg-type]
+    assert axes.lines[0].get_label() == "model"
+    figure.canvas.draw()
+
+
+def test_reliability_is_named_and_coloured() -> None:
+    _, axes = new_figure()
+    bins = reliability_bins(torch.tensor([0.3, 0.7]), torch.tensor([False, True]))
+    draw_reliability(axes, bins, label="classifier", colour="#ff0000")
+    line = axes.lines[-1]
+    assert (line.get_label(), line.get_color()) == ("classifier", "#ff0000")
+    with pytest.raises(TypeError):
+        draw_reliability(axes, bins, 0.1)  # type: ignore[misc]

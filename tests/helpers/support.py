@@ -1,9 +1,172 @@
-"""Helpers that many tests share. `tests/helpers` is on the path of pytest, and nothing else of the tree is."""
+"""Helpers that tests of several folders share. `tests/helpers` is on pytest's path, and nothing else of the tree is."""
 
 from __future__ import annotations
 
+import dataclasses
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["REPOSITORY"]
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch import Tensor
+
+from rlsmooth.data import Demonstrations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FLAT = spaces.Box(-np.inf, np.inf, (3,))
+
+
+# ---- the same, bit for bit
+def assert_equal(one: Any, other: Any, where: str = "value", *, types: bool = False) -> None:
+    """Compare nested values: tensors and arrays by dtype and bits, the rest by `==`, and by type where `types`."""
+    if isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}", types=types)
+        return
+    assert type(one) is type(other) or not (types or isinstance(one, (list, tuple))), where
+    if isinstance(one, (list, tuple)):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{where}[{index}]", types=types)
+    elif isinstance(one, Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=where)  # dtype and device, too
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other, where, strict=True)
+    else:
+        assert one == other or repr(one) == repr(other), where
+
+
+def same_tensors(one: Mapping[str, Tensor] | Iterable[Tensor], other: Mapping[str, Tensor] | Iterable[Tensor]) -> bool:
+    """Whether two state dicts, or two series of tensors, hold the same names and bits."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def same_parameters(one: Any, other: Any) -> bool:
+    """Whether the policies of two agents have the same parameters and buffers."""
+    return same_tensors(one.policy.state_dict(), other.policy.state_dict())
+
+
+# ---- data
+def draw(rows: int = 40, actions: int = 3, seed: int = 0, **more: Any) -> Demonstrations:
+    """Four episodes of noise."""
+    rng = np.random.default_rng(seed)
+    return Demonstrations.from_arrays(
+        rng.normal(size=(rows, 3)).astype(np.float32),
+        rng.integers(actions, size=rows),
+        observation_space=FLAT,
+        action_space=spaces.Discrete(actions),
+        episode_ends=[rows // 4, rows // 2, 3 * rows // 4, rows],
+        **more,
+    )
+
+
+def samples(space: spaces.Space[Any], count: int) -> Any:
+    """Samples of a space, stacked; of a Dict space part by part."""
+    drawn = [space.sample() for _ in range(count)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([one[key] for one in drawn]) for key in space}
+    return np.stack([np.asarray(one) for one in drawn])
+
+
+def tensor_samples(space: spaces.Space[Any], count: int) -> Any:
+    """`samples` as tensors."""
+    drawn = samples(space, count)
+    return (
+        {key: torch.as_tensor(part) for key, part in drawn.items()}
+        if isinstance(drawn, dict)
+        else torch.as_tensor(drawn)
+    )
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """imitation's `Trajectory`, by its field names."""
+
+    obs: Any
+    acts: Any
+    infos: Any
+    terminal: bool
+
+
+# ---- logs
+class Lines(KVWriter):
+    """Keeps every log line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, Any]]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.lines.append((step, dict(key_values)))
+
+    def column(self, name: str) -> list[tuple[int, Any]]:
+        return [(step, line[name]) for step, line in self.lines if name in line]
+
+
+def listen(agent: Any) -> Lines:
+    """Give an agent a logger that keeps its lines."""
+    lines = Lines()
+    agent.set_logger(Logger(None, [lines]))
+    return lines
+
+
+def read_events(folder: Path) -> Any:
+    """TensorBoard's own reading of a folder or file of events, every point of it."""
+    everything = {"images": 0, "histograms": 0, "scalars": 0}
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+# ---- runs that end too early
+class KilledError(Exception):
+    """Ends a run in the middle of a rollout, as a kill does: nothing of it is used again."""
+
+
+class KillAt(BaseCallback):
+    """Raises `KilledError` once an algorithm has taken `step` steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.step:
+            raise KilledError
+        return True
+
+
+class Hidden(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps something where Python can't see it, so that the environment's state can't be kept."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.hidden = torch.zeros(1)
+
+
+# ---- files that were tampered with
+class Bomb:
+    """Unpickling it makes a file: the proof that code ran."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def repack(path: Path, change: Callable[[dict[str, bytes]], object], *, compression: int = zipfile.ZIP_STORED) -> Path:
+    """Write the archive again by Python's own zipfile, with changed members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, payload in members.items():
+            archive.writestr(name, payload)
+    return path

@@ -5,7 +5,6 @@ docs/imitation-tests.md has the table: which behaviour is whose test, what diffe
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from typing import Any
@@ -19,6 +18,7 @@ from stable_baselines3 import PPO
 from rlsmooth.agents import BC, GAIL, Transitions
 from rlsmooth.agents.adversarial.transitions import expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
+from support import Trajectory
 
 STATES = spaces.Discrete(14)
 ACTIONS = spaces.Discrete(7, start=100)
@@ -92,16 +92,6 @@ def test_columns_of_different_lengths_are_refused() -> None:
         Demonstrations.from_arrays(
             np.arange(5), np.full(5, 100), next_observations=np.arange(4), episode_ends=[5], **SPACES
         )
-
-
-@dataclasses.dataclass
-class Trajectory:
-    """imitation's, by its field names."""
-
-    obs: Any
-    acts: Any
-    infos: Any
-    terminal: bool
 
 
 def test_every_form_of_the_same_data_gives_the_same_rows() -> None:

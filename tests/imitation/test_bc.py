@@ -55,7 +55,6 @@ def as_given(data: Demonstrations, kind: str) -> Demonstrations:
         return Demonstrations.from_arrays(batch.observations, batch.actions, episode_ends=ends, **spaces_of)
     if kind == "trajectories":
         states, after, rewards = np.asarray(batch.observations), np.asarray(batch.next_observations), batch.rewards
-        assert rewards is not None
         parts = [slice(start, end) for start, end in zip(data.episode_starts, ends, strict=True)]
         return Demonstrations.from_imitation(
             [

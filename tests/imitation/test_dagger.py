@@ -79,7 +79,6 @@ def test_the_seed_decides_how_episodes_begin() -> None:
     for seed in (42, 42, 43):
         agent = DAgger("MlpPolicy", pendulum(2), idle, **short, **{**SMALL, "seed": seed}).learn(1)
         data = agent.demonstrations
-        assert data is not None
         starts.append(np.asarray(data.observations)[data.episode_starts])
     assert np.array_equal(starts[0], starts[1])
     assert not np.array_equal(starts[0], starts[2])
@@ -196,7 +195,6 @@ def test_a_trainer_is_found_again_in_its_folder(given: bool, demonstrations: Dem
     assert all(torch.equal(old[name], new[name]) for name in old)
     fresh = DAgger("MlpPolicy", pendulum(1), swing_up, **arguments).policy.state_dict()
     assert not all(torch.equal(old[name], fresh[name]) for name in old)
-    assert found.demonstrations is not None
     assert np.array_equal(found.demonstrations.actions, agent.demonstrations.actions)  # type: ignore[union-attr]
 
 

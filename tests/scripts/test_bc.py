@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +13,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from commands import OF_EVERY_RUN, assert_resumed_unchanged, assert_table, assert_written, parameters
+from killing import kill_command
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1, record
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events, same_tensors
 
 FEW = ("--n-episodes", "3", "--validation-fraction", "0.34", "--device", "cpu")
 TINY = (*FEW, "--epochs", "2", "--eval-episodes", "2")
-FILES = {"agent.zip", "checkpoints", "command.txt", "config.json", "metrics.csv", "report.json", "report.png"}
 
 
 def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -48,21 +43,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert len(names - FILES) == 1
-    assert (names - FILES).pop().startswith("events.out.tfevents.")
-
-
-def test_the_settings_and_the_command_are_those_of_the_run(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
+    assert_written(folder, ["agent.zip"], [*TINY, "--env", "CartPole-v1"])
     settings = json.loads((folder / "config.json").read_text())
     assert settings["arguments"]["n_episodes"] == 3
     assert settings["arguments"]["smoothing"] == "0.1"
     assert settings["versions"]["torch"] == torch.__version__
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "bc"]
-    assert {*TINY, "--env", "CartPole-v1", "--seed", "0"} == set(words[2:])
 
 
 def test_the_agent_acts(finished: tuple[Path, str]) -> None:
@@ -81,8 +66,7 @@ def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(finished: tuple
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(finished[0]))
-    events.Reload()
+    events = read_events(finished[0])
     tags = events.Tags()
     assert {"bc/loss", "bc/policy_entropy", "bc/val_ece", "eval/mean_reward", "eval/mean_reward_sampled"} <= set(
         tags["scalars"]
@@ -96,7 +80,7 @@ def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
 def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     summary = json.loads((folder / "report.json").read_text())["summary"]
-    for row, value in {
+    rows = {
         "return, deterministic": f"{summary['mean_reward']:.1f} ± {summary['std_reward']:.1f}",
         "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± {summary['std_reward_sampled']:.1f}",
         "accuracy": f"{100 * summary['accuracy']:.1f} %",
@@ -104,8 +88,8 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
         "calibration error (ECE)": f"{summary['ece']:.3f}",
         "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",
         "KL(uniform‖policy)": f"{summary['kl_uniform']:.3f} nats",
-    }.items():
-        assert any(row in line and value in line for line in printed.splitlines()), row
+    }
+    assert_table(printed, rows)
     assert "samples a second" in printed
     assert "tensorboard --logdir logs/bc/CartPole-v1_1" in printed
     assert "the 1 held-out episodes" in printed
@@ -126,51 +110,18 @@ def test_the_summary_is_that_of_the_agent_on_the_held_out_episode(finished: tupl
     assert summary["kl_uniform"] == pytest.approx(-np.log(2) - 0.5 * np.log(probs).sum(-1).mean(), rel=1e-3)
 
 
-def test_the_report_is_a_picture_of_the_stated_size(finished: tuple[Path, str]) -> None:
-    pixels = imread(finished[0] / "report.png")
-    assert pixels.shape[:2] == (1000, 1600)
-    assert pixels[..., :3].std() > 0.05  # not an empty page
-
-
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*FEW, "--epochs", "16", "--eval-freq", "-1", "--checkpoint-freq", "3200", "--eval-episodes", "1"]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "bc.py", *settings, "-f", killed],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = killed / "bc" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 100:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["bc", "--resume", str(folder)]) == 0
-    assert main(["bc", *settings, "-f", str(tmp_path / "whole")]) == 0
-
-    whole = tmp_path / "whole" / "bc" / "CartPole-v1_1"
-    expected, resumed = (BC.load(path / "agent.zip", device="cpu").policy.state_dict() for path in (whole, folder))
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    whole, folder = kill_command("bc", settings, tmp_path, 100)
+    expected, resumed = map(parameters, (whole, folder))
+    assert same_tensors(expected, resumed)
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there["bc/val_loss"] == here["bc/val_loss"]
     assert there["bc/loss"][0] == here["bc/loss"][0]
 
 
 def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "CartPole-v1_1"
-    run(["cp", "-r", finished[0], folder], tmp_path)
-    before = BC.load(folder / "agent.zip", device="cpu").policy.state_dict()
-    assert main(["bc", "--resume", str(folder)]) == 0
-    after = BC.load(folder / "agent.zip", device="cpu").policy.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert_resumed_unchanged(finished[0], tmp_path)
 
 
 def test_timesteps_schedules_patience_noise_and_another_tensorboard_folder(tmp_path: Path) -> None:
@@ -222,5 +173,5 @@ def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> No
     words = ["bc", "--env", env, "--demonstrations", str(path), "--epochs", "2", "--eval-episodes", "1"]
     assert main([*words, *options, "-f", str(tmp_path)]) == 0
     folder = tmp_path / "bc" / f"{env.replace('/', '-')}_1"
-    assert {path.name for path in folder.iterdir()} >= FILES
+    assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", "--demonstrations", str(path)]) == 0

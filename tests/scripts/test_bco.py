@@ -3,71 +3,48 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from commands import (
+    assert_drawn_again,
+    assert_resumed_unchanged,
+    assert_table,
+    assert_written,
+    parameters,
+    report_of,
+    run_command,
+)
+from killing import kill_command
 from rlsmooth.agents import BC, BCO, InverseDynamics
 from rlsmooth.data import ObservationOnly, cartpole_v1, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events, same_tensors
 
-if TYPE_CHECKING:
-    from conftest import Programs
-
-COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
 QUICK = ("--epochs", "1", "--inverse-epochs", "2", "--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8")
 TINY = (*QUICK, "--n-episodes", "1", "--rounds", "2", "--transitions-per-round", "200", "--device", "cpu")
-FILES = {
-    "agent.zip",
-    "checkpoints",
-    "command.txt",
-    "config.json",
-    "inverse_dynamics.zip",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
     """The folder of a tiny run, in a process of its own, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = programs.run(COMMAND, home, "bco", *TINY, warnings_are_errors=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return home / "logs" / "bco" / "CartPole-v1_1", result.stdout
+    return run_command(programs, tmp_path_factory.mktemp("home"), "bco", *TINY)
 
 
 @pytest.fixture(scope="module")
 def report(finished: tuple[Path, str]) -> dict[str, Any]:
-    return dict(json.loads((finished[0] / "report.json").read_text()))
+    return report_of(finished[0])
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert len(names - FILES) == 1
-    assert (names - FILES).pop().startswith("events.out.tfevents.")
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "bco"]
-    assert {*TINY, "--env", "CartPole-v1", "--seed", "0"} == set(words[2:])
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+    assert_written(finished[0], ["agent.zip", "inverse_dynamics.zip"], [*TINY, "--env", "CartPole-v1"])
 
 
 def test_the_run_is_that_of_bco(finished: tuple[Path, str], report: dict[str, Any]) -> None:
@@ -103,35 +80,26 @@ def test_the_run_is_that_of_bco(finished: tuple[Path, str], report: dict[str, An
 
 def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     folder, printed = finished
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     found = report["summary"]
     assert [event.step for event in events.Scalars("bco/mean_reward")] == [200, 400]
     assert events.Scalars("bco/policy_entropy")[-1].value == pytest.approx(found["policy_entropy"])
-    for row, words in {
+    rows = {
         "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
         "return, demonstrations": "500.0",
         "guesses: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
         "guesses: confidence": f"{100 * found['pseudo_label_confidence']:.1f} %",
         "policy entropy": f"{found['policy_entropy']:.3f} nats",
-    }.items():
-        assert any(row in line and words in line for line in printed.splitlines()), row
+    }
+    assert_table(printed, rows)
     assert "500 in 1 episodes" in printed
 
 
 def test_evaluate_and_plot_work_on_it(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = finished
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
+    copy = assert_drawn_again(finished[0], tmp_path)
     numbers = tmp_path / "numbers.json"
     assert main(["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]) == 0
     assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
-    (copy / "report.png").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
-    (copy / "report.json").unlink()  # as of a run that goes on: the rounds so far
-    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert imread(tmp_path / "both.png").shape[:2] == (1000, 1600)
 
 
 def test_enjoy_films_it(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -211,52 +179,20 @@ def test_other_action_spaces(env: str, tmp_path: Path) -> None:
         ("--resume nowhere", "'nowhere' is no folder of a run"),
     ],
 )
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.txt"
-    file.write_text("no folder")
-    assert main(["bco", *words.format(file=file).split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rlsmooth bco: error: ")
-    assert says in line
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert not list(tmp_path.glob("logs/*/*"))
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, refused: Any) -> None:
+    refused(f"bco {words}", says)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "CartPole-v1_1"
-    shutil.copytree(finished[0], folder)
-    assert main(["bco", "--resume", str(folder)]) == 0
-    before, after = (BC.load(path / "agent.zip", device="cpu").policy.state_dict() for path in (finished[0], folder))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert read_metrics(folder / "metrics.csv") == read_metrics(finished[0] / "metrics.csv")
+    assert_resumed_unchanged(finished[0], tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*TINY, "--rounds", "4", "--epochs", "4"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "bco.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "bco" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 2:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["bco", "--resume", str(folder)]) == 0
-    assert main(["bco", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "bco" / "CartPole-v1_1"
-    expected, resumed = (BC.load(path / "agent.zip", device="cpu").policy.state_dict() for path in (whole, folder))
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    whole, folder = kill_command("bco", settings, tmp_path, 2)
+    expected, resumed = map(parameters, (whole, folder))
+    assert same_tensors(expected, resumed)
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there == here
     assert np.isfinite(here["bco/cross_entropy"][1]).all()

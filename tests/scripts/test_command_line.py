@@ -61,8 +61,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 # ---- the command
-
-
 def test_help_names_every_command_and_needs_no_torch() -> None:
     code = "import sys; from rlsmooth.scripts.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -117,8 +115,6 @@ def test_an_unknown_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> N
 
 
 # ---- mistakes
-
-
 def one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     """The one line on stderr that a wrong command ends with."""
     capsys.readouterr()
@@ -258,8 +254,6 @@ def test_an_error_of_ours_is_never_swallowed() -> None:
 
 
 # ---- evaluate and plot
-
-
 def test_evaluate_agrees_with_sb3(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "numbers.json"
     words = ["evaluate", "-i", str(runs[1]), "--eval-episodes", "3", "--n-envs", "1", "--seed", "7"]
@@ -267,7 +261,6 @@ def test_evaluate_agrees_with_sb3(runs: list[Path], tmp_path: Path, capsys: pyte
     found = json.loads(output.read_text())
     agent = BC.load(runs[1] / "agent.zip", "CartPole-v1", device="cpu")
     env = agent.get_env()
-    assert env is not None
     env.seed(7)
     mean, std = evaluate_policy(agent, env, n_eval_episodes=3)
     assert found["deterministic"]["mean_reward"] == pytest.approx(mean)
@@ -335,8 +328,6 @@ def test_damaged_metrics_and_unknown_pictures_are_told(
 
 
 # ---- the run's folder and its files
-
-
 def test_folders_are_numbered_from_the_highest(tmp_path: Path) -> None:
     for name in ("Some-Env-v0_2", "Some-Env-v0_10", "Some-Env-v0_x", "Some-Env-v0", "Other_30"):
         (tmp_path / "bc" / name).mkdir(parents=True)

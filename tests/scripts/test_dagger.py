@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from matplotlib.image import imread
 from stable_baselines3.common.vec_env import VecNormalize
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from rlsmooth.agents import BC, DAgger, load_agent
+from commands import (
+    assert_drawn_again,
+    assert_refused,
+    assert_resumed_unchanged,
+    assert_table,
+    assert_written,
+    parameters,
+    report_of,
+    run_command,
+)
+from killing import kill_command
+from rlsmooth.agents import DAgger, load_agent
 from rlsmooth.data import Demonstrations, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from support import read_events, same_tensors
 
-if TYPE_CHECKING:
-    from conftest import Programs
-
-COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
 SMALL = ("--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8", "--device", "cpu")
 TINY = (*SMALL, "-n", "600", "--round-min-timesteps", "100", "--epochs", "2", "--beta-schedule", "0.5")
-FILES = {
-    "agent.zip",
-    "checkpoints",
-    "command.txt",
-    "config.json",
-    "expert.zip",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +43,20 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs, expert: Path) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any, expert: Path) -> tuple[Path, str]:
     """The folder of a tiny run, in a process of its own, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = programs.run(COMMAND, home, "dagger", "--expert", str(expert), *TINY, warnings_are_errors=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return home / "logs" / "dagger" / "CartPole-v1_1", result.stdout
+    return run_command(programs, tmp_path_factory.mktemp("home"), "dagger", "--expert", str(expert), *TINY)
 
 
 @pytest.fixture(scope="module")
 def report(finished: tuple[Path, str]) -> dict[str, Any]:
-    return dict(json.loads((finished[0] / "report.json").read_text()))
-
-
-def parameters(folder: Path) -> dict[str, torch.Tensor]:
-    return BC.load(folder / "agent.zip", device="cpu").policy.state_dict()
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return report_of(finished[0])
 
 
 def test_all_files_are_written(finished: tuple[Path, str], expert: Path) -> None:
-    folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert [name.startswith("events.out.tfevents.") for name in names - FILES] == [True]
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "dagger"]
-    assert {"--expert", str(expert), "--n-timesteps", "600", "--env", "CartPole-v1", "--seed", "0"} <= set(words)
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
-    assert (folder / "expert.zip").read_bytes() == (expert / "agent.zip").read_bytes()
+    words = ["--expert", str(expert), "--n-timesteps", "600", "--env", "CartPole-v1"]
+    assert_written(finished[0], ["agent.zip", "expert.zip"], words, exactly=False)
+    assert (finished[0] / "expert.zip").read_bytes() == (expert / "agent.zip").read_bytes()
 
 
 def test_the_run_is_that_of_dagger(finished: tuple[Path, str], report: dict[str, Any], expert: Path) -> None:
@@ -103,14 +75,13 @@ def test_the_run_is_that_of_dagger(finished: tuple[Path, str], report: dict[str,
         eval_env=make_envs("CartPole-v1", 2, 0),
         n_eval_episodes=2,
     ).learn(600)
-    assert same(parameters(folder), agent.policy.state_dict())
+    assert same_tensors(parameters(folder), agent.policy.state_dict())
     curves = read_metrics(folder / "metrics.csv")
     for name, value in agent.history[-1].items():
         assert curves[f"dagger/{name}"][1][-1] == value
         assert report["summary"][name] == value
     assert curves["dagger/beta"][1][:2] == [1, 0.5]
     assert len(curves["dagger/round"][0]) == report["summary"]["rounds"] == agent.round > 1
-    assert agent.demonstrations is not None
     assert report["summary"]["transitions"] == len(agent.demonstrations) >= 600
     kept = sorted((folder / "checkpoints" / "demos").rglob("round-*/*.npz"))
     assert sum(len(Demonstrations.load(path)) for path in kept) == len(agent.demonstrations)
@@ -118,37 +89,28 @@ def test_the_run_is_that_of_dagger(finished: tuple[Path, str], report: dict[str,
 
 def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], report: dict[str, Any]) -> None:
     folder, printed = finished
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     found = report["summary"]
     agreement = events.Scalars("dagger/expert_agreement")
     assert [event.step for event in agreement] == read_metrics(folder / "metrics.csv")["dagger/expert_agreement"][0]
     assert agreement[-1].value == pytest.approx(found["expert_agreement"])
-    for row, words in {
+    rows = {
         "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
         "return, expert": f"{found['expert_return']:.1f}",
         "does as the expert did": f"{100 * found['expert_agreement']:.1f} %",
         "policy entropy": f"{found['policy_entropy']:.3f} nats",
         "labelled": f"{found['transitions']:,.0f} in {found['rounds']:.0f} rounds",
-    }.items():
-        assert any(row in line and words in line for line in printed.splitlines()), row
+    }
+    assert_table(printed, rows)
     assert f"Return of the expert: {found['expert_return']:.1f}" in printed
 
 
 def test_evaluate_and_plot_work_on_it(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = finished
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
+    copy = assert_drawn_again(finished[0], tmp_path)
     numbers = tmp_path / "numbers.json"
     words = ["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]
     assert main([*words, "--demonstrations", "cartpole-v1"]) == 0
     assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
-    (copy / "report.png").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
-    (copy / "report.json").unlink()  # as of a run that goes on: the rounds so far
-    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert imread(tmp_path / "both.png").shape[:2] == (1000, 1600)
 
 
 def test_enjoy_films_it(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -243,23 +205,8 @@ def test_other_action_spaces(env: str, tmp_path: Path) -> None:
         ("--resume {expert}", "was not written by `rlsmooth dagger`"),
     ],
 )
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str,
-    says: str,
-    expert: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.txt"
-    file.write_text("no folder")
-    assert main(["dagger", *words.format(file=file, expert=expert).split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rlsmooth dagger: error: ")
-    assert says in line
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert not list(tmp_path.glob("logs/*/*"))
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, expert: Path, refused: Any) -> None:
+    refused(f"dagger {words}", says, expert=expert)
 
 
 def test_demonstrations_of_another_environment_are_told(
@@ -268,19 +215,11 @@ def test_demonstrations_of_another_environment_are_told(
     data = tmp_path / "identity.npz"
     record(lambda state: state, "rlsmooth/Identity-v0", 1, seed=0).save(data)
     words = ["dagger", "--expert", str(expert), "--demonstrations", str(data), "-f", str(tmp_path / "logs")]
-    capsys.readouterr()
-    assert main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "demonstrations" in line
-    assert "observation_space=" in line
+    assert_refused("demonstrations has observation_space=", words, capsys)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "CartPole-v1_1"
-    shutil.copytree(finished[0], folder)
-    assert main(["dagger", "--resume", str(folder)]) == 0
-    assert same(parameters(finished[0]), parameters(folder))
-    assert read_metrics(folder / "metrics.csv") == read_metrics(finished[0] / "metrics.csv")
+    assert_resumed_unchanged(finished[0], tmp_path)
 
 
 def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
@@ -292,32 +231,15 @@ def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
         (folder / name).unlink()
     shutil.rmtree(folder / "checkpoints")
     assert main(["dagger", "--resume", str(folder)]) == 0
-    assert same(before, parameters(folder))
+    assert same_tensors(before, parameters(folder))
     assert len(asked) == (folder / "expert.zip").stat().st_size
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(expert: Path, tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(expert: Path, tmp_path: Path) -> None:
     settings = [*TINY, "-n", "2000", "--epochs", "8", "--expert", str(expert)]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "dagger.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "dagger" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while not (folder / "checkpoints").is_dir() or max(checkpoint_steps(folder / "checkpoints"), default=0) < 2:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["dagger", "--resume", str(folder)]) == 0
-    assert main(["dagger", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "dagger" / "CartPole-v1_1"
-    assert same(parameters(whole), parameters(folder))
+    whole, folder = kill_command("dagger", settings, tmp_path, 2)
+    assert same_tensors(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there == here
     assert np.isfinite(here["dagger/cross_entropy"][1]).all()

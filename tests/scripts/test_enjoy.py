@@ -1,7 +1,9 @@
-"""`rlsmooth enjoy`: the pictures show the policy's own numbers, films hold every step, and mistakes are told."""
+"""`rlsmooth enjoy`, and `evaluate` and `record` of off-policy agents: the images show the policy's own numbers."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +15,18 @@ import pytest
 import torch
 from gymnasium import spaces
 from PIL import Image
-from stable_baselines3 import PPO
+from sb3_contrib import QRDQN, TQC
+from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
 from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
-from rlsmooth.data import cartpole_v1, record
+from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.enjoy import Args, main
+from rlsmooth.scripts.main import main as run_main
+from rlsmooth.scripts.off_policy_acting import off_policy_acting
 from rlsmooth.scripts.overlay import BoxChoice, Choices, Entropy, beside, draw_panel
 from rlsmooth.scripts.video import check_film
 
@@ -73,8 +79,6 @@ def coloured(picture: Any, colour: tuple[int, int, int], *, above: int = CURVE_T
 
 
 # ---- the drawing
-
-
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.9])
 def test_a_bar_is_as_long_as_the_action_is_probable(probability: float) -> None:
     values = np.array([1 - probability, probability])
@@ -148,8 +152,6 @@ def test_a_frame_keeps_its_pixels() -> None:
 
 
 # ---- the numbers
-
-
 def test_the_numbers_are_those_of_sb3s_distribution() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     seen = np.full((1, 4), 0.1, np.float32)
@@ -238,8 +240,6 @@ def test_names() -> None:
 
 
 # ---- the command
-
-
 def test_a_film_holds_every_step(agents: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = tmp_path / "film.mp4"
     found = main(Args(agents["ppo"], env="CartPole-v1", video=film, episodes=2, fps=25))
@@ -332,3 +332,83 @@ def test_a_film_that_fails_leaves_nothing(
 def test_mistakes_are_told(changes: dict[str, Any], message: str, agents: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=message):
         main(Args(**({"agent": agents["ppo"], "env": "CartPole-v1"} | changes)))
+
+
+# ---- off-policy agents, and the distributions that these act from
+def small() -> dict[str, Any]:
+    """Arguments of a small algorithm; made anew, since SB3 writes into its `policy_kwargs`."""
+    return {"buffer_size": 10, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize("algorithm", [DQN, QRDQN])
+def test_a_q_network_acts_greedily_but_for_its_exploration(algorithm: type[DQN] | type[QRDQN]) -> None:
+    agent = algorithm("MlpPolicy", "CartPole-v1", **small())
+    agent.exploration_rate = 0.4
+    observations = np.repeat(np.array([[0.1, -0.2, 0.3, 0.4]], np.float32), 4000, axis=0)
+    acting = off_policy_acting(agent, torch.as_tensor(observations[:1]))
+    assert isinstance(acting, CategoricalActing)
+    greedy = int(agent.predict(observations[0], deterministic=True)[0])
+    expected = np.full(2, 0.2)
+    expected[greedy] = 0.8
+    assert acting.probabilities()[0][0].tolist() == pytest.approx(expected)
+    nats, fraction = entropy_of_choice(acting)
+    assert nats == pytest.approx(-(0.2 * math.log(0.2) + 0.8 * math.log(0.8)))
+    assert fraction == pytest.approx(nats / math.log(2))
+    # SB3 tosses one coin for a whole batch: single states are asked.
+    drawn = [int(agent.predict(observations[0])[0]) for _ in range(1000)]
+    assert np.mean(np.array(drawn) == greedy) == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 1000))
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_sac_acts_from_a_squashed_gaussian(algorithm: type[SAC] | type[TQC]) -> None:
+    agent = algorithm("MlpPolicy", "Pendulum-v1", **small())
+    observation = np.array([[0.5, 0.2, -1.0]], np.float32)
+    acting = read_choice(agent, observation, None, None, np.ones(1, dtype=bool))
+    assert isinstance(acting, GaussianActing)
+    drawn = agent.predict(np.repeat(observation, 4000, axis=0))[0][:, 0] / 2  # Pendulum's actions are in [-2, 2]
+    before = np.arctanh(np.clip(drawn.astype(np.float64), -1 + 1e-9, 1 - 1e-9))
+    std = float(acting.log_std.exp())
+    assert before.mean() == pytest.approx(float(acting.mean), abs=4 * std / math.sqrt(4000))
+    assert before.std() == pytest.approx(std, rel=0.06)
+    assert entropy_of_choice(acting) == (pytest.approx(0.5 * math.log(2 * math.pi * math.e * std**2)), None)
+    action = agent.predict(observation, deterministic=True)[0][0]
+    (choice,) = choices_of(acting, action, agent=agent)
+    assert choice.mean == pytest.approx(2 * math.tanh(float(acting.mean)), abs=0.2)  # type: ignore[union-attr]
+
+
+def saved(agent: OffPolicyAlgorithm, env: str, folder: Path) -> Path:
+    """The agent's file, with what names its environment."""
+    settings = {"command": "ppo", "arguments": {"env": env}, "hyperparameters": {}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return save_agent(agent, folder / "agent.zip")
+
+
+def test_the_commands_read_their_files(tmp_path: Path) -> None:
+    path = saved(DQN("MlpPolicy", "CartPole-v1", **small()), "CartPole-v1", tmp_path)
+    numbers = tmp_path / "numbers.json"
+    assert run_main(["evaluate", "-i", str(path), "--eval-episodes", "3", "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())["sampled"]
+    assert found["policy_entropy"] == 0  # its exploration begins with `learn`
+    assert "kl_uniform" not in found
+    assert run_main(["enjoy", str(path), "--no-render", "--max-steps", "3"]) == 0
+    output = tmp_path / "demonstrations.npz"
+    assert run_main(["record", "-i", str(path), "--n-episodes", "2", "--output", str(output)]) == 0
+    assert Demonstrations.load(output).num_episodes == 2
+
+
+def test_an_agent_without_a_distribution_is_played_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(TD3("MlpPolicy", "Pendulum-v1", **small()), "Pendulum-v1", tmp_path)
+    numbers = tmp_path / "numbers.json"
+    assert run_main(["evaluate", "-i", str(path), "--eval-episodes", "1", "--json", str(numbers)]) == 0
+    assert set(json.loads(numbers.read_text())["sampled"]) == {
+        "mean_reward",
+        "std_reward",
+        "min_reward",
+        "mean_ep_length",
+    }
+    capsys.readouterr()
+    assert run_main(["enjoy", str(path), "--no-render", "--max-steps", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rlsmooth enjoy: error: a TD3 acts from no distribution")

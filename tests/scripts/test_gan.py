@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.training import GANTrainer, checkpoint_steps, gan_case
+from support import read_events
 
 TINY = ("--hidden", "8", "--batch-size", "16", "--eval-samples", "50", "--device", "cpu")
 FILES = {"checkpoints", "command.txt", "config.json", "gan.zip", "metrics.csv", "report.json", "report.png"}
@@ -43,8 +43,7 @@ def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(finished: Path)
     assert curves["gan/discriminator_loss"][0] == list(range(1, 13))
     assert curves["eval/modes"][0] == [4, 8, 12]
     assert curves["gan/real_target"][1][0] == pytest.approx(0.8)
-    events = EventAccumulator(str(finished))
-    events.Reload()
+    events = read_events(finished)
     assert {"gan/probability_real", "eval/high_quality"} <= set(events.Tags()["scalars"])
     assert "eval/samples" in events.Tags()["images"]
 

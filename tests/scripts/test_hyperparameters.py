@@ -23,8 +23,6 @@ ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, "maskable-ppo": MaskablePP
 def zoo_file(algorithm: str) -> Path:
     """The file of the installed RL Zoo; importing the package would register environments."""
     spec = importlib.util.find_spec("rl_zoo3")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "hyperparams" / f"{algorithm}.yml"
 
 

@@ -1,78 +1,51 @@
-"""`rlsmooth ppo` as its users run it: what it writes, what it prints, and that a killed run goes on."""
+"""`rlsmooth ppo` and the other on-policy commands as their users run them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import tyro
 from matplotlib.image import imread
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from stable_baselines3.common.vec_env import VecNormalize
 
-from rlsmooth.agents import SmoothedPPO, load_agent
+from commands import assert_resumed_unchanged, assert_table, assert_written, parameters, run_command, run_here
+from killing import kill_command
+from rlsmooth.agents import BC, SmoothedPPO, load_agent
+from rlsmooth.data import Demonstrations
+from rlsmooth.scripts import ppo
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.training import checkpoint_steps
+from rlsmooth.scripts.on_policy_figures import on_policy_figure
+from rlsmooth.scripts.on_policy_report import OnPolicyReport, smoothing_words
+from rlsmooth.scripts.run_folder import command_line, env_of_run
+from support import read_events, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
-FILES = {
-    "agent.zip",
-    "best_agent.zip",
-    "checkpoints",
-    "command.txt",
-    "config.json",
-    "evaluations.npz",
-    "metrics.csv",
-    "report.json",
-    "report.png",
-}
-
-
-def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder`, and fail with what it printed if it fails."""
-    finished = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished
-
-
-def parameters(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_agent(folder / "agent.zip", device="cpu").policy.state_dict()
-    return state
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a tiny run, started as a user would, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = run([sys.executable, "-W", "error", "-m", "rlsmooth.scripts.main", "ppo", *TINY, *ON], home)
-    return home / "logs" / "ppo" / "CartPole-v1_1", result.stdout
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+    """The folder of a tiny run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "ppo", *TINY, *ON)
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert [name.startswith("events.out.tfevents.") for name in names - FILES] == [True]
+    files = ["agent.zip", "best_agent.zip", "evaluations.npz"]
+    assert_written(finished[0], files, [*ON, "--n-timesteps", "1024"], exactly=False)
 
 
 def test_the_settings_say_how_the_run_was_made(finished: tuple[Path, str]) -> None:
@@ -83,9 +56,6 @@ def test_the_settings_say_how_the_run_was_made(finished: tuple[Path, str]) -> No
     assert settings["hyperparameters"]["smoothing"] == "0.05"
     assert settings["hyperparameters"]["n_timesteps"] == 1024
     assert settings["hyperparameters"]["clip_range"] == "lin_0.2"
-    words = shlex.split((folder / "command.txt").read_text())
-    assert words[:2] == ["rlsmooth", "ppo"]
-    assert {*ON, "--n-timesteps", "1024"} <= set(words)
 
 
 def test_the_agent_is_what_was_asked_for(finished: tuple[Path, str]) -> None:
@@ -110,8 +80,7 @@ def test_the_metrics_have_a_row_for_each_update_and_evaluation(finished: tuple[P
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(finished[0]))
-    events.Reload()
+    events = read_events(finished[0])
     tags = set(events.Tags()["scalars"])
     assert tags >= {
         "eval/mean_reward",
@@ -137,15 +106,15 @@ def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
 def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     summary = json.loads((folder / "report.json").read_text())["summary"]
-    for row, value in {
+    rows = {
         "return, deterministic": f"{summary['mean_reward']:.1f} ± ",
         "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± ",
         "best evaluation": f"{summary['best_mean_reward']:.1f} at {summary['best_step']:,.0f} steps",
         "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",
         "KL(uniform‖policy)": f"{summary['kl_uniform']:.3f} nats",
         "training": "1,024 steps, ",
-    }.items():
-        assert any(row in line and value in line for line in printed.splitlines()), row
+    }
+    assert_table(printed, rows)
     assert "tensorboard --logdir logs/ppo/CartPole-v1_1" in printed
 
 
@@ -164,12 +133,6 @@ def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
         env.seed(1_000_000)
         again, _ = evaluate_policy(agent, env, 3, return_episode_rewards=True)
         assert sorted(again) == sorted(returns[steps.tolist().index(agent.num_timesteps)]), name
-
-
-def test_the_report_is_a_picture_of_the_stated_size(finished: tuple[Path, str]) -> None:
-    pixels = imread(finished[0] / "report.png")
-    assert pixels.shape[:2] == (1000, 1600)
-    assert pixels[..., :3].std() > 0.05  # not an empty page
 
 
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
@@ -191,53 +154,28 @@ def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     )
     torch.set_num_threads(1)
     model.learn(1024)
-    assert same(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
+    assert same_tensors(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
 
 
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path) -> None:
     settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "ppo.py", *settings, "-f", tmp_path / "killed"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    folder = tmp_path / "killed" / "ppo" / "CartPole-v1_1"
-    end = time.monotonic() + 120
-    while max(checkpoint_steps(folder / "checkpoints"), default=0) < 1024:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "agent.zip").exists()
-
-    assert main(["plot", str(folder)]) == 0  # as far as it is
-    assert main(["ppo", "--resume", str(folder)]) == 0
-    assert main(["ppo", *settings, "-f", str(tmp_path / "whole")]) == 0
-
-    whole = tmp_path / "whole" / "ppo" / "CartPole-v1_1"
-    assert same(parameters(whole), parameters(folder))
+    whole, folder = kill_command("ppo", settings, tmp_path, 1024)
+    assert same_tensors(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there.keys() == here.keys()
     assert {name for name in there if there[name] != here[name]} <= {"time/fps", "time/time_elapsed"}
     # Not byte for byte: the episodes in the file have their clock times
     best = [load_agent(path / "best_agent.zip", device="cpu") for path in (whole, folder)]
     assert best[0].num_timesteps == best[1].num_timesteps
-    assert same(best[0].policy.state_dict(), best[1].policy.state_dict())
+    assert same_tensors(best[0].policy.state_dict(), best[1].policy.state_dict())
     with np.load(whole / "evaluations.npz") as one, np.load(folder / "evaluations.npz") as other:
         assert all((one[name] == other[name]).all() for name in one)
 
 
 def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "CartPole-v1_1"
-    run(["cp", "-r", finished[0], folder], tmp_path)
-    before = parameters(folder), read_metrics(folder / "metrics.csv"), (folder / "evaluations.npz").read_bytes()
-    assert main(["ppo", "--resume", str(folder)]) == 0
-    assert same(before[0], parameters(folder))
-    assert before[1:] == (read_metrics(folder / "metrics.csv"), (folder / "evaluations.npz").read_bytes())
-    assert len(list(tmp_path.iterdir())) == 1
+    folder = assert_resumed_unchanged(finished[0], tmp_path)
+    assert (folder / "evaluations.npz").read_bytes() == (finished[0] / "evaluations.npz").read_bytes()
 
 
 def test_evaluate_agrees_with_sb3(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -265,3 +203,278 @@ def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> N
     agent = load_agent(finished[0] / "agent.zip", device="cpu")
     actions, _ = agent.predict(np.asarray(recorded.observations), deterministic=True)
     assert (actions == recorded.actions).all()
+
+
+# ---- the other commands and ways to start them, reports of several runs, mistakes
+SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu")
+
+
+def summary(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "report.json").read_text())["summary"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("a2c --env CartPole-v1 -n 1200 --smoothing lin_0.1", "SmoothedA2C"),
+        ("maskable-ppo -n 1024 --exploration-floor 0.1", "SmoothedMaskablePPO"),
+        pytest.param(
+            "maskable-ppo --env rlsmooth/IdentityMaskedMultiDiscrete-v0 -n 256 --smoothing 0.1",
+            "SmoothedMaskablePPO",
+            marks=pytest.mark.slow,
+        ),
+        ("recurrent-ppo -n 512 --target-entropy-frac 0.8", "SmoothedRecurrentPPO"),
+        pytest.param(
+            "ppo --env rlsmooth/IdentityBox-v0 -n 256 --target-entropy-nats 1.0", "SmoothedPPO", marks=pytest.mark.slow
+        ),
+        ("ppo --env rlsmooth/IdentityOrdered-v0 -n 256 --smoothing 0.1 --reference triangular", "SmoothedPPO"),
+        pytest.param(
+            "ppo --env rlsmooth/IdentityMultiBinary-v0 -n 256 --smoothing 0.1 --ent-coef 0.01",
+            "SmoothedPPO",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_every_kind_trains_and_is_evaluated_and_drawn(words: str, kind: str, tmp_path: Path) -> None:
+    folder = run_here(tmp_path, *words.split(), *SMALL)
+    assert type(load_agent(folder / "agent.zip", device="cpu")).__name__ == kind
+    assert not (folder / "checkpoints").exists()
+    curves = read_metrics(folder / "metrics.csv")
+    assert {"train/policy_entropy", "train/kl_reference", "train/smoothing", "train/exploration_floor"} <= set(curves)
+    (folder / "report.png").unlink()
+    assert main(["plot", str(folder)]) == 0
+    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+    output = tmp_path / "numbers.json"
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "2", "--json", str(output)]) == 0
+    assert np.isfinite(json.loads(output.read_text())["sampled"]["policy_entropy"])
+
+
+@pytest.mark.slow
+def test_a_masked_identity_is_solved(tmp_path: Path) -> None:
+    folder = run_here(tmp_path, "maskable-ppo", "-n", "3000", "--smoothing", "0.01", *SMALL)
+    assert summary(folder)["mean_reward"] == 10.0  # the optimum
+    assert summary(folder)["entropy_frac"] > 0.001
+
+
+def test_environments_in_processes_give_the_same_agent(tmp_path: Path) -> None:
+    words = ("ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", "--n-envs", "2", "--smoothing", "0.1")
+    here = run_here(tmp_path / "here", *words, *SMALL)
+    apart = run_here(tmp_path / "apart", *words, "--vec-env", "subproc", *SMALL)
+    one, other = parameters(here), parameters(apart)
+    assert same_tensors(one, other)
+
+
+def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_path: Path) -> None:
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "2048", "--hyperparams", "normalize=true", *SMALL)
+    agent = load_agent(folder / "agent.zip", env=make_vec_env("CartPole-v1", 8), device="cpu")
+    normalizer = agent.get_vec_normalize_env()
+    assert isinstance(normalizer, VecNormalize)
+    assert normalizer.obs_rms.count > 2000  # type: ignore[union-attr]
+
+    path = tmp_path / "demonstrations.npz"
+    assert main(["record", "-i", str(folder / "agent.zip"), "--n-episodes", "2", "--output", str(path)]) == 0
+    recorded = Demonstrations.load(path)
+    observations = np.asarray(recorded.observations)
+    assert np.abs(observations[:, 2]).max() < 0.21 + 0.05  # the pole's angle, in radians
+    actions, _ = agent.predict(normalizer.normalize_obs(observations), deterministic=True)
+    assert (actions == recorded.actions).all()
+
+    output = tmp_path / "numbers.json"
+    words = ["evaluate", "-i", str(folder), "--eval-episodes", "2", "--seed", "1000000", "--json", str(output)]
+    assert main(words) == 0
+    played = json.loads(output.read_text())["deterministic"]
+    assert played["mean_reward"] == pytest.approx(summary(folder)["mean_reward"])  # the same two episodes
+
+
+def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> None:
+    words = ("ppo", "--env", "CartPole-v1", "-n", "768", "--from-bc", str(clone), "--smoothing", "0.5")
+    folder = run_here(tmp_path, *words, "--value-warmup-steps", "256", *SMALL)
+    actor = BC.load(clone / "agent.zip", device="cpu").policy.state_dict()
+    ours = parameters(folder)
+    # One rollout fitted the critic, one update moved the actor, not far, and the last one has a learning rate of 0.
+    assert not torch.equal(ours["action_net.weight"], actor["action_net.weight"])
+    assert torch.allclose(ours["action_net.weight"], actor["action_net.weight"], atol=0.05)
+    curves = read_metrics(folder / "metrics.csv")
+    assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)  # the clone itself
+    assert curves["train/kl_uniform"][1][0] > 0.01
+
+    only_critic = run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL)
+    state = parameters(only_critic)
+    assert all(
+        torch.equal(state[name], actor[name]) for name in actor if name.startswith(("action", "mlp_extractor.p"))
+    )
+
+
+def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: Path, tmp_path: Path) -> None:
+    # 1,000 is no multiple of the rollout's 256 steps: the last update is beyond the end.
+    words = ("-n", "1000", "--from-bc", str(clone / "agent.zip"), "--hyperparams", "normalize=true")
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", *words, *SMALL)
+    steps, alphas = read_metrics(folder / "metrics.csv")["train/smoothing"]
+    assert steps == [256, 512, 768, 1024]
+    assert alphas == pytest.approx([0.1 * (1 - 0.256), 0.1 * (1 - 0.512), 0.1 * (1 - 0.768), 0.0])
+    # Rewards alone are normalised: the clone has seen observations as they are.
+    agent = load_agent(folder / "agent.zip", env=make_vec_env("CartPole-v1", 8), device="cpu")
+    normalizer = agent.get_vec_normalize_env()
+    assert (normalizer.norm_obs, normalizer.norm_reward) == (False, True)
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+
+
+def test_two_runs_are_compared(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [run_here(tmp_path / word, word, "--env", "CartPole-v1", "-n", "256", *SMALL) for word in ("ppo", "a2c")]
+    output = tmp_path / "comparison.svg"
+    assert main(["plot", *map(str, folders), "--output", str(output)]) == 0
+    words = output.read_text()
+    assert "<svg" in words
+    assert main(["plot", str(clone), str(folders[0])]) == 2
+    assert "can't be compared" in capsys.readouterr().err
+
+
+def test_the_command_line_gives_the_same_arguments_back() -> None:
+
+    args = ppo.Args(hyperparams=("n_steps=64", "gamma=0.9"), smoothing="lin_0.1", from_bc=Path("a b"), n_envs=3)
+    words = command_line("ppo", args)
+
+    assert tyro.cli(ppo.Args, args=shlex.split(words)[2:]) == args
+    assert {field.name for field in dataclasses.fields(ppo.Args)} > {"hyperparams", "conf_file"}
+
+
+MISTAKES = [
+    ("ppo --env Nope-v0", "env='Nope-v0' can't be made"),
+    ("ppo -n 0", "n_timesteps=0"),
+    ("ppo --n-envs 0", "n_envs=0"),
+    ("ppo --eval-freq 0", "eval_freq=0"),
+    ("ppo --save-freq 0", "save_freq=0"),
+    ("ppo --eval-episodes 0", "eval_episodes=0"),
+    ("ppo --n-eval-envs 0", "n_eval_envs=0"),
+    ("ppo --smoothing lots", "'lots'"),
+    ("ppo --smoothing -1", "smoothing"),
+    ("ppo --smoothing nan", "nan"),
+    ("ppo --reference adjacent", "--reference adjacent does nothing without --smoothing"),
+    ("ppo --exploration-floor 2", "exploration_floor"),
+    ("ppo --exploration-floor lin_0_1", "exploration_floor='lin_0_1'"),
+    ("ppo --target-entropy-frac 2", "target_entropy_frac"),
+    ("ppo --target-entropy-nats 2", "target_entropy_nats"),
+    ("ppo --target-entropy-nats 0.1 --target-entropy-frac 0.1", "target_entropy"),
+    ("ppo --env Pendulum-v1 --target-entropy-frac 0.1", "target_entropy_frac"),
+    ("ppo --env Pendulum-v1 --exploration-floor 0.1", "SDE"),
+    ("ppo --from-bc nowhere.zip", "from_bc='nowhere.zip' is neither"),
+    ("ppo --from-bc {file}", "is not a zip archive"),
+    ("ppo --from-bc {file} --reference adjacent", "can't be used with --from-bc"),
+    ("ppo --from-bc {file} --value-warmup-steps 1000000", "leaves nothing of n_timesteps=100000"),
+    ("ppo --value-warmup-steps 10", "is for --from-bc"),
+    ("ppo --conf-file nowhere.yml", "conf_file='nowhere.yml' can't be read"),
+    ("ppo --hyperparams n_steps", "must be key=value"),
+    ("ppo --hyperparams no_such=1", "'no_such' is unknown"),
+    ("ppo --hyperparams n_steps=many", "n_steps"),
+    ("ppo --hyperparams policy=NoPolicy", "NoPolicy"),
+    ("ppo --hyperparams env_kwargs={{no_such:1}}", "env='CartPole-v1' can't be made"),
+    ("ppo --device toaster", "device='toaster' can't be used"),
+    ("ppo --seed -1", "seed=-1"),
+    ("ppo -f {file}/below", "can't be written to"),
+    ("ppo -tb {file}/below", "tensorboard_log="),
+    ("ppo --resume nowhere", "'nowhere' is no folder of a run"),
+    ("maskable-ppo --env CartPole-v1", "has no action_masks()"),
+    ("recurrent-ppo --from-bc {clone}", "recurrent"),
+    ("ppo --from-bc {clone} --env Acrobot-v1", "env has observation_space="),
+    ("ppo --resume {clone}", "was not written by `rlsmooth ppo`"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, clone: Path, refused: Any) -> None:
+    refused(words, says, clone=clone)
+
+
+def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_here(tmp_path, "ppo", "--env", "CartPole-v1", "-n", "256", *SMALL)
+    for words, says in (
+        (["ppo", "--resume", str(folder), "-n", "512", "--smoothing", "1"], "leave out --n-timesteps, --smoothing."),
+        (["a2c", "--resume", str(folder)], "was not written by `rlsmooth a2c`"),
+        (["evaluate", "-i", str(folder), "--demonstrations", "cartpole-v1"], "is for cloned agents"),
+        (["evaluate", "-i", str(folder), "--env", "Acrobot-v1"], "observation_space="),
+        (["record", "-i", str(folder / "agent.zip"), "--env", "Acrobot-v1"], "observation_space="),
+        (["ppo", "--from-bc", str(folder)], "agent"),
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
+def test_a_run_of_another_version_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_here(tmp_path, "ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", *SMALL)
+    for name, part in (("config.json", "arguments"), ("report.json", "settings")):
+        before = (folder / name).read_text()
+        (folder / name).write_text(json.dumps({**json.loads(before), part: {}}))
+        capsys.readouterr()
+        assert main(["plot", str(folder)]) == 2
+        assert "it lacks env" in capsys.readouterr().err
+        (folder / name).write_text(before)
+
+
+def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Path) -> None:
+    def say(env: str, kwargs: Any = None) -> None:
+        settings = {"command": "ppo", "arguments": {"env": env}, "hyperparameters": {"env_kwargs": kwargs or {}}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+
+    agent = tmp_path / "agent.zip"
+    with pytest.raises(ValueError, match="give --env"):
+        env_of_run(agent)
+    assert env_of_run(agent, "My-v0") == ("My-v0", {})
+    say("My-v0", {"size": 3})
+    assert env_of_run(agent) == env_of_run(agent, "My-v0") == ("My-v0", {"size": 3})
+    assert env_of_run(agent, "Other-v0") == ("Other-v0", {})
+    say("rlsmooth.envs:rlsmooth/Identity-v0")
+    assert env_of_run(agent) == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
+    say("evil:My-v0", {"size": 3})
+    with pytest.raises(ValueError, match="imports a module, env='evil:My-v0': if you trust it, give --env"):
+        env_of_run(agent)
+    assert env_of_run(agent, "evil:My-v0") == ("evil:My-v0", {"size": 3})
+
+
+def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: Path) -> None:
+    conf = tmp_path / "conf.yml"
+    conf.write_text("default: {n_timesteps: 256, n_steps: 64, batch_size: 64, env_kwargs: {num_actions: 3}}")
+    words = ("ppo", "--env", "rlsmooth/Identity-v0", "--conf-file", str(conf))
+    folder = run_here(tmp_path / "logs", *words, *SMALL)
+    before = parameters(folder)
+    conf.unlink()
+    (folder / "agent.zip").unlink()
+    assert main(["ppo", "--resume", str(folder)]) == 0  # from the beginning: it kept no checkpoints
+    assert all(torch.equal(before[name], after) for name, after in parameters(folder).items())
+    assert before["action_net.weight"].shape[0] == 3
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0  # in the environment with three actions
+    assert gym.make("rlsmooth/Identity-v0").action_space.n != 3  # type: ignore[attr-defined]
+
+
+# ---- words and curves of reports that depend on the action space and on what was on
+def _report(*, box: bool = False, floor: float = 0.0) -> OnPolicyReport:
+    tags = {
+        "train/smoothing": 0.05,
+        "train/exploration_floor": floor,
+        "train/policy_entropy": 0.6,
+        "train/kl_reference": 0.1,
+    }
+    if not box:
+        tags["train/kl_uniform"] = 0.1
+    return OnPolicyReport(
+        name="run_1",
+        command="ppo",
+        settings={"env": "E-v0", "seed": 0, "reference": "uniform", "smoothing": "0.05", "from_bc": None},
+        hyperparameters={"smoothing": "0.05"},
+        curves={tag: ([256, 512], [value, value]) for tag, value in tags.items()},
+    )
+
+
+def test_a_box_is_not_said_to_be_smoothed_towards_uniform() -> None:
+    assert smoothing_words(_report()) == "0.05 towards uniform"
+    assert smoothing_words(_report(box=True)) == "0.05 towards a Gaussian"
+
+
+@pytest.mark.parametrize(("floor", "shown"), [(0.0, False), (0.05, True)])
+def test_a_floor_that_was_never_on_is_not_in_the_legend(floor: float, shown: bool) -> None:
+    axes = on_policy_figure(_report(floor=floor)).axes
+    drawn = {str(line.get_label()) for ax in axes for line in ax.get_lines()}
+    assert ("exploration floor" in drawn) is shown
+    assert "of KL (alpha)" in drawn

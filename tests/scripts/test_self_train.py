@@ -4,67 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from commands import assert_drawn_again, assert_written, report_of, run_command, run_here
+from killing import kill_command
 from rlsmooth.data import load_labelled
-from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.self_train import Args
 from rlsmooth.scripts.self_train_report import pseudo_label_words
 from rlsmooth.scripts.self_train_training import given_labels
 from rlsmooth.training import Classifier, SelfTraining
+from support import read_events, same_tensors
 
-if TYPE_CHECKING:
-    from conftest import Programs
-
-COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
 WINE = ("--data", "wine", "--n-labels", "9", "--epochs", "40", "--rounds", "3", "--threshold", "0.5", "--device", "cpu")
-FILES = {"checkpoints", "classifier.zip", "command.txt", "config.json", "metrics.csv", "report.json", "report.png"}
-
-
-def run_here(words: list[str], logs: Path) -> dict[str, Any]:
-    """Run the command in this process; return its report."""
-    assert main(["self-train", *words, "--device", "cpu", "-f", str(logs)]) == 0
-    (folder,) = logs.glob("*/*")
-    return dict(json.loads((folder / "report.json").read_text()))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
     """The folder of a small run, in a process of its own, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = programs.run(COMMAND, home, "self-train", *WINE, warnings_are_errors=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return home / "logs" / "self-train" / "wine_1", result.stdout
+    return run_command(programs, tmp_path_factory.mktemp("home"), "self-train", *WINE)
 
 
 @pytest.fixture(scope="module")
 def report(finished: tuple[Path, str]) -> dict[str, Any]:
-    return dict(json.loads((finished[0] / "report.json").read_text()))
+    return report_of(finished[0])
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    names = {path.name for path in folder.iterdir()}
-    assert names >= FILES
-    assert all(name.startswith(("Classifier_", "events.out.tfevents.")) for name in names - FILES)
-    words = shlex.split((folder / "command.txt").read_text())
-    assert {*WINE, "--seed", "0"} == set(words[2:])
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
+    assert_written(finished[0], ["classifier.zip", *(path.name for path in finished[0].glob("Classifier_*"))], WINE)
 
 
 def test_the_rounds_are_those_of_self_training(finished: tuple[Path, str], report: dict[str, Any]) -> None:
@@ -95,8 +67,7 @@ def test_metrics_and_tensorboard_have_the_rounds(finished: tuple[Path, str], rep
     labelled = curves["self_train/num_labelled"][1]
     assert labelled[0] == 9
     assert np.diff(labelled).tolist() == curves["self_train/num_new"][1][1:]
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = read_events(folder)
     logged = events.Scalars("self_train/test_accuracy")
     assert [event.step for event in logged] == [0, 1, 2, 3]
     assert [event.value for event in logged] == pytest.approx(curves["self_train/test_accuracy"][1])
@@ -114,16 +85,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str], report:
 
 
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = finished
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
-    (copy / "report.png").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
-    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    (copy / "report.json").unlink()
-    assert main(["plot", str(copy)]) == 0
-    assert imread(copy / "report.png").shape[:2] == (1000, 1600)
+    assert_drawn_again(finished[0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +102,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple
 def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlsmooth.scripts.self_train_training.save_figure", lambda path, figure: None)  # takes a second
     few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
-    report = run_here([*few, *words.split()], tmp_path)
+    report = report_of(run_here(tmp_path, "self-train", *few, *words.split(), "--device", "cpu"))
     assert pseudo_label_words(report["settings"]) == says
     if "k_best" in words:
         assert [entry["num_new"] for entry in report["rounds"]] == [5, 5]
@@ -185,44 +147,24 @@ def test_noise_is_on_the_given_labels_alone() -> None:
         ("--resume nowhere", "'nowhere' is no folder of a run"),
     ],
 )
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.txt"
-    file.write_text("no folder")
-    assert main(["self-train", *words.format(file=file).split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rlsmooth self-train: error: ")
-    assert says in line
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert not list(tmp_path.glob("logs/*/*"))
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, refused: Any) -> None:
+    refused(f"self-train {words}", says)
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path, repository: Path) -> None:
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = ["--rounds", "4", "--epochs", "30", "--criterion", "k_best", "--k-best", "200", "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, repository / "scripts" / "self_train.py", *settings, "-f", tmp_path / "killed"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    whole, folder = kill_command(
+        "self-train",
+        settings,
+        tmp_path,
+        lambda checkpoints: bool(list((checkpoints / "fit_2").glob("*.zip"))),
+        run="digits_1",
+        result="classifier.zip",
     )
-    folder = tmp_path / "killed" / "self-train" / "digits_1"
-    end = time.monotonic() + 120
-    while not list((folder / "checkpoints" / "fit_2").glob("*.zip")):
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "classifier.zip").exists()
-    assert main(["plot", str(folder)]) == 0
-    assert main(["self-train", "--resume", str(folder)]) == 0
-    assert main(["self-train", *settings, "-f", str(tmp_path / "whole")]) == 0
-    whole = tmp_path / "whole" / "self-train" / "digits_1"
     expected, resumed = (
         Classifier.load(path / "classifier.zip", network(), device="cpu").module_.state_dict()
         for path in (whole, folder)
     )
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert same_tensors(expected, resumed)
     assert read_metrics(whole / "metrics.csv") == read_metrics(folder / "metrics.csv")

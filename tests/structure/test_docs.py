@@ -1,13 +1,21 @@
-"""The pages of docs/ tell the truth: their Python runs, from top to bottom, without a warning."""
+"""Docs, README, examples and docstrings tell the truth: their Python runs, their commands, links and files exist."""
 
 from __future__ import annotations
 
+import ast
+import doctest
+import importlib
+import json
 import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
+from rlsmooth.agents import BC
+from rlsmooth.data import cartpole_v1
 from rlsmooth.scripts.main import COMMANDS
 from support import REPOSITORY
 
@@ -36,3 +44,245 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     assert [name for name in commands if name not in COMMANDS] == []
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+# ---- README
+README_BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def readme_blocks(readme: str, language: str) -> list[tuple[str, bool]]:
+    """List (code, whether it runs) of the fenced blocks. `<!-- not run: why -->` on the line above leaves one out."""
+    found = [match for match in README_BLOCK.finditer(readme) if match["language"] == language]
+    return [(match["code"], match["not_run"] is None) for match in found]
+
+
+@pytest.mark.timeout(600)
+def test_the_python_blocks_run_as_programs_of_another_project(readme: str, wheel_programs: Any, tmp_path: Path) -> None:
+    found = readme_blocks(readme, "python")
+    assert sum(runs for _, runs in found) >= 3
+    for code, runs in found:
+        compile(code, "block", "exec")
+        if runs:
+            finished = wheel_programs.run(code, tmp_path)  # the first one saves the agent that the later ones load
+            assert finished.returncode == 0, f"{code}\n{finished.stderr}"
+            assert "Warning" not in finished.stderr, f"{code}\n{finished.stderr}"
+
+
+def test_an_agent_is_loaded_and_acts_in_three_lines(readme: str) -> None:
+    loads = [code for code, _ in readme_blocks(readme, "python") if "BC.load(" in code]
+    assert min(len([line for line in code.splitlines() if line.strip()]) for code in loads) == 3
+
+
+def test_the_first_example_has_about_ten_lines(readme: str) -> None:
+    code, runs = readme_blocks(readme, "python")[0]
+    assert runs
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_every_command_exists(readme: str, repository: Path) -> None:
+    consoles = "\n".join(code for code, _ in readme_blocks(readme, "console"))
+    commands = set(re.findall(r"\brlsmooth ([a-z0-9-]+)", consoles))
+    assert commands >= {"bc", "record", "evaluate", "plot"}
+    files = {name: repository / "scripts" / f"{name.replace('-', '_')}.py" for name in sorted(commands)}
+    assert [name for name, file in files.items() if not file.exists()] == []
+
+
+def test_every_make_target_exists(readme: str, repository: Path) -> None:
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    targets = set(
+        re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(re.findall(r"```console\n.*?```|`[^`\n]+`", readme, re.DOTALL)))
+    )
+    assert targets >= {"train", "test"}
+    assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
+
+
+def test_every_linked_file_exists(readme: str, repository: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in link]
+    assert links
+    assert [link for link in links if not (repository / link).exists()] == []
+
+
+# ---- from-imitation.md: imitation's side, and the folder that imitation wrote
+FROM_IMITATION = (REPOSITORY / "docs" / "from-imitation.md").read_text(encoding="utf-8")
+IMITATION_BLOCK = re.compile(r"^```python(?: (imitation|rollouts))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def imitation_blocks(kind: str) -> list[str]:
+    return [code for found, code in IMITATION_BLOCK.findall(FROM_IMITATION) if found == kind]
+
+
+def write_folder(folder: Path) -> None:
+    """Two episodes as imitation's `serialize.save` writes them: types and flags as in a folder that it really wrote."""
+    pa = pytest.importorskip("pyarrow")
+    data = cartpole_v1().select_episodes([0, 1])
+    parts = [data[start:end] for start, end in zip(data.episode_starts, data.episode_ends, strict=True)]
+    columns = {
+        "obs": [[*np.asarray(part.observations), np.asarray(part.next_observations)[-1]] for part in parts],
+        "acts": [part.actions for part in parts],
+        "infos": [["{}"] * len(part) for part in parts],
+        "terminal": [True, True],  # although the time limit ended them
+        "rews": [part.rewards for part in parts],
+    }
+    schema = pa.schema(
+        {
+            "obs": pa.list_(pa.list_(pa.float32())),
+            "acts": pa.list_(pa.int64()),
+            "infos": pa.list_(pa.string()),
+            "terminal": pa.bool_(),
+            "rews": pa.list_(pa.float64()),
+        }
+    )
+    folder.mkdir()
+    with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), schema) as writer:
+        writer.write_table(pa.table(columns, schema=schema))
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_format_type": None, "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def test_ours_stands_beside_each_of_theirs() -> None:
+    theirs = imitation_blocks("imitation")
+    assert len(theirs) == 10
+    for code in theirs:
+        assert code.startswith("# imitation\n")
+        compile(code, "block", "exec")
+    sections = FROM_IMITATION.split("\n## ")[1:]
+    numbered = [section for section in sections if re.match(r"\d+\. ", section)]
+    assert len(numbered) == 10
+    for section in numbered:
+        assert [kind for kind, _ in IMITATION_BLOCK.findall(section)][:2] == ["imitation", ""], section.splitlines()[0]
+
+
+def test_a_folder_of_imitations_is_read(tmp_path: Path, programs: Any) -> None:
+    write_folder(tmp_path / "rollouts")
+    (code,) = imitation_blocks("rollouts")
+    check = "assert read.num_episodes == 2 and read.truncations.sum() == 2 and not read.terminations.any()\n"
+    program = f"from rlsmooth.data import Demonstrations\n{code}{check}"
+    finished = programs.run(program, tmp_path, warnings_are_errors=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "2 episodes, 1000 transitions, return 500.0" in finished.stdout
+
+
+# ---- imitation-tests.md: its tests exist, none is left out, and its numbers are those of its rows
+TESTS = REPOSITORY / "tests" / "imitation"
+IMITATION_TESTS = (REPOSITORY / "docs" / "imitation-tests.md").read_text(encoding="utf-8")
+FILES = {
+    "test_bc.py": ("`algorithms/test_bc.py`", 9),
+    "test_dagger.py": ("`algorithms/test_dagger.py`", 15),
+    "test_adversarial.py": ("`algorithms/test_adversarial.py`", 10),
+    "test_base.py": ("`algorithms/test_base.py`", 4),
+    "test_rewards.py": ("`rewards/`", 31),
+}
+"""Ours: theirs, and how many tests they had."""
+RESULTS = ("passes", "differs", "not here")
+
+
+class Row(NamedTuple):
+    theirs: str
+    behaviour: str
+    ours: list[str]
+    result: str
+
+
+def rows_of(name: str) -> list[Row]:
+    """The rows of the section that names the file."""
+    (section,) = [part for part in IMITATION_TESTS.split("\n## ")[1:] if f"../tests/imitation/{name}" in part]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert all(len(row) == 4 for row in cells), cells
+    return [
+        Row(theirs, behaviour, re.findall(r"`(\w+)`", ours), result) for theirs, behaviour, ours, result in cells[2:]
+    ]
+
+
+def functions(name: str) -> set[str]:
+    tree = ast.parse((TESTS / name).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_test_that_is_named_exists_and_every_test_is_named(name: str) -> None:
+    assert {ours for row in rows_of(name) for ours in row.ours} == functions(name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_of_theirs_has_one_row_with_a_behaviour_and_a_result(name: str) -> None:
+    rows = rows_of(name)
+    assert len({row.theirs for row in rows}) == len(rows) == FILES[name][1]
+    for row in rows:
+        assert re.fullmatch(r"`test_\w+`", row.theirs), row
+        assert len(row.behaviour) > 10, row
+        (kind,) = [result for result in RESULTS if row.result.startswith(result)]
+        assert bool(row.ours) == (kind != "not here"), row
+        assert kind == "passes" or len(row.result) > len(f"{kind}: ") + 10, row  # it says why
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_numbers_are_those_of_the_rows(name: str) -> None:
+    theirs, total = FILES[name]
+    counts = [sum(row.result.startswith(result) for row in rows_of(name)) for result in RESULTS]
+    assert f"| {theirs} | {total} | {' | '.join(map(str, counts))} |" in IMITATION_TESTS
+    assert f"each of the {sum(count for _, count in FILES.values())} in" in IMITATION_TESTS
+
+
+# ---- the example projects run where only the wheel is installed
+@pytest.fixture(scope="module")
+def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu")
+    agent.learn(total_epochs=3)
+    return agent.save(tmp_path_factory.mktemp("agent") / "agent.zip")
+
+
+@pytest.mark.parametrize(
+    ("example", "pattern"),
+    [("act_with_agent", r"return (\d+)"), ("ppo_from_agent", r"return before (\d+), after (\d+)")],
+)
+def test_an_example_runs_with_the_wheel_alone(
+    example: str, pattern: str, agent_file: Path, repository: Path, wheel_programs: Any, tmp_path: Path
+) -> None:
+    program = (repository / "docs" / "examples" / example / "main.py").read_text(encoding="utf-8")
+    shutil.copy(agent_file, tmp_path / "mine.zip")
+    finished = wheel_programs.run(program, tmp_path, "mine.zip")
+    assert finished.returncode == 0, finished.stderr
+    match = re.search(pattern, finished.stdout)
+    assert match is not None, finished.stdout
+    # A warm start that copied nothing would leave PPO's return near 20.
+    assert all(float(number) >= 150 for number in match.groups()), finished.stdout
+
+
+# ---- docstrings; pytest's own --doctest-modules would collect the linked folders twice
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def module_names() -> list[str]:
+    """List all modules by their folders; the benchmarks are left out, since they import other libraries."""
+    names = []
+    for top in ("rlsmooth", "agents", "envs", "scripts"):
+        for path in sorted((REPOSITORY / top).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            if "bench" not in parts:
+                names.append(".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__"))
+    return names
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_the_examples_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(name)
+    monkeypatch.chdir(tmp_path)  # an example may save a file
+    result = doctest.testmod(module, optionflags=OPTIONS)
+    assert result.failed == 0, capsys.readouterr().out
+
+
+def test_the_two_libraries_have_examples() -> None:
+    tests = [
+        test
+        for name in module_names()
+        if name.startswith(("rlsmooth.losses", "rlsmooth.targets"))
+        for test in doctest.DocTestFinder().find(importlib.import_module(name))
+    ]
+    assert sum(bool(test.examples) for test in tests) >= 20

@@ -1,7 +1,8 @@
-"""Every documented error of the builders: its type, and a message that names argument, value and fix."""
+"""Every documented error of the builders names argument, value and fix; and arrays of numpy pass where tensors do."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,11 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from rlsmooth.losses import binary_cross_entropy, cross_entropy, entropy, reference
 from rlsmooth.targets import (
+    Smoothing,
     Target,
     Tree,
+    as_smoothing,
     boltzmann,
+    completed_q,
+    confidence_adaptive,
+    from_probs,
     hierarchical,
+    hl_gauss,
     kernel,
     mixture,
     one_hot,
@@ -24,6 +32,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    two_hot,
     uniform,
     visit_counts,
 )
@@ -354,3 +363,160 @@ def test_a_cached_table_does_not_hide_a_bad_number_of_classes() -> None:
 def test_a_scheme_that_is_no_string() -> None:
     with pytest.raises(ValueError, match="is not known: choose one of"):
         ordinal([0], 3, 0.1, ["beta"])  # type: ignore[arg-type]
+
+
+# ---- dense builders
+@pytest.mark.parametrize(
+    ("build", "name"), [(from_probs, "probs"), (boltzmann, "q_values"), (teacher, "logits")], ids=lambda item: str(item)
+)
+def test_dense_arguments(build: Callable[..., Target], name: str) -> None:
+    for value, kind in (
+        ([[0.5, 0.5]], "list"),
+        (torch.tensor([[1, 0]]), "torch.int64"),
+        (torch.ones(2) > 0, "torch.bool"),
+    ):
+        with raises(TypeError, f"{name} must be a floating-point tensor [..., K], got {kind}."):
+            build(value)
+    for shape in ((), (0,), (2, 0)):
+        with raises(ValueError, f"{name} has shape {shape}, needs [..., K] with at least one class."):
+            build(torch.ones(shape))
+    with raises(TypeError, "mask must be a bool tensor (True = legal), got torch.float32"):
+        build(torch.tensor([[0.5, 0.5]]), mask=torch.ones(2))
+    with raises(ValueError, "mask of shape (3,) does not broadcast to (1, 2)"):
+        build(torch.tensor([[0.5, 0.5]]), mask=torch.ones(3, dtype=torch.bool))
+    with raises(ValueError, "mask[0] allows no class at all"):
+        build(torch.tensor([[0.5, 0.5]]), mask=torch.zeros(2, dtype=torch.bool))
+
+
+def test_from_probs() -> None:
+    for row, message in (
+        ([0.5, 0.6], "probs[1] sums to 1.1, must sum to 1: give probs / probs.sum(-1, keepdim=True)."),
+        ([1.5, -0.5], "probs[1, 1]=-0.5 is no probability"),
+        ([NAN, 1.0], "probs[1, 0]=nan is no probability"),
+    ):
+        with raises(ValueError, message):
+            from_probs(torch.tensor([[0.5, 0.5], row]))
+    with raises(ValueError, "probs sums to 2, must sum to 1"):
+        from_probs(torch.ones(2))
+    with raises(ValueError, "probs[0, 1]=0.5 is on a class that its mask forbids."):
+        from_probs(torch.tensor([[0.5, 0.5]]), mask=torch.tensor([True, False]))
+    assert from_probs(torch.ones(2), validate=False).mass().item() == 2
+
+
+@pytest.mark.parametrize(("build", "name"), [(boltzmann, "q_values"), (teacher, "logits")], ids=lambda item: str(item))
+def test_softmaxes(build: Callable[..., Target], name: str) -> None:
+    for value in (NAN, INF):
+        with raises(ValueError, f"{name}[1, 0]={value!r} must be a number below infinity."):
+            build(torch.tensor([[0.0, 1.0], [value, 0.0]]))
+    with raises(ValueError, f"{name}[1] is -inf everywhere: every row needs a possible class."):
+        build(torch.tensor([[0.0, 1.0], [-INF, -INF]]))
+    with raises(ValueError, f"{name}[0] is -inf everywhere"):
+        build(torch.tensor([[0.0, -INF]]), mask=torch.tensor([False, True]))
+    for temperature in (0, 0.0, -1.0, NAN, INF):
+        with raises(ValueError, f"temperature={temperature!r} must be a finite number in (0, inf]."):
+            build(torch.zeros(1, 2), temperature)
+    with raises(TypeError, "temperature must be a number, got Tensor tensor(1.)."):
+        build(torch.zeros(1, 2), torch.tensor(1.0))
+
+
+def test_teacher() -> None:
+    for alpha in (0.5, torch.tensor(1.0)):
+        with raises(ValueError, f"alpha={alpha!r} leaves something for the labels: give labels, or alpha=1."):
+            teacher(torch.zeros(2, 3), alpha=alpha)
+    with raises(ValueError, "labels (3,) must have the logits' batch shape (2,)."):
+        teacher(torch.zeros(2, 3), labels=[0, 1, 2], alpha=0.5)
+
+
+def test_visit_counts() -> None:
+    for value in (-1.0, NAN, INF):
+        with raises(ValueError, f"counts[0, 1]={value!r} must be finite and at least 0."):
+            visit_counts(torch.tensor([[1.0, value]]))
+    with raises(ValueError, "counts[1] has no visit at all: drop the row or search it."):
+        visit_counts(torch.tensor([[1, 2], [0, 0]]))
+    with raises(ValueError, "counts[0, 1]=2.0 is on a class that its mask forbids."):
+        visit_counts(torch.tensor([[1, 2]]), mask=torch.tensor([True, False]))
+    for temperature in (-1.0, NAN, INF):
+        with raises(ValueError, f"temperature={temperature!r} must be a finite number in [0, inf]."):
+            visit_counts(torch.tensor([[1, 2]]), temperature)
+    for counts, kind in ((torch.tensor(3), "torch.int64 ()"), (torch.ones(2) > 0, "torch.bool (2,)")):
+        with raises(TypeError, f"counts must be numbers of shape [..., K], got {kind}."):
+            visit_counts(counts)
+
+
+# ---- numpy's arrays and scalars
+LABELS = torch.tensor([0, 2])
+ROW = np.array([0.25, 0.25, 0.5])
+ROWS = np.stack((ROW, ROW[::-1]))
+TABLE = np.array([[1.0, 2.0, 3.0], [2.0, 1.0, 4.0], [3.0, 4.0, 1.0]])
+MASK = np.array([True, False, True])
+
+# Each with `convert`, which is the identity or torch.tensor: the two must agree.
+CALLS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray | torch.Tensor]], Target]] = {
+    "one_hot": lambda c: one_hot(c(np.array([0, 2])), 3, mask=c(MASK)),  # type: ignore[arg-type]
+    "uniform": lambda c: uniform(LABELS, 3, mask=c(MASK)),  # type: ignore[arg-type]
+    "prior": lambda c: prior(LABELS, c(ROW), mask=c(MASK)),  # type: ignore[arg-type]
+    "kernel": lambda c: kernel(LABELS, c(TABLE)),  # type: ignore[arg-type]
+    "mixture": lambda c: mixture(c(np.array([[0, 1]])), c(np.array([[0.25, 0.75]])), 3, 0.1),  # type: ignore[arg-type]
+    "sparse": lambda c: sparse(c(np.array([[0, 1]])), c(np.array([[0.25, 0.75]])), 3),  # type: ignore[arg-type]
+    "visit_counts": lambda c: visit_counts(c(np.array([[1, 3]]))),  # type: ignore[arg-type]
+    "boltzmann": lambda c: boltzmann(c(ROWS), mask=c(MASK)),  # type: ignore[arg-type]
+    "teacher": lambda c: teacher(c(ROWS), labels=LABELS, alpha=0.5),  # type: ignore[arg-type]
+    "completed_q": lambda c: completed_q(c(ROWS), c(ROWS), c(TABLE[:2]), value=c(ROW[:2])),  # type: ignore[arg-type]
+    "confidence_adaptive": lambda c: confidence_adaptive(LABELS, c(ROW[:2]), 3, mask=c(MASK)),  # type: ignore[arg-type]
+    "two_hot": lambda c: two_hot(c(ROW), c(TABLE[0])),  # type: ignore[arg-type]
+    "hl_gauss": lambda c: hl_gauss(c(ROW), c(TABLE[0])),  # type: ignore[arg-type]
+    "from_probs": lambda c: from_probs(c(ROWS)),  # type: ignore[arg-type]
+    "recipe of a prior": lambda c: Smoothing(0.1, reference=c(ROW))(LABELS, 3, c(MASK)),  # type: ignore[arg-type]
+    "recipe of a kernel": lambda c: Smoothing(0.1, reference=c(TABLE))(LABELS, 3),  # type: ignore[arg-type]
+    "weight_classes": lambda c: uniform(LABELS, 3).weight_classes(c(ROW)),  # type: ignore[arg-type]
+    "scale": lambda c: uniform(LABELS, 3).scale(c(ROW[:2])),  # type: ignore[arg-type]
+    "mix": lambda c: Target.mix(uniform(LABELS, 3), one_hot(LABELS, 3), c(ROW[:2])),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_are_taken_as_tensors(name: str) -> None:
+    def read_only(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array.setflags(write=False)
+        return array
+
+    expected = CALLS[name](lambda array: torch.tensor(array.copy())).dense(torch.float64)
+    for convert in (lambda array: array.copy(), read_only):
+        torch.testing.assert_close(CALLS[name](convert).dense(torch.float64), expected, rtol=0, atol=0)
+
+
+def test_a_mask_may_be_an_array_in_losses() -> None:
+    logits, target = torch.randn(2, 3), uniform(LABELS, 3, mask=torch.tensor(MASK))
+    expected = cross_entropy(logits, target, mask=torch.tensor(MASK))
+    assert cross_entropy(logits, target, mask=MASK) == expected  # type: ignore[arg-type]
+    assert torch.equal(entropy(logits, MASK), entropy(logits, torch.tensor(MASK)))  # type: ignore[arg-type]
+
+
+def test_numpys_scalars_are_numbers() -> None:
+    recipe = as_smoothing(np.float32(0.25))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(recipe.to_config()))["alpha"] == 0.25
+    assert json.dumps(Smoothing(0.1, "exponential", decay=np.float32(0.5)).to_config())  # type: ignore[arg-type]
+    ordinal(LABELS, 3, 0.1, decay=np.float32(0.5))  # type: ignore[arg-type]
+    visit_counts(torch.tensor([[1, 3]]), np.float32(0.5))  # type: ignore[arg-type]
+    binary_cross_entropy(torch.zeros(1), torch.ones(1), real_target=np.float32(0.75))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8, -1e8])
+@pytest.mark.parametrize("make", [boltzmann, lambda values: teacher(values, labels=[0], alpha=0.5)])
+def test_float64_values_keep_their_differences_in_a_float32_loss(offset: float, make: Callable[..., Target]) -> None:
+    """float32 has no 1e8 + 1: the maximum is taken off before the values are rounded."""
+    target = make(torch.tensor([[0.0, 1.0, -2.0]], dtype=torch.float64) + offset)
+    logits = torch.randn(1, 3)
+    exact = reference.cross_entropy(logits.double(), target)
+    torch.testing.assert_close(cross_entropy(logits, target).double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", [-1e8, -math.inf])
+def test_a_class_of_no_mass_at_a_masked_logit_does_not_drown_the_rest(fill: float) -> None:
+    """What the atom takes off and what the background adds are 1e7 each there, and cancel."""
+    logits = torch.tensor([[1.3, 0.2, fill, 2.1]])
+    parents, shares = torch.tensor([[0, 2, 2]]), torch.tensor([[1.0, 0.0, 0.0]])
+    for target in (uniform([2], 4, 1.0, "others"), mixture(parents, shares, 4, 0.1)):
+        exact = reference.cross_entropy(logits.double(), target)
+        assert cross_entropy(logits, target).item() == pytest.approx(exact.item(), rel=1e-6)

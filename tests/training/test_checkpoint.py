@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from torch import Tensor, nn
+from torch import nn
 
 from rlsmooth.training import (
     SafeFileError,
@@ -23,6 +23,7 @@ from rlsmooth.training import (
     tree_from_json,
     tree_to_json,
 )
+from support import assert_equal
 
 
 def save(folder: Path, step: int, *, keep: int = 2) -> Path:
@@ -36,14 +37,11 @@ def truncate(path: Path) -> None:
 
 
 # ---- folders
-
-
 def test_the_latest_comes_back_and_the_last_two_stay(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     for step in (0, 9, 10, 100):  # in the order of numbers, not of letters
         assert save(folder, step) == folder / f"checkpoint_{step}.zip"
     latest = latest_checkpoint(folder)
-    assert latest is not None
     assert (latest.step, latest.config, latest.path) == (100, {"step": 100}, folder / "checkpoint_100.zip")
     assert latest.tensors["net"]["w"].tolist() == [100] * 50
     assert "torch" in latest.versions
@@ -61,7 +59,6 @@ def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
     save(tmp_path, 3)
     save_checkpoint(tmp_path, 3, config={"again": True}, tensors={})
     latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.config == {"again": True}
 
 
@@ -92,7 +89,6 @@ def test_damaged_ones_are_passed_over_with_a_warning_that_names_them(tmp_path: P
     (tmp_path / "checkpoint_2.zip").write_bytes(b"")
     with pytest.warns(RuntimeWarning) as caught:
         latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.step == 1
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 2
@@ -123,7 +119,6 @@ def test_going_back_behind_a_damaged_one_does_not_lose_the_good_ones(tmp_path: P
     assert checkpoint_steps(tmp_path) == [10, 11, 20]
     with pytest.warns(RuntimeWarning, match=r"checkpoint_20\.zip"):
         latest = latest_checkpoint(tmp_path)
-    assert latest is not None
     assert latest.step == 11
     save(tmp_path, 20)  # written again, and good
     assert checkpoint_steps(tmp_path) == [11, 20]
@@ -221,8 +216,6 @@ def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(
 
 
 # ---- optimisers
-
-
 def step_of(optimizer: torch.optim.Optimizer, module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randn(8, 3, generator=generator)
@@ -261,34 +254,15 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(device)
     resumed = build(list(other.parameters()))
     checkpoint = latest_checkpoint(tmp_path)
-    assert checkpoint is not None
     other.load_state_dict(checkpoint.tensors["net"])
     load_optimizer(resumed, checkpoint.tensors["optimizer"], checkpoint.config["optimizer"])
-    assert_same(resumed.state_dict(), optimizer.state_dict())
+    assert_equal(resumed.state_dict(), optimizer.state_dict(), types=True)
     for seed in range(3, 6):
         step_of(optimizer, module, seed)
         step_of(resumed, other, seed)
     for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert_same(resumed.state_dict(), optimizer.state_dict())
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        assert one.dtype == other.dtype
-        assert one.device == other.device
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other, strict=True):
-            assert_same(mine, theirs)
-    else:
-        assert one == other
+    assert_equal(resumed.state_dict(), optimizer.state_dict(), types=True)
 
 
 def test_an_optimiser_that_has_not_stepped(tmp_path: Path) -> None:
@@ -310,7 +284,7 @@ def test_loading_takes_copies(tmp_path: Path) -> None:
     load_optimizer(other, kept, config)
     before = {name: tensor.clone() for name, tensor in kept.items()}
     step_of(other, module, 1)
-    assert_same(kept, before)
+    assert_equal(kept, before, types=True)
 
 
 def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
@@ -342,8 +316,6 @@ def test_a_state_with_code_in_it_is_an_error() -> None:
 
 
 # ---- trees
-
-
 @pytest.mark.parametrize(
     "tree",
     [
@@ -359,14 +331,14 @@ def test_a_state_with_code_in_it_is_an_error() -> None:
 def test_a_tree_comes_back_as_it_was(tree: Any) -> None:
     encoded, tensors = tree_to_json(tree)
     assert tensors == {}
-    assert_same(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree, types=True)
 
 
 def test_tensors_in_a_tree_are_named_by_their_place() -> None:
     tree = {"a": [torch.ones(1), (torch.zeros(2),)], 3: torch.tensor(4)}
     encoded, tensors = tree_to_json(tree, "top")
     assert sorted(tensors) == ["top.3", "top.a.0", "top.a.1.0"]
-    assert_same(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree)
+    assert_equal(tree_from_json(json.loads(json.dumps(encoded)), tensors), tree, types=True)
 
 
 def test_what_a_tree_can_not_hold() -> None:

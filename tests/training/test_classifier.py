@@ -1,4 +1,4 @@
-"""The classification trainer: what it learns, from any labels and by any network; seeds, early stopping, devices."""
+"""The classification trainer against loops written by hand: what it learns, with which options, what it refuses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlsmooth.losses import cross_entropy
+from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, one_hot, uniform
 from rlsmooth.training import Classifier, epoch_permutation
+from rlsmooth.training import classifier as classifier_module
+from rlsmooth.training.classifier_labels import hold_out
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -59,8 +64,6 @@ def assert_close(classifier: Classifier, module: nn.Module, tolerance: float = 1
 
 
 # ---- what it learns
-
-
 def test_digits_are_learnt() -> None:
     X, y, X_test, y_test = digits()
     classifier = Classifier(smoothing=0.1, max_epochs=10, learning_rate=5e-3, seed=0, device="cpu").fit(X, y)
@@ -177,8 +180,6 @@ def test_mixup_learns() -> None:
 
 
 # ---- seeds, early stopping, devices
-
-
 def test_one_seed_one_result_whatever_the_global_generators() -> None:
     X, y = noise()
     arguments = {"mixup": 0.3, "validation_fraction": 0.25}
@@ -254,3 +255,471 @@ def test_every_device_trains(device: torch.device) -> None:
     half = Classifier(amp=True, **arguments).fit(X, y)
     assert half.score(X_test, y_test) > 0.9
     assert half.logits(X_test).dtype == torch.float32
+
+
+# ---- updates as in a loop written by hand; targets, masks, weights and mixup
+def by_hand(
+    model: nn.Module, X: Any, y: Any, loss: Any, *, epochs: int, batch_size: int, learning_rate: float = 1e-3
+) -> nn.Module:
+    """The loop that anybody would write, with torch's own Adam; `loss(logits, labels, rows)`."""
+    module = copy.deepcopy(model)
+    inputs, labels = torch.as_tensor(X), torch.as_tensor(y)
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    for epoch in range(epochs):
+        order = epoch_permutation(0, epoch, len(inputs))
+        for rows in order.split(batch_size):
+            optimizer.zero_grad()
+            loss(module(inputs[rows]), labels[rows], rows).backward()
+            optimizer.step()
+    return module
+
+
+# ---- each update is the one of a loop written by hand
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("batch_size", [48, 20])
+def test_updates_are_those_of_torchs_label_smoothing(alpha: float, batch_size: int) -> None:
+    X, y = noise()
+    classifier = make(smoothing=alpha, batch_size=batch_size, max_epochs=3).fit(X, y)
+
+    def loss(logits: Tensor, labels: Tensor, _rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, label_smoothing=alpha)
+
+    assert_close(classifier, by_hand(network(), X, y, loss, epochs=3, batch_size=batch_size))
+
+
+def test_the_first_update_equals_torchs_in_float64() -> None:
+    X, y = noise()
+    X = X.astype(np.float64)
+    model = network(dtype=torch.float64)
+    classifier = make(model, smoothing=0.1, batch_size=48, max_epochs=1).fit(X, y)
+
+    def loss(logits: Tensor, labels: Tensor, _rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+    assert_close(classifier, by_hand(model, X, y, loss, epochs=1, batch_size=48), tolerance=1e-9)
+
+
+def test_class_weights_without_smoothing_are_torchs() -> None:
+    X, y = noise()
+    weight = torch.tensor([1.0, 0.5, 3.0, 0.0])
+    classifier = make(smoothing=0.0, class_weight=weight).fit(X, y)
+
+    def loss(logits: Tensor, labels: Tensor, _rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, weight=weight)
+
+    assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=16))
+    named = make(smoothing=0.0, class_weight={1: 0.5, 2: 3.0, 3: 0.0}).fit(X, y)
+    assert_same(classifier, named)
+
+
+def test_class_and_sample_weights_weigh_rows_as_in_scikit_learn() -> None:
+    X, y = noise()
+    weight, rows_weight = torch.tensor([1.0, 0.5, 3.0, 0.25]), torch.rand(48) + 0.1
+    classifier = make(smoothing=0.2, class_weight=weight.tolist()).fit(X, y, rows_weight)
+
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        each = functional.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
+        combined = weight[labels] * rows_weight[rows]
+        return (combined * each).sum() / combined.sum()
+
+    assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=16))
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    X, _ = noise()
+    y = np.repeat([0, 1, 2, 3], [30, 12, 4, 2])
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=y)
+    assert_same(make(class_weight="balanced").fit(X, y), make(class_weight=expected).fit(X, y))
+
+
+def test_whole_weights_are_repeated_rows() -> None:
+    X, y = noise()
+    X = X.astype(np.float64)
+    repeats = np.random.default_rng(0).integers(0, 4, size=48)
+    for class_weight in (None, "balanced"):
+        arguments = {"batch_size": 1000, "max_epochs": 5, "class_weight": class_weight}
+        weighted = make(network(dtype=torch.float64), **arguments).fit(X, y, repeats)
+        repeated = make(network(dtype=torch.float64), **arguments).fit(X.repeat(repeats, 0), y.repeat(repeats))
+        assert_close(weighted, repeated.module_, tolerance=1e-9)
+
+
+def test_a_row_of_weight_zero_plays_no_part() -> None:
+    X, y = noise()
+    weights = np.ones(48)
+    weights[10] = 0.0
+    wild = X.copy()
+    wild[10] = 1e4
+    arguments = {"batch_size": 48}
+    assert_same(make(**arguments).fit(X, y, weights), make(**arguments).fit(wild, y, weights))
+
+
+def test_gradients_are_clipped_and_weights_decay() -> None:
+    X, y = noise()
+    module = network()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.3)
+    for rows in epoch_permutation(0, 0, 48).split(16):
+        optimizer.zero_grad()
+        functional.cross_entropy(module(torch.tensor(X[rows])), torch.tensor(y)[rows], label_smoothing=0.1).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 0.05)
+        optimizer.step()
+    fitted = make(max_epochs=1, learning_rate=0.01, weight_decay=0.3, max_grad_norm=0.05).fit(X, y)
+    assert_close(fitted, module)
+
+
+def test_schedules_follow_the_progress_of_the_run() -> None:
+    X, y = noise()
+    seen: list[float] = []
+
+    def rate(progress: float) -> float:
+        seen.append(progress)
+        return 1e-3 * progress
+
+    fitted = make(learning_rate=rate, smoothing="lin_0.4").fit(X, y)
+    assert seen[-6:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert fitted.history_["learning_rate"] == pytest.approx([4 / 6 * 1e-3, 1 / 6 * 1e-3])
+    assert fitted.history_["smoothing"] == pytest.approx([0.2, 0.0])
+    assert_same(fitted, make(learning_rate="lin_1e-3", smoothing=Smoothing(lambda progress: 0.4 * progress)).fit(X, y))
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "aten.equal", "masked_select", "unique")):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, "lin_0.1"])
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_no_update_waits_for_the_device(
+    smoothing: float | str, with_rest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = noise()
+    waits = Waits()
+    update = Classifier._update
+
+    def watched(*arguments: Any) -> Tensor:
+        with waits:
+            return update(*arguments)
+
+    monkeypatch.setattr(Classifier, "_update", watched)
+    rest = {"sample_weight": np.ones(48), "mask": np.ones((48, 4), dtype=bool)} if with_rest else {}
+    make(smoothing=smoothing, max_grad_norm=1.0 if with_rest else None).fit(X, y, **rest)
+    assert waits.seen == []
+    with waits:
+        torch.ones(()).item()
+    assert waits.seen == ["aten._local_scalar_dense.default"]
+
+
+# ---- targets, masks, mixup
+def test_a_given_target_takes_the_place_of_smoothing() -> None:
+    X, y = noise()
+    target = uniform(torch.tensor(y), 4, alpha=0.3)
+    assert_same(make(smoothing=0.0).fit(X, y, target=target), make(smoothing=0.3).fit(X, y))
+    soft = from_probs(torch.tensor(np.random.default_rng(0).dirichlet(np.ones(4), size=48)))
+
+    def loss(logits: Tensor, _labels: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, soft.dense()[rows])
+
+    assert_close(make().fit(X, y, target=soft), by_hand(network(), X, y, loss, epochs=2, batch_size=16))
+
+
+def test_one_alpha_a_row_and_hybrids() -> None:
+    X, y = noise()
+    alphas = torch.linspace(0, 0.5, 48)
+    target = uniform(torch.tensor(y), 4, alpha=alphas)
+    assert_same(make(smoothing=Smoothing(alphas)).fit(X, y), make().fit(X, y, target=target))
+    parents = torch.tensor([[0, 3]]).expand(48, 2)
+    hybrid = make(max_epochs=100, learning_rate=0.05).fit(
+        X, y, target=mixture(parents, torch.tensor([[1 / 3, 2 / 3]]).expand(48, 2), 4, alpha=0.0)
+    )
+    np.testing.assert_allclose(hybrid.predict_proba(X).mean(0), [1 / 3, 0, 0, 2 / 3], atol=0.02)
+
+
+def test_many_classes_need_no_dense_target() -> None:
+    X, y = noise(rows=96, classes=48)
+    classifier = make(lambda features, classes: nn.Linear(features, classes)).fit(X, y)
+    module = make(lambda features, classes: nn.Linear(features, classes), max_epochs=1)
+    module.learning_rate = lambda _: 1e-12
+    start = module.fit(X, y).module_
+
+    def loss(logits: Tensor, labels: Tensor, _rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+    assert_close(classifier, by_hand(start, X, y, loss, epochs=2, batch_size=16), tolerance=1e-5)
+
+
+def test_masks_keep_softmax_and_smoothing_on_legal_classes() -> None:
+    X, y = noise()
+    mask = torch.rand(48, 4) < 0.5
+    mask[torch.arange(48), torch.tensor(y)] = True
+    target = uniform(torch.tensor(y), 4, alpha=0.2, mask=mask)
+
+    def loss(logits: Tensor, _labels: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.masked_fill(~mask[rows], -1e9), target.dense()[rows])
+
+    classifier = make(smoothing=0.2).fit(X, y, mask=mask)
+    assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=16))
+    probabilities = classifier.predict_proba(X, mask=mask)
+    assert (probabilities[~mask.numpy()] == 0).all()
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
+    assert mask[torch.arange(48), torch.tensor(classifier.predict(X, mask=mask.numpy()))].all()
+
+
+def test_mixup_mixes_rows_and_targets_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row r is the r-th unit vector, so that a mixed row shows the share of each row in it."""
+    labels, weights = torch.arange(48) % 4, torch.arange(48, dtype=torch.float64) + 1
+    mask = torch.rand(48, 4) < 0.5
+    mask[torch.arange(48), labels] = True
+    seen: list[tuple[Tensor, Target, dict[str, Any]]] = []
+    inputs: list[Tensor] = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(48, 4)
+
+        def forward(self, mixed: Tensor) -> Tensor:
+            if self.training:
+                inputs.append(mixed.to(torch.float64))
+            return self.net(mixed)
+
+    def watch(logits: Tensor, target: Target, **others: Any) -> Tensor:
+        seen.append((logits, target, others))
+        return cross_entropy(logits, target, **others)
+
+    monkeypatch.setattr(classifier_module, "cross_entropy", watch)
+    arguments = {"mixup": 0.4, "smoothing": 0.2, "batch_size": 20}
+    make(Watching(), **arguments).fit(torch.eye(48), labels, weights, mask=mask)
+    dense = weights.unsqueeze(1) * uniform(labels, 4, alpha=0.2, mask=mask).dense(torch.float64)
+    assert len(inputs) == len(seen) == 6
+    for shares, (_, target, others) in zip(inputs, seen, strict=True):
+        torch.testing.assert_close(shares.sum(1), torch.ones(len(shares), dtype=torch.float64), atol=1e-6, rtol=0)
+        torch.testing.assert_close(target.dense(torch.float64), shares @ dense, atol=1e-5, rtol=1e-5)
+        assert torch.equal(others["mask"], shares @ mask.double() > 0)
+    assert any(((shares > 0).sum(1) == 2).any() for shares in inputs)
+
+
+def test_a_trees_leaves_are_matched_with_text_labels_by_name() -> None:
+    tree = Tree.from_nested({"dogs": ["wolf", "fox"], "cats": ["lion", "cat"]})
+    names = ["wolf", "fox", "lion", "cat"]
+    X, y = np.eye(4)[np.arange(80) % 4], np.array(names)[np.arange(80) % 4]
+    given = Smoothing(0.4, tree)
+    classifier = Classifier(
+        nn.Linear, smoothing=given, learning_rate=0.05, max_epochs=150, batch_size=80, seed=0, device="cpu"
+    ).fit(X, y)
+    probabilities = dict(zip(classifier.classes_.tolist(), classifier.predict_proba(np.eye(4)[:1])[0], strict=True))
+    expected = dict(zip(names, given(torch.tensor([0]), 4).dense()[0].tolist(), strict=True))
+    assert probabilities["fox"] > 3 * probabilities["lion"]
+    for name, value in expected.items():
+        assert probabilities[name] == pytest.approx(value, abs=0.05)
+    with pytest.raises(ValueError, match="same names"):
+        Classifier(nn.Linear, smoothing=given).fit(X, np.char.upper(y))
+
+
+def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
+    X, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 2
+    classifier = Classifier(nn.Linear, max_epochs=1, warm_start=True, validation_fraction=0.3, device="cpu").fit(X, y)
+    first = classifier._seed
+    assert classifier.fit(X, y)._seed == first
+    assert Classifier(nn.Linear, max_epochs=1, device="cpu").fit(X, y)._seed != first
+
+
+# ---- what it refuses, and how it says so
+X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+Y = np.arange(12) % 3
+
+
+def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
+    return Classifier(model, **{"seed": 0, "device": "cpu", "max_epochs": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"smoothing": 1.5}, ValueError, "alpha=1.5"),
+        ({"smoothing": "linear"}, ValueError, "no schedule"),
+        ({"smoothing": None}, TypeError, "smoothing must be"),
+        ({"smoothing": Smoothing(0.1, reference=torch.eye(4) + 0.1)}, ValueError, "made for 4 classes"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate=0.0"),
+        ({"learning_rate": "exp_1"}, ValueError, "no schedule"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size"),
+        ({"max_epochs": 0}, ValueError, "max_epochs=0"),
+        ({"mixup": -0.1}, ValueError, "mixup=-0.1"),
+        ({"validation_fraction": 1.0}, ValueError, "validation_fraction"),
+        ({"validation_fraction": 0.01}, ValueError, "leaves no row"),
+        ({"validation_fraction": 0.9}, ValueError, "without a training row"),
+        ({"early_stopping_patience": 3}, ValueError, "needs validation data"),
+        ({"early_stopping_patience": 0, "validation_fraction": 0.25}, ValueError, "early_stopping_patience=0"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm"),
+        ({"seed": -1}, ValueError, "seed=-1"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every"),
+        ({"class_weight": "even"}, ValueError, "class_weight='even'"),
+        ({"class_weight": 2.0}, TypeError, "class_weight must be"),
+        ({"class_weight": {0: 1.0, 9: 2.0}}, ValueError, "class_weight has 9"),
+        ({"class_weight": [1.0, 2.0]}, ValueError, r"class_weight has shape \(2,\)"),
+        ({"class_weight": [1.0, 2.0, -1.0]}, ValueError, "class_weight of 2"),
+        ({"class_weight": [0.0, 0.0, 0.0]}, ValueError, "leave no row"),
+        ({"model": "cnn"}, ValueError, "model='cnn'"),
+        ({"model": 3}, TypeError, "model must be"),
+        ({"model": lambda _features, _classes: None}, TypeError, "gave a NoneType"),
+        ({"model": nn.Linear(5, 3)}, ValueError, "model can't read inputs"),
+        ({"model": nn.Linear(4, 2)}, ValueError, r"model gives torch.float32 \(2, 2\) for 2 rows"),
+        ({"model": nn.ReLU()}, ValueError, r"needs floating-point logits \(2, 3\)"),
+        ({"model": nn.Linear(4, 3).requires_grad_(False)}, ValueError, "nothing in it can be trained"),
+        ({"device": "abacus"}, RuntimeError, "abacus"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        one_epoch(**arguments).fit(X, Y)
+
+
+def with_entry(array: Any, place: Any, value: Any) -> Any:
+    changed = np.array(array)
+    changed[place] = value
+    return changed
+
+
+MASK = np.ones((12, 3), dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"X": with_entry(X, (3, 1), np.nan)}, ValueError, r"X\[3\] contains NaN"),
+        ({"X": with_entry(X, (5, 0), np.inf)}, ValueError, r"X\[5\] contains NaN, infinity"),
+        ({"X": with_entry(X.astype(np.float64), (2, 0), 1e300)}, ValueError, "too large for float32"),
+        ({"X": X[:, 0]}, ValueError, "Reshape your data"),
+        ({"X": X[:0], "y": Y[:0]}, ValueError, r"0 sample\(s\)"),
+        ({"X": X[:, :0]}, ValueError, r"0 feature\(s\)"),
+        ({"X": X.astype(complex)}, ValueError, "Complex data"),
+        ({"X": torch.tensor(X).to(torch.complex64)}, ValueError, "Complex data"),
+        ({"X": [["a", "b"]] * 12}, ValueError, "could not convert"),
+        ({"y": None}, ValueError, "requires y"),
+        ({"y": Y[:5]}, ValueError, "y has 5 labels, but X 12 rows"),
+        ({"y": Y + 0.5}, ValueError, "Unknown label type"),
+        ({"y": with_entry(Y.astype(float), 4, np.nan)}, ValueError, r"y\[4\] is NaN"),
+        ({"y": np.eye(3)[Y]}, ValueError, r"give soft labels as target="),
+        ({"y": np.array([0, "a", None] * 4, dtype=object)}, ValueError, "can't be sorted"),
+        ({"sample_weight": np.ones(5)}, ValueError, r"sample_weight has shape \(5,\)"),
+        ({"sample_weight": with_entry(np.ones(12), 7, -1)}, ValueError, r"sample_weight\[7\]"),
+        ({"sample_weight": np.zeros(12)}, ValueError, "all weights are zero"),
+        ({"classes": [0, 1]}, ValueError, r"y\[2\]=.*none of the classes 0, 1"),
+        ({"target": torch.ones(12, 3) / 3}, TypeError, "target must be a Target"),
+        ({"target": one_hot(torch.tensor(Y), 4)}, ValueError, "4 classes"),
+        ({"target": one_hot(torch.tensor(Y[:6]), 3)}, ValueError, r"batch \(6,\)"),
+        ({"mask": MASK.astype(int)}, TypeError, "mask must be bool"),
+        ({"mask": MASK[:4]}, ValueError, r"mask has shape \(4, 3\)"),
+        ({"mask": with_entry(MASK, 6, False)}, ValueError, r"mask\[6\] allows no class"),
+        ({"mask": with_entry(MASK, (6, 0), False)}, ValueError, "labels.*illegal under its mask"),
+        (
+            {"mask": with_entry(MASK, (6, 1), False), "target": uniform(Y, 3)},
+            ValueError,
+            r"target\[6\] has mass on class 1",
+        ),
+        ({"validation": X}, TypeError, r"validation must be \(X, y\)"),
+        ({"validation": (X[:, :3], Y)}, ValueError, "validation has 3 features"),
+        ({"validation": (X, Y + 1)}, ValueError, "validation's y.*none of the classes"),
+        ({"validation": (X, Y[:3])}, ValueError, "validation's y has 3 labels"),
+    ],
+)
+def test_bad_data_are_named(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        one_epoch().fit(**{"X": X, "y": Y, **given})
+
+
+def test_what_does_not_go_together_is_named() -> None:
+    with pytest.raises(ValueError, match="both given: choose one"):
+        one_epoch(validation_fraction=0.25).fit(X, Y, validation=(X, Y))
+    with pytest.raises(ValueError, match="alpha for each training row"):
+        one_epoch(smoothing=Smoothing(torch.full((12,), 0.1))).fit(X, Y, validation=(X, Y))
+    with pytest.raises(ValueError, match="mixup can't mix"):
+        one_epoch(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), mixup=0.2).fit(torch.zeros(12, 4, dtype=torch.int64), Y)
+    normalised = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="batch_size=11 leaves one row of 12"):
+        one_epoch(normalised, batch_size=11).fit(X, Y)
+    one_epoch(normalised, batch_size=6).fit(X, Y)
+
+
+def test_predictions_want_the_features_of_the_fit() -> None:
+    fitted = one_epoch().fit(X, Y)
+    with pytest.raises(ValueError, match="X has 3 features, but Classifier is expecting 4"):
+        fitted.predict(X[:, :3])
+    with pytest.raises(ValueError, match=r"X\[0\] contains NaN"):
+        fitted.predict_proba(X * np.nan)
+    with pytest.raises(ValueError, match="mask has shape"):
+        fitted.predict(X, mask=MASK[:4])
+
+
+def test_a_failed_fit_leaves_the_earlier_one() -> None:
+    fitted = one_epoch().fit(X, Y)
+    before = fitted.predict_proba(X)
+    with pytest.raises(ValueError, match="NaN"):
+        fitted.fit(X * np.nan, Y)
+    np.testing.assert_array_equal(fitted.predict_proba(X), before)
+
+
+def test_arguments_are_kept_as_they_were_given() -> None:
+    given: dict[str, Any] = {"smoothing": 2, "batch_size": "many", "class_weight": {0: 1.0}}
+    classifier = Classifier(**given)
+    assert all(classifier.get_params()[name] is value for name, value in given.items())
+
+
+class Tokens(nn.Module):
+    """Needs whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert tokens.dtype == torch.int64
+        logits: Tensor = self.embedding(tokens)
+        return logits
+
+
+def test_whole_numbers_of_a_tensor_are_left_to_the_model() -> None:
+    tokens = torch.randint(5, (12, 6))
+    assert one_epoch(Tokens()).fit(tokens, Y).predict(tokens).shape == (12,)
+    assert one_epoch().fit(np.arange(48).reshape(12, 4), Y).predict([[1, 2, 3, 4]]).shape == (1,)
+
+
+def test_one_class_and_one_row_are_enough() -> None:
+    single = one_epoch(smoothing=0.1).fit(X, np.zeros(12, dtype=int))
+    assert single.predict_proba(X).tolist() == [[1.0]] * 12
+    assert single.history_["loss"] == [0.0]
+    assert one_epoch().fit(X[:1], Y[:1]).predict(X).tolist() == [0] * 12
+
+
+def test_held_out_rows_are_a_stratified_split() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 30, 20]))
+    training, validation = hold_out(labels, 0.2, seed=3)
+    assert sorted([*training, *validation]) == list(range(100))
+    assert np.bincount(labels[validation]).tolist() == [10, 6, 4]
+    assert (hold_out(labels, 0.2, seed=3)[1] == validation).all()
+    assert (hold_out(labels, 0.2, seed=4)[1] != validation).any()
+
+
+def test_held_out_rows_take_their_targets_along() -> None:
+    """The targets say the opposite of the labels: only rows that kept theirs can be learnt so."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=200)
+    features = (np.eye(2)[labels] + 0.1 * rng.normal(size=(200, 2))).astype(np.float32)
+    opposite = from_probs(torch.tensor(np.eye(2)[1 - labels]))
+    fitted = one_epoch(validation_fraction=0.3, max_epochs=40, learning_rate=0.03).fit(
+        features, labels, target=opposite
+    )
+    assert fitted.history_["cross_entropy"][-1] < 0.01
+    assert fitted.history_["val_cross_entropy"][-1] < 0.01
+    assert fitted.history_["val_accuracy"][-1] == 0.0

@@ -1,22 +1,31 @@
-"""Classifier files, and checkpoints of killed runs."""
+"""Logs and files of the classification trainer, and checkpoints of killed runs."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn import functional
+from torchmetrics.functional.classification import multiclass_calibration_error
 
+from killing import assert_same_after_kills
 from rlsmooth.targets import Smoothing, uniform
-from rlsmooth.training import Classifier, SafeFileError, checkpoint_steps, classifier_files
+from rlsmooth.training import (
+    Classifier,
+    SafeFileError,
+    TrainingDivergedError,
+    checkpoint_steps,
+    classifier_files,
+    epoch_permutation,
+)
+from support import read_events
 
 
 def noise(rows: int = 60, classes: int = 3) -> tuple[Any, Any]:
@@ -42,8 +51,6 @@ def assert_same(one: Classifier, two: Classifier) -> None:
 
 
 # ---- files
-
-
 @pytest.mark.parametrize("names", [["a", "bb", "c"], [5, -1, 7], [False, True, True]])
 def test_a_file_brings_everything_back(names: list[Any], tmp_path: Path) -> None:
     X, y = noise()
@@ -110,8 +117,6 @@ def test_a_fitted_classifier_can_be_pickled() -> None:
 
 
 # ---- checkpoints
-
-
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Make the run break off once the checkpoint of that epoch is written."""
     original = classifier_files.save_checkpoint
@@ -184,14 +189,12 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume=True needs checkpoint_folder"):
         make().fit(X, y, resume=True)
     make(checkpoint_folder=tmp_path).fit(X, y)
-    with pytest.raises(ValueError, match="holds another run's checkpoints"):
-        make(checkpoint_folder=tmp_path).fit(X, y)
 
     def resume(X: Any = X, y: Any = y, model: Any = None, **changed: Any) -> None:
         given = {name: changed.pop(name) for name in ("target", "mask", "sample_weight") if name in changed}
         make(model, checkpoint_folder=tmp_path, **changed).fit(X, y, **given, resume=True)
 
-    for changed in ({"batch_size": 8}, {"max_epochs": 7}, {"smoothing": 0.2}, {"class_weight": "balanced"}):
+    for changed in ({"smoothing": 0.2}, {"class_weight": "balanced"}):
         (name,) = changed
         with pytest.raises(ValueError, match=f"^{name} is .* was started with"):
             resume(**changed)
@@ -214,12 +217,9 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     resume()
 
 
-SCRIPT = """
-    import os, random, signal, time
-    import numpy as np, torch
-    from rlsmooth.training import Classifier, checkpoint_steps
+TRAIN = """
+    from rlsmooth.training import Classifier
 
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(400, 6)).astype(np.float32), rng.integers(4, size=400)
 
@@ -235,39 +235,181 @@ SCRIPT = """
         classifier.fit(X, y, resume=True)
         torch.save(classifier.module_.state_dict(), f"{name}.pt")
 
-    def start(name):  # forked, so that the libraries are imported once; killed all the same
-        process = os.fork()
-        if process == 0:
-            train(name)
-            os._exit(0)
-        return process
-
     Classifier(max_epochs=1, device="cpu").fit(X, y)  # what torch imports with its first optimiser
-    assert os.waitpid(start("whole"), 0)[1] == 0
-    moments = random.Random(0)
-    for goal in (0, 6, 12):  # epochs: a fixed time would be too early or too late on another machine
-        process = start("killed")
-        while max([0, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.03))
-        os.kill(process, signal.SIGKILL)
-        print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
-    assert os.waitpid(start("killed"), 0)[1] == 0
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments, saves included, of a run with dropout, mixup, schedules and early stopping."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines.count("killed") == 3, lines
-    assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 6, 12))
+
+
+# ---- what a fit reports: history, TensorBoard files, lines, and the end of a fit that diverges
+MEASURED = ["accuracy", "cross_entropy", "ece", "entropy", "nll_hard"]
+
+
+def more_noise(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % 3
+
+
+def three_epochs(model: Any = "mlp", **arguments: Any) -> Classifier:
+    return Classifier(model, **{"seed": 0, "device": "cpu", "max_epochs": 3, "batch_size": 16, **arguments})
+
+
+def measured(logits: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
+    """The metrics, each as somebody else computes it."""
+    return {
+        "cross_entropy": float(functional.cross_entropy(logits, labels, label_smoothing=alpha)),
+        "nll_hard": float(functional.cross_entropy(logits, labels)),
+        "accuracy": float((logits.argmax(1) == labels).float().mean()),
+        "ece": float(multiclass_calibration_error(logits.softmax(1), labels, num_classes=3, n_bins=15)),
+        "entropy": float(Categorical(logits=logits).entropy().mean()),
+    }
+
+
+def test_the_history_has_what_others_compute() -> None:
+    X, y = more_noise()
+    held_out = more_noise(rows=30, seed=1)
+    fitted = three_epochs(smoothing=0.2).fit(X, y, validation=held_out)
+    expected = measured(fitted.logits(X), torch.tensor(y), 0.2)
+    theirs = measured(fitted.logits(held_out[0]), torch.tensor(held_out[1]), 0.2)
+    history = fitted.history_
+    assert sorted(history) == sorted(
+        ["loss", "learning_rate", "smoothing", "val_loss", *MEASURED, *(f"val_{name}" for name in MEASURED)]
+    )
+    assert all(len(values) == 3 for values in history.values())
+    for name in MEASURED:
+        assert history[name][-1] == pytest.approx(expected[name], abs=1e-5), name
+        assert history[f"val_{name}"][-1] == pytest.approx(theirs[name], abs=1e-5), name
+    assert history["val_loss"] == history["val_cross_entropy"]
+    assert history["learning_rate"] == pytest.approx([1e-3] * 3)
+    assert history["smoothing"] == pytest.approx([0.2] * 3)
+
+
+def test_the_loss_is_the_mean_over_an_epochs_updates() -> None:
+    X, y = more_noise()
+    fitted = three_epochs(lambda _features, _classes: nn.Linear(4, 3), learning_rate=1e-12, batch_size=32).fit(X, y)
+    each = functional.cross_entropy(fitted.logits(X), torch.tensor(y), label_smoothing=0.1, reduction="none")
+    means = [float(each[rows].mean()) for rows in epoch_permutation(0, 2, 60).split(32)]
+    assert fitted.history_["loss"][-1] == pytest.approx(sum(means) / 2, abs=1e-6)
+
+
+def test_only_the_cross_entropy_weighs_rows() -> None:
+    X, y = more_noise()
+    weights = np.arange(60) + 1.0
+    fitted = three_epochs(smoothing=0.2).fit(X, y, weights)
+    logits, labels = fitted.logits(X), torch.tensor(y)
+    each = functional.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
+    assert fitted.history_["cross_entropy"][-1] == pytest.approx(np.average(each.numpy(), weights=weights), abs=1e-5)
+    assert fitted.history_["nll_hard"][-1] == pytest.approx(measured(logits, labels, 0.2)["nll_hard"], abs=1e-5)
+
+
+def test_metrics_are_over_the_legal_classes() -> None:
+    X, y = more_noise()
+    mask = np.ones((60, 3), dtype=bool)
+    mask[np.arange(60), (y + 1) % 3] = False
+    fitted = three_epochs(smoothing=0.2).fit(X, y, mask=mask)
+    assert fitted.history_["accuracy"][-1] == pytest.approx(np.mean(fitted.predict(X, mask=mask) == y))
+    target = uniform(torch.tensor(y), 3, alpha=0.2, mask=torch.tensor(mask)).dense(torch.float64)
+    log_probs = np.where(mask, fitted.predict_log_proba(X, mask=mask), 0.0)
+    assert fitted.history_["cross_entropy"][-1] == pytest.approx(-(target.numpy() * log_probs).sum(1).mean(), abs=1e-5)
+    assert max(fitted.history_["entropy"]) <= np.log(2) + 1e-6
+
+
+def read(folder: Path) -> EventAccumulator:
+    accumulator = read_events(folder)
+    return accumulator
+
+
+def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
+    X, y = more_noise()
+    fitted = three_epochs(tensorboard_log=tmp_path, validation_fraction=0.2).fit(X, y)
+    three_epochs(tensorboard_log=tmp_path).fit(X, y)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Classifier_1", "Classifier_2"]
+    found = read(tmp_path / "Classifier_1")
+    assert set(found.Tags()["scalars"]) == {f"classifier/{name}" for name in fitted.history_}
+    for name, values in fitted.history_.items():
+        events = found.Scalars(f"classifier/{name}")
+        assert [event.step for event in events] == [3, 6, 9]  # 48 of 60 rows
+        assert [event.value for event in events] == pytest.approx(values)
+    assert found.Tags()["images"] == ["classifier/target_matrix", "classifier/reliability"]
+
+
+def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None:
+    X, y = more_noise()
+    stops = {"at": 4}
+
+    class Breaking(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training:
+                stops["at"] -= 1
+                if stops["at"] == 0:
+                    raise KeyboardInterrupt
+            return super().forward(inputs)
+
+    arguments = {"tensorboard_log": tmp_path / "logs", "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
+    model = Breaking(4, 3)
+    stops["at"] = 14  # in the fourth epoch, after a log line that no checkpoint has
+    with pytest.raises(KeyboardInterrupt):
+        three_epochs(model, max_epochs=5, **arguments).fit(X, y)
+    assert checkpoint_steps(tmp_path / "run") == [2]
+    fitted = three_epochs(model, max_epochs=5, **arguments).fit(X, y, resume=True)
+    (folder,) = (tmp_path / "logs").iterdir()
+    events = read(folder).Scalars("classifier/loss")
+    assert [event.step for event in events] == [4, 8, 12, 16, 20]
+    assert [event.value for event in events] == pytest.approx(fitted.history_["loss"])
+
+
+def test_lines_and_a_bar_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = more_noise()
+    three_epochs(verbose=1, progress_bar=True, validation_fraction=0.2).fit(X, y)
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all(name in lines[0] for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+    assert "9/9" in shown.err
+    three_epochs().fit(X, y)
+    assert capsys.readouterr() == ("", "")
+
+
+class Exploding(nn.Linear):
+    """Gives NaN from the given training batch on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(4, 3)
+        self.at = at
+        self.seen = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen += self.training
+        return super().forward(inputs) * (torch.nan if self.seen >= self.at and self.training else 1.0)
+
+
+def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> None:
+    X, y = more_noise()
+    classifier = three_epochs(Exploding(at=10), checkpoint_folder=tmp_path, checkpoint_every=1)
+    with pytest.raises(TrainingDivergedError, match=r"step 10: the loss is nan.*lower learning_rate") as caught:
+        classifier.fit(X, y)
+    assert caught.value.step == 10
+    assert caught.value.rows.tolist() == epoch_permutation(0, 2, 60)[16:32].tolist()
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ValueError, match="not fitted"):
+        classifier.predict(X)
+
+
+def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
+    X, y = more_noise()
+    with pytest.raises(TrainingDivergedError, match="step 1: the parameters are not finite"):
+        three_epochs(learning_rate=1e39, batch_size=60, max_epochs=1).fit(X, y)
+
+
+def test_the_rows_of_a_held_out_fit_are_those_that_were_given() -> None:
+    X, y = more_noise()
+    with pytest.raises(TrainingDivergedError) as caught:
+        three_epochs(Exploding(at=1), validation_fraction=0.5, batch_size=1000).fit(X, y)
+    kept = set(caught.value.rows.tolist())
+    assert len(kept) == 30
+    assert max(kept) > 30  # rows of X, not of the training half

@@ -41,8 +41,6 @@ def imitation_statistics(logits: Tensor, labels_expert_is_one: Tensor) -> dict[s
 
 
 # ---- the loss
-
-
 @pytest.mark.parametrize(("real_target", "fake_target"), [(1.0, 0.0), (0.9, 0.0), (0.7, 0.2)])
 def test_the_loss_and_its_gradient_are_torchs(real_target: float, fake_target: float, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -97,8 +95,6 @@ def test_what_can_not_be_meant_is_refused() -> None:
 
 
 # ---- the targets
-
-
 def test_targets_that_smooth_at_most_the_real_side_pass_in_silence() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -131,8 +127,6 @@ def test_other_targets_are_refused(real_target: Any, fake_target: Any, error: ty
 
 
 # ---- the statistics
-
-
 @given(
     real=st.lists(st.floats(-30, 30, width=32), max_size=6),
     fake=st.lists(st.floats(-30, 30, width=32), max_size=6),
@@ -162,8 +156,6 @@ def test_statistics_of_nothing_are_nan_and_of_infinite_logits_right() -> None:
 
 
 # ---- the step
-
-
 def test_a_step_is_torchs_step(device: torch.device) -> None:
     def twin() -> tuple[nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(3)
@@ -194,8 +186,6 @@ def test_the_statistics_are_those_before_the_update() -> None:
 
 
 # ---- theory: the optimum, and what the generator feels there
-
-
 @pytest.mark.parametrize(("real_target", "fake_target"), [(1.0, 0.0), (0.9, 0.0), (0.7, 0.0), (0.9, 0.1)])
 def test_a_trained_discriminator_is_the_optimal_one(real_target: float, fake_target: float) -> None:
     real_density, fake_density = Normal(0.5, 1.0), Normal(-0.5, 0.8)

@@ -1,10 +1,13 @@
-"""The GAN trainer: against a plain loop of torch's, seeds, schedules, averages, and what stops it."""
+"""The GAN trainer: against a plain loop of torch's, its files and checkpoints, and the ready cases."""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from scipy.stats import entropy as scipy_entropy
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlsmooth.training import GANTrainer, TrainingDivergedError, generator_loss, isolated_rng, set_rng_state
+from rlsmooth.data import GaussianMixture, grid_of_gaussians, ring_of_gaussians
+from rlsmooth.training import (
+    GANTrainer,
+    SafeFileError,
+    TrainingDivergedError,
+    checkpoint_steps,
+    gan_case,
+    generator_loss,
+    image_discriminator,
+    image_generator,
+    isolated_rng,
+    mode_coverage,
+    set_rng_state,
+)
+from rlsmooth.training.gan_cases import digit_measures, image_grid
+from support import read_events
 
 DATA = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
 
@@ -46,8 +65,6 @@ def same(one: GANTrainer, two: GANTrainer) -> bool:
 
 
 # ---- what is computed
-
-
 def test_the_generators_losses_are_torchs() -> None:
     logits = torch.randn(7, 1)
     zeros, ones = torch.zeros_like(logits), torch.ones_like(logits)
@@ -63,7 +80,6 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
     makes, tells = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
     make_optimizer = torch.optim.Adam(makes.parameters(), lr=0.01, betas=(0.5, 0.999))
     tell_optimizer = torch.optim.Adam(tells.parameters(), lr=0.01, betas=(0.5, 0.999))
-    assert trainer.data is not None
     with isolated_rng():
         set_rng_state(trainer._rng)
         for step in range(4):
@@ -92,7 +108,6 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
 
 def test_the_average_follows_its_formula() -> None:
     trainer = make(ema_decay=0.3)
-    assert trainer.average is not None
     expected = [parameter.detach().clone() for parameter in trainer.generator.parameters()]
 
     def follow(trainer: GANTrainer) -> None:
@@ -135,8 +150,6 @@ def test_it_learns_where_the_data_are() -> None:
 
 
 # ---- seeds, data, schedules
-
-
 def test_a_seed_repeats_a_run_and_leaves_other_generators_alone() -> None:
     first = make(ema_decay=0.9)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index, union-attr]  # noqa: NPY002
@@ -152,13 +165,11 @@ def test_a_seed_repeats_a_run_and_leaves_other_generators_alone() -> None:
 
 def test_each_epoch_of_a_tensor_has_every_row_at_most_once_in_a_new_order() -> None:
     trainer = make(batch_size=12)
-    assert trainer.data is not None
     epochs = [torch.cat([trainer.data.places(3 * epoch + batch) for batch in range(3)]) for epoch in range(2)]
     for rows in epochs:
         assert len(set(rows.tolist())) == 36
     assert epochs[0].tolist() != epochs[1].tolist()
     few = make(data=DATA[:5])
-    assert few.data is not None
     assert few.data.batch(3).shape == (5, 2)
     few.train(2)
 
@@ -208,8 +219,6 @@ def test_other_shapes_of_noise_rows_and_logits() -> None:
 
 
 # ---- what is logged
-
-
 def test_history_holds_the_means_since_the_last_line() -> None:
     every, seldom = make(real_target=0.9).train(6, log_every=1), make(real_target=0.9).train(6, log_every=3)
     assert seldom.history["step"] == [3.0, 6.0]
@@ -247,8 +256,7 @@ def test_tensorboard(shape: tuple[int, ...], tmp_path: Path) -> None:
         tensorboard_log=tmp_path,
         seed=0,
     ).train(4, log_every=2)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+    events = read_events(tmp_path)
     tags = events.Tags()
     wanted = ("discriminator_loss", "generator_loss", "probability_real", "probability_fake", "accuracy_fake")
     assert {*(f"gan/{name}" for name in wanted), "eval/mean"} <= set(tags["scalars"])
@@ -263,8 +271,6 @@ def test_a_progress_bar_counts_the_steps(capsys: pytest.CaptureFixture[str]) -> 
 
 
 # ---- what stops it
-
-
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     trainer = make(learning_rate=lambda progress: 1e-3 if progress > 0.5 else math.inf, checkpoint_folder=tmp_path)
     with pytest.raises(TrainingDivergedError, match=r"stopped at step [67]: .*the GAN diverged.*last good") as found:
@@ -275,8 +281,6 @@ def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path:
 
 def test_rows_that_were_spoilt_after_they_were_checked_are_named() -> None:
     trainer = make()
-    assert trainer.data is not None
-    assert trainer.data.tensor is not None
     trainer.data.tensor = trainer.data.tensor.clone()
     trainer.data.tensor[int(trainer.data.places(2)[1])] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"Samples \d+ of the data hold NaN") as found:
@@ -336,3 +340,293 @@ def test_wrong_networks_are_named() -> None:
         make(data=None).train(1)
     with pytest.raises(ValueError, match="total_steps=0"):
         make().train(0)
+
+
+# ---- its file, and checkpoints of runs that were killed
+SCRIPT = """
+import os, signal, sys
+import torch
+from torch import nn
+from rlsmooth.training import GANTrainer
+
+def generator():
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+def discriminator():
+    return nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(8, 1))
+
+def make(folder=None, tensorboard_log=None, **other):
+    data = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
+    arguments = dict(
+        latent_size=3, batch_size=8, learning_rate="lin_0.01", real_target="lin_0.8", discriminator_updates=2,
+        ema_decay=0.9, evaluate=lambda rows: {"mean": rows.mean()}, evaluate_every=4, evaluation_samples=10, seed=0,
+        device="cpu", checkpoint_folder=folder, checkpoint_every=5, tensorboard_log=tensorboard_log,
+    )
+    return GANTrainer(generator, discriminator, data, **{**arguments, **other})
+
+def die(trainer):
+    if trainer.step == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    make(sys.argv[1]).train(17, log_every=3, callback=die)
+"""
+shared: dict[str, Any] = {"__name__": "shared"}
+exec(SCRIPT, shared)
+make_normed, normed_generator, normed_discriminator = shared["make"], shared["generator"], shared["discriminator"]
+
+
+def state(trainer: GANTrainer) -> list[Tensor]:
+    assert trainer.average is not None
+    modules = (trainer.generator, trainer.discriminator, trainer.average)
+    return [tensor for module in modules for tensor in module.state_dict().values()]
+
+
+def same_networks(one: GANTrainer, two: GANTrainer) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(state(one), state(two), strict=True))
+
+
+class BrokenOffError(Exception):
+    """What breaks a run off."""
+
+
+def break_at(step: int) -> Any:
+    def callback(trainer: GANTrainer) -> None:
+        if trainer.step == step:
+            raise BrokenOffError
+
+    return callback
+
+
+# ---- checkpoints
+def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    script, folder = tmp_path / "run.py", tmp_path / "checkpoints"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-P", str(script), str(folder), str(torch.get_num_threads())]
+    killed = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert checkpoint_steps(folder) == [5, 10]
+    resumed, whole = make_normed(folder).train(17, resume=True, log_every=3), make_normed().train(17, log_every=3)
+    assert resumed.step == 17
+    assert same_networks(resumed, whole)
+    assert resumed.history == whole.history  # also the line at 12, whose steps lie on both sides of the checkpoint
+    assert resumed.evaluations == whole.evaluations
+    assert same_networks(resumed.train(3), whole.train(3))
+
+
+def test_a_run_broken_off_before_its_first_update_and_one_that_was_over(tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    first = make_normed(folder).train(6, resume=True)  # nothing there yet: the run begins
+    assert same_networks(first, make_normed().train(6))
+    over = make_normed(folder).train(6, resume=True)
+    assert same_networks(over, first)
+    assert (over.history, over.evaluations) == (first.history, first.evaluations)
+    with pytest.raises(BrokenOffError):
+        make_normed(tmp_path / "early").train(6, callback=break_at(1))
+    assert checkpoint_steps(tmp_path / "early") == [0]
+    assert same_networks(make_normed(tmp_path / "early").train(6, resume=True), first)
+
+
+def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BrokenOffError):
+        make_normed(tmp_path).train(9, callback=break_at(7))
+    with pytest.raises(ValueError, match=r"real_target='lin_0\.7' was 'lin_0\.8'"):
+        make_normed(tmp_path, real_target="lin_0.7").train(9, resume=True)
+    with pytest.raises(ValueError, match="needs the run's checkpoint_folder"):
+        make_normed().train(9, resume=True)
+
+
+def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
+    with pytest.raises(BrokenOffError):
+        make_normed(tmp_path / "kept", tmp_path / "events").train(9, callback=break_at(8), log_every=1)
+    make_normed(tmp_path / "kept", tmp_path / "events").train(9, resume=True, log_every=1)
+    events = read_events(tmp_path / "events")
+    assert [event.step for event in events.Scalars("gan/generator_loss")] == list(range(1, 10))
+
+
+# ---- the trainer's own file
+def test_a_loaded_trainer_samples_and_trains_on(tmp_path: Path) -> None:
+    trainer = make_normed(learning_rate=0.01, real_target=0.9).train(6)
+    path = trainer.save(tmp_path / "gan")
+    assert path == tmp_path / "gan.zip"
+    loaded = GANTrainer.load(path, normed_generator, normed_discriminator, device="cpu")
+    assert torch.equal(loaded.sample(5, seed=3), trainer.sample(5, seed=3))
+    assert loaded.history == trainer.history
+    assert (loaded.step, loaded.batch_size, loaded.real_target, loaded.betas) == (6, 8, 0.9, (0.5, 0.999))
+    with pytest.raises(ValueError, match="data is None"):
+        loaded.train(1)
+    assert trainer.data.tensor is not None
+    again = GANTrainer.load(path, normed_generator, normed_discriminator, trainer.data.tensor, device="cpu").train(4)
+    assert again.step == 10
+    first, now = trainer.generator.state_dict(), again.generator.state_dict()
+    assert not torch.equal(first["0.weight"], now["0.weight"])
+
+
+def test_functions_have_to_be_given_again(tmp_path: Path) -> None:
+    trainer = make_normed(real_target=lambda progress: 0.9)
+    path = trainer.save(tmp_path / "gan.zip")
+    data = torch.rand(20, 2)
+    with pytest.raises(ValueError, match="real_target was a callable"):
+        GANTrainer.load(path, normed_generator, normed_discriminator, data).train(1)
+    given = {"real_target": lambda progress: 0.8}
+    loaded = GANTrainer.load(path, normed_generator, normed_discriminator, data, custom_objects=given).train(1)
+    assert loaded.history["real_target"] == [0.8]
+
+
+def test_what_does_not_fit_the_file_is_named(tmp_path: Path) -> None:
+    path = make_normed().save(tmp_path / "gan.zip")
+    with pytest.raises(ValueError, match="discriminator does not fit the file"):
+        GANTrainer.load(path, normed_generator, nn.Linear(2, 1))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SafeFileError):
+        GANTrainer.load(path, normed_generator, normed_discriminator)
+    with pytest.raises(SafeFileError, match="does not exist"):
+        GANTrainer.load(tmp_path / "none.zip", normed_generator, normed_discriminator)
+
+
+# ---- ready GANs: densities, PacGAN's measures, image networks and digits
+# ---- densities
+@pytest.mark.parametrize(
+    ("mixture", "deviation"), [(ring_of_gaussians(), 0.01), (grid_of_gaussians(), 0.05)], ids=["ring", "grid"]
+)
+def test_points_are_spread_evenly_around_all_modes(mixture: GaussianMixture, deviation: float) -> None:
+    points = mixture.sample(20_000, seed=1)
+    assert points.dtype == np.float32
+    nearest = np.linalg.norm(points[:, None] - mixture.centres, axis=-1).argmin(1)
+    counts = np.bincount(nearest, minlength=len(mixture.centres))
+    expected = 20_000 / len(mixture.centres)
+    assert np.all(np.abs(counts - expected) < 5 * math.sqrt(expected))
+    residues = points - mixture.centres[nearest]
+    assert residues.std(0) == pytest.approx([deviation, deviation], rel=0.03)
+    np.testing.assert_array_equal(points, mixture.sample(20_000, seed=1))
+
+
+def test_the_centres_are_pacgans() -> None:
+    ring = [(math.cos(2 * math.pi * k / 8), math.sin(2 * math.pi * k / 8)) for k in range(8)]
+    np.testing.assert_allclose(ring_of_gaussians().centres, ring, atol=1e-12)
+    grid = [(x, y) for x in range(-4, 5, 2) for y in range(-4, 5, 2)]
+    np.testing.assert_array_equal(grid_of_gaussians().centres, grid)
+
+
+def test_wrong_densities_are_refused() -> None:
+    with pytest.raises(ValueError, match="centres must be finite and of shape"):
+        GaussianMixture(np.zeros(3), 0.1)
+    with pytest.raises(ValueError, match="deviation=0"):
+        ring_of_gaussians(deviation=0)
+    with pytest.raises(ValueError, match="num_modes=0"):
+        ring_of_gaussians(0)
+
+
+# ---- measures
+@pytest.mark.parametrize("spread", [0.5, 1.0, 3.0])
+def test_coverage_is_a_count(spread: float, device: torch.device) -> None:
+    mixture = grid_of_gaussians()
+    rng = np.random.default_rng(2)
+    some = GaussianMixture(mixture.centres[rng.permutation(25)[:9]], spread * mixture.deviation)
+    samples = some.sample(500, seed=3)
+    distances = np.linalg.norm(samples[:, None].astype(np.float64) - mixture.centres, axis=-1)
+    is_good = distances.min(1) < 3 * mixture.deviation
+    counts = np.bincount(distances.argmin(1)[is_good], minlength=25)
+    found = mode_coverage(torch.from_numpy(samples).to(device), mixture)
+    assert found.counts.tolist() == counts.tolist()
+    assert int(found.modes) == (counts > 0).sum()
+    assert float(found.high_quality) == pytest.approx(is_good.mean())
+    assert float(found.reverse_kl) == pytest.approx(scipy_entropy(counts / counts.sum(), np.full(25, 1 / 25)), abs=1e-5)
+
+
+def test_the_data_themselves_recover_everything() -> None:
+    ring = ring_of_gaussians()
+    found = mode_coverage(torch.from_numpy(ring.sample(2_500, seed=0)), ring)
+    assert int(found.modes) == 8
+    assert float(found.high_quality) == pytest.approx(1 - math.exp(-4.5), abs=0.005)  # a Rayleigh's share within 3
+    assert float(found.reverse_kl) < 0.01
+
+
+def test_coverage_at_its_ends() -> None:
+    ring = ring_of_gaussians()
+    one = mode_coverage(torch.tensor([[1.0, 0.0]] * 4), ring)
+    assert (int(one.modes), float(one.high_quality), float(one.reverse_kl)) == (1, 1.0, pytest.approx(math.log(8)))
+    none = mode_coverage(torch.tensor([[0.0, 0.0], [math.nan, 1.0], [math.inf, 0.0]]), ring)
+    assert (int(none.modes), float(none.high_quality)) == (0, 0.0)
+    assert math.isnan(float(none.reverse_kl))
+    with pytest.raises(ValueError, match=r"samples \(2, 3\) must be of shape \[N, 2\]"):
+        mode_coverage(torch.zeros(2, 3), ring)
+
+
+# ---- networks and cases
+@pytest.mark.parametrize("image_size", [4, 8, 64])
+def test_the_image_networks_fit_each_other(image_size: int) -> None:
+    images = image_generator(5, image_size=image_size, channels=3, width=4)(torch.randn(2, 5))
+    assert images.shape == (2, 3, image_size, image_size)
+    assert float(images.detach().abs().max()) < 1
+    assert image_discriminator(image_size=image_size, channels=3, width=4)(images).shape == (2, 1)
+
+
+def test_only_sizes_that_halve_are_taken() -> None:
+    for size in (2, 12):
+        with pytest.raises(ValueError, match=rf"image_size={size} must be a power of 2"):
+            image_generator(5, image_size=size)
+
+
+@pytest.mark.parametrize(("name", "measures"), [("ring", {"modes", "high_quality", "reverse_kl"}), ("grid", {"modes"})])
+def test_a_case_of_points_trains(name: str, measures: set[str]) -> None:
+    case = gan_case(name, seed=0, hidden=(8,))
+    assert case.data.shape == (100_000, 2)
+    trainer = GANTrainer(
+        case.make_generator,
+        case.make_discriminator,
+        case.data,
+        latent_size=case.latent_size,
+        evaluate=case.evaluate,
+        evaluation_samples=50,
+        seed=0,
+    ).train(2)
+    assert measures <= set(trainer.evaluations)
+
+
+def test_the_digits_train_and_are_measured() -> None:
+    case = gan_case("digits", seed=0, width=4, image_size=16)
+    assert case.data.shape == (1797, 1, 16, 16)
+    assert (float(case.data.min()), float(case.data.max())) == (-1.0, 1.0)
+    trainer = GANTrainer(
+        case.make_generator,
+        case.make_discriminator,
+        case.data,
+        latent_size=case.latent_size,
+        evaluate=case.evaluate,
+        evaluation_samples=20,
+        seed=0,
+    ).train(2)
+    assert trainer.evaluations["distance"][0] > 1
+
+
+def test_digit_measures_are_those_of_scikit_learns_neighbours() -> None:
+    case = gan_case("digits", seed=0)
+    rng = torch.Generator().manual_seed(0)
+    samples = case.data[::7] + 0.3 * torch.randn(case.data[::7].shape, generator=rng)
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    real = case.data.flatten(1).numpy().astype(np.float64)
+    neighbours = NearestNeighbors().fit(real)
+    distance, nearest = neighbours.kneighbors(samples.flatten(1).numpy().astype(np.float64), 1)
+    among, _ = neighbours.kneighbors(real, 2)
+    shares = np.bincount(labels[nearest[:, 0]], minlength=10) / len(samples)
+    found = digit_measures(samples, case.data, torch.from_numpy(labels).long())
+    assert int(found["digits"]) == (shares >= 0.01).sum()
+    assert float(found["rarest_digit"]) == pytest.approx(shares.min(), abs=1e-6)
+    assert float(found["distance"]) == pytest.approx(distance.mean() / among[:, 1].mean(), rel=1e-4)
+
+
+def test_no_other_case() -> None:
+    with pytest.raises(ValueError, match="name='spiral'"):
+        gan_case("spiral", seed=0)
+
+
+def test_an_image_grid_has_each_image_at_its_place() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0, 5.0, -9.0)])
+    grid = image_grid(images)
+    assert grid.shape == (1, 7, 10)
+    assert [int(grid[0, 1, 1]), int(grid[0, 1, 4]), int(grid[0, 1, 7])] == [0, 128, 255]
+    assert [int(grid[0, 4, 1]), int(grid[0, 4, 4]), int(grid[0, 4, 7])] == [255, 0, 0]

@@ -46,8 +46,6 @@ def save(path: Path, *steps: int) -> None:
 
 
 # ---- progress
-
-
 def test_progress_falls_from_1_to_0_in_each_call() -> None:
     progress = Progress()
     assert (progress.remaining, progress.is_over) == (1.0, True)
@@ -91,8 +89,6 @@ def test_a_stopwatch_leaves_out_pauses() -> None:
 
 
 # ---- the folder
-
-
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run = folder(tmp_path / "new")
     run.check_free()
@@ -119,11 +115,9 @@ def test_a_checkpoint_has_the_state_of_execution_and_generators(tmp_path: Path) 
     run.save(2, {"a": [2]}, {"net": {}}, keeps_rng=False, keep=1)
     assert run.steps() == [2]
     found = run.begin(resume=True)
-    assert found is not None
     assert (found.step, sorted(found.config), sorted(found.tensors)) == (2, ["a", "execution"], ["net"])
     run.save(3, {}, {})
     found = run.latest()
-    assert found is not None
     assert torch.equal(found.tensors["rng"]["torch"], torch.get_rng_state())
 
 
@@ -165,8 +159,6 @@ def test_only_temporary_files_of_our_own_saves_are_deleted(tmp_path: Path) -> No
 
 
 # ---- what a run needs, and what a resumed one must have as it was
-
-
 def test_what_is_missing_or_other_than_it_was_is_named() -> None:
     check_given("data", 0, "GANTrainer")
     with pytest.raises(ValueError, match=r"^data is None, so there is nothing to learn from: give it to GANTrainer\("):
@@ -214,8 +206,6 @@ def test_places_are_spread_from_the_first_to_the_last(count: int, most: int) -> 
 
 
 # ---- divergence
-
-
 def minibatch(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
     return torch.arange(10) * 2, [torch.ones(10, 3, dtype=torch.int64), *values]
 
@@ -273,8 +263,6 @@ def test_parameters_and_drawn_minibatches_are_watched_too() -> None:
 
 
 # ---- events
-
-
 def test_values_go_to_tensorboard_the_caller_and_the_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,

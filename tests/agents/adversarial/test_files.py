@@ -1,31 +1,44 @@
-"""GAIL and AIRL on the disk: files of the whole trainer, and runs that are killed and resumed."""
+"""GAIL and AIRL on the disk: trainers, reward networks, and runs that are killed and resumed."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
-from rlsmooth.agents import AIRL, GAIL, ExactCheckpointCallback, RewardNet, SmoothedPPO, Transitions
+from killing import kill_and_resume
+from rlsmooth.agents import (
+    AIRL,
+    GAIL,
+    ExactCheckpointCallback,
+    LearnedRewardVecEnv,
+    RewardNet,
+    ShapedRewardNet,
+    SmoothedPPO,
+    Transitions,
+    load_checkpoint,
+    load_reward_net,
+    save_reward_net,
+)
+from rlsmooth.agents.adversarial.reward_envs import install
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import SafeFileError
+from support import KillAt, KilledError, tensor_samples
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SMALL = {"net_arch": [16]}
@@ -216,21 +229,6 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             GAIL.load(path, expert(), ppo())
 
 
-class KilledError(Exception):
-    """Ends a run in the middle of a rollout."""
-
-
-class KillAt(BaseCallback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.step:
-            raise KilledError
-        return True
-
-
 @pytest.mark.parametrize(
     ("trainer_class", "build", "data", "env"),
     [
@@ -272,14 +270,10 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     GAIL(expert(), ppo(), demo_batch_size=32, seed=0).learn(128, ExactCheckpointCallback(64, tmp_path / "gail"))
     ppo().learn(128, ExactCheckpointCallback(64, tmp_path / "ppo"))
     env = make_vec_env("CartPole-v1", n_envs=2)
-    with pytest.raises(ValueError, match="not those that the run was started with"):
-        GAIL.resume(tmp_path / "gail", cartpole_v1(), env, device="cpu")
     with pytest.raises(SafeFileError, match="is of GAIL"):
         AIRL.resume(tmp_path / "gail", expert(), env, device="cpu")
     with pytest.raises(SafeFileError, match="without a discriminator"):
         GAIL.resume(tmp_path / "ppo", expert(), env, device="cpu")
-    with pytest.raises(ValueError, match="holds no run"):
-        GAIL.resume(tmp_path / "none", expert(), env, device="cpu")
 
 
 SCRIPT = """
@@ -292,7 +286,7 @@ from rlsmooth.agents import AIRL, ExactCheckpointCallback
 from rlsmooth.data import cartpole_v1
 from rlsmooth.training import checkpoint_steps
 
-folder, total, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+folder, end, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
 env = make_vec_env("CartPole-v1", 2)
 if checkpoint_steps(folder):
     run = AIRL.resume(folder, cartpole_v1(), env, device="cpu")
@@ -312,17 +306,229 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
         "MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu"
     )
     whole = AIRL(cartpole_v1(), model, demo_batch_size=32, seed=2).learn(total)
-    command = [sys.executable, "-P", "-c", SCRIPT, str(folder), str(total), str(end)]
-    process = subprocess.Popen(command)
-    while len(checkpoint_steps(folder)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0.0, 0.3)))  # any moment, that of a save too
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not end.exists()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert finished.stdout.startswith("resumed at ")
-    for saved, own in zip(torch.load(end, weights_only=True), (whole.policy, whole.reward_net), strict=True):
+    for saved, own in zip(kill_and_resume(SCRIPT, folder, end, total), (whole.policy, whole.reward_net), strict=True):
         for name, tensor in own.state_dict().items():
             assert torch.equal(saved[name], tensor), name
+
+
+# ---- reward networks, and environments with a learned reward
+BOX = spaces.Box(-1, 1, (3,))
+
+
+def rows_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Transitions:
+    observation_space.seed(0)
+    action_space.seed(0)
+    seen, after = tensor_samples(observation_space, 6), tensor_samples(observation_space, 6)
+    return Transitions(seen, tensor_samples(action_space, 6), after, torch.arange(6) % 2 == 0, torch.arange(6) > 4)
+
+
+NETS: dict[str, Any] = {
+    "plain": lambda: RewardNet(BOX, spaces.Discrete(4)),
+    "all-inputs": lambda: RewardNet(BOX, spaces.MultiBinary(3), use_next_state=True, use_done=True, net_arch=[8]),
+    "no-norm": lambda: RewardNet(BOX, spaces.MultiDiscrete([2, 3]), normalize_inputs=False, activation_fn=nn.Tanh),
+    "action-only": lambda: RewardNet(spaces.Discrete(3), spaces.Box(-2, 2, (2,)), use_state=False),
+    "dict": lambda: RewardNet(spaces.Dict({"a": BOX, "b": spaces.Discrete(2)}), spaces.Discrete(2)),
+    "image": lambda: RewardNet(
+        spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.Discrete(2), features_extractor_kwargs={"features_dim": 8}
+    ),
+    "shaped": lambda: ShapedRewardNet(
+        RewardNet(BOX, spaces.Discrete(4), net_arch=[4]), gamma=0.9, potential_net_arch=[5, 6]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_comes_back(name: str, tmp_path: Path) -> None:
+    net: RewardNet | ShapedRewardNet = NETS[name]()
+    base = net.reward if isinstance(net, ShapedRewardNet) else net
+    rows = rows_of(base.observation_space, base.action_space)
+    net(rows)  # statistics that are not those of a new network
+    path = save_reward_net(net, tmp_path / "new" / "reward")
+    assert path == tmp_path / "new" / "reward.zip"
+    before = torch.get_rng_state()
+    loaded = load_reward_net(tmp_path / "new" / "reward")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(loaded) is type(net)
+    assert not loaded.training
+    assert torch.equal(loaded(rows), net.eval()(rows))
+
+
+class Twice(FlattenExtractor):
+    """An extractor of the user's own."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(observations)
+
+
+def test_what_is_the_writers_own_is_asked_for_of_a_net(tmp_path: Path) -> None:
+    net = RewardNet(BOX, spaces.Discrete(4), features_extractor_class=Twice)
+    path = save_reward_net(net, tmp_path / "reward.zip")
+    with pytest.raises(SafeFileError, match="Twice"):
+        load_reward_net(path)
+    loaded = load_reward_net(path, custom_objects={"features_extractor_class": Twice})
+    rows = rows_of(BOX, spaces.Discrete(4))
+    assert torch.equal(loaded(rows), net.eval()(rows))
+    assert isinstance(loaded, RewardNet)
+    assert isinstance(loaded.extractor, BaseFeaturesExtractor)
+    other: Any = nn.Linear(3, 1)
+    with pytest.raises(TypeError, match="pass a RewardNet"):
+        save_reward_net(other, tmp_path / "other")
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = save_reward_net(NETS["shaped"](), tmp_path / "reward")
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", bytes([*whole[:-400], whole[-400] ^ 1, *whole[-399:]])):
+        path.write_bytes(broken)
+        with pytest.raises(SafeFileError):
+            load_reward_net(path)
+    with pytest.raises(SafeFileError, match="does not exist"):
+        load_reward_net(tmp_path / "nothing")
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    head = json.loads(members["config.json"])
+    for keys, value in {
+        ("config", "kind"): "other",
+        ("config", "gamma"): 2.0,
+        ("config", "potential_net_arch"): [5],
+        ("config", "arguments", "net_arch"): "x",
+        ("config", "arguments", "activation_fn"): "os.system",
+        ("config", "arguments", "observation_space"): {"type": "Box"},
+        ("config", "arguments", "unknown"): 1,
+        ("config", "arguments"): None,
+        ("format",): "rlsmooth-agent",
+    }.items():
+        changed = json.loads(json.dumps(head))
+        place = changed
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, payload in members.items():
+                archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
+        with pytest.raises(SafeFileError):
+            load_reward_net(path)
+
+
+class Counter(gym.Env[Any, Any]):
+    """The observation counts the steps; ends after 3, or is cut off after 2 if `cut`; pays 7."""
+
+    def __init__(self, cut: bool = False) -> None:
+        self.observation_space, self.action_space = spaces.Box(0, 9, (1,)), spaces.Discrete(2)
+        self.cut, self.steps = cut, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 7.0, self.steps == 3, self.cut and self.steps == 2, {}
+
+
+def test_the_function_gets_what_happened_and_its_rewards_are_paid() -> None:
+    seen: list[Any] = []
+
+    def reward(observations: Any, actions: Any, after: Any, terminated: Any) -> Any:
+        seen.append([np.array(part).reshape(-1).tolist() for part in (observations, actions, after, terminated)])
+        return observations[:, 0] + 0.5
+
+    for cut in (False, True):
+        seen.clear()
+        env = LearnedRewardVecEnv(make_vec_env(lambda cut=cut: Counter(cut), 1), reward)
+        env.reset()
+        paid, infos = [], []
+        for _ in range(4):
+            _, rewards, _, info = env.step(np.array([1]))
+            assert rewards.dtype == np.float32
+            paid.append(float(rewards[0]))
+            infos.append(info[0])
+        length = 2 if cut else 3
+        assert paid == [step % length + 0.5 for step in range(4)]
+        # The last observation of an episode, not the first of the next; a time limit is no end.
+        assert seen[length - 1] == [[length - 1.0], [1], [float(length)], [not cut]]
+        assert seen[length][0] == [0.0]
+        assert env.finished_returns == [sum(paid[:length])] * (4 // length)
+        assert [info["original_env_rew"] for info in infos] == [7.0] * 4
+        assert infos[length - 1]["episode"]["r"] == 7.0 * length  # Monitor's is the true return
+
+
+def test_networks_are_taken_too_and_wrong_rewards_refused() -> None:
+    net = RewardNet(spaces.Box(0, 9, (1,)), spaces.Discrete(2))
+    env = LearnedRewardVecEnv(make_vec_env(Counter, 2), net)
+    env.reset()
+    _, rewards, _, _ = env.step(np.array([0, 1]))
+    with torch.no_grad():
+        nothing = torch.zeros(2, dtype=torch.bool)
+        rows = Transitions(torch.zeros(2, 1), torch.tensor([0, 1]), torch.ones(2, 1), nothing, nothing)
+        np.testing.assert_allclose(rewards, net(rows), rtol=1e-6)
+    for wrong in (np.zeros(3, np.float32), np.zeros((2, 1)), np.zeros(2, np.int64), 1.0):
+        env = LearnedRewardVecEnv(make_vec_env(Counter, 2), lambda *_, wrong=wrong: wrong)
+        env.reset()
+        with pytest.raises(ValueError, match="one floating-point number for each environment"):
+            env.step(np.array([0, 1]))
+    no_function: Any = 3
+    with pytest.raises(TypeError, match="reward is a int"):
+        LearnedRewardVecEnv(make_vec_env(Counter, 2), no_function)
+
+
+@pytest.mark.parametrize("is_shaped", [False, True])
+def test_an_end_is_worth_nothing_where_it_is_asked_for(is_shaped: bool) -> None:
+    plain = RewardNet(spaces.Box(0, 9, (1,)), spaces.Discrete(2), normalize_inputs=False)
+    net = ShapedRewardNet(plain) if is_shaped else plain
+    rewards = []
+    for absorbing_is_zero in (False, True):
+        env = LearnedRewardVecEnv(make_vec_env(Counter, 2), net, absorbing_is_zero=absorbing_is_zero)
+        env.reset()
+        rewards.append(env.step(np.array([0, 1]))[1])
+    nothing = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        absorbing = net(Transitions(torch.ones(1, 1), torch.tensor([1]), torch.ones(1, 1), nothing, ~nothing)).item()
+    assert absorbing != 0
+    np.testing.assert_allclose(rewards[0] - rewards[1], absorbing, rtol=1e-4)
+    with pytest.raises(ValueError, match="absorbing_is_zero=True needs a network"):
+        LearnedRewardVecEnv(make_vec_env(Counter, 2), lambda *_: np.zeros(2, np.float32), absorbing_is_zero=True)
+
+
+def test_rewards_are_of_raw_observations() -> None:
+    net = RewardNet(spaces.Box(0, 9, (1,)), spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"VecNormalize\(LearnedRewardVecEnv"):
+        LearnedRewardVecEnv(VecNormalize(make_vec_env(Counter, 2)), net)
+    LearnedRewardVecEnv(VecNormalize(make_vec_env(Counter, 2), norm_obs=False), net)
+    VecNormalize(LearnedRewardVecEnv(make_vec_env(Counter, 2), net))
+
+
+def test_a_wrapped_environment_is_kept_in_exact_checkpoints(tmp_path: Path) -> None:
+    def build() -> LearnedRewardVecEnv:
+        env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
+        net = RewardNet(env.observation_space, env.action_space)
+        for parameter in net.parameters():
+            nn.init.constant_(parameter, 0.1)
+        return LearnedRewardVecEnv(env, net)
+
+    def model(env: Any) -> PPO:
+        return PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+
+    whole = model(build()).learn(256)
+    cut = model(build())
+    cut.learn(128, callback=ExactCheckpointCallback(64, tmp_path))
+    env = build()
+    run = load_checkpoint(tmp_path, env, device="cpu")
+    assert run.is_exact
+    run.model.learn(128, callback=run.callback, reset_num_timesteps=False)
+    for one, other in zip(whole.policy.parameters(), run.model.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+    kept = whole.get_env()
+    assert isinstance(kept, LearnedRewardVecEnv)
+    assert env.finished_returns == kept.finished_returns
+
+
+def test_it_can_not_be_pickled_or_put_in_the_wrong_place() -> None:
+    with pytest.raises(TypeError, match="can't be pickled"):
+        pickle.dumps(LearnedRewardVecEnv(make_vec_env(Counter, 1), lambda *_: np.zeros(1)))
+    inner = VecFrameStack(VecNormalize(make_vec_env("CartPole-v1")), 2)
+    algorithm = PPO("MlpPolicy", inner, n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ValueError, match=r"lies below another wrapper.*VecNormalize\(VecTransposeImage\(env\)\)"):
+        install(algorithm, lambda venv: LearnedRewardVecEnv(venv, lambda *_: np.zeros(1)))  # type: ignore[arg-type,return-value]

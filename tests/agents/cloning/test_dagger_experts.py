@@ -39,13 +39,10 @@ def learn(env: Any, expert: Any, **arguments: Any) -> DAgger:
 
 
 def labels_of(agent: DAgger) -> Any:
-    assert agent.demonstrations is not None
     return np.asarray(agent.demonstrations.observations), np.asarray(agent.demonstrations.actions)
 
 
 # ---- every kind
-
-
 def test_models_policies_agents_and_files_say_the_same(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", IdentityEnv(6), n_steps=16, batch_size=16, **small())
     agents = [learn(IdentityEnv(6), given) for given in (model, model.policy, save_agent(model, tmp_path / "expert"))]
@@ -113,7 +110,6 @@ def test_a_recurrent_experts_state_goes_with_the_episode() -> None:
             parameter.mul_(5)
     agent = learn(env, model, beta_schedule=1.0)
     data = agent.demonstrations
-    assert data is not None
     forgetful = model.predict(np.asarray(data.observations), deterministic=True)[0]
     assert not np.array_equal(forgetful, data.actions)
     for number in range(data.num_episodes):
@@ -150,14 +146,11 @@ def test_a_normaliser_that_moves_is_refused() -> None:
 
 
 # ---- masks
-
-
 def test_masks_reach_whoever_takes_them() -> None:
     env = IdentityMaskedEnv(5, illegal_action="raise")
     model = MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
     agent = learn(env, model, beta_schedule=0.5)
     data = agent.demonstrations
-    assert data is not None
     masks = np.asarray(data.action_masks)
     seen, labels = labels_of(agent)
     assert np.array_equal(labels, model.predict(seen, deterministic=True, action_masks=masks)[0])
@@ -178,8 +171,6 @@ def test_an_illegal_action_of_the_expert_is_told_before_it_is_done() -> None:
 
 
 # ---- probabilities
-
-
 def test_probabilities_of_models_are_those_they_act_by() -> None:
     env = IdentityMaskedEnv(4, illegal_action="raise")
     model = MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
@@ -219,13 +210,10 @@ def test_soft_targets_come_from_a_file_or_an_agent(tmp_path: Path) -> None:
     agent = learn(env, save_agent(model, tmp_path / "expert"), expert_targets="probabilities")
     again = learn(env, agent, expert_targets="probabilities")
     for one in (agent, again):
-        assert one.demonstrations is not None
         assert np.asarray(one.demonstrations.action_probs).shape == (len(one.demonstrations), 4)
 
 
 # ---- mistakes
-
-
 def test_mistakes_are_told(tmp_path: Path) -> None:
     env = IdentityEnv(4)
     wide, box = IdentityEnv(5), IdentityBoxEnv(2)
@@ -306,7 +294,5 @@ def test_probabilities_of_a_policy_without_masks_are_those_of_the_legal_actions(
     seen, masks = [np.array(1)], np.array([[True, True, False]])
     whole = expert.label(seen, None, np.random.default_rng(0)).probabilities
     legal = expert.label(seen, masks, np.random.default_rng(0)).probabilities
-    assert whole is not None
-    assert legal is not None
     assert legal[0, 2] == 0
     assert legal[0, :2] == pytest.approx(whole[0, :2] / whole[0, :2].sum(), rel=1e-5)

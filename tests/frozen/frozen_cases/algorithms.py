@@ -232,7 +232,7 @@ class Seen(Logger):
 
 
 def algorithm_run(name: str, total: int = 128, cut: int = 72) -> Run:
-    """A run that is cut off, with a callback of ours beside the checkpoints, whose state goes on too."""
+    """A run that is cut off, with a callback of ours beside the checkpoints, whose state is kept too."""
     env, normalises, build = ALGORITHMS[name]
     every = 24  # more than a rollout of an off-policy algorithm: when it looks next depends on its state
 

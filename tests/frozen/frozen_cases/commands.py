@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command] = {
         f"{EVALUATION} -params {ALGORITHM}",
         cut=11,
     ),
-    "command_gail": Command(  # cut off between two rows of its metrics
+    "command_gail": Command(  # cut off between two lines of its metrics
         "gail --algo dqn -n 128 --n-episodes 1 --eval-freq -1 --save-freq 16 --n-eval-envs 2 --demo-batch-size 8 "
         f"--gen-train-timesteps 32 --reward-net-arch 4 {EVALUATION} -params {OFF_POLICY}",
         cut=27,

@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
         start: trains from the beginning; without a folder to the end, with one until it is cut off, with checkpoints.
-        resume: goes on from the checkpoints of a folder, to the end.
+        resume: resumes from the checkpoints of a folder, and trains to the end.
         state: what both end with.
     """
 

@@ -1,0 +1,623 @@
+"""Agent files of algorithms, on-policy and off-policy: everything comes back, and a stranger's file runs no code."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
+from torch import nn
+
+from rlsmooth.agents import BC, load_agent_file
+from rlsmooth.agents.files.algorithm_file import load_agent, noise_to_plain, save_agent
+from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
+from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
+from support import assert_equal
+
+MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
+CASES: dict[str, tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = {
+    "PPO": (PPO, "MlpPolicy", "CartPole-v1", {"n_steps": 32, "batch_size": 32, "gamma": 0.9, "target_kl": 0.5}),
+    "PPO-schedules": (
+        PPO,
+        "MlpPolicy",
+        "CartPole-v1",
+        {"n_steps": 32, "batch_size": 32, "learning_rate": LinearSchedule(1e-3, 1e-4, 0.5), "clip_range_vf": 0.3},
+    ),
+    "PPO-gSDE": (PPO, "MlpPolicy", "Pendulum-v1", {"n_steps": 32, "batch_size": 32, "use_sde": True}),
+    "PPO-policy": (
+        PPO,
+        "MlpPolicy",
+        "CartPole-v1",
+        {
+            "n_steps": 32,
+            "batch_size": 32,
+            "policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [5], "vf": [6, 7]}, "ortho_init": False},
+        },
+    ),
+    "A2C": (A2C, "MlpPolicy", "CartPole-v1", {"gae_lambda": np.float64(0.9), "rms_prop_eps": 1e-4}),
+    "A2C-Adam": (A2C, "MlpPolicy", "Pendulum-v1", {"use_rms_prop": False}),
+    "TRPO": (TRPO, "MlpPolicy", "CartPole-v1", {"n_steps": 32, "batch_size": 32, "cg_max_steps": 3}),
+    "MaskablePPO": (MaskablePPO, "MlpPolicy", MASKED, {"n_steps": 32, "batch_size": 32}),
+    "RecurrentPPO": (
+        RecurrentPPO,
+        "MlpLstmPolicy",
+        "CartPole-v1",
+        {"n_steps": 32, "batch_size": 32, "policy_kwargs": {"lstm_hidden_size": 8, "n_lstm_layers": 2}},
+    ),
+    "Cnn": (A2C, "CnnPolicy", FakeImageEnv, {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 8}}}),
+    "MultiInput": (A2C, "MultiInputPolicy", SimpleMultiObsEnv, {}),
+}
+
+
+class MyPPO(PPO):
+    """An algorithm that no file may name."""
+
+
+class MyPolicy(ActorCriticPolicy):
+    """A policy that no file may name."""
+
+
+def environment(source: Any) -> Any:
+    return source if isinstance(source, str) else source()
+
+
+LEFT_OUT = {  # the environment's, the logger's, this process's; and what the two sides of this test give apart
+    "_last_episode_starts", "_last_lstm_states", "_last_obs", "_last_original_obs", "_logger", "device", "env",
+    "ep_info_buffer", "ep_success_buffer", "lr_schedule", "n_envs", "policy", "rollout_buffer", "start_time",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_everything_comes_back(name: str, tmp_path: Path) -> None:
+    algorithm, policy, source, arguments = CASES[name]
+    model: OnPolicyAlgorithm = algorithm(policy, environment(source), seed=1, **arguments)  # type: ignore[arg-type]
+    model.learn(64)
+    path = save_agent(model, tmp_path / "agent")
+    env = environment(source)
+    before = rng_state()
+    loaded = load_agent(path, env=env)
+    assert_equal(rng_state(), before)  # the caller's random state
+    assert type(loaded) is algorithm
+    assert_equal(loaded.get_parameters(), model.get_parameters())  # policy and optimiser
+    kept = {name: value for name, value in vars(model).items() if name not in LEFT_OUT}
+    assert_equal({name: value for name, value in vars(loaded).items() if name in kept}, kept)
+    observation = model.env.reset()
+    action = model.predict(observation, deterministic=True)[0]  # type: ignore[arg-type]
+    for env in (None, environment(source)):
+        other = load_agent(path, env=env)
+        assert np.array_equal(other.predict(observation, deterministic=True)[0], action)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps > 64
+
+
+def test_training_on_equals_training_on_after_the_zip_of_stable_baselines3(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, seed=1, learning_rate=LinearSchedule(1e-2, 0, 1))
+    model.learn(64)
+    model.save(tmp_path / "theirs.zip")
+    ours = load_agent(save_agent(model, tmp_path / "ours.zip"), env="CartPole-v1")
+    theirs = PPO.load(tmp_path / "theirs.zip", env=make_vec_env("CartPole-v1"))
+    for loaded in (ours, theirs):
+        loaded.set_random_seed(5)
+        loaded.learn(64, reset_num_timesteps=False)
+    assert_equal(ours.get_parameters(), theirs.get_parameters())
+
+
+def test_another_number_of_environments(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 3), n_steps=32, batch_size=32)
+    loaded = load_agent(save_agent(model, tmp_path / "agent.zip"), env=make_vec_env("CartPole-v1", 2)).learn(64)
+    assert loaded.n_envs == 2
+    assert load_agent(tmp_path / "agent").n_envs == 3
+
+
+def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2), clip_obs=3.0, gamma=0.8)
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32).learn(128)
+    path = save_agent(model, tmp_path / "agent.zip")
+    for given in (make_vec_env("Pendulum-v1", 1), VecNormalize(make_vec_env("Pendulum-v1", 1), clip_obs=3.0)):
+        found = load_agent(path, env=given).get_vec_normalize_env()
+        assert_equal(found.obs_rms.mean.tolist(), env.obs_rms.mean.tolist())
+        assert_equal(found.obs_rms.var.tolist(), env.obs_rms.var.tolist())
+        assert (float(found.ret_rms.var), found.ret_rms.count) == (float(env.ret_rms.var), env.ret_rms.count)
+        assert found.clip_obs == 3.0
+    with pytest.raises(SafeFileError, match="has norm_obs=False, and the agent was trained with True"):
+        load_agent(path, env=VecNormalize(make_vec_env("Pendulum-v1", 1), norm_obs=False))
+    raw = np.array([[0.5, 0.1, 3.0]], np.float32)
+    assert np.array_equal(found.normalize_obs(raw), env.normalize_obs(raw))
+    keyed = VecNormalize(make_vec_env(SimpleMultiObsEnv, 1), norm_obs_keys=["vec"])
+    path = save_agent(A2C("MultiInputPolicy", keyed).learn(20), path)
+    found = load_agent(path, env=make_vec_env(SimpleMultiObsEnv, 1)).get_vec_normalize_env()
+    assert_equal(found.obs_rms["vec"].mean.tolist(), keyed.obs_rms["vec"].mean.tolist())
+    with pytest.raises(SafeFileError, match="statistics that don't fit env"):
+        load_agent(path, env=VecNormalize(make_vec_env(SimpleMultiObsEnv, 1), norm_obs_keys=[]))
+
+
+def test_a_file_of_bc_gives_a_bc(tmp_path: Path) -> None:
+    agent = BC("MlpPolicy", (spaces.Box(-1, 1, (4,)), spaces.Discrete(2)), None, seed=1)
+    loaded = load_agent(save_agent(agent, tmp_path / "agent"))
+    assert type(loaded) is BC
+    assert_equal(loaded.policy.state_dict(), agent.policy.state_dict())
+
+
+def test_callables_and_classes_of_ones_own_are_asked_for(tmp_path: Path) -> None:
+    def halved(progress: float) -> float:
+        return 1e-3 * progress / 2
+
+    model = MyPPO(MyPolicy, "CartPole-v1", n_steps=32, batch_size=32, learning_rate=halved, clip_range=halved)
+    path = save_agent(model, tmp_path / "agent.zip")
+    with pytest.raises(SafeFileError, match="load with policy_class=MyPolicy"):
+        load_agent(path)
+    with pytest.raises(SafeFileError, match="load with model_class=MyPPO"):
+        load_agent(path, policy_class=MyPolicy)
+    with pytest.raises(SafeFileError, match=r"learning_rate that no file can hold \(.*halved\)"):
+        load_agent(path, policy_class=MyPolicy, model_class=MyPPO)
+    custom = {"learning_rate": halved, "clip_range": 0.25, "n_steps": 64}
+    loaded = load_agent(path, policy_class=MyPolicy, model_class=MyPPO, custom_objects=custom)
+    assert (type(loaded), type(loaded.policy), loaded.n_steps) == (MyPPO, MyPolicy, 64)
+    assert (loaded.lr_schedule(0.5), loaded.clip_range(1.0)) == (halved(0.5), 0.25)
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="model is a ARS: pass one of A2C, PPO"):
+        save_agent(ARS("LinearPolicy", "CartPole-v1"), tmp_path / "x")  # type: ignore[arg-type]
+    path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match="env has observation_space"):
+        load_agent(path, env="Pendulum-v1")
+    with pytest.raises(TypeError, match=r"model_class=.*ARS.* is no algorithm"):
+        load_agent(path, model_class=ARS)  # type: ignore[arg-type]
+    with pytest.raises(SafeFileError, match="DQN can't be built from the file's arguments"):
+        load_agent(path, model_class=DQN)
+    with pytest.raises(SafeFileError, match="does not exist"):
+        load_agent(tmp_path / "nothing.zip")
+
+
+# ---- files from a stranger
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_pickles_run_no_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
+    good = save_agent(model, tmp_path / "good.zip").read_bytes()
+    model.policy_kwargs = {"payload": Payload(marker)}
+    model.save(tmp_path / "sb3.zip")
+    (tmp_path / "pickle.zip").write_bytes(pickle.dumps(Payload(marker)))
+    torch.save(Payload(marker), tmp_path / "torch.zip")
+    (tmp_path / "member.zip").write_bytes(good)
+    with zipfile.ZipFile(tmp_path / "member.zip", "a") as archive:
+        archive.writestr("policy.pth", pickle.dumps(Payload(marker)))
+    for name in ("sb3", "pickle", "torch", "member"):
+        with pytest.raises(SafeFileError):
+            load_agent(tmp_path / f"{name}.zip")
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists()  # the payload does work
+
+
+FORGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "kind": (("kind",), "os.system", "algorithm 'os.system' is not known"),
+    "kind of another type": (("kind",), ["PPO"], "lacks a part"),
+    "policy": (("policy", "class"), "subprocess.Popen", "not known"),
+    "algorithm": (("config", "class"), {"__custom__": "subprocess.Popen"}, "load with model_class"),
+    "argument": (("config", "arguments", "learning_rate"), {"__custom__": "os.system"}, "no file can hold"),
+    "more arguments": (("config", "arguments", "monitor_wrapper"), "x", "can't be built"),
+    "folder": (("config", "arguments", "tensorboard_log"), "/tmp/elsewhere", "can't be built"),
+    "batch": (("config", "arguments", "batch_size"), -3, "can't be built|malformed"),
+    "recipe": (("config", "arguments", "gamma"), {"__smoothing__": {"alpha": "os.system"}}, "malformed gamma"),
+    "line": (("config", "arguments", "gamma"), {"__linear__": ["a", 1, 2]}, "malformed gamma"),
+    "attribute": (("config", "attributes", "__class__"), 3, "no counter"),
+    "method": (("config", "attributes", "predict"), 3, "no counter"),
+    "text": (("config", "attributes", "num_timesteps"), "os.system", "no counter"),
+    "object": (("config", "attributes", "_last_obs"), 3, "no counter"),
+    "extractor": (("config", "policy_kwargs", "features_extractor_class"), "os.system", "features_extractor_class"),
+    "modules": (("config", "modules"), {"modules": ["env.close"], "variables": []}, "holds"),
+    "optimiser": (("config", "optimizer", "class"), "os.system", "malformed training state"),
+    "optimiser's state": (("config", "optimizer"), 3, "malformed training state"),
+    "statistics": (("config", "normalization"), {"settings": 3}, "statistics"),
+    "no arguments": (("config", "arguments"), 3, "malformed"),
+    "environments": (("config", "n_envs"), "many", "can't be built"),
+}
+
+
+@pytest.fixture(scope="module")
+def head_and_tensors(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
+    path = save_agent(model, tmp_path_factory.mktemp("files") / "agent.zip")
+    file = read_safe_file(path, format_name="rlsmooth-agent", format_version=1)
+    return file.config, file.tensors
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_files_are_refused(name: str, head_and_tensors: Any, tmp_path: Path) -> None:
+    config, tensors = pickle.loads(pickle.dumps(head_and_tensors))
+    *where, last = FORGED[name][0]
+    place = config
+    for key in where:
+        place = place[key]
+    place[last] = FORGED[name][1]
+    write_safe_file(tmp_path / "a.zip", config, tensors=tensors, format_name="rlsmooth-agent", format_version=1)
+    env = "CartPole-v1" if name == "statistics" else None
+    with pytest.raises(SafeFileError, match=FORGED[name][2]):
+        load_agent(tmp_path / "a.zip", env=env)
+
+
+def test_loading_works_without_contrib(programs: Any, tmp_path: Path) -> None:
+    path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
+    code = (
+        "import sys; sys.modules['sb3_contrib'] = None\n"
+        "from rlsmooth.agents.files.algorithm_file import load_agent\n"
+        f"print(type(load_agent({str(path)!r})).__name__)"
+    )
+    finished = programs.run(code, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "PPO"
+
+
+# ---- off-policy algorithms, the replay buffer too if it is asked for
+SMALL: dict[str, Any] = {"buffer_size": 500, "learning_starts": 20, "batch_size": 8}
+IMAGES: dict[str, Any] = {"buffer_size": 60, "learning_starts": 55}
+NARROW: dict[str, Any] = {"net_arch": [8, 8]}
+OU = OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.2 * np.ones(1), theta=0.3, initial_noise=np.ones(1))
+OFF_POLICY_CASES: dict[str, tuple[type[OffPolicyAlgorithm], str, Any, dict[str, Any]]] = {
+    "DQN": (
+        DQN,
+        "MlpPolicy",
+        "CartPole-v1",
+        {"train_freq": 2, "exploration_fraction": 0.5, "target_update_interval": 8},
+    ),
+    "DQN-schedule": (DQN, "MlpPolicy", "CartPole-v1", {"learning_rate": LinearSchedule(1e-3, 1e-4, 0.5), "n_steps": 3}),
+    "DQN-Cnn": (DQN, "CnnPolicy", lambda: FakeImageEnv(discrete=True), IMAGES),
+    "DQN-MultiInput": (
+        DQN,
+        "MultiInputPolicy",
+        lambda: SimpleMultiObsEnv(discrete_actions=True),
+        {"learning_starts": 50},
+    ),
+    "SAC": (SAC, "MlpPolicy", "Pendulum-v1", {"policy_kwargs": {**NARROW, "n_critics": 3}}),
+    "SAC-fixed": (SAC, "MlpPolicy", "Pendulum-v1", {"ent_coef": 0.3, "target_entropy": -0.5, "action_noise": OU}),
+    "SAC-gSDE": (SAC, "MlpPolicy", "Pendulum-v1", {"use_sde": True, "policy_kwargs": {"log_std_init": -2.0, **NARROW}}),
+    "SAC-shared": (
+        SAC,
+        "CnnPolicy",
+        lambda: FakeImageEnv(discrete=False),
+        {
+            **IMAGES,
+            "policy_kwargs": {
+                "share_features_extractor": True,
+                "features_extractor_kwargs": {"features_dim": 8},
+                **NARROW,
+            },
+        },
+    ),
+    "TD3": (
+        TD3,
+        "MlpPolicy",
+        "Pendulum-v1",
+        {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1)), "policy_kwargs": NARROW, "policy_delay": 3},
+    ),
+    "TD3-episodes": (TD3, "MlpPolicy", "Pendulum-v1", {"train_freq": (1, "episode"), "gradient_steps": 3}),
+    "TD3-shared": (TD3, "MlpPolicy", "Pendulum-v1", {"policy_kwargs": {"share_features_extractor": True, **NARROW}}),
+    "DDPG": (DDPG, "MlpPolicy", "Pendulum-v1", {"policy_kwargs": {"activation_fn": nn.Tanh, **NARROW}}),
+    "QRDQN": (QRDQN, "MlpPolicy", "CartPole-v1", {"policy_kwargs": {"n_quantiles": 7}}),
+    "TQC": (
+        TQC,
+        "MlpPolicy",
+        "Pendulum-v1",
+        {"top_quantiles_to_drop_per_net": 3, "policy_kwargs": {"n_quantiles": 9, **NARROW}},
+    ),
+    "CrossQ": (CrossQ, "MlpPolicy", "Pendulum-v1", {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [16]}}}),
+}
+# The environment's, the logger's, this process's, aliases, and what the two sides of this test give apart.
+OFF_POLICY_LEFT_OUT = {
+    "_last_episode_starts", "_last_obs", "_last_original_obs", "_logger", "action_noise", "actor", "actor_target",
+    "critic", "critic_target", "device", "env", "ent_coef_optimizer", "ep_info_buffer", "ep_success_buffer",
+    "exploration_schedule", "lr_schedule", "policy", "q_net", "q_net_target", "quantile_net", "quantile_net_target",
+    "replay_buffer", "start_time",
+}  # fmt: skip
+
+
+def make_environment(source: Any) -> Any:
+    """Some draw what they show from the global generator when they are built: all of a test the same."""
+    with isolated_rng(3):
+        return make_vec_env(source, 1) if isinstance(source, str) else source()
+
+
+def trained(name: str, steps: int = 60) -> OffPolicyAlgorithm:
+    algorithm, policy, source, arguments = OFF_POLICY_CASES[name]
+    arguments = copy.deepcopy({**SMALL, **arguments})
+    model: OffPolicyAlgorithm = algorithm(policy, make_environment(source), seed=1, **arguments)  # type: ignore[arg-type]
+    return model.learn(200 if "episodes" in name else steps)
+
+
+@pytest.mark.parametrize("name", OFF_POLICY_CASES)
+def test_everything_comes_back_off_policy(name: str, tmp_path: Path) -> None:
+    model = trained(name)
+    source = OFF_POLICY_CASES[name][2]
+    path = save_agent(model, tmp_path / "agent")
+    env = make_environment(source)
+    before = rng_state()
+    loaded = load_agent(path, env=env)
+    assert_equal(rng_state(), before)  # the caller's random state
+    assert type(loaded) is type(model)
+    assert type(loaded.policy) is type(model.policy)
+    assert_equal(loaded.get_parameters(), model.get_parameters())  # networks, targets, optimisers, ent_coef
+    kept = {key: value for key, value in vars(model).items() if key not in OFF_POLICY_LEFT_OUT}
+    assert_equal({key: value for key, value in vars(loaded).items() if key in kept}, kept)
+    assert repr(loaded.action_noise) == repr(model.action_noise)
+    assert loaded.replay_buffer.size() == 0  # as from Stable-Baselines3's own zip
+    observation = model.env.reset()
+    action = model.predict(observation, deterministic=True)[0]  # type: ignore[arg-type]
+    for env in (None, make_environment(source)):
+        other = load_agent(path, env=env)
+        assert np.array_equal(other.predict(observation, deterministic=True)[0], action)
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.num_timesteps > model.num_timesteps
+
+
+@pytest.mark.filterwarnings("ignore:.*is ignored because a custom `replay_buffer_class`")  # their load, to itself
+@pytest.mark.parametrize("name", ["DQN-schedule", "SAC", "TD3", "DQN-MultiInput"])
+def test_training_on_with_the_replay_buffer_equals_that_of_stable_baselines3(name: str, tmp_path: Path) -> None:
+    model = trained(name)
+    model.save(tmp_path / "theirs.zip")
+    model.save_replay_buffer(tmp_path / "theirs.pkl")
+    path = save_agent(model, tmp_path / "ours.zip", include_replay_buffer=True)
+    source = OFF_POLICY_CASES[name][2]
+    ours = load_agent(path, env=make_environment(source))
+    theirs = type(model).load(tmp_path / "theirs.zip", env=make_environment(source))
+    theirs.load_replay_buffer(tmp_path / "theirs.pkl", truncate_last_traj=False)
+    for loaded in (ours, theirs):
+        loaded.set_random_seed(5)
+        loaded.learn(40, reset_num_timesteps=False)
+    assert_equal(ours.get_parameters(), theirs.get_parameters())
+    assert ours.replay_buffer.size() == theirs.replay_buffer.size() == 100  # type: ignore[union-attr]
+
+
+def test_a_full_replay_buffer_and_several_environments(tmp_path: Path) -> None:
+    env = make_vec_env("Pendulum-v1", 3)
+    model = SAC("MlpPolicy", env, buffer_size=90, learning_starts=10**6, seed=1, policy_kwargs=dict(NARROW)).learn(120)
+    path = save_agent(model, tmp_path / "agent.zip", include_replay_buffer=True)
+    loaded = load_agent(path, env=make_vec_env("Pendulum-v1", 3))
+    one, other = loaded.replay_buffer, model.replay_buffer
+    assert isinstance(other, ReplayBuffer)
+    assert (one.pos, one.full, one.size()) == (other.pos, other.full, other.size()) == (10, True, 30)
+    cut_off_episodes(other)  # as loading does: the environments begin new ones
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        assert np.array_equal(getattr(one, name), getattr(other, name))
+    assert load_agent(path).replay_buffer.size() == 30  # for as many environments as there were
+    with pytest.raises(SafeFileError, match="give as many environments and the same buffer_size"):
+        load_agent(path, env=make_vec_env("Pendulum-v1", 2))
+    loaded = load_agent(save_agent(model, path), env=make_vec_env("Pendulum-v1", 2))
+    assert (loaded.n_envs, loaded.replay_buffer.size()) == (2, 0)
+
+
+def test_statistics_of_vec_normalize_off_policy(tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1), clip_obs=3.0)
+    model = TD3("MlpPolicy", env, **SMALL, policy_kwargs=dict(NARROW)).learn(50)
+    loaded = load_agent(save_agent(model, tmp_path / "agent.zip"), env="Pendulum-v1")
+    found = loaded.get_vec_normalize_env()
+    assert np.array_equal(found.obs_rms.mean, env.obs_rms.mean)  # type: ignore[union-attr]
+    assert found.clip_obs == 3.0
+
+
+class MyNoise(NormalActionNoise):
+    """A noise that no file may name."""
+
+
+class MyTD3Policy(SACPolicy):
+    """A policy that no file may name."""
+
+
+class MySAC(SAC):
+    """An algorithm that no file may name."""
+
+
+def test_what_is_ones_own_is_asked_for(tmp_path: Path) -> None:
+    noise = MyNoise(np.zeros(1), np.ones(1))
+    model = MySAC(MyTD3Policy, "Pendulum-v1", buffer_size=10, action_noise=noise, policy_kwargs=dict(NARROW))
+    path = save_agent(model, tmp_path / "agent.zip")
+    with pytest.raises(SafeFileError, match="load with policy_class=MyPolicy"):
+        load_agent(path)
+    with pytest.raises(SafeFileError, match="load with model_class=MySAC"):
+        load_agent(path, policy_class=MyTD3Policy)
+    with pytest.raises(SafeFileError, match=r"action_noise that no file can hold \(.*MyNoise\)"):
+        load_agent(path, policy_class=MyTD3Policy, model_class=MySAC)
+    custom = {"action_noise": noise, "gamma": 0.5}
+    loaded = load_agent(path, policy_class=MyTD3Policy, model_class=MySAC, custom_objects=custom)
+    assert (type(loaded), type(loaded.policy), loaded.gamma) == (MySAC, MyTD3Policy, 0.5)
+    assert loaded.action_noise is noise
+
+
+def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=False)
+    her: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    model = DQN("MultiInputPolicy", env, **SMALL, **her).learn(40)
+    path = save_agent(model, tmp_path / "agent.zip")
+    with pytest.raises(SafeFileError, match=r"replay_buffer_class that no file can hold \(.*HerReplayBuffer\)"):
+        load_agent(path, env=env)
+    loaded = load_agent(path, env=env, custom_objects={"replay_buffer_class": HerReplayBuffer})
+    assert loaded.replay_buffer.n_sampled_goal == 2
+    with pytest.raises(TypeError, match="is a HerReplayBuffer: only ReplayBuffer, DictReplayBuffer"):
+        save_agent(model, tmp_path / "x.zip", include_replay_buffer=True)
+    with pytest.raises(TypeError, match="is a NoneType"):
+        save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "x.zip", include_replay_buffer=True)
+    saving: dict[str, Any] = {"handle_timeout_termination": False}
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=10, optimize_memory_usage=True, replay_buffer_kwargs=saving)
+    with pytest.raises(TypeError, match="has optimize_memory_usage=True"):
+        save_agent(model, tmp_path / "x.zip", include_replay_buffer=True)
+    assert load_agent(save_agent(model, path)).optimize_memory_usage
+    given = {"n_steps": 2, "gamma": 0.9}
+    model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=given)
+    assert type(load_agent(save_agent(model, path)).replay_buffer) is NStepReplayBuffer  # n_steps=1 would not choose it
+
+
+def test_noises_of_several_environments(tmp_path: Path) -> None:
+    env = make_vec_env("Pendulum-v1", 2)
+    model = TD3("MlpPolicy", env, **SMALL, action_noise=copy.deepcopy(OU), policy_kwargs=dict(NARROW)).learn(40)
+    assert isinstance(model.action_noise, VectorizedActionNoise)
+    path = save_agent(model, tmp_path / "agent.zip")
+    loaded = load_agent(path, env=make_vec_env("Pendulum-v1", 3)).learn(30)
+    assert len(loaded.action_noise.noises) == 3
+    noise: Any = load_agent(path).action_noise
+    assert type(noise) is OrnsteinUhlenbeckActionNoise
+    assert (noise._theta, noise._dt, noise._dtype) == (OU._theta, OU._dt, OU._dtype)
+    assert noise.initial_noise == OU.initial_noise
+    assert noise.noise_prev == noise.initial_noise  # a new process
+    unlike: list[ActionNoise] = [copy.deepcopy(OU), OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1))]
+    model.action_noise.noises = unlike
+    with pytest.raises(SafeFileError, match="VectorizedActionNoise"):
+        load_agent(save_agent(model, path))
+
+
+def test_a_policy_alone(tmp_path: Path) -> None:
+    model = trained("SAC-gSDE")
+    policy = load_agent_file(save_agent(model, tmp_path / "agent.zip")).policy
+    assert type(policy) is SACPolicy
+    assert_equal(policy.state_dict(), model.policy.state_dict())
+    assert policy.observation_space == spaces.Box(np.array([-1, -1, -8]), np.array([1, 1, 8]), dtype=np.float32)
+
+
+OFF_POLICY_FORGED: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "policy": (("policy", "class"), "CnnPolicy", "not known"),
+    "noise": (("config", "arguments", "action_noise"), {"__noise__": {"class": "os.system"}}, "malformed action_noise"),
+    "noise's array": (("config", "arguments", "action_noise", "__noise__", "mean"), "x", "malformed action_noise"),
+    "noise's dtype": (("config", "arguments", "action_noise", "__noise__", "dtype"), "O", "malformed action_noise"),
+    "buffer's class": (
+        ("config", "arguments", "replay_buffer_class"),
+        {"__custom__": "subprocess.Popen"},
+        "no file can hold",
+    ),
+    "frequency": (("config", "arguments", "train_freq"), "often", "can't be built"),
+    "optimisers": (("config", "optimizer", "env.close"), {}, "malformed training state"),
+    "optimiser": (("config", "optimizer", "critic.optimizer"), 3, "malformed training state"),
+    "module": (("config", "attributes", "replay_buffer"), 3, "no counter"),
+    "place": (("config", "replay_buffer", "place"), 10**9, "stands at 1000000000"),
+    "negative place": (("config", "replay_buffer", "place"), -1, "stands at -1"),
+    "rows": (("config", "replay_buffer", "place"), 3, "other shapes"),
+    "buffer": (("config", "replay_buffer"), 3, "does not fit"),
+    "shapes": (("config", "replay_buffer", "shapes"), {}, "does not fit"),
+}
+
+
+@pytest.fixture(scope="module")
+def head_and_all_tensors(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = save_agent(trained("TD3"), tmp_path_factory.mktemp("files") / "agent.zip", include_replay_buffer=True)
+    file = read_safe_file(path, format_name="rlsmooth-agent", format_version=1)
+    return file.config, dict(file.tensors)
+
+
+@pytest.mark.parametrize("name", OFF_POLICY_FORGED)
+def test_forged_files_are_refused_off_policy(name: str, head_and_all_tensors: Any, tmp_path: Path) -> None:
+    config, tensors = copy.deepcopy(head_and_all_tensors)
+    *where, last = OFF_POLICY_FORGED[name][0]
+    place = config
+    for key in where:
+        place = place[key]
+    place[last] = OFF_POLICY_FORGED[name][1]
+    write_safe_file(tmp_path / "a.zip", config, tensors=tensors, format_name="rlsmooth-agent", format_version=1)
+    with pytest.raises(SafeFileError, match=OFF_POLICY_FORGED[name][2]):
+        load_agent(tmp_path / "a.zip")
+
+
+def test_a_q_network_in_a_file_of_a_ppo_is_refused(tmp_path: Path) -> None:
+    path = save_agent(trained("DQN"), tmp_path / "agent.zip")
+    file = read_safe_file(path, format_name="rlsmooth-agent", format_version=1)
+    for kind in ("PPO", "bc", "SAC"):
+        config = {**file.config, "kind": kind}
+        write_safe_file(path, config, tensors=file.tensors, format_name="rlsmooth-agent", format_version=1)
+        with pytest.raises(SafeFileError):
+            load_agent(path)
+
+
+def test_contrib_is_asked_for(programs: Any, tmp_path: Path) -> None:
+    sac, tqc = (save_agent(trained(name), tmp_path / f"{name}.zip") for name in ("SAC", "TQC"))
+    code = (
+        "import sys; sys.modules['sb3_contrib'] = None\n"
+        "from rlsmooth.agents import load_agent\n"
+        f"print(type(load_agent({str(sac)!r})).__name__)\n"
+        f"load_agent({str(tqc)!r})"
+    )
+    finished = programs.run(code, tmp_path)
+    assert finished.stdout.strip() == "SAC"
+    assert "TQCPolicy needs sb3-contrib. Install it" in finished.stderr
+
+
+def test_devices(device: torch.device, tmp_path: Path) -> None:
+    path = save_agent(trained("SAC-gSDE"), tmp_path / "agent.zip", include_replay_buffer=True)
+    model = load_agent(path, env="Pendulum-v1", device=device)
+    assert model.policy.device.type == model.log_ent_coef.device.type == device.type
+    model.learn(30, reset_num_timesteps=False)
+
+
+def test_a_buffer_of_other_steps_than_the_algorithms_comes_back(tmp_path: Path) -> None:
+    own: dict[str, Any] = {
+        "replay_buffer_class": NStepReplayBuffer,
+        "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5},
+    }
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+        model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, n_steps=3, device="cpu", **own)
+    path = save_agent(model, tmp_path / "own")
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+        loaded = load_agent(path, device="cpu")
+    buffer = loaded.replay_buffer
+    assert (type(buffer), buffer.n_steps, buffer.gamma) == (NStepReplayBuffer, 7, 0.5)
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, n_steps=3, device="cpu")
+    path = save_agent(model, tmp_path / "automatic")
+    buffer = load_agent(path, device="cpu", custom_objects={"gamma": 0.9}).replay_buffer
+    assert (type(buffer), buffer.n_steps, buffer.gamma) == (NStepReplayBuffer, 3, 0.9)
+    assert type(load_agent(path, device="cpu", custom_objects={"n_steps": 1}).replay_buffer) is ReplayBuffer
+
+
+def test_noises_that_only_print_alike_are_told_apart() -> None:
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(1), np.array([0.1])), 2)
+    assert noise_to_plain(noise) is not None
+    noise.noises = [NormalActionNoise(np.zeros(1), np.array([sigma])) for sigma in (0.1, 0.1000001)]
+    assert noise_to_plain(noise) is None
+
+
+def test_rows_that_were_never_used_are_not_written_to() -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, learning_starts=50, device="cpu").learn(4)
+    assert model.replay_buffer is not None
+    head, rows = buffer_state(model.replay_buffer)
+    other = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, learning_starts=50, device="cpu").learn(8).replay_buffer
+    other.rewards[15:] = 7.0  # a mark on rows that no transition was ever written to
+    set_buffer_state(other, head, rows)
+    assert other.rewards[4:8].tolist() == [[0.0]] * 4
+    assert (other.rewards[15:] == 7.0).all()
+
+
+def test_no_return_leads_from_a_kept_episode_into_a_new_one(tmp_path: Path) -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", n_steps=3, buffer_size=50, learning_starts=90, seed=0, device="cpu")
+    path = save_agent(model.learn(4), tmp_path / "agent", include_replay_buffer=True)
+    loaded = load_agent(path, env="CartPole-v1", device="cpu").learn(4, reset_num_timesteps=False)
+    assert loaded.replay_buffer.dones[:4].sum() == 0  # the episode was under way
+    assert loaded.replay_buffer.timeouts[:5, 0].tolist() == [0, 0, 0, 1, 0]

@@ -1,0 +1,111 @@
+"""Run `rlsmooth` commands and check what they all have in common: files, resuming, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.image import imread
+from torch import Tensor
+
+from rlsmooth.agents import load_agent
+from rlsmooth.scripts.main import main
+from rlsmooth.scripts.metrics_file import read_metrics
+from support import same_tensors
+
+COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
+OF_EVERY_RUN = {"checkpoints", "command.txt", "config.json", "metrics.csv", "report.json", "report.png"}
+
+
+def run_command(programs: Any, home: Path, *words: str) -> tuple[Path, str]:
+    """Run a command in a process of its own, where warnings are errors; return its run's folder and what it printed."""
+    result = programs.run(COMMAND, home, *words, warnings_are_errors=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder,) = (home / "logs" / words[0]).iterdir()
+    return folder, result.stdout
+
+
+def run_here(logs: Path, *words: str) -> Path:
+    """Run a command in this process, below `logs`; return its run's folder."""
+    before = set(logs.glob("*/*"))
+    assert main([*words, "-f", str(logs)]) == 0
+    (folder,) = set(logs.glob("*/*")) - before
+    return folder
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """What report.json holds."""
+    return dict(json.loads((folder / "report.json").read_text()))
+
+
+def parameters(folder: Path) -> dict[str, Tensor]:
+    """The parameters of a run's saved agent."""
+    state: dict[str, Tensor] = load_agent(folder / "agent.zip", device="cpu").policy.state_dict()
+    return state
+
+
+def assert_picture(path: Path) -> None:
+    """The picture has the stated size, and is no empty page."""
+    pixels = imread(path)
+    assert pixels.shape[:2] == (1000, 1600)
+    assert pixels[..., :3].std() > 0.05
+
+
+def assert_written(folder: Path, files: Collection[str], words: Collection[str], *, exactly: bool = True) -> None:
+    """A run wrote the files of every run, `files`, and one file of events; and its command is in command.txt."""
+    names = {path.name for path in folder.iterdir()}
+    assert names >= OF_EVERY_RUN | set(files)
+    rest = names - OF_EVERY_RUN - set(files)
+    assert [name.startswith("events.out.tfevents.") for name in rest] == [True] * len(rest)
+    assert len(rest) <= 1
+    command = shlex.split((folder / "command.txt").read_text())
+    assert command[:2] == ["rlsmooth", folder.parent.name]
+    assert {*words, "--seed", "0"} == set(command[2:]) if exactly else {*words, "--seed", "0"} <= set(command)
+    assert_picture(folder / "report.png")
+
+
+def assert_table(printed: str, rows: Mapping[str, str]) -> None:
+    """What was printed has lines with these names and values."""
+    for row, value in rows.items():
+        assert any(row in line and value in line for line in printed.splitlines()), row
+
+
+def assert_drawn_again(folder: Path, tmp_path: Path) -> Path:
+    """`plot` draws the same picture again, compares runs, and draws one without a report; return the copy it drew."""
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "report.png").unlink()
+    assert main(["plot", str(copy)]) == 0
+    assert (imread(copy / "report.png") == imread(folder / "report.png")).all()
+    (copy / "report.json").unlink()  # as of a run that is under way: what it logged so far
+    assert main(["plot", str(copy)]) == 0
+    assert main(["plot", str(copy), str(folder), "--output", str(tmp_path / "both.png")]) == 0
+    for path in (copy / "report.png", tmp_path / "both.png"):
+        assert_picture(path)
+    return copy
+
+
+def assert_resumed_unchanged(
+    folder: Path, tmp_path: Path, parameters: Callable[[Path], dict[str, Tensor]] = parameters
+) -> Path:
+    """Resuming a finished run changes neither its parameters nor its metrics; return the resumed copy."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    assert main([folder.parent.name, "--resume", str(copy)]) == 0
+    assert same_tensors(parameters(folder), parameters(copy))
+    assert read_metrics(copy / "metrics.csv") == read_metrics(folder / "metrics.csv")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    return copy
+
+
+def assert_refused(says: str, words: Sequence[str], capsys: Any) -> None:
+    """A command ends with one line that says what was wrong."""
+    capsys.readouterr()
+    assert main([*words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rlsmooth {words[0]}: error: ")
+    assert says in line
