@@ -657,7 +657,7 @@ class BC(ActingModel):
             verbose=verbose,
             checkpoint_folder=run.path,
         )
-        agent.restore_checkpoint()
+        cls._restore_checkpoint(agent)
         run.delete_leftovers()
         return agent
 
@@ -693,7 +693,7 @@ class BC(ActingModel):
         agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
         try:
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
-            agent.set_counters(file.config["counters"])
+            cls._set_counters(agent, file.config["counters"])
             if "learning_rate" in own:  # the optimiser's state brought the file's back
                 set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
         except (KeyError, TypeError, ValueError) as error:
@@ -720,8 +720,7 @@ class BC(ActingModel):
             "first_epoch": self._first_epoch,
         }
 
-    def set_counters(self, counters: Mapping[str, Any]) -> None:
-        """Take over the counters that a file holds."""
+    def _set_counters(self, counters: Mapping[str, Any]) -> None:
         names = ("num_timesteps", "num_timesteps_at_start", "total_timesteps")
         self.progress.step, self.progress.start, self.progress.end = (int(counters[name]) for name in names)
         self._first_epoch = int(counters["first_epoch"])
@@ -766,7 +765,7 @@ class BC(ActingModel):
             self._run_folder().save(self.num_timesteps, config, parts)
         self.policy.set_training_mode(True)
 
-    def restore_checkpoint(self) -> None:
+    def _restore_checkpoint(self) -> None:
         """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
         checkpoint = self._run_folder().latest()
         self.is_resumed = True
@@ -781,7 +780,7 @@ class BC(ActingModel):
         if self.early_stopping is not None:
             best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
             self.early_stopping.load(config["early_stopping"], best)
-        self.set_counters(config["counters"])
+        self._set_counters(config["counters"])
         self._rng = tensors["rng"]
 
 
