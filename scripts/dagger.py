@@ -77,7 +77,7 @@ class OwnArgs(CloningArgs):
     round_min_episodes: int = 3
     """A round ends when it has so many episodes, and the steps of --round-min-timesteps."""
     round_min_timesteps: int = 500
-    """See --round-min-episodes."""
+    """A round ends when it has so many steps, and the episodes of --round-min-episodes."""
     epochs: int = 4
     """How often each round goes through all transitions so far."""
     n_envs: int = 4

@@ -1,4 +1,4 @@
-"""What studies look at while a policy is trained: returns of its own evaluations, and its entropy."""
+"""Callbacks of the studies: returns of their own evaluations while a policy is trained, and its entropy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Watch(BaseCallback):
     Args:
         every: environment steps.
         look: what is kept, for the model.
-        is_done: told all that was kept so far.
+        is_done: gets all that was kept so far.
     """
 
     def __init__(
