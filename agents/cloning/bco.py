@@ -17,8 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from rlsmooth.agents.cloning.bc import SmoothingLike
 from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
-from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel, one_or_list
-from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint
+from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel
+from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint, one_or_list
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.agents.sb3 import Callbacks
