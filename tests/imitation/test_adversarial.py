@@ -63,7 +63,7 @@ def add_generated(trainer: Any, count: int) -> None:
 
 
 def test_airl_refuses_a_policy_without_log_probabilities_at_once() -> None:
-    with pytest.raises(TypeError, match="can't tell the log-probability"):
+    with pytest.raises(TypeError, match="has no log-probability"):
         AIRL(first_rows(20), generator(DQN), demo_batch_size=20)
 
 

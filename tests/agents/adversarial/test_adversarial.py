@@ -29,12 +29,7 @@ from rlsmooth.training import accumulated_discriminator_step, discriminator_step
 from support import read_events, tensor_samples
 
 BOX = spaces.Box(-1, 1, (3,))
-ACTIONS = [
-    spaces.Discrete(4),
-    spaces.MultiDiscrete([2, 3]),
-    spaces.MultiBinary(3),
-    spaces.Box(-2, 2, (2,)),
-]
+ACTIONS = [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-2, 2, (2,))]
 OBSERVATIONS = [
     BOX,
     spaces.Discrete(5),
@@ -132,12 +127,12 @@ def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
         terminations=np.arange(10) == 3,
     )
     store = expert_store(data, BOX, horizon=34, needs_next=False)
-    assert store.absorbing_rows.sum() == 30  # the second episode was cut off, not ended
+    assert store.absorbing_steps.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
     assert float(rows.absorbing.float().mean()) == pytest.approx(0.75, abs=0.03)
     discounted = expert_store(data, BOX, horizon=34, needs_next=False, gamma=0.9)
-    assert discounted.absorbing_rows.sum() == pytest.approx(sum(0.9**step for step in range(30)))
-    with pytest.warns(UserWarning, match="2 rows in all"):
+    assert discounted.absorbing_steps.sum() == pytest.approx(sum(0.9**step for step in range(30)))
+    with pytest.warns(UserWarning, match="2 in all"):
         assert len(expert_store(data, BOX, horizon=None, needs_next=True)) == 8  # next rows stand for next observations
 
 
@@ -149,7 +144,7 @@ def test_the_generators_terminated_episodes_are_padded_by_what_the_discount_leav
         lengths = np.diff(ends, prepend=-1)
         assert len(set(lengths)) > 2
         expected[2 * ends + env] = [sum(0.995**step for step in range(500 - length)) for length in lengths]
-    np.testing.assert_allclose(store.absorbing_rows, expected, rtol=1e-9)
+    np.testing.assert_allclose(store.absorbing_steps, expected, rtol=1e-9)
 
 
 def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> None:
@@ -159,28 +154,24 @@ def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> N
     rows = never_ended.observations[:4], never_ended.actions[:4], never_ended.observations[:4], np.zeros(4, bool)
     as_is = GAIL(never_ended, ppo(gamma=0.9), terminal_states="as_is", seed=0)
     # Nobody has ended: nothing is known of the absorbing state, and its untrained score is not taken off.
-    assert trainer._unseen_end(trainer.expert) == 0
+    assert trainer._unseen_absorbing(trainer.expert) == 0
     np.testing.assert_array_equal(trainer.predict_reward(*rows), as_is.predict_reward(*rows))
     trainer.learn(256)
     assert trainer.generated.has_absorbing
     whole = sum(0.9**step for step in range(500))
-    assert trainer._unseen_end(trainer.expert) == pytest.approx(whole)
+    assert trainer._unseen_absorbing(trainer.expert) == pytest.approx(whole)
     share = len(trainer.generated) / len(trainer.expert)  # two sides that do the same have the same share
-    assert trainer._unseen_end(trainer.generated) == pytest.approx(whole * share)
+    assert trainer._unseen_absorbing(trainer.generated) == pytest.approx(whole * share)
     drawn, _ = trainer.expert.sample(20_000, np.random.default_rng(0), torch.device("cpu"), more_absorbing=whole)
     assert float(drawn.absorbing.float().mean()) == pytest.approx(whole / (len(never_ended) + whole), rel=0.15)
-    trainer.generated.absorbing_rows[:] = 0  # no episode of the latest rows ended: it is still known
-    assert trainer._unseen_end(trainer.expert) > 0
-    assert as_is.learn(256)._unseen_end(as_is.expert) == 0
+    trainer.generated.absorbing_steps[:] = 0  # no episode of the latest rows ended: it is still known
+    assert trainer._unseen_absorbing(trainer.expert) > 0
+    assert as_is.learn(256)._unseen_absorbing(as_is.expert) == 0
 
 
 @pytest.mark.parametrize(
     ("form", "formula"),
-    [
-        ("minus_log_one_minus_d", F.softplus),
-        ("log_d", F.logsigmoid),
-        ("logit", lambda logits: logits),
-    ],
+    [("minus_log_one_minus_d", F.softplus), ("log_d", F.logsigmoid), ("logit", lambda logits: logits)],
 )
 @pytest.mark.parametrize("real_target", [1.0, 0.9])
 def test_gails_reward_is_of_the_logit_less_the_equilibriums(form: Any, formula: Any, real_target: float) -> None:
@@ -229,7 +220,7 @@ def test_returns_are_those_with_the_absorbing_state_for_ever_but_for_one_constan
     arrays = [np.asarray(part) for part in (rows.observations, rows.actions, rows.next_observations)]
     with torch.no_grad():
         plain = trainer.reward(rows).numpy().astype(np.float64)
-        absorbing = float(trainer.reward(trainer._absorbing_row))
+        absorbing = float(trainer.reward(trainer._absorbing))
     differences = []
     for length in (1, 7, 40):
         ends = np.arange(40) == length - 1
@@ -476,11 +467,11 @@ class Blind(torch.nn.Module):
 
 
 def test_networks_that_know_no_absorbing_state_are_refused_where_there_is_one() -> None:
-    with pytest.raises(ValueError, match=r"rows\.absorbing"):
+    with pytest.raises(ValueError, match="`absorbing` is True"):
         GAIL(expert(), short_ppo(), Blind(), seed=0)
     net = Blind().train()
     GAIL(expert(), short_ppo(), net, terminal_states="as_is", demo_batch_size=16, seed=0).learn(128)
-    with pytest.raises(ValueError, match=r"rows\.absorbing"):
+    with pytest.raises(ValueError, match="`absorbing` is True"):
         AIRL(expert(), short_ppo(), net, seed=0)
     assert not net.training
 
@@ -573,7 +564,7 @@ def test_the_recovered_reward_is_without_shaping() -> None:
     assert isinstance(net, ShapedRewardNet)
     drawn = Transitions(*(torch.as_tensor(part) for part in rows))
     with torch.no_grad():
-        expected = net.reward(drawn) - net.reward(trainer._absorbing_row)
+        expected = net.reward(drawn) - net.reward(trainer._absorbing)
     np.testing.assert_allclose(trainer.reward_function(*rows), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(trainer.predict_reward(*rows) - trainer.reward_function(*rows)).max() > 1e-3
     gail = GAIL(expert(), short_ppo(), demo_batch_size=32, seed=0).learn(128)
