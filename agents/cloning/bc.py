@@ -634,8 +634,8 @@ class BC(ActingModel):
             tensorboard_log: the folder for TensorBoard files that the run had.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.

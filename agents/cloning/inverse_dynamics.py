@@ -143,7 +143,7 @@ class InverseDynamics:
         Raises:
             TypeError: they are no `Demonstrations`.
             ValueError: no next observations, other spaces, too few episodes to hold some out; see `BC`.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         check_no_missing(self.bc.missing, "build a new model")
         agent_spaces.check_demonstrations("transitions", transitions)

@@ -66,7 +66,7 @@ def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
     """Train for so many epochs and return the last line's numbers, `bc/` left out of their names.
 
     Raises:
-        TrainingDivergedError: see `BC.learn`.
+        TrainingDivergedError: the loss or a parameter became NaN or infinite.
     """
     last = LastLine()
     agent.set_logger(Logger(None, [last]))

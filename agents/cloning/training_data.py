@@ -122,8 +122,8 @@ def action_target(
 ) -> ActionTarget:
     """The target of some transitions. Values were checked with the demonstrations; nothing waits for the device.
 
-    With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that a
-    kernel's or a tree's row is looked up with.
+    With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that is
+    looked up in a kernel or a tree.
 
     Args:
         head: of the action space.
