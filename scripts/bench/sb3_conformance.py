@@ -169,8 +169,8 @@ def run_tests(folder: Path, mode: str, args: Args) -> dict[str, Record]:
                  "no:cacheprovider", "-k", keyword, *chosen]  # fmt: skip
         surroundings = {
             **os.environ,
-            "RLSMOOTH_STAND_IN": mode,
-            "RLSMOOTH_STAND_IN_RECORD": str(record),
+            "RLSMOOTH_SUBSTITUTE": mode,
+            "RLSMOOTH_SUBSTITUTE_RECORD": str(record),
             "OMP_NUM_THREADS": "1",
         }
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """A pytest plugin that puts our classes in the place of Stable-Baselines3's names, for its own tests.
 
-    export RLSMOOTH_STAND_IN=on RLSMOOTH_STAND_IN_RECORD=tests.jsonl
+    export RLSMOOTH_SUBSTITUTE=on RLSMOOTH_SUBSTITUTE_RECORD=tests.jsonl
     python -P -m pytest -p rlsmooth.scripts.bench.substitutes tests
 
 The parents' modules hold their own names already: only what imports them afterwards, which is the tests, gets ours.
@@ -27,7 +27,7 @@ __all__ = ["ALGORITHMS", "MODES", "SMOOTHING", "Mode", "pytest_runtest_protocol"
 
 Mode = Literal["parents", "off", "on"]
 MODES: tuple[Mode, ...] = ("parents", "off", "on")
-MODE_VARIABLE, RECORD_VARIABLE = "RLSMOOTH_STAND_IN", "RLSMOOTH_STAND_IN_RECORD"
+MODE_VARIABLE, RECORD_VARIABLE = "RLSMOOTH_SUBSTITUTE", "RLSMOOTH_SUBSTITUTE_RECORD"
 SMOOTHING = 0.1
 """What `smoothing` is with everything on, where a test does not give it."""
 

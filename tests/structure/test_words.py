@@ -15,7 +15,7 @@ import pytest
 
 from support import REPOSITORY
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "docs/examples/*.md")
+PAGES = ("*.md", "docs/*.md", "docs/examples/*.md", "scripts/bench/*.md", "scripts/*/results/*.md")
 FOLDERS = ("rlsmooth", "agents", "envs", "scripts")
 
 # What to say, and the words not to say it with. Names between backticks and code are not read.
