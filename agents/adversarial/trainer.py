@@ -219,21 +219,21 @@ class AdversarialImitation(ABC):
         """A new network for the generator's spaces."""
 
     @abstractmethod
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """The discriminator's logit, `[B]`, high = expert, with its graph.
 
         Args:
-            rows: the transitions, on the trainer's device.
+            transitions: on the trainer's device.
             masks: the legal actions, bool `[B, choices]`, or None.
         """
 
     @abstractmethod
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """The generator's reward for each transition, `[B]`, before that of the absorbing state is taken off."""
 
-    def recovered_reward(self, rows: Transitions) -> Tensor:
+    def recovered_reward(self, transitions: Transitions) -> Tensor:
         """The reward for training a new agent, `[B]`: `reward`, but for shaping."""
-        return self.reward(rows)
+        return self.reward(transitions)
 
     @property
     def arguments(self) -> dict[str, Any]:
