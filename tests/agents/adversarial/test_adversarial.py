@@ -118,14 +118,9 @@ def test_a_store_keeps_the_newest_rows_and_gives_them_back() -> None:
 
 
 def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
-    data = Demonstrations.from_arrays(
-        np.zeros((10, 3), np.float32),
-        np.zeros(10, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(4),
-        episode_ends=[4, 10],
-        terminations=np.arange(10) == 3,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(4), "episode_ends": [4, 10]}
+    given |= {"terminations": np.arange(10) == 3}
+    data = Demonstrations.from_arrays(np.zeros((10, 3), np.float32), np.zeros(10, np.int64), **given)
     store = expert_store(data, BOX, horizon=34, needs_next=False)
     assert store.absorbing_steps.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
@@ -312,14 +307,9 @@ def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any)
 
 def test_a_replay_buffers_rewards_are_made_anew() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=100, policy_kwargs={"net_arch": [16]})
-    data = Demonstrations.from_arrays(
-        np.zeros((20, 3), np.float32),
-        np.ones((20, 1), np.float32),
-        observation_space=gym.make("Pendulum-v1").observation_space,
-        action_space=model.action_space,
-        episode_ends=[20],
-        terminations=np.zeros(20, bool),
-    )
+    given: dict[str, Any] = {"observation_space": gym.make("Pendulum-v1").observation_space}
+    given |= {"action_space": model.action_space, "episode_ends": [20], "terminations": np.zeros(20, bool)}
+    data = Demonstrations.from_arrays(np.zeros((20, 3), np.float32), np.ones((20, 1), np.float32), **given)
     trainer = GAIL(data, model, gen_train_timesteps=60, demo_batch_size=16, seed=0).learn(120)
     assert trainer.rounds == 2
     buffer: Any = model.replay_buffer
@@ -355,15 +345,10 @@ def short_ppo(**arguments: Any) -> PPO:
 
 def of_length(length: int, terminations: Any = None) -> Demonstrations:
     data = cartpole_v1()
-    return Demonstrations.from_arrays(
-        data.observations[:length],
-        data.actions[:length],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=[length],
-        terminations=terminations,
-        next_observations=data.next_observations[:length],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": [length], "terminations": terminations}
+    given |= {"next_observations": data.next_observations[:length]}
+    return Demonstrations.from_arrays(data.observations[:length], data.actions[:length], **given)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])

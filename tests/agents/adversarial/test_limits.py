@@ -84,15 +84,9 @@ def walks(*, has_next: bool = True, last_ends: bool = True) -> Demonstrations:
     states = np.arange(16, dtype=np.float32).reshape(8, 2) % 9
     terminations = np.arange(8) == 2
     terminations[-1] = last_ends
-    return Demonstrations.from_arrays(
-        states,
-        np.zeros(8, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 8],
-        terminations=terminations,
-        next_observations=states if has_next else None,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(2), "episode_ends": [3, 8]}
+    given |= {"terminations": terminations, "next_observations": states if has_next else None}
+    return Demonstrations.from_arrays(states, np.zeros(8, np.int64), **given)
 
 
 def test_the_time_limit_of_an_environment_without_a_spec_is_found() -> None:
@@ -395,15 +389,10 @@ def test_masks_of_every_kind_of_action(trainer_class: Any, kind: str) -> None:
     assert_learns(trainer, 128)
     masks = trainer.generated.masks
     assert not masks.all()
-    unmasked = Demonstrations.from_arrays(
-        data.observations[:],
-        data.actions[:],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=data.episode_ends,
-        next_observations=data.next_observations[:],
-        terminations=data.terminations[:],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": data.episode_ends, "next_observations": data.next_observations[:]}
+    given |= {"terminations": data.terminations[:]}
+    unmasked = Demonstrations.from_arrays(data.observations[:], data.actions[:], **given)
     with pytest.raises(ValueError, match="action_masks"):
         trainer_class(unmasked, model, seed=0)
 

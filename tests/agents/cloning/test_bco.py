@@ -122,20 +122,9 @@ def watched(kind: str = "discrete", form: str = "flat", n_episodes: int = 12) ->
 
 
 def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
-    given = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 8,
-        "batch_size": 32,
-        "learning_rate": 0.02,
-        "inverse_learning_rate": 0.02,
-        "inverse_epochs": 8,
-        "policy_kwargs": {"net_arch": [16]},
-        "inverse_net_arch": (32,),
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 8, "batch_size": 32, "learning_rate": 0.02}
+    given |= {"inverse_learning_rate": 0.02, "inverse_epochs": 8, "policy_kwargs": {"net_arch": [16]}}
+    given |= {"inverse_net_arch": (32,), "seed": 0, "device": "cpu", **arguments}
     policy = given.pop("policy", "MlpPolicy")
     return BCO(policy, Walk() if env is None else env, data, **given)
 
@@ -368,17 +357,8 @@ def watched_cartpole() -> Demonstrations:
 
 
 def make_short(data: Demonstrations, env: Any = ENV, **arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [16]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", env, data, **given)
 
 
@@ -492,17 +472,8 @@ DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, see
 
 
 def make_rounds(**arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 3,
-        "transitions_per_round": 40,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 3, "transitions_per_round": 40, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
 
 
