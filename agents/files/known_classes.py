@@ -39,7 +39,6 @@ __all__ = [
     "listed_policy_name",
     "off_policy_name",
     "policy_class_by_name",
-    "resample_noise",
 ]
 
 
@@ -173,18 +172,6 @@ def listed_policy_name(policy_class: type[BasePolicy]) -> str | None:
 def is_known_policy(policy: BasePolicy) -> bool:
     """Whether the policy's class is one that a file may name, or a subclass of one."""
     return any(issubclass(ancestor, BasePolicy) and listed_policy_name(ancestor) for ancestor in type(policy).__mro__)
-
-
-def resample_noise(policy: BasePolicy, count: int = 1) -> None:
-    """Draw the noise that gSDE explores with, of the weights that the policy has now; nothing without gSDE.
-
-    Args:
-        policy: any.
-        count: of environments.
-    """
-    owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
-    if getattr(owner, "use_sde", False):
-        owner.reset_noise(count)
 
 
 def _contrib_policy(name: str) -> type[BasePolicy]:

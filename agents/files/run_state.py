@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from torch import Tensor
 
 from rlsmooth.agents.files.algorithm_file import Algorithm
-from rlsmooth.agents.files.known_classes import resample_noise
+from rlsmooth.agents.files.policy_file import resample_noise
 from rlsmooth.agents.sb3 import lstm_states, set_lstm_states, set_pending_reset, stats_window_size
 from rlsmooth.envs.snapshot import (
     Resumable,

@@ -33,8 +33,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from rlsmooth.agents import BC, load_agent_file
-from rlsmooth.agents.files.algorithm_file import load_agent, noise_to_plain, save_agent
-from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
+from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
+from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
 from support import assert_equal
 
@@ -445,7 +445,7 @@ def test_what_is_ones_own_is_asked_for(tmp_path: Path) -> None:
     noise = MyNoise(np.zeros(1), np.ones(1))
     model = MySAC(MyTD3Policy, "Pendulum-v1", buffer_size=10, action_noise=noise, policy_kwargs=dict(NARROW))
     path = save_agent(model, tmp_path / "agent.zip")
-    with pytest.raises(SafeFileError, match="load with policy_class=MyPolicy"):
+    with pytest.raises(SafeFileError, match="load with policy_class=MyTD3Policy"):
         load_agent(path)
     with pytest.raises(SafeFileError, match="load with model_class=MySAC"):
         load_agent(path, policy_class=MyTD3Policy)
@@ -478,6 +478,8 @@ def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
     given = {"n_steps": 2, "gamma": 0.9}
     model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=given)
     assert type(load_agent(save_agent(model, path)).replay_buffer) is NStepReplayBuffer  # n_steps=1 would not choose it
+    config = read_safe_file(path, format_name="rlsmooth-agent", format_version=1).config["config"]
+    assert config["arguments"]["replay_buffer_class"] == {"__buffer__": "NStepReplayBuffer"}  # as in files of before
 
 
 def test_noises_of_several_environments(tmp_path: Path) -> None:

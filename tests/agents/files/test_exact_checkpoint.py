@@ -344,10 +344,6 @@ PASSING = ("start_time", "_num_timesteps_at_start", "target_entropy")  # the las
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-def plain(name: str, count: int) -> VecEnv:
-    return make_vec_env(name, count)
-
-
 def normalised_pendulum() -> VecEnv:
     return VecNormalize(VecFrameStack(make_vec_env("Pendulum-v1", 2), 2))
 
