@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias, final
 
@@ -31,7 +32,6 @@ from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
     TrainingData,
     action_target,
-    alpha_in_force,
     as_references,
     as_smoothings,
     fingerprint,
@@ -262,9 +262,16 @@ class BC(ActingModel):
             )
             for part in (self.demonstrations, self.validation)
         )
+        self._held_out = held_out
+        if self._data is not None:
+            self._data.prepare_sample()
+
+    @cached_property
+    def measures(self) -> CloningMeasures:
+        """Measures of the policy on the demonstrations and the held-out ones."""
         own_reference = self.kl_coef == 0 and self.references is None
-        self.measures = CloningMeasures(
-            self.head, self.smoothings, self._data, held_out, kl_coef=self.kl_coef, own_reference=own_reference
+        return CloningMeasures(
+            self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
         )
 
     @property
@@ -323,7 +330,9 @@ class BC(ActingModel):
         if not self._has_custom_logger and (self._logger is None or counts_anew):
             folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
             self._logger = configure_logger(self.verbose, folder, tb_log_name, counts_anew)
-        listener = init_callback(self, callback)
+        logger = self._logger
+        assert logger is not None
+        listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
@@ -331,8 +340,8 @@ class BC(ActingModel):
             set_rng_state(self._rng)
             self._watch.clear()
             self._logged_at = self._evaluated_at = -1
-            if self.num_timesteps == 0 and has_tensorboard(self.logger):
-                write_to_tensorboard(self.logger, target_figures(self.head, self.smoothings), 0)
+            if self.num_timesteps == 0 and has_tensorboard(logger):
+                write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
             self._clock.restart()
             if self.checkpoint_folder is not None and not self.is_resumed:
                 self._check_finite()  # a policy that an earlier run spoilt must not replace the last good checkpoint
@@ -401,16 +410,16 @@ class BC(ActingModel):
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
-        optimizer, remaining = self.policy.optimizer, self.progress.remaining_of_all
+        optimizer = self.policy.optimizer
         if self._rate_changes:
-            set_learning_rate(optimizer, self.lr_schedule(remaining))
+            set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
         optimizer.zero_grad()
         total = None if len(update) == 1 else minibatch_weight(update)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
             if target is None:  # alpha follows a schedule
-                target = action_target(self.head, self.smoothings, part, progress=remaining)
+                target = action_target(self.head, self.smoothings, part, progress=self.progress.remaining_of_all)
             with torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext():
                 outputs = self.head.outputs(part.observations)
             if total is None:
@@ -462,10 +471,12 @@ class BC(ActingModel):
         self._check_finite()
         assert self._data is not None
         step, remaining, losses = self.num_timesteps, self.progress.remaining_of_all, self._watch.losses
+        logger = self._logger
+        assert logger is not None  # from `learn`
         size = self.batch_size * self.gradient_accumulation
         if losses:
             fresh = len(losses) * min(size, len(self._data))
-            self.logger.record("bc/samples_per_second", fresh / self._clock.seconds)
+            logger.record("bc/samples_per_second", fresh / self._clock.seconds)
         found = self.measures.training(remaining)
         norm = float(l2_norm(self.policy).detach())
         if losses:
@@ -479,15 +490,15 @@ class BC(ActingModel):
             "entropy": found["policy_entropy"],
             "l2_norm": norm,
             "l2_loss": self.l2_coef * norm,
-            "smoothing": alpha_in_force(self.smoothings, remaining),
+            "smoothing": self.measures.alpha(remaining),
             "exploration_floor": 0.0,
             "learning_rate": learning_rate_of(self.policy.optimizer),
         }
         found |= {f"val_{name}": value for name, value in self.measures.validation(remaining).items()}
         for name, value in found.items():
-            self.logger.record(f"bc/{name}", value)
-        self.logger.record("batch_size", self.batch_size)
-        self.logger.dump(step)
+            logger.record(f"bc/{name}", value)
+        logger.record("batch_size", self.batch_size)
+        logger.dump(step)
         self.policy.set_training_mode(True)
         self._watch.clear()
         self._logged_at = step

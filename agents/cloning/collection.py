@@ -15,8 +15,7 @@ from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.expert import Expert, legal_actions
 from rlsmooth.data import Demonstrations, concatenate
-from rlsmooth.data.arrays import stack_observations
-from rlsmooth.data.validation import action_dims, stored_dtype
+from rlsmooth.data.arrays import action_dims, stack_observations, stored_dtype
 from rlsmooth.data.vec_env_adapter import Step, action_seed, open_stream
 from rlsmooth.training import isolated_rng
 

@@ -27,8 +27,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.policies import PolicyQueries
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.data.actors import Actor, Predictor, checked_action
-from rlsmooth.data.arrays import stack_observations
-from rlsmooth.data.validation import action_dims, action_starts
+from rlsmooth.data.arrays import action_dims, action_starts, stack_observations
 from rlsmooth.losses import log_probabilities
 
 __all__ = ["Expert", "ExpertLike", "ExpertTargets", "Labels", "action_probabilities", "legal_actions"]

@@ -28,7 +28,7 @@ from rlsmooth.agents.files.policy_file import constructor_arguments, read_agent_
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.validation import action_dims, stored_dtype
+from rlsmooth.data.arrays import action_dims, stored_dtype
 from rlsmooth.losses import log_probabilities
 from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError

@@ -10,15 +10,20 @@ import torch
 from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 from torch import Tensor, nn
 
-from rlsmooth.agents.cloning.training_data import Smoothings, TrainingData, action_target, target_matrices
+from rlsmooth.agents.cloning.training_data import (
+    Smoothings,
+    TrainingData,
+    action_target,
+    alpha_in_force,
+    target_matrices,
+)
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
 from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
 from rlsmooth.losses.arguments import reduce
-from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
-from rlsmooth.training.run import spread_evenly
 
 __all__ = [
     "CloningMeasures",
@@ -32,8 +37,6 @@ __all__ = [
     "write_to_tensorboard",
 ]
 
-MEASURED_TRANSITIONS = 2048
-MEASURED_BYTES = 64 * 2**20
 NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
 VALIDATED = (
     "loss",
@@ -114,11 +117,16 @@ class CloningMeasures:
         self.own_reference = own_reference
         self._training = training
         self._validation = validation
-        self._spread: TensorBatch | None = None
+
+    def alpha(self, progress: float) -> float:
+        """The mean alpha in force when `progress` remains."""
+        assert self._training is not None
+        return self._training.alpha if self._training.is_constant else alpha_in_force(self.smoothings, progress)
 
     def training(self, progress: float) -> dict[str, float]:
         """Means over the training transitions, with their targets as of `progress` remaining."""
-        return self._summary([self._monitored()], progress)
+        assert self._training is not None
+        return self._summary([self._training.sample], progress)
 
     def validation(self, progress: float) -> dict[str, float]:
         """Means over the validation transitions; empty where there are none."""
@@ -130,15 +138,8 @@ class CloningMeasures:
 
     def transitions(self, progress: float) -> TransitionMeasures:
         """The measures of each training transition that log lines are about."""
-        return self._measures([self._monitored()], progress)
-
-    def _monitored(self) -> TensorBatch:
-        data = self._training
-        assert data is not None
-        if self._spread is None:
-            count = min(len(data), MEASURED_TRANSITIONS, max(1, MEASURED_BYTES // data.transition_bytes))
-            self._spread = data.compact(spread_evenly(len(data), count))
-        return self._spread
+        assert self._training is not None
+        return self._measures([self._training.sample], progress)
 
     def _summary(self, batches: Iterable[TensorBatch], progress: float) -> dict[str, float]:
         several = isinstance(self.head, CategoricalHead) and self.head.kind == "multi_discrete"

@@ -22,9 +22,9 @@ from torch import Tensor
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
 from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import in_memory
-from rlsmooth.data.validation import action_starts
+from rlsmooth.data.arrays import action_starts, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
+from rlsmooth.training.run import spread_evenly
 
 __all__ = [
     "ReferenceLike",
@@ -275,6 +275,7 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 
 
 BLOCK_BYTES = 64 * 2**20
+SAMPLED_TRANSITIONS = 2048
 
 
 class TrainingData:
@@ -293,6 +294,8 @@ class TrainingData:
         transition_bytes: what a row takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
+        sample: up to 2048 transitions, evenly spread, that represent all in log lines; see `prepare_sample`.
+        alpha: of smoothing at the start, the mean over transitions and components.
 
     Raises:
         ValueError: a per-row alpha that has not one number a transition, or that is beside a schedule; soft targets
@@ -314,6 +317,7 @@ class TrainingData:
         self.demonstrations = demonstrations.replace_unchecked(
             next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
         )
+        self._count = len(demonstrations)
         self.head = head
         self.observation_space = observation_space
         self.smoothings = smoothings
@@ -331,8 +335,11 @@ class TrainingData:
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
         self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
 
+    sample: TensorBatch
+    alpha: float
+
     def __len__(self) -> int:
-        return len(self.demonstrations)
+        return self._count
 
     def updates(
         self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
@@ -396,6 +403,12 @@ class TrainingData:
         smoothings = take_alpha(self.smoothings, index.to(self.device), len(self))
         target = to_dense(action_target(self.head, smoothings, batch))
         return batch._replace(target=target, reference=reference)
+
+    def prepare_sample(self) -> None:
+        """Make `sample` and `alpha`, before the first log line is due."""
+        self.alpha = alpha_in_force(self.smoothings, 1.0)
+        count = min(len(self), SAMPLED_TRANSITIONS, max(1, BLOCK_BYTES // self.transition_bytes))
+        self.sample = self.compact(spread_evenly(len(self), count))
 
     def compact(self, chosen: Tensor) -> TensorBatch:
         """Copies of some chosen whose targets, where alpha is constant, tell their labels and references."""

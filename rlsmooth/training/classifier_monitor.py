@@ -24,7 +24,7 @@ from rlsmooth.audits import calibration_error, reliability_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.losses.arguments import reduce
-from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.training.classifier_data import Rows
 from rlsmooth.training.classifier_run import Run
 from rlsmooth.training.run import divergence_error

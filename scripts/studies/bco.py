@@ -29,10 +29,10 @@ from matplotlib.lines import Line2D
 from rlsmooth.agents import BC, BCO
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREY, INK, ORANGE, STYLE
+from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE, STYLE
 from rlsmooth.scripts.studies.bco_experts import ENVS, demonstrations, make_experts, references
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 
 EPISODES = {"CartPole-v1": 2, "MountainCar-v0": 10, "Acrobot-v1": 10}
 PUBLISHED = {"CartPole-v1": (500.0, 500.0), "MountainCar-v0": (-100.2, -99.5), "Acrobot-v1": (-73.6, -75.2)}

@@ -38,7 +38,7 @@ from rlsmooth.audits import (
 from rlsmooth.data import load_labelled
 from rlsmooth.losses import log_probabilities
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, INK, ORANGE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, INK, ORANGE, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import uniform
 from rlsmooth.training import Classifier

@@ -40,7 +40,7 @@ from rlsmooth.audits import calibration_error, confidence_gap, interquartile_mea
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import entropy, log_probabilities
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, save_figure
 from rlsmooth.scripts.studies.distil_dqn_teachers import (
     BARS,
     BUDGETS,
@@ -51,7 +51,7 @@ from rlsmooth.scripts.studies.distil_dqn_teachers import (
     values_in,
 )
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import boltzmann
 
 EPISODES = {"CartPole-v1": 2, "Acrobot-v1": 4}  # a student's

@@ -41,7 +41,7 @@ from rlsmooth.agents import GAIL
 from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, RED, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.imitation_runs import (
     TrainingReturns,
     demonstrations,

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.data import GaussianMixture, grid_of_gaussians, ring_of_gaussians
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import STYLE
+from rlsmooth.scripts.figures.page import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
 from rlsmooth.training import GANTrainer, ModeCoverage, mode_coverage

@@ -36,7 +36,7 @@ from rlsmooth.audits import (
 )
 from rlsmooth.data import load_labelled
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from rlsmooth.audits import Interval, interquartile_mean_interval
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, ORANGE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, ORANGE, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import Target, mixture, one_hot, uniform
 from rlsmooth.training import Classifier

@@ -33,9 +33,9 @@ from rlsmooth.agents import BC
 from rlsmooth.audits import interquartile_mean_interval
 from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import Smoothing
 
 ENV = "Pendulum-v1"

@@ -46,7 +46,7 @@ from rlsmooth.agents.adversarial.reward_nets import Transitions
 from rlsmooth.audits import interquartile_mean_interval
 from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, INK, ORANGE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, INK, ORANGE, STYLE, save_figure
 from rlsmooth.scripts.studies.imitation_runs import (
     KINDS,
     TrainingReturns,

@@ -10,17 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rlsmooth.audits import implied_alpha, mean_logit_margin, optimal_margin
 from rlsmooth.losses import cross_entropy
-from rlsmooth.targets import (
-    Tree,
-    from_probs,
-    hierarchical,
-    kernel,
-    mixture,
-    one_hot,
-    ordinal,
-    ordinal_kernel,
-    uniform,
-)
+from rlsmooth.targets import Tree, from_probs, hierarchical, kernel, mixture, one_hot, ordinal, ordinal_kernel, uniform
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])

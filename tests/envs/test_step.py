@@ -306,7 +306,6 @@ def test_pictures_show_the_state_and_what_is_legal() -> None:
     assert (cells[0] == 255).all(axis=-1).tolist() == [False, True, False, False]
     green = cells[1, :, 1] > cells[1, :, 0]
     assert green.tolist() == [False, True, True, False]
-
     box = IdentityBoxEnv(2, render_mode="rgb_array")
     state, _ = box.reset(seed=0)
     picture = box.render()
@@ -388,7 +387,6 @@ def test_vector_environments(name: str) -> None:
     vector.reset(seed=1)
     ends = [vector.step(vector.action_space.sample())[3] for _ in range(length)]
     assert np.array_equal(np.stack(ends), [[False] * 3] * (length - 1) + [[True] * 3])
-
     dummy = DummyVecEnv([lambda: gym.make(name, episode_length=length)] * 3)
     dummy.seed(1)
     dummy.reset()

@@ -238,8 +238,7 @@ def test_the_policy_alone_is_saved_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "space"),
-    [("observation_space", spaces.Box(-1, 1, (4,))), ("action_space", spaces.Discrete(3))],
+    ("name", "space"), [("observation_space", spaces.Box(-1, 1, (4,))), ("action_space", spaces.Discrete(3))]
 )
 def test_an_expert_of_other_spaces_is_refused(name: str, space: Any) -> None:
     expert = PPO("MlpPolicy", pendulum(1), n_steps=8, batch_size=8, device="cpu")

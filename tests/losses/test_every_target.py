@@ -356,10 +356,7 @@ OFTEN_MASKED = ("uniform", "kernel", "boltzmann", "mix of two backgrounds")
     ],
 )
 def test_compiled_equals_eager(
-    kind: str,
-    masked: bool,
-    compiled_rows: Callable[[Tensor, Target, Tensor | None], Tensor],
-    device: torch.device,
+    kind: str, masked: bool, compiled_rows: Callable[[Tensor, Target, Tensor | None], Tensor], device: torch.device
 ) -> None:
     logits, target, mask = draw(kind, masked, device, (2, 3))
     value, gradient = gradient_of(lambda x: compiled_rows(x, target, mask), logits)

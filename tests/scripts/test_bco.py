@@ -87,8 +87,8 @@ def test_tensorboard_and_the_table_say_the_same(finished: tuple[Path, str], repo
     rows = {
         "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
         "return, demonstrations": "500.0",
-        "guesses: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
-        "guesses: confidence": f"{100 * found['pseudo_label_confidence']:.1f} %",
+        "pseudo-labels: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
+        "confidence in them": f"{100 * found['pseudo_label_confidence']:.1f} %",
         "policy entropy": f"{found['policy_entropy']:.3f} nats",
     }
     assert_table(printed, rows)
@@ -133,8 +133,7 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
 
 
 @pytest.mark.parametrize(
-    "env",
-    [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"],
+    "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
 )
 def test_other_action_spaces(env: str, tmp_path: Path) -> None:
     played = make_envs(env, 1, 0)

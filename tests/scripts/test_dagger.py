@@ -209,9 +209,7 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: st
     refused(f"dagger {words}", says, expert=expert)
 
 
-def test_demonstrations_of_another_environment_are_told(
-    expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: Path, capsys: Any) -> None:
     data = tmp_path / "identity.npz"
     record(lambda state: state, "rlsmooth/Identity-v0", 1, seed=0).save(data)
     words = ["dagger", "--expert", str(expert), "--demonstrations", str(data), "-f", str(tmp_path / "logs")]

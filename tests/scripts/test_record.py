@@ -67,9 +67,7 @@ def test_the_same_command_gives_the_same_file(tmp_path: Path) -> None:
     ]
 
 
-def test_a_trained_agent_is_recorded_with_the_short_flags(
-    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_trained_agent_is_recorded_with_the_short_flags(agent: Path, tmp_path: Path, capsys: Any) -> None:
     arguments = ["--algo", "a2c", "-i", str(agent), "--n-episodes", "3", "--stochastic", "-f", str(tmp_path), "-P"]
     path = record.main(tyro.cli(record.Args, args=arguments))
     assert "3/3" in capsys.readouterr().err  # the progress bar

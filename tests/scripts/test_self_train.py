@@ -13,11 +13,10 @@ import pytest
 from commands import assert_drawn_again, assert_written, report_of, run_command, run_here
 from killing import kill_command
 from rlsmooth.data import load_labelled
+from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.figures.self_train import pseudo_label_words
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.networks import network
-from rlsmooth.scripts.self_train import Args
-from rlsmooth.scripts.self_train_report import pseudo_label_words
-from rlsmooth.scripts.self_train_training import given_labels
+from rlsmooth.scripts.self_train import Args, given_labels
 from rlsmooth.training import Classifier, SelfTraining
 from support import read_events, same_tensors
 
@@ -81,7 +80,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str], report:
     last = report["rounds"][-1]
     made = sum(entry["num_new"] for entry in report["rounds"])
     assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
-    assert "Rows with a label: 9; without: 125; test: 44" in printed
+    assert "Samples with a label: 9; without: 125; test: 44" in printed
 
 
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_plot_draws_again_compares_and_draws_what_has_only_begun(finished: tuple
     ],
 )
 def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsmooth.scripts.self_train_training.save_figure", lambda path, figure: None)  # takes a second
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
     report = report_of(run_here(tmp_path, "self-train", *few, *words.split(), "--device", "cpu"))
     assert pseudo_label_words(report["settings"]) == says

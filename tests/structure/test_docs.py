@@ -269,9 +269,7 @@ def module_names() -> list[str]:
 
 
 @pytest.mark.parametrize("name", module_names())
-def test_the_examples_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)  # an example may save a file
     result = doctest.testmod(module, optionflags=OPTIONS)

@@ -20,18 +20,6 @@ SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")
 # Violations of before the rules, by file. Entries may only go; the rules hold everywhere else.
 ALLOWED: dict[str, set[str]] = {
     "circle": {
-        "rlsmooth.scripts.bc",
-        "rlsmooth.scripts.bc_training",
-        "rlsmooth.scripts.bco",
-        "rlsmooth.scripts.bco_training",
-        "rlsmooth.scripts.classify",
-        "rlsmooth.scripts.classify_training",
-        "rlsmooth.scripts.dagger",
-        "rlsmooth.scripts.dagger_training",
-        "rlsmooth.scripts.gan",
-        "rlsmooth.scripts.gan_training",
-        "rlsmooth.scripts.self_train",
-        "rlsmooth.scripts.self_train_training",
         "rlsmooth.training.classifier",
         "rlsmooth.training.classifier_files",
         "rlsmooth.training.classifier_monitor",
@@ -51,13 +39,8 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/bco.py:__init__",
         "agents/cloning/dagger.py:__init__",
         "agents/cloning/dagger.py:_one_round",
-        "scripts/adversarial_training.py:train",
-        "scripts/studies/deep_sea.py:main",
     },
-    "long module": {
-        "agents/adversarial/trainer.py",
-        "agents/cloning/bc.py",
-    },
+    "long module": {"agents/adversarial/trainer.py", "agents/cloning/bc.py"},
     "foreign private": {
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",

@@ -20,85 +20,30 @@ PACKAGES = [
 
 # Other people's programs call these: none may go, and a new one is added here with the change that brings it.
 BINDING = {
-    "rlsmooth": {"__version__"},
-    "rlsmooth.agents": {
-        "AIRL",
-        "BC",
-        "BCO",
-        "DAgger",
-        "ExactCheckpointCallback",
-        "GAIL",
-        "InverseDynamics",
-        "LearnedRewardVecEnv",
-        "PolicyEntropyCallback",
-        "RewardNet",
-        "ShapedRewardNet",
-        "SmoothedA2C",
-        "SmoothedActorCriticCnnPolicy",
-        "SmoothedActorCriticPolicy",
-        "SmoothedMaskableActorCriticPolicy",
-        "SmoothedMaskablePPO",
-        "SmoothedMultiInputActorCriticPolicy",
-        "SmoothedPPO",
-        "SmoothedRecurrentActorCriticPolicy",
-        "SmoothedRecurrentPPO",
-        "load_agent",
-        "load_reward_net",
-        "save_agent",
-        "save_reward_net",
-    },
-    "rlsmooth.audits": {
-        "accuracy",
-        "adaptive_calibration_error",
-        "average_mean_absolute_error",
-        "brier_score",
-        "calibration_error",
-        "classification_summary",
-        "classwise_calibration_error",
-        "distance_at_k",
-        "fit_temperature",
-        "implied_alpha",
-        "mean_absolute_error",
-        "mean_logit_margin",
-        "mistake_severity",
-        "negative_log_likelihood",
-        "optimal_margin",
-        "ranked_probability_score",
-        "risk_coverage",
-    },
-    "rlsmooth.data": {"Demonstrations", "LabelledData", "ObservationOnly", "concatenate", "load_labelled", "record"},
-    "rlsmooth.losses": {
-        "binary_cross_entropy",
-        "confidence_penalty",
-        "cross_entropy",
-        "entropy",
-        "expected_value",
-        "kl_divergence",
-        "label_relaxation",
-        "statistics",
-    },
-    "rlsmooth.targets": {
-        "Smoothing",
-        "Target",
-        "Tree",
-        "boltzmann",
-        "completed_q",
-        "confidence_adaptive",
-        "from_probs",
-        "hierarchical",
-        "hl_gauss",
-        "kernel",
-        "mixture",
-        "one_hot",
-        "ordinal",
-        "prior",
-        "sparse",
-        "teacher",
-        "two_hot",
-        "uniform",
-        "visit_counts",
-    },
-    "rlsmooth.training": {"Classifier", "SelfTraining"},
+    "rlsmooth": "__version__",
+    "rlsmooth.agents": """
+        AIRL BC BCO DAgger ExactCheckpointCallback GAIL InverseDynamics LearnedRewardVecEnv
+        PolicyEntropyCallback RewardNet ShapedRewardNet SmoothedA2C SmoothedActorCriticCnnPolicy
+        SmoothedActorCriticPolicy SmoothedMaskableActorCriticPolicy SmoothedMaskablePPO
+        SmoothedMultiInputActorCriticPolicy SmoothedPPO SmoothedRecurrentActorCriticPolicy SmoothedRecurrentPPO
+        load_agent load_reward_net save_agent save_reward_net
+    """,
+    "rlsmooth.audits": """
+        accuracy adaptive_calibration_error average_mean_absolute_error brier_score calibration_error
+        classification_summary classwise_calibration_error distance_at_k fit_temperature implied_alpha
+        mean_absolute_error mean_logit_margin mistake_severity negative_log_likelihood optimal_margin
+        ranked_probability_score risk_coverage
+    """,
+    "rlsmooth.data": "Demonstrations LabelledData ObservationOnly concatenate load_labelled record",
+    "rlsmooth.losses": """
+        binary_cross_entropy confidence_penalty cross_entropy entropy expected_value kl_divergence
+        label_relaxation statistics
+    """,
+    "rlsmooth.targets": """
+        Smoothing Target Tree boltzmann completed_q confidence_adaptive from_probs hierarchical hl_gauss kernel
+        mixture one_hot ordinal prior sparse teacher two_hot uniform visit_counts
+    """,
+    "rlsmooth.training": "Classifier SelfTraining",
 }
 
 
@@ -139,7 +84,7 @@ def test_all_leaves_out_no_public_name(package: str) -> None:
 
 @pytest.mark.parametrize("package", sorted(BINDING))
 def test_the_names_that_the_design_binds_are_there(package: str) -> None:
-    assert set(importlib.import_module(package).__all__) >= BINDING[package]
+    assert set(importlib.import_module(package).__all__) >= set(BINDING[package].split())
 
 
 def test_every_public_function_of_the_libraries_shows_an_example() -> None:

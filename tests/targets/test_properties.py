@@ -291,10 +291,7 @@ def test_smoothing_and_mixing_commute(case: Case, lam: float) -> None:
     np.testing.assert_allclose(Target.mix(one, two, lam).dense(torch.float64), expected, atol=1e-14)
 
 
-@given(
-    size=st.integers(1, 6),
-    atoms=st.lists(st.tuples(st.integers(0, 5), st.floats(-1e6, 1e6)), max_size=8),
-)
+@given(size=st.integers(1, 6), atoms=st.lists(st.tuples(st.integers(0, 5), st.floats(-1e6, 1e6)), max_size=8))
 def test_sparse_is_a_sum_over_its_atoms(size: int, atoms: list[tuple[int, float]]) -> None:
     expected = np.zeros(size)
     for index, weight in atoms:

@@ -15,7 +15,6 @@ from torch.distributions import Categorical
 from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from killing import assert_same_after_kills
 from rlsmooth.targets import Smoothing, uniform
 from rlsmooth.training import (
     Classifier,
@@ -215,34 +214,6 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not what the run"):
             resume(**other)
     resume()
-
-
-TRAIN = """
-    from rlsmooth.training import Classifier
-
-    rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(400, 6)).astype(np.float32), rng.integers(4, size=400)
-
-    def build(features, classes):
-        return torch.nn.Sequential(torch.nn.Linear(features, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(),
-            torch.nn.Dropout(0.2), torch.nn.Linear(32, classes))
-
-    def train(name):
-        classifier = Classifier(build, smoothing="lin_0.2", learning_rate="lin_3e-3", mixup=0.2, batch_size=48,
-            max_epochs=20, validation_fraction=0.25, early_stopping_patience=100, seed=0, device="cpu",
-            checkpoint_folder=name, checkpoint_every=2)
-        print(name, max([0, *checkpoint_steps(name)]), flush=True)
-        classifier.fit(X, y, resume=True)
-        torch.save(classifier.module_.state_dict(), f"{name}.pt")
-
-    Classifier(max_epochs=1, device="cpu").fit(X, y)  # what torch imports with its first optimiser
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
-    """SIGKILL at random moments, saves included, of a run with dropout, mixup, schedules and early stopping."""
-    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 6, 12))
 
 
 # ---- what a fit reports: history, TensorBoard files, lines, and the end of a fit that diverges

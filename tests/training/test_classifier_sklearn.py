@@ -32,7 +32,7 @@ from sklearn.utils import estimator_checks  # noqa: E402
 
 QUICK: dict[str, Any] = {"max_epochs": 10, "learning_rate": 0.03, "seed": 0, "device": "cpu"}
 EXPECTED_FAILURES = {
-    "check_sample_weight_equivalence_on_dense_data": "equal to float32's rounding only: see the test in float64 below",
+    "check_sample_weight_equivalence_on_dense_data": "equal to float32's rounding only: see the test in float64 below"
 }
 
 
@@ -51,9 +51,7 @@ def all_checks() -> list[Any]:
 
 @pytest.mark.parametrize(("estimator", "check"), all_checks())
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_scikit_learns_checks_pass(
-    estimator: Classifier, check: Callable[[Any], None], request: pytest.FixtureRequest
-) -> None:
+def test_scikit_learns_checks_pass(estimator: Classifier, check: Callable[[Any], None], request: Any) -> None:
     name = check.func.__name__  # type: ignore[attr-defined]
     if name in EXPECTED_FAILURES:
         request.applymarker(pytest.mark.xfail(reason=EXPECTED_FAILURES[name], raises=AssertionError, strict=True))

@@ -29,12 +29,7 @@ from rlsmooth.training import accumulated_discriminator_step, discriminator_step
 from support import read_events, tensor_samples
 
 BOX = spaces.Box(-1, 1, (3,))
-ACTIONS = [
-    spaces.Discrete(4),
-    spaces.MultiDiscrete([2, 3]),
-    spaces.MultiBinary(3),
-    spaces.Box(-2, 2, (2,)),
-]
+ACTIONS = [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-2, 2, (2,))]
 OBSERVATIONS = [
     BOX,
     spaces.Discrete(5),
@@ -176,11 +171,7 @@ def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> N
 
 @pytest.mark.parametrize(
     ("form", "formula"),
-    [
-        ("minus_log_one_minus_d", F.softplus),
-        ("log_d", F.logsigmoid),
-        ("logit", lambda logits: logits),
-    ],
+    [("minus_log_one_minus_d", F.softplus), ("log_d", F.logsigmoid), ("logit", lambda logits: logits)],
 )
 @pytest.mark.parametrize("real_target", [1.0, 0.9])
 def test_gails_reward_is_of_the_logit_less_the_equilibriums(form: Any, formula: Any, real_target: float) -> None:

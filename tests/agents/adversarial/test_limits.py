@@ -301,11 +301,7 @@ def test_an_evaluation_environment_with_one_wrapper_more_is_synchronised() -> No
 
 
 def test_small_images_are_flattened() -> None:
-    for shape, expected in (
-        ((8, 8, 1), FlattenExtractor),
-        ((3, 35, 64), FlattenExtractor),
-        ((3, 36, 36), NatureCNN),
-    ):
+    for shape, expected in (((8, 8, 1), FlattenExtractor), ((3, 35, 64), FlattenExtractor), ((3, 36, 36), NatureCNN)):
         net = RewardNet(spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(2))
         assert net.arguments["features_extractor_class"] is expected
 

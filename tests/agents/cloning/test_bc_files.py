@@ -12,7 +12,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 
-from killing import assert_same_after_kills
 from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.agents.cloning import training_data
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
@@ -170,35 +169,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], c
     again.learn(total_batches=2, reset_num_timesteps=False)
 
 
-TRAIN = """
-    from rlsmooth.agents import BC
-    from rlsmooth.data import cartpole_v1
-
-    data = cartpole_v1().select_episodes(range(4))
-    custom = {"features_extractor_class": Dropping}
-
-    def train(name):
-        try:
-            agent = BC.resume(name, None, data, custom_objects=custom, device="cpu")
-        except ValueError:
-            agent = BC("MlpPolicy", None, data, smoothing="lin_0.2", learning_rate="lin_3e-3", batch_size=48,
-                policy_kwargs=custom, checkpoint_folder=name, checkpoint_every=7, validation_fraction=0.25,
-                early_stopping_patience=50, seed=0, device="cpu")
-        print(name, agent.num_timesteps, flush=True)
-        agent.learn(total_epochs=12, log_interval=50)
-        torch.save(agent.policy.state_dict(), f"{name}.pt")
-"""
-
-
-@pytest.mark.parametrize("goals", [[0, 70], pytest.param([0, 70, 140, 210], marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_ends_the_same(goals: list[int], programs: Any, tmp_path: Path) -> None:
-    """SIGKILL at random moments, saves included, of a run with dropout, schedules and early stopping."""
-    assert_same_after_kills(programs, tmp_path, TRAIN, goals)
-
-
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path: Path, monkeypatch: Any) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 

@@ -145,10 +145,9 @@ def test_the_optimal_margin_is_the_published_formula(count: int, alpha: float, s
         logits: Tensor = agent.head.outputs(torch.eye(count))[0]
     own = logits.diagonal()
     others = logits[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
-    margin = {
-        "all": np.log(1 + count * (1 - alpha) / alpha),
-        "others": np.log((1 - alpha) * (count - 1) / alpha),
-    }[spread]
+    margin = {"all": np.log(1 + count * (1 - alpha) / alpha), "others": np.log((1 - alpha) * (count - 1) / alpha)}[
+        spread
+    ]
     np.testing.assert_allclose((own.unsqueeze(-1) - others).numpy(), margin, atol=1e-3)
 
 
@@ -270,7 +269,6 @@ def test_a_run_equals_a_loop_written_by_hand(smoothing: float) -> None:
     agent = BC("MlpPolicy", None, demonstrations, smoothing=smoothing, batch_size=100, seed=3, device="cpu")
     start = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
     agent.learn(total_epochs=2)
-
     by_hand = BC("MlpPolicy", None, demonstrations, seed=3, device="cpu").policy
     by_hand.load_state_dict(start)
     observations = torch.as_tensor(demonstrations.observations)

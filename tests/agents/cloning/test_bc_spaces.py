@@ -263,63 +263,6 @@ def test_groups_of_components_sum_to_the_joint_loss() -> None:
     assert cross_entropy(outputs[0], batch.target[0], reduction="none").shape == (ROWS, 3)  # type: ignore[index, arg-type]
 
 
-@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
-@pytest.mark.parametrize("name", MASKED)
-def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float) -> None:
-    """Under masks, with a weight of 0, component by component, in float64."""
-    dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
-    masks = legal_masks(draw(FLAT, MASKED[name]), dims)
-    demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.2,
-        kl_coef=kl_coef,
-        policy_kwargs={"ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
-    batch = agent.measures._monitored()
-    assert isinstance(agent.head, CategoricalHead)
-    with torch.no_grad():
-        outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]
-    groups = zip(
-        outputs, agent.head.label_groups(batch.labels), agent.head.mask_groups(batch.masks), batch.target, strict=True
-    )  # type: ignore[arg-type]
-    columns: dict[str, list[torch.Tensor]] = {}
-    for logits, labels, mask, target in groups:
-        best = logits.masked_fill(~mask, -torch.inf).argmax(-1)  # type: ignore[operator]
-        found = {
-            "cross_entropy": cross_entropy(logits, target, mask=mask, reduction="none"),
-            "nll_hard": cross_entropy(logits, labels, mask=mask, reduction="none"),
-            "policy_entropy": entropy(logits, mask),
-            "kl_uniform": kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none"),
-            "most": entropy(torch.zeros_like(logits), mask),
-            "confidence": (-cross_entropy(logits, best, mask=mask, reduction="none")).exp(),
-            "hit": (best == labels).double(),
-        }
-        for key, column in found.items():
-            columns.setdefault(key, []).append(column.reshape(ROWS, -1))
-    joined = {key: torch.cat(parts, dim=-1) for key, parts in columns.items()}
-    weights = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
-    line = metrics(agent)
-    for key in ("cross_entropy", "nll_hard", "policy_entropy", "kl_uniform"):
-        assert line[key] == pytest.approx(np.average(joined[key].sum(-1), weights=weights), abs=1e-6), key
-    assert line["kl_reference"] == pytest.approx(line["kl_uniform"], abs=1e-6)
-    assert line["loss"] == pytest.approx(line["cross_entropy"] + kl_coef * line["kl_uniform"], abs=1e-6)
-    probability = np.average((-joined["nll_hard"].sum(-1)).exp(), weights=weights)
-    assert line["prob_true_act"] == pytest.approx(probability, abs=1e-6)
-    assert line["accuracy"] == pytest.approx(np.average(joined["hit"].mean(-1), weights=weights), abs=1e-6)
-    spread = weights.unsqueeze(-1).expand(joined["hit"].shape)
-    ece = calibration_error(joined["confidence"], joined["hit"] == 1, weights=spread)
-    assert line["ece"] == pytest.approx(float(ece), abs=1e-6)
-    most = joined["most"].sum(-1)
-    choice = most > 1e-6
-    share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
-    assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
-
-
 class Unreadable(ActorCriticPolicy):
     """Has a distribution of its own."""
 
@@ -368,6 +311,63 @@ def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.d
     assert np.isfinite(list(metrics(agent).values())).all()
     action, _ = agent.predict(demonstrations.observations)
     assert len(action) == ROWS
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
+@pytest.mark.parametrize("name", MASKED)
+def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float) -> None:
+    """Under masks, with a weight of 0, component by component, in float64."""
+    dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
+    masks = legal_masks(draw(FLAT, MASKED[name]), dims)
+    demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
+    agent = BC(
+        "MlpPolicy",
+        None,
+        demonstrations,
+        smoothing=0.2,
+        kl_coef=kl_coef,
+        policy_kwargs={"ortho_init": False},
+        seed=0,
+        device="cpu",
+    )
+    batch = agent.measures._training.sample
+    assert isinstance(agent.head, CategoricalHead)
+    with torch.no_grad():
+        outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]
+    groups = zip(
+        outputs, agent.head.label_groups(batch.labels), agent.head.mask_groups(batch.masks), batch.target, strict=True
+    )  # type: ignore[arg-type]
+    columns: dict[str, list[torch.Tensor]] = {}
+    for logits, labels, mask, target in groups:
+        best = logits.masked_fill(~mask, -torch.inf).argmax(-1)  # type: ignore[operator]
+        found = {
+            "cross_entropy": cross_entropy(logits, target, mask=mask, reduction="none"),
+            "nll_hard": cross_entropy(logits, labels, mask=mask, reduction="none"),
+            "policy_entropy": entropy(logits, mask),
+            "kl_uniform": kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none"),
+            "most": entropy(torch.zeros_like(logits), mask),
+            "confidence": (-cross_entropy(logits, best, mask=mask, reduction="none")).exp(),
+            "hit": (best == labels).double(),
+        }
+        for key, column in found.items():
+            columns.setdefault(key, []).append(column.reshape(ROWS, -1))
+    joined = {key: torch.cat(parts, dim=-1) for key, parts in columns.items()}
+    weights = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
+    line = metrics(agent)
+    for key in ("cross_entropy", "nll_hard", "policy_entropy", "kl_uniform"):
+        assert line[key] == pytest.approx(np.average(joined[key].sum(-1), weights=weights), abs=1e-6), key
+    assert line["kl_reference"] == pytest.approx(line["kl_uniform"], abs=1e-6)
+    assert line["loss"] == pytest.approx(line["cross_entropy"] + kl_coef * line["kl_uniform"], abs=1e-6)
+    probability = np.average((-joined["nll_hard"].sum(-1)).exp(), weights=weights)
+    assert line["prob_true_act"] == pytest.approx(probability, abs=1e-6)
+    assert line["accuracy"] == pytest.approx(np.average(joined["hit"].mean(-1), weights=weights), abs=1e-6)
+    spread = weights.unsqueeze(-1).expand(joined["hit"].shape)
+    ece = calibration_error(joined["confidence"], joined["hit"] == 1, weights=spread)
+    assert line["ece"] == pytest.approx(float(ece), abs=1e-6)
+    most = joined["most"].sum(-1)
+    choice = most > 1e-6
+    share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
+    assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
 
 
 # ---- arguments that can't be: one clear error, before anything is trained or written

@@ -17,7 +17,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 
-from killing import assert_same_after_kills
 from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.agents.cloning.collection import collect, join
 from rlsmooth.agents.cloning.training_data import action_target
@@ -217,7 +216,6 @@ def test_actions_of_demonstrations_play_no_part() -> None:
 def test_demonstrations_without_next_observations_lose_their_last_rows() -> None:
     data = watched()
     agent = make(data.replace_unchecked(next_observations=None), n_rounds=1, inverse_epochs=40).learn()
-    assert agent.pairs is not None
     assert len(agent.pairs) == len(data) - data.num_episodes
     assert agent.history[0]["pseudo_label_accuracy"] > 0.9
 
@@ -476,7 +474,6 @@ def test_each_round_has_one_log_line() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-
     make_short(watched_cartpole(), tensorboard_log=tmp_path).learn()
     events = read_events(tmp_path / "BCO_1")
     assert [point.step for point in events.Scalars("bco/pseudo_label_accuracy")] == [100, 200]
@@ -633,28 +630,3 @@ def test_a_bad_checkpoint_is_passed_over(tmp_path: Path) -> None:
         back = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu")
     assert back.round == 1
     assert same_parameters(back.learn(), make_rounds(n_rounds=2).learn())
-
-
-TRAIN = """
-    from rlsmooth.agents import BCO
-    from rlsmooth.data import ObservationOnly, cartpole_v1
-
-    data = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
-    custom = {"features_extractor_class": Dropping}
-
-    def train(name):
-        try:
-            agent = BCO.resume(name, "CartPole-v1", data, custom_objects=custom, device="cpu")
-        except ValueError:
-            agent = BCO("MlpPolicy", "CartPole-v1", data, smoothing="lin_0.2", policy_kwargs=custom, n_rounds=12,
-                transitions_per_round=40, n_epochs=1, inverse_epochs=2, checkpoint_folder=name, seed=0, device="cpu")
-        print(name, agent.round, flush=True)
-        agent.learn()
-        torch.save(agent.policy.state_dict(), f"{name}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
-    """SIGKILL at random moments, saves included, of a run with dropout and a schedule."""
-    assert_same_after_kills(programs, tmp_path, TRAIN, (0, 3, 6, 9))

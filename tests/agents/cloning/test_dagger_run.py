@@ -15,7 +15,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 
-from killing import assert_same_after_kills
 from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, load_agent
 from rlsmooth.data import Demonstrations, record
 from rlsmooth.envs import IdentityBoxEnv, IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
@@ -173,7 +172,6 @@ def test_agreement_is_of_whole_actions_before_they_are_learnt() -> None:
 
 
 def test_tensorboard_gets_the_tags(tmp_path: Path) -> None:
-
     make(tensorboard_log=tmp_path).learn(100)
     events = read_events(tmp_path / "DAgger_1")
     assert [point.step for point in events.Scalars("dagger/expert_agreement")] == [50, 100]
@@ -405,35 +403,6 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_0.zip").unlink()
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu").learn(TOTAL)
     assert same_parameters(resumed, make_rounds().learn(TOTAL))
-
-
-TRAIN = """
-    from rlsmooth.agents import DAgger
-    from stable_baselines3.common.env_util import make_vec_env
-
-    custom = {"features_extractor_class": Dropping}
-
-    def expert(seen):
-        return (seen[:, 2] > 0).astype(int)  # falls soon: rounds are short
-
-    def train(name):
-        env = make_vec_env("CartPole-v1", n_envs=2)
-        try:
-            agent = DAgger.resume(name, env, expert, custom_objects=custom, device="cpu")
-        except ValueError:
-            agent = DAgger("MlpPolicy", env, expert, smoothing="lin_0.2", policy_kwargs=custom, beta_schedule=0.5,
-                rollout_round_min_episodes=2, rollout_round_min_timesteps=20, bc_train_n_epochs=1, scratch_dir=name,
-                seed=0, device="cpu")
-        print(name, agent.round, flush=True)
-        agent.learn(2000)
-        torch.save({**agent.policy.state_dict(), "labels": torch.tensor(agent.demonstrations.actions)}, f"{name}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_the_same(programs: Any, tmp_path: Path) -> None:
-    """SIGKILL at random moments, saves included, of a run with dropout, a schedule and a learner that acts."""
-    assert_same_after_kills(programs, tmp_path, TRAIN, "range(0, last, max(1, last // 4))")
 
 
 def test_ones_own_folder_is_never_refused_and_anothers_always(tmp_path: Path) -> None:

@@ -53,12 +53,7 @@ def make(data: Demonstrations, **arguments: Any) -> InverseDynamics:
 # ---- spaces
 @pytest.mark.parametrize(
     "space",
-    [
-        spaces.Discrete(3),
-        spaces.Discrete(3, start=5),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(3),
-    ],
+    [spaces.Discrete(3), spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)],
     ids=str,
 )
 def test_it_reads_actions_off_observations_it_has_not_seen(space: spaces.Space[Any]) -> None:

@@ -79,11 +79,7 @@ def state_of(model: OnPolicyAlgorithm) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), CASES)
 def test_off_is_the_parent_bit_for_bit(
-    ours: type[OnPolicyAlgorithm],
-    parent: type[OnPolicyAlgorithm],
-    policy: str,
-    env: str,
-    arguments: dict[str, Any],
+    ours: type[OnPolicyAlgorithm], parent: type[OnPolicyAlgorithm], policy: str, env: str, arguments: dict[str, Any]
 ) -> None:
     mine, its = (trained(algorithm, policy, env, 192, **arguments) for algorithm in (ours, parent))
     assert_equal(state_of(mine), state_of(its))
@@ -102,11 +98,7 @@ ONE_EACH = [CASES[place] for place in (0, 1, 5, 7, 9)]
 
 @pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), ONE_EACH)
 def test_on_differs_from_the_parent(
-    ours: type[OnPolicyAlgorithm],
-    parent: type[OnPolicyAlgorithm],
-    policy: str,
-    env: str,
-    arguments: dict[str, Any],
+    ours: type[OnPolicyAlgorithm], parent: type[OnPolicyAlgorithm], policy: str, env: str, arguments: dict[str, Any]
 ) -> None:
     mine = trained(ours, policy, env, 128, smoothing=0.1, **arguments)
     its = trained(parent, policy, env, 128, **arguments)

@@ -344,8 +344,7 @@ def policy_of(policy_class: Any, actions: spaces.Space[Any] = CHOICE, **argument
 
 
 @pytest.mark.parametrize(
-    "policy_class",
-    [SmoothedActorCriticPolicy, SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy],
+    "policy_class", [SmoothedActorCriticPolicy, SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy]
 )
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_an_agent_file_keeps_a_smoothed_policy(policy_class: Any, reference: Any, tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> N
     command += ["--conf-file", "conf.yml", "-f", "logs", "--eval-freq", "-1", "--seed", "0", "--device", "cpu"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-
     algorithm: Any = stable_baselines3.PPO if algo == "ppo" else sb3_contrib.RecurrentPPO
     (saved,) = (tmp_path / "logs" / algo / "CartPole-v1_1").glob("*.zip")
     model = algorithm.load(saved, device="cpu")

@@ -101,10 +101,7 @@ def test_a_peer_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("algorithms", "envs"),
-    [
-        (("BC",), ("CartPole-v1",)),
-        pytest.param(("BC", "DAgger", "GAIL", "AIRL"), bench.ENVS, marks=pytest.mark.slow),
-    ],
+    [(("BC",), ("CartPole-v1",)), pytest.param(("BC", "DAgger", "GAIL", "AIRL"), bench.ENVS, marks=pytest.mark.slow)],
 )
 def test_our_side_runs_alone(algorithms: Any, envs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = bench.Args(small=True, folder=tmp_path, workers=1, algorithms=algorithms, envs=envs)

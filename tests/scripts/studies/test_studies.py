@@ -16,7 +16,7 @@ from stable_baselines3 import PPO
 
 from rlsmooth.scripts.studies import collapse, deep_sea
 from rlsmooth.scripts.studies.runner import Args, Job, results_folder, run_jobs
-from rlsmooth.scripts.studies.watching import Watch, mean_return
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 
 NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -53,7 +53,6 @@ def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
     kept, lost = tmp_path / "runs" / "seed_0.json", tmp_path / "runs" / "seed_1.json"
     before, content = kept.stat().st_mtime_ns, lost.read_bytes()
     assert json.loads(content)["result"] == result["runs"][1]
-
     lost.unlink()  # as if it had been broken off before this run ended
     second = run_study("cartpole", tmp_path)
     assert second.returncode == 0, second.stderr
