@@ -6,9 +6,9 @@
 for PPO, A2C, TRPO, MaskablePPO, RecurrentPPO and ours, and for DQN, DDPG, SAC, TD3, CrossQ, QRDQN and TQC; the file of
 a BC gives a BC.
 
-A file holds weights, optimisers, arguments, counters, VecNormalize's statistics, and what our algorithms keep besides
-(adaptive coefficient, warm-up, reference policy); the replay buffer only if you ask for it. Loading runs no code that
-the file could name. See `agent_file`.
+A file holds weights, optimisers, arguments, counters, VecNormalize's statistics, and what our algorithms add (adaptive
+coefficient, warm-up, reference policy); the replay buffer only if you ask for it. Loading runs no code that the file
+could name.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ __all__ = [
 
 Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 ALGORITHM_BASES = (OnPolicyAlgorithm, OffPolicyAlgorithm)
-"""What every algorithm here is one of."""
+"""The base classes of all algorithms here."""
 
 STANDARD: tuple[type[Algorithm], ...] = (A2C, PPO, DDPG, DQN, SAC, TD3)
 SB3: dict[str, type[Algorithm]] = {algorithm.__name__: algorithm for algorithm in STANDARD}
@@ -103,10 +103,7 @@ KNOWN_ALGORITHMS = (*SB3, *CONTRIB, *SMOOTHED, *SMOOTHED_CONTRIB)
 
 
 def algorithm_class_by_name(name: Any) -> type[Algorithm]:
-    """The algorithm of that short name.
-
-    Args:
-        name: anything that a file may hold; only the names of the tables above are known.
+    """The algorithm of that short name, if `name`, which may be anything, is in the tables above.
 
     Raises:
         ValueError: the name is not known, or it needs sb3-contrib, which is not installed.
@@ -124,7 +121,7 @@ def algorithm_class_by_name(name: Any) -> type[Algorithm]:
 
 
 def listed_algorithm(algorithm: Algorithm) -> str | None:
-    """The short name of the nearest of the model's class and its ancestors that a file may name; None: there is none.
+    """The short name of the nearest of the class and its ancestors that a file may name; None: there is none.
 
     Example:
         >>> listed_algorithm(PPO("MlpPolicy", "CartPole-v1"))
@@ -157,8 +154,8 @@ def _looked_up(name: str) -> type[Algorithm]:
     return algorithm
 
 
-# Not in the file: what the loader gives, what the policy's part of the file holds, and where to write, which is not for
-# a file from elsewhere to say. The last two only choose an optimiser, which the policy's arguments name.
+# Not saved: arguments that the loader gives, those saved with the policy, and output paths (a downloaded file must not
+# choose where to write). rms_prop_eps and use_rms_prop only choose an optimiser, which the policy's arguments name.
 NOT_KEPT = {
     "_init_setup_model",
     "device",
@@ -197,7 +194,7 @@ def constructor_names(algorithm_class: type[BaseAlgorithm]) -> list[str]:
 
 
 def algorithm_arguments(algorithm: BaseAlgorithm) -> dict[str, Any]:
-    """What the constructor would have to be given for an algorithm with the same arguments.
+    """The arguments with which the constructor would build the same algorithm.
 
     Raises:
         TypeError: the constructor takes something that the algorithm keeps under no attribute of that name.
@@ -215,7 +212,7 @@ def algorithm_arguments(algorithm: BaseAlgorithm) -> dict[str, Any]:
         found[name] = vars(algorithm)[attribute]
     if isinstance(algorithm, OffPolicyAlgorithm) and has_automatic_buffer(algorithm):
         found[REPLAY_BUFFER_CLASS] = None  # as it was given, or as good as that
-        # What the algorithm itself adds to them; it will again, also if custom_objects change n_steps or gamma.
+        # The algorithm itself adds n_steps and gamma; it will again, also if custom_objects change them.
         given = found["replay_buffer_kwargs"]
         found["replay_buffer_kwargs"] = {name: given[name] for name in given if name not in ("n_steps", "gamma")}
     return found
@@ -230,7 +227,7 @@ def encode_algorithm_argument(name: str, value: Any) -> tuple[Any, dict[str, Ten
         >>> encode_algorithm_argument("learning_rate", abs)[0]
         {'__custom__': 'builtins.abs'}
     """
-    while type(value) is FloatSchedule:  # what the algorithms wrap numbers and schedules in themselves
+    while type(value) is FloatSchedule:  # the algorithms' own wrappers of numbers and schedules
         value = value.value_schedule
     if type(value) is ConstantSchedule:
         value = value.val
@@ -321,7 +318,7 @@ def plain_attributes(algorithm: Algorithm) -> dict[str, int | float | bool]:
 
 
 def set_plain_attributes(algorithm: Algorithm, values: Mapping[str, Any]) -> None:
-    """Put back what `plain_attributes` gave: only what the algorithm has under that name, and numbers only.
+    """Restore `plain_attributes`: only what the algorithm has under that name, and numbers only.
 
     Raises:
         ValueError: there is another name, or something that is no number.
@@ -354,7 +351,7 @@ def optimizers(algorithm: Algorithm) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def load_optimizers(algorithm: Algorithm, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizers` gave.
+    """Restore `optimizers`.
 
     Args:
         algorithm: which names the optimisers; the file does not.
@@ -376,7 +373,7 @@ def load_optimizers(algorithm: Algorithm, saved: Mapping[str, Any], tensors: Map
 
 
 def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
-    """What the algorithm itself says that Stable-Baselines3's zip should hold, besides policy and optimisers.
+    """Modules and variables that Stable-Baselines3's own zip would hold, besides policy and optimisers.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -392,7 +389,7 @@ def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str,
 
 
 def load_extra_modules(path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `extra_modules` gave.
+    """Restore `extra_modules`.
 
     Args:
         path: what errors call the file.
@@ -454,8 +451,8 @@ def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_bu
             name only: loading asks for them too, and for a replay buffer's class that the algorithm would not choose.
             The environment, callbacks, the logger and its folder are not kept.
         path: the file. As in Stable-Baselines3, `.zip` is added to a name without a suffix, and a missing folder made.
-        include_replay_buffer: of an off-policy algorithm: keep its transitions too, so that training can go on with
-            them. Acting needs none.
+        include_replay_buffer: of an off-policy algorithm: keep its transitions too, so that training can continue with
+            them. `predict` needs none.
 
     Returns:
         The path written, with its suffix.
@@ -500,8 +497,8 @@ def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_bu
     if include_replay_buffer:
         assert isinstance(model, OffPolicyAlgorithm)
         assert model.replay_buffer is not None
-        config[REPLAY_BUFFER], rows = buffer_state(model.replay_buffer)
-        tensors |= {f"{REPLAY_BUFFER}/{name}": tensor for name, tensor in rows.items()}
+        config[REPLAY_BUFFER], transitions = buffer_state(model.replay_buffer)
+        tensors |= {f"{REPLAY_BUFFER}/{name}": tensor for name, tensor in transitions.items()}
     kwargs_tensors = {f"policy_kwargs/{name}": tensor for name, tensor in of_policy.items()}
     extra = {**tensors, **kwargs_tensors, **of_optimizer, **of_normalization, **of_modules}
     return save_agent_file(path, kind=kind, policy=model.policy, config=config, tensors=extra)
@@ -518,7 +515,7 @@ def load_agent(
     tensorboard_log: str | Path | None = None,
     verbose: int = 0,
 ) -> Any:
-    """Read an agent file and build its algorithm, ready to act and to train on. Runs no code that the file could name.
+    """Read an agent file and build its algorithm, ready to predict and to train. Runs no code that the file could name.
 
     The caller's random state does not move. With an environment, statistics of VecNormalize go into its VecNormalize,
     or it is wrapped in one: `model.get_env()` has it, and `model.get_vec_normalize_env().training = False` is right for
@@ -526,14 +523,14 @@ def load_agent(
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
-        env: an environment with the same spaces, or its id; acting needs none. Its number may differ from the saved,
+        env: an environment with the same spaces, or its id; `predict` needs none. Its number may differ from the saved,
             unless the file holds a replay buffer.
         device: as in Stable-Baselines3.
         model_class: built in place of the class named in the file; needed if that is a class of your own.
-        policy_class: likewise, of the policy.
+        policy_class: built in place of the policy's class named in the file.
         custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for callables
             and classes of your own (`{"learning_rate": my_schedule}`), or to change an argument; not to one that needs
-            other parts than the file has: an ent_coef of SAC's that is learnt ("auto") can't become a number here.
+            other parts than the file has: SAC's learnt ent_coef ("auto") can't become a number here.
         tensorboard_log: where to log; a file does not say it.
         verbose: as in Stable-Baselines3.
 
@@ -663,10 +660,10 @@ def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
 
 def _restore_buffer(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
     prefix = f"{REPLAY_BUFFER}/"
-    rows = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+    kept = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
     try:
         buffer = getattr(algorithm, "replay_buffer", None)
-        set_buffer_state(buffer, file.config[REPLAY_BUFFER], rows)
+        set_buffer_state(buffer, file.config[REPLAY_BUFFER], kept)
     except (TypeError, ValueError) as error:
         raise SafeFileError(f"{str(path)!r} holds a replay buffer that does not fit: {error}") from error
     cut_off_episodes(check_buffer("replay_buffer", buffer))  # the environment begins new ones

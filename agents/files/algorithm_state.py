@@ -224,7 +224,7 @@ def buffer_state(buffer: ReplayBuffer) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def set_buffer_state(buffer: Any, head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `buffer_state` gave, into a buffer of the same size, in place.
+    """Restore `buffer_state`, into a buffer of the same size, in place.
 
     Raises:
         TypeError: the buffer is of a kind that `check_buffer` refuses.

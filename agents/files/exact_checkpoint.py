@@ -11,13 +11,12 @@ and after a kill, in a new process, with environments built as before:
 
 Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; their counts
 and collections are restored too, text apart: a file must not say where a callback writes. A callback may also say
-itself what is kept of it: see `HasExactState`. On the CPU, with
-environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
-the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
-`rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
-episodes.
+itself what is kept of it: see `HasExactState`. On the CPU, with environments whose state can be kept (see
+`rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
+interrupted. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.Resumable`. Where environments can't be
+kept, a warning says so, and the resumed run starts new episodes.
 
-Off-policy algorithms are kept with what is in their replay buffer (a checkpoint is as large as that), the noise of
+Off-policy algorithms are kept with the content of their replay buffer (which makes the checkpoint large), the noise of
 their actions and their exploration. A HerReplayBuffer, a buffer that saves memory by sharing observations, and one of a
 class of your own can't be kept.
 
@@ -111,7 +110,7 @@ CALLBACK_LEAVES = {"model", "logger", "training_env", "locals", "globals", "pare
 
 @runtime_checkable
 class HasExactState(Protocol):
-    """A callback that knows what a resumed run needs of it, such as the rest of a trainer that it belongs to.
+    """A callback that gives its own state to checkpoints, such as that of a trainer it belongs to.
 
     Give a `BaseCallback` the two methods; it need not inherit from this class. The state is a dict with str keys of
     numbers, text, None, arrays, tensors, random generators of numpy and of Python, and containers of these. All come
@@ -128,15 +127,15 @@ class HasExactState(Protocol):
     """
 
     def exact_state(self) -> dict[str, Any]:
-        """The state between two rollouts; not changed afterwards by what the callback does next."""
+        """The state between two rollouts; a copy that later steps don't change."""
 
     def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
         """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
 
         Args:
             state: what `exact_state` gave.
-            episodes_go_on: False: the environments could not be put back and were reset, so what belongs to running
-                episodes must not come back either.
+            episodes_go_on: False: the environments could not be restored and were reset, so that the state of running
+                episodes must not be restored either.
 
         Raises:
             ValueError: it does not fit.
@@ -144,10 +143,10 @@ class HasExactState(Protocol):
 
 
 def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What each callback of a run has counted and collected, and where its own environments are.
+    """The counts and collections of each callback of a run, and the state of its own environments.
 
     Args:
-        root: the callback that `learn` made of what it was given.
+        root: the one callback into which `learn` has put all.
         own: the one to leave out.
 
     Returns:
@@ -166,13 +165,13 @@ def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
 
 
 def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any]]) -> str:
-    """Put back what `callback_states` gave: into the first callback of a class what the first had, and so on.
+    """Restore `callback_states`, in order within each class.
 
-    A callback of a class that the run did not have starts anew, and what a class had that is not there any more is
-    left out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
+    A callback of a class that the run did not have starts anew, and the states of a class without callbacks are left
+    out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
 
     Returns:
-        "", or what could not be put back.
+        "", or what could not be restored.
     """
     problems = []
     for name, callbacks, saved in _matched(root, own, states):
@@ -184,17 +183,13 @@ def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any
 
 
 def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What the callbacks with a state of their own (`HasExactState`) give.
-
-    Args:
-        root: the callback that `learn` made of what it was given.
-        own: the one to leave out.
+    """The states of the callbacks that keep their own (`HasExactState`), `own` left out.
 
     Returns:
         One entry a callback, in order: `"class"`, `"state"`.
 
     Raises:
-        CannotSnapshotError: a state is not what `HasExactState` allows; the message says where.
+        CannotSnapshotError: a state holds something that `HasExactState` does not allow; the message says where.
     """
     return [
         {"class": class_name(callback), "state": state_to_tree(callback.exact_state(), class_name(callback))}
@@ -204,7 +199,7 @@ def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
 
 
 def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
-    """Put back what `own_states` gave; a callback of another class starts anew.
+    """Restore `own_states`; a callback of another class starts anew.
 
     Returns:
         "", or which callbacks are not there: a run without them is another run.
@@ -328,7 +323,7 @@ def _run_folder(path: str | Path, name: str) -> RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedRun:
-    """A run that stands where its last checkpoint was written.
+    """A run restored from its last checkpoint.
 
     Attributes:
         model: the algorithm, with its environments.
@@ -350,7 +345,7 @@ class ResumedRun:
 
 
 class ExactCheckpointCallback(BaseCallback):
-    """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
+    """Write a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
 
     Args:
         save_freq: environment steps between two checkpoints. They are written when a rollout starts, which off-policy
@@ -468,7 +463,7 @@ class ExactCheckpointCallback(BaseCallback):
         run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
         optimizer, optimizer_tensors = optimizers(model)
         modules, module_tensors = extra_modules(model)
-        buffer, rows = _buffer_state(model)
+        buffer, transitions = _buffer_state(model)
         path = self._folder.save(
             model.num_timesteps,
             config={
@@ -487,7 +482,7 @@ class ExactCheckpointCallback(BaseCallback):
                 "policy": model.policy.state_dict(),
                 "optimizer": optimizer_tensors,
                 "modules": module_tensors,
-                "replay_buffer": rows,
+                "replay_buffer": transitions,
                 "noise": noise or {},
                 "run": run_tensors,
             },
@@ -498,7 +493,7 @@ class ExactCheckpointCallback(BaseCallback):
             print(f"Saved a checkpoint to {path}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """What `learn` itself has changed since the checkpoint was loaded."""
+        """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
         run = _run_of(checkpoint)
         set_logger_state(model.logger, run["logger"])

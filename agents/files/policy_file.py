@@ -83,7 +83,7 @@ def custom_name(encoded: Any) -> str | None:
 
 
 def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
-    """What the policy's constructor was given, without `lr_schedule`.
+    """The arguments of the policy's constructor, without `lr_schedule`.
 
     Raises:
         ValueError: the constructor can't be called with these.
@@ -213,7 +213,7 @@ BUILT_FROM = {"observation_space", "action_space"}
 
 @dataclass(frozen=True, kw_only=True)
 class AgentFile:
-    """What an agent file held, read, checked and built.
+    """The content of an agent file, read, checked and built.
 
     Attributes:
         kind: the algorithm that wrote it, such as `"bc"`.
@@ -293,7 +293,7 @@ def load_agent_file(
 ) -> AgentFile:
     """Read an agent file and build its policy. Runs no code that the file could name.
 
-    What a stranger's file can still do is ask for a policy larger than memory.
+    A stranger's file can still ask for a policy larger than memory.
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
@@ -304,8 +304,8 @@ def load_agent_file(
             such as `{"features_extractor_class": MyExtractor}`.
 
     Raises:
-        SafeFileError: as in `read_safe_file`; also if the file is of another kind, names a class that is not known here
-            (the message says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
+        SafeFileError: it is no whole agent file, of another kind, names a class that is not known here (the message
+            says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
 
     Example:
         See `save_agent_file`.
@@ -317,13 +317,10 @@ def load_agent_file(
 
 
 def read_agent_file(path: str | Path) -> tuple[Path, SafeFile]:
-    """The file's path, with its suffix, and what is in it; nothing is built.
-
-    Args:
-        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+    """The file's path, with `.zip` if there is no file without it, and its content, of which nothing is built.
 
     Raises:
-        SafeFileError: as in `read_safe_file`.
+        SafeFileError: it is no whole agent file.
     """
     path = Path(path).expanduser()
     path = path if path.exists() else with_zip_suffix(path)

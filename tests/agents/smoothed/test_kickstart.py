@@ -205,7 +205,7 @@ def test_maskable_ppo_goes_on_from_a_clone_with_masks(policy: str) -> None:
         SmoothedPPO.from_bc(agent, "CartPole-v1" if policy == "MlpPolicy" else env, **PPO_ARGUMENTS)
 
 
-def test_what_does_not_fit_is_told(clone: BC) -> None:
+def test_what_does_not_fit_is_refused(clone: BC) -> None:
     with pytest.raises(TypeError, match=r"bc_agent must be an rlsmooth\.agents\.BC"):
         SmoothedPPO.from_bc(clone.policy, "CartPole-v1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="env has observation_space"):

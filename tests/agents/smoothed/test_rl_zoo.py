@@ -43,6 +43,6 @@ def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> N
     assert type(model.policy).__name__ == policy
     assert model.num_timesteps >= 500
     assert model.policy.exploration_floor == 0.1
-    # SB3's tag holds what stood in the slot of the entropy: KL, which is positive and small for so young a policy.
+    # SB3's tag holds the term in place of the entropy: KL, which is positive and small for so young a policy.
     (line,) = [line for line in finished.stdout.splitlines() if "entropy_loss" in line][-1:]
     assert 0 <= float(line.split("|")[2]) < 0.2
