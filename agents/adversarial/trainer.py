@@ -56,7 +56,6 @@ from rlsmooth.agents.adversarial.reward_nets import (
     encode_net,
     misfits_refused,
     transitions_from_arrays,
-    with_suffix,
 )
 from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_steps, expert_store, joined
 from rlsmooth.agents.cloning.training_data import fingerprint
@@ -64,7 +63,7 @@ from rlsmooth.agents.files.algorithm_file import Algorithm
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.files.policy_file import custom_name, decode_arguments, encode_arguments, load_parameters
 from rlsmooth.agents.spaces import check_same_spaces
-from rlsmooth.checks import check_choice, check_positive_int
+from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.space_json import space_from_json, space_to_json
 from rlsmooth.training import (
@@ -83,6 +82,7 @@ from rlsmooth.training.discriminator import (
     discriminator_step,
 )
 from rlsmooth.training.run import FiniteWatch, check_given_again, learning_rate_of
+from rlsmooth.training.safe_file import with_zip_suffix
 
 __all__ = ["AdversarialImitation", "ResumedImitation", "Rounds", "TerminalStates"]
 
@@ -219,21 +219,21 @@ class AdversarialImitation(ABC):
         """A new network for the generator's spaces."""
 
     @abstractmethod
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """The discriminator's logit, `[B]`, high = expert, with its graph.
 
         Args:
-            rows: the transitions, on the trainer's device.
+            transitions: on the trainer's device.
             masks: the legal actions, bool `[B, choices]`, or None.
         """
 
     @abstractmethod
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """The generator's reward for each transition, `[B]`, before that of the absorbing state is taken off."""
 
-    def recovered_reward(self, rows: Transitions) -> Tensor:
+    def recovered_reward(self, transitions: Transitions) -> Tensor:
         """The reward for training a new agent, `[B]`: `reward`, but for shaping."""
-        return self.reward(rows)
+        return self.reward(transitions)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -302,16 +302,11 @@ class AdversarialImitation(ABC):
         Returns:
             The trainer itself. The algorithm's environment is its own again.
         """
-        is_deferred = can_defer(self.gen_algo, self.generated.capacity)
+        deferred = can_defer(self.gen_algo, self.generated.capacity)
         wrapper = install(
             self.gen_algo,
             lambda venv: RecordingRewardVecEnv(
-                venv,
-                self.predict_reward,
-                self.generated,
-                horizon=self.horizon,
-                gamma=self.gamma,
-                is_deferred=is_deferred,
+                venv, self.predict_reward, self.generated, horizon=self.horizon, gamma=self.gamma, is_deferred=deferred
             ),
         )
         listeners: list[BaseCallback] = [Rounds(self, wrapper)]
@@ -446,7 +441,8 @@ class AdversarialImitation(ABC):
         Raises:
             ValueError: the folder can't be written to.
         """
-        path = with_suffix(path)
+        path = with_zip_suffix(path)
+        check_writable_folder("path", path.parent)
         generator, tensors = generator_state(self.gen_algo)
         state, of_trainer = tree_to_json(self.state(), "trainer")
         config = {
@@ -491,7 +487,7 @@ class AdversarialImitation(ABC):
             ValueError: spaces that differ.
         """
         path = Path(path).expanduser()
-        path = path if path.exists() or path.suffix else path.with_name(f"{path.name}.zip")
+        path = path if path.exists() else with_zip_suffix(path)
         content = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
         algorithm = check_algorithm(gen_algo)
         with misfits_refused(path):

@@ -32,8 +32,9 @@ from rlsmooth.agents import (
     SmoothedPPO,
 )
 from rlsmooth.agents.adversarial.airl import log_probability
+from rlsmooth.agents.adversarial.generator import num_masks
 from rlsmooth.agents.adversarial.reward_envs import can_defer
-from rlsmooth.agents.adversarial.trainer import AdversarialImitation, num_masks
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import SafeFileError, TrainingDivergedError, read_safe_file, write_safe_file

@@ -608,7 +608,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         learn(env, tmp_path / "none.zip")
     with pytest.raises(ValueError, match="needs a Discrete action space"):
         learn(box, box.expert_action, expert_targets="probabilities")
-    with pytest.raises(TypeError, match="expert has the policy DQNPolicy, which does not tell the probabilities"):
+    with pytest.raises(TypeError, match="expert has the policy DQNPolicy, which does not provide the probabilities"):
         learn(env, DQN("MlpPolicy", env, buffer_size=10, **small()), expert_targets="probabilities")
     recurrent = RecurrentPPO("MlpLstmPolicy", env, n_steps=16, batch_size=16, **small())
     with pytest.raises(TypeError, match="expert has the policy RecurrentActorCriticPolicy"):

@@ -291,5 +291,5 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(TypeError, match="Dict in a Dict"):
         InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": NOISE})}), spaces.Discrete(2))
     model.fit(data)
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(ValueError, match="transitions: as many"):
         model.predict(data.observations, data.next_observations[:5])
