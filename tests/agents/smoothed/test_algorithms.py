@@ -22,6 +22,7 @@ from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, entropy
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
+from support import assert_raises
 
 Model = OnPolicyAlgorithm
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
@@ -179,8 +180,7 @@ def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
 
     model.learn(model.n_steps)
     monkeypatch.setattr(model.policy, "evaluate_actions", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model.train()
+    assert_raises(KeyboardInterrupt, None, model.train)
     [(ent_coef, term)] = seen
     assert ent_coef == 1.0
     assert isinstance(term, EntropyTerm)
@@ -322,15 +322,13 @@ class PlainPolicy(ActorCriticPolicy):
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"policy": "MlpPolicy", "env": "CartPole-v1", **arguments}
-    with pytest.raises(error, match=message):
-        build(SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
+    assert_raises(error, message, build, SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
 
 
 def test_a_schedule_that_gives_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"exploration_floor, a callable, gave 2\.0 at progress 1"):
         ppo(exploration_floor=lambda progress: 2.0 * progress).learn(64)
-    with pytest.raises(ValueError, match="smoothing"):
-        ppo(smoothing=Smoothing(lambda progress: -progress)).learn(256)
+    assert_raises(ValueError, "smoothing", ppo(smoothing=Smoothing(lambda progress: -progress)).learn, 256)
 
 
 class OwnPolicy(SmoothedPolicy, ActorCriticPolicy):
@@ -363,8 +361,7 @@ def test_arguments_may_be_changed_between_two_learns() -> None:
     assert model.learn(64).alpha == 0.25
     plain = build(SmoothedPPO, PlainPolicy, "CartPole-v1", PPO_ARGUMENTS)
     plain.smoothing = 0.1
-    with pytest.raises(TypeError, match="PlainPolicy can't be used with smoothing"):
-        plain.learn(64)
+    assert_raises(TypeError, "PlainPolicy can't be used with smoothing", plain.learn, 64)
 
 
 def test_a_callable_is_a_schedule_of_smoothing() -> None:
@@ -494,8 +491,7 @@ def test_targets_up_to_the_references_entropy_are_taken_and_no_higher() -> None:
         with pytest.raises(ValueError, match=r"target_entropy_nats=.* exceeds the entropy of the reference"):
             target_of(space, reference, nats=greatest + 1e-3)
     assert target_of(spaces.Discrete(3), frac=1.0).is_fraction
-    with pytest.raises(ValueError, match=r"target_entropy_frac=0\.9"):
-        target_of(spaces.Discrete(3), "adjacent", frac=0.9)
+    assert_raises(ValueError, r"target_entropy_frac=0\.9", target_of, spaces.Discrete(3), "adjacent", frac=0.9)
     assert target_of(box, nats=-4.0).scale == 3.0
 
 
