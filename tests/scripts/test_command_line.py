@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import pickle
 import shlex
@@ -28,6 +27,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
+from commands import zoo_file
 from rlsmooth import __version__
 from rlsmooth.agents import BC, SmoothedPPO
 from rlsmooth.data import Demonstrations, cartpole_v1
@@ -410,12 +410,6 @@ def test_metrics_that_are_not_there_are_empty(tmp_path: Path) -> None:
 
 
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, "maskable-ppo": MaskablePPO, "recurrent-ppo": RecurrentPPO}
-
-
-def zoo_file(algorithm: str) -> Path:
-    """The file of the installed RL Zoo; importing the package would register environments."""
-    spec = importlib.util.find_spec("rl_zoo3")
-    return Path(spec.submodule_search_locations[0]) / "hyperparams" / f"{algorithm}.yml"
 
 
 def resolved(command: str, env: str, conf_file: Path | None = None, *overrides: str) -> Hyperparameters:

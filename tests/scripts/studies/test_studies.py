@@ -22,6 +22,7 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from commands import zoo_file
 from rlsmooth.agents import GAIL
 from rlsmooth.data import Demonstrations, load_labelled, record
 from rlsmooth.scripts.studies import (
@@ -254,9 +255,8 @@ def demonstrations() -> Demonstrations:
 
 
 def test_the_hyperparameters_are_rl_zoos() -> None:
-    zoo = pytest.importorskip("rl_zoo3")
     yaml = pytest.importorskip("yaml")
-    page = yaml.safe_load((Path(zoo.__file__).parent / "hyperparams" / "dqn.yml").read_text())
+    page = yaml.safe_load(zoo_file("dqn").read_text())
     for env, ours in distil_dqn_teachers.TEACHERS.items():
         theirs = page[env]
         assert {name: theirs[name] for name in ours} == ours
