@@ -336,7 +336,7 @@ class AdversarialImitation(ABC):
             TrainingDivergedError: the loss or the parameters are not finite.
         """
         if len(self.generated) == 0:
-            raise RuntimeError("the generator has made no transitions to tell from the expert's: call learn first.")
+            raise RuntimeError("the generator has made no transitions to compare with the expert's: call learn first.")
         self.reward_net.train()
         self.policy.set_training_mode(False)
         found = [self._update_discriminator() for _ in range(self.n_disc_updates_per_round)]
