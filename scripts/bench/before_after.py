@@ -1,8 +1,8 @@
 """Speed of two checkouts beside each other: behaviour cloning, PPO with and without smoothing, the cross-entropy.
 
-A process for each checkout lives as long as the run. The driver asks them in turn for the same segment, the order of the
-two changing from round to round, and takes ratios within a round, so that a slow moment of the machine strikes both.
-Time is CPU time of the process, on one thread. Only public names of `rlsmooth` are used.
+A process for each checkout lives as long as the run. The driver asks them in turn for the same segment, which comes
+first changes from round to round, and ratios are taken within a round, so that a slow moment of the machine strikes
+both. Time is CPU time of the process, on one thread. Only public names of `rlsmooth` are used.
 """
 
 from __future__ import annotations
