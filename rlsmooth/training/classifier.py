@@ -2,29 +2,667 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlsmooth.audits import calibration_error, reliability_bins
+from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.losses import cross_entropy, log_probabilities
-from rlsmooth.schedules import LearningRate
-from rlsmooth.targets import Smoothing, Target
-from rlsmooth.training.classifier_data import Rows, as_inputs, as_mask, feature_names, mix_rows
-from rlsmooth.training.classifier_files import SavedClassifier, find_checkpoint, restore, write_checkpoint
-from rlsmooth.training.classifier_labels import as_label_array, as_weights
-from rlsmooth.training.classifier_model import ModelLike, model_dtype
-from rlsmooth.training.classifier_monitor import Monitor
-from rlsmooth.training.classifier_prepare import prepare
-from rlsmooth.training.classifier_run import Run, begin, check_arguments, fingerprint
-from rlsmooth.training.classifier_sklearn import ScikitLearnEstimator, check_feature_names, not_fitted_error
-from rlsmooth.training.seeding import epoch_permutation, isolated_rng, set_rng_state
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.schedules import LearningRate, as_schedule
+from rlsmooth.targets import Smoothing, Target, as_smoothing
+from rlsmooth.training.checkpoint import (
+    Checkpoint,
+    checkpoint_steps,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_to_tensors,
+    save_checkpoint,
+)
+from rlsmooth.training.classifier_model import (
+    ModelLike,
+    ScikitLearnEstimator,
+    as_device,
+    build_model,
+    check_feature_names,
+    check_model,
+    make_optimizer,
+    model_dtype,
+    not_fitted_error,
+)
+from rlsmooth.training.classifier_samples import (
+    Data,
+    Rows,
+    as_inputs,
+    as_label_array,
+    as_mask,
+    as_weights,
+    feature_names,
+    mix_rows,
+    prepare,
+)
+from rlsmooth.training.run import EarlyStopping, divergence_error
+from rlsmooth.training.safe_file import (
+    SafeFileError,
+    decode_smoothing,
+    encode_smoothing,
+    read_safe_file,
+    write_safe_file,
+)
+from rlsmooth.training.seeding import (
+    epoch_permutation,
+    execution_state,
+    isolated_rng,
+    rng_state,
+    set_rng_state,
+    warn_if_execution_differs,
+)
 
-__all__ = ["Classifier"]
+__all__ = [
+    "Classifier",
+    "Monitor",
+    "Run",
+    "SavedClassifier",
+    "begin",
+    "check_arguments",
+    "find_checkpoint",
+    "fingerprint",
+    "restore",
+    "write_checkpoint",
+]
+
+
+HASHED_ROWS = 4096
+
+
+@dataclass
+class Run:
+    """What training reads and changes.
+
+    Attributes:
+        data: see `Data`.
+        module: in training.
+        optimizer: over its parameters.
+        schedule: the learning rate at a progress remaining.
+        seed: of this run.
+        max_epochs: when it ends.
+        batches_per_epoch: updates.
+        first_epoch: epochs that the module has behind it (`warm_start`): it sees other orders then.
+        stopping: early stopping, or None.
+        rng: the state of the random generators with which training starts.
+        epoch: whole epochs done.
+        step: updates done.
+        history: of each quantity one number an epoch.
+    """
+
+    data: Data
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[float], float]
+    seed: int
+    max_epochs: int
+    batches_per_epoch: int
+    first_epoch: int
+    stopping: EarlyStopping | None
+    rng: dict[str, Tensor]
+    epoch: int = 0
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """Of the whole run, what remains before the next update: 1 at the start."""
+        return 1.0 - self.step / (self.max_epochs * self.batches_per_epoch)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or patience is used up."""
+        return self.epoch >= self.max_epochs or (self.stopping is not None and self.stopping.should_stop)
+
+
+def check_arguments(classifier: Classifier) -> None:
+    """Raise TypeError or ValueError for an argument of the constructor that is outside its range.
+
+    Not in the constructor: there scikit-learn's tools want every argument kept as it was given.
+    """
+    check_positive_int("batch_size", classifier.batch_size)
+    check_positive_int("max_epochs", classifier.max_epochs)
+    check_positive_int("checkpoint_every", classifier.checkpoint_every)
+    check_in_range("weight_decay", classifier.weight_decay, 0.0)
+    check_in_range("mixup", classifier.mixup, 0.0)
+    check_in_range("validation_fraction", classifier.validation_fraction, 0.0, 1.0, high_open=True)
+    if classifier.max_grad_norm is not None:
+        check_in_range("max_grad_norm", classifier.max_grad_norm, 0.0, low_open=True)
+    if classifier.early_stopping_patience is not None:
+        check_positive_int("early_stopping_patience", classifier.early_stopping_patience)
+    if classifier.seed is not None:
+        check_positive_int("seed", classifier.seed, minimum=0)
+    as_schedule(classifier.learning_rate)
+    as_smoothing(classifier.smoothing)
+
+
+def begin(classifier: Classifier, data: Data, *, seed: int, start: nn.Module | None, first_epoch: int) -> Run:
+    """The run before its first update.
+
+    Args:
+        classifier: whose arguments are used.
+        data: see `prepare`.
+        seed: of the initial weights, dropout and mixup.
+        start: a module to train on, instead of a new one.
+        first_epoch: epochs that it has behind it.
+    """
+    device = data.rows.labels.device
+    num_features, num_classes = data.rows.inputs[:1].numel(), len(data.classes)
+    module = build_model(classifier.model if start is None else start, num_features, num_classes, seed=seed).to(device)
+    data = _in_dtype(data, model_dtype(module))
+    check_model(module, data.rows.inputs, num_classes, seed=seed)
+    _refuse_a_lone_row(module, len(data.rows), classifier.batch_size)
+    schedule = as_schedule(classifier.learning_rate)
+    patience = classifier.early_stopping_patience
+    with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws other noise than what came before
+        rng = rng_state()
+    return Run(
+        data,
+        module,
+        make_optimizer(module, learning_rate=schedule(1.0), weight_decay=classifier.weight_decay),
+        schedule,
+        seed,
+        classifier.max_epochs,
+        -(-len(data.rows) // classifier.batch_size),
+        first_epoch,
+        None if patience is None else EarlyStopping(patience),
+        rng,
+    )
+
+
+def fingerprint(data: Data) -> str:
+    """A sha256 that tells data sets apart: of classes, labels, weights and up to 4096 rows of the rest."""
+    digest = hashlib.sha256(repr(data.classes.tolist()).encode())
+    for rows in (data.rows, data.validation):
+        if rows is None:
+            continue
+        # In float64: float32 can't tell row numbers above 2^24 apart.
+        spread = torch.linspace(0, len(rows) - 1, min(len(rows), HASHED_ROWS), dtype=torch.float64)
+        sample = rows[spread.round().long().to(rows.labels.device)]
+        goal = None if sample.target is None else sample.target.dense()
+        for tensor in (rows.labels, rows.weights, sample.inputs, sample.mask, goal):
+            if tensor is not None:
+                kept = tensor.detach().cpu().contiguous()
+                digest.update(f"{kept.dtype} {tuple(kept.shape)}".encode())
+                digest.update(kept.view(torch.uint8).numpy().tobytes() if kept.numel() else b"")
+    return digest.hexdigest()
+
+
+def _in_dtype(data: Data, dtype: torch.dtype) -> Data:
+    """The data for a network that turned out to be of another floating-point type than expected."""
+
+    def cast(rows: Rows) -> Rows:
+        inputs = rows.inputs.to(dtype) if rows.inputs.is_floating_point() else rows.inputs
+        return dataclasses.replace(rows, inputs=inputs)
+
+    held_out = None if data.validation is None else cast(data.validation)
+    return dataclasses.replace(data, rows=cast(data.rows), validation=held_out)
+
+
+def _refuse_a_lone_row(module: nn.Module, num_rows: int, batch_size: int) -> None:
+    """BatchNorm can't train on one row, which is better said before the first epoch than at its end."""
+    normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    if normalises and num_rows > 0 and num_rows % batch_size == 1:
+        raise ValueError(
+            f"batch_size={batch_size} leaves one row of {num_rows} for an epoch's last batch, which BatchNorm can't "
+            "train on: choose another batch_size."
+        )
+
+
+MONITOR_ROWS = 2048
+MONITOR_BYTES = 64 * 2**20
+DRAWN_CLASSES = 64
+RUN_NAME = "Classifier"
+
+
+class Monitor:
+    """Watches one run.
+
+    Args:
+        classifier: whose arguments are used.
+        run: what is watched.
+        is_resumed: whether the run goes on with an earlier one's TensorBoard folder.
+
+    Attributes:
+        losses: of each update since the last epoch's end, on the device.
+    """
+
+    def __init__(self, classifier: Classifier, run: Run, *, is_resumed: bool) -> None:
+        self.run = run
+        self.batch_size = classifier.batch_size
+        self.checkpoint_folder = None if classifier.checkpoint_folder is None else Path(classifier.checkpoint_folder)
+        self.verbose = classifier.verbose
+        self.losses: list[Tensor] = []
+        self._rows = _spread(run.data.rows)
+        self._writer: Any = None
+        if classifier.tensorboard_log is not None:
+            self._writer = _writer(classifier.tensorboard_log, run.step, is_resumed)
+            if not is_resumed:
+                self._draw_targets()
+        self._bar: Any = None
+        if classifier.progress_bar:
+            from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+            total = run.max_epochs * run.batches_per_epoch
+            self._bar = tqdm(total=total, initial=run.step, unit="batch", mininterval=0.5)
+
+    def after_update(self, loss: Tensor) -> None:
+        """Keep a loss, without waiting for it."""
+        self.losses.append(loss)
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def end_epoch(self) -> None:
+        """Check that all is finite, then measure, validate and log.
+
+        Raises:
+            TrainingDivergedError: a loss or a parameter is not finite.
+        """
+        run = self.run
+        self._check()
+        found = {"loss": torch.stack(self.losses).mean(), **self._measure([self._rows])}
+        if run.data.validation is not None:
+            held_out = self._measure(_blocks(run.data.validation))
+            name = "cross_entropy" if run.data.smoothing.is_constant else "nll_hard"
+            found |= {"val_loss": held_out[name], **{f"val_{key}": value for key, value in held_out.items()}}
+        numbers = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
+        values = dict(zip(found, numbers, strict=True))
+        values["smoothing"] = _mean_alpha(run)
+        values["learning_rate"] = float(run.optimizer.param_groups[0]["lr"])
+        for key, value in values.items():
+            run.history.setdefault(key, []).append(value)
+            if self._writer is not None:
+                self._writer.add_scalar(f"classifier/{key}", value, run.step)
+        if run.stopping is not None:
+            run.stopping.update(values["val_loss"], run.epoch, run.module)
+        if self.verbose:
+            shown = [key for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in values]
+            print(f"epoch {run.epoch}/{run.max_epochs}: " + ", ".join(f"{key} {values[key]:.4f}" for key in shown))
+        self.losses.clear()
+
+    def finish(self) -> None:
+        """Go back to the best parameters, if training looked for them, and draw the reliability diagram."""
+        run = self.run
+        if run.stopping is not None:
+            run.stopping.restore(run.module, run.epoch)
+        run.module.eval()
+        if self._writer is not None:
+            self._draw_reliability()
+
+    def close(self) -> None:
+        """Close what is open, also after an error."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _check(self) -> None:
+        """Wait for the device and raise unless all losses of the epoch and all parameters are finite."""
+        run = self.run
+        finite = [parameter.isfinite().all() for parameter in run.module.parameters()]
+        flags = torch.cat((torch.stack(self.losses).isfinite(), torch.stack(finite).all().unsqueeze(0))).tolist()
+        if all(flags):
+            return
+        update = min(flags.index(False), len(self.losses) - 1)
+        order = epoch_permutation(run.seed, run.first_epoch + run.epoch - 1, len(run.data.rows))
+        seen = order[update * self.batch_size : (update + 1) * self.batch_size]
+        rows = run.data.rows[seen.to(run.data.rows.labels.device)]
+        raise divergence_error(
+            run.step - len(self.losses) + update + 1,
+            float(self.losses[update]),
+            seen if run.data.row_numbers is None else run.data.row_numbers[seen],
+            [tensor for tensor in (rows.inputs, rows.weights) if tensor is not None],
+            learning_rate=float(run.optimizer.param_groups[0]["lr"]),
+            checkpoint_folder=self.checkpoint_folder,
+            data="training data",
+            model="model",
+        )
+
+    def _measure(self, parts: Iterable[Rows]) -> dict[str, Tensor]:
+        """Means over some rows under the model as it is, on the device."""
+        self.run.module.eval()
+        found, weights = self._predictions(parts)
+        self.run.module.train()
+        return {
+            "cross_entropy": reduce(found.cross_entropy, weights, "mean"),
+            "nll_hard": found.nll.mean(),
+            "accuracy": found.hit.to(torch.float32).mean(),
+            "ece": calibration_error(found.confidence, found.hit),
+            "entropy": found.entropy.mean(),
+        }
+
+    @torch.no_grad()
+    def _predictions(self, parts: Iterable[Rows]) -> tuple[PredictionMeasures, Tensor]:
+        """The measures of some rows, and their weights."""
+        run = self.run
+        found, weights = [], []
+        for rows in parts:
+            target = rows.target
+            if target is None:
+                target = run.data.smoothing(
+                    rows.labels, len(run.data.classes), rows.mask, max(run.progress, 0.0), validate=False
+                )
+            measured = measure_predictions(run.module(rows.inputs), target, rows.mask, labels=rows.labels)
+            found.append(measured)
+            weights.append(torch.ones_like(measured.nll) if rows.weights is None else rows.weights)
+        return PredictionMeasures.concatenate(found), torch.cat(weights)
+
+    def _draw_targets(self) -> None:
+        data, smoothing = self.run.data, self.run.data.smoothing
+        num_classes = len(data.classes)
+        per_row = isinstance(smoothing.alpha, Tensor) and smoothing.alpha.ndim > 0
+        if data.is_of_targets or per_row or num_classes > DRAWN_CLASSES:
+            return
+        figure, axes = new_figure()
+        matrix = smoothing(torch.arange(num_classes), num_classes).dense()
+        draw_target_matrix(axes, matrix, names=[str(name) for name in data.classes])
+        self._writer.add_figure("classifier/target_matrix", figure, 0, close=False)
+
+    def _draw_reliability(self) -> None:
+        run = self.run
+        parts = [self._rows] if run.data.validation is None else _blocks(run.data.validation)
+        found, _ = self._predictions(parts)
+        figure, axes = new_figure()
+        ece = float(calibration_error(found.confidence, found.hit))
+        draw_reliability(axes, reliability_bins(found.confidence, found.hit), ece=ece)
+        self._writer.add_figure("classifier/reliability", figure, run.step, close=False)
+
+
+def _spread(rows: Rows) -> Rows:
+    """Up to 2048 rows, evenly spread."""
+    row_bytes = max(1, rows.inputs.element_size() * rows.inputs[:1].numel())
+    count = min(len(rows), MONITOR_ROWS, max(1, MONITOR_BYTES // row_bytes))
+    if count == len(rows):
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long().to(rows.labels.device)]
+
+
+def _blocks(rows: Rows) -> Iterator[Rows]:
+    return (rows[start : start + MONITOR_ROWS] for start in range(0, len(rows), MONITOR_ROWS))
+
+
+def _mean_alpha(run: Run) -> float:
+    """Alpha in force; None (a whole distribution) counts as 1."""
+    alpha = run.data.smoothing.alpha_at(max(run.progress, 0.0))
+    return 1.0 if alpha is None else float(alpha.mean() if isinstance(alpha, Tensor) else alpha)
+
+
+def _writer(folder: str | Path, step: int, is_resumed: bool) -> Any:
+    """A TensorBoard writer in a folder of its own, `Classifier_<n>`; a resumed run goes on with the latest."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    root = check_writable_folder("tensorboard_log", folder)
+    numbers = [int(path.name.rpartition("_")[2]) for path in root.glob(f"{RUN_NAME}_*") if path.name[11:].isdigit()]
+    number = max(numbers, default=0)
+    if is_resumed and number:  # what the killed run logged after its last checkpoint comes again
+        return SummaryWriter(str(root / f"{RUN_NAME}_{number}"), purge_step=step + 1)
+    while True:  # other fits may begin at this moment
+        number += 1
+        try:
+            (root / f"{RUN_NAME}_{number}").mkdir()
+        except FileExistsError:
+            continue
+        return SummaryWriter(str(root / f"{RUN_NAME}_{number}"))
+
+
+FORMAT_NAME = "rlsmooth-classifier"
+FORMAT_VERSION = 1
+TRAINING_ARGUMENTS = (
+    "weight_decay",
+    "batch_size",
+    "max_epochs",
+    "mixup",
+    "validation_fraction",
+    "early_stopping_patience",
+    "max_grad_norm",
+    "amp",
+)
+"""Beside `smoothing`, `class_weight` and `learning_rate`: what a resumed run must have as it was."""
+
+
+class SavedClassifier:
+    """The part of `Classifier` that reads and writes files."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write parameters, classes, history and arguments to a file that holds no code (see `write_safe_file`).
+
+        A module's code can't be kept, nor callables (`learning_rate`, a `Smoothing`'s alpha): give them to `load`.
+
+        Args:
+            path: `.zip` is added to a name without a suffix.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: it is not fitted, or the folder can't be written to.
+        """
+        classifier = cast("Classifier", self)
+        module = classifier._fitted()
+        path = Path(path).expanduser()
+        path = path if path.suffix else path.with_suffix(".zip")
+        check_writable_folder("path", path.parent)
+        names = vars(classifier).get("feature_names_in_")
+        config = {
+            "arguments": {**_arguments(classifier), "seed": classifier.seed, "warm_start": classifier.warm_start},
+            "model": classifier.model if isinstance(classifier.model, str) else None,
+            "classes": {"dtype": classifier.classes_.dtype.str, "values": classifier.classes_.tolist()},
+            "input_shape": list(classifier._input_shape),
+            "feature_names": None if names is None else names.tolist(),
+            "history": classifier.history_,
+            "n_iter": classifier.n_iter_,
+            "best_epoch": classifier.best_epoch_,
+            "total_epochs": classifier._total_epochs,
+            "seed": classifier._seed,
+        }
+        write_safe_file(
+            path,
+            config,
+            tensors={"module": module.state_dict()},
+            format_name=FORMAT_NAME,
+            format_version=FORMAT_VERSION,
+        )
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: ModelLike | None = None,
+        *,
+        device: torch.device | str = "auto",
+        smoothing: float | str | Smoothing | None = None,
+        learning_rate: LearningRate | None = None,
+    ) -> Self:
+        """Read a file that `save` wrote. Runs no code that the file could name.
+
+        Args:
+            path: the file.
+            model: what the classifier was made with: a module of the same shapes (copied), or the callable. None is
+                enough for `"mlp"`.
+            device: where it goes.
+            smoothing: in place of the file's; to fit again, a callable one must be given.
+            learning_rate: likewise.
+
+        Raises:
+            SafeFileError: the file is damaged or no classifier's.
+            ValueError: `model` is needed, or its parameters are others than the file's.
+        """
+        path = Path(path).expanduser()
+        file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+        config = file.config
+        model = config.get("model") if model is None else model
+        if model is None:
+            raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
+        try:
+            arguments = _decoded_arguments(config["arguments"], path)
+            classes: NDArray[Any] = np.array(config["classes"]["values"], dtype=np.dtype(config["classes"]["dtype"]))
+            shape = tuple(int(size) for size in config["input_shape"])
+            fitted = {
+                "classes_": classes,
+                "history_": {name: [float(value) for value in column] for name, column in config["history"].items()},
+                "n_iter_": int(config["n_iter"]),
+                "best_epoch_": int(config["best_epoch"]),
+                "n_features_in_": shape[0],
+                "_input_shape": shape,
+                "_total_epochs": int(config["total_epochs"]),
+                "_seed": int(config["seed"]),
+            }
+            if config["feature_names"] is not None:
+                fitted["feature_names_in_"] = np.asarray(config["feature_names"], dtype=object)
+            state = file.tensors["module"]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SafeFileError(f"{str(path)!r} is malformed ({error!r}). Use another copy.") from error
+        if smoothing is not None:
+            arguments["smoothing"] = smoothing
+        if learning_rate is not None:
+            arguments["learning_rate"] = learning_rate
+        build: Any = cls
+        classifier: Any = build(model, device=device, **arguments)
+        module = build_model(model, int(np.prod(shape)), len(classes), seed=0)
+        _load_state(module, state, f"the file {str(path)!r}")
+        fitted["module_"] = module.to(as_device(device)).eval()
+        for name, value in fitted.items():
+            setattr(classifier, name, value)
+        loaded: Self = classifier
+        return loaded
+
+
+def find_checkpoint(classifier: Classifier, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; None: start at the beginning.
+
+    Raises:
+        ValueError: there is no folder to resume from, or it holds another run's checkpoints.
+        SafeFileError: no checkpoint can be read.
+    """
+    folder = classifier.checkpoint_folder
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint_folder: name the one of the run that was cut off.")
+        return None
+    check_writable_folder("checkpoint_folder", folder)
+    if resume:
+        return latest_checkpoint(folder)
+    steps = checkpoint_steps(folder)
+    if steps:
+        raise ValueError(
+            f"checkpoint_folder={str(folder)!r} holds another run's checkpoints (epoch {steps[-1]}): go on from them "
+            "by fit(..., resume=True), or name another folder."
+        )
+    return None
+
+
+def write_checkpoint(classifier: Classifier, run: Run, data_hash: str) -> None:
+    """Write all that changes during a run: parameters, optimiser, random state, counters, history, early stopping."""
+    assert classifier.checkpoint_folder is not None
+    tensors, optimizer = optimizer_to_tensors(run.optimizer)
+    stopping = run.stopping
+    save_checkpoint(
+        classifier.checkpoint_folder,
+        run.epoch,
+        config={
+            "arguments": _arguments(classifier),
+            "seed": run.seed,
+            "first_epoch": run.first_epoch,
+            "step": run.step,
+            "history": run.history,
+            "optimizer": optimizer,
+            "early_stopping": None if stopping is None else stopping.to_config(),
+            "data": data_hash,
+            "execution": execution_state(),
+        },
+        tensors={
+            "module": run.module.state_dict(),
+            "optimizer": tensors,
+            "best": {} if stopping is None else stopping.parameters,
+            "rng": rng_state(),
+        },
+    )
+
+
+def restore(classifier: Classifier, run: Run, checkpoint: Checkpoint) -> None:
+    """Bring a run to where a checkpoint was written.
+
+    Raises:
+        ValueError: the data, an argument that decides the outcome, or the model's parameters are others.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    where = f"the run in {str(classifier.checkpoint_folder)!r}"
+    now = _arguments(classifier)
+    for name, saved in config["arguments"].items():
+        if saved != now[name]:
+            raise ValueError(f"{name} is {now[name]!r}, but {where} was started with {saved!r}: set it as it was.")
+    if classifier.seed is not None and classifier.seed != config["seed"]:
+        raise ValueError(f"seed is {classifier.seed}, but {where} was started with {config['seed']}: set it as it was.")
+    if config["data"] != fingerprint(run.data):
+        raise ValueError(f"X, y or what else was given to fit is not what {where} was started with.")
+    warn_if_execution_differs(config["execution"])
+    _load_state(run.module, tensors["module"], where)
+    load_optimizer(run.optimizer, tensors["optimizer"], config["optimizer"])
+    if run.stopping is not None:
+        device = run.data.rows.labels.device
+        run.stopping.load(config["early_stopping"], {name: best.to(device) for name, best in tensors["best"].items()})
+    run.epoch, run.step = checkpoint.step, int(config["step"])
+    run.first_epoch = int(config["first_epoch"])
+    run.history = {name: list(values) for name, values in config["history"].items()}
+    run.rng = tensors["rng"]
+
+
+def _load_state(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"model does not fit {where}: {error}") from error
+
+
+def _arguments(classifier: Classifier) -> dict[str, Any]:
+    """What decides how a run ends, as JSON; a callable learning rate is None."""
+    recipe = encode_smoothing([as_smoothing(classifier.smoothing)])
+    rate = classifier.learning_rate
+    return {
+        **{name: getattr(classifier, name) for name in TRAINING_ARGUMENTS},
+        "smoothing": recipe,
+        "class_weight": _encode_class_weight(classifier.class_weight),
+        "learning_rate": None if callable(rate) else rate,
+    }
+
+
+def _decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    arguments = dict(saved)
+    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
+    assert recipes is not None
+    arguments["smoothing"] = None if saved["smoothing"][0]["is_function"] else recipes[0]
+    weight = saved["class_weight"]
+    if isinstance(weight, dict):
+        arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
+    return arguments
+
+
+def _encode_class_weight(weight: Any) -> Any:
+    if isinstance(weight, Mapping):
+        labels = [label.item() if isinstance(label, np.generic) else label for label in weight]
+        return {"labels": labels, "factors": [float(factor) for factor in weight.values()]}
+    if weight is None or isinstance(weight, str):
+        return weight
+    return np.asarray(weight, dtype=np.float64).tolist()
+
 
 PREDICTED_ROWS = 4096
 
@@ -42,7 +680,7 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
 
     It is a scikit-learn classifier (pipelines, searches, cross-validation, calibration), without needing scikit-learn:
     arguments are kept as given and checked by `fit`. A seeded fit repeats bit for bit; training draws from random
-    generators of its own. What is logged is listed in `rlsmooth.training.classifier_monitor`.
+    generators of its own. What is logged is listed in `rlsmooth.training.classifier`.
 
     Args:
         model: a module that maps `[N, ...]` to logits `[N, K]` (copied by `fit`; its parameters are the start), or a

@@ -17,7 +17,7 @@ from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, one_hot, uniform
 from rlsmooth.training import Classifier, epoch_permutation
 from rlsmooth.training import classifier as classifier_module
-from rlsmooth.training.classifier_labels import hold_out
+from rlsmooth.training.classifier_samples import hold_out
 
 datasets = pytest.importorskip("sklearn.datasets")
 

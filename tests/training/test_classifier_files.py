@@ -22,8 +22,10 @@ from rlsmooth.training import (
     SafeFileError,
     TrainingDivergedError,
     checkpoint_steps,
-    classifier_files,
     epoch_permutation,
+)
+from rlsmooth.training import (
+    classifier as classifier_files,
 )
 from support import read_events
 
