@@ -1,4 +1,4 @@
-"""The network of a classifier: built or copied, with seeded weights, and asked once whether it fits the data."""
+"""Networks of classifiers, and what scikit-learn asks of an estimator, without importing it before it does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "as_device",
     "build_model",
     "check_feature_names",
+    "check_last_minibatch",
     "check_model",
     "make_optimizer",
     "mlp",
@@ -27,9 +28,12 @@ __all__ = [
     "not_fitted_error",
 ]
 
-
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+# ---- the network
 
 
 def mlp(num_features: int, num_classes: int) -> nn.Module:
@@ -56,7 +60,7 @@ def as_device(device: torch.device | str) -> torch.device:
 
 
 def model_dtype(model: Any) -> torch.dtype:
-    """What floating-point features become: the dtype of the first parameter that has one, else torch's default."""
+    """The type of floating-point inputs: that of the first parameter which has one, else torch's default."""
     if isinstance(model, nn.Module):
         for parameter in model.parameters():
             if parameter.is_floating_point():
@@ -69,7 +73,7 @@ def build_model(model: Any, num_features: int, num_classes: int, *, seed: int) -
 
     Args:
         model: `"mlp"`, a module (copied) or a callable of `(num_features, num_classes)`.
-        num_features: of one row, all axes counted.
+        num_features: of one sample, all axes counted.
         num_classes: `K`.
         seed: of the initial weights.
 
@@ -96,10 +100,10 @@ def build_model(model: Any, num_features: int, num_classes: int, *, seed: int) -
 
 
 def check_model(module: nn.Module, inputs: Tensor, num_classes: int, *, seed: int) -> None:
-    """Ask the module for the logits of two rows, before training: lazy layers take their shapes here.
+    """Ask the module for the logits of two samples, before training: lazy layers take their shapes here.
 
     Raises:
-        ValueError: the module can't read the rows, or gives anything but floating-point `[rows, K]`.
+        ValueError: the module can't read the samples, or gives anything but floating-point `[samples, K]`.
     """
     few = inputs[:2]
     module.eval()
@@ -112,7 +116,16 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int, *, seed: in
     if not isinstance(logits, Tensor) or logits.shape != wanted or not logits.is_floating_point():
         found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"model gives {found} for {len(few)} rows, needs floating-point logits {wanted}: one output a class."
+            f"model gives {found} for {len(few)} samples, needs floating-point logits {wanted}: one output a class."
+        )
+
+
+def check_last_minibatch(module: nn.Module, num_samples: int, batch_size: int) -> None:
+    """Raise ValueError if an epoch's last minibatch is one sample and BatchNorm, which can't train on it, is there."""
+    if num_samples % batch_size == 1 and any(isinstance(part, BATCH_NORMS) for part in module.modules()):
+        raise ValueError(
+            f"batch_size={batch_size} leaves one sample of {num_samples} for an epoch's last minibatch, which "
+            "BatchNorm can't train on: choose another batch_size."
         )
 
 
@@ -129,57 +142,62 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
+# ---- scikit-learn's conventions
+
+
 class ScikitLearnEstimator:
-    """The part of `Classifier` that scikit-learn's `clone`, pipelines and searches call."""
+    """A classifier that scikit-learn's `clone`, pipelines and searches accept: its arguments are kept as given."""
 
     _estimator_type = "classifier"  # scikit-learn before 1.6 asks for this, later ones for the tags
 
     @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
+    def _defaults(cls) -> dict[str, Any]:
+        """The constructor's arguments by name."""
+        parameters = sorted(inspect.signature(cls.__init__).parameters.items())
+        return {name: parameter.default for name, parameter in parameters if name != "self"}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments as they were given.
 
         Args:
-            deep: for scikit-learn's sake; there are no nested estimators.
+            deep: with those of an estimator among them, as `<name>__<its name>`.
         """
-        return {name: getattr(self, name) for name in self._parameter_names()}
+        parameters = {name: getattr(self, name) for name in self._defaults()}
+        for name, value in tuple(parameters.items()):
+            if deep and hasattr(value, "get_params") and not isinstance(value, type):
+                parameters |= {f"{name}__{inner}": given for inner, given in value.get_params().items()}
+        return parameters
 
     def set_params(self, **params: Any) -> Self:
-        """Change some of the constructor's arguments, for the next `fit`.
+        """Change some of the constructor's arguments, or of an estimator's among them (`<name>__<its name>`).
+
+        They count from the next `fit` on.
 
         Raises:
             ValueError: a name that is no argument.
         """
-        names = self._parameter_names()
+        names = list(self._defaults())
+        nested: dict[str, dict[str, Any]] = {}
         for name, value in params.items():
-            if name not in names:
+            outer, _, inner = name.partition("__")
+            if inner and hasattr(params.get(outer, getattr(self, outer, None)), "set_params"):
+                nested.setdefault(outer, {})[inner] = value
+            elif name in names:
+                setattr(self, name, value)
+            else:
                 raise ValueError(f"Invalid parameter {name!r} for estimator {self!r}. Valid parameters are: {names}.")
-            setattr(self, name, value)
+        for outer, given in nested.items():
+            getattr(self, outer).set_params(**given)
         return self
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(type(self).__init__).parameters
+        defaults = self._defaults()
         changed = [
             f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if value is not parameters[name].default and repr(value) != repr(parameters[name].default)
+            for name, value in self.get_params(deep=False).items()
+            if value is not defaults[name] and repr(value) != repr(defaults[name])
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            classifier_tags=ClassifierTags(),
-            input_tags=InputTags(three_d_array=True),
-        )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return "module_" in vars(self)
 
 
 def not_fitted_error(name: str) -> Exception:

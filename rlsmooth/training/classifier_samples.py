@@ -1,4 +1,4 @@
-"""The rows that a classifier trains on: features checked once, then tensors on the device, cut into batches."""
+"""Samples for `Classifier.fit`: inputs, labels and weights, checked once, then tensors on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,42 +14,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
-from rlsmooth.targets import Smoothing, Target, Tree, as_smoothing
-from rlsmooth.training.classifier_model import as_device, model_dtype
-
-if TYPE_CHECKING:
-    from rlsmooth.training.classifier import Classifier
+from rlsmooth.targets import Smoothing, Target, Tree
+from rlsmooth.training.run import fingerprint, spread_evenly
 
 __all__ = [
-    "Data",
-    "Rows",
+    "ClassifierData",
+    "ClassifierSamples",
     "as_inputs",
     "as_label_array",
     "as_mask",
     "as_weights",
-    "class_factors",
     "encode_labels",
     "feature_names",
     "hold_out",
     "in_class_order",
-    "mix_rows",
-    "prepare",
+    "mix_samples",
+    "prepare_data",
 ]
 
-
 BLOCK_BYTES = 64 * 2**20
+DENSE_CLASSES = 32
+"""Up to so many classes a smoothed target is kept dense: faster to compare with, at 4 bytes a class and sample."""
+CHECKED_AT_ONCE = 65536
+FINGERPRINT_SAMPLES = 4096
+
+
+# ---- samples on the device
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows to train or validate on, all on one device: a data set, and a batch of it.
+class ClassifierSamples:
+    """Samples to train or validate on, all on one device: a data set, or a minibatch of it.
 
     Attributes:
         inputs: `[N, ...]`, as the model takes them.
         labels: int64 `[N]`, places in `classes_`.
-        weights: float32 or float64 `[N]`, sample weight times class weight, or None where each row counts once.
+        weights: float32 or float64 `[N]`, sample weight times class weight, or None where each sample counts once.
         mask: bool `[N, K]`, True = legal, or None.
-        target: of batch shape `[N]`, or None where it is made batch by batch, since alpha follows a schedule.
+        target: of batch shape `[N]`, or None where each minibatch makes it, since alpha follows a schedule.
     """
 
     inputs: Tensor
@@ -61,13 +63,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: slice | Tensor) -> Rows:
-        """Views of a slice of the rows, or copies of those that an int64 tensor names."""
+    def __getitem__(self, index: slice | Tensor) -> ClassifierSamples:
+        """Views of a slice of the samples, or copies of those that an int64 tensor names."""
 
         def select(tensor: Tensor) -> Tensor:
             return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
 
-        return Rows(
+        return ClassifierSamples(
             select(self.inputs),
             select(self.labels),
             None if self.weights is None else select(self.weights),
@@ -75,21 +77,99 @@ class Rows:
             None if self.target is None else self.target[index],
         )
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Rows]:
-        """The rows in an order, cut into batches, of which the last may have fewer rows.
+    def to_dtype(self, dtype: torch.dtype) -> ClassifierSamples:
+        """The same with inputs of another floating-point type; whole numbers stay as they are."""
+        inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
+        return dataclasses.replace(self, inputs=inputs)
 
-        They are gathered in blocks of at most 64 MiB, one `index_select` a tensor; the batches are views of a block.
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[ClassifierSamples]:
+        """The samples in an order, cut into minibatches, of which the last may be smaller.
+
+        They are gathered in blocks of at most 64 MiB, one `index_select` a tensor; minibatches are views of a block.
 
         Args:
             order: int64 `[N]`, on the CPU.
-            batch_size: rows of a batch.
+            batch_size: samples of a minibatch.
         """
-        row_bytes = self.inputs.element_size() * self.inputs[:1].numel()
-        block_rows = max(1, BLOCK_BYTES // (max(row_bytes, 1) * batch_size)) * batch_size
-        for start in range(0, len(order), block_rows):
-            block = self[order[start : start + block_rows].to(self.labels.device)]
+        sample_bytes = self.inputs.element_size() * self.inputs[:1].numel()
+        block_size = max(1, BLOCK_BYTES // (max(sample_bytes, 1) * batch_size)) * batch_size
+        for start in range(0, len(order), block_size):
+            block = self[order[start : start + block_size].to(self.labels.device)]
             for offset in range(0, len(block), batch_size):
                 yield block[offset : offset + batch_size]
+
+
+@dataclass(frozen=True)
+class ClassifierData:
+    """All samples that `fit` was given, checked and on the device.
+
+    Attributes:
+        samples: to train on.
+        places: int64 `[N]` on the CPU, where they stand in `X`; None: all of `X` in its order.
+        validation: held out, or None.
+        classes: `[K]`, sorted.
+        smoothing: the recipe of labels.
+        has_given_target: whether `fit(target=)` was given.
+    """
+
+    samples: ClassifierSamples
+    places: Tensor | None
+    validation: ClassifierSamples | None
+    classes: NDArray[Any]
+    smoothing: Smoothing
+    has_given_target: bool
+
+    def to_dtype(self, dtype: torch.dtype) -> ClassifierData:
+        """The same for a network of another floating-point type."""
+        validation = None if self.validation is None else self.validation.to_dtype(dtype)
+        return dataclasses.replace(self, samples=self.samples.to_dtype(dtype), validation=validation)
+
+    def target_of(self, samples: ClassifierSamples, remaining: float) -> Target:
+        """The target of some of the samples, made anew where alpha follows a schedule of the progress remaining."""
+        if samples.target is not None:
+            return samples.target
+        return self.smoothing(samples.labels, len(self.classes), samples.mask, remaining, validate=False)
+
+    def fingerprint(self) -> str:
+        """A sha256 that tells data apart: of classes, labels, weights and up to 4096 samples of the rest."""
+        parts: list[str | Tensor] = [repr(self.classes.tolist())]
+        for samples in (self.samples, self.validation):
+            if samples is None:
+                continue
+            some = samples[spread_evenly(len(samples), FINGERPRINT_SAMPLES).to(samples.labels.device)]
+            target = None if some.target is None else some.target.dense()
+            for tensor in (samples.labels, samples.weights, some.inputs, some.mask, target):
+                if tensor is not None:
+                    parts += [f"{tensor.dtype} {tuple(tensor.shape)}", tensor]
+        return fingerprint(*parts)
+
+
+def mix_samples(batch: ClassifierSamples, target: Target, concentration: float) -> tuple[ClassifierSamples, Target]:
+    """Mixup (Zhang et al. 2018): `lam · batch + (1 - lam) · batch in another order`, samples and targets alike.
+
+    One `lam ~ Beta(concentration, concentration)` a batch, from torch's CPU generator. A mixed sample may be of any
+    class that is legal for one of its two. Weights go into the target, which then has the mixed weight as its mass.
+
+    Args:
+        batch: of floating-point inputs.
+        target: of the batch.
+        concentration: above 0; small: mostly one of the two.
+    """
+    lam = float(torch.distributions.Beta(concentration, concentration).sample())
+    other = torch.randperm(len(batch)).to(batch.labels.device)
+    if batch.weights is not None:
+        target = target.scale(batch.weights)
+    mask = batch.mask
+    mixed = ClassifierSamples(
+        torch.lerp(batch.inputs[other], batch.inputs, lam),
+        batch.labels,
+        batch.weights,
+        None if mask is None else mask | mask[other],
+    )
+    return mixed, Target.mix(target, target[other], lam)
+
+
+# ---- inputs and masks
 
 
 def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
@@ -102,7 +182,7 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
 
     Raises:
         TypeError: a sparse matrix, or something that is no number.
-        ValueError: no row, no feature, not at least two axes, complex numbers, NaN, infinity.
+        ValueError: no sample, no feature, not at least two axes, complex numbers, NaN, infinity.
     """
     if isinstance(X, Tensor):
         values = X.detach()
@@ -121,8 +201,8 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
         raise ValueError("X is complex. Complex data not supported: give real and imaginary parts as features.")
     if values.ndim < 2:
         raise ValueError(
-            f"X has shape {tuple(values.shape)}, needs [rows, features] or more axes. Reshape your data: "
-            "X.reshape(-1, 1) if it is one feature, X.reshape(1, -1) if it is one row."
+            f"X has shape {tuple(values.shape)}, needs [samples, features] or more axes. Reshape your data: "
+            "X.reshape(-1, 1) if it is one feature, X.reshape(1, -1) if it is one sample."
         )
     for what, size in (("sample", len(values)), ("feature", values[0:1].numel() if len(values) else 1)):
         if size == 0:
@@ -133,10 +213,10 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
         values = values.to(dtype)
         finite = values.isfinite()
         if not bool(finite.all()):
-            row = int(finite.flatten(1).all(-1).logical_not().nonzero()[0])
+            bad = int(finite.flatten(1).all(-1).logical_not().nonzero()[0])
             raise ValueError(
-                f"X[{row}] contains NaN, infinity or a value too large for {str(dtype).removeprefix('torch.')}: drop "
-                "the row or impute it."
+                f"X[{bad}] contains NaN, infinity or a value too large for {str(dtype).removeprefix('torch.')}: drop "
+                "the sample or impute it."
             )
     return values
 
@@ -149,60 +229,38 @@ def feature_names(X: Any) -> NDArray[np.object_] | None:
     return np.asarray(columns, dtype=object)
 
 
-def as_mask(mask: Any, num_rows: int, num_classes: int) -> Tensor | None:
+def as_mask(mask: Any, num_samples: int, num_classes: int) -> Tensor | None:
     """Which classes are legal, bool `[N, K]`, or None.
 
     Raises:
         TypeError: it is not bool.
-        ValueError: it does not broadcast to `[N, K]`; a row without a legal class.
+        ValueError: it does not broadcast to `[N, K]`; a sample without a legal class.
     """
     if mask is None:
         return None
     given = mask if isinstance(mask, Tensor) else torch.tensor(np.asarray(mask))
     if given.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = legal), got {given.dtype}: use mask.bool() for 0/1 masks.")
-    if given.ndim not in (1, 2) or given.shape[-1] != num_classes or given.shape[:-1] not in ((), (1,), (num_rows,)):
-        raise ValueError(f"mask has shape {tuple(given.shape)}, needs ({num_rows}, {num_classes}).")
+    if given.ndim not in (1, 2) or given.shape[-1] != num_classes or given.shape[:-1] not in ((), (1,), (num_samples,)):
+        raise ValueError(f"mask has shape {tuple(given.shape)}, needs ({num_samples}, {num_classes}).")
     empty = (~given.any(-1)).reshape(-1).nonzero()
     if len(empty):
-        raise ValueError(f"mask[{int(empty[0])}] allows no class at all: every row needs at least one legal class.")
-    return given.expand(num_rows, num_classes)
-
-
-def mix_rows(batch: Rows, target: Target, concentration: float) -> tuple[Rows, Target]:
-    """Mixup (Zhang et al. 2018): `lam · batch + (1 - lam) · batch in another order`, rows and targets alike.
-
-    One `lam ~ Beta(concentration, concentration)` a batch, from torch's CPU generator. A mixed row may be of any class
-    that is legal for one of its two. Weights go into the target, which then has the mixed weight as its mass.
-
-    Args:
-        batch: of floating-point inputs.
-        target: of the batch's rows.
-        concentration: above 0; small: mostly one of the two rows.
-    """
-    lam = float(torch.distributions.Beta(concentration, concentration).sample())
-    other = torch.randperm(len(batch)).to(batch.labels.device)
-    if batch.weights is not None:
-        target = target.scale(batch.weights)
-    mask = batch.mask
-    mixed = Rows(
-        torch.lerp(batch.inputs[other], batch.inputs, lam),
-        batch.labels,
-        batch.weights,
-        None if mask is None else mask | mask[other],
-    )
-    return mixed, Target.mix(target, target[other], lam)
+        raise ValueError(f"mask[{int(empty[0])}] allows no class at all: every sample needs at least one legal class.")
+    return given.expand(num_samples, num_classes)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
-def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
+# ---- labels and weights
+
+
+def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
     """Labels of any kind that can be sorted, as an array `[N]`.
 
     Raises:
-        ValueError: None, another length than `num_rows`, fractions, NaN, more than one column, kinds that can't be
+        ValueError: None, another length than `num_samples`, fractions, NaN, more than one column, kinds that can't be
             sorted together.
     """
     if y is None:
@@ -217,7 +275,7 @@ def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(
-            f"{name} has shape {array.shape}, {name} should be a 1d array of one label a row: give soft labels as "
+            f"{name} has shape {array.shape}, {name} should be a 1d array of one label a sample: give soft labels as "
             "target=from_probs(...)."
         )
     if array.dtype.kind == "c":
@@ -234,8 +292,10 @@ def as_label_array(y: Any, num_rows: int, name: str = "y") -> NDArray[Any]:
                 f"Unknown label type: continuous. {name}[{bad[0]}]={array[bad[0]]!r} is no class: give whole numbers "
                 "or names."
             )
-    if len(array) != num_rows:
-        raise ValueError(f"{name} has {len(array)} labels, but X {num_rows} rows (inconsistent numbers of samples).")
+    if len(array) != num_samples:
+        raise ValueError(
+            f"{name} has {len(array)} labels, but X has {num_samples} samples (inconsistent numbers of samples)."
+        )
     return array
 
 
@@ -261,14 +321,14 @@ def encode_labels(array: NDArray[Any], classes: NDArray[Any], name: str = "y") -
     places = {label: place for place, label in enumerate(classes.tolist())}
     found: NDArray[np.int64] = np.array([places.get(label, -1) for label in array.tolist()], dtype=np.int64)
     if (found < 0).any():
-        row = int(np.flatnonzero(found < 0)[0])
+        bad = int(np.flatnonzero(found < 0)[0])
         shown = ", ".join(map(repr, classes[:8].tolist())) + (", ..." if len(classes) > 8 else "")
-        raise ValueError(f"{name}[{row}]={array[row]!r} is none of the classes {shown}: name all in fit(classes=).")
+        raise ValueError(f"{name}[{bad}]={array[bad]!r} is none of the classes {shown}: name all in fit(classes=).")
     return found
 
 
-def as_weights(sample_weight: Any, num_rows: int) -> NDArray[np.float64] | None:
-    """One weight a row, or None.
+def as_weights(sample_weight: Any, num_samples: int) -> NDArray[np.float64] | None:
+    """One weight a sample, or None.
 
     Raises:
         ValueError: another shape than `[N]`, a weight that is negative or not finite, all of them 0.
@@ -277,10 +337,10 @@ def as_weights(sample_weight: Any, num_rows: int) -> NDArray[np.float64] | None:
         return None
     given = sample_weight.detach().cpu().numpy() if isinstance(sample_weight, Tensor) else np.asarray(sample_weight)
     weights: NDArray[np.float64] = given.astype(np.float64)
-    if weights.shape != (num_rows,):
+    if weights.shape != (num_samples,):
         raise ValueError(
-            f"sample_weight has shape {weights.shape}, needs ({num_rows},), one weight a row (sample_weight.shape == "
-            f"{weights.shape}, expected ({num_rows},)!)."
+            f"sample_weight has shape {weights.shape}, needs ({num_samples},), one weight a sample "
+            f"(sample_weight.shape == {weights.shape}, expected ({num_samples},)!)."
         )
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
@@ -293,10 +353,10 @@ def as_weights(sample_weight: Any, num_rows: int) -> NDArray[np.float64] | None:
 def class_factors(
     class_weight: Any, classes: NDArray[Any], labels: NDArray[np.int64], weights: NDArray[np.float64] | None
 ) -> NDArray[np.float64] | None:
-    """What each class's rows are weighed with, `[K]`; as scikit-learn's `compute_class_weight`.
+    """The factor of each class's samples, `[K]`; as scikit-learn's `compute_class_weight`.
 
     Args:
-        class_weight: None; `"balanced"`: `n / (K · n_k)` with the rows counted by their weights; a dict of label to
+        class_weight: None; `"balanced"`: `n / (K · n_k)` with samples counted by their weights; a dict of label to
             factor, where a class that is left out has 1; or an array `[K]` in the order of `classes`.
         classes: `[K]`, sorted.
         labels: int64 `[N]`, places in `classes`.
@@ -312,7 +372,7 @@ def class_factors(
         if class_weight != "balanced":
             raise ValueError(f'class_weight={class_weight!r} is not known: give "balanced", a dict or an array [K].')
         counts = np.bincount(labels, weights=weights, minlength=len(classes))
-        present = np.count_nonzero(counts)  # a class without rows has nothing to weigh
+        present = np.count_nonzero(counts)  # a class without samples has nothing to weigh
         balanced: NDArray[np.float64] = np.ones(len(classes))
         np.divide(counts.sum(), present * counts, out=balanced, where=counts > 0)
         return balanced
@@ -336,19 +396,19 @@ def class_factors(
 
 
 def hold_out(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`(training, validation)` rows, each ascending: a seeded, stratified split.
+    """`(training, validation)` samples, each ascending: a seeded, stratified split.
 
     Args:
         labels: int64 `[N]`.
-        fraction: of the rows to hold out; every class gives its share, to within a row.
+        fraction: of the samples to hold out; every class gives its share, to within one.
         seed: of the choice.
 
     Raises:
-        ValueError: one of the two would be empty, or a class would be left without a training row.
+        ValueError: one of the two would be empty, or a class would be left without a training sample.
     """
     count = round(fraction * len(labels))
     if not 0 < count < len(labels):
-        raise ValueError(f"validation_fraction={fraction} of {len(labels)} rows leaves no row on one side: change it.")
+        raise ValueError(f"validation_fraction={fraction} of {len(labels)} samples leaves none on one side: change it.")
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     chosen = np.zeros(len(labels), dtype=bool)
@@ -356,7 +416,7 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDA
     lost = np.setdiff1d(labels, labels[~chosen])
     if len(lost):
         raise ValueError(
-            f"validation_fraction={fraction} would leave class number {lost[0]} without a training row (the least "
+            f"validation_fraction={fraction} would leave class number {lost[0]} without a training sample (the least "
             "populated class has too few): lower it, or give validation=(X, y)."
         )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
@@ -372,36 +432,10 @@ def _conversion_warning() -> type[Warning]:
     return warning
 
 
-DENSE_CLASSES = 32
-"""Up to so many classes a smoothed target is kept written out: faster to compare with, at 4 bytes a class and row."""
-CHECKED_ROWS = 65536
+# ---- all that `fit` was given
 
 
-@dataclass(frozen=True)
-class Data:
-    """What `fit` was given, checked and on the device.
-
-    Attributes:
-        rows: to train on.
-        row_numbers: int64 `[N]` on the CPU, which rows of `X` they are; None: all.
-        validation: held out, or None.
-        classes: `[K]`, sorted.
-        smoothing: the recipe of labels.
-        num_features: of `X` (its second axis).
-        is_of_targets: whether `fit(target=)` was given.
-    """
-
-    rows: Rows
-    row_numbers: Tensor | None
-    validation: Rows | None
-    classes: NDArray[Any]
-    smoothing: Smoothing
-    num_features: int
-    is_of_targets: bool
-
-
-def prepare(
-    classifier: Classifier,
+def prepare_data(
     X: Any,
     y: Any,
     sample_weight: Any,
@@ -410,19 +444,35 @@ def prepare(
     target: Target | None,
     mask: Any,
     classes: Any,
+    smoothing: Smoothing,
+    class_weight: Any,
+    validation_fraction: float,
     seed: int,
-) -> Data:
-    """Check what `fit` was given and bring it to the device. See `Classifier.fit`.
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ClassifierData:
+    """Check what `fit` was given and bring it to the device.
+
+    Args:
+        X: as in `Classifier.fit`, like all up to `classes`.
+        y: labels.
+        sample_weight: or None.
+        validation: held-out `(X, y)`, or None.
+        target: in place of `smoothing`, or None.
+        mask: of legal classes, or None.
+        classes: all labels, or None.
+        smoothing: of the labels.
+        class_weight: see `class_factors`.
+        validation_fraction: of the samples, to hold out.
+        seed: of that choice.
+        device: where the samples go.
+        dtype: of floating-point inputs.
 
     Raises:
         TypeError: a kind that is not listed there.
         ValueError: values or shapes that do not fit.
     """
-    device, dtype = as_device(classifier.device), model_dtype(classifier.model)
-    smoothing = as_smoothing(classifier.smoothing)
     inputs = as_inputs(X, dtype)
-    if classifier.mixup and not inputs.is_floating_point():
-        raise ValueError(f"X is {inputs.dtype}, which mixup can't mix: give floating-point features, or mixup=0.")
     names = as_label_array(y, len(inputs))
     try:
         known = np.unique(names if classes is None else np.asarray(classes))
@@ -434,80 +484,78 @@ def prepare(
     legal = as_mask(mask, len(labels), len(known))
     if target is not None:
         _check_target(target, len(labels), len(known), legal)
+    factors = class_factors(class_weight, known, labels, weights)
+    if factors is not None:
+        weights = factors[labels] if weights is None else weights * factors[labels]
+    if weights is not None and not weights.any():
+        raise ValueError("class_weight and sample_weight leave no sample with a weight above 0: nothing can be learnt.")
+    samples = _on_device(inputs, labels, weights, device, dtype)
+    samples = dataclasses.replace(samples, mask=None if legal is None else legal.to(device))
+    goal = _constant_target(samples, smoothing, len(known)) if target is None else target.to(device)
+    samples = _with_target(samples, goal)
 
-    factors = class_factors(classifier.class_weight, known, labels, weights)
-    combined = _combined(weights, factors, labels)
-    if combined is not None and not combined.any():
-        raise ValueError("class_weight and sample_weight leave no row with a weight above 0: nothing is to be learnt.")
-    rows = Rows(
+    held_out, places = None, None
+    if validation_fraction > 0:
+        if validation is not None:
+            raise ValueError(f"validation and validation_fraction={validation_fraction} are both given: choose one.")
+        places, taken = map(torch.from_numpy, hold_out(labels, validation_fraction, seed))
+        samples, held_out = samples[places.to(device)], samples[taken.to(device)]
+    elif validation is not None:
+        held_out = _validation_samples(validation, smoothing, known, factors, inputs, device, dtype)
+    return ClassifierData(samples, places, held_out, known, smoothing, target is not None)
+
+
+def _on_device(
+    inputs: Tensor,
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ClassifierSamples:
+    return ClassifierSamples(
         inputs.to(device),
         torch.tensor(labels, device=device),
-        None if combined is None else torch.tensor(combined, dtype=_exact(dtype), device=device),
-        None if legal is None else legal.to(device),
+        None if weights is None else torch.tensor(weights, dtype=_exact(dtype), device=device),
     )
-    goal = _constant_target(rows, smoothing, len(known)) if target is None else target.to(device)
-    rows = _written_out(dataclasses.replace(rows, target=goal))
-
-    held_out, numbers = None, None
-    if classifier.validation_fraction > 0:
-        if validation is not None:
-            raise ValueError(
-                f"validation and validation_fraction={classifier.validation_fraction} are both given: choose one."
-            )
-        numbers, taken = map(torch.from_numpy, hold_out(labels, classifier.validation_fraction, seed))
-        rows, held_out = rows[numbers.to(device)], rows[taken.to(device)]
-    elif validation is not None:
-        held_out = _validation_rows(validation, smoothing, known, factors, inputs, device, dtype)
-    if classifier.early_stopping_patience is not None and held_out is None:
-        raise ValueError("early_stopping_patience needs validation data: give validation_fraction or fit(validation=).")
-    return Data(rows, numbers, held_out, known, smoothing, inputs.shape[1], target is not None)
 
 
-def _combined(
-    weights: NDArray[np.float64] | None, factors: NDArray[np.float64] | None, labels: NDArray[np.int64]
-) -> NDArray[np.float64] | None:
-    if factors is None:
-        return weights
-    return factors[labels] if weights is None else weights * factors[labels]
-
-
-def _constant_target(rows: Rows, smoothing: Smoothing, num_classes: int) -> Target | None:
-    """The rows' targets, values checked; None where alpha follows a schedule."""
-    checked = smoothing(rows.labels, num_classes, rows.mask)
+def _constant_target(samples: ClassifierSamples, smoothing: Smoothing, num_classes: int) -> Target | None:
+    """The targets of labels, values checked; None where alpha follows a schedule."""
+    checked = smoothing(samples.labels, num_classes, samples.mask)
     return checked if smoothing.is_constant else None
 
 
-def _written_out(rows: Rows) -> Rows:
-    target = rows.target
-    if target is None or target.reference is None or target.num_classes > DENSE_CLASSES:
-        return rows
-    return dataclasses.replace(rows, target=target.written_out(_exact(rows.inputs.dtype), find_positive=True))
+def _with_target(samples: ClassifierSamples, target: Target | None) -> ClassifierSamples:
+    """The samples with their target, which is dense where there are few classes."""
+    if target is not None and target.reference is not None and target.num_classes <= DENSE_CLASSES:
+        target = target.written_out(_exact(samples.inputs.dtype), find_positive=True)
+    return dataclasses.replace(samples, target=target)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What weights and targets are kept in: float32, or float64 where the network computes in it."""
+    """The type of weights and targets: float32, or float64 where the network computes in it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check_target(target: Target, num_rows: int, num_classes: int, mask: Tensor | None) -> None:
+def _check_target(target: Target, num_samples: int, num_classes: int, mask: Tensor | None) -> None:
     if not isinstance(target, Target):
         raise TypeError(f"target must be a Target, got {type(target).__name__}: make one by from_probs(...).")
-    if target.batch_shape != (num_rows,) or target.num_classes != num_classes:
+    if target.batch_shape != (num_samples,) or target.num_classes != num_classes:
         raise ValueError(
             f"target is for batch {tuple(target.batch_shape)} and {target.num_classes} classes, X and y have "
-            f"{num_rows} rows and {num_classes} classes: name classes that y lacks in fit(classes=)."
+            f"{num_samples} samples and {num_classes} classes: name classes that y lacks in fit(classes=)."
         )
     if mask is None:
         return
-    for start in range(0, num_rows, CHECKED_ROWS):
-        part = slice(start, start + CHECKED_ROWS)
+    for start in range(0, num_samples, CHECKED_AT_ONCE):
+        part = slice(start, start + CHECKED_AT_ONCE)
         illegal = (target[part].dense() != 0).cpu() & ~mask[part].cpu()
         if bool(illegal.any()):
             row, column = (int(place) for place in illegal.nonzero()[0])
-            raise ValueError(f"target[{start + row}] has mass on class {column}, which its mask forbids: mend one.")
+            raise ValueError(f"target[{start + row}] has mass on class {column}, which its mask forbids: fix one.")
 
 
-def _validation_rows(
+def _validation_samples(
     validation: Any,
     smoothing: Smoothing,
     classes: NDArray[Any],
@@ -515,21 +563,14 @@ def _validation_rows(
     like: Tensor,
     device: torch.device,
     dtype: torch.dtype,
-) -> Rows:
+) -> ClassifierSamples:
     if not (isinstance(validation, (tuple, list)) and len(validation) == 2):
         raise TypeError(f"validation must be (X, y), got {type(validation).__name__}.")
     if isinstance(smoothing.alpha, Tensor) and smoothing.alpha.ndim > 0:
-        raise ValueError("smoothing has an alpha for each training row, but validation has none: give one number.")
+        raise ValueError("smoothing has an alpha for each training sample, but validation has none: give one number.")
     inputs = as_inputs(validation[0], dtype)
     if inputs.ndim == 2 and inputs.shape[1:] != like.shape[1:]:
         raise ValueError(f"validation has {inputs.shape[1]} features, X has {like.shape[1]}: give the same.")
-    names = as_label_array(validation[1], len(inputs), "validation's y")
-    labels = encode_labels(names, classes, "validation's y")
-    weights = _combined(None, factors, labels)
-    rows = Rows(
-        inputs.to(device),
-        torch.tensor(labels, device=device),
-        None if weights is None else torch.tensor(weights, dtype=_exact(dtype), device=device),
-    )
-    target = _constant_target(rows, smoothing, len(classes))
-    return _written_out(dataclasses.replace(rows, target=target))
+    labels = encode_labels(as_label_array(validation[1], len(inputs), "validation's y"), classes, "validation's y")
+    samples = _on_device(inputs, labels, None if factors is None else factors[labels], device, dtype)
+    return _with_target(samples, _constant_target(samples, smoothing, len(classes)))

@@ -32,8 +32,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth.scripts.gan_training",
         "rlsmooth.scripts.self_train",
         "rlsmooth.scripts.self_train_training",
-        "rlsmooth.training.classifier",
-        "rlsmooth.training.classifier_samples",
     },
     "self-cast": {
         "agents/adversarial/trainer.py",
@@ -41,7 +39,6 @@ ALLOWED: dict[str, set[str]] = {
         "agents/cloning/bco.py",
         "agents/cloning/dagger.py",
         "agents/cloning/rounds.py",
-        "rlsmooth/training/classifier.py",
     },
     "long function": {
         "agents/cloning/bc.py:__init__",
@@ -55,14 +52,12 @@ ALLOWED: dict[str, set[str]] = {
         "agents/adversarial/trainer.py",
         "agents/cloning/bc.py",
         "agents/files/algorithm_file.py",
-        "rlsmooth/training/classifier.py",
     },
     "foreign private": {
         "agents/cloning/bc.py",
         "agents/cloning/bco.py",
         "agents/cloning/dagger.py",
         "agents/cloning/rounds.py",
-        "rlsmooth/training/classifier.py",
         "scripts/bench/ppo_overhead.py",
     },
 }
