@@ -20,6 +20,7 @@ from rlsmooth.training.run import fingerprint, spread_evenly
 __all__ = [
     "ClassifierData",
     "ClassifierSamples",
+    "as_array",
     "as_inputs",
     "as_label_array",
     "as_mask",
@@ -172,6 +173,24 @@ def mix_samples(batch: ClassifierSamples, target: Target, concentration: float) 
 # ---- inputs and masks
 
 
+def as_array(X: Any) -> Any:
+    """A detached tensor of a tensor, an array of anything else, `[N, ...]`.
+
+    Raises:
+        TypeError: a sparse matrix.
+        ValueError: not at least two axes.
+    """
+    if type(X).__module__.startswith("scipy.sparse"):
+        raise TypeError("X is a sparse matrix, sparse input is not supported: give X.toarray().")
+    array: Any = X.detach() if isinstance(X, Tensor) else np.asarray(X)
+    if array.ndim < 2:
+        raise ValueError(
+            f"X has shape {tuple(array.shape)}, needs [samples, features] or more axes. Reshape your data: "
+            "X.reshape(-1, 1) if it is one feature, X.reshape(1, -1) if it is one sample."
+        )
+    return array
+
+
 def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
     """The features as a tensor of finite numbers.
 
@@ -184,12 +203,11 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
         TypeError: a sparse matrix, or something that is no number.
         ValueError: no sample, no feature, not at least two axes, complex numbers, NaN, infinity.
     """
-    if isinstance(X, Tensor):
-        values = X.detach()
-    elif type(X).__module__.startswith("scipy.sparse"):
-        raise TypeError("X is a sparse matrix, sparse input is not supported: give X.toarray().")
+    given = as_array(X)
+    if isinstance(given, Tensor):
+        values = given
     else:
-        array = np.asarray(X)
+        array: NDArray[Any] = given
         if array.dtype.kind not in "biufc":
             array = array.astype(np.float64)  # says what is no number
         # A copy in torch's own memory: the alignment of numpy's differs, and with it the last bits of a product.
@@ -199,11 +217,6 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
         values = torch.tensor(array)
     if values.is_complex():
         raise ValueError("X is complex. Complex data not supported: give real and imaginary parts as features.")
-    if values.ndim < 2:
-        raise ValueError(
-            f"X has shape {tuple(values.shape)}, needs [samples, features] or more axes. Reshape your data: "
-            "X.reshape(-1, 1) if it is one feature, X.reshape(1, -1) if it is one sample."
-        )
     for what, size in (("sample", len(values)), ("feature", values[0:1].numel() if len(values) else 1)):
         if size == 0:
             raise ValueError(
