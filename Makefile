@@ -29,15 +29,17 @@ train-ppo: $(CORE)  ## train PPO with a smoothed policy on CartPole-v1
 	$(BIN)/rlsmooth ppo --env CartPole-v1 --seed 0 --smoothing 0.01 $(ARGS)
 
 # -P keeps this folder off sys.path: the tests import what is installed, and never a top-level `agents` or `envs`.
+# Two processes share them; with ARGS="-n 0 -x" one does, and stops at the first that fails.
 test: $(DEV)  ## run the tests
-	$(BIN)/python -P -m pytest $(ARGS)
+	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(DEV)  ## run the longer checks that `make test` leaves out
 	$(BIN)/python -P -m pytest -m slow $(ARGS)
 
-lint: $(DEV)  ## check style and format
+lint: $(DEV)  ## check style, format and spelling
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
 
 types: $(DEV)  ## check types
 	$(BIN)/python -m mypy --strict

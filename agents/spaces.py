@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from rlsmooth.agents.sb3 import wrap_in_vec_env
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.validation import action_starts
+from rlsmooth.data.arrays import action_starts
 
 __all__ = [
     "ActionBins",

@@ -1,1 +1,1 @@
-"""rlsmooth.scripts"""
+"""The commands of `rlsmooth`, a file each."""

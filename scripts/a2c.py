@@ -11,29 +11,25 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from rlsmooth.scripts.arguments import OnPolicyArgs, resumed
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.on_policy_arguments import PATHS, TUPLES, OnPolicyArgs
-from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
 class Args(OnPolicyArgs):
     """Train A2C, smoothed or not, and evaluate it in the environment."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
-
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "a2c", tuples=TUPLES, paths=PATHS)
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
+    args = resumed(args, "a2c")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import SmoothedA2C
-    from rlsmooth.scripts.on_policy_training import train
+    from rlsmooth.scripts.on_policy import train
 
     return train("a2c", SmoothedA2C, args)
 

@@ -10,31 +10,38 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
-from rlsmooth.scripts.adversarial_arguments import PATHS, TUPLES, AIRLArgs
+from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import AdversarialArgs, resumed
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(AIRLArgs):
+class Args(AdversarialArgs):
     """Train AIRL on demonstrations, evaluate its generator in the environment, and keep the reward that it found."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
+    potential_net_arch: tuple[int, ...] = (32, 32)
+    """The sizes of the hidden layers of the potential, which shapes the reward."""
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "airl", tuples=(*TUPLES, "potential_net_arch"), paths=PATHS)
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
-    from rlsmooth.scripts.adversarial_training import train
+    args = resumed(args, "airl")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
+    from rlsmooth.agents import AIRL, ShapedRewardNet
+    from rlsmooth.scripts.adversarial import score_net, train
 
-    return train("airl", args)
+    sizes = [check_positive_int("potential_net_arch", size) for size in args.potential_net_arch]
+
+    def make_net(generator: Any) -> ShapedRewardNet:
+        return ShapedRewardNet(score_net(args, generator), gamma=float(generator.gamma), potential_net_arch=sizes)
+
+    return train("airl", AIRL, args, make_net)
 
 
 if __name__ == "__main__":

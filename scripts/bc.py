@@ -8,103 +8,200 @@ rlsmooth bc --resume logs/bc/CartPole-v1_1
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import (
+    CloningArgs,
+    RunArgs,
+    make_smoothing,
+    number_or_word,
+    read_demonstrations,
+    resumed,
+    size_words,
+)
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.resuming import resumed
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from rlsmooth.agents import BC
+    from rlsmooth.data import Demonstrations
+    from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
-Reference = Literal["uniform", "adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
+
+ENOUGH_EPISODES = 10  # from here on a tenth of them is held out by default
+LOG_LINES = 50  # at least, so that a short run has a curve too
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Train behaviour cloning on demonstrations, and evaluate it in the environment."""
+class OwnArgs(CloningArgs):
+    """Options that no other command has."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
-    demonstrations: str | None = None
-    """An .npz, a folder, or a set of the package: cartpole-v1 (the default for CartPole-v1), cartpole-v1-noisy."""
-    n_episodes: int | None = None
-    """Use only so many of the demonstrations' episodes, drawn by the seed."""
     action_noise: float = 0.0
     """Replace each demonstrated action by another one with this probability, for studies."""
     validation_fraction: float | None = None
     """The share of the episodes to hold out. Default: a tenth, or none where there are fewer than ten."""
-
-    smoothing: str = "0.1"
-    """How much of the target leaves the demonstrated action: a number, or lin_0.1 for one that falls to 0."""
-    reference: Reference = "uniform"
-    """Where it goes: to all actions alike, or to neighbours of the demonstrated one by an ordinal scheme."""
-    spread: Literal["all", "others"] = "all"
-    """Whether the uniform reference includes the demonstrated action."""
-    action_bins: int | None = None
-    """Continuous actions only: cut each dimension into so many bins and clone those, so that --reference applies."""
-    kl_coef: float = 0.0
-    """The coefficient of KL(uniform‖policy), added to the loss."""
-
-    policy: str | None = None
-    """SB3's alias. Default: MlpPolicy, CnnPolicy for images, MultiInputPolicy for Dicts; Maskable... with masks."""
-    net_arch: tuple[int, ...] = (64, 64)
-    """The sizes of the policy's hidden layers."""
-    learning_rate: str = "1e-3"
-    """The step size: a number, or lin_1e-3 for one that falls to 0."""
-    batch_size: int = 64
-    """How many transitions are in a batch."""
     gradient_accumulation: int = 1
     """How many batches are in an update."""
-    max_grad_norm: float | None = None
-    """Clip the gradient's norm to this."""
-    l2_coef: float = 0.0
-    """The coefficient of half the sum of squared parameters, added to the loss."""
     epochs: int = 10
     """How often to go through the demonstrations."""
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
     """Train on so many transitions in all, in place of --epochs; rounded up to whole updates."""
     early_stopping_patience: int | None = None
     """Stop after so many epochs without a lower validation loss, and keep the best parameters."""
-
-    seed: int = 0
-    """Decides the choice of episodes, the initial weights, the order of the data and the evaluations."""
-    device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
-    num_threads: int = 1
-    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
     eval_freq: int = 25_000
     """Evaluate first, each time that so many transitions have been trained on, and at the end; -1: only at the end."""
-    eval_episodes: int = 20
-    """How many episodes to evaluate deterministically, and how many sampled."""
     n_envs: int = 20
     """How many environments to evaluate in."""
     checkpoint_freq: int = 50_000
     """Write a checkpoint each time that so many transitions have been trained on; -1: none."""
+    seed: int = 0
+    """Decides the choice of episodes, the initial weights, the order of the data and the evaluations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs, OwnArgs):
+    """Train behaviour cloning on demonstrations, and evaluate it in the environment."""
 
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
     """The run goes to <log folder>/bc/<env>_<n>/."""
-    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
-    """Where TensorBoard's files go, as <tensorboard log>/<env>_<n>/. Default: to the run's folder."""
-    resume: Path | None = None
-    """Go on with a run that was killed, given its folder; its arguments are those it began with."""
-    progress: Annotated[bool, alias(aliases=["-P"])] = False
-    """Show a progress bar; on a terminal there is one anyway."""
-    verbose: int = 0
-    """1 prints what is logged."""
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
-    from rlsmooth.scripts.bc_training import train
+    args = resumed(args, "bc")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
+    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.training_run import TrainingRun
 
-    return train(resumed(args, "bc", tuples=("net_arch",), paths=("log_folder", "tensorboard_log", "resume")))
+    limit_threads(args.num_threads)
+    epochs = check_positive_int("epochs", args.epochs)
+    num_batches = None if args.n_timesteps is None else batches("n_timesteps", args.n_timesteps, args)
+    n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
+    eval_env = make_envs(args.env, n_envs, args.seed)
+    training, validation = load_data(args)
+    held_out = "none" if validation is None else size_words(validation)
+    print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")
+    with TrainingRun("bc", args, args.env) as run:
+        agent = make_agent(args, run, training, validation, eval_env)
+        start = agent.num_timesteps
+        agent.set_logger(run.logger(start or None))
+        run.begin(
+            f"Training on {agent.device.type}",
+            f"batch {start}" if start else "",
+            resume_from="checkpoint" if args.checkpoint_freq > 0 else "",
+        )
+        if start == 0 and args.eval_freq > 0:
+            for name, value in agent.evaluate().items():
+                agent.logger.record(f"eval/{name}", value)
+            agent.logger.dump(0)
+        total = epochs * agent.batches_per_epoch if num_batches is None else num_batches
+        agent.learn(total_batches=total, log_interval=max(1, min(500, total // LOG_LINES)), progress_bar=run.shows_bar)
+        agent.save(run.folder / "agent.zip")
+        eval_env.close()
+        return run.finish("Agent, report and logs", **results(run, agent))
+
+
+def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
+    """Demonstrations to train on, and those held out.
+
+    Raises:
+        ValueError: there are none, or not as many as asked for.
+    """
+    demonstrations = read_demonstrations(args, args.seed)
+    if args.action_noise != 0:
+        demonstrations = demonstrations.with_action_noise(args.action_noise, args.seed)
+    fraction = args.validation_fraction
+    if fraction is None:
+        fraction = 0.1 if demonstrations.num_episodes >= ENOUGH_EPISODES else 0.0
+    return (demonstrations, None) if fraction == 0 else demonstrations.split(fraction, args.seed)
+
+
+def make_agent(
+    args: Args, run: TrainingRun, training: Demonstrations, validation: Demonstrations | None, eval_env: VecEnv
+) -> BC:
+    """A new agent, or that of the run's last checkpoint."""
+    from rlsmooth.agents import BC
+    from rlsmooth.scripts.environment import check_device, default_policy
+    from rlsmooth.scripts.training_run import saved_checkpoints
+
+    device = check_device(args.device)
+    saved = saved_checkpoints(args)
+    if saved is not None:
+        return BC.resume(saved, eval_env, training, validation=validation, eval_env=eval_env, device=device)
+    return BC(
+        args.policy or default_policy(training),
+        eval_env,
+        training,
+        smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),
+        action_bins=args.action_bins,
+        kl_coef=args.kl_coef,
+        learning_rate=number_or_word(args.learning_rate),
+        batch_size=args.batch_size,
+        gradient_accumulation=args.gradient_accumulation,
+        max_grad_norm=args.max_grad_norm,
+        l2_coef=args.l2_coef,
+        validation=validation,
+        early_stopping_patience=args.early_stopping_patience,
+        policy_kwargs={"net_arch": [check_positive_int("net_arch", size) for size in args.net_arch]},
+        seed=args.seed,
+        device=device,
+        checkpoint_folder=None if args.checkpoint_freq < 0 else run.checkpoints,
+        checkpoint_every=1000 if args.checkpoint_freq < 0 else batches("checkpoint_freq", args.checkpoint_freq, args),
+        eval_env=eval_env,
+        eval_every=None if args.eval_freq < 0 else batches("eval_freq", args.eval_freq, args),
+        n_eval_episodes=args.eval_episodes,
+    )
+
+
+def batches(name: str, transitions: int, args: Args) -> int:
+    """How many updates see `transitions` transitions, rounded up."""
+    each = check_positive_int("batch_size", args.batch_size)
+    each *= check_positive_int("gradient_accumulation", args.gradient_accumulation)
+    return math.ceil(check_positive_int(name, transitions) / each)
+
+
+def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
+    """The entries of the report: what was logged, and measures on the held-out or else the training data."""
+    from rlsmooth.agents.cloning.training_data import target_matrices
+    from rlsmooth.scripts.measure import bins_to_json, measure
+
+    curves = run.curves()
+    held_out = agent.validation
+    assert agent.demonstrations is not None
+    measured = agent.demonstrations if held_out is None else held_out
+    summary, bins = measure(agent, measured)
+    summary |= {name.removeprefix("eval/"): values[-1] for name, (_, values) in curves.items() if name[:5] == "eval/"}
+    if "bc/samples_per_second" in curves:
+        summary["samples_per_second"] = statistics.median(curves["bc/samples_per_second"][1])
+    if agent.demonstrations.rewards is not None:
+        summary["demonstrated_return"] = float(agent.demonstrations.episode_returns().mean())
+    return {
+        "curves": curves,
+        "summary": summary,
+        "data": {
+            name: size_words(part)
+            for name, part in (("training", agent.demonstrations), ("held out", held_out))
+            if part
+        },
+        "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes",
+        "reliability": None if bins is None else bins_to_json(bins),
+        "target_matrices": {
+            name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()
+        },
+    }
 
 
 if __name__ == "__main__":

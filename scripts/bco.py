@@ -1,4 +1,4 @@
-"""Clone from observation: guess the demonstrated actions, clone them with smoothing, act, and guess again.
+"""Clone from observation: label demonstrations without actions by a learnt model, clone them, act, and label again.
 
 rlsmooth bco --env CartPole-v1 --n-episodes 4 --seed 0
 rlsmooth bco --env Acrobot-v1 --demonstrations acrobot.npz --pseudo-labels soft
@@ -8,30 +8,56 @@ rlsmooth bco --resume logs/bco/CartPole-v1_1
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import (
+    CloningArgs,
+    Reference,
+    RunArgs,
+    demonstrations_name,
+    make_smoothing,
+    number_or_word,
+    read_demonstrations,
+    resumed,
+    size_words,
+)
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.resuming import resumed
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from rlsmooth.agents import BCO
+    from rlsmooth.data import Demonstrations, ObservationOnly
+    from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
-Reference = Literal["uniform", "adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Train behavioural cloning from observation (BCO), and evaluate it in the environment after each round."""
+class OwnArgs(CloningArgs):
+    """Options that no other command has, or that mean something else here."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
     demonstrations: str | None = None
     """An .npz or a folder, with or without actions, or a set of the package: cartpole-v1 (the default for CartPole-v1),
-    cartpole-v1-noisy. Actions only tell how right the guesses are."""
-    n_episodes: int | None = None
-    """Use only so many of the demonstrations' episodes, drawn by the seed."""
+    cartpole-v1-noisy. Actions only measure how right the pseudo-labels are."""
+    smoothing: str = "0.1"
+    """How much of the target leaves the pseudo-label: a number, or lin_0.1 for one that falls to 0 in each round."""
+    reference: Reference = "uniform"
+    """Where it goes: to all actions alike, or to neighbours of the pseudo-label by an ordinal scheme."""
+    spread: Literal["all", "others"] = "all"
+    """Whether the uniform reference includes the pseudo-label."""
+    net_arch: tuple[int, ...] = (64, 64)
+    """The sizes of the hidden layers of the policy, and of the model of what actions do."""
+    learning_rate: str = "1e-3"
+    """The policy's step size: a number, or lin_1e-3 for one that falls to 0 in each round."""
+    eval_episodes: int = 20
+    """How many episodes to evaluate deterministically, and how many sampled, after each round."""
 
     rounds: int = 5
     """How often to act, learn what actions do, label the demonstrations and clone them."""
@@ -39,29 +65,6 @@ class Args:
     """How many transitions to make in each round, in all environments together."""
     pseudo_labels: Literal["hard", "soft"] = "hard"
     """Clone the most probable action, or the probabilities of all (Discrete actions)."""
-    smoothing: str = "0.1"
-    """How much of the target leaves the guessed action: a number, or lin_0.1 for one that falls to 0 in each round."""
-    reference: Reference = "uniform"
-    """Where it goes: to all actions alike, or to neighbours of the guessed one by an ordinal scheme."""
-    spread: Literal["all", "others"] = "all"
-    """Whether the uniform reference includes the guessed action."""
-    action_bins: int | None = None
-    """Continuous actions only: cut each dimension into so many bins and clone those, so that --reference applies."""
-    kl_coef: float = 0.0
-    """The coefficient of KL(uniform‖policy), added to the loss."""
-
-    policy: str | None = None
-    """SB3's alias. Default: MlpPolicy, CnnPolicy for images, MultiInputPolicy for Dicts; Maskable... with masks."""
-    net_arch: tuple[int, ...] = (64, 64)
-    """The sizes of the hidden layers of the policy, and of the model of what actions do."""
-    learning_rate: str = "1e-3"
-    """The policy's step size: a number, or lin_1e-3 for one that falls to 0 in each round."""
-    batch_size: int = 64
-    """How many transitions are in a batch."""
-    max_grad_norm: float | None = None
-    """Clip the gradient's norm to this."""
-    l2_coef: float = 0.0
-    """The coefficient of half the sum of squared parameters, added to the loss."""
     epochs: int = 10
     """How often each round goes through the demonstrations."""
     inverse_smoothing: str = "0"
@@ -70,40 +73,129 @@ class Args:
     """Its step size: a number, or lin_1e-3."""
     inverse_epochs: int = 50
     """How often at most it goes through the transitions; it stops when held-out ones get no better."""
-
-    seed: int = 0
-    """Decides the choice of episodes, the initial weights, the order of the data, what is done and the evaluations."""
-    device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
-    num_threads: int = 1
-    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
-    eval_episodes: int = 20
-    """How many episodes to evaluate deterministically, and how many sampled, after each round."""
     n_envs: int = 8
     """How many environments to act in, and at most to evaluate in."""
+    seed: int = 0
+    """Decides the choice of episodes, the initial weights, the order of the data, what is done and the evaluations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs, OwnArgs):
+    """Train behavioural cloning from observation (BCO), and evaluate it in the environment after each round."""
 
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
     """The run goes to <log folder>/bco/<env>_<n>/."""
-    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
-    """Where TensorBoard's files go, as <tensorboard log>/<env>_<n>/. Default: to the run's folder."""
-    resume: Path | None = None
-    """Go on with a run that was killed, given its folder; its arguments are those it began with."""
-    progress: Annotated[bool, alias(aliases=["-P"])] = False
-    """Show a progress bar; on a terminal there is one anyway."""
-    verbose: int = 0
-    """1 prints what is logged."""
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
-    from rlsmooth.scripts.bco_training import train
+    args = resumed(args, "bco")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
+    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.training_run import TrainingRun
 
-    return train(resumed(args, "bco", tuples=("net_arch",), paths=("log_folder", "tensorboard_log", "resume")))
+    limit_threads(args.num_threads)
+    n_envs = check_positive_int("n_envs", args.n_envs)
+    n_eval_envs = min(n_envs, check_positive_int("eval_episodes", args.eval_episodes))
+    env = make_envs(args.env, n_envs, args.seed)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed)
+    demonstrations = load_data(args)
+    print(f"Demonstrated transitions: {size_words(demonstrations)}")
+    with TrainingRun("bco", args, args.env) as run:
+        agent = make_agent(args, run, demonstrations, env, eval_env)
+        agent.set_logger(run.logger(agent.num_timesteps or None))
+        start = f"round {agent.round + 1}" if agent.round else ""
+        run.begin(f"Training on {agent.device.type}", start, resume_from="round")
+        agent.learn(progress_bar=run.shows_bar)
+        agent.save(run.folder / "agent.zip")
+        if agent.inverse_dynamics is not None:  # no checkpoint has it: a run that was all done has written its own
+            agent.inverse_dynamics.save(run.folder / "inverse_dynamics.zip")
+        env.close()
+        eval_env.close()
+        return run.finish("Agent, report and logs", **results(run, demonstrations))
+
+
+def load_data(args: Args) -> Demonstrations | ObservationOnly:
+    """The demonstrations to label and clone.
+
+    Raises:
+        ValueError: there are none, or not as many as asked for.
+    """
+    from rlsmooth.data import ObservationOnly
+    from rlsmooth.data.files import OBSERVATION_FORMAT, DemonstrationsFileError
+
+    try:
+        return read_demonstrations(args, args.seed)
+    except DemonstrationsFileError as error:
+        if OBSERVATION_FORMAT not in str(error) and "ObservationOnly" not in str(error):
+            raise
+    observations = ObservationOnly.load(demonstrations_name(args))
+    return observations if args.n_episodes is None else observations.sample_episodes(args.n_episodes, args.seed)
+
+
+def make_agent(
+    args: Args, run: TrainingRun, demonstrations: Demonstrations | ObservationOnly, env: VecEnv, eval_env: VecEnv
+) -> BCO:
+    """A new agent, or that of the run's last round."""
+    from rlsmooth.agents import BCO
+    from rlsmooth.schedules import as_schedule
+    from rlsmooth.scripts.environment import check_device, default_policy
+    from rlsmooth.scripts.training_run import saved_checkpoints
+
+    device = check_device(args.device)
+    inverse_learning_rate = number_or_word(args.inverse_learning_rate)
+    try:
+        as_schedule(inverse_learning_rate)
+    except ValueError as error:
+        raise ValueError(f"inverse_learning_rate can't be used: {error}") from error
+    saved = saved_checkpoints(args)
+    if saved is not None:
+        return BCO.resume(saved, env, demonstrations, eval_env=eval_env, device=device)
+    return BCO(
+        args.policy or default_policy(demonstrations),
+        env,
+        demonstrations,
+        smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),
+        kl_coef=args.kl_coef,
+        action_bins=args.action_bins,
+        pseudo_labels=args.pseudo_labels,
+        n_rounds=args.rounds,
+        transitions_per_round=args.transitions_per_round,
+        n_epochs=args.epochs,
+        learning_rate=number_or_word(args.learning_rate),
+        batch_size=args.batch_size,
+        max_grad_norm=args.max_grad_norm,
+        l2_coef=args.l2_coef,
+        policy_kwargs={"net_arch": [check_positive_int("net_arch", size) for size in args.net_arch]},
+        inverse_smoothing=make_smoothing("inverse_smoothing", args.inverse_smoothing),
+        inverse_epochs=args.inverse_epochs,
+        inverse_learning_rate=inverse_learning_rate,
+        inverse_net_arch=args.net_arch,
+        seed=args.seed,
+        device=device,
+        checkpoint_folder=run.checkpoints,
+        eval_env=eval_env,
+        n_eval_episodes=args.eval_episodes,
+    )
+
+
+def results(run: TrainingRun, demonstrations: Demonstrations | ObservationOnly) -> dict[str, Any]:
+    """The entries of the report, from what was logged."""
+    from rlsmooth.data import Demonstrations
+
+    curves = run.curves()
+    summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
+    if isinstance(demonstrations, Demonstrations) and demonstrations.rewards is not None:
+        summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
+    return {
+        "curves": curves,
+        "summary": {name: value for name, value in summary.items() if math.isfinite(value)},
+        "watched": size_words(demonstrations),
+    }
 
 
 if __name__ == "__main__":

@@ -1,60 +1,32 @@
-"""What `rlsmooth classify` and `self-train` share: rows, networks, `metrics.csv`, and a classifier measured on rows."""
+"""Data, network and arguments that `rlsmooth classify` and `self-train` share."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from rlsmooth.atomic import write_bytes_atomically
-from rlsmooth.audits import classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import LabelledData, load_labelled
-from rlsmooth.losses.measures import measure_predictions
-from rlsmooth.scripts.bc_training import number_or_word
-from rlsmooth.scripts.classification_arguments import ClassificationArgs
+from rlsmooth.data.labelled import column_scale
+from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word
 from rlsmooth.scripts.environment import check_seed, limit_threads
-from rlsmooth.scripts.measure import bins_to_json
-from rlsmooth.scripts.networks import network
-from rlsmooth.scripts.report import Curve
-from rlsmooth.targets import Tree
 
 __all__ = [
-    "Measured",
+    "Standardise",
     "check_numbers",
-    "curves_of",
     "data_name",
-    "load_rows",
+    "load_parts",
     "make_network",
-    "measure_rows",
+    "network",
     "training_arguments",
     "with_noise",
-    "write_history",
 ]
-
-CURVE_POINTS = 200
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A classifier's logits on some rows in numbers; plain data only.
-
-    Attributes:
-        summary: see `classification_summary`; what can't be computed is left out.
-        reliability: the columns of `ReliabilityBins`.
-        risk_coverage: `coverage` and `risk`, at most 200 points.
-    """
-
-    summary: dict[str, float]
-    reliability: dict[str, list[float | None]]
-    risk_coverage: dict[str, list[float]]
 
 
 def check_numbers(args: ClassificationArgs) -> None:
@@ -65,12 +37,12 @@ def check_numbers(args: ClassificationArgs) -> None:
 
 
 def data_name(name: str) -> str:
-    """What a run's folder is called: the set's name, or that of its file without `.npz`."""
+    """The name for a run's folder: the set's name, or that of its file without `.npz`."""
     return Path(name).stem if name.endswith(".npz") else name
 
 
-def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
-    """Rows to learn from, and test rows.
+def load_parts(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
+    """Samples to learn from, and test samples.
 
     Raises:
         ImportError: the data come with a package that is missing.
@@ -80,7 +52,7 @@ def load_rows(args: ClassificationArgs) -> tuple[LabelledData, LabelledData]:
 
 
 def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData:
-    """The rows with the label noise that is asked for.
+    """The samples with the label noise that is asked for.
 
     Raises:
         ValueError: the noise is no probability.
@@ -89,12 +61,12 @@ def with_noise(args: ClassificationArgs, training: LabelledData) -> LabelledData
 
 
 def make_network(args: ClassificationArgs, training: LabelledData) -> Any:
-    """What `Classifier(model=...)` takes."""
+    """The function that builds the network, for `Classifier(model=...)`."""
     return network(args.hidden_sizes, training.features if args.standardise else None)
 
 
 def training_arguments(args: ClassificationArgs) -> dict[str, Any]:
-    """What both commands give `Classifier`."""
+    """Arguments of `Classifier` that both commands set alike."""
     return {
         "class_weight": None if args.class_weight == "none" else args.class_weight,
         "learning_rate": number_or_word(args.learning_rate),
@@ -105,57 +77,61 @@ def training_arguments(args: ClassificationArgs) -> dict[str, Any]:
     }
 
 
-def measure_rows(
-    logits: Tensor, labels: Tensor, data: LabelledData, *, temperature: float | None = None
-) -> tuple[Measured, list[list[int]]]:
-    """All scores of some rows, and the confusion matrix: row = label, column = prediction.
+class Standardise(nn.Module):
+    """`(x - mean) / scale`, feature by feature, with numbers that training leaves alone and that files keep.
 
     Args:
-        logits: float `[N, K]`.
-        labels: int64 `[N]`.
-        data: whose hierarchy and order of classes are used.
-        temperature: the logits are divided by it first; None: they are taken as they are.
+        mean: `[D]`.
+        scale: `[D]`, above 0.
     """
-    distances = None if data.hierarchy is None else tree_distances(Tree.from_nested(data.hierarchy))
-    summary = classification_summary(
-        logits, labels, distances=distances, ordered=data.is_ordered, temperature=temperature
-    )
-    wide = logits.to(torch.float64) / (1.0 if temperature is None else temperature)
-    predictions = wide.argmax(-1)
-    found = measure_predictions(wide, labels)
-    curve = risk_coverage(found.confidence, found.hit)
-    shown = torch.linspace(0, len(labels) - 1, min(len(labels), CURVE_POINTS)).round().long()
-    size = data.num_classes
-    confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
-    measured = Measured(
-        {name: value for name, value in summary.items() if math.isfinite(value)},
-        bins_to_json(reliability_bins(found.confidence, found.hit)),
-        {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
-    )
-    return measured, confusion.tolist()
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, D]` to `[N, D]`."""
+        return (inputs - self.mean) / self.scale
 
 
-def write_history(path: Path, history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
-    """Write `metrics.csv`, a row an epoch or round, counted from `first` in the column `step`; return its curves.
+def network(
+    hidden_sizes: Sequence[int] = (64, 64), training: NDArray[np.float32] | None = None
+) -> Callable[[int, int], nn.Module]:
+    """A function that builds the network, for `Classifier(model=...)` and `Classifier.load(path, model)`.
 
-    A value that is not finite leaves its cell empty and its curve without the point.
+    Args:
+        hidden_sizes: of the layers between features and logits; empty: softmax regression.
+        training: float `[N, D]`, whose means and standard deviations are used; constant features are only centred.
+            None: features stay as they are, until a file's numbers are loaded.
+
+    Raises:
+        TypeError, ValueError: a size is no whole number from 1 on.
+
+    Example:
+        >>> build = network((8,), np.array([[1.0], [3.0]], dtype=np.float32))
+        >>> module = build(1, 2)
+        >>> module[0](torch.tensor([[3.0]])), [tuple(part.shape) for part in module[1].parameters()]
+        (tensor([[1.]]), [(8, 1), (8,)])
     """
-    length = max(map(len, history.values()), default=0)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *(f"{prefix}/{name}" for name in history)])
-    for place in range(length):
-        row = [column[place] for column in history.values()]
-        writer.writerow([place + first, *(value if math.isfinite(value) else "" for value in row)])
-    write_bytes_atomically(path, text.getvalue().encode())
-    return curves_of(history, prefix, first=first)
+    sizes = [check_positive_int("hidden_sizes", size) for size in hidden_sizes]
+
+    def build(num_features: int, num_classes: int) -> nn.Module:
+        layers: list[nn.Module] = [_scaling(training, num_features)]
+        width = num_features
+        for size in sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+    return build
 
 
-def curves_of(history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
-    """A history as curves by tag; points that are not finite are left out."""
-    curves: dict[str, Curve] = {}
-    for name, column in history.items():
-        points = [(float(place + first), value) for place, value in enumerate(column) if math.isfinite(value)]
-        if points:
-            curves[f"{prefix}/{name}"] = ([place for place, _ in points], [value for _, value in points])
-    return curves
+def _scaling(training: NDArray[np.float32] | None, num_features: int) -> Standardise:
+    if training is None:
+        return Standardise(torch.zeros(num_features), torch.ones(num_features))
+    mean, spread = column_scale(training)
+    return Standardise(torch.tensor(mean).float(), torch.tensor(spread).float())

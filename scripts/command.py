@@ -13,7 +13,7 @@ __all__ = ["fail", "run_command"]
 
 ArgsT = TypeVar("ArgsT")
 
-# What wrong input raises. Ours are ValueError (SafeFileError and DemonstrationsFileError among them), TypeError and, of
+# Errors of wrong input. Ours are ValueError (SafeFileError and DemonstrationsFileError among them), TypeError and, of
 # a loss that became NaN, ArithmeticError; OSError is a full disk, ImportError an extra that is not installed.
 EXPECTED = (ValueError, TypeError, ArithmeticError, OSError, ImportError)
 
@@ -26,7 +26,7 @@ def run_command(
 ) -> int:
     """Parse `arguments` (those of the process, if None) and call `main`; return the exit code.
 
-    0: done. 2: wrong arguments or input, told in one line on stderr (all of the traceback with `RLSMOOTH_TRACEBACK=1`).
+    0: done. 2: wrong arguments or input, reported in one line on stderr (with its traceback by `RLSMOOTH_TRACEBACK=1`).
     130: interrupted.
     """
     program = f"rlsmooth {name}"

@@ -8,35 +8,67 @@ rlsmooth dagger --resume logs/dagger/CartPole-v1_1
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import (
+    CloningArgs,
+    OnPolicyArgs,
+    Reference,
+    RunArgs,
+    make_smoothing,
+    number_or_word,
+    read_demonstrations,
+    resumed,
+)
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.resuming import resumed
+from rlsmooth.scripts.run_folder import agent_file
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from rlsmooth.agents import DAgger
+    from rlsmooth.data import Demonstrations
+    from rlsmooth.scripts.training_run import TrainingRun
 
 alias = tyro.conf.arg
-Reference = Literal["uniform", "adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
+
+EXPERT_FILE = "expert.zip"
+"""In the run's folder, so that a run can be resumed without the file that it began with."""
+N_EVAL_ENVS = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Train DAgger on what an expert says, and evaluate it in the environment after each round."""
+class OwnArgs(CloningArgs):
+    """Options that no other command has, or that mean something else here."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
+    demonstrations: str | None = None
+    """Begin with these, which the expert gave: an .npz, a folder, or a set of the package. Default: with none."""
+    smoothing: str = "0.1"
+    """How much of the target leaves the expert's action: a number, or lin_0.1 for one that falls to 0 in each round."""
+    reference: Reference = "uniform"
+    """Where it goes: to all actions alike, or to neighbours of the expert's one by an ordinal scheme."""
+    spread: Literal["all", "others"] = "all"
+    """Whether the uniform reference includes the expert's action."""
+    learning_rate: str = "1e-3"
+    """The step size: a number, or lin_1e-3 for one that falls to 0 in each round."""
+    batch_size: int = 32
+    """How many transitions are in a batch."""
+    eval_episodes: int = 20
+    """How many episodes to evaluate deterministically, and how many sampled, after each round."""
+
     expert: Annotated[Path | None, alias(aliases=["-i"])] = None
     """The expert's agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip)."""
     train_expert: int | None = None
     """Without --expert: train one with `rlsmooth ppo` for so many steps first. Default: its hyperparameters' number."""
     expert_targets: Literal["actions", "probabilities"] = "actions"
     """Clone what the expert does, or the probabilities of all its actions (Discrete actions)."""
-    demonstrations: str | None = None
-    """Begin with these, which the expert gave: an .npz, a folder, or a set of the package. Default: with none."""
-    n_episodes: int | None = None
-    """Use only so many of the demonstrations' episodes, drawn by the seed."""
 
     n_timesteps: Annotated[int, alias(aliases=["-n"])] = 30_000
     """Make whole rounds until so many steps have been made, in all environments together."""
@@ -45,72 +77,257 @@ class Args:
     round_min_episodes: int = 3
     """A round ends when it has so many episodes, and the steps of --round-min-timesteps."""
     round_min_timesteps: int = 500
-    """See --round-min-episodes."""
+    """A round ends when it has so many steps, and the episodes of --round-min-episodes."""
     epochs: int = 4
     """How often each round goes through all transitions so far."""
-
-    smoothing: str = "0.1"
-    """How much of the target leaves the expert's action: a number, or lin_0.1 for one that falls to 0 in each round."""
-    reference: Reference = "uniform"
-    """Where it goes: to all actions alike, or to neighbours of the expert's one by an ordinal scheme."""
-    spread: Literal["all", "others"] = "all"
-    """Whether the uniform reference includes the expert's action."""
-    action_bins: int | None = None
-    """Continuous actions only: cut each dimension into so many bins and clone those, so that --reference applies."""
-    kl_coef: float = 0.0
-    """The coefficient of KL(uniform‖policy), added to the loss."""
-
-    policy: str | None = None
-    """SB3's alias. Default: MlpPolicy, CnnPolicy for images, MultiInputPolicy for Dicts; Maskable... with masks."""
-    net_arch: tuple[int, ...] = (64, 64)
-    """The sizes of the policy's hidden layers."""
-    learning_rate: str = "1e-3"
-    """The step size: a number, or lin_1e-3 for one that falls to 0 in each round."""
-    batch_size: int = 32
-    """How many transitions are in a batch."""
-    max_grad_norm: float | None = None
-    """Clip the gradient's norm to this."""
-    l2_coef: float = 0.0
-    """The coefficient of half the sum of squared parameters, added to the loss."""
-
-    seed: int = 0
-    """Decides the initial weights, the order of the data, what is done, the evaluations, and a new expert."""
-    device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
-    num_threads: int = 1
-    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
-    eval_episodes: int = 20
-    """How many episodes to evaluate deterministically, and how many sampled, after each round."""
     n_envs: int = 4
     """How many environments to act in; a round ends when each one's episode has."""
     n_eval_envs: int = 20
     """How many environments to evaluate in."""
+    seed: int = 0
+    """Decides the initial weights, the order of the data, what is done, the evaluations, and a new expert."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs, OwnArgs):
+    """Train DAgger on what an expert says, and evaluate it in the environment after each round."""
 
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
     """The run goes to <log folder>/dagger/<env>_<n>/."""
-    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
-    """Where TensorBoard's files go, as <tensorboard log>/<env>_<n>/. Default: to the run's folder."""
-    resume: Path | None = None
-    """Go on with a run that was killed, given its folder; its arguments are those it began with."""
-    progress: Annotated[bool, alias(aliases=["-P"])] = False
-    """Show a progress bar; on a terminal there is one anyway."""
-    verbose: int = 0
-    """1 prints what is logged."""
-
-
-PATHS = ("expert", "log_folder", "tensorboard_log", "resume")
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
-    from rlsmooth.scripts.dagger_training import train
+    args = resumed(args, "dagger")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
+    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.training_run import TrainingRun
 
-    return train(resumed(args, "dagger", tuples=("net_arch",), paths=PATHS))
+    limit_threads(args.num_threads)
+    check_positive_int("n_timesteps", args.n_timesteps)
+    n_envs = check_positive_int("n_envs", args.n_envs)
+    n_eval_envs = min(
+        check_positive_int("n_eval_envs", args.n_eval_envs), check_positive_int("eval_episodes", args.eval_episodes)
+    )
+    env = make_envs(args.env, n_envs, args.seed)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed)
+    initial = load_data(args)
+    expert = find_expert(args, env)
+    with TrainingRun("dagger", args, args.env) as run:
+        agent = make_agent(args, run, initial, expert.agent, env, eval_env)
+        agent.set_logger(run.logger(agent.num_timesteps or None))
+        run.begin(resume_from="round")
+        if expert.steps:
+            print(f"Training an expert, {type(expert.agent).__name__}, for {expert.steps:,} steps", flush=True)
+        expert.make_ready(run.folder / EXPERT_FILE, progress=run.shows_bar)
+        expert_return = evaluate_expert(args, expert.agent)
+        print(f"Return of the expert: {expert_return:.1f}")
+        start = f", from round {agent.round + 1}" if agent.round else ""
+        print(f"Training on {agent.device.type} in {run.folder}{start}", flush=True)
+        agent.learn(args.n_timesteps, progress_bar=run.shows_bar)
+        agent.save(run.folder / "agent.zip")
+        env.close()
+        eval_env.close()
+        return run.finish("Agent, expert, report and logs", **results(run, agent, expert, expert_return))
+
+
+def load_data(args: Args) -> Demonstrations | None:
+    """The expert's earlier demonstrations, if any.
+
+    Raises:
+        ValueError: there are not as many as asked for.
+    """
+    if args.demonstrations is not None:
+        return read_demonstrations(args, args.seed)
+    if args.n_episodes is not None:
+        raise ValueError("--n-episodes is for --demonstrations: leave it out, or name some.")
+    return None
+
+
+def make_agent(
+    args: Args, run: TrainingRun, initial: Demonstrations | None, expert: Any, env: VecEnv, eval_env: VecEnv
+) -> DAgger:
+    """A new agent, or that of the run's last round."""
+    from rlsmooth.agents import DAgger
+    from rlsmooth.scripts.environment import check_device, policy_alias
+    from rlsmooth.scripts.training_run import saved_checkpoints
+
+    device = check_device(args.device)
+    saved = saved_checkpoints(args)
+    if saved is not None:
+        return DAgger.resume(saved, env, expert, eval_env=eval_env, device=device)
+    masked = "Maskable" if env.has_attr("action_masks") else ""
+    return DAgger(
+        args.policy or f"{masked}{policy_alias(env.observation_space)}",
+        env,
+        expert,
+        demonstrations=initial,
+        expert_targets=args.expert_targets,
+        beta_schedule=read_beta_schedule(args.beta_schedule),
+        rollout_round_min_episodes=args.round_min_episodes,
+        rollout_round_min_timesteps=args.round_min_timesteps,
+        bc_train_n_epochs=args.epochs,
+        smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),
+        kl_coef=args.kl_coef,
+        action_bins=args.action_bins,
+        learning_rate=number_or_word(args.learning_rate),
+        batch_size=args.batch_size,
+        max_grad_norm=args.max_grad_norm,
+        l2_coef=args.l2_coef,
+        policy_kwargs={"net_arch": [check_positive_int("net_arch", size) for size in args.net_arch]},
+        seed=args.seed,
+        device=device,
+        scratch_dir=run.checkpoints,
+        eval_env=eval_env,
+        n_eval_episodes=args.eval_episodes,
+    )
+
+
+def read_beta_schedule(word: str) -> int | float:
+    """A whole number of rounds, or the base of a power.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    try:
+        return int(word)
+    except ValueError:
+        pass
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ValueError(f"beta_schedule={word!r} must be a whole number of rounds, or such as 0.7.") from error
+
+
+def results(run: TrainingRun, agent: DAgger, expert: ExpertAgent, expert_return: float) -> dict[str, Any]:
+    """The entries of the report, from what was logged."""
+    curves = run.curves()
+    summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
+    summary |= {"expert_return": expert_return, "rounds": agent.round}
+    words = type(expert.agent).__name__
+    return {
+        "curves": curves,
+        "summary": {name: float(value) for name, value in summary.items() if math.isfinite(value)},
+        "expert": f"{words}, {expert.steps:,} steps" if expert.steps else words,
+    }
+
+
+# ---- the expert
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertAgent:
+    """The agent to ask, which may have to be trained first.
+
+    Attributes:
+        agent: cloned or on-policy; one that was trained on normalised observations has its `VecNormalize`.
+        source: its file; None: it is new.
+        steps: how long it is to be trained; 0 if it comes from a file.
+    """
+
+    agent: Any
+    source: Path | None = None
+    steps: int = 0
+
+    def make_ready(self, path: Path, *, progress: bool) -> None:
+        """Train it if it is new, and write its file.
+
+        Args:
+            path: of the file.
+            progress: show a progress bar.
+        """
+        if self.source is not None:
+            if self.source != path:
+                shutil.copyfile(self.source, path)
+            return
+        from rlsmooth.agents import save_agent
+        from rlsmooth.scripts.on_policy_callbacks import ProgressBar
+
+        self.agent.learn(self.steps, [ProgressBar(disabled=not progress)], log_interval=None)
+        normalizer = self.agent.get_vec_normalize_env()
+        if normalizer is not None:
+            normalizer.training = normalizer.norm_reward = False
+        save_agent(self.agent, path)
+
+
+def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
+    """The expert of the resumed run, of a file, or one to be trained.
+
+    Raises:
+        SafeFileError: the expert's file is damaged, or no agent of ours.
+        ValueError: there are two experts, or none, or one that plays something else.
+    """
+    from rlsmooth.scripts.environment import check_device, make_envs
+    from rlsmooth.scripts.loading import load_to_play
+
+    device = check_device(args.device)
+    if args.expert is not None and args.train_expert is not None:
+        raise ValueError("--train-expert is for runs without --expert: leave one of them out.")
+    kept = None if args.resume is None else args.resume / EXPERT_FILE
+    if kept is not None and kept.is_file():
+        file = kept
+    elif args.expert is not None:
+        file = agent_file("expert", args.expert)
+    else:
+        return new_expert(args, env)
+    agent, _ = load_to_play(file, make_envs(args.env, 1, 0), device)
+    return ExpertAgent(agent=agent, source=file)
+
+
+def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
+    """An untrained PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
+
+    Raises:
+        ValueError: nobody says how long to train.
+    """
+    from rlsmooth.agents import SmoothedPPO
+    from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
+    from rlsmooth.scripts.on_policy import new_algorithm, training_envs
+
+    algorithm: Any = SmoothedPPO
+    command = "ppo"
+    if env.has_attr("action_masks"):
+        from rlsmooth.agents import SmoothedMaskablePPO
+
+        algorithm, command = SmoothedMaskablePPO, "maskable-ppo"
+    values = read_hyperparameters(command, args.env)
+    if args.train_expert is not None:
+        values["n_timesteps"] = check_positive_int("train_expert", args.train_expert)
+    elif values == read_hyperparameters(command, "no such environment"):
+        raise ValueError(
+            f"nobody says how long to train an expert of env={args.env!r}: give --expert, or --train-expert with a "
+            "number of steps."
+        )
+    hyperparameters = resolve_hyperparameters(values, algorithm)
+    options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
+    agent = new_algorithm(algorithm, options, hyperparameters, training_envs(options, hyperparameters))
+    return ExpertAgent(agent=agent, steps=hyperparameters.n_timesteps)
+
+
+def evaluate_expert(args: Args, agent: Any) -> float:
+    """The mean return of the expert's deterministic episodes."""
+    from rlsmooth.agents.acting import play_episodes
+    from rlsmooth.agents.sb3 import is_maskable
+    from rlsmooth.scripts.environment import make_envs
+    from rlsmooth.scripts.loading import NormalisedAgent
+    from rlsmooth.scripts.on_policy import evaluation_seed
+
+    played = make_envs(args.env, min(args.eval_episodes, N_EVAL_ENVS), args.seed)
+    normalizer = agent.get_vec_normalize_env()
+    returns, _ = play_episodes(
+        agent if normalizer is None else NormalisedAgent(agent, normalizer),
+        played,
+        n_episodes=args.eval_episodes,
+        seed=evaluation_seed(args.seed),
+        use_masks=is_maskable(agent.policy) and played.has_attr("action_masks"),
+        deterministic=True,
+    )
+    played.close()
+    return float(returns.mean())
 
 
 if __name__ == "__main__":

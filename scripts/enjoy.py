@@ -1,4 +1,4 @@
-"""Show an agent, or film it, with its action probabilities and entropy beside the environment's picture.
+"""Show an agent, or film it, with its action probabilities and entropy beside the environment's image.
 
 rlsmooth enjoy logs/ppo/CartPole-v1_1/agent.zip
 rlsmooth enjoy agent.zip --env CartPole-v1 --episodes 3 --deterministic --video agent.mp4
@@ -17,10 +17,10 @@ import tyro
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import env_of_run
+from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
 if TYPE_CHECKING:
-    from rlsmooth.scripts.video import Sink
+    from rlsmooth.scripts.enjoy_video import Sink
 
 HISTORY = 150
 """Steps in the curve of the entropy."""
@@ -42,7 +42,7 @@ class Args:
     video: Path | None = None
     """Film it: a name that ends in .mp4 (extra `video`) or .gif. Default: a window."""
     fps: float | None = None
-    """Pictures a second. Default: the environment's own number, or 30."""
+    """Images a second. Default: the environment's own number, or 30."""
     max_steps: int | None = None
     """End after so many steps, whether or not an episode has ended."""
     seed: int = 0
@@ -62,9 +62,7 @@ def main(args: Args) -> dict[str, list[float]]:
         ValueError: an argument is wrong, or names something that is not there, or does not fit; there is no screen.
         ImportError: an .mp4 without imageio-ffmpeg.
     """
-    path = args.agent / "agent.zip" if args.agent.is_dir() else args.agent
-    if not path.is_file():
-        raise ValueError(f"agent={str(args.agent)!r} is neither an agent's file nor a run's folder.")
+    path = agent_file("agent", args.agent)
     env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:
@@ -73,12 +71,12 @@ def main(args: Args) -> dict[str, list[float]]:
         raise ValueError(f"fps={args.fps} must be above 0.")
     if args.no_render and args.video is not None:
         raise ValueError("--no-render draws nothing to put into --video: leave one of them out.")
-    # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from stable_baselines3.common.utils import set_random_seed
 
+    from rlsmooth.scripts.enjoy_video import check_film, open_sink
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
     from rlsmooth.scripts.loading import load_to_play
-    from rlsmooth.scripts.video import check_film, open_sink
 
     if args.video is not None:
         check_film(args.video)
@@ -104,8 +102,15 @@ def main(args: Args) -> dict[str, list[float]]:
 
 def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> dict[str, list[float]]:
     from rlsmooth.agents.sb3 import is_maskable
-    from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
-    from rlsmooth.scripts.overlay import Entropy, beside, draw_panel
+    from rlsmooth.scripts.enjoy_panel import (
+        Entropy,
+        action_names,
+        beside,
+        choices_of,
+        draw_panel,
+        entropy_of_choice,
+        read_choice,
+    )
 
     takes_masks = is_maskable(agent.policy)
     meanings = envs.env_method("get_action_meanings")[0] if _has_meanings(envs) else None
@@ -148,7 +153,7 @@ def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> 
 
 
 def _has_frames(envs: Any) -> bool:
-    """Whether it draws itself; gymnasium makes an environment without pictures too."""
+    """Whether it draws itself; gymnasium makes an environment without images too."""
     metadata = envs.get_attr("metadata")[0] or {}
     return "rgb_array" in metadata.get("render_modes", ()) and envs.get_attr("render_mode")[0] == "rgb_array"
 

@@ -16,7 +16,7 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import env_of_run, plain, versions, write_json
+from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
 alias = tyro.conf.arg
 
@@ -53,21 +53,19 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
-    path = args.trained_agent / "agent.zip" if args.trained_agent.is_dir() else args.trained_agent
-    if not path.is_file():
-        raise ValueError(f"trained_agent={str(args.trained_agent)!r} is neither an agent's file nor a run's folder.")
+    path = agent_file("trained_agent", args.trained_agent)
     env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)
-    # Imported here, so that the arguments can be listed, and a wrong one told, without waiting for torch.
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import BC
     from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import load_demonstrations, record
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
     from rlsmooth.scripts.loading import load_to_play, measure_on_states
     from rlsmooth.scripts.measure import measure
-    from rlsmooth.scripts.results import print_evaluation
+    from rlsmooth.scripts.reports import print_evaluation
 
     limit_threads(args.num_threads)
     n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)

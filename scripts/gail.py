@@ -10,31 +10,32 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Literal
 
-from rlsmooth.scripts.adversarial_arguments import PATHS, TUPLES, GAILArgs
+from rlsmooth.scripts.arguments import AdversarialArgs, resumed
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(GAILArgs):
+class Args(AdversarialArgs):
     """Train GAIL on demonstrations, and evaluate its generator in the environment."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
+    reward_form: Literal["minus_log_one_minus_d", "log_d", "logit"] = "minus_log_one_minus_d"
+    """What the generator is paid, of the discriminator's D: -log(1 - D), log D, or both, which is D's logit."""
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "gail", tuples=TUPLES, paths=PATHS)
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
-    from rlsmooth.scripts.adversarial_training import train
+    args = resumed(args, "gail")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
+    from rlsmooth.agents import GAIL
+    from rlsmooth.scripts.adversarial import score_net, train
 
-    return train("gail", args)
+    return train("gail", GAIL, args, lambda generator: score_net(args, generator), reward_form=args.reward_form)
 
 
 if __name__ == "__main__":

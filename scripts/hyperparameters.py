@@ -30,7 +30,7 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """What a run is made with.
+    """The settings that a run is made with.
 
     Attributes:
         n_timesteps: how many steps to train.

@@ -1,4 +1,4 @@
-"""Saved agents of every kind, ready to play: cloned or on-policy, with normalised observations or without."""
+"""Load saved agents of every kind to play, and read the distributions of those that SB3 trains off-policy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
 from rlsmooth.agents.sb3 import is_maskable
-from rlsmooth.agents.smoothed.distributions import CategoricalActing
+from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
+from rlsmooth.agents.smoothed.references import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
-from rlsmooth.scripts.off_policy_acting import off_policy_acting
 
-__all__ = ["NormalisedAgent", "is_agent_file", "load_to_play", "measure_on_states"]
+__all__ = ["NormalisedAgent", "is_agent_file", "load_to_play", "measure_on_states", "off_policy_acting"]
 
 MOST_ROWS = 4096
+GAUSSIAN = ("SACPolicy", "TQCPolicy", "CrossQPolicy")
+"""By name: sb3-contrib, which has two of them, may be missing."""
 MEASURED = ("policy_entropy", "entropy_frac", "kl_uniform")
 
 
@@ -76,7 +79,7 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
         starts[0] = 1.0
         starts[torch.as_tensor(played.episode_ends[:-1], device=policy.device)] = 1.0
         more["episode_starts"] = starts
-        more["lstm_states"] = initial_lstm_states(policy, 1)  # one sequence of all rows
+        more["lstm_states"] = initial_lstm_states(policy, 1)  # one sequence of all transitions
     else:
         stride = -(-len(played) // MOST_ROWS)
     if is_maskable(policy):
@@ -94,7 +97,7 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
 
 
 def _measure_off_policy(agent: OffPolicyAlgorithm, observations: Any) -> dict[str, float]:
-    """Mean entropy and its share of what the sampled actions come from; nothing for an agent like TD3."""
+    """Mean entropy of the distribution of sampled actions, and its share; nothing for an agent like TD3."""
     try:
         acting = off_policy_acting(agent, observations)
     except ValueError:
@@ -104,6 +107,37 @@ def _measure_off_policy(agent: OffPolicyAlgorithm, observations: Any) -> dict[st
     if isinstance(acting, CategoricalActing):
         found["entropy_frac"] = float(acting.entropy_fractions()[0].mean())
     return found
+
+
+@torch.no_grad()
+def off_policy_acting(agent: Any, observations: Any) -> CategoricalActing | GaussianActing:
+    """The distribution that the agent's sampled actions come from, one for each observation.
+
+    Args:
+        agent: DQN, QR-DQN (the greedy action, or with the exploration rate in force any), SAC, TQC or CrossQ (a
+            Gaussian before it is squashed, of which entropies are).
+        observations: tensors, as its policy takes them.
+
+    Raises:
+        ValueError: the agent has none, as TD3.
+    """
+    policy: Any = agent.policy
+    if type(policy).__name__ in GAUSSIAN:
+        mean, log_std, _ = policy.actor.get_action_dist_params(observations)
+        centre, spread = box_reference(agent.action_space)
+        return GaussianActing(centre.to(agent.device), spread.to(agent.device)).proba_distribution(mean, log_std)
+    try:
+        values = read_distribution(policy, observations, None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"a {type(agent).__name__} acts from no distribution, so there are no probabilities to show: play it by "
+            "`rlsmooth evaluate`."
+        ) from error
+    greedy = values.mode()
+    outputs = torch.full((len(greedy), agent.action_space.n), -torch.inf, device=agent.device)
+    outputs.scatter_(-1, greedy.unsqueeze(-1), 0.0)
+    acting = CategoricalActing("discrete", (outputs.shape[-1],), floor=float(agent.exploration_rate))
+    return acting.proba_distribution(outputs)
 
 
 class NormalisedAgent:
@@ -127,7 +161,7 @@ class NormalisedAgent:
         deterministic: bool = False,
         action_masks: Any = None,
     ) -> tuple[Any, Any]:
-        """As the agent's; masks are passed on if it takes them."""
+        """Call the agent's `predict` on normalised observations, with the masks if it takes them."""
         more = {"action_masks": action_masks} if is_maskable(self.policy) else {}
         seen = self.normalizer.normalize_obs(observation)
         actions, state = self.agent.predict(seen, state, episode_start, deterministic, **more)

@@ -11,17 +11,17 @@ from rlsmooth.scripts.command import fail, run_command
 
 COMMANDS = {
     "bc": "train behaviour cloning and write agent, report and logs",
-    "bco": "clone from observation: the demonstrated actions are guessed, then cloned",
+    "bco": "clone from observation: label the demonstrations by pseudo-labels, then clone them",
     "gail": "imitate by a discriminator: GAIL, with one-sided smoothing or without",
-    "airl": "imitate and recover a reward: AIRL, likewise",
+    "airl": "imitate by a discriminator and recover a reward: AIRL, with smoothing or without",
     "dagger": "clone an expert that is asked about every state the learner visits: DAgger",
     "classify": "train a classifier with smoothed targets",
-    "self-train": "train a classifier on a few labels and on those that it makes itself",
+    "self-train": "train a classifier on a few labels and on its own pseudo-labels",
     "gan": "train a GAN with one-sided smoothing on a ready case",
-    "ppo": "train PPO, its policy smoothed or not; likewise the next three",
-    "a2c": "train A2C",
-    "maskable-ppo": "train PPO with action masks (sb3-contrib)",
-    "recurrent-ppo": "train PPO with a memory (sb3-contrib)",
+    "ppo": "train PPO, its policy smoothed or not",
+    "a2c": "train A2C, its policy smoothed or not",
+    "maskable-ppo": "train PPO with action masks (sb3-contrib), smoothed or not",
+    "recurrent-ppo": "train PPO with a memory (sb3-contrib), smoothed or not",
     "record": "record demonstrations of a trained agent, or of an expert that is trained first",
     "enjoy": "show or film an agent with its action probabilities and entropy",
     "evaluate": "run a saved agent and print its returns",
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What `rlsmooth --help` prints."""
+    """The text of `rlsmooth --help`."""
     lines = "\n".join(f"  {name:15}{what}" for name, what in COMMANDS.items())
     return (
         "usage: rlsmooth COMMAND [OPTIONS]\n\n"

@@ -11,9 +11,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from rlsmooth.scripts.arguments import OnPolicyArgs, resumed
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.on_policy_arguments import PATHS, TUPLES, OnPolicyArgs
-from rlsmooth.scripts.resuming import resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +24,16 @@ class Args(OnPolicyArgs):
 
 
 def main(args: Args) -> Path:
-    """Train, or go on with training, and return the run's folder.
+    """Train, or resume training, and return the run's folder.
 
     Raises:
         ImportError: sb3-contrib is not installed.
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    args = resumed(args, "maskable-ppo", tuples=TUPLES, paths=PATHS)
-    # Imported here: the arguments can be listed and a wrong one told without waiting for torch.
+    args = resumed(args, "maskable-ppo")
+    # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import SmoothedMaskablePPO
-    from rlsmooth.scripts.on_policy_training import train
+    from rlsmooth.scripts.on_policy import train
 
     return train("maskable-ppo", SmoothedMaskablePPO, args)
 

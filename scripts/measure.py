@@ -1,8 +1,9 @@
-"""An agent measured on a whole set of demonstrations, the way its log lines measure it on a part."""
+"""Measure an agent on demonstrations, as its log lines do, and a classifier on labelled samples."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +11,30 @@ from torch import Tensor
 from rlsmooth.agents import BC
 from rlsmooth.agents.cloning.measures import concatenate, measure_transitions, summarise
 from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
-from rlsmooth.audits import ReliabilityBins
-from rlsmooth.data import Demonstrations
+from rlsmooth.audits import ReliabilityBins, classification_summary, reliability_bins, risk_coverage, tree_distances
+from rlsmooth.data import Demonstrations, LabelledData
+from rlsmooth.losses.categorical import measure_predictions
+from rlsmooth.targets import Tree
 
-__all__ = ["bins_from_json", "bins_to_json", "measure"]
+__all__ = ["Measured", "bins_from_json", "bins_to_json", "measure", "measure_samples"]
 
 MEASURED = ("accuracy", "nll_hard", "ece", "policy_entropy", "entropy_frac", "kl_uniform")
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of a classifier on some samples; plain data only.
+
+    Attributes:
+        summary: as `classification_summary` gives it; what can't be computed is left out.
+        reliability: the columns of `ReliabilityBins`.
+        risk_coverage: `coverage` and `risk`, at most 200 points.
+    """
+
+    summary: dict[str, float]
+    reliability: dict[str, list[float | None]]
+    risk_coverage: dict[str, list[float]]
 
 
 def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float], ReliabilityBins | None]:
@@ -44,6 +63,36 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     return {
         name: found[name] for name in MEASURED if name in found
     }, None if rows.confidence is None else rows.reliability()
+
+
+def measure_samples(
+    logits: Tensor, labels: Tensor, data: LabelledData, *, temperature: float | None = None
+) -> tuple[Measured, list[list[int]]]:
+    """All scores of some samples, and the confusion matrix: row = label, column = prediction.
+
+    Args:
+        logits: float `[N, K]`.
+        labels: int64 `[N]`.
+        data: whose hierarchy and order of classes are used.
+        temperature: the logits are divided by it first; None: they are taken as they are.
+    """
+    distances = None if data.hierarchy is None else tree_distances(Tree.from_nested(data.hierarchy))
+    summary = classification_summary(
+        logits, labels, distances=distances, ordered=data.is_ordered, temperature=temperature
+    )
+    wide = logits.to(torch.float64) / (1.0 if temperature is None else temperature)
+    predictions = wide.argmax(-1)
+    found = measure_predictions(wide, labels)
+    curve = risk_coverage(found.confidence, found.hit)
+    shown = torch.linspace(0, len(labels) - 1, min(len(labels), CURVE_POINTS)).round().long()
+    size = data.num_classes
+    confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
+    measured = Measured(
+        {name: value for name, value in summary.items() if math.isfinite(value)},
+        bins_to_json(reliability_bins(found.confidence, found.hit)),
+        {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
+    )
+    return measured, confusion.tolist()
 
 
 def bins_to_json(bins: ReliabilityBins) -> dict[str, list[float | None]]:

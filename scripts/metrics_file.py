@@ -1,17 +1,23 @@
-"""`metrics.csv`: what SB3's logger records, a row for each dump, with its step; a resumed run goes on in it."""
+"""Write and read `metrics.csv`: a row for each line of the log, with its step; a resumed run continues the file."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from stable_baselines3.common.logger import CSVOutputFormat
 
-__all__ = ["MetricsFile", "read_metrics"]
+from rlsmooth.atomic import write_bytes_atomically
+
+__all__ = ["Curve", "MetricsFile", "curves_of", "read_metrics", "write_history"]
 
 STEP = "step"
+Curve: TypeAlias = tuple[list[float], list[float]]
+"""Steps and values."""
 
 
 class MetricsFile(CSVOutputFormat):
@@ -44,15 +50,41 @@ class MetricsFile(CSVOutputFormat):
         super().write(values, {key: key_excluded.get(key, ()) for key in values}, step)
 
 
-def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+def read_metrics(path: Path) -> dict[str, Curve]:
     """The curves of a `metrics.csv`: by column, steps and values. Empty if there is no such file."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
+    curves: dict[str, Curve] = {}
     for row in _rows(path):
         for name, value in row.items():
             if name != STEP and math.isfinite(value):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(row[STEP])
                 values.append(value)
+    return curves
+
+
+def write_history(path: Path, history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
+    """Write `metrics.csv`, a row an epoch or round, counted from `first` in the column `step`; return its curves.
+
+    A value that is not finite leaves its cell empty and its curve without the point.
+    """
+    length = max(map(len, history.values()), default=0)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([STEP, *(f"{prefix}/{name}" for name in history)])
+    for place in range(length):
+        row = [column[place] for column in history.values()]
+        writer.writerow([place + first, *(value if math.isfinite(value) else "" for value in row)])
+    write_bytes_atomically(path, text.getvalue().encode())
+    return curves_of(history, prefix, first=first)
+
+
+def curves_of(history: Mapping[str, list[float]], prefix: str, *, first: int = 1) -> dict[str, Curve]:
+    """A history as curves by tag; points that are not finite are left out."""
+    curves: dict[str, Curve] = {}
+    for name, column in history.items():
+        points = [(float(place + first), value) for place, value in enumerate(column) if math.isfinite(value)]
+        if points:
+            curves[f"{prefix}/{name}"] = ([place for place, _ in points], [value for _, value in points])
     return curves
 
 

@@ -1,4 +1,7 @@
-"""What commands that train an algorithm of SB3 do meanwhile: log, evaluate, keep the best agent, show progress."""
+"""Callbacks for an algorithm of SB3: log, evaluate, keep the best agent, show progress.
+
+Checkpoints name these classes by this module: moving them would lose the state of runs that are under way.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ __all__ = ["Evaluations", "Journal", "ProgressBar"]
 
 
 class Evaluations:
-    """What each evaluation found, kept in `evaluations.npz` as SB3's `EvalCallback` keeps it.
+    """The returns of all evaluations, kept in `evaluations.npz` as SB3's `EvalCallback` keeps it.
 
     Args:
         path: the file.
-        last_step: what stands there after this step is left out (see `MetricsFile`); None starts anew.
+        last_step: evaluations after this step are left out (see `MetricsFile`); None: start anew.
         start_counts: whether the evaluation before training can be the best. An untrained network that is lucky in
             deterministic episodes is nobody's best agent; a cloned one may be.
 

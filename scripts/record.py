@@ -16,12 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import gymnasium as gym
-import numpy as np
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import new_run_folder
 
@@ -74,7 +71,9 @@ def main(args: Args) -> Path:
     """
     if (args.trained_agent is None) == (args.n_timesteps == 0):
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
-    # Imported here: the arguments can be listed without waiting for torch. The first one registers our environments.
+    # Imported here: the arguments can be listed without waiting for torch. The second one registers our environments.
+    import gymnasium as gym
+
     import rlsmooth.envs  # noqa: F401
     from rlsmooth.scripts.environment import check_device, check_seed
 
@@ -105,6 +104,7 @@ def main(args: Args) -> Path:
 def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
     from rlsmooth.agents import BC
     from rlsmooth.agents.sb3 import is_maskable
+    from rlsmooth.data import record
 
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"
     check_writable_folder("output", output.parent)
@@ -143,6 +143,8 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
 
 def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     """PPO with RL Zoo's settings for CartPole: both rates fall to 0, so that it ends as a steady expert."""
+    import numpy as np
+    from gymnasium import spaces
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -150,7 +152,7 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     steps = check_positive_int("n_timesteps", args.n_timesteps)
     env = make_vec_env(args.env, n_envs=8, seed=args.seed)
     agent = PPO(
-        "MlpPolicy" if not isinstance(env.observation_space, gym.spaces.Dict) else "MultiInputPolicy",
+        "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
         env,
         learning_rate=lambda left: 1e-3 * left,
         clip_range=lambda left: 0.2 * left,

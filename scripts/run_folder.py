@@ -14,6 +14,7 @@ from typing import Any
 from rlsmooth.atomic import write_bytes_atomically
 
 __all__ = [
+    "agent_file",
     "env_of_run",
     "new_run_folder",
     "plain",
@@ -133,6 +134,22 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
             f"the config.json beside the agent imports a module, env={env!r}: if you trust it, give --env."
         )
     return env, kwargs
+
+
+def agent_file(name: str, path: Path) -> Path:
+    """The agent's file that an option names: itself, or `agent.zip` in a run's folder.
+
+    Args:
+        name: of the option.
+        path: what was given.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = path / "agent.zip" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{name}={str(path)!r} is neither an agent's file nor a run's folder.")
+    return file
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -18,20 +18,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from support import REPOSITORY
+
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 # The same examples in every run: a failure that comes and goes teaches nobody. HYPOTHESIS_MAX_EXAMPLES asks for more.
 hypothesis.settings.register_profile(
-    "rlsmooth",
-    deadline=None,
-    derandomize=True,
-    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "50")),
+    "rlsmooth", deadline=None, derandomize=True, max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "50"))
 )
 hypothesis.settings.load_profile("rlsmooth")
 
@@ -60,13 +59,21 @@ def repository() -> Path:
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel that was built from that sdist, offline, from a copy of the tree.
 
-    From a copy, because setuptools keeps a `build` folder beside the sources and packs what is long deleted.
+    From a copy, because setuptools keeps a `build` folder beside the sources and packs what is long deleted. Workers
+    of one run share the folder: the first that needs it builds, and the others wait.
     """
-    folder = tmp_path_factory.mktemp("distributions")
-    tree = folder / "tree"
-    ignored = (".git", ".venv", "build", "dist", "logs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(REPOSITORY, tree, symlinks=True, ignore=shutil.ignore_patterns(*ignored))
-    run_checked([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(tree)], folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributions"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            home = tmp_path_factory.mktemp("sources")
+            tree, built = home / "tree", home / "built"
+            ignored = (".git", ".venv", "build", "dist", "logs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+            shutil.copytree(REPOSITORY, tree, symlinks=True, ignore=shutil.ignore_patterns(*ignored))
+            run_checked(
+                [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(built), str(tree)], tree.parent
+            )
+            built.rename(folder)
     return folder
 
 

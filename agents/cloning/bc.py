@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias, final
 
@@ -31,7 +32,6 @@ from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
     TrainingData,
     action_target,
-    alpha_in_force,
     as_references,
     as_smoothings,
     fingerprint,
@@ -90,10 +90,10 @@ class BC(ActingModel):
     `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
     cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. Of the demonstrations,
-    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the rows (the mean is divided by
-    their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
+    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the transitions (the mean is
+    divided by their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
 
-    The agent is used as a model of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
+    The agent is used as an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
     timesteps are batches here. A seeded run repeats bit for bit; training draws from random generators of its own.
 
     Args:
@@ -111,9 +111,9 @@ class BC(ActingModel):
         action_bins: Box only. Cut each dimension into so many bins and clone them with a categorical policy, for which
             `Smoothing(reference="exponential")` and the other ordinal schemes are made; None: a Gaussian policy.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
-        batch_size: rows of one forward pass; an epoch's last batch may have fewer.
+        batch_size: transitions of one forward pass; an epoch's last batch may have fewer.
         gradient_accumulation: forward passes of one update, which then equals one of `batch_size ·
-            gradient_accumulation` rows. Batches (`total_batches`, `num_timesteps`, intervals) are counted in updates.
+            gradient_accumulation` transitions. Batches (`total_batches`, `num_timesteps`, intervals) are updates.
         max_grad_norm: to which the gradient's norm is clipped; None: not.
         l2_coef: as imitation's `l2_weight`, over all parameters of the policy.
         amp: forward passes in bfloat16 (losses stay in float32); meant for CUDA.
@@ -126,7 +126,7 @@ class BC(ActingModel):
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        checkpoint_folder: where checkpoints go that `resume` goes on from; None: none are written.
+        checkpoint_folder: where checkpoints go that `resume` continues from; None: none are written.
         checkpoint_every: batches from one checkpoint to the next.
         eval_env: environment of the evaluations; None: there are none.
         eval_every: batches from one evaluation to the next; None: one at the end.
@@ -262,9 +262,16 @@ class BC(ActingModel):
             )
             for part in (self.demonstrations, self.validation)
         )
+        self._held_out = held_out
+        if self._data is not None:
+            self._data.prepare_sample()
+
+    @cached_property
+    def measures(self) -> CloningMeasures:
+        """Measures of the policy on the demonstrations and the held-out ones."""
         own_reference = self.kl_coef == 0 and self.references is None
-        self.measures = CloningMeasures(
-            self.head, self.smoothings, self._data, held_out, kl_coef=self.kl_coef, own_reference=own_reference
+        return CloningMeasures(
+            self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
         )
 
     @property
@@ -323,7 +330,9 @@ class BC(ActingModel):
         if not self._has_custom_logger and (self._logger is None or counts_anew):
             folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
             self._logger = configure_logger(self.verbose, folder, tb_log_name, counts_anew)
-        listener = init_callback(self, callback)
+        logger = self._logger
+        assert logger is not None
+        listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
@@ -331,8 +340,8 @@ class BC(ActingModel):
             set_rng_state(self._rng)
             self._watch.clear()
             self._logged_at = self._evaluated_at = -1
-            if self.num_timesteps == 0 and has_tensorboard(self.logger):
-                write_to_tensorboard(self.logger, target_figures(self.head, self.smoothings), 0)
+            if self.num_timesteps == 0 and has_tensorboard(logger):
+                write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
             self._clock.restart()
             if self.checkpoint_folder is not None and not self.is_resumed:
                 self._check_finite()  # a policy that an earlier run spoilt must not replace the last good checkpoint
@@ -401,16 +410,16 @@ class BC(ActingModel):
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
-        optimizer, remaining = self.policy.optimizer, self.progress.remaining_of_all
+        optimizer = self.policy.optimizer
         if self._rate_changes:
-            set_learning_rate(optimizer, self.lr_schedule(remaining))
+            set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
         optimizer.zero_grad()
         total = None if len(update) == 1 else minibatch_weight(update)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
             if target is None:  # alpha follows a schedule
-                target = action_target(self.head, self.smoothings, part, progress=remaining)
+                target = action_target(self.head, self.smoothings, part, progress=self.progress.remaining_of_all)
             with torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext():
                 outputs = self.head.outputs(part.observations)
             if total is None:
@@ -462,10 +471,12 @@ class BC(ActingModel):
         self._check_finite()
         assert self._data is not None
         step, remaining, losses = self.num_timesteps, self.progress.remaining_of_all, self._watch.losses
+        logger = self._logger
+        assert logger is not None  # from `learn`
         size = self.batch_size * self.gradient_accumulation
         if losses:
             fresh = len(losses) * min(size, len(self._data))
-            self.logger.record("bc/samples_per_second", fresh / self._clock.seconds)
+            logger.record("bc/samples_per_second", fresh / self._clock.seconds)
         found = self.measures.training(remaining)
         norm = float(l2_norm(self.policy).detach())
         if losses:
@@ -479,15 +490,15 @@ class BC(ActingModel):
             "entropy": found["policy_entropy"],
             "l2_norm": norm,
             "l2_loss": self.l2_coef * norm,
-            "smoothing": alpha_in_force(self.smoothings, remaining),
+            "smoothing": self.measures.alpha(remaining),
             "exploration_floor": 0.0,
             "learning_rate": learning_rate_of(self.policy.optimizer),
         }
         found |= {f"val_{name}": value for name, value in self.measures.validation(remaining).items()}
         for name, value in found.items():
-            self.logger.record(f"bc/{name}", value)
-        self.logger.record("batch_size", self.batch_size)
-        self.logger.dump(step)
+            logger.record(f"bc/{name}", value)
+        logger.record("batch_size", self.batch_size)
+        logger.dump(step)
         self.policy.set_training_mode(True)
         self._watch.clear()
         self._logged_at = step
@@ -623,8 +634,8 @@ class BC(ActingModel):
             tensorboard_log: the folder for TensorBoard files that the run had.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.
@@ -646,7 +657,7 @@ class BC(ActingModel):
             verbose=verbose,
             checkpoint_folder=run.path,
         )
-        agent._restore_checkpoint()
+        cls._restore_checkpoint(agent)
         run.delete_leftovers()
         return agent
 
@@ -682,7 +693,7 @@ class BC(ActingModel):
         agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
         try:
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
-            agent._set_counters(file.config["counters"])
+            cls._set_counters(agent, file.config["counters"])
             if "learning_rate" in own:  # the optimiser's state brought the file's back
                 set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
         except (KeyError, TypeError, ValueError) as error:
@@ -724,7 +735,7 @@ class BC(ActingModel):
         """Put into the folder what does not change during a run, and the run's first checkpoint.
 
         Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a
-        pair that fits. Where there are none, the resume file alone says how the run began.
+        pair that fits. Where there are none, the resume file alone is how the run began.
         """
         run = self._run_folder()
         if run.steps():

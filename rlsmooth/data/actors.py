@@ -9,8 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from gymnasium import spaces
 
-from rlsmooth.data.arrays import AnyArray, stack_observations
-from rlsmooth.data.validation import stored_dtype
+from rlsmooth.data.arrays import AnyArray, stack_observations, stored_dtype
 from rlsmooth.data.vec_env_adapter import Observation
 
 __all__ = ["Actor", "PolicyLike", "Predictor", "checked_action"]

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 
 __all__ = [
     "TRANSITION_FIELDS",
@@ -16,6 +17,8 @@ __all__ = [
     "Fields",
     "Index",
     "Observations",
+    "action_dims",
+    "action_starts",
     "as_array",
     "as_observations",
     "chunks",
@@ -23,8 +26,10 @@ __all__ = [
     "join_observations",
     "select_episodes",
     "stack_observations",
+    "stored_dtype",
     "take",
 ]
+
 
 TRANSITION_FIELDS = (
     "actions",
@@ -194,3 +199,42 @@ def join_observations(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], dict):
         return {key: join_observations([part[key] for part in parts]) for key in parts[0]}
     return np.concatenate(parts)
+
+
+def action_dims(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
+    """The number of choices of each action dimension: int64 `[D]`; a Box has none.
+
+    Raises:
+        TypeError: the space is of a kind that demonstrations can't hold actions of.
+
+    Example:
+        >>> action_dims(spaces.MultiDiscrete([3, 2])).tolist(), action_dims(spaces.MultiBinary(2)).tolist()
+        ([3, 2], [2, 2])
+    """
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], dtype=np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.asarray(space.nvec, dtype=np.int64).reshape(-1)
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2, dtype=np.int64)
+    if isinstance(space, spaces.Box):
+        return np.zeros(0, dtype=np.int64)
+    raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
+
+
+def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
+    """The number of each dimension's first action: int64 `[D]`, zero but for spaces made with `start=`."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.start], dtype=np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.asarray(space.start, dtype=np.int64).reshape(-1)
+    return np.zeros(len(action_dims(space)), dtype=np.int64)
+
+
+def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """int64 for Discrete and MultiDiscrete, int8 for MultiBinary, a Box's own dtype."""
+    if isinstance(space, spaces.MultiBinary):
+        return np.dtype(np.int8)
+    if isinstance(space, spaces.Box):
+        return np.dtype(space.dtype)
+    return np.dtype(np.int64)

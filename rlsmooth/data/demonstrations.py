@@ -18,15 +18,18 @@ from rlsmooth.data.arrays import (
     Array,
     Index,
     Observations,
+    action_dims,
+    action_starts,
     as_array,
     as_observations,
     join_observations,
     select_episodes,
+    stored_dtype,
     take,
 )
 from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
 from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
-from rlsmooth.data.validation import action_dims, action_starts, checked_fields, ends_of_flags, stored_dtype
+from rlsmooth.data.validation import checked_fields, ends_of_flags
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer

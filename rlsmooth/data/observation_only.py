@@ -15,6 +15,8 @@ from rlsmooth.data.arrays import (
     AnyArray,
     Array,
     Observations,
+    action_dims,
+    action_starts,
     as_array,
     as_observations,
     join_observations,
@@ -30,7 +32,7 @@ from rlsmooth.data.files import (
     read_npz,
     write_npz,
 )
-from rlsmooth.data.validation import action_dims, action_starts, checked_fields
+from rlsmooth.data.validation import checked_fields
 
 __all__ = ["ObservationOnly", "transitions_with_next"]
 

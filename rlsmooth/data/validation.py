@@ -9,41 +9,23 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from rlsmooth.data.arrays import AnyArray, Array, EpisodeView, Fields, Observations, chunks, in_memory
+from rlsmooth.data.arrays import (
+    AnyArray,
+    Array,
+    EpisodeView,
+    Fields,
+    Observations,
+    action_dims,
+    action_starts,
+    chunks,
+    in_memory,
+    stored_dtype,
+)
 
-__all__ = ["action_dims", "action_starts", "checked_fields", "ends_of_flags", "stored_dtype"]
+__all__ = ["checked_fields", "ends_of_flags"]
+
 
 PROBABILITY_TOLERANCE = 1e-4
-
-
-def action_dims(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
-    """The number of choices of each action dimension: int64 `[D]`; a Box has none.
-
-    Raises:
-        TypeError: the space is of a kind that demonstrations can't hold actions of.
-
-    Example:
-        >>> action_dims(spaces.MultiDiscrete([3, 2])).tolist(), action_dims(spaces.MultiBinary(2)).tolist()
-        ([3, 2], [2, 2])
-    """
-    if isinstance(space, spaces.Discrete):
-        return np.array([space.n], dtype=np.int64)
-    if isinstance(space, spaces.MultiDiscrete):
-        return np.asarray(space.nvec, dtype=np.int64).reshape(-1)
-    if isinstance(space, spaces.MultiBinary):
-        return np.full(int(np.prod(space.shape)), 2, dtype=np.int64)
-    if isinstance(space, spaces.Box):
-        return np.zeros(0, dtype=np.int64)
-    raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
-
-
-def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
-    """The number of each dimension's first action: int64 `[D]`, zero but for spaces made with `start=`."""
-    if isinstance(space, spaces.Discrete):
-        return np.array([space.start], dtype=np.int64)
-    if isinstance(space, spaces.MultiDiscrete):
-        return np.asarray(space.start, dtype=np.int64).reshape(-1)
-    return np.zeros(len(action_dims(space)), dtype=np.int64)
 
 
 def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
@@ -186,15 +168,6 @@ def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: 
     _require(name, lambda a: (a >= low) & (a <= high), f"is {{value}}, which is outside {space!r}", array)
     # Range first, then the cast: 256 would wrap to a legal 0 in int8.
     return array.astype(stored_dtype(space), copy=False) if in_memory(array) else array
-
-
-def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """int64 for Discrete and MultiDiscrete, int8 for MultiBinary, a Box's own dtype."""
-    if isinstance(space, spaces.MultiBinary):
-        return np.dtype(np.int8)
-    if isinstance(space, spaces.Box):
-        return np.dtype(space.dtype)
-    return np.dtype(np.int64)
 
 
 def _check_box_rows(name: str, array: Array, space: spaces.Box, *, bounded: bool) -> Array:

@@ -5,12 +5,10 @@ the fast layer behind the public functions; `measures` all that a log line says 
 """
 
 from rlsmooth.losses.binary import binary_cross_entropy
-from rlsmooth.losses.categorical import cross_entropy, entropy, kl_divergence
+from rlsmooth.losses.categorical import Statistics, cross_entropy, entropy, entropy_fractions, kl_divergence, statistics
 from rlsmooth.losses.expectation import expected_value
 from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
-from rlsmooth.losses.measures import Statistics, statistics
 from rlsmooth.losses.policy import (
-    entropy_fractions,
     entropy_of,
     gaussian_log_prob,
     gaussian_mixture_entropy_estimate,

@@ -17,7 +17,6 @@ from rlsmooth.losses.gaussian import HALF_LOG_TWO_PI
 from rlsmooth.targets.target import Target
 
 __all__ = [
-    "entropy_fractions",
     "entropy_of",
     "gaussian_log_prob",
     "gaussian_mixture_entropy_estimate",
@@ -26,6 +25,7 @@ __all__ = [
     "log_probabilities",
     "mixture_log_probabilities",
 ]
+
 
 _NO_PROBABILITY = -1e4  # exp() of it is 0 in float64 too, and no gradient times it overflows
 
@@ -246,21 +246,6 @@ def gaussian_mixture_entropy_estimate(
 
     own, other = surprise(mean + log_std.exp() * noise), surprise(reference_mean + reference_std * noise)
     return (1 - floor) * own + floor * other
-
-
-def entropy_fractions(entropies: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """`H / log n` and whether there is a choice (n at least 2): where there is none, the fraction is 0.
-
-    Args:
-        entropies: `[...]`, nats.
-        largest: `[...]`, log n: the largest entropy that each could have, 0 without a choice (up to 1e-6 of rounding).
-
-    Example:
-        >>> entropy_fractions(torch.tensor([0.3466, 0.0]), torch.tensor([0.6931, 0.0]))
-        (tensor([0.5001, 0.0000]), tensor([ True, False]))
-    """
-    has_choice = largest > 1e-6
-    return torch.where(has_choice, entropies / torch.where(has_choice, largest, 1.0), 0.0), has_choice
 
 
 def _log(value: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 
 __all__ = [
@@ -22,12 +22,14 @@ __all__ = [
     "check_alpha",
     "check_labels",
     "check_mask",
+    "check_ordinal_parameters",
     "check_probabilities",
     "first_row",
     "from_array",
     "to_labels",
     "values_can_be_checked",
 ]
+
 
 Alpha: TypeAlias = float | Tensor
 Labels: TypeAlias = Tensor | Sequence[int] | int
@@ -172,3 +174,12 @@ def check_probabilities(name: str, probabilities: Tensor, hint: str) -> None:
         if probabilities.dtype.itemsize < 4:
             hint = f"{hint}, in float32: {probabilities.dtype} is too coarse"
         raise ValueError(f"{name}{at(bad)} sums to {float(total[bad]):.6g}, must sum to 1: {hint}.")
+
+
+def check_ordinal_parameters(width: float, concentration: float, decay: float, power: float, edge: str) -> None:
+    """Raise unless each parameter is in the range that `ordinal_kernel` says."""
+    check_choice("edge", edge, ("all", "half"))
+    check_in_range("width", width, 1.0, low_open=True)
+    check_in_range("concentration", concentration, 2.0)
+    check_in_range("decay", decay, 0.0)
+    check_in_range("power", power, 0.0, low_open=True)

@@ -8,11 +8,12 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, check_in_range, check_positive_int
-from rlsmooth.targets.arguments import first_row, from_array, values_can_be_checked
+from rlsmooth.checks import check_choice, check_positive_int
+from rlsmooth.targets.arguments import check_ordinal_parameters, first_row, from_array, values_can_be_checked
 from rlsmooth.targets.special import regularised_incomplete_beta
 
-__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "check_ordinal_parameters", "off_label_rows", "ordinal_kernel"]
+__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "off_label_rows", "ordinal_kernel"]
+
 
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
@@ -51,15 +52,6 @@ def off_label_rows(kernel: Tensor, name: str = "kernel") -> Tensor:
             f"{name}[{bad[0]}] is 0 for every class but its own: give class {bad[0]} some similarity to another class."
         )
     return rows / total
-
-
-def check_ordinal_parameters(width: float, concentration: float, decay: float, power: float, edge: str) -> None:
-    """Raise unless each parameter is in the range that `ordinal_kernel` says."""
-    check_choice("edge", edge, ("all", "half"))
-    check_in_range("width", width, 1.0, low_open=True)
-    check_in_range("concentration", concentration, 2.0)
-    check_in_range("decay", decay, 0.0)
-    check_in_range("power", power, 0.0, low_open=True)
 
 
 def ordinal_kernel(

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice
 from rlsmooth.schedules import Schedule, start_of
-from rlsmooth.targets.arguments import Labels, check_alpha, check_probabilities, from_array, to_labels
-from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, check_ordinal_parameters, off_label_rows
+from rlsmooth.targets.arguments import (
+    Labels,
+    check_alpha,
+    check_ordinal_parameters,
+    check_probabilities,
+    from_array,
+    to_labels,
+)
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
 from rlsmooth.targets.reference import weight_dtype
 from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows

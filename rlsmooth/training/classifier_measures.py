@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlsmooth.audits import calibration_error, reliability_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.losses.arguments import reduce
-from rlsmooth.losses.measures import PredictionMeasures, measure_predictions
+from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import Smoothing
 from rlsmooth.training.classifier_samples import ClassifierData, ClassifierSamples
 from rlsmooth.training.run import spread_evenly

@@ -106,7 +106,7 @@ class ClassifierData:
 
     Attributes:
         samples: to train on.
-        places: int64 `[N]` on the CPU, where they stand in `X`; None: all of `X` in its order.
+        places: int64 `[N]` on the CPU, their places in `X`; None: all of `X` in its order.
         validation: held out, or None.
         classes: `[K]`, sorted.
         smoothing: the recipe of labels.
@@ -475,7 +475,7 @@ def prepare_data(
         mask: of legal classes, or None.
         classes: all labels, or None.
         smoothing: of the labels.
-        class_weight: see `class_factors`.
+        class_weight: a factor a class: None, `"balanced"`, a dict or an array `[K]`.
         validation_fraction: of the samples, to hold out.
         seed: of that choice.
         device: where the samples go.

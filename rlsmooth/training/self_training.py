@@ -59,7 +59,7 @@ class SelfTraining(ScikitLearnEstimator):
             each round has a folder of its own within it.
         threshold: in [0, 1): a prediction of a higher probability becomes a label.
         criterion: `"threshold"`, or `"k_best"`: the `k_best` most probable predictions of a round.
-        k_best: see `criterion`.
+        k_best: how many predictions a round takes by `"k_best"`.
         max_iter: rounds at most; None: until nothing is left to label, or nothing gets a label.
         smoothing: of pseudo-labels: alpha, or a `Smoothing`; or `"confidence_adaptive"`: each has the alpha with which
             its target's probability is the confidence it was made with.

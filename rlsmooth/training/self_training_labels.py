@@ -109,7 +109,7 @@ def as_given(value: Any) -> Smoothing:
     """The classifier's own recipe, which its labelled samples are smoothed by.
 
     Raises:
-        TypeError: see `as_smoothing`.
+        TypeError: it is nothing that `Smoothing` takes.
         ValueError: a schedule, or one alpha a sample.
     """
     return _fixed("classifier.smoothing", as_smoothing(value))

@@ -114,8 +114,8 @@ def logit_gradient_norms(logits: Tensor, target: Target | Tensor) -> Tensor:
         `[...]`, nats a logit; float32, or float64 of float64 logits.
 
     Raises:
-        TypeError: see `rlsmooth.losses.cross_entropy`.
-        ValueError: see `rlsmooth.losses.cross_entropy`.
+        TypeError: logits that are not floating-point, or a target of another kind.
+        ValueError: shapes that do not fit.
 
     Example:
         >>> logit_gradient_norms(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -141,8 +141,8 @@ def gradient_bins(
         num_bins: of equal width.
 
     Raises:
-        TypeError: see `logit_gradient_norms`; `num_bins` is no whole number.
-        ValueError: see `logit_gradient_norms`; `num_bins` is under 1.
+        TypeError: logits that are not floating-point; `num_bins` is no whole number.
+        ValueError: shapes that do not fit; `num_bins` is under 1.
 
     Example:
         >>> from rlsmooth.targets import uniform

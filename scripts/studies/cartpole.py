@@ -17,7 +17,7 @@ from rlsmooth.audits import interquartile_mean_interval, proportion_interval
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.studies.charts import curves_chart
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import Watch, mean_return
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 
 ENV = "CartPole-v1"
 SMOOTHING = 0.01

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlsmooth.audits import interquartile_mean_band
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE
 
 __all__ = ["COLOURS", "curves_chart"]
 

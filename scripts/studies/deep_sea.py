@@ -24,10 +24,10 @@ import rlsmooth.envs
 from rlsmooth.agents import SmoothedPPO
 from rlsmooth.audits import proportion_interval
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import STYLE
+from rlsmooth.scripts.figures.page import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import Watch, mean_return
+from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 
 assert rlsmooth.envs.ENVIRONMENTS
 
@@ -106,10 +106,26 @@ def main(args: Args) -> None:
         arm: {size: [found[job("test", arm, chosen[arm], size, seed).key] for seed in seeds] for size in sizes}
         for arm in ARMS
     }
+    lines = _report(tests, chosen, tuning, tuning_size)
+    data = {"arms": ARMS, "chosen": chosen, "budget": budget, "tuning": tuning, "tests": tests}
+    write_study(summary, "deep_sea", report="\n".join(lines), data=data)
+    _draw(summary / "deep_sea.png", tests)
+    print("\n".join(lines))
+
+
+def _report(
+    tests: dict[str, dict[int, list[Result]]],
+    chosen: dict[str, int],
+    tuning: dict[str, list[list[Result]]],
+    tuning_size: int,
+) -> list[str]:
+    """The lines of the summary."""
+    sizes = list(next(iter(tests.values())))
+    num_seeds = len(next(iter(tests.values()))[sizes[0]])
     lines = [
         "# Deep Sea: the share of seeds that find the treasure\n",
         f"{(__doc__ or '').partition(chr(10) + chr(10))[2].strip()}\n",
-        f"Solved of {len(seeds)} seeds, with Wilson's 95 % interval of the share:\n",
+        f"Solved of {num_seeds} seeds, with Wilson's 95 % interval of the share:\n",
         f"| arm | setting chosen | {' | '.join(f'size {size}' for size in sizes)} |",
         "|---|---|" + "---:|" * len(sizes),
     ]
@@ -121,14 +137,14 @@ def main(args: Args) -> None:
             cells.append(f"{solved} ({share.low:.2f} to {share.high:.2f})")
         lines.append(f"| {arm} | {_words(ARMS[arm][chosen[arm]])} | {' | '.join(cells)} |")
     lines += [
-        f"\nTuning on size {tuning_size}, solved of {len(tuning_seeds)} seeds and mean steps:\n",
+        f"\nTuning on size {tuning_size}, solved of {len(next(iter(tuning.values()))[0])} seeds and mean steps:\n",
         "| arm | setting | solved | steps |",
         "|---|---|---:|---:|",
     ]
-    for arm, place in places:
-        options = tuning[arm][place]
-        mean = float(np.mean([run["steps"] for run in options]))
-        lines.append(f"| {arm} | {_words(ARMS[arm][place])} | {sum(run['solved'] for run in options)} | {mean:.0f} |")
+    for arm, options in ARMS.items():
+        for words, found_runs in zip(map(_words, options), tuning[arm], strict=True):
+            mean = float(np.mean([run["steps"] for run in found_runs]))
+            lines.append(f"| {arm} | {words} | {sum(run['solved'] for run in found_runs)} | {mean:.0f} |")
     lines += [
         "\nNot planned, added after the runs. Runs of one seed start with the same network and the same draws, so that "
         "the arms\nare not independent. The seeds that were solved, and the mean entropy / log n at the end of the "
@@ -138,11 +154,8 @@ def main(args: Args) -> None:
     ]
     for arm, by_size in tests.items():
         lines.append(f"| {arm} | {' | '.join(_which(found_runs) for found_runs in by_size.values())} |")
-    lines.append("\nReproduce: `make study-deep-sea`. Picture: [deep_sea.png](deep_sea.png).\n")
-    data = {"arms": ARMS, "chosen": chosen, "budget": budget, "tuning": tuning, "tests": tests}
-    write_study(summary, "deep_sea", report="\n".join(lines), data=data)
-    _draw(summary / "deep_sea.png", tests)
-    print("\n".join(lines))
+    lines.append("\nReproduce: `make study-deep-sea`. Figure: [deep_sea.png](deep_sea.png).\n")
+    return lines
 
 
 def jobs_keys(jobs: list[Job]) -> list[str]:

@@ -38,7 +38,7 @@ from rlsmooth.audits import (
 from rlsmooth.data import load_labelled
 from rlsmooth.losses import log_probabilities
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, INK, ORANGE, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, INK, ORANGE, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import uniform
 from rlsmooth.training import Classifier
@@ -216,7 +216,7 @@ def main(args: Args) -> None:
     lines.append("Differences whose interval leaves out 0 are in bold; there are many, so that some would by chance.\n")
     for noise in NOISES:
         lines += [f"## {_percent(noise).capitalize()}\n", *tables(arms, noise)]
-    lines.append("Reproduce: `make study-digits`. Picture: [digits.png](digits.png).\n")
+    lines.append("Reproduce: `make study-digits`. Figure: [digits.png](digits.png).\n")
     write_study(summary, "digits", report="\n".join(lines), data={"alphas": ALPHAS, "noises": NOISES, "runs": arms})
     chart(summary / "digits.png", arms)
     print("\n".join(lines))

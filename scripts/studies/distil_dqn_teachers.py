@@ -18,7 +18,7 @@ from torch import Tensor
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.data import record
 from rlsmooth.scripts.studies.runner import Job, Result, run_jobs
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import boltzmann
 from rlsmooth.training import isolated_rng
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.data import GaussianMixture, grid_of_gaussians, ring_of_gaussians
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import STYLE
+from rlsmooth.scripts.figures.page import STYLE
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
 from rlsmooth.training import GANTrainer, ModeCoverage, mode_coverage
@@ -187,7 +187,7 @@ def main(args: Args) -> None:
     ]
     for case, arms in found.items():
         lines += [*_beside_published(case, arms), *_intervals(case, arms)]
-    lines.append("Reproduce: `make study-gan-modes`. Picture: [gan_modes.png](gan_modes.png).\n")
+    lines.append("Reproduce: `make study-gan-modes`. Figure: [gan_modes.png](gan_modes.png).\n")
     data = {"arms": ARMS, "settings": common, "published": PUBLISHED, "runs": _rounded(found)}
     write_study(summary, "gan_modes", report="\n".join(lines), data=data)
     draw(summary / "gan_modes.png", found)

@@ -36,7 +36,7 @@ from rlsmooth.audits import (
 )
 from rlsmooth.data import load_labelled
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier
@@ -204,7 +204,7 @@ def main(args: Args) -> None:
             "off the label, by how many relatives it has.\n"
         )
         lines += tables(arms)
-    lines.append("Reproduce: `make study-hierarchy`. Picture: [hierarchy.png](hierarchy.png).\n")
+    lines.append("Reproduce: `make study-hierarchy`. Figure: [hierarchy.png](hierarchy.png).\n")
     write_study(summary, "hierarchy", report="\n".join(lines), data={"arms": ARMS, "data": DATA, "runs": by_data})
     chart(summary / "hierarchy.png", by_data)
     print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What the studies of GAIL and AIRL share: the generator, the demonstrations, and the true returns while it learns."""
+"""Shared by the studies of GAIL and AIRL: the generator, the demonstrations, and the true returns while it learns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.studies.bco_experts import swing_up
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 
 __all__ = ["HORIZON", "KINDS", "TrainingReturns", "demonstrations", "final_returns", "make_generator"]
 

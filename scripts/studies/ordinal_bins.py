@@ -33,9 +33,9 @@ from rlsmooth.agents import BC
 from rlsmooth.audits import interquartile_mean_interval
 from rlsmooth.data import record
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
-from rlsmooth.scripts.studies.watching import mean_return
+from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import Smoothing
 
 ENV = "Pendulum-v1"
@@ -126,7 +126,7 @@ def report_of(arms: Mapping[str, Sequence[Result]]) -> str:
                 cells.append("" if arm == other else in_words(interquartile_mean_interval(gaps), "+.0f"))
             lines.append(f"| {episodes} | {arm} | {' | '.join(cells)} |")
         lines.append(f"| {episodes} | *the demonstrations* | {demonstrated(arms, episodes):.0f} | | | |")
-    lines.append("\nReproduce: `make study-ordinal-bins`. Picture: [ordinal_bins.png](ordinal_bins.png).\n")
+    lines.append("\nReproduce: `make study-ordinal-bins`. Figure: [ordinal_bins.png](ordinal_bins.png).\n")
     return "\n".join(lines)
 
 

@@ -38,7 +38,7 @@ from rlsmooth.audits import (
 )
 from rlsmooth.data import load_labelled
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.training import Classifier, SelfTraining
 
@@ -124,7 +124,7 @@ def main(args: Args) -> None:
         "|---|" + "---:|" * 7,
         *(table_row(arm, found) for arm in found),
         f"\n{counts(found)}\n",
-        "Reproduce: `make study-self-training`. Picture: [self_training.png](self_training.png).\n",
+        "Reproduce: `make study-self-training`. Figure: [self_training.png](self_training.png).\n",
     ]
     write_study(
         summary,

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.losses import cross_entropy, expected_value
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.drawing import BLUE, GREEN, GREY, ORANGE, STYLE, legend, save_figure
+from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, STYLE, legend, save_figure
 from rlsmooth.scripts.studies.runner import Args, Job, Result, by_arm, in_words, results_folder, run_jobs, write_study
 from rlsmooth.targets import Target, hl_gauss, two_hot
 

@@ -31,18 +31,15 @@ from rlsmooth.data import (
     space_from_json,
     space_to_json,
 )
+from support import assert_equal, repack
 
 DICT = spaces.Dict({"z/../odd name": spaces.Box(0, 255, (2, 2, 1), np.uint8), "a": spaces.Discrete(9)})
 
 
 def small(**changes: Any) -> Demonstrations:
-    fields: dict[str, Any] = {
-        "observations": np.arange(10, dtype=np.float32).reshape(5, 2),
-        "actions": [300, 301, 300, 301, 301],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(2, start=300),
-        "episode_ends": [2, 5],
-    }
+    fields: dict[str, Any] = {"observations": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    fields |= {"actions": [300, 301, 300, 301, 301], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(2, start=300), "episode_ends": [2, 5]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -66,20 +63,10 @@ def full() -> Demonstrations:
 
 
 def assert_same(one: Demonstrations, two: Demonstrations) -> None:
-    for field in dataclasses.fields(Demonstrations):
-        first, second = getattr(one, field.name), getattr(two, field.name)
-        if field.name in ("infos", "metadata"):
-            continue
-        if isinstance(first, dict):
-            assert list(first) == list(second)
-            for key in first:
-                assert first[key].dtype == second[key].dtype
-                assert np.array_equal(first[key], second[key])
-        elif isinstance(first, np.ndarray):
-            assert first.dtype == second.dtype
-            assert np.array_equal(first, second)
-        else:
-            assert first == second
+    names = [field.name for field in dataclasses.fields(Demonstrations) if field.name not in ("infos", "metadata")]
+    assert_equal({name: getattr(one, name) for name in names}, {name: getattr(two, name) for name in names})
+    if isinstance(one.observations, dict):
+        assert list(one.observations) == list(two.observations)
 
 
 @pytest.mark.parametrize("make", [small, full])
@@ -147,16 +134,6 @@ def test_a_path_that_can_not_be_written_is_refused(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def rewrite(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
-    """Rewrite the archive's members, so that its checksums are right and only the content is wrong."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-
-
 def edit_header(**changes: Any) -> Callable[[dict[str, bytes]], None]:
     def change(members: dict[str, bytes]) -> None:
         members["header.json"] = json.dumps(json.loads(members["header.json"]) | changes).encode()
@@ -214,7 +191,7 @@ def test_a_file_that_was_tampered_with_is_refused(
 ) -> None:
     path = tmp_path / "set.npz"
     small().save(path)
-    rewrite(path, change)
+    repack(path, change)
     with pytest.raises(DemonstrationsFileError, match=message) as caught:
         Demonstrations.load(path)
     assert "set.npz" in str(caught.value)
@@ -232,7 +209,7 @@ def test_a_forged_file_still_has_to_pass_the_checks(tmp_path: Path) -> None:
         header["arrays"]["actions"]["sha256"] = hashlib.sha256(members["actions.npy"]).hexdigest()
         members["header.json"] = json.dumps(header).encode()
 
-    rewrite(path, forge)
+    repack(path, forge)
     with pytest.raises(DemonstrationsFileError, match=r"set.npz does not hold valid.*actions\[2\] is 302"):
         Demonstrations.load(path)
 
@@ -284,7 +261,7 @@ def test_other_kinds_of_file_are_named(data: bytes, message: str, tmp_path: Path
 def test_the_keys_of_a_dict_must_fit(keys: Any, tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     full().save(path)
-    rewrite(path, edit_header(observation_keys=keys))
+    repack(path, edit_header(observation_keys=keys))
     with pytest.raises(DemonstrationsFileError, match=r"set\.npz"):
         Demonstrations.load(path)
 
@@ -459,14 +436,10 @@ def test_mapped_arrays_are_checked_beyond_the_first_chunk(tmp_path: Path) -> Non
     count = 3_000_000  # 24 MB: two chunks
     array = np.lib.format.open_memmap(tmp_path / "obs.npy", mode="w+", dtype=np.float32, shape=(count, 2))
     array[count - 5, 1] = np.nan
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (2,)), "action_space": spaces.Discrete(2)}
+    given |= {"episode_ends": [count]}
     with pytest.raises(ValueError, match=rf"observations\[{count - 5}\] holds NaN"):
-        Demonstrations.from_arrays(
-            array,
-            np.zeros(count, np.int8),
-            observation_space=spaces.Box(0, 1, (2,)),
-            action_space=spaces.Discrete(2),
-            episode_ends=[count],
-        )
+        Demonstrations.from_arrays(array, np.zeros(count, np.int8), **given)
 
 
 SCRIPT = """
@@ -490,13 +463,9 @@ def test_splitting_and_reading_take_no_memory_in_proportion_to_the_set(tmp_path:
     count = 30_000
     folder = tmp_path / "set"
     pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, 80, 100))
-    demonstrations = Demonstrations.from_arrays(
-        pixels,
-        np.zeros(count, np.int64),
-        observation_space=spaces.Box(0, 255, (80, 100), np.uint8),
-        action_space=spaces.Discrete(2),
-        episode_ends=np.arange(100, count + 1, 100),
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 255, (80, 100), np.uint8)}
+    given |= {"action_space": spaces.Discrete(2), "episode_ends": np.arange(100, count + 1, 100)}
+    demonstrations = Demonstrations.from_arrays(pixels, np.zeros(count, np.int64), **given)
     assert len(demonstrations) == count
     demonstrations.save_folder(folder)
     result = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=True)
@@ -527,25 +496,18 @@ SPACES: list[spaces.Space[Any]] = [
 ]
 
 
-def assert_same_space(one: spaces.Space[Any], two: spaces.Space[Any]) -> None:
+def assert_same_space(one: Any, two: Any) -> None:
     """Stricter than ==, which compares bounds with a tolerance and forgets dtypes and orders."""
     assert type(one) is type(two)
     assert one == two
     assert one.dtype == two.dtype
     if isinstance(one, spaces.Box):
-        assert isinstance(two, spaces.Box)
-        assert np.array_equal(one.low, two.low)
-        assert np.array_equal(one.high, two.high)
-        assert np.array_equal(one.bounded_above, two.bounded_above)
+        for name in ("low", "high", "bounded_above"):
+            assert np.array_equal(getattr(one, name), getattr(two, name))
     if isinstance(one, spaces.Dict):
-        assert isinstance(two, spaces.Dict)
         assert list(one) == list(two)
-        for key in one:
-            assert_same_space(one[key], two[key])
-    if isinstance(one, spaces.Tuple):
-        assert isinstance(two, spaces.Tuple)
-        for part, other in zip(one.spaces, two.spaces, strict=True):
-            assert_same_space(part, other)
+    for part in one if isinstance(one, spaces.Dict) else range(len(one)) if isinstance(one, spaces.Tuple) else ():
+        assert_same_space(one[part], two[part])
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)

@@ -79,11 +79,7 @@ def test_soft_optimum_agrees_with_scipy(direction: Direction, coefficient: float
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @settings(deadline=None, max_examples=60)
-@given(
-    rewards=st.lists(st.floats(-50, 50), min_size=1, max_size=8),
-    coefficient=st.floats(1e-3, 1e3),
-    data=st.data(),
-)
+@given(rewards=st.lists(st.floats(-50, 50), min_size=1, max_size=8), coefficient=st.floats(1e-3, 1e3), data=st.data())
 def test_soft_optimum_is_a_policy_on_the_legal_actions(
     direction: Direction, rewards: list[float], coefficient: float, data: st.DataObject
 ) -> None:

@@ -232,7 +232,6 @@ class Own(Hidden):
         memoryview(b"a"),
         [iter([1])],
     ],
-    ids=str,
 )
 def test_what_can_not_be_kept_says_where(value: Any) -> None:
     env = Everything()

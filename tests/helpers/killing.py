@@ -1,42 +1,47 @@
-"""Kill runs by SIGKILL, in processes of their own, and resume them: trainers, SB3's algorithms, and commands."""
+"""Kill runs by SIGKILL, in processes of their own, and resume them: of every trainer, and of commands."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlsmooth.scripts.main import main
 from rlsmooth.training import checkpoint_steps
-from support import REPOSITORY, same_tensors
+from support import REPOSITORY, assert_equal
 
-# Between these two comes code that defines `train(name)`: it trains or resumes the run in the folder `name`, prints the
-# name and where it begins, and saves tensors as `name`.pt.
-BEFORE = """
-import os, random, signal, time
-import numpy as np, torch
-from rlsmooth.training import checkpoint_steps
-from stable_baselines3.common.torch_layers import FlattenExtractor
+PROGRAM = """
+import os, pickle, random, signal, sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, HELPERS)
+from trainers import TRAINERS
 torch.set_num_threads(1)
+trainer = TRAINERS[sys.argv[1]]
+trainer.times = int(sys.argv[2])
 
-class Dropping(FlattenExtractor):  # draws from torch's generator in every forward pass
-    def __init__(self, space):
-        super().__init__(space)
-        self.dropout = torch.nn.Dropout(0.2)
+def place(name):  # how far the checkpoints of a run have come
+    newest = {}
+    for path in Path(name).rglob("checkpoint_*.zip"):
+        newest[path.parent] = max(int(path.stem.split("_")[1]), newest.get(path.parent, 0))
+    return sum(newest.values())
 
-    def forward(self, observations):
-        return self.dropout(super().forward(observations))
-"""
-AFTER = """
+def train(name):
+    print(name, place(name), flush=True)
+    try:
+        trained = trainer.resume(Path(name))
+    except ValueError:  # killed before its first checkpoint
+        trained = trainer.start(Path(name))
+    Path(f"{name}.pickle").write_bytes(pickle.dumps(trainer.state(trained)))
+
 def start(name):  # forked, so that the libraries are imported once; killed all the same
     process = os.fork()
     if process == 0:
@@ -45,57 +50,41 @@ def start(name):  # forked, so that the libraries are imported once; killed all 
     return process
 
 assert os.waitpid(start("whole"), 0)[1] == 0
-last = max(checkpoint_steps("whole"))
 moments = random.Random(0)
-for goal in GOALS:  # checkpoints: a fixed time would be too early or too late on another machine
-    process = start("killed")
-    while max([-1, *checkpoint_steps("killed")]) < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
+for share in (0, 0.25, 0.5, 0.75):  # of the whole run: a fixed time would be too early or too late on another machine
+    process, goal = start("killed"), share * place("whole")
+    while place("killed") < goal and os.waitpid(process, os.WNOHANG)[0] == 0:
         time.sleep(0.001)
-    time.sleep(moments.uniform(0.0, 0.04))
+    time.sleep(moments.uniform(0.0, 0.03))
     os.kill(process, signal.SIGKILL)
     print("killed" if os.WIFSIGNALED(os.waitpid(process, 0)[1]) else "too late", flush=True)
 assert os.waitpid(start("killed"), 0)[1] == 0
 """
 
 
-def assert_same_after_kills(programs: Any, folder: Path, train: str, goals: Sequence[int] | str) -> None:
-    """Kill a run whenever its checkpoints reach the next goal, and compare what it saves with an uninterrupted run's.
-
-    `goals` may be an expression with `last`, the last checkpoint of the uninterrupted run.
-    """
-    program = BEFORE + textwrap.dedent(train) + AFTER.replace("GOALS", str(goals))
-    done = programs.run(program, folder, "-")
+def assert_same_after_kills(programs: Any, folder: Path, trainer: str, times: int) -> None:
+    """Kill a run of `trainers.TRAINERS` four times, and compare its end with that of an uninterrupted run."""
+    helpers = repr(str(REPOSITORY / "tests" / "helpers"))
+    done = programs.run(PROGRAM.replace("HELPERS", helpers), folder, trainer, str(times))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines.count("killed") >= (4 if isinstance(goals, str) else len(goals)), lines
-    assert "too late" not in lines, lines
+    assert lines.count("killed") == 4, lines
     assert any(line.startswith("killed ") and not line.endswith(" 0") for line in lines), lines  # resumed midway
-    one, two = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert same_tensors(one, two)
+    assert not list(folder.rglob(".*.tmp"))  # of a save that was killed
+    one, two = (pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("whole", "killed"))
+    assert_equal(one, two)
 
 
-def kill(process: subprocess.Popen[bytes], is_there: Callable[[], bool], delay: float = 0.0) -> None:
-    """Wait until `is_there()`, then `delay` seconds, then send SIGKILL; the process must still be running."""
+def kill(process: subprocess.Popen[bytes], is_there: Callable[[], bool]) -> None:
+    """Wait until `is_there()`, then send SIGKILL; the process must still be running."""
     end = time.monotonic() + 120
     while not is_there():
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
         assert time.monotonic() < end
         time.sleep(0.005)
-    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-
-
-def kill_and_resume(script: str, folder: Path, end: Path, *arguments: object) -> Any:
-    """Kill `script FOLDER END ARGUMENTS` after its second checkpoint, run it again, and load what it saved at `end`."""
-    command = [sys.executable, "-P", "-c", script, str(folder), str(end), *map(str, arguments)]
-    moment = float(np.random.default_rng(os.getpid()).uniform(0.0, 0.3))  # any moment, that of a save too
-    kill(subprocess.Popen(command), lambda: len(checkpoint_steps(folder)) >= 2, moment)
-    assert not end.exists()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert finished.stdout.startswith("resumed at ")
-    return torch.load(end, weights_only=True)
 
 
 def kill_command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -50,11 +50,7 @@ def draw(rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, T
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
 def test_equals_torchs_label_smoothing(
-    layer: str,
-    dtype: torch.dtype,
-    reduction: Literal["none", "mean", "sum"],
-    alpha: float,
-    device: torch.device,
+    layer: str, dtype: torch.dtype, reduction: Literal["none", "mean", "sum"], alpha: float, device: torch.device
 ) -> None:
     logits, labels = draw(11, dtype, device)
     assert_same(
@@ -205,9 +201,7 @@ def test_float32_error_stays_small_at_many_classes(kind: str, device: torch.devi
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 17])
-def test_blocks_of_rows_give_what_one_block_gives(
-    rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_rows_give_what_one_block_gives(rows: int, device: torch.device, monkeypatch: Any) -> None:
     logits, labels = draw(10, torch.float64, device)
     mask = (torch.rand(10, CLASSES, device=device) < 0.5).scatter(-1, labels.unsqueeze(-1), True)
     alpha = torch.rand(10, device=device)
@@ -288,13 +282,9 @@ def test_entropy_is_torchs(layer: str, dtype: torch.dtype, tolerance: float, dev
 def test_kl_is_torchs(kind: str | None, direction: Direction, layer: str, device: torch.device) -> None:
     logits, labels = draw_logits(device), torch.randint(K, (9,), device=device)
     share = torch.rand(K, dtype=F64, device=device)
-    targets: dict[str, Target] = {
-        "uniform": uniform(labels, K, 0.3),
-        "prior": prior(labels, share / share.sum(), 1.0),
-        "kernel": kernel(labels, torch.rand(K, K, dtype=F64, device=device), 0.4),
-        "teacher": teacher(draw_logits(device), 2.0),
-        "from_probs": from_probs(draw_logits(device).softmax(-1)),
-    }
+    targets: dict[str, Target] = {"uniform": uniform(labels, K, 0.3), "prior": prior(labels, share / share.sum(), 1.0)}
+    targets |= {"kernel": kernel(labels, torch.rand(K, K, dtype=F64, device=device), 0.4)}
+    targets |= {"teacher": teacher(draw_logits(device), 2.0), "from_probs": from_probs(draw_logits(device).softmax(-1))}
     goal = None if kind is None else targets[kind]
     q = Categorical(torch.full((9, K), 1 / K, dtype=F64, device=device) if goal is None else goal.dense(F64))
 

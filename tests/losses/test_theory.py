@@ -103,10 +103,7 @@ def test_others_is_all_at_a_larger_alpha(classes: int, alpha: float, device: tor
 
 @pytest.mark.parametrize(
     ("spread", "margin"),
-    [
-        ("all", lambda K, a: math.log(1 + K * (1 - a) / a)),
-        ("others", lambda K, a: math.log((1 - a) * (K - 1) / a)),
-    ],
+    [("all", lambda K, a: math.log(1 + K * (1 - a) / a)), ("others", lambda K, a: math.log((1 - a) * (K - 1) / a))],
 )
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.3])

@@ -31,17 +31,16 @@ from commands import (
 )
 from killing import kill_command
 from rlsmooth.agents import BC, GAIL, RewardNet, SmoothedPPO, load_agent, load_reward_net
-from rlsmooth.agents.adversarial.trainer import build_net
+from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.data import cartpole_v1, record
-from rlsmooth.scripts import adversarial_report, airl, dagger_report, gail
-from rlsmooth.scripts.adversarial_figures import adversarial_comparison_figure, adversarial_figure
-from rlsmooth.scripts.adversarial_report import AdversarialReport
-from rlsmooth.scripts.dagger_figures import dagger_comparison_figure, dagger_figure
-from rlsmooth.scripts.dagger_report import DAggerReport
+from rlsmooth.scripts import airl, gail
 from rlsmooth.scripts.environment import make_envs
+from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, new_report
+from rlsmooth.scripts.figures.rounds import beta_words
 from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import command_line
 from rlsmooth.training import checkpoint_steps
 from support import read_events, same_tensors
@@ -130,9 +129,7 @@ def test_enjoy_films_it(finished: tuple[Path, str], tmp_path: Path) -> None:
     assert film.read_bytes()[:3] == b"GIF"
 
 
-def test_airl_runs_and_is_compared_with_gail(
-    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_airl_runs_and_is_compared_with_gail(finished: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     words = [*TINY, "--potential-net-arch", "8", "--terminal-states", "as_is", "-f", str(tmp_path)]
     assert main(["airl", *words, "--n-disc-updates-per-round", "1"]) == 0
     folder = tmp_path / "airl" / "CartPole-v1_1"
@@ -310,7 +307,7 @@ MISTAKES = [
     ("airl --algo sac --exploration-floor 0.1 --reference adjacent", "has no --exploration-floor, --reference"),
     ("gail --algo sac", "algo='sac' needs a Box action space, env='CartPole-v1' has Discrete(2)"),
     ("gail --algo dqn --env Pendulum-v1", "algo='dqn' needs a Discrete action space"),
-    ("airl --algo dqn", "can't tell the log-probability of an action"),
+    ("airl --algo dqn", "has no log-probability of an action"),
     ("gail --algo maskable-ppo", "has no action_masks()"),
     ("gail --hyperparams no_such=1", "'no_such' is unknown"),
     ("gail --algo dqn --hyperparams n_epochs=3", "'n_epochs' is unknown to DQN"),
@@ -356,7 +353,7 @@ RETURNS = ("mean_reward", "std_reward", "mean_reward_sampled", "std_reward_sampl
 DISCRIMINATOR = ("acc_expert", "acc_gen", "probability_expert", "probability_gen", "entropy", "loss")
 
 
-def adversarial(*, box: bool = False, command: str = "gail") -> AdversarialReport:
+def adversarial(*, box: bool = False, command: str = "gail") -> RunReport:
     """A run with everything that can be logged, or of an algorithm and an action space with less."""
     tags = [f"eval/{name}" for name in RETURNS] + [f"mean/disc/disc_{name}" for name in DISCRIMINATOR]
     tags += ["rollout/ep_rew_wrapped_mean"]
@@ -364,9 +361,9 @@ def adversarial(*, box: bool = False, command: str = "gail") -> AdversarialRepor
     summary = {tag.partition("/")[2]: 0.5 for tag in tags}
     summary |= {"best_mean_reward": 1.0, "best_step": 512, "steps": 1024, "steps_per_second": 100.0}
     summary |= {} if box else {"largest_entropy": math.log(2), "demonstrated_return": 500.0}
-    return AdversarialReport(
+    return new_report(
+        command,
         name="run_1",
-        command=command,
         settings={
             "env": "E-v0",
             "seed": 0,
@@ -386,11 +383,12 @@ def adversarial(*, box: bool = False, command: str = "gail") -> AdversarialRepor
     )
 
 
-def dagger(*, box: bool = False) -> DAggerReport:
+def dagger(*, box: bool = False) -> RunReport:
     """A run on discrete actions, or on continuous ones."""
     names = [*RETURNS, "beta", "learner_share", "cross_entropy", "nll_hard", "policy_entropy", "transitions"]
     names += ["expert_error"] if box else ["expert_agreement", "accuracy", "entropy_frac"]
-    return DAggerReport(
+    return new_report(
+        "dagger",
         name="run_1",
         settings={
             "env": "E-v0",
@@ -409,10 +407,10 @@ def dagger(*, box: bool = False) -> DAggerReport:
 
 
 FIGURES = [
-    lambda: adversarial_figure(adversarial()),
-    lambda: adversarial_figure(adversarial(box=True, command="airl")),
-    lambda: dagger_figure(dagger()),
-    lambda: dagger_figure(dagger(box=True)),
+    lambda: draw_reports([adversarial()]),
+    lambda: draw_reports([adversarial(box=True, command="airl")]),
+    lambda: draw_reports([dagger()]),
+    lambda: draw_reports([dagger(box=True)]),
 ]
 
 
@@ -433,6 +431,7 @@ def test_every_panel_says_what_it_shows(draw: object) -> None:
         assert ax.get_ylabel()
         assert ax.lines
         legend = ax.get_legend()
+        assert legend is not None
         assert 1 <= len(legend.get_texts()) <= 3  # a fourth would be written over the title
     heights = [text.get_position()[1] for text in results.texts]
     assert min(heights) > -0.05  # on the page
@@ -440,20 +439,17 @@ def test_every_panel_says_what_it_shows(draw: object) -> None:
 
 
 def test_what_was_not_logged_is_said_to_be_missing() -> None:
-    begun = AdversarialReport(name="run_1", command="airl", settings=adversarial().settings)
-    words = {text.get_text() for ax in adversarial_figure(begun).axes for text in ax.texts}
+    begun = new_report("airl", name="run_1", settings=adversarial().settings)
+    words = {text.get_text() for ax in draw_reports([begun]).axes for text in ax.texts}
     assert "nothing logged yet" in words
-    words = {
-        text.get_text()
-        for ax in dagger_figure(DAggerReport(name="r", settings=dagger().settings)).axes
-        for text in ax.texts
-    }
+    begun = new_report("dagger", name="run_1", settings=dagger().settings)
+    words = {text.get_text() for ax in draw_reports([begun]).axes for text in ax.texts}
     assert "nothing logged yet" in words
 
 
 def test_several_runs_are_compared() -> None:
     reports = [adversarial(), adversarial(command="airl"), adversarial(box=True)]
-    figure = adversarial_comparison_figure(reports)
+    figure = draw_reports(reports)
     assert panels(figure)[0] == "Return of sampled actions"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -461,18 +457,25 @@ def test_several_runs_are_compared() -> None:
         "AIRL run_1: 0.9 and 0, ppo, smoothing lin_0.1, 0",
         "GAIL run_1: 0.9 and 0, sac, smoothing lin_0.1, 0",
     ]
-    assert panels(dagger_comparison_figure([dagger(), dagger()]))[1] == "Does as the expert did, before training"
-    assert panels(dagger_comparison_figure([dagger(box=True)]))[1] == "Distance from the expert's actions"
+    assert panels(draw_reports([dagger(), dagger()]))[1] == "Does as the expert did, before training"
+    assert panels(draw_reports([dagger(box=True), dagger(box=True)]))[1] == "Distance from the expert's actions"
+
+
+def shown_rows(report: RunReport) -> dict[str, str]:
+    """The table in the figure: each name is followed by its value."""
+    words = [text.get_text() for text in draw_reports([report]).axes[-1].texts]
+    assert set(dict(KINDS[report.command].results(report))) <= set(words[::2])
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def test_rows_name_units_and_settings() -> None:
-    rows = dict([*adversarial_report.result_rows(adversarial()), *adversarial_report.setting_rows(adversarial())])
+    rows = shown_rows(adversarial())
     assert rows["D on the generator"] == "0.500, right 50.0 %"
     assert rows["generator"] == "ppo in 8 environments, normalised"
     assert rows["reward"] == "log D - log(1 - D)"
     assert rows["terminal states"] == "as is"
     assert rows["training"] == "1,024 steps, 100 a second"
-    rows = dict([*dagger_report.result_rows(dagger()), *dagger_report.setting_rows(dagger())])
-    assert rows["expert acts"] == "0.7 to the power of the round"
-    assert dagger_report.beta_words("15") == "1 to 0 in 15 rounds"
+    rows = shown_rows(dagger())
+    assert rows["beta schedule"] == "0.7 to the power of the round"
+    assert beta_words("15") == "1 to 0 in 15 rounds"
     assert rows["labelled"] == "0 in 2 rounds"

@@ -23,12 +23,21 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
 from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.scripts.choices import action_names, choices_of, entropy_of_choice, read_choice
 from rlsmooth.scripts.enjoy import Args, main
+from rlsmooth.scripts.enjoy_panel import (
+    BoxChoice,
+    Choices,
+    Entropy,
+    action_names,
+    beside,
+    choices_of,
+    draw_panel,
+    entropy_of_choice,
+    read_choice,
+)
+from rlsmooth.scripts.enjoy_video import check_film
+from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main as run_main
-from rlsmooth.scripts.off_policy_acting import off_policy_acting
-from rlsmooth.scripts.overlay import BoxChoice, Choices, Entropy, beside, draw_panel
-from rlsmooth.scripts.video import check_film
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
@@ -301,9 +310,7 @@ def test_no_screen_is_told(agents: dict[str, Path], monkeypatch: pytest.MonkeyPa
         main(Args(agents["ppo"], env="CartPole-v1"))
 
 
-def test_a_film_that_fails_leaves_nothing(
-    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     step: Callable[..., Any] = DummyVecEnv.step_wait
@@ -396,9 +403,7 @@ def test_the_commands_read_their_files(tmp_path: Path) -> None:
     assert Demonstrations.load(output).num_episodes == 2
 
 
-def test_an_agent_without_a_distribution_is_played_and_not_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_agent_without_a_distribution_is_played_and_not_shown(tmp_path: Path, capsys: Any) -> None:
     path = saved(TD3("MlpPolicy", "Pendulum-v1", **small()), "Pendulum-v1", tmp_path)
     numbers = tmp_path / "numbers.json"
     assert run_main(["evaluate", "-i", str(path), "--eval-episodes", "1", "--json", str(numbers)]) == 0

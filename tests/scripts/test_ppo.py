@@ -26,10 +26,11 @@ from killing import kill_command
 from rlsmooth.agents import BC, SmoothedPPO, load_agent
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts import ppo
+from rlsmooth.scripts.figures.kinds import draw_reports, new_report
+from rlsmooth.scripts.figures.on_policy import smoothing_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.on_policy_figures import on_policy_figure
-from rlsmooth.scripts.on_policy_report import OnPolicyReport, smoothing_words
+from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import command_line, env_of_run
 from support import read_events, same_tensors
 
@@ -138,20 +139,10 @@ def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     assert main(["ppo", *TINY, "--seed", "3", "-f", str(tmp_path)]) == 0
     env = make_vec_env("CartPole-v1", 8, seed=3)
-    model = PPO(
-        "MlpPolicy",
-        env,
-        n_steps=32,
-        batch_size=256,
-        gae_lambda=0.8,
-        gamma=0.98,
-        n_epochs=20,
-        ent_coef=0.0,
-        learning_rate=LinearSchedule(0.001, 0.0, 1.0),
-        clip_range=LinearSchedule(0.2, 0.0, 1.0),
-        seed=3,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
+    given |= {"ent_coef": 0.0, "learning_rate": LinearSchedule(0.001, 0.0, 1.0)}
+    given |= {"clip_range": LinearSchedule(0.2, 0.0, 1.0), "seed": 3, "device": "cpu"}
+    model = PPO("MlpPolicy", env, **given)
     torch.set_num_threads(1)
     model.learn(1024)
     assert same_tensors(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
@@ -271,7 +262,6 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     normalizer = agent.get_vec_normalize_env()
     assert isinstance(normalizer, VecNormalize)
     assert normalizer.obs_rms.count > 2000  # type: ignore[union-attr]
-
     path = tmp_path / "demonstrations.npz"
     assert main(["record", "-i", str(folder / "agent.zip"), "--n-episodes", "2", "--output", str(path)]) == 0
     recorded = Demonstrations.load(path)
@@ -279,7 +269,6 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     assert np.abs(observations[:, 2]).max() < 0.21 + 0.05  # the pole's angle, in radians
     actions, _ = agent.predict(normalizer.normalize_obs(observations), deterministic=True)
     assert (actions == recorded.actions).all()
-
     output = tmp_path / "numbers.json"
     words = ["evaluate", "-i", str(folder), "--eval-episodes", "2", "--seed", "1000000", "--json", str(output)]
     assert main(words) == 0
@@ -298,7 +287,6 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
     curves = read_metrics(folder / "metrics.csv")
     assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)  # the clone itself
     assert curves["train/kl_uniform"][1][0] > 0.01
-
     only_critic = run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL)
     state = parameters(only_critic)
     assert all(
@@ -331,10 +319,8 @@ def test_two_runs_are_compared(clone: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_command_line_gives_the_same_arguments_back() -> None:
-
     args = ppo.Args(hyperparams=("n_steps=64", "gamma=0.9"), smoothing="lin_0.1", from_bc=Path("a b"), n_envs=3)
     words = command_line("ppo", args)
-
     assert tyro.cli(ppo.Args, args=shlex.split(words)[2:]) == args
     assert {field.name for field in dataclasses.fields(ppo.Args)} > {"hyperparams", "conf_file"}
 
@@ -449,18 +435,14 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
 
 
 # ---- words and curves of reports that depend on the action space and on what was on
-def _report(*, box: bool = False, floor: float = 0.0) -> OnPolicyReport:
-    tags = {
-        "train/smoothing": 0.05,
-        "train/exploration_floor": floor,
-        "train/policy_entropy": 0.6,
-        "train/kl_reference": 0.1,
-    }
+def _report(*, box: bool = False, floor: float = 0.0) -> RunReport:
+    tags = {"train/smoothing": 0.05, "train/exploration_floor": floor, "train/policy_entropy": 0.6}
+    tags |= {"train/kl_reference": 0.1}
     if not box:
         tags["train/kl_uniform"] = 0.1
-    return OnPolicyReport(
+    return new_report(
+        "ppo",
         name="run_1",
-        command="ppo",
         settings={"env": "E-v0", "seed": 0, "reference": "uniform", "smoothing": "0.05", "from_bc": None},
         hyperparameters={"smoothing": "0.05"},
         curves={tag: ([256, 512], [value, value]) for tag, value in tags.items()},
@@ -474,7 +456,7 @@ def test_a_box_is_not_said_to_be_smoothed_towards_uniform() -> None:
 
 @pytest.mark.parametrize(("floor", "shown"), [(0.0, False), (0.05, True)])
 def test_a_floor_that_was_never_on_is_not_in_the_legend(floor: float, shown: bool) -> None:
-    axes = on_policy_figure(_report(floor=floor)).axes
+    axes = draw_reports([_report(floor=floor)]).axes
     drawn = {str(line.get_label()) for ax in axes for line in ax.get_lines()}
     assert ("exploration floor" in drawn) is shown
     assert "of KL (alpha)" in drawn

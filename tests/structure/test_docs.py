@@ -19,8 +19,8 @@ from rlsmooth.data import cartpole_v1
 from rlsmooth.scripts.main import COMMANDS
 from support import REPOSITORY
 
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-TABLES = ("imitation-tests.md",)  # pages without Python, which have a test of their own
+PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md"]
+TABLES = ("architecture.md", "imitation-tests.md")  # pages without Python, which have tests of their own
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -269,9 +269,7 @@ def module_names() -> list[str]:
 
 
 @pytest.mark.parametrize("name", module_names())
-def test_the_examples_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)  # an example may save a file
     result = doctest.testmod(module, optionflags=OPTIONS)

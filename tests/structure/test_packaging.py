@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,14 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
         "clean",
     ):
         assert f"make {target} " in listed
+
+
+def test_make_runs_modules_of_the_checkout_that_the_wheel_leaves_out(repository: Path) -> None:
+    recipes = (repository / "Makefile").read_text(encoding="utf-8")
+    modules = re.findall(r"-m (rlsmooth\.scripts\.(?:bench|studies)\.\w+)", recipes)
+    assert len(modules) > 10
+    for module in modules:
+        spec = find_spec(module)
+        assert spec is not None, module
+        assert spec.origin is not None
+        assert Path(spec.origin).resolve().is_relative_to(repository / "scripts")

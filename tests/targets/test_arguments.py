@@ -366,9 +366,7 @@ def test_a_scheme_that_is_no_string() -> None:
 
 
 # ---- dense builders
-@pytest.mark.parametrize(
-    ("build", "name"), [(from_probs, "probs"), (boltzmann, "q_values"), (teacher, "logits")], ids=lambda item: str(item)
-)
+@pytest.mark.parametrize(("build", "name"), [(from_probs, "probs"), (boltzmann, "q_values"), (teacher, "logits")])
 def test_dense_arguments(build: Callable[..., Target], name: str) -> None:
     for value, kind in (
         ([[0.5, 0.5]], "list"),
@@ -403,7 +401,7 @@ def test_from_probs() -> None:
     assert from_probs(torch.ones(2), validate=False).mass().item() == 2
 
 
-@pytest.mark.parametrize(("build", "name"), [(boltzmann, "q_values"), (teacher, "logits")], ids=lambda item: str(item))
+@pytest.mark.parametrize(("build", "name"), [(boltzmann, "q_values"), (teacher, "logits")])
 def test_softmaxes(build: Callable[..., Target], name: str) -> None:
     for value in (NAN, INF):
         with raises(ValueError, f"{name}[1, 0]={value!r} must be a number below infinity."):

@@ -191,9 +191,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder's mode is POSIX's")
-def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_checkpoint_goes_only_after_the_new_one_is_on_the_disk(tmp_path: Path, monkeypatch: Any) -> None:
     save(tmp_path, 1, keep=1)
     seen: list[list[int]] = []
     fsync, unlink = os.fsync, Path.unlink
@@ -250,7 +248,6 @@ def test_an_optimiser_goes_on_bit_for_bit(name: str, tmp_path: Path, device: tor
     tensors, config = optimizer_to_tensors(optimizer)
     groups = {"net": module.state_dict(), "optimizer": tensors}
     save_checkpoint(tmp_path, 3, config={"optimizer": json.loads(json.dumps(config))}, tensors=groups)
-
     other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(device)
     resumed = build(list(other.parameters()))
     checkpoint = latest_checkpoint(tmp_path)

@@ -399,9 +399,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, "lin_0.1"])
 @pytest.mark.parametrize("with_rest", [False, True])
-def test_no_update_waits_for_the_device(
-    smoothing: float | str, with_rest: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_update_waits_for_the_device(smoothing: float | str, with_rest: bool, monkeypatch: Any) -> None:
     X, y = noise()
     waits = Waits()
     update = Classifier._update

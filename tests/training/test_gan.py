@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -343,38 +340,20 @@ def test_wrong_networks_are_named() -> None:
 
 
 # ---- its file, and checkpoints of runs that were killed
-SCRIPT = """
-import os, signal, sys
-import torch
-from torch import nn
-from rlsmooth.training import GANTrainer
-
-def generator():
+def normed_generator() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
-def discriminator():
+
+def normed_discriminator() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(8, 1))
 
-def make(folder=None, tensorboard_log=None, **other):
-    data = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
-    arguments = dict(
-        latent_size=3, batch_size=8, learning_rate="lin_0.01", real_target="lin_0.8", discriminator_updates=2,
-        ema_decay=0.9, evaluate=lambda rows: {"mean": rows.mean()}, evaluate_every=4, evaluation_samples=10, seed=0,
-        device="cpu", checkpoint_folder=folder, checkpoint_every=5, tensorboard_log=tensorboard_log,
-    )
-    return GANTrainer(generator, discriminator, data, **{**arguments, **other})
 
-def die(trainer):
-    if trainer.step == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[2]))
-    make(sys.argv[1]).train(17, log_every=3, callback=die)
-"""
-shared: dict[str, Any] = {"__name__": "shared"}
-exec(SCRIPT, shared)
-make_normed, normed_generator, normed_discriminator = shared["make"], shared["generator"], shared["discriminator"]
+def make_normed(folder: Any = None, tensorboard_log: Any = None, **other: Any) -> GANTrainer:
+    arguments = {"latent_size": 3, "batch_size": 8, "learning_rate": "lin_0.01", "real_target": "lin_0.8", "seed": 0}
+    arguments |= {"discriminator_updates": 2, "ema_decay": 0.9, "evaluate": lambda rows: {"mean": rows.mean()}}
+    arguments |= {"evaluate_every": 4, "evaluation_samples": 10, "checkpoint_every": 5, "device": "cpu", **other}
+    folders = {"checkpoint_folder": folder, "tensorboard_log": tensorboard_log}
+    return GANTrainer(normed_generator, normed_discriminator, DATA, **folders, **arguments)
 
 
 def state(trainer: GANTrainer) -> list[Tensor]:
@@ -400,12 +379,10 @@ def break_at(step: int) -> Any:
 
 
 # ---- checkpoints
-def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
-    script, folder = tmp_path / "run.py", tmp_path / "checkpoints"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-P", str(script), str(folder), str(torch.get_num_threads())]
-    killed = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+def test_a_run_that_was_broken_off_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(BrokenOffError):
+        make_normed(folder).train(17, log_every=3, callback=break_at(13))
     assert checkpoint_steps(folder) == [5, 10]
     resumed, whole = make_normed(folder).train(17, resume=True, log_every=3), make_normed().train(17, log_every=3)
     assert resumed.step == 17
@@ -573,15 +550,9 @@ def test_only_sizes_that_halve_are_taken() -> None:
 def test_a_case_of_points_trains(name: str, measures: set[str]) -> None:
     case = gan_case(name, seed=0, hidden=(8,))
     assert case.data.shape == (100_000, 2)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=50,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 50}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert measures <= set(trainer.evaluations)
 
 
@@ -589,15 +560,9 @@ def test_the_digits_train_and_are_measured() -> None:
     case = gan_case("digits", seed=0, width=4, image_size=16)
     assert case.data.shape == (1797, 1, 16, 16)
     assert (float(case.data.min()), float(case.data.max())) == (-1.0, 1.0)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=20,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 20}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert trainer.evaluations["distance"][0] > 1
 
 

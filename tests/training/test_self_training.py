@@ -255,9 +255,7 @@ def test_a_seeded_run_repeats() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"warm_start": True}])
-def test_a_run_that_was_cut_off_goes_on(
-    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
     def model(folder: Path) -> SelfTraining:
         base = student(device="cpu", checkpoint_folder=folder, checkpoint_every=5, **arguments)
         return SelfTraining(base, threshold=0.7, smoothing=0.1, max_iter=3, ema_decay=0.5 if arguments else None)
@@ -697,7 +695,6 @@ def test_a_report_says_what_happened() -> None:
         assert sum(report.gradients.counts) == candidates.sum()
         confidence = teacher[candidates].max(-1)
         np.testing.assert_array_equal(np.histogram(confidence, report.gradients.edges)[0], report.gradients.counts)
-
     made, report = whole.labeled_iter_ > 0, whole.rounds_[-1]
     given = np.array(
         [stages[number - 1].predict_proba(X[[row]]).max() for row, number in enumerate(whole.labeled_iter_)]

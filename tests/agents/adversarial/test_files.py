@@ -20,7 +20,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
-from killing import kill_and_resume
 from rlsmooth.agents import (
     AIRL,
     GAIL,
@@ -51,14 +50,10 @@ def expert() -> Demonstrations:
 def pendulum() -> Demonstrations:
     generator = np.random.default_rng(0)
     states = generator.normal(size=(201, 3)).clip(-1, 1).astype(np.float32)
-    return Demonstrations.from_arrays(
-        states[:-1],
-        generator.uniform(-2, 2, (200, 1)).astype(np.float32),
-        observation_space=make_vec_env("Pendulum-v1").observation_space,
-        action_space=make_vec_env("Pendulum-v1").action_space,
-        episode_ends=[200],
-        next_observations=states[1:],
-    )
+    given: dict[str, Any] = {"observation_space": make_vec_env("Pendulum-v1").observation_space}
+    given |= {"action_space": make_vec_env("Pendulum-v1").action_space, "episode_ends": [200]}
+    given |= {"next_observations": states[1:]}
+    return Demonstrations.from_arrays(states[:-1], generator.uniform(-2, 2, (200, 1)).astype(np.float32), **given)
 
 
 def ppo(model_class: Any = PPO, **arguments: Any) -> Any:
@@ -274,41 +269,6 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         AIRL.resume(tmp_path / "gail", expert(), env, device="cpu")
     with pytest.raises(SafeFileError, match="without a discriminator"):
         GAIL.resume(tmp_path / "ppo", expert(), env, device="cpu")
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents import AIRL, ExactCheckpointCallback
-from rlsmooth.data import cartpole_v1
-from rlsmooth.training import checkpoint_steps
-
-folder, end, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
-env = make_vec_env("CartPole-v1", 2)
-if checkpoint_steps(folder):
-    run = AIRL.resume(folder, cartpole_v1(), env, device="cpu")
-    print("resumed at", run.trainer.gen_algo.num_timesteps)
-    trainer = run.trainer.learn(run.remaining_timesteps, run.callback, reset_num_timesteps=False)
-else:
-    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu")
-    trainer = AIRL(cartpole_v1(), model, demo_batch_size=32, seed=2)
-    trainer.learn(total, ExactCheckpointCallback(64, folder))
-torch.save([trainer.policy.state_dict(), trainer.reward_net.state_dict()], end)
-"""
-
-
-def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
-    total, folder, end = 1024, tmp_path / "checkpoints", tmp_path / "end.pt"
-    model = PPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu"
-    )
-    whole = AIRL(cartpole_v1(), model, demo_batch_size=32, seed=2).learn(total)
-    for saved, own in zip(kill_and_resume(SCRIPT, folder, end, total), (whole.policy, whole.reward_net), strict=True):
-        for name, tensor in own.state_dict().items():
-            assert torch.equal(saved[name], tensor), name
 
 
 # ---- reward networks, and environments with a learned reward

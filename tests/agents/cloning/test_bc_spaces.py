@@ -60,14 +60,9 @@ def draw(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], 
     """Demonstrations of random observations and actions."""
     observation_space.seed(0)
     action_space.seed(1)
-    return Demonstrations.from_arrays(
-        samples(observation_space, rows),
-        samples(action_space, rows),
-        observation_space=observation_space,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": observation_space, "action_space": action_space}
+    given |= {"episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(samples(observation_space, rows), samples(action_space, rows), **given, **more)
 
 
 def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,15 +86,9 @@ def metrics(agent: BC) -> dict[str, float]:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_numbers_are_those_of_sb3s_distribution(name: str, shared: bool) -> None:
     demonstrations = draw(FLAT, ACTIONS[name])
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.1,
-        policy_kwargs={"share_features_extractor": shared, "ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.1}
+    given |= {"policy_kwargs": {"share_features_extractor": shared, "ortho_init": False}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     agent.learn(total_epochs=3)
     assert agent.head.direct
     log_probability, entropy = evaluate_actions(agent, demonstrations)
@@ -232,14 +221,8 @@ def test_entropy_fraction_leaves_out_rows_without_a_choice() -> None:
     actions = draw(FLAT, ACTIONS["discrete"]).actions
     masks[:6] = False
     masks[np.arange(ROWS), actions] = True
-    agent = BC(
-        "MlpPolicy",
-        None,
-        draw(FLAT, ACTIONS["discrete"], action_masks=masks),
-        policy_kwargs={"net_arch": []},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, draw(FLAT, ACTIONS["discrete"], action_masks=masks), **given)
     with torch.no_grad():
         nn.init.zeros_(agent.policy.action_net.weight)  # type: ignore[arg-type, union-attr]
     assert metrics(agent)["entropy_frac"] == pytest.approx(1.0, abs=1e-6)
@@ -261,63 +244,6 @@ def test_groups_of_components_sum_to_the_joint_loss() -> None:
     weights = torch.linspace(0.0, 2.0, ROWS)
     torch.testing.assert_close(loss, (per_bit.sum(-1) * weights).sum() / weights.sum())
     assert cross_entropy(outputs[0], batch.target[0], reduction="none").shape == (ROWS, 3)  # type: ignore[index, arg-type]
-
-
-@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
-@pytest.mark.parametrize("name", MASKED)
-def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float) -> None:
-    """Under masks, with a weight of 0, component by component, in float64."""
-    dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
-    masks = legal_masks(draw(FLAT, MASKED[name]), dims)
-    demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.2,
-        kl_coef=kl_coef,
-        policy_kwargs={"ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
-    batch = agent.measures._monitored()
-    assert isinstance(agent.head, CategoricalHead)
-    with torch.no_grad():
-        outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]
-    groups = zip(
-        outputs, agent.head.label_groups(batch.labels), agent.head.mask_groups(batch.masks), batch.target, strict=True
-    )  # type: ignore[arg-type]
-    columns: dict[str, list[torch.Tensor]] = {}
-    for logits, labels, mask, target in groups:
-        best = logits.masked_fill(~mask, -torch.inf).argmax(-1)  # type: ignore[operator]
-        found = {
-            "cross_entropy": cross_entropy(logits, target, mask=mask, reduction="none"),
-            "nll_hard": cross_entropy(logits, labels, mask=mask, reduction="none"),
-            "policy_entropy": entropy(logits, mask),
-            "kl_uniform": kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none"),
-            "most": entropy(torch.zeros_like(logits), mask),
-            "confidence": (-cross_entropy(logits, best, mask=mask, reduction="none")).exp(),
-            "hit": (best == labels).double(),
-        }
-        for key, column in found.items():
-            columns.setdefault(key, []).append(column.reshape(ROWS, -1))
-    joined = {key: torch.cat(parts, dim=-1) for key, parts in columns.items()}
-    weights = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
-    line = metrics(agent)
-    for key in ("cross_entropy", "nll_hard", "policy_entropy", "kl_uniform"):
-        assert line[key] == pytest.approx(np.average(joined[key].sum(-1), weights=weights), abs=1e-6), key
-    assert line["kl_reference"] == pytest.approx(line["kl_uniform"], abs=1e-6)
-    assert line["loss"] == pytest.approx(line["cross_entropy"] + kl_coef * line["kl_uniform"], abs=1e-6)
-    probability = np.average((-joined["nll_hard"].sum(-1)).exp(), weights=weights)
-    assert line["prob_true_act"] == pytest.approx(probability, abs=1e-6)
-    assert line["accuracy"] == pytest.approx(np.average(joined["hit"].mean(-1), weights=weights), abs=1e-6)
-    spread = weights.unsqueeze(-1).expand(joined["hit"].shape)
-    ece = calibration_error(joined["confidence"], joined["hit"] == 1, weights=spread)
-    assert line["ece"] == pytest.approx(float(ece), abs=1e-6)
-    most = joined["most"].sum(-1)
-    choice = most > 1e-6
-    share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
-    assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
 
 
 class Unreadable(ActorCriticPolicy):
@@ -370,6 +296,56 @@ def test_every_head_trains_on_every_device(name: str, amp: bool, device: torch.d
     assert len(action) == ROWS
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
+@pytest.mark.parametrize("name", MASKED)
+def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float) -> None:
+    """Under masks, with a weight of 0, component by component, in float64."""
+    dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
+    masks = legal_masks(draw(FLAT, MASKED[name]), dims)
+    demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
+    given: dict[str, Any] = {"smoothing": 0.2, "kl_coef": kl_coef, "policy_kwargs": {"ortho_init": False}, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
+    batch = agent.measures._training.sample
+    assert isinstance(agent.head, CategoricalHead)
+    with torch.no_grad():
+        outputs = [logits.double() for logits in agent.head.outputs(batch.observations)]
+    groups = zip(
+        outputs, agent.head.label_groups(batch.labels), agent.head.mask_groups(batch.masks), batch.target, strict=True
+    )  # type: ignore[arg-type]
+    columns: dict[str, list[torch.Tensor]] = {}
+    for logits, labels, mask, target in groups:
+        best = logits.masked_fill(~mask, -torch.inf).argmax(-1)  # type: ignore[operator]
+        found = {
+            "cross_entropy": cross_entropy(logits, target, mask=mask, reduction="none"),
+            "nll_hard": cross_entropy(logits, labels, mask=mask, reduction="none"),
+            "policy_entropy": entropy(logits, mask),
+            "kl_uniform": kl_divergence(logits, direction="reference_to_policy", mask=mask, reduction="none"),
+            "most": entropy(torch.zeros_like(logits), mask),
+            "confidence": (-cross_entropy(logits, best, mask=mask, reduction="none")).exp(),
+            "hit": (best == labels).double(),
+        }
+        for key, column in found.items():
+            columns.setdefault(key, []).append(column.reshape(ROWS, -1))
+    joined = {key: torch.cat(parts, dim=-1) for key, parts in columns.items()}
+    weights = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
+    line = metrics(agent)
+    for key in ("cross_entropy", "nll_hard", "policy_entropy", "kl_uniform"):
+        assert line[key] == pytest.approx(np.average(joined[key].sum(-1), weights=weights), abs=1e-6), key
+    assert line["kl_reference"] == pytest.approx(line["kl_uniform"], abs=1e-6)
+    assert line["loss"] == pytest.approx(line["cross_entropy"] + kl_coef * line["kl_uniform"], abs=1e-6)
+    probability = np.average((-joined["nll_hard"].sum(-1)).exp(), weights=weights)
+    assert line["prob_true_act"] == pytest.approx(probability, abs=1e-6)
+    assert line["accuracy"] == pytest.approx(np.average(joined["hit"].mean(-1), weights=weights), abs=1e-6)
+    spread = weights.unsqueeze(-1).expand(joined["hit"].shape)
+    ece = calibration_error(joined["confidence"], joined["hit"] == 1, weights=spread)
+    assert line["ece"] == pytest.approx(float(ece), abs=1e-6)
+    most = joined["most"].sum(-1)
+    choice = most > 1e-6
+    share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
+    assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
+
+
 # ---- arguments that can't be: one clear error, before anything is trained or written
 SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),
@@ -380,14 +356,8 @@ SPACES: dict[str, spaces.Space[Any]] = {
 
 def draw_zeros(action_space: spaces.Space[Any], rows: int = 8, **more: Any) -> Demonstrations:
     action_space.seed(0)
-    return Demonstrations.from_arrays(
-        np.zeros((rows, 3), np.float32),
-        samples(action_space, rows),
-        observation_space=FLAT,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": FLAT, "action_space": action_space, "episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(np.zeros((rows, 3), np.float32), samples(action_space, rows), **given, **more)
 
 
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [

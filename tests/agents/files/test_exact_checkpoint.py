@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,11 +21,9 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from killing import kill_and_resume
 from rlsmooth.agents.files.exact_checkpoint import (
-    MODEL_FILE,
     ExactCheckpointCallback,
     callback_states,
     load_checkpoint,
@@ -39,69 +35,75 @@ from rlsmooth.training import checkpoint_steps, rng_state, seed_everything
 from support import Hidden, KillAt, KilledError, assert_equal
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
-Build = Callable[[VecEnv], OnPolicyAlgorithm]
+Build = Callable[[VecEnv], Any]
+PASSING = ("start_time", "_num_timesteps_at_start", "target_entropy")  # the last: TQC's is numpy's, then Python's
+ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+OU = OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.2 * np.ones(1), dt=0.3)
+NORMAL = NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))
 
 
-def plain(name: str, count: int = 2) -> VecEnv:
-    return make_vec_env(name, count)
+def built(algorithm: type[Any], policy: str = "MlpPolicy", **arguments: Any) -> Build:
+    """Builds an algorithm; an off-policy one small."""
+    small: dict[str, Any] = {}
+    if issubclass(algorithm, OffPolicyAlgorithm):
+        small = {"buffer_size": 1000, "learning_starts": 50, "batch_size": 8}
+        small |= {} if policy == "MultiInputPolicy" else {"policy_kwargs": {"net_arch": [8, 8]}}
+    return lambda env: algorithm(policy, env, seed=1, **copy.deepcopy({**small, **arguments}))
 
 
-def normalised(name: str) -> VecEnv:
-    return VecNormalize(VecFrameStack(make_vec_env(name, 2), 2))
+def normalised() -> VecEnv:
+    return VecNormalize(VecFrameStack(make_vec_env("Pendulum-v1", 2), 2))
 
 
-def monitored(name: str) -> VecEnv:
-    return VecMonitor(make_vec_env(name, 3, monitor_dir=None))
+def dict_env() -> VecEnv:
+    """Draws what it shows from the global generator when it is built, so all of a test from the same seed."""
+    np.random.seed(3)  # noqa: NPY002
+    return make_vec_env(SimpleMultiObsEnv, 2, env_kwargs={"discrete_actions": True})
 
 
+CARTPOLE, CARTPOLES = partial(make_vec_env, "CartPole-v1", 1), partial(make_vec_env, "CartPole-v1", 2)
+PENDULUM, PENDULUMS = partial(make_vec_env, "Pendulum-v1", 1), partial(make_vec_env, "Pendulum-v1", 2)
+SHORT = {"n_steps": 64, "n_epochs": 3}
+LSTM = {"n_steps": 64, "n_epochs": 2, "policy_kwargs": {"lstm_hidden_size": 8}}
+LINE = LinearSchedule(1e-3, 0.0, 1.0)
 CASES: dict[str, tuple[Callable[[], VecEnv], Build]] = {
-    "PPO-CartPole": (
-        partial(plain, "CartPole-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1, learning_rate=LinearSchedule(1e-3, 0.0, 1.0)),
-    ),
-    "A2C-CartPole": (
-        partial(plain, "CartPole-v1"),
-        lambda env: A2C("MlpPolicy", env, seed=1, learning_rate=lambda progress: 1e-3 * progress),
-    ),
-    "PPO-Pendulum-normalised": (
-        partial(normalised, "Pendulum-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1),
-    ),
-    "A2C-Pendulum": (partial(plain, "Pendulum-v1", 1), lambda env: A2C("MlpPolicy", env, n_steps=20, seed=1)),
-    "PPO-Pendulum-gSDE": (
-        partial(plain, "Pendulum-v1"),
-        lambda env: PPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1, use_sde=True),
-    ),
-    "A2C-Pendulum-gSDE-resampled": (
-        partial(plain, "Pendulum-v1"),
-        lambda env: A2C("MlpPolicy", env, n_steps=16, seed=1, use_sde=True, sde_sample_freq=4),
-    ),
-    "MaskablePPO": (partial(plain, MASKED), lambda env: MaskablePPO("MlpPolicy", env, n_steps=64, n_epochs=3, seed=1)),
-    "RecurrentPPO-CartPole": (
-        partial(plain, "CartPole-v1"),
-        lambda env: RecurrentPPO(
-            "MlpLstmPolicy", env, n_steps=64, n_epochs=2, seed=1, policy_kwargs={"lstm_hidden_size": 8}
-        ),
-    ),
-    "RecurrentPPO-Pendulum": (
-        partial(plain, "Pendulum-v1"),
-        lambda env: RecurrentPPO(
-            "MlpLstmPolicy", env, n_steps=64, n_epochs=2, seed=1, policy_kwargs={"lstm_hidden_size": 8}
-        ),
-    ),
+    "PPO-CartPole": (CARTPOLES, built(PPO, **SHORT, learning_rate=LINE)),
+    "A2C-CartPole": (CARTPOLES, built(A2C, learning_rate=lambda progress: 1e-3 * progress)),
+    "PPO-Pendulum-normalised": (normalised, built(PPO, **SHORT)),
+    "A2C-Pendulum": (PENDULUM, built(A2C, n_steps=20)),
+    "PPO-Pendulum-gSDE": (PENDULUMS, built(PPO, **SHORT, use_sde=True)),
+    "A2C-Pendulum-gSDE-resampled": (PENDULUMS, built(A2C, n_steps=16, use_sde=True, sde_sample_freq=4)),
+    "MaskablePPO": (partial(make_vec_env, MASKED, 2), built(MaskablePPO, **SHORT)),
+    "RecurrentPPO-CartPole": (CARTPOLES, built(RecurrentPPO, "MlpLstmPolicy", **LSTM)),
+    "RecurrentPPO-Pendulum": (PENDULUMS, built(RecurrentPPO, "MlpLstmPolicy", **LSTM)),
+    "DQN": (CARTPOLE, built(DQN, train_freq=4, target_update_interval=30, exploration_fraction=0.8)),
+    "DQN-n-steps": (CARTPOLES, built(DQN, n_steps=3, buffer_size=100, train_freq=2)),
+    "DQN-Dict": (dict_env, built(DQN, "MultiInputPolicy", buffer_size=100, train_freq=16, learning_starts=100)),
+    "SAC": (PENDULUM, built(SAC)),
+    "SAC-normalised": (normalised, built(SAC, ent_coef=0.1, gradient_steps=-1)),
+    "SAC-gSDE": (PENDULUMS, built(SAC, use_sde=True, train_freq=8, use_sde_at_warmup=True)),
+    "SAC-gSDE-resampled": (PENDULUMS, built(SAC, use_sde=True, sde_sample_freq=3, train_freq=8)),
+    "TD3": (PENDULUMS, built(TD3, action_noise=OU, policy_delay=3)),
+    "TD3-episodes": (PENDULUM, built(TD3, train_freq=(1, "episode"), gradient_steps=20, buffer_size=150)),
+    "DDPG": (PENDULUM, built(DDPG, action_noise=NORMAL)),
+    "QRDQN": (CARTPOLE, built(QRDQN, train_freq=4)),
+    "TQC": (PENDULUM, built(TQC, train_freq=2)),
+    "CrossQ": (PENDULUM, built(CrossQ, train_freq=2)),
 }
+OFTEN = ("PPO-CartPole", "A2C-CartPole", "PPO-Pendulum-normalised", "MaskablePPO", "RecurrentPPO-Pendulum")
+OFTEN += ("DQN", "DQN-n-steps", "SAC", "SAC-gSDE", "TD3", "TD3-episodes")
 
 
-def end_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
+def end_state(model: Any) -> dict[str, Any]:
     """All that could differ at the end of a run, the clock excepted."""
     normaliser = model.get_vec_normalize_env()
-    return {
-        "policy": model.policy.state_dict(),
-        "optimizer": model.policy.optimizer.state_dict()["state"],
-        "lr": model.policy.optimizer.param_groups[0]["lr"],
-        "num_timesteps": model.num_timesteps,
-        "n_updates": model._n_updates,
-        "progress": model._current_progress_remaining,
+    found = {
+        "parameters": model.get_parameters(),  # networks, targets, optimisers, ent_coef
+        "counters": {
+            name: value
+            for name, value in vars(model).items()
+            if type(value) in (bool, int, float) and name not in PASSING
+        },
         "episodes": [(float(info["r"]), int(info["l"])) for info in model.ep_info_buffer or ()],
         "last_obs": model._last_obs,
         "episode_starts": model._last_episode_starts,
@@ -109,16 +111,23 @@ def end_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
         "logged": {name: value for name, value in model.logger.name_to_value.items() if not name.startswith("time/")},
         "statistics": None if normaliser is None else (normaliser.obs_rms.mean, normaliser.ret_rms.var),
         "rng": rng_state(),
+        "next_action": model.action_space.sample(),
         "next_obs": model.env.reset(),  # the environments' own generators
     }
+    if isinstance(model, OffPolicyAlgorithm):
+        buffer: Any = model.replay_buffer
+        noise: Any = model.action_noise
+        found |= {"buffer": {name: getattr(buffer, name) for name in ARRAYS}, "place": (buffer.pos, buffer.full)}
+        if isinstance(noise, VectorizedActionNoise):
+            found["noise"] = [each.noise_prev for each in noise.noises]
+        del found["episode_starts"]
+    return found
 
 
 def uninterrupted(make_env: Callable[[], VecEnv], build: Build, total: int, *callbacks: BaseCallback) -> dict[str, Any]:
     env = make_env()
     seed_everything(7)
-    model = build(env)
-    model.learn(total, callback=list(callbacks))
-    state = end_state(model)
+    state = end_state(build(env).learn(total, callback=list(callbacks)))
     env.close()
     return state
 
@@ -128,13 +137,12 @@ def cut_off(
 ) -> None:
     env = make_env()
     seed_everything(7)
+    model = build(env)
+    every = 60 if isinstance(model, OffPolicyAlgorithm) else 100
     with pytest.raises(KilledError):
-        build(env).learn(total, callback=[ExactCheckpointCallback(100, folder), *callbacks, KillAt(at)])
+        model.learn(total, callback=[ExactCheckpointCallback(every, folder), *callbacks, KillAt(at)])
     env.close()
     seed_everything(99)  # whatever a new process starts from
-
-
-OFTEN = ("PPO-CartPole", "A2C-CartPole", "PPO-Pendulum-normalised", "MaskablePPO", "RecurrentPPO-Pendulum")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +150,15 @@ OFTEN = ("PPO-CartPole", "A2C-CartPole", "PPO-Pendulum-normalised", "MaskablePPO
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -> None:
     make_env, build = CASES[case]
-    total = 640
+    is_on_policy = case.startswith(("PPO", "A2C", "Mask", "Rec"))
+    total, at = (640, 390) if is_on_policy else (800, 650) if "episodes" in case else (280, 190)
     expected = uninterrupted(make_env, build, total)
-    cut_off(make_env, build, total, tmp_path, 390)
+    cut_off(make_env, build, total, tmp_path, at)
     env = make_env()
     custom = {"learning_rate": lambda progress: 1e-3 * progress} if case == "A2C-CartPole" else None
     run = load_checkpoint(tmp_path, env, custom_objects=custom)
     assert run.is_exact
-    assert 200 < run.model.num_timesteps < 390
+    assert (201 if is_on_policy else 120) <= run.model.num_timesteps < at
     assert run.total_timesteps == run.model.num_timesteps + run.remaining_timesteps == total
     run.model.learn(run.remaining_timesteps, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
     assert_equal(end_state(run.model), expected)
@@ -167,13 +176,9 @@ def test_checkpoints_fall_in_the_middle_of_episodes(tmp_path: Path) -> None:
 
 def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
-        return make_vec_env(
-            "Pendulum-v1",
-            2,
-            wrapper_class=Resumable,
-            vec_env_cls=SubprocVecEnv,
-            vec_env_kwargs={"start_method": "fork"},
-        )
+        given: dict[str, Any] = {"wrapper_class": Resumable, "vec_env_cls": SubprocVecEnv}
+        given |= {"vec_env_kwargs": {"start_method": "fork"}}
+        return make_vec_env("Pendulum-v1", 2, **given)
 
     def build(env: VecEnv) -> OnPolicyAlgorithm:
         return PPO("MlpPolicy", env, n_steps=64, seed=1)
@@ -217,15 +222,9 @@ def test_other_callbacks_go_on_where_they_were(tmp_path: Path) -> None:
 
     def evaluation(log: Path, frequency: int = 50) -> EvalCallback:
         eval_env = make_vec_env("CartPole-v1", 1, seed=3)
-        return EvalCallback(
-            eval_env,
-            eval_freq=frequency,
-            n_eval_episodes=2,
-            deterministic=False,
-            log_path=str(log),
-            verbose=0,
-            warn=False,
-        )
+        given: dict[str, Any] = {"eval_freq": frequency, "n_eval_episodes": 2, "deterministic": False}
+        given |= {"log_path": str(log), "verbose": 0, "warn": False}
+        return EvalCallback(eval_env, **given)
 
     def results(callback: EvalCallback) -> Any:
         return callback.n_calls, callback.best_mean_reward, callback.evaluations_results, callback.evaluations_timesteps
@@ -305,172 +304,24 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         assert load_checkpoint(tmp_path, make_env()).model.num_timesteps < reached
 
 
-SCRIPT = """
-import sys, torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
-from rlsmooth.training import checkpoint_steps
-folder, end, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
-env = make_vec_env("CartPole-v1", 2)
-if checkpoint_steps(folder):
-    run = load_checkpoint(folder, env, device="cpu")
-    print("resumed at", run.model.num_timesteps, flush=True)
-    run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
-    torch.save([run.model.policy.state_dict(), [info["r"] for info in run.model.ep_info_buffer]], end)
-else:
-    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu")
-    model.learn(total, callback=ExactCheckpointCallback(1, folder))
-    torch.save([model.policy.state_dict(), [info["r"] for info in model.ep_info_buffer]], end)
-"""
-
-
-@pytest.mark.slow  # `rlsmooth ppo` is killed in the same way in scripts/test_ppo.py
-def test_a_run_killed_at_any_moment_goes_on_in_a_new_process(tmp_path: Path) -> None:
-    total, folder, end = 2048, tmp_path / "run", tmp_path / "end.pt"
-    env = make_vec_env("CartPole-v1", 2)
-    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu").learn(total)
-    policy, rewards = kill_and_resume(SCRIPT, folder, end, total)
-    assert_equal(policy, model.policy.state_dict())
-    assert rewards == [info["r"] for info in model.ep_info_buffer or ()]
-    assert checkpoint_steps(folder)[-1] == total
-    assert sorted(path.name for path in folder.glob("*") if "checkpoint" not in path.name) == [MODEL_FILE]
-
-
 # ---- off-policy algorithms
-OffPolicyBuild = Callable[[VecEnv], OffPolicyAlgorithm]
-TOTAL, AT = 280, 190
-PASSING = ("start_time", "_num_timesteps_at_start", "target_entropy")  # the last: TQC's is numpy's, then Python's
-ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-
-
-def plain(name: str, count: int) -> VecEnv:
-    return make_vec_env(name, count)
-
-
-def normalised_pendulum() -> VecEnv:
-    return VecNormalize(VecFrameStack(make_vec_env("Pendulum-v1", 2), 2))
-
-
-def dict_env() -> VecEnv:
-    """Draws what it shows from the global generator when it is built, so all of a test from the same seed."""
-    np.random.seed(3)  # noqa: NPY002
-    return make_vec_env(SimpleMultiObsEnv, 2, env_kwargs={"discrete_actions": True})
-
-
-def built(algorithm: type[Any], policy: str = "MlpPolicy", **arguments: Any) -> OffPolicyBuild:
-    def build(env: VecEnv) -> OffPolicyAlgorithm:
-        small = {"buffer_size": 1000, "learning_starts": 50, "batch_size": 8, "seed": 1}
-        narrow = {} if policy == "MultiInputPolicy" else {"policy_kwargs": {"net_arch": [8, 8]}}
-        model: OffPolicyAlgorithm = algorithm(policy, env, **copy.deepcopy({**small, **narrow, **arguments}))
-        return model
-
-    return build
-
-
-OU = OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.2 * np.ones(1), dt=0.3)
-PENDULUM, TWO_PENDULUMS = partial(plain, "Pendulum-v1", 1), partial(plain, "Pendulum-v1", 2)
-OFF_POLICY_CASES: dict[str, tuple[Callable[[], VecEnv], OffPolicyBuild]] = {
-    "DQN": (
-        partial(plain, "CartPole-v1", 1),
-        built(DQN, train_freq=4, target_update_interval=30, exploration_fraction=0.8),
-    ),
-    "DQN-n-steps": (partial(plain, "CartPole-v1", 2), built(DQN, n_steps=3, buffer_size=100, train_freq=2)),
-    "DQN-Dict": (dict_env, built(DQN, "MultiInputPolicy", buffer_size=100, train_freq=16, learning_starts=100)),
-    "SAC": (PENDULUM, built(SAC)),
-    "SAC-normalised": (normalised_pendulum, built(SAC, ent_coef=0.1, gradient_steps=-1)),
-    "SAC-gSDE": (TWO_PENDULUMS, built(SAC, use_sde=True, train_freq=8, use_sde_at_warmup=True)),
-    "SAC-gSDE-resampled": (TWO_PENDULUMS, built(SAC, use_sde=True, sde_sample_freq=3, train_freq=8)),
-    "TD3": (TWO_PENDULUMS, built(TD3, action_noise=OU, policy_delay=3)),
-    "TD3-episodes": (PENDULUM, built(TD3, train_freq=(1, "episode"), gradient_steps=20, buffer_size=150)),
-    "DDPG": (PENDULUM, built(DDPG, action_noise=NormalActionNoise(np.zeros(1), 0.1 * np.ones(1)))),
-    "QRDQN": (partial(plain, "CartPole-v1", 1), built(QRDQN, train_freq=4)),
-    "TQC": (PENDULUM, built(TQC, train_freq=2)),
-    "CrossQ": (PENDULUM, built(CrossQ, train_freq=2)),
-}
-OFF_POLICY_OFTEN = ("DQN", "DQN-n-steps", "SAC", "SAC-gSDE", "TD3", "TD3-episodes")
-
-
-def off_policy_state(model: OffPolicyAlgorithm) -> dict[str, Any]:
-    """All that could differ at the end of a run, the clock excepted."""
-    normaliser = model.get_vec_normalize_env()
-    buffer: Any = model.replay_buffer
-    noise: Any = model.action_noise
-    return {
-        "parameters": model.get_parameters(),  # networks, targets, optimisers, ent_coef
-        "counters": {
-            name: value
-            for name, value in vars(model).items()
-            if type(value) in (bool, int, float) and name not in PASSING
-        },
-        "buffer": {name: getattr(buffer, name) for name in ARRAYS},
-        "place": (buffer.pos, buffer.full),
-        "noise": [each.noise_prev for each in noise.noises] if isinstance(noise, VectorizedActionNoise) else None,
-        "episodes": [(float(info["r"]), int(info["l"])) for info in model.ep_info_buffer or ()],
-        "last_obs": model._last_obs,
-        "original_obs": model._last_original_obs,
-        "logged": {name: value for name, value in model.logger.name_to_value.items() if not name.startswith("time/")},
-        "statistics": None if normaliser is None else (normaliser.obs_rms.mean, normaliser.ret_rms.var),
-        "rng": rng_state(),
-        "next_action": model.action_space.sample(),
-        "next_obs": model.env.reset(),  # the environments' own generators
-    }
-
-
-def uninterrupted_off_policy(case: str, total: int) -> dict[str, Any]:
-    make_env, build = OFF_POLICY_CASES[case]
-    env = make_env()
-    seed_everything(7)
-    state = off_policy_state(build(env).learn(total))
-    env.close()
-    return state
-
-
-def cut_off_policy(case: str, total: int, folder: Path, at: int) -> None:
-    make_env, build = OFF_POLICY_CASES[case]
-    env = make_env()
-    seed_everything(7)
-    with pytest.raises(KilledError):
-        build(env).learn(total, callback=[ExactCheckpointCallback(60, folder), KillAt(at)])
-    env.close()
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=() if case in OFF_POLICY_OFTEN else pytest.mark.slow) for case in OFF_POLICY_CASES],
-)
-def test_a_resumed_run_ends_as_an_uninterrupted_one_off_policy(case: str, tmp_path: Path) -> None:
-    total, at = (800, 650) if "episodes" in case else (TOTAL, AT)
-    expected = uninterrupted_off_policy(case, total)
-    cut_off_policy(case, total, tmp_path, at)
-    env = OFF_POLICY_CASES[case][0]()
-    seed_everything(99)  # whatever a new process starts from
-    run = load_checkpoint(tmp_path, env)
-    assert run.is_exact
-    assert 120 <= run.model.num_timesteps < at
-    assert run.total_timesteps == run.model.num_timesteps + run.remaining_timesteps == total
-    run.model.learn(run.remaining_timesteps, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
-    assert_equal(off_policy_state(run.model), expected)
-    env.close()
-
-
 def test_checkpoints_fall_in_the_middle_of_episodes_and_of_learning(tmp_path: Path) -> None:
     """Otherwise the test above would show less than it says."""
-    cut_off_policy("TD3", TOTAL, tmp_path, AT)
-    model = load_checkpoint(tmp_path, OFF_POLICY_CASES["TD3"][0]()).model
+    cut_off(*CASES["TD3"], 280, tmp_path, 190)
+    model = load_checkpoint(tmp_path, CASES["TD3"][0]()).model
     assert 0 < model.env.get_attr("_elapsed_steps")[0] < 200
     assert model.replay_buffer.size() == model.num_timesteps // 2
     assert model._n_updates > 20
-    cut_off_policy("DQN-n-steps", TOTAL, tmp_path / "full", AT)
-    assert load_checkpoint(tmp_path / "full", OFF_POLICY_CASES["DQN-n-steps"][0]()).model.replay_buffer.full
+    cut_off(*CASES["DQN-n-steps"], 280, tmp_path / "full", 190)
+    assert load_checkpoint(tmp_path / "full", CASES["DQN-n-steps"][0]()).model.replay_buffer.full
 
 
 def test_before_learning_starts_and_after_the_end(tmp_path: Path) -> None:
-    make_env, build = OFF_POLICY_CASES["SAC-gSDE"]
+    make_env, build = CASES["SAC-gSDE"]
     seed_everything(7)
     model = build(make_env())
-    expected = off_policy_state(model.learn(240).learn(80, reset_num_timesteps=False))
-    cut_off_policy("SAC-gSDE", 240, tmp_path, 30)
+    expected = end_state(model.learn(240).learn(80, reset_num_timesteps=False))
+    cut_off(make_env, build, 240, tmp_path, 30)
     run = load_checkpoint(tmp_path, make_env())
     assert run.model.num_timesteps == 0
     run.model.env.reset()
@@ -480,14 +331,14 @@ def test_before_learning_starts_and_after_the_end(tmp_path: Path) -> None:
     run = load_checkpoint(tmp_path, make_env())
     assert run.remaining_timesteps == 0
     run.model.learn(80, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
-    assert_equal(off_policy_state(run.model), expected)
+    assert_equal(end_state(run.model), expected)
 
 
 def test_environments_that_can_not_be_kept_start_new_episodes_off_policy(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         return VecNormalize(make_vec_env("Pendulum-v1", 2, wrapper_class=Hidden))
 
-    build = OFF_POLICY_CASES["TD3"][1]
+    build = CASES["TD3"][1]
     model = build(make_env())
     with pytest.warns(RuntimeWarning, match="A run resumed from here starts new episodes"):
         model.learn(200, callback=ExactCheckpointCallback(50, tmp_path))
@@ -521,51 +372,15 @@ class HiddenNoise(NormalActionNoise):
 
 
 def test_misuse_is_refused_off_policy(tmp_path: Path) -> None:
-    cut_off_policy("TD3", TOTAL, tmp_path, AT)
+    cut_off(*CASES["TD3"], 280, tmp_path, 190)
     with pytest.raises(ValueError, match="the algorithm's is a ReplayBuffer with"):
-        load_checkpoint(tmp_path, TWO_PENDULUMS(), custom_objects={"buffer_size": 100})
-    run = load_checkpoint(tmp_path, TWO_PENDULUMS(), custom_objects={"action_noise": None})
+        load_checkpoint(tmp_path, PENDULUMS(), custom_objects={"buffer_size": 100})
+    run = load_checkpoint(tmp_path, PENDULUMS(), custom_objects={"action_noise": None})
     with pytest.raises(CannotSnapshotError, match="don't both have an action_noise"):
         run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
     noise = HiddenNoise(np.zeros(1), np.ones(1))
     noise.hidden = torch.zeros(1)
-    model = OFF_POLICY_CASES["DDPG"][1](PENDULUM())
+    model = CASES["DDPG"][1](PENDULUM())
     model.action_noise = noise
     with pytest.raises(CannotSnapshotError, match=r"action_noise\.hidden is a torch"):
         model.learn(10, callback=ExactCheckpointCallback(10, tmp_path / "other"))
-
-
-OFF_POLICY_SCRIPT = """
-import sys, torch
-from stable_baselines3 import DQN, SAC, TD3
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
-from rlsmooth.training import checkpoint_steps
-torch.set_num_threads(1)
-folder, end, total, name, save_freq = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
-env = make_vec_env("CartPole-v1" if name == "DQN" else "Pendulum-v1", 1)
-if checkpoint_steps(folder):
-    run = load_checkpoint(folder, env, device="cpu")
-    print("resumed at", run.model.num_timesteps, flush=True)
-    model, left, callback = run.model, run.remaining_timesteps, run.callback
-else:
-    model = {"DQN": DQN, "SAC": SAC, "TD3": TD3}[name](
-        "MlpPolicy", env, learning_starts=100, batch_size=16, seed=1, device="cpu", policy_kwargs={"net_arch": [8]}
-    )
-    left, callback = total, ExactCheckpointCallback(save_freq, folder) if save_freq else None
-model.learn(left, callback=callback, reset_num_timesteps=model.num_timesteps == 0)
-torch.save([model.policy.state_dict(), [info["r"] for info in model.ep_info_buffer], model.num_timesteps], end)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["DQN", "SAC", "TD3"])
-def test_a_run_killed_at_any_moment_goes_on_in_a_new_process_off_policy(name: str, tmp_path: Path) -> None:
-    total, folder, end, whole = 600, tmp_path / "run", tmp_path / "end.pt", tmp_path / "whole.pt"
-    resumed = kill_and_resume(OFF_POLICY_SCRIPT, folder, end, total, name, 30)
-    command = [sys.executable, "-P", "-c", OFF_POLICY_SCRIPT, str(tmp_path / "none"), str(whole), str(total), name, "0"]
-    subprocess.run(command, check=True)
-    assert_equal(resumed, torch.load(whole, weights_only=True))
-    assert checkpoint_steps(folder)[-1] == total
-    assert sorted(path.name for path in folder.glob("*") if "checkpoint" not in path.name) == [MODEL_FILE]

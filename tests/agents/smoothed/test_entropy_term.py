@@ -147,7 +147,6 @@ def test_slot_and_gradients_equal_the_dense_formulas(
     flat = random_masks(sizes) if masked else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
     entropy, divergence = oracle(logits, rows, list(flat.split(sizes, dim=1)))
     expected = 0.5 * entropy - 2.0 * divergence if with_slot else -divergence
-
     more = (flat.to(device),) if masked else ()
     actions = policy(observed, False, *more)[0]
     actions = actions.flatten() if isinstance(space, spaces.Discrete) else actions
@@ -156,7 +155,6 @@ def test_slot_and_gradients_equal_the_dense_formulas(
     _, _, found = policy.evaluate_actions(observed, actions, *more)
     assert found.shape == (ROWS,)
     assert torch.allclose(found.cpu().double(), expected, atol=1e-5, rtol=1e-5)
-
     row_weights = torch.linspace(-1.0, 2.0, ROWS)
     found_gradients = torch.autograd.grad(
         found @ row_weights.to(device), [policy.action_net.weight, policy.action_net.bias]

@@ -1,0 +1,328 @@
+"""Options that several commands share, and how their words are read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from rlsmooth.scripts.run_folder import read_settings
+
+if TYPE_CHECKING:
+    from rlsmooth.data import Demonstrations, ObservationOnly
+    from rlsmooth.targets import Smoothing
+
+__all__ = [
+    "AdversarialArgs",
+    "ClassReference",
+    "ClassificationArgs",
+    "CloningArgs",
+    "DemonstrationArgs",
+    "OnPolicyArgs",
+    "Reference",
+    "RunArgs",
+    "demonstrations_name",
+    "make_smoothing",
+    "number_or_word",
+    "read_demonstrations",
+    "resumed",
+    "size_words",
+]
+
+alias = tyro.conf.arg
+Ordinal = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
+"""Schemes by which ordered actions or classes share a target's mass with their neighbours."""
+Reference = Literal["uniform", Ordinal]
+ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
+Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
+ArgsT = TypeVar("ArgsT", bound="RunArgs")
+
+SHIPPED = {"CartPole-v1": "cartpole-v1"}
+MAY_DIFFER = ("resume", "progress", "verbose", "device")
+"""Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """Options of every command that trains."""
+
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda."""
+    num_threads: int = 1
+    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
+    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
+    """The run goes to <log folder>/<command>/<env>_<n>/."""
+    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
+    """Where TensorBoard's files go, as <tensorboard log>/<env>_<n>/. Default: to the run's folder."""
+    resume: Path | None = None
+    """Resume a run that was killed, given its folder; its arguments are those it began with."""
+    progress: Annotated[bool, alias(aliases=["-P"])] = False
+    """Show a progress bar; on a terminal there is one anyway."""
+    verbose: int = 0
+    """1 prints what is logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationArgs:
+    """Options of commands that imitate."""
+
+    env: str = "CartPole-v1"
+    """The environment's id."""
+    demonstrations: str | None = None
+    """An .npz, a folder, or a set of the package: cartpole-v1 (the default for CartPole-v1), cartpole-v1-noisy."""
+    n_episodes: int | None = None
+    """Use only so many of the demonstrations' episodes, drawn by the seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CloningArgs(DemonstrationArgs):
+    """Options of commands that clone a policy from labelled actions."""
+
+    smoothing: str = "0.1"
+    """How much of the target leaves the demonstrated action: a number, or lin_0.1 for one that falls to 0."""
+    reference: Reference = "uniform"
+    """Where it goes: to all actions alike, or to neighbours of the demonstrated one by an ordinal scheme."""
+    spread: Literal["all", "others"] = "all"
+    """Whether the uniform reference includes the demonstrated action."""
+    action_bins: int | None = None
+    """Continuous actions only: cut each dimension into so many bins and clone those, so that --reference applies."""
+    kl_coef: float = 0.0
+    """The coefficient of KL(uniform‖policy), added to the loss."""
+
+    policy: str | None = None
+    """SB3's alias. Default: MlpPolicy, CnnPolicy for images, MultiInputPolicy for Dicts; Maskable... with masks."""
+    net_arch: tuple[int, ...] = (64, 64)
+    """The sizes of the policy's hidden layers."""
+    learning_rate: str = "1e-3"
+    """The step size: a number, or lin_1e-3 for one that falls to 0."""
+    batch_size: int = 64
+    """How many transitions are in a batch."""
+    max_grad_norm: float | None = None
+    """Clip the gradient's norm to this."""
+    l2_coef: float = 0.0
+    """The coefficient of half the sum of squared parameters, added to the loss."""
+    eval_episodes: int = 20
+    """How many episodes to evaluate deterministically, and how many sampled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmArgs:
+    """Options of the algorithm that an on-policy command trains."""
+
+    env: str = "CartPole-v1"
+    """The environment's id."""
+    n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
+    """Train on so many steps, in all environments together. Default: the hyperparameters' number."""
+    n_envs: int | None = None
+    """How many environments to train in. Default: the hyperparameters' number."""
+    vec_env: Literal["dummy", "subproc"] = "dummy"
+    """Step the environments one after the other in this process, or each in a process of its own."""
+    conf_file: Annotated[Path | None, alias(aliases=["-conf"])] = None
+    """A YAML file of hyperparameters by environment, in RL Zoo's form, in place of the package's own."""
+    hyperparams: Annotated[tuple[str, ...], alias(aliases=["-params"])] = ()
+    """Change hyperparameters, as key=value: n_steps=64 learning_rate=lin_1e-3."""
+
+    smoothing: str | None = None
+    """The coefficient of KL(reference‖policy) in the loss: a number, or lin_0.1 for one that falls to 0.
+    Default: 0, or with --from-bc lin_0.1. With a target entropy: the coefficient to begin with."""
+    reference: Reference = "uniform"
+    """What KL is measured from: all actions alike, or the neighbours of the likeliest action by an ordinal scheme."""
+    ent_coef: float | None = None
+    """SB3's coefficient of the entropy in the loss. Default: the hyperparameters'."""
+    target_entropy_frac: float | None = None
+    """Find the coefficient so that the entropy does not fall below this share of the largest possible, log n."""
+    target_entropy_nats: float | None = None
+    """Find the coefficient so that the entropy does not fall below so many nats."""
+    exploration_floor: str | None = None
+    """Act with this probability by the reference instead of the policy: a number, or lin_0.1. Default: 0."""
+
+    from_bc: Path | None = None
+    """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""
+    value_warmup_steps: int | None = None
+    """With --from-bc: train only the value function for so many steps first.
+    Default: 4,096, but no more than a tenth of the training."""
+
+    seed: int = 0
+    """Decides the initial weights, the environments, the sampled actions and the evaluations."""
+    eval_freq: int = 25_000
+    """Evaluate first, each time that so many steps have been trained on, and at the end; -1: only at the end."""
+    eval_episodes: int = 20
+    """How many episodes to evaluate deterministically, and how many sampled."""
+    n_eval_envs: int = 20
+    """How many environments to evaluate in."""
+    save_freq: int = 50_000
+    """Write a checkpoint to resume from each time that so many steps have been trained on; -1: none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyArgs(RunArgs, AlgorithmArgs):
+    """Options of every on-policy command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialArgs(OnPolicyArgs, DemonstrationArgs):
+    """Options of both adversarial commands: the generator's, as for `rlsmooth ppo`, and the discriminator's."""
+
+    algo: Algorithm = "ppo"
+    """The generator. ppo, a2c and maskable-ppo can be smoothed, which is off unless asked for. AIRL can't use dqn."""
+    real_target: float = 1.0
+    """What the discriminator says of the expert's transitions is trained towards this: 0.9 is one-sided smoothing."""
+    fake_target: float = 0.0
+    """What it says of the generator's is trained towards this. Above 0 it takes the generator's gradient away where the
+    expert rarely is."""
+    correct_offset: bool = True
+    """Take off what smoothed targets add to each step's reward."""
+    terminal_states: Literal["absorbing", "as_is"] = "absorbing"
+    """Whether a terminal state leads to an absorbing state, which is scored too, or is worth nothing more."""
+    horizon: int | None = None
+    """How many steps an episode would have had, for absorbing. Default: the environment's limit."""
+    demo_batch_size: int = 256
+    """How many transitions of the expert are in a batch of the discriminator, and how many of the generator."""
+    n_disc_updates_per_round: int = 2
+    """How often the discriminator is trained after each round of the generator."""
+    gen_train_timesteps: int | None = None
+    """How many steps the generator makes in a round. Default: a rollout, or 1,024 for sac and dqn."""
+    gen_replay_buffer_capacity: int | None = None
+    """How many of the generator's latest transitions are drawn from. Default: those of a round."""
+    disc_learning_rate: float = 1e-3
+    """The discriminator's step size."""
+    reward_net_arch: tuple[int, ...] = (32, 32)
+    """The sizes of the discriminator's hidden layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataArgs:
+    """Options of the data, the network and its optimiser."""
+
+    data: str = "digits"
+    """A set by name (digits, iris, wine, breast-cancer, olive, rodents: extra `datasets`), or an .npz with features
+    and labels."""
+    test_fraction: float = 0.25
+    """The share of the samples that the results are measured on, class by class; nothing is trained on them."""
+    label_noise: float = 0.0
+    """Replace each label that is trained on by another one with this probability, for studies; held-out and test labels
+    stay."""
+    standardise: bool = True
+    """Bring features to mean 0 and standard deviation 1 over the training samples; the network does it itself."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """The sizes of the network's hidden layers."""
+    learning_rate: str = "1e-3"
+    """The step size: a number, or lin_1e-3 for one that falls to 0."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    batch_size: int = 64
+    """How many samples are in a batch."""
+    class_weight: Literal["none", "balanced"] = "none"
+    """Whether rare classes count as much as frequent ones."""
+    max_grad_norm: float | None = None
+    """Clip the gradient's norm to this."""
+
+    seed: int = 0
+    """Decides the split, the label noise, the initial weights and the order of the data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationArgs(RunArgs, DataArgs):
+    """Options of every command that trains a classifier."""
+
+    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
+    """The run goes to <log folder>/<command>/<data>_<n>/."""
+    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
+    """Where TensorBoard's files go, as <tensorboard log>/<data>_<n>/. Default: to the run's folder."""
+    verbose: int = 0
+    """1 prints a line an epoch or a round."""
+
+
+def resumed(args: ArgsT, command: str) -> ArgsT:
+    """The arguments that the run in `args.resume` began with, or `args` where that is None.
+
+    Args:
+        args: of the command line.
+        command: that must have made the run.
+
+    Raises:
+        ValueError: there is no such run of this command, or an argument was given that the run already has.
+    """
+    if args.resume is None:
+        return args
+    fields = dataclasses.fields(args)
+    changed = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields
+        if field.name not in MAY_DIFFER and getattr(args, field.name) != field.default
+    ]
+    if changed:
+        raise ValueError(f"--resume takes the arguments that the run began with: leave out {', '.join(changed)}.")
+    stored = read_settings(args.resume, command)
+    path = str(args.resume / "config.json")
+    odd = {field.name for field in fields} ^ set(stored)
+    if odd:
+        raise ValueError(f"{path!r} is not of this version: its arguments differ in {', '.join(sorted(odd))}.")
+    try:
+        for field in fields:  # JSON holds tuples as lists and paths as text
+            if isinstance(field.default, tuple):
+                stored[field.name] = tuple(stored[field.name])
+            elif "Path" in str(field.type) and stored[field.name] is not None:
+                stored[field.name] = Path(stored[field.name])
+    except TypeError as error:
+        raise ValueError(f"{path!r} is not of this version: {error}.") from error
+    began = type(args)(**stored)
+    device = began.device if args.device == "auto" else args.device
+    return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
+
+
+def number_or_word(value: str) -> float | str:
+    """A number if it is one, else the word, such as `lin_0.1`, for the library to check."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def make_smoothing(name: str, value: str, reference: str = "uniform", spread: Any = "all") -> Smoothing:
+    """The smoothing that an option describes.
+
+    Raises:
+        ValueError: it can't be used; the message names the option.
+    """
+    from rlsmooth.targets import Smoothing
+
+    try:
+        return Smoothing(number_or_word(value), reference, spread)
+    except ValueError as error:
+        raise ValueError(f"{name}={value!r} can't be used: {error}") from error
+
+
+def demonstrations_name(args: DemonstrationArgs) -> str:
+    """The demonstrations that are given, or the set of the package for the environment.
+
+    Raises:
+        ValueError: there are neither.
+    """
+    name = SHIPPED.get(args.env) if args.demonstrations is None else args.demonstrations
+    if name is None:
+        raise ValueError(
+            f"no demonstrations of env={args.env!r} ship with the package: name some by --demonstrations "
+            "(an .npz or a folder; `rlsmooth record` makes one)."
+        )
+    return name
+
+
+def read_demonstrations(args: DemonstrationArgs, seed: int) -> Demonstrations:
+    """Load the demonstrations, and draw `--n-episodes` of them by the seed.
+
+    Raises:
+        ValueError: there are none, or not as many as asked for.
+    """
+    from rlsmooth.data import load_demonstrations
+
+    demonstrations = load_demonstrations(demonstrations_name(args))
+    return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, seed)
+
+
+def size_words(demonstrations: Demonstrations | ObservationOnly) -> str:
+    """How many demonstrations there are: `1,000 in 2 episodes`."""
+    return f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"

@@ -1,0 +1,324 @@
+"""Train an algorithm of SB3: `rlsmooth ppo` and its kind; its parts serve `gail`, `airl` and `dagger` too."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
+from rlsmooth.agents.smoothed.references import action_components
+from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import OnPolicyArgs, number_or_word
+from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
+from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
+from rlsmooth.scripts.metrics_file import Curve
+from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
+from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
+from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
+from rlsmooth.targets import Smoothing
+
+__all__ = [
+    "check_numbers",
+    "evaluation_envs",
+    "evaluation_seed",
+    "hyperparameter_values",
+    "make_journal",
+    "new_algorithm",
+    "summarise_run",
+    "train",
+    "training_envs",
+    "uses_masks",
+]
+
+AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
+
+EVALUATION_SEED = 1_000_000  # other episodes than those to train on
+MOST_ROWS = 500  # of metrics.csv: A2C would write one every 40 steps
+KICKSTART = "lin_0.1"  # from the clone; `from_bc` has the same default
+GIVEN = (
+    "n_timesteps",
+    "n_envs",
+    "smoothing",
+    "ent_coef",
+    "target_entropy_frac",
+    "target_entropy_nats",
+    "exploration_floor",
+)
+"""The options that are hyperparameters too: on the command line they come first."""
+
+
+def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) -> Path:
+    """Train, or resume training, and return the run's folder.
+
+    Args:
+        command: what follows `rlsmooth`; names the file of hyperparameters and the folder of the logs.
+        algorithm: `SmoothedPPO` or another of its kind.
+        args: of the command line, or those that the resumed run began with.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is wrong, or names something that is not there or can't be written to.
+    """
+    check_numbers(args)
+    values = hyperparameter_values(command, args, algorithm=command)
+    hyperparameters = resolve_hyperparameters(values, algorithm)
+    eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    use_masks = uses_masks(command, eval_env, args.env)
+    env = training_envs(args, hyperparameters)
+    saved = saved_checkpoints(args)
+    checkpoint: ExactCheckpointCallback | None = None
+    if saved is not None:
+        loaded = load_checkpoint(saved, env, device=check_device(args.device))
+        agent, checkpoint, left = loaded.model, loaded.callback, loaded.remaining_timesteps
+    else:
+        agent, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
+    n_timesteps, steps_per_row = hyperparameters.n_timesteps, agent.n_envs * agent.n_steps
+    with TrainingRun(command, args, args.env) as run:
+        journal = make_journal(run, args, agent, eval_env, n_timesteps, steps_per_row, use_masks=use_masks)
+        checkpoints = checkpoint_callback(run, args, checkpoint)
+        start = agent.num_timesteps
+        if args.from_bc is not None and hyperparameters.normalize is not None:
+            print("Observations are not normalised, since the cloned policy has seen them as they are.")
+        run.begin(
+            f"Training {type(agent).__name__} for {n_timesteps:,} steps in {agent.n_envs} environments, "
+            f"on {agent.device.type},",
+            f"step {start:,}" if start else "",
+            resume_from="checkpoint" if checkpoints else "",
+            more={"hyperparameters": plain(values)},
+        )
+        callbacks: list[BaseCallback] = [journal, *checkpoints, ProgressBar(disabled=not run.shows_bar)]
+        # The journal logs in place of the algorithm.
+        agent.learn(left, callbacks, log_interval=None, reset_num_timesteps=start == 0)
+        save_agent(agent, run.folder / "agent.zip")
+        env.close()
+        eval_env.close()
+        curves = run.curves()
+        return run.finish(
+            "Agent, best agent, report and logs",
+            hyperparameters=plain(values),
+            curves=curves,
+            summary=summarise_run(agent, journal, curves, values, has_masks=command == "maskable-ppo"),
+        )
+
+
+# ---- arguments and hyperparameters
+
+
+def check_numbers(args: OnPolicyArgs) -> None:
+    """Check those that no library does, and limit torch's threads.
+
+    Raises:
+        TypeError: one is no whole number.
+        ValueError: one is outside its range.
+    """
+    limit_threads(args.num_threads)
+    check_positive_int("eval_episodes", args.eval_episodes)
+    check_positive_int("n_eval_envs", args.n_eval_envs)
+    for name in ("eval_freq", "save_freq"):
+        if getattr(args, name) != -1:
+            check_positive_int(name, getattr(args, name))
+
+
+def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -> dict[str, Any]:
+    """What the file of `algorithm` says, with the command line on top; of a resumed run, what it began with."""
+    if args.resume is not None:
+        return read_settings(args.resume, command, "hyperparameters")
+    values = read_hyperparameters(algorithm, args.env, args.conf_file, args.hyperparams)
+    if args.from_bc is not None:
+        values.setdefault("smoothing", KICKSTART)
+    return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
+
+
+# ---- environments and algorithm
+
+
+def training_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEnv:
+    """The environments to train in, normalised if the hyperparameters say so."""
+    env = make_envs(
+        args.env, hyperparameters.n_envs, args.seed, vec_env=args.vec_env, env_kwargs=hyperparameters.env_kwargs
+    )
+    settings = _normalization(args, hyperparameters)
+    return env if settings is None else VecNormalize(env, **settings)
+
+
+def evaluation_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEnv:
+    """The environments to evaluate in; normalised by what training gathers, with rewards as they are."""
+    env = make_envs(
+        args.env,
+        min(args.n_eval_envs, args.eval_episodes),
+        evaluation_seed(args.seed),
+        env_kwargs=hyperparameters.env_kwargs,
+    )
+    settings = _normalization(args, hyperparameters)
+    if settings is None:
+        return env
+    return VecNormalize(env, **{**settings, "training": False, "norm_reward": False})
+
+
+def evaluation_seed(seed: int) -> int:
+    """The seed of each evaluation of a run, so that two differ by the policy alone."""
+    return (seed + EVALUATION_SEED) % 2**32
+
+
+def uses_masks(algorithm: str, env: VecEnv, name: str) -> bool:
+    """Whether the algorithm, by its command's name, trains with action masks.
+
+    Raises:
+        ValueError: it does, and the environment has none.
+    """
+    if algorithm != "maskable-ppo":
+        return False
+    from sb3_contrib.common.maskable.utils import is_masking_supported
+
+    if not is_masking_supported(env):
+        raise ValueError(f"env={name!r} has no action_masks(): use ppo, or an environment that has them.")
+    return True
+
+
+def new_algorithm(
+    algorithm: type[AlgorithmT], args: OnPolicyArgs, hyperparameters: Hyperparameters, env: VecEnv
+) -> AlgorithmT:
+    """A new algorithm, from scratch or from a cloned policy.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is wrong, two contradict each other, or the clone does not fit.
+    """
+    build: Any = algorithm
+    arguments = {"seed": args.seed, "device": check_device(args.device), **hyperparameters.arguments}
+    if args.from_bc is not None and args.reference != "uniform":
+        raise ValueError("--reference can't be used with --from-bc: there KL is measured from the cloned policy.")
+    _set_smoothing(args, arguments)
+    if args.from_bc is None:
+        if args.value_warmup_steps is not None:
+            raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
+        recurrent = "Recurrent" in algorithm.__name__
+        policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
+        new: AlgorithmT = build(policy, env, **arguments)
+        return new
+    path = agent_file("from_bc", args.from_bc)
+    steps = args.value_warmup_steps
+    if steps is None:
+        steps = min(4_096, hyperparameters.n_timesteps // 10)
+    elif steps >= hyperparameters.n_timesteps:
+        raise ValueError(
+            f"value_warmup_steps={steps} leaves nothing of n_timesteps={hyperparameters.n_timesteps}: give fewer."
+        )
+    clone = BC.load(path, device="cpu")
+    started: AlgorithmT = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
+    return started
+
+
+def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any]) -> None:
+    """Numbers in place of words, and the reference beside the coefficient."""
+    for name in ("smoothing", "exploration_floor"):
+        if isinstance(arguments.get(name), str):
+            arguments[name] = number_or_word(arguments[name])
+    if args.reference == "uniform":
+        return
+    has_target = any(arguments.get(name) is not None for name in ("target_entropy_frac", "target_entropy_nats"))
+    smoothing = arguments.get("smoothing", 0.0)
+    if smoothing == 0 and not has_target:
+        raise ValueError(f"--reference {args.reference} does nothing without --smoothing: give it a coefficient.")
+    arguments["smoothing"] = Smoothing(smoothing, args.reference)
+
+
+def _normalization(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> dict[str, Any] | None:
+    settings = hyperparameters.normalize
+    if settings is None:
+        return None
+    # The cloned policy has seen observations as they are.
+    return dict(settings) if args.from_bc is None else {**settings, "norm_obs": False}
+
+
+# ---- callbacks and summary
+
+
+def make_journal(
+    run: TrainingRun,
+    args: OnPolicyArgs,
+    algorithm: BaseAlgorithm,
+    eval_env: VecEnv,
+    n_timesteps: int,
+    steps_per_row: int,
+    *,
+    use_masks: bool,
+) -> Journal:
+    """Set the algorithm's logger, and return the callback that logs and evaluates.
+
+    Args:
+        run: begun before; a resumed one keeps its logs and evaluations up to the algorithm's step.
+        args: of the run.
+        algorithm: to be trained.
+        eval_env: to evaluate in.
+        n_timesteps: of the whole run.
+        steps_per_row: of `metrics.csv`, at least.
+        use_masks: evaluate with action masks.
+    """
+    start = None if args.resume is None else algorithm.num_timesteps
+    journal = Journal(
+        Evaluations(run.folder / "evaluations.npz", start, start_counts=args.from_bc is not None),
+        eval_env,
+        eval_freq=args.eval_freq,
+        eval_episodes=args.eval_episodes,
+        log_freq=max(steps_per_row, n_timesteps // MOST_ROWS),
+        seed=evaluation_seed(args.seed),
+        use_masks=use_masks,
+        best_agent=run.folder / "best_agent.zip",
+    )
+    algorithm.set_logger(run.logger(start))
+    return journal
+
+
+def checkpoint_callback(
+    run: TrainingRun, args: OnPolicyArgs, loaded: ExactCheckpointCallback | None
+) -> list[ExactCheckpointCallback]:
+    """The callback that writes checkpoints: that of a loaded checkpoint, a new one, or none."""
+    if loaded is None and args.save_freq > 0:
+        return [ExactCheckpointCallback(args.save_freq, run.checkpoints)]
+    return [] if loaded is None else [loaded]
+
+
+def summarise_run(
+    algorithm: BaseAlgorithm, journal: Journal, curves: dict[str, Curve], values: dict[str, Any], *, has_masks: bool
+) -> dict[str, float]:
+    """What the run ended with: the last value of each curve by its tag without the first part, and what it reached.
+
+    Args:
+        algorithm: trained.
+        journal: of the run.
+        curves: of `metrics.csv`.
+        values: the hyperparameters.
+        has_masks: the largest entropy is then not known, since it depends on what is legal.
+    """
+    evaluations = journal.evaluations
+    summary = {name.partition("/")[2]: column[-1] for name, (_, column) in curves.items() if name[:5] != "time/"}
+    best = evaluations.best()
+    summary |= {
+        "best_mean_reward": float(evaluations.results[best].mean()),
+        "best_step": evaluations.steps[best],
+        "steps": algorithm.num_timesteps,
+    }
+    if journal.seconds_training > 0 and journal.steps_trained:
+        summary["steps_per_second"] = journal.steps_trained / journal.seconds_training
+    largest = None if has_masks else _largest_entropy(algorithm.action_space)
+    if largest is not None:
+        summary["largest_entropy"] = largest
+    if values.get("target_entropy_nats") is not None:
+        summary["target_entropy"] = float(values["target_entropy_nats"])
+    elif values.get("target_entropy_frac") is not None and largest is not None:
+        summary["target_entropy"] = float(values["target_entropy_frac"]) * largest
+    return {name: float(value) for name, value in summary.items() if math.isfinite(value)}
+
+
+def _largest_entropy(space: spaces.Space[Any]) -> float | None:
+    """log n of the joint actions; None for a Box."""
+    components = action_components(space)
+    return None if components is None else sum(map(math.log, components[1]))

@@ -1,0 +1,144 @@
+"""The frame of every training command: the run's folder, its logs, and what it writes and prints at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.scripts.arguments import RunArgs
+from rlsmooth.scripts.figures.kinds import new_report, publish_report
+from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
+from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
+from rlsmooth.training import checkpoint_steps
+
+__all__ = ["TrainingRun", "saved_checkpoints"]
+
+
+class TrainingRun:
+    """A run of a training command, from its folder to its report.
+
+    To be used as a context. A new run's folder is removed if an error ends the block before `begin`: nobody's work is
+    in it.
+
+    Args:
+        command: what follows `rlsmooth`.
+        args: of the command line, or those that the resumed run began with.
+        name: of the environment or the data, for the folder of a new run.
+
+    Attributes:
+        folder: of the run.
+        checkpoints: the folder of its checkpoints.
+        shows_bar: whether to show a progress bar.
+
+    Raises:
+        ValueError: no folder can be made.
+    """
+
+    def __init__(self, command: str, args: RunArgs, name: str) -> None:
+        self.command = command
+        self.args = args
+        self.folder = args.resume or new_run_folder(args.log_folder, command, name)
+        self.checkpoints = self.folder / "checkpoints"
+        self.shows_bar = args.progress or sys.stderr.isatty()
+        self._is_begun = False
+        self._resume_from = ""
+        self._outputs: list[KVWriter] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for output in self._outputs:
+            output.close()
+        if error is not None and not self._is_begun:
+            self.discard()
+        elif isinstance(error, KeyboardInterrupt) and self._resume_from:
+            words = f"rlsmooth {self.command} --resume {shlex.quote(str(self.folder))}"
+            print(f"\nTo resume from the last {self._resume_from}: {words}")
+
+    def discard(self) -> None:
+        """Remove the folder of a new run in which nothing has been trained."""
+        if self.args.resume is None:
+            shutil.rmtree(self.folder)
+
+    def events(self) -> Path:
+        """The folder of TensorBoard's files.
+
+        Raises:
+            ValueError: it can't be written to.
+        """
+        if self.args.tensorboard_log is None:
+            return self.folder
+        return check_writable_folder("tensorboard_log", self.args.tensorboard_log / self.folder.name)
+
+    def metrics_file(self, last_step: int | None) -> MetricsFile:
+        """Open `metrics.csv`, with the rows up to `last_step` of a resumed run; None: start an empty file."""
+        file = MetricsFile(self.folder / "metrics.csv", last_step)
+        self._outputs.append(file)
+        return file
+
+    def logger(self, last_step: int | None) -> Logger:
+        """SB3's logger, to `metrics.csv` (see `metrics_file`), to TensorBoard, and with `--verbose` to the terminal."""
+        events = self.events()
+        self.metrics_file(last_step)
+        self._outputs.append(TensorBoardOutputFormat(str(events)))
+        return Logger(
+            str(self.folder), [*self._outputs, *([HumanOutputFormat(sys.stdout)] if self.args.verbose else [])]
+        )
+
+    def begin(
+        self,
+        what: str = "",
+        start: str = "",
+        *,
+        resume_from: str = "checkpoint",
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a new run's settings, and print a line. From here on the folder is kept, whatever happens.
+
+        Args:
+            what: to print, before the folder; empty: print nothing.
+            start: where a resumed run continues; empty: at its beginning.
+            resume_from: what an interrupted run can be resumed from; empty: it can't be resumed.
+            more: what else `config.json` is to hold.
+        """
+        if self.args.resume is None:
+            write_settings(self.folder, self.command, self.args, more)
+        self._is_begun = True
+        self._resume_from = resume_from
+        if what:
+            print(f"{what} in {self.folder}{start and f', from {start}'}", flush=True)
+
+    def curves(self) -> dict[str, Curve]:
+        """What `metrics.csv` holds so far: by column, steps and values."""
+        return read_metrics(self.folder / "metrics.csv")
+
+    def finish(self, what: str, **entries: Any) -> Path:
+        """Write report and figure, print the results, and return the folder.
+
+        Args:
+            what: names the files of the run, for the last line.
+            entries: of the report, beside the run's name and arguments (see `new_report`).
+        """
+        settings = plain(dataclasses.asdict(self.args))
+        publish_report(self.folder, new_report(self.command, name=self.folder.name, settings=settings, **entries))
+        events = shlex.quote(str(self.args.tensorboard_log or self.folder))
+        print(f"{what} are in {self.folder}. View them: tensorboard --logdir {events}")
+        return self.folder
+
+
+def saved_checkpoints(args: RunArgs) -> Path | None:
+    """The folder of a resumed run's checkpoints; None if the run is new, or was killed before its first one."""
+    folder = None if args.resume is None else args.resume / "checkpoints"
+    return folder if folder is not None and checkpoint_steps(folder) else None

@@ -1,0 +1,79 @@
+"""How many of the project's own files a step passes through: few enough to read it whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import rlsmooth
+from rlsmooth.agents import BC
+from rlsmooth.data import cartpole_v1
+
+ROOT = Path(rlsmooth.__file__).resolve().parent.parent
+OWN = tuple(str(ROOT / folder) for folder in ("rlsmooth", "agents", "envs", "scripts"))
+
+
+@contextmanager
+def own_files_called() -> Iterator[set[str]]:
+    """Collect the own files with a function that is called in the block. Comprehensions and lambdas count too."""
+    found: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            path = str(Path(frame.f_code.co_filename).resolve())
+            if path.startswith(OWN):
+                found.add(str(Path(path).relative_to(ROOT)))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+def make(**arguments: Any) -> BC:
+    torch.manual_seed(0)
+    return BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu", **arguments)
+
+
+def update(folder: Path) -> Callable[[], object]:
+    agent = make()
+    agent.learn(total_batches=1)  # tables that are made once
+    batch = next(agent._data.updates(torch.arange(len(agent._data)), agent.batch_size, 1))
+    return lambda: agent._update(batch)
+
+
+def learn(folder: Path) -> Callable[[], object]:
+    agent = make()
+    return lambda: agent.learn(total_batches=1)
+
+
+def resume(folder: Path) -> Callable[[], object]:
+    make(checkpoint_folder=folder, checkpoint_every=1).learn(total_batches=2)
+    demonstrations = cartpole_v1()
+    return lambda: BC.resume(folder, None, demonstrations, device="cpu")
+
+
+@pytest.mark.parametrize(("walk", "most"), [(update, 6), (learn, 14), (resume, 22)])
+def test_a_walk_passes_through_few_own_files(
+    walk: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
+) -> None:
+    step = walk(tmp_path)
+    with own_files_called() as files:
+        step()
+    assert files, "nothing was traced"
+    assert len(files) <= most, f"{len(files)} files: {sorted(files)}"
+
+
+def test_the_tracer_counts_a_call() -> None:
+    with own_files_called() as files:
+        cartpole_v1()
+    assert "rlsmooth/data/shipped.py" in files
