@@ -87,7 +87,7 @@ EVENTS_FOLDER = "Classifier"
 
 FORMAT_NAME = "rlsmooth-classifier"
 FORMAT_VERSION = 1
-DATA = "the data given to fit"
+DATA = "X, y, sample_weight, target, mask or validation"
 TRAINING_ARGUMENTS = (
     "weight_decay",
     "batch_size",
