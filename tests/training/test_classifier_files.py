@@ -229,7 +229,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
         {"mask": np.ones((60, 3), dtype=bool)},
     )
     for other in others:
-        with pytest.raises(ValueError, match="^X, y, .*: these are not those"):
+        with pytest.raises(ValueError, match=r"^X, y, .*: these are not those"):
             resume(**other)
     resume()
 
