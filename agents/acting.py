@@ -1,4 +1,4 @@
-"""What Stable-Baselines3's callbacks and `evaluate_policy` ask of a model, for agents that are not SB3 algorithms."""
+"""A base for agents that are not algorithms of Stable-Baselines3 but can be called, evaluated and logged like them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["ActingModel", "copy_actor", "play", "play_episodes"]
 
 
 class ActingModel:
-    """An agent with a policy that acts, a logger and perhaps environments. Subclasses set the fields.
+    """An agent with a policy, a logger and perhaps environments. Subclasses set the fields.
 
     Attributes:
-        policy: acts.
+        policy: predicts the actions.
         observation_space: the policy's, images channel-first.
         action_space: the environment's.
         device: where the policy is.
@@ -36,7 +36,7 @@ class ActingModel:
         num_timesteps: how far training is.
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
-        bins: what the policy's actions mean where a Box is cut into bins, else None.
+        bins: decodes the policy's actions where a Box is cut into bins, else None.
     """
 
     policy: BasePolicy
@@ -66,7 +66,7 @@ class ActingModel:
         Args:
             observation: one observation, or a batch of them.
             state: passed through; for recurrent policies.
-            episode_start: likewise.
+            episode_start: passed through; for recurrent policies.
             deterministic: the most probable action (a Box: the mean), else a sampled one.
             action_masks: bool, True = legal; only for sb3-contrib's maskable policies.
 
@@ -115,7 +115,7 @@ class ActingModel:
         self._has_custom_logger = True
 
     def dump_logs(self) -> None:
-        """Write what was recorded since the last time."""
+        """Write the values recorded since the last time."""
         self.logger.dump(self.num_timesteps)
 
     def get_env(self) -> VecEnv | None:

@@ -54,14 +54,14 @@ def resolve_spaces(
     """The environment, if any, and the two spaces that it, the pair or the demonstrations give.
 
     Raises:
-        TypeError: `env_or_spaces` is none of what it may be.
+        TypeError: `env_or_spaces` is neither an environment, an id, nor a pair of spaces.
         ValueError: there is nothing to take spaces from.
     """
     if demonstrations is not None:
         check_demonstrations("demonstrations", demonstrations)
     if env_or_spaces is None:
         if demonstrations is None:
-            raise ValueError("env_or_spaces and demonstrations are both None: one must tell the spaces.")
+            raise ValueError("env_or_spaces and demonstrations are both None: one must provide the spaces.")
         return None, demonstrations.observation_space, demonstrations.action_space
     if isinstance(env_or_spaces, tuple):
         if len(env_or_spaces) != 2 or not all(isinstance(space, spaces.Space) for space in env_or_spaces):
@@ -72,7 +72,7 @@ def resolve_spaces(
 
 
 def check_demonstrations(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is what holds demonstrations."""
+    """Raise TypeError unless `value` is a `Demonstrations`."""
     if not isinstance(value, Demonstrations):
         raise TypeError(
             f"{name} must be rlsmooth.data.Demonstrations, got {type(value).__name__}: use Demonstrations.from_arrays, "
@@ -136,7 +136,7 @@ def check_all_spaces(
 
 
 def action_start(space: spaces.Space[Any]) -> NDArray[Any] | None:
-    """What to add to a policy's actions, which count from 0; None where that is nothing."""
+    """The offset of a policy's actions, which count from 0, in the environment; None where it is 0."""
     start = action_starts(space)
     if not np.any(start):
         return None
@@ -164,10 +164,10 @@ def _fits(theirs: spaces.Space[Any], ours: spaces.Space[Any], *, bounds: bool) -
 
 @dataclass(frozen=True, eq=False)
 class ActionBins:
-    """Each dimension of a Box cut into bins of equal width; a bin acts by its middle.
+    """Each dimension of a Box cut into bins of equal width; a bin's action is its middle.
 
-    A categorical policy over bins can have several modes where a Gaussian would answer their mean, at the price of a
-    resolution of half a bin.
+    A categorical policy over bins can have several modes where a Gaussian would give their mean; its actions are up to
+    half a bin off.
 
     Attributes:
         box: the action space.

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from as if nothing had happened, bit for bit.
+"""Checkpoints from which a killed run resumes as if nothing had happened, bit for bit.
 
 Train with
 
@@ -9,24 +9,24 @@ and after a kill, in a new process, with environments built as before:
     run = load_checkpoint(folder, env)
     run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
 
-Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
-have counted and collected comes back too, text apart: a file must not say where a callback writes. A callback may also
-say itself what is kept of it: see `rlsmooth.agents.files.exact_checkpoint.HasExactState`. On the CPU, with
-environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
-the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
-`rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
-episodes.
+Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; their counts
+and collections are restored too, text apart: a file must not say where a callback writes. A callback may also say
+itself what is kept of it: see `HasExactState`. On the CPU, with environments whose state can be kept (see
+`rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
+interrupted. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.Resumable`. Where environments can't be
+kept, a warning says so, and the resumed run starts new episodes.
 
-Off-policy algorithms are kept with what is in their replay buffer (a checkpoint is as large as that), the noise of
+Off-policy algorithms are kept with the content of their replay buffer (which makes the checkpoint large), the noise of
 their actions and their exploration. A HerReplayBuffer, a buffer that saves memory by sharing observations, and one of a
 class of your own can't be kept.
 
-Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
-after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).
+Not kept: the clock (`time/fps`, an episode's `t`), the count behind `log_interval`, and what loggers had written after
+the checkpoint (TensorBoard continues in the same folder if the algorithm gets the same `tensorboard_log`).
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -83,19 +83,8 @@ from rlsmooth.envs.snapshot_values import (
     stable_name,
     value_from_plain,
 )
-from rlsmooth.training import (
-    Checkpoint,
-    SafeFileError,
-    checkpoint_steps,
-    execution_state,
-    latest_checkpoint,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    tree_from_json,
-    tree_to_json,
-    warn_if_execution_differs,
-)
+from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
+from rlsmooth.training.run import RunFolder, check_num_envs
 
 __all__ = [
     "MODEL_FILE",
@@ -111,12 +100,17 @@ __all__ = [
 ]
 
 
+MODEL_FILE = "model.zip"
+"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+
+# ---- the state of callbacks
+
 CALLBACK_LEAVES = {"model", "logger", "training_env", "locals", "globals", "parent"}
 
 
 @runtime_checkable
 class HasExactState(Protocol):
-    """A callback that knows what a resumed run needs of it, such as the rest of a trainer that it belongs to.
+    """A callback that gives its own state to checkpoints, such as that of a trainer it belongs to.
 
     Give a `BaseCallback` the two methods; it need not inherit from this class. The state is a dict with str keys of
     numbers, text, None, arrays, tensors, random generators of numpy and of Python, and containers of these. All come
@@ -133,15 +127,15 @@ class HasExactState(Protocol):
     """
 
     def exact_state(self) -> dict[str, Any]:
-        """The state between two rollouts; not changed afterwards by what the callback does next."""
+        """The state between two rollouts; a copy that later steps don't change."""
 
     def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
         """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
 
         Args:
             state: what `exact_state` gave.
-            episodes_go_on: False: the environments could not be put back and were reset, so what belongs to running
-                episodes must not come back either.
+            episodes_go_on: False: the environments could not be restored and were reset, so that the state of running
+                episodes must not be restored either.
 
         Raises:
             ValueError: it does not fit.
@@ -149,10 +143,10 @@ class HasExactState(Protocol):
 
 
 def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What each callback of a run has counted and collected, and where its own environments are.
+    """The counts and collections of each callback of a run, and the state of its own environments.
 
     Args:
-        root: the callback that `learn` made of what it was given.
+        root: the one callback into which `learn` has put all.
         own: the one to leave out.
 
     Returns:
@@ -171,13 +165,13 @@ def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
 
 
 def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any]]) -> str:
-    """Put back what `callback_states` gave: into the first callback of a class what the first had, and so on.
+    """Restore `callback_states`, in order within each class.
 
-    A callback of a class that the run did not have starts anew, and what a class had that is not there any more is
-    left out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
+    A callback of a class that the run did not have starts anew, and the states of a class without callbacks are left
+    out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
 
     Returns:
-        "", or what could not be put back.
+        "", or what could not be restored.
     """
     problems = []
     for name, callbacks, saved in _matched(root, own, states):
@@ -189,17 +183,13 @@ def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any
 
 
 def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What the callbacks with a state of their own (`HasExactState`) give.
-
-    Args:
-        root: the callback that `learn` made of what it was given.
-        own: the one to leave out.
+    """The states of the callbacks that keep their own (`HasExactState`), `own` left out.
 
     Returns:
         One entry a callback, in order: `"class"`, `"state"`.
 
     Raises:
-        CannotSnapshotError: a state is not what `HasExactState` allows; the message says where.
+        CannotSnapshotError: a state holds something that `HasExactState` does not allow; the message says where.
     """
     return [
         {"class": class_name(callback), "state": state_to_tree(callback.exact_state(), class_name(callback))}
@@ -209,7 +199,7 @@ def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
 
 
 def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
-    """Put back what `own_states` gave; a callback of another class starts anew.
+    """Restore `own_states`; a callback of another class starts anew.
 
     Returns:
         "", or which callbacks are not there: a run without them is another run.
@@ -324,23 +314,26 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-MODEL_FILE = "model.zip"
-"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+# ---- checkpoints
+
+
+def _run_folder(path: str | Path, name: str) -> RunFolder:
+    return RunFolder(path, name=name, unit="step", resume="load_checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedRun:
-    """A run that stands where its last checkpoint was written.
+    """A run restored from its last checkpoint.
 
     Attributes:
         model: the algorithm, with its environments.
-        callback: to be given to `learn`: it puts back the random state when the first rollout starts, and goes on
-            writing checkpoints.
-        total_timesteps: what the run was to reach, in environment steps.
-        remaining_timesteps: what is left of it; 0 for a finished run.
+        callback: for `learn`: it restores the random state when the first rollout starts, and writes the next
+            checkpoints.
+        total_timesteps: environment steps that the run was to reach.
+        remaining_timesteps: those that are left; 0 for a finished run.
         is_exact: whether the environments are where they were; False: `learn` starts new episodes.
         callback_states: of callbacks that keep a state of their own (`HasExactState`): the full name of their class to
-            the state of the first of that class. What a trainer around the algorithm needs to be built again.
+            the state of the first of that class. A trainer around the algorithm is built again from it.
     """
 
     model: Any
@@ -352,7 +345,7 @@ class ResumedRun:
 
 
 class ExactCheckpointCallback(BaseCallback):
-    """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
+    """Write a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
 
     Args:
         save_freq: environment steps between two checkpoints. They are written when a rollout starts, which off-policy
@@ -381,6 +374,7 @@ class ExactCheckpointCallback(BaseCallback):
         self.save_freq = check_positive_int("save_freq", save_freq)
         self.keep = check_positive_int("keep", keep)
         self.save_path = check_writable_folder("save_path", save_path)
+        self._folder = _run_folder(self.save_path, "save_path")
         self._pending: Checkpoint | None = None
         self._is_exact = True
         self._root: Any = None
@@ -410,12 +404,7 @@ class ExactCheckpointCallback(BaseCallback):
                     "learn(run.remaining_timesteps, ..., reset_num_timesteps=False)."
                 )
             return
-        steps = checkpoint_steps(self.save_path)
-        if steps and (self._saved_at is None or steps[-1] > self.num_timesteps):
-            raise ValueError(
-                f"save_path={str(self.save_path)!r} holds the checkpoints of a run that reached {steps[-1]}: go on "
-                "with it by load_checkpoint, or name another folder."
-            )
+        self._folder.check_free(None if self._saved_at is None else self.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         self._is_between_rollouts = False
@@ -429,7 +418,7 @@ class ExactCheckpointCallback(BaseCallback):
             self._restore(self._pending)
             self._pending = None
             self._save_model()
-        elif checkpoint_steps(self.save_path):
+        elif self._folder.steps():
             # The checkpoint first: a kill in between then leaves a pair that fits.
             self._save(noise_state(self._model))
             self._save_model()
@@ -444,7 +433,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_between_rollouts = True
 
     def _on_training_end(self) -> None:
-        # A run that a callback stopped in the middle of a rollout has no state to go on from.
+        # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
 
@@ -474,9 +463,8 @@ class ExactCheckpointCallback(BaseCallback):
         run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
         optimizer, optimizer_tensors = optimizers(model)
         modules, module_tensors = extra_modules(model)
-        buffer, rows = _buffer_state(model)
-        path = save_checkpoint(
-            self.save_path,
+        buffer, transitions = _buffer_state(model)
+        path = self._folder.save(
             model.num_timesteps,
             config={
                 "total_timesteps": total_timesteps(model),
@@ -488,16 +476,14 @@ class ExactCheckpointCallback(BaseCallback):
                 "modules": modules,
                 "replay_buffer": buffer,
                 "has_noise": noise is not None,
-                "execution": execution_state(),
                 "run": run,
             },
             tensors={
                 "policy": model.policy.state_dict(),
                 "optimizer": optimizer_tensors,
                 "modules": module_tensors,
-                "replay_buffer": rows,
+                "replay_buffer": transitions,
                 "noise": noise or {},
-                "rng": rng_state(),
                 "run": run_tensors,
             },
             keep=self.keep,
@@ -507,7 +493,7 @@ class ExactCheckpointCallback(BaseCallback):
             print(f"Saved a checkpoint to {path}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """What `learn` itself has changed since the checkpoint was loaded."""
+        """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
         run = _run_of(checkpoint)
         set_logger_state(model.logger, run["logger"])
@@ -548,7 +534,7 @@ def load_checkpoint(
         model_class: see `load_agent`.
         policy_class: see `load_agent`.
         custom_objects: see `load_agent`.
-        tensorboard_log: as of the run.
+        tensorboard_log: that of the run.
         verbose: as in Stable-Baselines3.
 
     Raises:
@@ -559,12 +545,13 @@ def load_checkpoint(
     Example:
         See `ExactCheckpointCallback`.
     """
-    folder = Path(folder).expanduser()
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None or not (folder / MODEL_FILE).is_file():
-        raise ValueError(f"folder={str(folder)!r} holds no run to go on with: start it from the beginning.")
+    saved = _run_folder(folder, "folder")
+    # A run that was killed before its first checkpoint has the agent file already.
+    saved.check_resumable(MODEL_FILE, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    checkpoint = saved.latest()
+    assert checkpoint is not None
     model: Algorithm = load_agent(
-        folder / MODEL_FILE,
+        saved.path / MODEL_FILE,
         env=env,
         device=device,
         model_class=model_class,
@@ -576,7 +563,7 @@ def load_checkpoint(
     try:
         problem = _apply(checkpoint, model)
         callback = ExactCheckpointCallback(
-            checkpoint.config["save_freq"], folder, keep=checkpoint.config["keep"], verbose=verbose
+            checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
         )
         total = int(checkpoint.config["total_timesteps"])
         states = {
@@ -587,9 +574,7 @@ def load_checkpoint(
         raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
     if problem:
         warnings.warn(f"The resumed run starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
-    warn_if_execution_differs(checkpoint.config["execution"])
-    for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
-        leftover.unlink(missing_ok=True)
+    saved.delete_leftovers(re.escape(MODEL_FILE))
     callback.resume_from(checkpoint, is_exact=not problem)
     return ResumedRun(
         model=model,
@@ -602,10 +587,9 @@ def load_checkpoint(
 
 
 def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
-    """Put back all that `learn` leaves alone; returns why the environments could not be, or ""."""
+    """Restore all that `learn` leaves alone; returns why the environments could not be restored, or ""."""
     config, tensors = checkpoint.config, checkpoint.tensors
-    if config["n_envs"] != model.n_envs:
-        raise ValueError(f"env has {model.n_envs} environments, the run had {config['n_envs']}: build as many.")
+    check_num_envs(config["n_envs"], model.n_envs)
     load_parameters(checkpoint.path, model.policy, tensors["policy"])
     load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
     load_optimizers(model, config["optimizer"], tensors["optimizer"])

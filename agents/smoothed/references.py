@@ -1,7 +1,7 @@
-"""What a policy is kept near to: the reference distributions of an action space, checked where they enter.
+"""Reference distributions of an action space, which a policy is kept near to.
 
 A discrete reference is a recipe (`Smoothing`) a component, whose background around the greedy action is the reference
-of a row. A Box has a broad Gaussian.
+in a state. A Box has a broad Gaussian.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ActionKind: TypeAlias = Literal["discrete", "multi_discrete", "multi_binary"]
 PolicyReference: TypeAlias = (
     "str | Tensor | np.ndarray[Any, Any] | Tree | Smoothing | Sequence[str | Tensor | Tree | Smoothing] | None"
 )
-"""What `reference=` takes; a sequence has one entry for each dimension of a MultiDiscrete space."""
+"""Values of `reference=`; a sequence has one entry for each dimension of a MultiDiscrete space."""
 References: TypeAlias = tuple[Smoothing | None, ...]
 """One recipe a component of the action; None: uniform over the legal choices."""
 
@@ -69,7 +69,7 @@ def action_components(space: spaces.Space[Any]) -> tuple[ActionKind, tuple[int, 
 
 
 def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None:
-    """What a `reference=` argument means for an action space; None where there is none, and for a Box.
+    """The recipes that a `reference=` argument means for an action space; None where there is none, and for a Box.
 
     Args:
         value: None; `"uniform"`; a prior `[K]`; a kernel `[K, K]`; the name of an ordinal scheme; a `Tree`; a
@@ -114,7 +114,7 @@ def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None
 
 
 def canonical_reference(value: Any) -> Any:
-    """What is kept of a `reference=` argument: arrays as tensors, sequences as tuples, recipes without a schedule.
+    """A `reference=` argument as a policy keeps it: arrays as tensors, sequences as tuples, recipes without a schedule.
 
     Example:
         >>> canonical_reference(Smoothing(alpha="lin_0.1", reference="adjacent")).alpha
@@ -160,7 +160,7 @@ def box_reference(space: spaces.Space[Any], std: float | None = None) -> tuple[T
 
 
 def check_reference_policy(policy: BasePolicy, own: BasePolicy) -> None:
-    """Raise unless `policy` can tell its distribution for each observation of `own`.
+    """Raise unless `policy` has a distribution for each observation of `own`.
 
     Raises:
         TypeError: it is no actor-critic policy, or a recurrent one.
@@ -189,7 +189,7 @@ def reference_outputs(policy: BasePolicy, observations: Any) -> Tensor | tuple[T
 
     Args:
         policy: see `check_reference_policy`.
-        observations: tensors, as of `evaluate_actions`.
+        observations: tensors, as `evaluate_actions` takes them.
     """
     reader: Any = policy
     with torch.no_grad():

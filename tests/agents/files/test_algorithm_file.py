@@ -30,8 +30,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from rlsmooth.agents import BC, load_agent_file
-from rlsmooth.agents.files.algorithm_file import load_agent, noise_to_plain, save_agent
-from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
+from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
+from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
 from support import Bomb, assert_equal
 
@@ -412,6 +412,8 @@ def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
     given = {"n_steps": 2, "gamma": 0.9}
     model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=given)
     assert type(load_agent(save_agent(model, path)).replay_buffer) is NStepReplayBuffer  # n_steps=1 would not choose it
+    config = read_safe_file(path, format_name="rlsmooth-agent", format_version=1).config["config"]
+    assert config["arguments"]["replay_buffer_class"] == {"__buffer__": "NStepReplayBuffer"}  # as in files of before
 
 
 def test_noises_of_several_environments(tmp_path: Path) -> None:

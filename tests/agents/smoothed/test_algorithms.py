@@ -18,8 +18,7 @@ from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed.entropy import EntropySlot
-from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, entropy_target_for
+from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, entropy_target_for
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
@@ -168,26 +167,26 @@ def test_learning_ends_at_the_known_optimum_of_expected_reward_minus_alpha_times
 
 
 @pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
-def test_ent_coef_and_slot_are_put_back_even_when_train_raises(
+def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(algorithm, policy, env, arguments, smoothing=0.1, ent_coef=0.02)
     seen = []
 
     def interrupt(*_: Any, action_masks: Any = None) -> Any:
-        seen.append((model.ent_coef, model.policy.slot))
+        seen.append((model.ent_coef, model.policy.entropy_term))
         raise KeyboardInterrupt
 
     model.learn(model.n_steps)
     monkeypatch.setattr(model.policy, "evaluate_actions", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.train()
-    [(ent_coef, slot)] = seen
+    [(ent_coef, term)] = seen
     assert ent_coef == 1.0
-    assert isinstance(slot, EntropySlot)
-    assert slot.entropy_coef == 0.02
+    assert isinstance(term, EntropyTerm)
+    assert term.entropy_coef == 0.02
     assert model.ent_coef == 0.02
-    assert model.policy.slot is None
+    assert model.policy.entropy_term is None
     assert "get" not in vars(model.rollout_buffer)
 
 
@@ -272,12 +271,12 @@ def test_a_callback_may_stop_a_rollout_early() -> None:
     model = ppo(smoothing=0.1, exploration_floor="lin_0.1", target_entropy_frac=None)
     model.learn(1000, callback=Stop())
     assert model.num_timesteps == 100
-    assert model.policy.slot is None
+    assert model.policy.entropy_term is None
     assert model.learn(128).num_timesteps == 128
 
 
 class PlainPolicy(ActorCriticPolicy):
-    """One that knows nothing of slots."""
+    """One that knows nothing of entropy terms."""
 
 
 @pytest.mark.parametrize(
@@ -321,13 +320,13 @@ class PlainPolicy(ActorCriticPolicy):
         ({"env": "Pendulum-v1", "use_sde": True, "exploration_floor": 0.1}, ValueError, "gSDE"),
     ],
 )
-def test_wrong_arguments_are_told(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"policy": "MlpPolicy", "env": "CartPole-v1", **arguments}
     with pytest.raises(error, match=message):
         build(SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
 
 
-def test_a_schedule_that_gives_nonsense_is_told() -> None:
+def test_a_schedule_that_gives_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"exploration_floor, a callable, gave 2\.0 at progress 1"):
         ppo(exploration_floor=lambda progress: 2.0 * progress).learn(64)
     with pytest.raises(ValueError, match="smoothing"):
@@ -339,7 +338,7 @@ class OwnPolicy(SmoothedPolicy, ActorCriticPolicy):
 
 
 class OwnEvaluation(SmoothedActorCriticPolicy):
-    """One whose loss goes past the slot."""
+    """One whose loss does not read the entropy term."""
 
     def evaluate_actions(self, obs: Any, actions: Any, *more: Any, **named: Any) -> Any:
         """A copy of SB3's older code."""
@@ -347,7 +346,7 @@ class OwnEvaluation(SmoothedActorCriticPolicy):
         return self.predict_values(obs), found.log_prob(actions), found.entropy()
 
 
-def test_a_policy_of_ones_own_carries_the_slot_or_is_told() -> None:
+def test_a_policy_of_ones_own_carries_the_entropy_term_or_is_refused() -> None:
     own = build(SmoothedPPO, OwnPolicy, "CartPole-v1", PPO_ARGUMENTS, smoothing=0.1).learn(64)
     ours = ppo(smoothing=0.1).learn(64)
     assert all(map(torch.equal, own.policy.parameters(), ours.policy.parameters()))
@@ -381,7 +380,7 @@ class NothingLegal(IdentityMaskedEnv):
         return np.zeros_like(super().action_masks())
 
 
-def test_a_mask_that_allows_nothing_is_told_where_it_has_no_answer() -> None:
+def test_a_mask_that_allows_nothing_is_refused_where_it_has_no_answer() -> None:
     env = NothingLegal(4)
     assert SmoothedMaskablePPO("MlpPolicy", env, device="cpu", **PPO_ARGUMENTS).learn(64).num_timesteps == 64
     for on in ({"smoothing": 0.1}, {"exploration_floor": 0.1}):
@@ -397,7 +396,7 @@ def target_of(action_space: spaces.Space[Any], reference: Any = None, **wanted: 
     """The feedback for a policy of that space and reference."""
     policy = SmoothedActorCriticPolicy(OBSERVATIONS, action_space, lambda _: 1e-3, reference=reference)
     given = {"frac": None, "nats": None, "initial_alpha": 0.0, **wanted}
-    return entropy_target_for(policy, device="cpu", **given)  # type: ignore[arg-type]
+    return entropy_target_for(action_space, policy.references, device="cpu", **given)  # type: ignore[arg-type]
 
 
 def test_alpha_rises_below_the_target_and_falls_above_within_its_bounds(device: torch.device) -> None:
@@ -447,7 +446,7 @@ def test_rows_without_a_choice_and_padding_do_not_count() -> None:
 
 
 def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
-    """The state changes in place after the slot was computed: its gradient must not."""
+    """The state changes in place after the term was computed: its gradient must not."""
 
     class Fixed:
         def __init__(self, logits: torch.Tensor) -> None:
@@ -456,7 +455,7 @@ def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
         def network_entropy(self) -> torch.Tensor:
             return self.logits.detach().sum(-1)
 
-        acting_entropy = network_entropy
+        mixture_entropy = network_entropy
 
         def kl_reference(self) -> torch.Tensor:
             return self.logits.square().sum(-1)
@@ -466,8 +465,8 @@ def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
 
     logits = torch.ones(3, 2, requires_grad=True)
     feedback = EntropyTarget(5.0, is_fraction=False, scale=1.0, initial_alpha=0.25)
-    slot = EntropySlot(entropy_coef=0.0, target=feedback)
-    slot.rows(Fixed(logits)).sum().backward()  # type: ignore[no-untyped-call]
+    term = EntropyTerm(entropy_coef=0.0, target=feedback)
+    term.values(Fixed(logits)).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.full((3, 2), -0.5))
     assert float(feedback.coefficient()) > 0.25

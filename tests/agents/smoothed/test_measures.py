@@ -185,7 +185,7 @@ def test_floor_and_reference_of_a_smoothed_policy(device: torch.device) -> None:
 def test_dqn_is_the_softmax_of_its_values_on_normalised_states(algorithm: type[Any]) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", 2))
     model = algorithm("MlpPolicy", env, buffer_size=64, learning_starts=10**6, seed=0, device="cpu").learn(200)
-    found = measure_rollout(model, max_rows=10**6)
+    found = measure_rollout(model, max_states=10**6)
     stored = env.normalize_obs(model.replay_buffer.observations).swapaxes(0, 1).reshape(-1, 4)
     with torch.no_grad():
         policy, seen = model.policy, torch.as_tensor(stored)
@@ -193,7 +193,7 @@ def test_dqn_is_the_softmax_of_its_values_on_normalised_states(algorithm: type[A
     entropies = Categorical(logits=values.double()).entropy()
     assert len(found.entropies) == 64
     close(found.entropies.sort()[0], entropies.sort()[0])  # the buffer is a ring
-    assert len(measure_rollout(model, max_rows=7).entropies) == 7
+    assert len(measure_rollout(model, max_states=7).entropies) == 7
 
 
 # ---- the rollout
@@ -295,7 +295,7 @@ def test_rows_are_spread_over_time_and_environments() -> None:
     with torch.no_grad():
         model.policy.action_net.weight.mul_(200.0)
     every = measure_rollout(model).entropies
-    some = measure_rollout(model, max_rows=16).entropies
+    some = measure_rollout(model, max_states=16).entropies
     places = [int((every == entropy).nonzero()[0]) for entropy in some]
     assert places[0] == 0
     assert places[-1] == 255
@@ -386,8 +386,8 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
         measure_policy(made, seen, episode_starts=torch.zeros(20, device=device))
     with pytest.raises(TypeError, match="got SACPolicy"):
         measure_policy(SAC("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10).policy, seen)
-    with pytest.raises(ValueError, match="max_rows"):
-        measure_rollout(PPO("MlpPolicy", "CartPole-v1", device="cpu"), max_rows=0)
+    with pytest.raises(ValueError, match="max_states"):
+        measure_rollout(PPO("MlpPolicy", "CartPole-v1", device="cpu"), max_states=0)
 
 
 # ---- what the callback and our algorithms write to TensorBoard, and that looking changes nothing

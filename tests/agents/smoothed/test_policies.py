@@ -255,7 +255,7 @@ def test_an_unmodified_algorithm_trains_with_both_knobs_on(
     after = model.policy.parameters_to_vector()
     assert np.isfinite(after).all()
     assert np.abs(after - before).max() > 1e-6
-    # KL(reference‖pi), which is positive, stands in the entropy slot with the other sign.
+    # KL(reference‖pi), which is positive, is in place of the entropy, with the other sign.
     assert model.logger.name_to_value["train/entropy_loss"] > 0
 
 
@@ -305,8 +305,8 @@ def test_a_policy_moves_to_the_device_with_its_reference(floor: float, device: t
         policy = build(smoothed.SmoothedActorCriticPolicy, VECTOR, actions, **knobs).to(device)
         tensors, _ = policy.obs_to_tensor(batch(VECTOR))
         chosen, _, log_prob = policy(tensors)
-        _, again, slot = policy.evaluate_actions(tensors, chosen)
-        assert slot.device.type == log_prob.device.type == device.type
+        _, again, term = policy.evaluate_actions(tensors, chosen)
+        assert term.device.type == log_prob.device.type == device.type
         assert torch.allclose(log_prob, again, atol=1e-5)
 
 
