@@ -22,7 +22,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.smoothed.entropy import EntropyTerm
+from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
     entropy_fractions,
@@ -58,7 +58,7 @@ def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = F
     Args:
         outputs: `[B, sum(dims)]`, or `[B, D]` of Bernoulli logits `x`, which become `(0, x)`.
         dims: number of choices of each component.
-        bernoulli: see `outputs`.
+        bernoulli: whether `outputs` are Bernoulli logits.
     """
     if bernoulli:
         return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
@@ -187,7 +187,7 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         return places.to(device), exists.to(device)
 
 
-class GaussianMixture(Distribution):
+class GaussianMixture(RegularisedDistribution):
     """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, mixed as whole action vectors.
 
     A distribution of Stable-Baselines3 for Box actions before they are clipped. Its entropy has no closed form with a
@@ -222,12 +222,10 @@ class GaussianMixture(Distribution):
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         self.reference_mean = reference_mean
         self.reference_std = reference_std
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.entropy_term = entropy_term
-        self.regularised = regularised
         self._reference_outputs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -321,21 +319,6 @@ class GaussianMixture(Distribution):
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
 
-    def actions_from_params(self, mean: Tensor, log_std: Tensor, deterministic: bool = False) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(mean, log_std).get_actions(deterministic)
-
-    def log_prob_from_params(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-densities."""
-        actions = self.actions_from_params(mean, log_std)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor | None:
-        """The entropy term's values; or `-KL(reference‖pi)`; or the entropy of the mixture, None with a floor."""
-        if self.entropy_term is not None:
-            return self.entropy_term.values(self)
-        return -self.kl_reference() if self.regularised else self.mixture_entropy()
-
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
         return gaussian_entropy(self.log_std).expand(len(self.mean))
@@ -389,11 +372,8 @@ class GaussianMixture(Distribution):
         each = self.log_std.expand_as(self.mean).unsqueeze(-1)
         return [gaussian_entropy(part) for part in each.unbind(1)]
 
-    def entropy_fractions(self) -> None:
-        """None: a differential entropy has no greatest value to be a fraction of."""
 
-
-class CategoricalMixture(Distribution):
+class CategoricalMixture(RegularisedDistribution):
     """`(1 - floor) · pi + floor · reference`, component by component, over the legal choices.
 
     A distribution of Stable-Baselines3 for Discrete, MultiDiscrete and MultiBinary actions. pi is the network's policy;
@@ -429,7 +409,7 @@ class CategoricalMixture(Distribution):
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         check_choice("kind", kind, ("discrete", "multi_discrete", "multi_binary"))
         if not dims or (kind == "discrete" and len(dims) != 1):
             raise ValueError(f"dims={dims!r} does not fit kind={kind!r}: give the number of choices of each component.")
@@ -439,8 +419,6 @@ class CategoricalMixture(Distribution):
         self.dims = dims
         self.references = references
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.entropy_term = entropy_term
-        self.regularised = regularised
 
     @classmethod
     def from_sb3(
@@ -551,23 +529,6 @@ class CategoricalMixture(Distribution):
         """The most probable action of the mixture, in the form of `sample`."""
         return self._as_actions(self._mixture_log_probs().argmax(-1))
 
-    def actions_from_params(
-        self, outputs: Tensor, reference_outputs: Tensor | None = None, deterministic: bool = False
-    ) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(outputs, reference_outputs).get_actions(deterministic)
-
-    def log_prob_from_params(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-probabilities."""
-        actions = self.actions_from_params(outputs, reference_outputs)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor:
-        """The entropy term's values; or `-KL(reference‖pi)`, if regularised; or the entropy of the mixture, `[B]`."""
-        if self.entropy_term is not None:
-            return self.entropy_term.values(self)
-        return -self.kl_reference() if self.regularised else self.mixture_entropy()
-
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""
         found = self._entropy
@@ -660,7 +621,7 @@ class CategoricalMixture(Distribution):
         return self._static[0]
 
 
-class GSDEEntropyTerm(Distribution):
+class GSDEEntropyTerm(RegularisedDistribution):
     """A gSDE distribution of Stable-Baselines3 whose `entropy()` is the entropy term, or `-KL(reference‖pi)`.
 
     KL is that of the Gaussians before squashing: squashing both does not change it. A squashed policy's entropy has no
@@ -675,10 +636,9 @@ class GSDEEntropyTerm(Distribution):
     def __init__(
         self, noise: StateDependentNoiseDistribution, gaussian: GaussianMixture, entropy_term: EntropyTerm | None
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=True)
         self.noise = noise
         self.gaussian = gaussian
-        self.entropy_term = entropy_term
         self.distribution = noise.distribution
         self._log_prob: Tensor | None = None
 
@@ -695,10 +655,6 @@ class GSDEEntropyTerm(Distribution):
         self._log_prob = self.noise.log_prob(actions)
         return self._log_prob
 
-    def entropy(self) -> Tensor:
-        """The entropy term's values, or `-KL(reference‖pi)`, `[B]`."""
-        return -self.kl_reference() if self.entropy_term is None else self.entropy_term.values(self)
-
     def network_entropy(self) -> Tensor:
         """H(pi), `[B]`; squashed: its estimate."""
         if self.noise.bijector is None:
@@ -706,16 +662,9 @@ class GSDEEntropyTerm(Distribution):
         assert self._log_prob is not None, "log_prob comes first, as in evaluate_actions"
         return -self._log_prob
 
-    def mixture_entropy(self) -> Tensor:
-        """The network's: there is no floor."""
-        return self.network_entropy()
-
     def kl_reference(self) -> Tensor:
         """KL(reference‖pi), `[B]`."""
         return self.gaussian.kl_reference()
-
-    def entropy_fractions(self) -> None:
-        """None: differential entropies have no fractions."""
 
     def sample(self) -> Tensor:
         """Draw actions."""
