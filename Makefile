@@ -36,9 +36,10 @@ test: $(DEV)  ## run the tests
 test-slow: $(DEV)  ## run the longer checks that `make test` leaves out
 	$(BIN)/python -P -m pytest -m slow $(ARGS)
 
-lint: $(DEV)  ## check style and format
+lint: $(DEV)  ## check style, format and spelling
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
 
 types: $(DEV)  ## check types
 	$(BIN)/python -m mypy --strict

@@ -23,7 +23,7 @@ from rlsmooth.agents import (
     save_agent,
     save_reward_net,
 )
-from rlsmooth.agents.adversarial.trainer import build_net
+from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device

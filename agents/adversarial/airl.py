@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, final
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,17 +12,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial.reward_nets import RewardNet, ShapedRewardNet, TensorObservations, Transitions
-from rlsmooth.agents.adversarial.trainer import (
-    AdversarialImitation,
-    TerminalStates,
-    build_net,
-    check_algorithm,
-    discount,
+from rlsmooth.agents.adversarial.reward_nets import (
+    RewardNet,
+    ShapedRewardNet,
+    TensorObservations,
+    Transitions,
+    map_parts,
 )
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.sb3 import is_maskable
-from rlsmooth.checks import check_positive_int
-from rlsmooth.data import Demonstrations
 
 __all__ = ["AIRL"]
 
@@ -40,29 +36,32 @@ class AIRL(AdversarialImitation):
     is else a constant for each step that an episode lasts.
 
     Args:
-        demonstrations: the expert's, with `next_observations`; where these are missing the next row stands for them,
-            and the last row of each episode is left out.
-        gen_algo: as of `GAIL`; its policy must tell log-probabilities: an actor-critic policy, or SAC's.
+        demonstrations: the expert's, with `next_observations`; where these are missing, the next observation of the
+            episode is taken, and its last transition left out.
+        gen_algo: an algorithm whose policy gives log-probabilities: an actor-critic policy, or SAC's.
         reward_net: f of `Transitions`, `[B]`; None: a `ShapedRewardNet` with the algorithm's gamma.
-        demo_batch_size: as of `GAIL`.
-        demo_minibatch_size: as of `GAIL`.
-        n_disc_updates_per_round: as of `GAIL`.
-        gen_train_timesteps: as of `GAIL`.
-        gen_replay_buffer_capacity: as of `GAIL`.
-        disc_learning_rate: as of `GAIL`.
-        disc_opt_cls: as of `GAIL`.
-        disc_opt_kwargs: as of `GAIL`.
-        real_target: as of `GAIL`.
-        fake_target: as of `GAIL`.
-        correct_offset: see above.
-        terminal_states: as of `GAIL`; log pi of the absorbing state is 0, since there is nothing to choose in it.
-        horizon: as of `GAIL`.
-        relabel_replay_buffer: as of `GAIL`.
-        seed: as of `GAIL`.
+        demo_batch_size: the expert's transitions in a discriminator update, and as many of the generator's.
+        demo_minibatch_size: transitions of each side that one backward pass takes; None: all at once.
+        n_disc_updates_per_round: discriminator updates of a round.
+        gen_train_timesteps: environment steps of a round; None: a rollout of an on-policy algorithm, 1024 of another.
+        gen_replay_buffer_capacity: how many of the generator's latest transitions are drawn from; None: a round's.
+        disc_learning_rate: None: 1e-3, or the `lr` of `disc_opt_kwargs`.
+        disc_opt_cls: the discriminator's optimiser.
+        disc_opt_kwargs: its other arguments.
+        real_target: the value of D that the expert's transitions are trained towards.
+        fake_target: the value of D that the generator's transitions are trained towards; leave it at 0.
+        correct_offset: take the logit of the equilibrium off f.
+        terminal_states: `"absorbing"`: a terminal state leads to an absorbing one (see `GAIL`), whose log pi is 0:
+            there is nothing to choose in it; `"as_is"`: termination is not seen.
+        horizon: steps after which episodes are truncated; None: the environment's time limit, else the longest
+            demonstration.
+        relabel_replay_buffer: off-policy algorithms: make the rewards in the replay buffer anew after each round.
+        seed: of the reward net's weights and of the draws; None: drawn from torch's generator.
 
     Raises:
         TypeError: `gen_algo` is no SB3 algorithm, or its policy has no log-probabilities.
-        ValueError: as `GAIL`.
+        ValueError: spaces that differ, no environment, a value outside its range, two learning rates, a `reward_net`
+            that does not know the absorbing state.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -73,79 +72,36 @@ class AIRL(AdversarialImitation):
         2
     """
 
-    def __init__(
-        self,
-        demonstrations: Demonstrations,
-        gen_algo: BaseAlgorithm,
-        reward_net: nn.Module | None = None,
-        *,
-        demo_batch_size: int = 256,
-        demo_minibatch_size: int | None = None,
-        n_disc_updates_per_round: int = 2,
-        gen_train_timesteps: int | None = None,
-        gen_replay_buffer_capacity: int | None = None,
-        disc_learning_rate: float | None = None,
-        disc_opt_cls: type[torch.optim.Optimizer] = torch.optim.Adam,
-        disc_opt_kwargs: Mapping[str, Any] | None = None,
-        real_target: float = 1.0,
-        fake_target: float = 0.0,
-        correct_offset: bool = True,
-        terminal_states: TerminalStates = "absorbing",
-        horizon: int | None = None,
-        relabel_replay_buffer: bool = True,
-        seed: int | None = None,
-    ) -> None:
-        check_algorithm(gen_algo)
-        policy = gen_algo.policy
+    def _check_policy(self) -> None:
+        policy = self.gen_algo.policy
         is_known = isinstance(policy, (ActorCriticPolicy, SACPolicy)) or is_maskable(policy)
         if not is_known or "lstm_actor" in dict(policy.named_children()):
             raise TypeError(
-                f"gen_algo's {type(policy).__name__} can't tell the log-probability of an action: use an actor-critic "
-                "policy without memory (PPO, A2C, TRPO, MaskablePPO and their smoothed forms) or SAC."
+                f"gen_algo's {type(policy).__name__} has no log-probability of an action: use an actor-critic policy "
+                "without memory (PPO, A2C, TRPO, MaskablePPO and their smoothed forms) or SAC."
             )
-        seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
-        if reward_net is None:
-            of = gen_algo.observation_space, gen_algo.action_space
-            gamma = discount(gen_algo)
-            reward_net = build_net(lambda: ShapedRewardNet(RewardNet(*of), gamma=gamma), seed)
-        super().__init__(
-            demonstrations,
-            gen_algo,
-            reward_net,
-            demo_batch_size=demo_batch_size,
-            demo_minibatch_size=demo_minibatch_size,
-            n_disc_updates_per_round=n_disc_updates_per_round,
-            gen_train_timesteps=gen_train_timesteps,
-            gen_replay_buffer_capacity=gen_replay_buffer_capacity,
-            disc_learning_rate=disc_learning_rate,
-            disc_opt_cls=disc_opt_cls,
-            disc_opt_kwargs=disc_opt_kwargs,
-            real_target=real_target,
-            fake_target=fake_target,
-            correct_offset=correct_offset,
-            terminal_states=terminal_states,
-            horizon=horizon,
-            relabel_replay_buffer=relabel_replay_buffer,
-            seed=seed,
-        )
 
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def _default_net(self) -> nn.Module:
+        net = RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
+        return ShapedRewardNet(net, gamma=float(self.gen_algo.gamma))
+
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """`f(s, a, s') - log pi(a|s)`, `[B]`."""
-        scores: Tensor = self.reward_net(rows)
-        probability = log_probability(self.gen_algo, rows.observations, rows.actions, masks)
-        if rows.absorbing is not None:
-            probability = probability.masked_fill(rows.absorbing, 0.0)
+        scores: Tensor = self.reward_net(transitions)
+        probability = log_probability(self.gen_algo, transitions.observations, transitions.actions, masks)
+        if transitions.absorbing is not None:
+            probability = probability.masked_fill(transitions.absorbing, 0.0)
         return scores - probability
 
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """`f(s, a, s')` less the offset, `[B]`."""
-        scores: Tensor = self.reward_net(rows)
+        scores: Tensor = self.reward_net(transitions)
         return scores - self.offset
 
-    def recovered_reward(self, rows: Transitions) -> Tensor:
+    def recovered_reward(self, transitions: Transitions) -> Tensor:
         """The unshaped part g, `[B]`, less the offset; f where `reward_net` is no `ShapedRewardNet`."""
         net = self.reward_net
-        scores: Tensor = net.reward(rows) if isinstance(net, ShapedRewardNet) else net(rows)
+        scores: Tensor = net.reward(transitions) if isinstance(net, ShapedRewardNet) else net(transitions)
         return scores - self.offset
 
 
@@ -153,7 +109,7 @@ class AIRL(AdversarialImitation):
 def log_probability(
     algorithm: BaseAlgorithm, observations: TensorObservations, actions: Tensor, masks: Tensor | None = None
 ) -> Tensor:
-    """`log pi(a|s)` of the algorithm's policy as it stands, `[B]`, in nats (of a Box: of the density).
+    """`log pi(a|s)` of the algorithm's present policy, `[B]`, in nats (of a Box: of the density).
 
     Args:
         algorithm: with an actor-critic policy, or SAC's.
@@ -184,10 +140,9 @@ def _normalised(algorithm: BaseAlgorithm, observations: TensorObservations) -> T
     env = algorithm.get_env()
     if not isinstance(env, VecNormalize) or not env.norm_obs:
         return observations
-    if isinstance(observations, dict):
-        arrays: Any = env.normalize_obs({key: part.cpu().numpy() for key, part in observations.items()})
-        return {key: torch.as_tensor(np.asarray(part), device=algorithm.device) for key, part in arrays.items()}
-    return torch.as_tensor(env.normalize_obs(observations.cpu().numpy()), device=algorithm.device)
+    arrays: Any = env.normalize_obs(map_parts(observations, lambda part: part.cpu().numpy()))
+    found: TensorObservations = map_parts(arrays, lambda part: torch.as_tensor(part, device=algorithm.device))
+    return found
 
 
 def _scaled(algorithm: BaseAlgorithm, actions: Tensor) -> Tensor:

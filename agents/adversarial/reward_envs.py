@@ -1,9 +1,10 @@
-"""Environments whose reward is what a network says, and which remember what happened in them."""
+"""Environments with a learned reward, and how they are put around a generator and record its transitions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor, nn
 
-from rlsmooth.agents.adversarial.reward_nets import RewardFunction, reward_of
+from rlsmooth.agents.adversarial.reward_nets import RewardFunction, map_parts, reward_of
 from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_steps
 from rlsmooth.agents.files.algorithm_state import KNOWN_BUFFERS
 from rlsmooth.agents.files.run_state import TransientVecEnvWrapper
@@ -35,7 +36,8 @@ __all__ = [
 
 Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
-CHUNK_ROWS = 4096
+CHUNK = 4096
+"""Transitions that a network scores at once."""
 
 
 class LearnedRewardVecEnv(VecEnvWrapper):
@@ -47,14 +49,14 @@ class LearnedRewardVecEnv(VecEnvWrapper):
 
     Args:
         venv: the environment, with raw observations: put a `VecNormalize` around the wrapper, not below it.
-        reward: a network of `Transitions`, or a function of observations, actions, next observations (of an ended
-            episode its last one) and `terminated` (bool: a time limit is no such end), which gives float `[B]`.
+        reward: a network of `Transitions`, or a function of observations, actions, next observations (at the end of an
+            episode its last one) and `terminated` (bool; False at a time limit), which gives float `[B]`.
             `trainer.reward_function` of GAIL or AIRL is one. A bare network pays its raw score: the logit that GAIL
             trained, or AIRL's f with its shaping (the part without is `net.reward`); no offset of smoothed targets is
             taken off, nor, but for `absorbing_is_zero`, the reward of the absorbing state, so that such a reward pays
-            for episodes that last, or for ending them.
-        absorbing_is_zero: of a network: take the score of the absorbing state off, so that an end is worth 0. For nets
-            trained with `terminal_states="absorbing"` on episodes that end.
+            for episodes that last, or for terminating them.
+        absorbing_is_zero: of a network: take the score of the absorbing state off, so that termination is worth 0. For
+            nets trained with `terminal_states="absorbing"` on episodes that terminate.
 
     Attributes:
         finished_returns: of the episodes that ended since the list was last cleared, in the learned reward.
@@ -95,7 +97,7 @@ class LearnedRewardVecEnv(VecEnvWrapper):
         self._returns = np.zeros(venv.num_envs)
 
     def reset(self) -> Any:
-        """As the wrapped environment's."""
+        """Reset the wrapped environment, and count returns anew."""
         self._observations = self.venv.reset()
         self._returns[:] = 0
         return self._observations
@@ -106,7 +108,7 @@ class LearnedRewardVecEnv(VecEnvWrapper):
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:
-        """As the wrapped environment's, with the learned reward."""
+        """The step of the wrapped environment, with the learned reward."""
         observations, true_rewards, dones, infos = self.venv.step_wait()
         terminated, after = dones, observations
         if dones.any():
@@ -145,10 +147,10 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
 
     Args:
         venv: the environment.
-        reward: see `LearnedRewardVecEnv`.
+        reward: a function of observations, actions, next observations and `terminated`.
         store: takes the transitions.
-        horizon: steps up to which terminated episodes are padded; None: not at all.
-        gamma: see `absorbing_steps`.
+        horizon: steps up to which terminated episodes continue in the absorbing state; None: not at all.
+        gamma: the discount factor of absorbing steps.
         is_deferred: `step` gives rewards of 0; `settle` gives the true ones later.
     """
 
@@ -172,7 +174,7 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
         self._unsettled: list[NDArray[np.bool_]] = []
 
     def reset(self) -> Any:
-        """As the wrapped environment's."""
+        """Reset the wrapped environment, and count steps and returns anew."""
         self._lengths[:] = 0
         self._unsettled.clear()
         return super().reset()
@@ -184,7 +186,7 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
         super().step_async(actions)
 
     def episode_state(self) -> dict[str, Any]:
-        """What belongs to the running episodes, between two rollouts."""
+        """The state of the running episodes, between two rollouts."""
         return {
             "observations": self._observations,
             "lengths": self._lengths.copy(),
@@ -210,13 +212,13 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
 
     def settle(self) -> NDArray[np.float32]:
         """The rewards of all steps since the last call, `[steps, environments]`."""
-        ends, count = self._unsettled, self.num_envs
-        rewards = np.empty(len(ends) * count, dtype=np.float32)
-        for first in range(0, len(rewards), CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, len(rewards))
+        steps, count = self._unsettled, self.num_envs
+        rewards = np.empty(len(steps) * count, dtype=np.float32)
+        for first in range(0, len(rewards), CHUNK):
+            last = min(first + CHUNK, len(rewards))
             rewards[first:last] = self.reward(*self.store.latest(len(rewards) - first, last - first))
-        by_step = rewards.reshape(len(ends), count)
-        for number, dones in enumerate(ends):
+        by_step = rewards.reshape(len(steps), count)
+        for number, dones in enumerate(steps):
             self._count(by_step[number], dones)
         self._unsettled = []
         return by_step
@@ -283,20 +285,16 @@ def _normalizers(env: VecEnv) -> Iterator[VecNormalize]:
 
 
 def _with_final(observations: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> Any:
-    """What the environments showed after the actions: of an ended episode its last observation."""
-    if not dones.any():
-        return observations
-    places = np.flatnonzero(dones)
-    if isinstance(observations, dict):
-        after = {key: part.copy() for key, part in observations.items()}
-        for place in places:
+    """The observations after the actions: at the end of an episode its last one."""
+    after = map_parts(observations, np.array)
+    for place in np.flatnonzero(dones):
+        final = infos[place]["terminal_observation"]
+        if isinstance(after, dict):
             for key, part in after.items():
-                part[place] = infos[place]["terminal_observation"][key]
-        return after
-    replaced = np.array(observations)
-    for place in places:
-        replaced[place] = infos[place]["terminal_observation"]
-    return replaced
+                part[place] = final[key]
+        else:
+            after[place] = final
+    return after
 
 
 KNOWN = ("stable_baselines3", "sb3_contrib", "rlsmooth")
@@ -309,7 +307,7 @@ def can_defer(algorithm: BaseAlgorithm, capacity: int) -> bool:
 
     Args:
         algorithm: with its environment.
-        capacity: rows that the store keeps; a rollout must fit.
+        capacity: transitions that the store keeps; a rollout must fit.
     """
     if not isinstance(algorithm, OnPolicyAlgorithm) or capacity < algorithm.n_steps * algorithm.n_envs:
         return False
@@ -322,7 +320,7 @@ def can_defer(algorithm: BaseAlgorithm, capacity: int) -> bool:
 def deferred_rewards(algorithm: BaseAlgorithm, wrapper: RecordingRewardVecEnv) -> Iterator[None]:
     """Meanwhile the rollout buffer adds the true rewards to its own before it computes the returns.
 
-    What it holds by then is the worth of the states at which time limits cut episodes off, else 0.
+    By then it holds the values of the states at which time limits truncated episodes, else 0.
     """
     if not wrapper.is_deferred:
         yield
@@ -376,23 +374,17 @@ def relabel(algorithm: OffPolicyAlgorithm, reward: RewardFunction) -> None:
     steps = max(1, RELABELLED_AT_ONCE // count)
     space = algorithm.action_space
     for first in range(0, size, steps):
-        rows = slice(first, min(first + steps, size))
-        length = rows.stop - rows.start
-        terminated = buffer.dones[rows].astype(bool) & ~buffer.timeouts[rows].astype(bool)
-        actions = buffer.actions[rows].reshape(length * count, *(space.shape or ()))
+        part = slice(first, min(first + steps, size))
+        length = part.stop - part.start
+        terminated = buffer.dones[part].astype(bool) & ~buffer.timeouts[part].astype(bool)
+        actions = buffer.actions[part].reshape(length * count, *(space.shape or ()))
         if isinstance(space, spaces.Box):
             actions = algorithm.policy.unscale_action(actions)
-        values = reward(
-            _flat(buffer.observations, rows), actions, _flat(buffer.next_observations, rows), terminated.reshape(-1)
-        )
-        buffer.rewards[rows] = values.reshape(length, count)
+        flat = partial(_flat, part=part)
+        here, after = map_parts(buffer.observations, flat), map_parts(buffer.next_observations, flat)
+        buffer.rewards[part] = reward(here, actions, after, terminated.reshape(-1)).reshape(length, count)
 
 
-def _flat(observations: Any, rows: slice) -> Any:
-    if isinstance(observations, dict):
-        return {key: _rows(part[rows]) for key, part in observations.items()}
-    return _rows(observations[rows])
-
-
-def _rows(values: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(values).reshape(-1, *values.shape[2:])
+def _flat(values: NDArray[Any], part: slice) -> NDArray[Any]:
+    """The steps of all environments behind each other."""
+    return np.asarray(values[part]).reshape(-1, *values.shape[2:])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
 
@@ -11,7 +12,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import (
-    get_action_dim,
+    get_flattened_obs_dim,
     is_image_space,
     maybe_transpose,
     preprocess_obs,
@@ -26,8 +27,9 @@ from stable_baselines3.common.torch_layers import (
 from torch import Tensor, nn
 
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
-from rlsmooth.checks import check_in_range, check_writable_folder
+from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
+from rlsmooth.training.safe_file import with_zip_suffix
 
 __all__ = [
     "RewardFunction",
@@ -35,25 +37,32 @@ __all__ = [
     "RunningNorm",
     "ShapedRewardNet",
     "Transitions",
-    "absorbing_row",
-    "as_tensors",
+    "absorbing_transition",
+    "build_net",
+    "build_optimizer",
+    "check_absorbing",
+    "check_minibatch",
     "decode_net",
     "encode_net",
     "load_reward_net",
+    "map_parts",
+    "misfits_refused",
+    "oriented",
     "reward_of",
     "save_reward_net",
-    "with_suffix",
+    "transitions_from_arrays",
 ]
 
 
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 
 INDICATOR = 10.0
-"""What stands for True. The absorbing state has the features of the mean state, and a few hundred small updates must be
-able to tell the two apart: by a 1, its logit lags behind those of the real states for all of a short run."""
+"""The input that means True. The absorbing state has the features of the mean state, and a few hundred small updates
+must be able to tell the two apart: by a 1, its logit lags behind those of the real states for all of a short run."""
 
 SMALLEST_IMAGE = 36
 """Side that `NatureCNN`'s three convolutions need."""
+DISC_LEARNING_RATE = 1e-3
 
 
 class Transitions(NamedTuple):
@@ -62,10 +71,10 @@ class Transitions(NamedTuple):
     Attributes:
         observations: `[B, ...]`, or a dict of such, channels first.
         actions: `[B, *action_space.shape]`.
-        next_observations: as `observations`; of a terminated transition the true final ones.
-        terminated: bool `[B]`: the episode ended in a terminal state. A time limit is no such state.
-        absorbing: bool `[B]`: the row is the self-loop of the absorbing state behind a terminal one; what else it holds
-            does not count. None: no row is.
+        next_observations: those after the actions; at the end of an episode its last ones.
+        terminated: bool `[B]`: the step led to a terminal state. A time limit is no such state.
+        absorbing: bool `[B]`: the transition is the self-loop of the absorbing state behind a terminal one; what else
+            it holds does not count. None: no transition is.
     """
 
     observations: TensorObservations
@@ -78,7 +87,7 @@ class Transitions(NamedTuple):
 class RunningNorm(nn.Module):
     """Standardises its input by the mean and variance of all it has seen in training mode.
 
-    Source: Welford (1962) in Chan et al.'s form for batches; what imitation's `RunningNorm` does.
+    Source: Welford (1962) in Chan et al.'s form for batches, as imitation's `RunningNorm`.
 
     Args:
         size: of the last axis.
@@ -99,7 +108,7 @@ class RunningNorm(nn.Module):
 
         Args:
             values: `[B, size]`.
-            is_left_out: bool `[B]`, rows that are not counted.
+            is_left_out: bool `[B]`, samples that are not counted.
         """
         if self.training:
             self._update(values.detach(), is_left_out)
@@ -110,14 +119,14 @@ class RunningNorm(nn.Module):
         weight = torch.ones_like(values[:, :1])
         if is_left_out is not None:
             weight = weight.masked_fill(is_left_out.unsqueeze(-1), 0.0)
-        rows = weight.sum()
-        mean = (weight * values).sum(0) / rows.clamp(min=1.0)
+        count = weight.sum()
+        mean = (weight * values).sum(0) / count.clamp(min=1.0)
         squares = (weight * (values - mean).square()).sum(0)
-        total = self.count + rows
-        share = rows / total.clamp(min=1.0)
+        total = self.count + count
+        share = count / total.clamp(min=1.0)
         delta = mean - self.mean
         spread = self.count * self.variance + squares + delta.square() * self.count * share
-        # Without a single row so far nothing is known: mean 0 and variance 1 stay.
+        # Without a single sample so far nothing is known: mean 0 and variance 1 stay.
         self.variance.copy_(torch.where(total > 0, spread / total.clamp(min=1.0), self.variance))
         self.mean += delta * share
         self.count.copy_(total)
@@ -129,7 +138,7 @@ class RewardNet(nn.Module):
 
     Observations and actions are preprocessed as in Stable-Baselines3 (images scaled, discrete values one-hot), the
     observations go through a features extractor, and all go, standardised, into a multilayer perceptron. The absorbing
-    state (Kostrikov et al. 2019) has features of zero and an indicator of its own; so has it as a next state.
+    state (Kostrikov et al. 2019) has features of zero and an indicator of its own, as a next state too.
 
     Args:
         observation_space: channels first, as an algorithm's own `observation_space` is.
@@ -138,7 +147,7 @@ class RewardNet(nn.Module):
         use_state: read the observation.
         use_action: read the action.
         use_next_state: read the next observation.
-        use_done: read whether the transition ended in a terminal state.
+        use_done: read whether the transition led to a terminal state.
         normalize_inputs: standardise by running statistics of the training batches.
         activation_fn: between layers.
         features_extractor_class: SB3's; None: Flatten, NatureCNN for images of 36 x 36 or more, Combined for Dicts.
@@ -154,8 +163,7 @@ class RewardNet(nn.Module):
         >>> net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
         >>> observations = torch.zeros(5, 3)
         >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
-        >>> rows = Transitions(observations, actions, observations, terminated)
-        >>> net(rows).shape
+        >>> net(Transitions(observations, actions, observations, terminated)).shape
         torch.Size([5])
     """
 
@@ -201,27 +209,22 @@ class RewardNet(nn.Module):
         if use_state or use_next_state:
             self.extractor = build(observation_space, **extract)
         features = 0 if self.extractor is None else self.extractor.features_dim
-        action_dim = int(sum(action_space.nvec)) if isinstance(action_space, spaces.MultiDiscrete) else 0
-        if isinstance(action_space, spaces.Discrete):
-            action_dim = int(action_space.n)
-        elif not action_dim:
-            action_dim = get_action_dim(action_space)
-        size = features * (use_state + use_next_state) + action_dim * use_action
+        size = features * (use_state + use_next_state) + get_flattened_obs_dim(action_space) * use_action
         self.norm = RunningNorm(size) if normalize_inputs and size else None
         indicators = 1 + use_next_state + use_done
         self.layers = nn.Sequential(*create_mlp(size + indicators, 1, list(net_arch), activation_fn))
 
-    def forward(self, rows: Transitions) -> Tensor:
+    def forward(self, transitions: Transitions) -> Tensor:
         """The score, `[B]`."""
-        terminated = rows.terminated.bool()
-        absorbing = torch.zeros_like(terminated) if rows.absorbing is None else rows.absorbing
+        terminated = transitions.terminated.bool()
+        absorbing = torch.zeros_like(terminated) if transitions.absorbing is None else transitions.absorbing
         inputs = []
         if self.use_state:
-            inputs.append(self._features(rows.observations, absorbing))
+            inputs.append(self._features(transitions.observations, absorbing))
         if self.use_next_state:
-            inputs.append(self._features(rows.next_observations, absorbing | terminated))
+            inputs.append(self._features(transitions.next_observations, absorbing | terminated))
         if self.use_action:
-            actions = preprocess_obs(rows.actions, self.action_space)
+            actions = preprocess_obs(transitions.actions, self.action_space)
             assert isinstance(actions, Tensor)
             inputs.append(actions.flatten(1).masked_fill(absorbing.unsqueeze(-1), 0.0))
         columns = [absorbing]
@@ -230,20 +233,14 @@ class RewardNet(nn.Module):
         if self.use_done:
             columns.append(terminated)
         indicators = INDICATOR * torch.stack(columns, dim=-1).float()
-        if not inputs:
-            alone: Tensor = self.layers(indicators).squeeze(-1)
-            return alone
-        joined = torch.cat(inputs, dim=-1)  # B, features
-        if self.norm is not None:
-            joined = self._standardised(joined, absorbing)
-        score: Tensor = self.layers(torch.cat((joined, indicators), dim=-1)).squeeze(-1)
+        if inputs:
+            joined = torch.cat(inputs, dim=-1)  # B, features
+            if self.norm is not None:
+                # The absorbing state lies in the middle of the data, told apart by its indicator.
+                joined = self.norm(joined, absorbing).masked_fill(absorbing.unsqueeze(-1), 0.0)
+            indicators = torch.cat((joined, indicators), dim=-1)
+        score: Tensor = self.layers(indicators).squeeze(-1)
         return score
-
-    def _standardised(self, joined: Tensor, absorbing: Tensor) -> Tensor:
-        assert self.norm is not None
-        standardised: Tensor = self.norm(joined, absorbing)
-        # The absorbing state lies in the middle of the data, told apart by its indicator.
-        return standardised.masked_fill(absorbing.unsqueeze(-1), 0.0)
 
     def _features(self, observations: TensorObservations, absorbing: Tensor) -> Tensor:
         assert self.extractor is not None
@@ -255,7 +252,8 @@ class RewardNet(nn.Module):
 class ShapedRewardNet(nn.Module):
     """AIRL's `f(s, a, s') = g(s, a) + gamma · h(s') - h(s)`, `[B]` (Fu et al. 2018, equation 5).
 
-    The potential h of the absorbing state is 0, so that shaping adds up to `-h(first state)` over an episode that ends.
+    The potential h of the absorbing state is 0, so that shaping adds up to `-h(first state)` over an episode that
+    terminates.
 
     Args:
         reward: g.
@@ -269,8 +267,7 @@ class ShapedRewardNet(nn.Module):
         >>> net = ShapedRewardNet(RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)), gamma=0.99)
         >>> observations = torch.zeros(5, 3)
         >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
-        >>> rows = Transitions(observations, actions, observations, terminated)
-        >>> net(rows).shape
+        >>> net(Transitions(observations, actions, observations, terminated)).shape
         torch.Size([5])
     """
 
@@ -288,19 +285,21 @@ class ShapedRewardNet(nn.Module):
         )
         # A potential that is the same everywhere shapes nothing; only differences matter, so h(absorbing) = 0 is free.
 
-    def forward(self, rows: Transitions) -> Tensor:
+    def forward(self, transitions: Transitions) -> Tensor:
         """The shaped score, `[B]`."""
-        nothing = torch.zeros_like(rows.terminated, dtype=torch.bool)
-        absorbing = nothing if rows.absorbing is None else rows.absorbing
-        base: Tensor = self.reward(rows)
-        here = self.potential(rows._replace(terminated=nothing, absorbing=None)).masked_fill(absorbing, 0.0)
+        nothing = torch.zeros_like(transitions.terminated, dtype=torch.bool)
+        absorbing = nothing if transitions.absorbing is None else transitions.absorbing
+        base: Tensor = self.reward(transitions)
+        here = self.potential(transitions._replace(terminated=nothing, absorbing=None)).masked_fill(absorbing, 0.0)
         was_training = self.potential.training
         if self.potential.norm is not None:
             self.potential.norm.eval()  # each state is counted once, as a state
-        after = self.potential(rows._replace(observations=rows.next_observations, terminated=nothing, absorbing=None))
+        after = self.potential(
+            transitions._replace(observations=transitions.next_observations, terminated=nothing, absorbing=None)
+        )
         if self.potential.norm is not None:
             self.potential.norm.train(was_training)
-        after = after.masked_fill(absorbing | rows.terminated.bool(), 0.0)
+        after = after.masked_fill(absorbing | transitions.terminated.bool(), 0.0)
         shaped: Tensor = base + self.gamma * after - here
         return shaped
 
@@ -314,31 +313,114 @@ def _default_extractor(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
     return NatureCNN if min(space.shape[1:]) >= SMALLEST_IMAGE else FlattenExtractor
 
 
-def absorbing_row(rows: Transitions) -> Transitions:
-    """The self-loop of the absorbing state, one row; what else it holds is the first row's, and does not count."""
-    first = Transitions(*(_part(part, slice(1)) for part in rows))
+def absorbing_transition(transitions: Transitions) -> Transitions:
+    """One self-loop of the absorbing state; what else it holds is the first transition's, and does not count."""
+    first = Transitions(*(map_parts(part, lambda values: values[:1]) for part in transitions))
     return first._replace(
         terminated=torch.zeros_like(first.terminated), absorbing=torch.ones_like(first.terminated, dtype=torch.bool)
     )
 
 
-def _part(part: Any, kept: slice) -> Any:
-    if isinstance(part, dict):
-        return {key: values[kept] for key, values in part.items()}
-    return part[kept]
+def map_parts(observations: Any, change: Callable[[Any], Any]) -> Any:
+    """`change` of the observations, or of each part of a dict of them."""
+    if isinstance(observations, dict):
+        return {key: change(part) for key, part in observations.items()}
+    return change(observations)
+
+
+# ---- the parts of a trainer that concern its network
+
+
+def build_net(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network with weights drawn from `seed`, the global generators left alone."""
+    with isolated_rng(seed):
+        return build()
+
+
+def build_optimizer(
+    net: nn.Module,
+    disc_learning_rate: float | None,
+    disc_opt_cls: type[torch.optim.Optimizer],
+    disc_opt_kwargs: Mapping[str, Any] | None,
+) -> torch.optim.Optimizer:
+    """The discriminator's optimiser.
+
+    Raises:
+        TypeError: `disc_opt_cls` is no optimiser, or it does not take `disc_opt_kwargs`.
+        ValueError: there are two learning rates, or one outside its range.
+    """
+    if not (isinstance(disc_opt_cls, type) and issubclass(disc_opt_cls, torch.optim.Optimizer)):
+        raise TypeError(f"disc_opt_cls={disc_opt_cls!r} must be a class of torch.optim, such as torch.optim.Adam.")
+    arguments = dict(disc_opt_kwargs or {})
+    if "lr" not in arguments:
+        rate = DISC_LEARNING_RATE if disc_learning_rate is None else disc_learning_rate
+        arguments["lr"] = check_in_range("disc_learning_rate", rate, 0.0, low_open=True)
+    elif disc_learning_rate is not None:
+        raise ValueError(
+            f"disc_learning_rate={disc_learning_rate} and disc_opt_kwargs['lr']={arguments['lr']}: give one of them."
+        )
+    build: Any = disc_opt_cls
+    try:
+        optimizer: torch.optim.Optimizer = build(net.parameters(), **arguments)
+    except TypeError as error:
+        raise TypeError(f"disc_opt_kwargs={arguments} do not fit {disc_opt_cls.__name__}: {error}") from error
+    return optimizer
+
+
+@torch.no_grad()
+def check_absorbing(net: nn.Module, transitions: Transitions) -> None:
+    """Check that a network, in any mode, gives the absorbing state one score.
+
+    Args:
+        net: of the user's own, perhaps.
+        transitions: some that differ.
+
+    Raises:
+        ValueError: the score depends on what else a transition holds.
+    """
+    was_training = net.training
+    net.eval()
+    nothing = torch.zeros_like(transitions.terminated)
+    scores = net(transitions._replace(terminated=nothing, absorbing=~nothing))
+    net.train(was_training)
+    if not torch.allclose(scores, scores[:1].expand_as(scores), rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "reward_net gives absorbing transitions different scores: mask what it reads where their `absorbing` is "
+            "True (see RewardNet), or take terminal_states='as_is', which has no such transitions."
+        )
+
+
+def check_minibatch(demo_minibatch_size: int | None, demo_batch_size: int) -> int | None:
+    """The transitions of each side that one backward pass takes; None: all.
+
+    Raises:
+        ValueError: it does not divide the batch.
+    """
+    if demo_minibatch_size is None:
+        return None
+    size = check_positive_int("demo_minibatch_size", demo_minibatch_size)
+    if demo_batch_size % size:
+        raise ValueError(
+            f"demo_minibatch_size={size} must divide demo_batch_size={demo_batch_size}: "
+            f"try {max(part for part in range(1, size + 1) if demo_batch_size % part == 0)}."
+        )
+    return size
+
+
+# ---- rewards of arrays
 
 
 RewardFunction: TypeAlias = Callable[[Any, NDArray[Any], Any, NDArray[np.bool_]], NDArray[np.float32]]
-"""Of observations, actions, next observations (of an ended episode its last one) and `terminated`, float32 `[B]`."""
+"""Of observations, actions, next observations (at the end of an episode its last) and `terminated`, float32 `[B]`."""
 
 
 def reward_of(net: nn.Module, *, absorbing_is_zero: bool = False) -> RewardFunction:
-    """The scores of a network as a function of observations, actions, next observations and `terminated`.
+    """The scores of a network as a function of arrays.
 
     Args:
         net: of `Transitions`. Images are given to a `RewardNet` channels first, whichever way they come.
-        absorbing_is_zero: the score of the absorbing state is taken off every score, so that an end is worth 0, as
-            algorithms take it; the net must know `Transitions.absorbing`, as a `RewardNet` does.
+        absorbing_is_zero: the score of the absorbing state is taken off every score, so that a terminal state is worth
+            0, as algorithms take it; the net must know `Transitions.absorbing`, as a `RewardNet` does.
 
     Example:
         >>> from gymnasium import spaces
@@ -351,33 +433,52 @@ def reward_of(net: nn.Module, *, absorbing_is_zero: bool = False) -> RewardFunct
     space = base.observation_space if isinstance(base, RewardNet) else None
 
     @torch.no_grad()
-    def reward(
-        observations: Any, actions: NDArray[Any], next_observations: Any, terminated: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def reward(*arrays: Any, **named: Any) -> NDArray[np.float32]:
         if net.training:
             net.eval()
         device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-        here, after = (as_tensors(given, space, device) for given in (observations, next_observations))
-        ended = torch.as_tensor(terminated, device=device)
-        rows = Transitions(here, torch.as_tensor(actions, device=device), after, ended, torch.zeros_like(ended))
-        found = net(rows)
+        transitions = transitions_from_arrays(*arrays, **named, space=space, device=device)
+        found = net(transitions)
         if absorbing_is_zero:
-            found = found - net(absorbing_row(rows))
+            found = found - net(absorbing_transition(transitions))
         scores: NDArray[np.float32] = found.float().cpu().numpy()
         return scores
 
     return reward
 
 
-def as_tensors(observations: Any, space: Any, device: torch.device) -> Any:
-    """Observations as tensors; images as `space` has them, if it is given."""
+def transitions_from_arrays(
+    observations: Any,
+    actions: NDArray[Any],
+    next_observations: Any,
+    terminated: NDArray[np.bool_],
+    *,
+    space: spaces.Space[Any] | None,
+    device: torch.device,
+) -> Transitions:
+    """Arrays as networks read them, none of them absorbing; images as `space` has them, if it is given."""
+
+    def tensors(values: Any) -> Any:
+        return map_parts(values, lambda part: torch.as_tensor(part, device=device))
+
+    here, after = tensors(oriented(observations, space)), tensors(oriented(next_observations, space))
+    ended = tensors(terminated)
+    return Transitions(here, tensors(actions), after, ended, torch.zeros_like(ended))
+
+
+def oriented(observations: Any, space: Any) -> Any:
+    """Arrays of observations, images with their channels first as `space` has them, if it is given."""
     if isinstance(observations, dict):
         parts = {} if space is None else space.spaces
-        return {key: as_tensors(part, parts.get(key), device) for key, part in observations.items()}
+        return {key: oriented(part, parts.get(key)) for key, part in observations.items()}
     values = np.asarray(observations)
-    return torch.as_tensor(values if space is None else maybe_transpose(values, space), device=device)
+    return values if space is None else maybe_transpose(values, space)
 
 
+# ---- files
+
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, AssertionError)
 FORMAT_NAME = "rlsmooth-reward"
 FORMAT_VERSION = 1
 PLAIN, SHAPED = "reward", "shaped"
@@ -412,7 +513,8 @@ def save_reward_net(net: RewardNet | ShapedRewardNet, path: str | Path) -> Path:
             f"net is a {type(net).__name__}: pass a RewardNet or a ShapedRewardNet, or keep your own module's "
             "state_dict() by safetensors."
         )
-    path = with_suffix(path)
+    path = with_zip_suffix(path)
+    check_writable_folder("path", path.parent)
     config, tensors = encode_net(net)
     write_safe_file(path, config, tensors=tensors, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
     return path
@@ -439,10 +541,10 @@ def load_reward_net(
         SafeFileError: the file is damaged, is another kind of file, or asks for `custom_objects`.
 
     Example:
-        See `save_reward_net`.
+        The one of `save_reward_net` reads its file again.
     """
     path = Path(path).expanduser()
-    path = path if path.exists() else path.with_name(f"{path.name}.zip") if not path.suffix else path
+    path = path if path.exists() else with_zip_suffix(path)
     content = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
     net = decode_net(path, content.config, content.tensors, custom_objects=custom_objects or {})
     return net.to(device).eval()
@@ -476,28 +578,26 @@ def decode_net(
     Raises:
         SafeFileError: what it says is malformed, or does not fit.
     """
-    try:
+    with misfits_refused(path), isolated_rng():
         known = {name: value for name, value in custom_objects.items() if name in config["arguments"]}
         arguments = decode_arguments(path, config["arguments"], tensors=tensors["net_arguments"], custom_objects=known)
-        with isolated_rng():
-            net: RewardNet | ShapedRewardNet = RewardNet(**arguments)
-            if config["kind"] == SHAPED:
-                assert isinstance(net, RewardNet)
-                net = ShapedRewardNet(net, gamma=config["gamma"], potential_net_arch=config["potential_net_arch"])
-            elif config["kind"] != PLAIN:
-                raise ValueError(f"there is no kind of network {config['kind']!r}")
-    except SafeFileError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, AssertionError) as error:
-        raise SafeFileError(f"{str(path)!r} has a malformed reward network ({error!r}). Use another copy.") from error
+        net: RewardNet | ShapedRewardNet = RewardNet(**arguments)
+        if config["kind"] == SHAPED:
+            assert isinstance(net, RewardNet)
+            net = ShapedRewardNet(net, gamma=config["gamma"], potential_net_arch=config["potential_net_arch"])
+        elif config["kind"] != PLAIN:
+            raise ValueError(f"there is no kind of network {config['kind']!r}")
     own: Any = net
     load_parameters(path, own, tensors.get("net", {}))
     return net
 
 
-def with_suffix(path: str | Path) -> Path:
-    """The path with `.zip` if it had no suffix, in a folder that can be written to."""
-    path = Path(path).expanduser()
-    path = path if path.suffix else path.with_name(f"{path.name}.zip")
-    check_writable_folder("path", path.parent)
-    return path
+@contextmanager
+def misfits_refused(path: Path) -> Iterator[None]:
+    """SafeFileError in place of whatever a file with a wrong content leads to."""
+    try:
+        yield
+    except SafeFileError:
+        raise
+    except MALFORMED as error:
+        raise SafeFileError(f"{str(path)!r} is malformed or does not fit: {error!r}. Use another copy.") from error

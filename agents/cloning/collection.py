@@ -1,4 +1,4 @@
-"""Transitions for an inverse dynamics model: random legal actions, then those of a policy that learns."""
+"""Collection of transitions by a behaviour policy: with its own actions (`BCO`), or an expert's labels (`DAgger`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlsmooth.data.arrays import action_dims, stack_observations, stored_dtype
 from rlsmooth.data.vec_env_adapter import Step, action_seed, open_stream
 from rlsmooth.training import isolated_rng
 
-__all__ = ["Collected", "agreement", "collect", "collect_round", "join"]
+__all__ = ["Collected", "agreement", "collect", "collect_round"]
 
 
 MOST_PIECES = 50
@@ -27,9 +27,9 @@ LONGEST_PIECE = 50
 
 
 def collect(
-    agent: BC | None, env: VecEnv, n_transitions: int, *, seed: int, after_step: Callable[[], bool]
+    agent: BC | None, env: VecEnv, n_transitions: int, *, seed: int, after_step: Callable[[int], bool]
 ) -> Demonstrations | None:
-    """Let `agent` act by sampled actions, or at random, and keep what happened.
+    """Collect transitions by sampled actions of the agent's policy, or by random actions.
 
     The environment is reset first. Everything is drawn from `seed`, and the global random generators are left as they
     were. Illegal actions are never chosen, whether or not the policy knows of masks.
@@ -38,18 +38,18 @@ def collect(
     out of an inverse dynamics model's training, and an environment need not end an episode for there to be several.
 
     Args:
-        agent: whose policy acts; None: every legal action is as probable as the others (a Box's are what its `sample`
-            draws).
+        agent: its policy is the behaviour policy; None: every legal action is as probable as the others (a Box's are
+            what its `sample` draws).
         env: vectorised.
         n_transitions: at least so many; each environment makes as many as the others.
         seed: of environments and actions.
-        after_step: called after each step of all environments; False ends it all.
+        after_step: called after each step of all environments with their number; False ends the collection.
 
     Returns:
         The transitions, environment by environment; None if `after_step` ended it.
 
     Raises:
-        ValueError: a `VecNormalize` whose statistics would move; an environment that shows NaN or infinity.
+        ValueError: a `VecNormalize` whose statistics would move; an environment whose observations are NaN or infinite.
     """
     stream = open_stream(env, 1)
     count, n_steps = env.num_envs, -(-n_transitions // env.num_envs)
@@ -79,7 +79,7 @@ def collect(
             if flat is not None:
                 masks.append(flat)
             steps.append([step for step in stream.step(list(chosen), everyone) if step is not None])
-            if not after_step():
+            if not after_step(count):
                 return None
     order = [(moment, number) for number in range(count) for moment in range(n_steps)]
     ended = np.array([steps[moment][number].terminated or steps[moment][number].truncated for moment, number in order])
@@ -92,9 +92,6 @@ def collect(
         next_observations=stack_observations([steps[moment][number].next_observation for moment, number in order]),
         action_masks=np.stack([masks[moment][number] for moment, number in order]) if masks else None,
     )
-
-
-join = concatenate
 
 
 def _random_actions(
@@ -114,23 +111,23 @@ def _random_actions(
 
 def _piece_ends(ended: NDArray[np.bool_], n_steps: int) -> NDArray[np.int64]:
     length = max(1, min(LONGEST_PIECE, len(ended) // MOST_PIECES))
-    rows = np.arange(1, len(ended) + 1)
-    cuts = (rows % n_steps == 0) | ((rows - 1) % n_steps % length == length - 1)
+    counts = np.arange(1, len(ended) + 1)
+    cuts = (counts % n_steps == 0) | ((counts - 1) % n_steps % length == length - 1)
     return np.flatnonzero(ended | cuts) + 1
 
 
-ROWS_AT_ONCE = 256
-"""Of observations that a policy reads in one go, which may be images."""
+MOST_AT_ONCE = 256
+"""Observations of one forward pass, which may be images."""
 
 
 class Collected(NamedTuple):
-    """What a round has seen.
+    """The episodes of a round.
 
     Attributes:
-        demonstrations: whole episodes, in the order in which they ended. Actions are the expert's, whoever acted, so
-            that there are neither rewards nor next observations, which belong to what was done.
-        returns: float64 `[E]`, what the mixture of expert and learner got.
-        learner_share: share of the steps in which the learner acted.
+        demonstrations: whole episodes, in the order in which they ended. Actions are the expert's, whichever
+            were taken, so that there are neither rewards nor next observations, which belong to those taken.
+        returns: float64 `[E]`, of the mixture policy.
+        learner_share: share of the steps whose action was the learner's.
     """
 
     demonstrations: Demonstrations
@@ -139,7 +136,7 @@ class Collected(NamedTuple):
 
 
 class _Track:
-    """What one environment has seen of its present episode."""
+    """The present episode of one environment, so far."""
 
     def __init__(self) -> None:
         self.observations: list[Any] = []
@@ -161,33 +158,33 @@ def collect_round(
     learner_deterministic: bool,
     after_step: Callable[[int], bool],
 ) -> Collected | None:
-    """Act by the mixture `beta · expert + (1 - beta) · learner` until whole episodes hold enough.
+    """Collect whole episodes by the mixture policy `beta · expert + (1 - beta) · learner`, labelled by the expert.
 
     A coin is tossed for each environment in each step. When the episodes that have ended reach both minima, each
-    environment finishes the one that it is in, as in the imitation library: otherwise short episodes, which end first,
-    would be over-represented. Environments that have finished are stepped on, and nothing of them is kept.
+    environment completes the one that it is in, as in the imitation library: otherwise short episodes, which end first,
+    would be over-represented. Environments that are done are stepped on, and nothing of them is kept.
 
     The environments are reset first. Everything is drawn from `seed`, and the global random generators are left as they
     were.
 
     Args:
-        learner: whose policy acts; never by an illegal action, whether or not it knows of masks.
-        expert: acts and labels.
+        learner: its policy takes part in the mixture; never by an illegal action, whether or not it knows of masks.
+        expert: takes part in the mixture, and labels every observation.
         env: vectorised, whose episodes end.
-        beta: probability that the expert acts, in [0, 1].
-        min_episodes: see above.
-        min_timesteps: see above.
+        beta: probability that an action is the expert's, in [0, 1].
+        min_episodes: at least so many episodes, ...
+        min_timesteps: ... of so many steps together.
         seed: of environments, coins and actions.
         learner_deterministic: the learner's most probable actions, else sampled ones.
         after_step: called after each step of all environments with the number of those whose step is kept; False ends
-            it all.
+            the collection.
 
     Returns:
-        What was seen; None if `after_step` ended it.
+        The episodes; None if `after_step` ended it.
 
     Raises:
-        ValueError: an illegal action of the expert; a `VecNormalize` whose statistics would move; an environment that
-            shows NaN or infinity.
+        ValueError: an illegal action of the expert; a `VecNormalize` whose statistics would move; an environment whose
+            observations are NaN or infinite.
     """
     stream = open_stream(env, 1)
     count, space = env.num_envs, env.action_space
@@ -211,7 +208,7 @@ def collect_round(
             labels = expert.label(seen, masks, generator)
             chosen = list(labels.actions)
             if by_learner.any():
-                # Of all environments: a recurrent or noisy policy's rows are theirs.
+                # Of all environments: a recurrent or noisy policy's states are theirs, by place.
                 own = legal_actions(learner, stack_observations(seen), masks, deterministic=learner_deterministic)
                 own = own.reshape((count, *(space.shape or ()))).astype(stored_dtype(space))
                 chosen = [own[i] if by_learner[i] else chosen[i] for i in range(count)]
@@ -242,7 +239,7 @@ def collect_round(
                 active &= ~ended
             if not after_step(num_active):
                 return None
-    return Collected(join(episodes), np.array(returns), num_by_learner / num_steps)
+    return Collected(concatenate(episodes), np.array(returns), num_by_learner / num_steps)
 
 
 def agreement(learner: BC, demonstrations: Demonstrations) -> dict[str, float]:
@@ -254,8 +251,8 @@ def agreement(learner: BC, demonstrations: Demonstrations) -> dict[str, float]:
     """
     wanted = np.asarray(demonstrations.actions)
     found = []
-    for start in range(0, len(demonstrations), ROWS_AT_ONCE):
-        batch = demonstrations[start : start + ROWS_AT_ONCE]
+    for start in range(0, len(demonstrations), MOST_AT_ONCE):
+        batch = demonstrations[start : start + MOST_AT_ONCE]
         found.append(legal_actions(learner, batch.observations, batch.action_masks, deterministic=True))
     actions = np.concatenate(found).reshape(wanted.shape)
     if isinstance(demonstrations.action_space, spaces.Box):

@@ -1,11 +1,11 @@
-"""DAgger: the learner visits states of its own making, and the expert says what it would have done there."""
+"""DAgger: the learner visits states of its own making, and the expert labels them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, cast, final
+from typing import Any, ClassVar, Self, TypeAlias, final
 
 import numpy as np
 import torch
@@ -15,57 +15,29 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.cloning.bc import BC, SmoothingLike
-from rlsmooth.agents.cloning.collection import agreement, collect_round, join
+from rlsmooth.agents.cloning.bc import SmoothingLike
+from rlsmooth.agents.cloning.collection import agreement, collect_round
 from rlsmooth.agents.cloning.expert import Expert, ExpertLike, ExpertTargets
-from rlsmooth.agents.cloning.rounds import (
-    ACTING,
-    CLONE_SHOWN,
-    RoundsModel,
-    check_no_other_run,
-    check_resumable,
-    clone_arguments,
-    delete_leftovers,
-    read_own_arguments,
-    restore_round,
-    save_round,
-    train_quietly,
-)
+from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsModel
 from rlsmooth.agents.cloning.training_data import ReferenceLike, fingerprint
 from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
-from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
-from rlsmooth.data import Demonstrations
+from rlsmooth.checks import check_choice, check_in_range, check_optional_folder, check_positive_int
+from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
-from rlsmooth.training import SafeFileError, latest_checkpoint
-from rlsmooth.training.run import RESUME_FILE
+from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_leftovers, open_progress_bar
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "BetaSchedule",
-    "DAgger",
-    "SavedDAgger",
-    "aggregate",
-    "as_beta_schedule",
-    "begin_checkpoints",
-    "check_ready",
-    "initial_rows",
-    "shown_by",
-    "write_checkpoint",
-]
-
+__all__ = ["BetaSchedule", "DAgger", "as_beta_schedule"]
 
 BetaSchedule: TypeAlias = int | float | Callable[[int], float]
+PLACEHOLDER_SCHEDULE = 15
+"""For a function that a file could not keep; `learn` refuses to start."""
 
 
 def as_beta_schedule(given: BetaSchedule) -> Callable[[int], float]:
-    """The probability that the expert acts, as a function of the round, which counts from 0.
+    """The probability that an action is the expert's, as a function of the round, which counts from 0.
 
     Args:
         given: a whole number n: from 1 in round 0 straight down to 0 in round n (imitation's `LinearBetaSchedule`); a
@@ -95,386 +67,24 @@ def as_beta_schedule(given: BetaSchedule) -> Callable[[int], float]:
     )
 
 
-def shown_by(env: VecEnv, given: object) -> VecEnv:
-    """The environment with images as the caller's shows them: Stable-Baselines3 puts a transposer around it.
-
-    Demonstrations and functions as experts know them that way; policies transpose what they get.
-
-    Args:
-        env: as Stable-Baselines3 wrapped it.
-        given: what the caller gave.
-    """
-    return env.venv if isinstance(env, VecTransposeImage) and env is not given else env
-
-
-def initial_rows(
-    given: Demonstrations, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
-) -> Demonstrations:
-    """Initial demonstrations as rounds have them: without rewards and next observations, images in the same layout.
-
-    Args:
-        given: what the expert did before.
-        observation_space: of the environment.
-        action_space: likewise.
-
-    Raises:
-        TypeError: they are no demonstrations.
-        ValueError: spaces that differ.
-    """
-    check_demonstrations("demonstrations", given)
-    check_same_spaces(
-        "demonstrations", (given.observation_space, given.action_space), (observation_space, action_space)
-    )
-    whole = given[:]
-    rows = whole.observations
-    return Demonstrations(
-        observations={key: _as_shown(rows[key], observation_space[key]) for key in rows}
-        if isinstance(rows, dict) and isinstance(observation_space, spaces.Dict)
-        else _as_shown(np.asarray(rows), observation_space),
-        actions=whole.actions,
-        observation_space=observation_space,
-        action_space=action_space,
-        episode_ends=given.episode_ends,
-        terminations=whole.terminations,
-        truncations=whole.truncations,
-        action_masks=whole.action_masks,
-        weights=whole.weights,
-        action_probs=whole.action_probs,
-    )
-
-
-def check_ready(agent: DAgger) -> None:
-    """Raise ValueError unless the agent has all that `learn` needs."""
-    agent._check_can_learn()
-    if agent.expert is None:
-        raise ValueError("expert is None, so there is nobody to learn from: give it to DAgger(...) or DAgger.load.")
-    assert agent.env is not None
-    has_masks = agent.env.has_attr("action_masks")
-    parts = [*([] if agent.initial is None else [agent.initial]), *agent.rounds]
-    for number, part in enumerate(parts, start=0 if agent.initial is None else -1):
-        if (part.action_masks is not None) != has_masks:
-            raise ValueError(
-                f"{'demonstrations' if number < 0 else f'the transitions of round {number}'} "
-                f"{'lack' if has_masks else 'have'} action_masks, which the environment "
-                f"{'has' if has_masks else 'lacks'}: record and train in the same environment."
-            )
-
-
-def aggregate(initial: Demonstrations | None, rounds: Sequence[Demonstrations]) -> Demonstrations:
-    """The initial demonstrations and all rounds so far, one after the other.
-
-    Where one part has soft targets the others' actions become such, of probability 1; where one has weights the others
-    weigh 1.
-    """
-    parts = [*([] if initial is None else [initial]), *rounds]
-    latest = parts[-1].observation_space  # another environment may show images in another layout
-    parts = [
-        part if part.observation_space == latest else initial_rows(part, latest, part.action_space) for part in parts
-    ]
-    if any(part.action_probs is not None for part in parts):
-        parts = [
-            part if part.action_probs is not None else part.replace_unchecked(action_probs=_certain(part))
-            for part in parts
-        ]
-    if any(part.weights is not None for part in parts):
-        parts = [
-            part if part.weights is not None else part.replace_unchecked(weights=np.ones(len(part))) for part in parts
-        ]
-    return join(parts)
-
-
-def _certain(part: Demonstrations) -> NDArray[np.float64]:
-    assert isinstance(part.action_space, spaces.Discrete)
-    labels = torch.from_numpy(part.action_labels)
-    found: NDArray[np.float64] = one_hot(labels, int(part.action_space.n)).dense(torch.float64).numpy()
-    return found
-
-
-def _as_shown(images: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
-    """Images whose channels come first where the environment's come last, or the other way round."""
-    shape = space.shape or ()
-    if images.shape[1:] == shape or len(shape) != 3:
-        return images
-    last = np.moveaxis(images, 1, -1)
-    return last if last.shape[1:] == shape else np.moveaxis(images, -1, 1)
-
-
-Model = TypeVar("Model", bound="SavedDAgger")
-
-OWN = "dagger"
-OWN_ARGUMENTS = (
-    "expert_targets",
-    "expert_deterministic",
-    "learner_deterministic",
-    "beta_schedule",
-    "rollout_round_min_episodes",
-    "rollout_round_min_timesteps",
-    "bc_train_n_epochs",
-    "seed",
-    "n_eval_episodes",
-)
-STAND_IN_SCHEDULE = 15
-"""For a function that a file could not keep; `learn` refuses to start."""
-
-
-class SavedDAgger(RoundsModel):
-    """The part of `DAgger` that reads and writes files."""
-
-    def save(self, path: str | Path) -> Path:
-        """Write the clone's agent file, which `BC.load`, `load_agent` and every command read, with the own arguments.
-
-        The demonstrations are not in it: `agent.demonstrations.save`. Nor are functions (`beta_schedule`,
-        `learning_rate`): to train on after `load`, pass them again.
-
-        Args:
-            path: `.zip` is added to a name without a suffix.
-
-        Returns:
-            The path written.
-
-        Raises:
-            ValueError: the folder can't be written to.
-        """
-        agent = cast("DAgger", self)
-        own = {name: getattr(agent, name) for name in OWN_ARGUMENTS}
-        if callable(own["beta_schedule"]):
-            own["beta_schedule"] = None
-        return agent.bc.save(path, {OWN: own})
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        env: GymEnv | str | None = None,
-        expert: ExpertLike | None = None,
-        *,
-        demonstrations: Demonstrations | None = None,
-        device: torch.device | str = "auto",
-        policy_class: type[BasePolicy] | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Read a file of `save`. Runs no code that the file could name.
-
-        `learn` then starts with round 0 again, from the policy of the file.
-
-        Args:
-            path: the file.
-            env: an environment with the same spaces; acting needs none.
-            expert: to learn from; acting needs none.
-            demonstrations: to begin with, for example those that the saved agent had.
-            device: as SB3's.
-            policy_class: of a policy of your own.
-            custom_objects: `beta_schedule`, `learning_rate`, `smoothing` and `reference` in place of the file's, and
-                constructor arguments of a policy of your own.
-
-        Raises:
-            SafeFileError: the file is damaged, or of another kind of agent.
-            ValueError: spaces that differ.
-        """
-        return _load(
-            cls,
-            path,
-            env,
-            expert,
-            device=device,
-            policy_class=policy_class,
-            custom_objects=custom_objects,
-            demonstrations=demonstrations,
-        )
-
-    @classmethod
-    def resume(
-        cls,
-        scratch_dir: str | Path,
-        env: GymEnv | str,
-        expert: ExpertLike,
-        *,
-        eval_env: GymEnv | str | None = None,
-        tensorboard_log: str | Path | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "auto",
-        policy_class: type[BasePolicy] | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """The agent after the last round that was kept; `learn` with the same total then makes those that are missing.
-
-        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit, if the expert is
-        the same and says the same to the same observations. A round that was cut off is made again from its beginning.
-        Callbacks start anew: their own state is not kept.
-
-        Args:
-            scratch_dir: of the run; the initial demonstrations are there.
-            env: as of the run, with as many environments.
-            expert: the same as that of the run.
-            eval_env: as of the run.
-            tensorboard_log: as of the run.
-            verbose: as SB3's.
-            device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
-
-        Raises:
-            SafeFileError: no checkpoint can be read.
-            DemonstrationsFileError: the episodes of a round are missing or damaged.
-            ValueError: there is no run, the number of environments is another, or the episodes are not the run's.
-        """
-        folder = check_resumable("scratch_dir", scratch_dir)
-        initial = _initial_path(folder)
-        model = _load(
-            cls,
-            folder / RESUME_FILE,
-            env,
-            expert,
-            device=device,
-            policy_class=policy_class,
-            custom_objects=custom_objects,
-            demonstrations=Demonstrations.load(initial) if initial.is_file() else None,
-            eval_env=eval_env,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            scratch_dir=folder,
-        )
-        _read_checkpoint(cast("DAgger", model), folder)
-        for part in (folder, *folder.glob("demos"), *folder.glob("demos/round-*")):
-            if part.is_dir():
-                delete_leftovers(part)
-        model._kept_in = folder.resolve()
-        return model
-
-
-def begin_checkpoints(agent: DAgger) -> None:
-    """Put into the folder what tells how the run began and, of one that goes on, how far it is to go.
-
-    Raises:
-        ValueError: the folder holds another run's checkpoints.
-    """
-    folder = agent.scratch_dir
-    assert folder is not None
-    check_no_other_run(agent, "scratch_dir", folder)
-    if agent.initial is None:
-        _initial_path(folder).unlink(missing_ok=True)
-    else:
-        _initial_path(folder).parent.mkdir(parents=True, exist_ok=True)
-        agent.initial.save(_initial_path(folder))
-    # A kill in between leaves a run that has just begun, but never one that seems to begin with a trained policy.
-    if agent.round == 0:
-        agent.save(folder / RESUME_FILE)
-    for number, part in enumerate(agent.rounds):
-        _save_episodes(folder, number, part)
-    _save_counters(agent, folder)
-    if agent.round > 0:
-        agent.save(folder / RESUME_FILE)
-
-
-def write_checkpoint(agent: DAgger) -> None:
-    """Write all that rounds change: the round's episodes, then parameters, optimiser and counters."""
-    folder = agent.scratch_dir
-    assert folder is not None
-    _save_episodes(folder, len(agent.rounds) - 1, agent.rounds[-1])
-    _save_counters(agent, folder)
-
-
-def _save_counters(agent: DAgger, folder: Path) -> None:
-    more = {
-        "total_timesteps": agent._total_timesteps,
-        "num_timesteps_at_start": agent._num_timesteps_at_start,
-        "initial": None if agent.initial is None else fingerprint(agent.initial),
-        "episodes": [part.num_episodes for part in agent.rounds],
-        "fingerprints": [fingerprint(part) for part in agent.rounds],
-    }
-    save_round(agent, folder, more)
-
-
-def _read_checkpoint(agent: DAgger, folder: Path) -> None:
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:  # killed when it began: the resume file is the beginning itself
-        return
-    config = checkpoint.config
-    if config["initial"] != (None if agent.initial is None else fingerprint(agent.initial)):
-        raise ValueError(f"{str(_initial_path(folder))!r} does not hold what the run was started with.")
-    rounds = []
-    for number, (count, known) in enumerate(zip(config["episodes"], config["fingerprints"], strict=True)):
-        episodes = [Demonstrations.load(_episode_path(folder, number, place)) for place in range(count)]
-        rounds.append(join(episodes))
-        if fingerprint(rounds[-1]) != known:
-            raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
-    restore_round(agent, checkpoint)
-    agent.rounds = rounds
-    agent._total_timesteps = int(config["total_timesteps"])
-    agent._num_timesteps_at_start = int(config["num_timesteps_at_start"])
-    agent.is_resumed = True
-
-
-def _save_episodes(folder: Path, number: int, part: Demonstrations) -> None:
-    _round_folder(folder, number).mkdir(parents=True, exist_ok=True)
-    for place in range(part.num_episodes):
-        part.select_episodes([place]).save(_episode_path(folder, number, place))
-
-
-def _initial_path(folder: Path) -> Path:
-    return folder / "demos" / "initial.npz"
-
-
-def _round_folder(folder: Path, number: int) -> Path:
-    return folder / "demos" / f"round-{number:03d}"
-
-
-def _episode_path(folder: Path, number: int, place: int) -> Path:
-    return _round_folder(folder, number) / f"{place:03d}.npz"
-
-
-def _load(
-    model_class: type[Model],
-    path: str | Path,
-    env: GymEnv | str | None,
-    expert: ExpertLike | None,
-    *,
-    device: torch.device | str,
-    policy_class: type[BasePolicy] | None,
-    custom_objects: Mapping[str, Any] | None,
-    **others: Any,
-) -> Model:
-    path, own = read_own_arguments(path, OWN, OWN_ARGUMENTS, "DAgger")
-    custom = dict(custom_objects or {})
-    schedule: BetaSchedule | None = custom.pop("beta_schedule", own["beta_schedule"])
-    bc = BC.load(path, env, device=device, policy_class=policy_class, custom_objects=custom)
-    arguments = {
-        **own,
-        **clone_arguments(bc),
-        "beta_schedule": STAND_IN_SCHEDULE if schedule is None else schedule,
-    }
-    build: Any = model_class
-    spaces = (bc.observation_space, bc.action_space)
-    stand_ins = {"beta_schedule": own["beta_schedule"] or STAND_IN_SCHEDULE}
-    try:  # of the file alone, so that the caller's mistakes are not put down to it
-        build(bc.policy, spaces, None, device=device, **{**arguments, **stand_ins})
-    except (TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has malformed arguments ({error}). Use another copy.") from error
-    # The environment as it was given: its kind decides how a function is asked.
-    model: Any = build(bc.policy, spaces if env is None else env, expert, device=device, **arguments, **others)
-    model.missing = (*bc.missing, *(() if schedule is not None else ("beta_schedule",)))
-    loaded: Model = model
-    return loaded
-
-
 @final
-class DAgger(SavedDAgger):
+class DAgger(RoundsModel):
     """Clone an expert that can be asked, on the states that the clone itself gets into, with smoothed targets.
 
     Plain cloning (`BC`) sees the expert's states only. Where a small mistake leads elsewhere, the clone does not know
     what to do, and the mistakes add up: quadratically in the episode's length, where DAgger's grow linearly. Each round
-    (1) acts by a mixture, in every step with probability beta as the expert, else as the learner; (2) asks the expert
-    for its action at every state on the way; (3) adds these to all transitions so far; (4) trains the policy on all of
-    them by `BC`, whose targets are smoothed:
+    (1) collects episodes by a mixture policy: in every step with probability beta the expert, else the learner; (2)
+    asks the expert for its action at every state on the way; (3) adds these to all transitions so far; (4) trains the
+    policy on all of them by `BC`, whose targets are smoothed:
 
         loss = CE(smoothed target, pi) + kl_coef · KL(reference‖pi)     (nats; see `BC`)
 
     Source: Ross et al. 2011, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online
     Learning", algorithm 3.1. Rounds, schedules and defaults are those of the imitation library's
-    `SimpleDAggerTrainer`, but for the smoothing. The agent is used as a model of Stable-Baselines3. A seeded run
-    repeats bit for bit, if the expert says the same to the same observations.
+    `SimpleDAggerTrainer`, but for the smoothing. The agent is used as an algorithm of Stable-Baselines3. A seeded
+    run repeats bit for bit, if the expert says the same to the same observations.
 
-    Episodes must end: put a `TimeLimit` around an environment that goes on for ever. Masks are asked from an
+    Episodes must end: put a `TimeLimit` around an environment whose own never do. Masks are asked from an
     environment that has `action_masks()`: the learner takes no illegal action, an illegal one of the expert is an
     error.
 
@@ -483,11 +93,11 @@ class DAgger(SavedDAgger):
     learner, before it was trained on them, would have done what the expert did; of a Box `expert_error`, root mean
     square), `cross_entropy`, `nll_hard`, `accuracy`, `ece`, `policy_entropy`, `entropy_frac`, `kl_uniform`,
     `kl_reference`, `smoothing` (as under `bc/`, over all transitions, after training), with an `eval_env`
-    `mean_reward`, `mean_reward_sampled` and so on; and imitation's `mean_episode_reward` (of the mixture),
+    `mean_reward`, `mean_reward_sampled` and so on; and imitation's `mean_episode_reward` (of the mixture policy),
     `total_timesteps`, `round_num` (from 0), `round_episode_count`, `round_timestep_count`.
 
     Args:
-        policy: as of `BC`.
+        policy: a name such as `"MlpPolicy"`, a policy class, or a policy that is built already; see `BC`.
         env: an environment (id, Gymnasium or VecEnv) to act in, or `(observation_space, action_space)` for an agent
             that only acts. A `VecNormalize` must not be training.
         expert: an SB3 algorithm or policy, an agent of ours, the path of an agent file (see `load_agent`), or a
@@ -501,29 +111,29 @@ class DAgger(SavedDAgger):
             of the one that it takes, smoothed as labels are; for a Discrete action space. A function then returns
             probabilities `[K]` (batches: `[n, K]`). Of a policy that knows no masks the legal actions' probabilities
             are divided by their sum; a function must leave illegal ones at 0 itself.
-        expert_deterministic: ask for the expert's most probable action, else a sampled one; says nothing to a function
-            that returns actions.
+        expert_deterministic: ask for the expert's most probable action, else a sampled one; a function that returns
+            actions does not get it.
         learner_deterministic: the mixture's learner takes its most probable action, else a sampled one.
         beta_schedule: a whole number n: from 1 in round 0 straight down to 0 in round n; a float b in (0, 1]:
             `b ** round`; or a function of the round, with values in [0, 1].
         rollout_round_min_episodes: a round ends when it has so many episodes and ...
         rollout_round_min_timesteps: ... they so many steps.
         bc_train_n_epochs: passes over all transitions in each round.
-        smoothing: as of `BC`.
-        kl_coef: as of `BC`.
-        reference: as of `BC`.
-        reference_std: as of `BC`.
-        action_bins: as of `BC`.
-        learning_rate: as of `BC`, a schedule runs once a round.
-        batch_size: as of `BC`.
-        max_grad_norm: as of `BC`.
-        l2_coef: as of `BC`.
+        smoothing: of the expert's labels: alpha, a schedule, a `Smoothing`, or one for each MultiDiscrete dimension.
+        kl_coef: coefficient of the KL term, 0 or more.
+        reference: of the KL term; None: uniform over the legal actions. See `BC`.
+        reference_std: Box only: standard deviation of the broad Gaussian that smoothing mixes in; None: half the width.
+        action_bins: Box only: clone so many bins a dimension; None: a Gaussian policy.
+        learning_rate: a number, `"lin_1e-3"`, or a callable; a schedule runs once a round.
+        batch_size: transitions of a minibatch.
+        max_grad_norm: to which the gradient's norm is clipped; None: not.
+        l2_coef: of half the sum of the policy's squared parameters.
         policy_kwargs: as SB3's.
-        seed: as of `BC`; of the environments too.
+        seed: of the initial weights, the order of the data, the environments; None: drawn from torch's generator.
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        scratch_dir: where each round's episodes go, and a checkpoint that `resume` goes on from; None: nowhere.
+        scratch_dir: where each round's episodes go, and a checkpoint that `resume` continues from; None: nowhere.
         eval_env: environment of an evaluation at the end of each round; None: there are none.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
 
@@ -531,12 +141,12 @@ class DAgger(SavedDAgger):
         bc: the clone: what `SmoothedPPO.from_bc` takes.
         expert: the argument.
         initial: the initial demonstrations, or None.
-        rounds: what each round has seen, labelled by the expert.
+        rounds: the transitions of each round, labelled by the expert.
         demonstrations: all of it; None before the first round without initial ones. There are neither rewards nor next
             observations: those belong to what was done, which need not be what the expert says.
         round: how many rounds are done.
         history: the numbers of each round's log line, without `dagger/`.
-        num_timesteps: steps that were made, those left out that an environment had to make after its last episode.
+        num_timesteps: steps that were made, without those that an environment had to make after its last episode.
 
     Raises:
         TypeError: an argument of a kind that is not listed; see `BC`.
@@ -553,6 +163,18 @@ class DAgger(SavedDAgger):
     """
 
     PREFIX: ClassVar[str] = "dagger"
+    FOLDER: ClassVar[str] = "scratch_dir"
+    OWN_ARGUMENTS: ClassVar[tuple[str, ...]] = (
+        "expert_targets",
+        "expert_deterministic",
+        "learner_deterministic",
+        "beta_schedule",
+        "rollout_round_min_episodes",
+        "rollout_round_min_timesteps",
+        "bc_train_n_epochs",
+        "seed",
+        "n_eval_episodes",
+    )
 
     def __init__(
         self,
@@ -598,72 +220,65 @@ class DAgger(SavedDAgger):
             "rollout_round_min_timesteps", rollout_round_min_timesteps
         )
         self.bc_train_n_epochs = check_positive_int("bc_train_n_epochs", bc_train_n_epochs)
-        self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
-        self.tensorboard_log = None
-        if tensorboard_log is not None:
-            self.tensorboard_log = str(check_writable_folder("tensorboard_log", tensorboard_log))
-        self.verbose = verbose
-        self.scratch_dir = None if scratch_dir is None else check_writable_folder("scratch_dir", scratch_dir)
-        if env is None:
-            raise TypeError("env is None: give an environment, or (observation_space, action_space) to act only.")
-        self.env, observation_space, self.action_space = agent_spaces.resolve_spaces(env, None, verbose)
-        self._clone_arguments: dict[str, Any] = {
-            "smoothing": smoothing,
-            "kl_coef": kl_coef,
-            "reference": reference,
-            "reference_std": reference_std,
-            "action_bins": action_bins,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "max_grad_norm": max_grad_norm,
-            "l2_coef": l2_coef,
-        }
-        self.bc = BC(
+        self.scratch_dir = check_optional_folder("scratch_dir", scratch_dir)
+        self._progress = Progress()
+        shown = self._set_up(
             policy,
-            (observation_space, self.action_space),
-            None,
+            env,
+            clone={
+                "smoothing": smoothing,
+                "kl_coef": kl_coef,
+                "reference": reference,
+                "reference_std": reference_std,
+                "action_bins": action_bins,
+                "learning_rate": learning_rate,
+                "batch_size": batch_size,
+                "max_grad_norm": max_grad_norm,
+                "l2_coef": l2_coef,
+            },
             policy_kwargs=policy_kwargs,
             seed=seed,
             device=device,
-            **self._clone_arguments,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            eval_env=eval_env,
+            n_eval_episodes=n_eval_episodes,
         )
-        self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
-        self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self.action_start = self.bc.action_start
-        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
-        agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
-
         self._is_batched = isinstance(env, VecEnv)
-        self._shown = None if self.env is None else shown_by(self.env, env)
+        self._shown = None if self.env is None else _as_given(self.env, env)
         self.expert = expert
         self._asked: Expert | None = None
-        if expert is not None and self._shown is not None:
-            self._asked = self._expert_in(self._shown, expert)
-        shown = observation_space if self._shown is None else self._shown.observation_space
-        self.initial = None if demonstrations is None else initial_rows(demonstrations, shown, self.action_space)
+        if self._shown is not None:
+            shown = self._shown.observation_space
+            if expert is not None:
+                self._asked = self._expert_in(self._shown, expert)
+        self.initial = (
+            None if demonstrations is None else _initial_transitions(demonstrations, shown, self.action_space)
+        )
         self.rounds: list[Demonstrations] = []
         self._aggregated: Demonstrations | None = None
-        self.round = self.num_timesteps = 0
-        self._total_timesteps = self._num_timesteps_at_start = 0
-        self.history: list[dict[str, float]] = []
-        self.n_envs = 1 if self.env is None else self.env.num_envs
-        self.is_resumed = False
-        self.missing: tuple[str, ...] = ()
-        self._logger = None
-        self._has_logger = self._has_custom_logger = False
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of steps so far, those left out that an environment had to make after its last episode."""
+        return self._progress.step
+
+    @num_timesteps.setter
+    def num_timesteps(self, count: int) -> None:
+        self._progress.step = count
 
     @property
     def demonstrations(self) -> Demonstrations | None:
         """All transitions so far, labelled by the expert; None where there are none."""
         if self._aggregated is None and (self.initial is not None or self.rounds):
-            self._aggregated = aggregate(self.initial, self.rounds)
+            self._aggregated = _aggregate(self.initial, self.rounds)
         return self._aggregated
 
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Use another environment from now on; see `ActingModel.set_env`."""
         super().set_env(env, force_reset)
         assert self.env is not None
-        self._is_batched, self._shown, self._asked = isinstance(env, VecEnv), shown_by(self.env, env), None
+        self._is_batched, self._shown, self._asked = isinstance(env, VecEnv), _as_given(self.env, env), None
 
     def learn(
         self,
@@ -675,13 +290,13 @@ class DAgger(SavedDAgger):
     ) -> Self:
         """Make whole rounds until there are `total_timesteps` steps or more (imitation's `train`).
 
-        A second call goes on: with the same policy, transitions, round number and log, for so many steps more. After
+        A second call continues with the same policy, transitions, round number and log, for so many steps more. After
         `resume` it must have the same total as the call that was cut off.
 
         Args:
             total_timesteps: of all environments together.
-            callback: SB3's callbacks, one or a list; a rollout is a round's acting, a step one of all environments. One
-                that returns False ends the training there; the round that it breaks off leaves nothing.
+            callback: SB3's callbacks, one or a list; a rollout is a round's collection, a step one of all environments.
+                One that returns False ends the training there; the round that it breaks off leaves nothing.
             tb_log_name: of the run's folder in `tensorboard_log`.
             progress_bar: show one, of steps.
 
@@ -693,52 +308,43 @@ class DAgger(SavedDAgger):
             ValueError: no expert, no environment, an argument that the file could not keep, another total than that of
                 the run that is resumed, a scratch folder with another run in it, an illegal action of the expert,
                 initial demonstrations without the masks that the environment has.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         total = check_positive_int("total_timesteps", total_timesteps)
-        check_ready(self)
-        if self.is_resumed:
-            planned = self._total_timesteps - self._num_timesteps_at_start
-            if total != planned:
-                raise ValueError(
-                    f"the run that is resumed was for total_timesteps={planned}, not {total}: ask for more in another "
-                    "call."
-                )
-        else:
-            self._num_timesteps_at_start = self.num_timesteps
-            self._total_timesteps = self.num_timesteps + total
-        self._prepare_logger(tb_log_name, goes_on=self.is_resumed)
-        if self.scratch_dir is not None and not self.is_resumed:
-            begin_checkpoints(self)
-        self.is_resumed = False
-        listener = self._prepare_callback(callback)
-        if listener is not None:
-            listener.on_training_start({"self": self, "total_timesteps": self._total_timesteps}, globals())
-        span = {"total": self._total_timesteps, "initial": self.num_timesteps, "unit": "step"}
-        with tqdm(**span, disable=not progress_bar) as bar:
-            while self.num_timesteps < self._total_timesteps and self._one_round(listener, bar):
+        self._check_can_learn("expert", self.expert)
+        self._check_masks()
+        self._progress.begin(total, "total_timesteps", is_resumed=self.is_resumed)
+        end = self._progress.end
+        with (
+            self._training(callback, tb_log_name, end) as listener,
+            open_progress_bar(end, self.num_timesteps, "step", shown=progress_bar) as bar,
+        ):
+            while not self._progress.is_over and self._one_round(listener, bar):
                 pass
-        if listener is not None:
-            listener.on_training_end()
         return self
 
+    def _check_masks(self) -> None:
+        """Raise ValueError unless all transitions so far have masks, or none, as the environment has or lacks them."""
+        assert self.env is not None
+        has_masks = self.env.has_attr("action_masks")
+        parts = [] if self.initial is None else [("demonstrations", self.initial)]
+        parts += [(f"the transitions of round {number}", part) for number, part in enumerate(self.rounds)]
+        for name, part in parts:
+            if (part.action_masks is not None) != has_masks:
+                raise ValueError(
+                    f"{name} {'lack' if has_masks else 'have'} action_masks, which the environment "
+                    f"{'has' if has_masks else 'lacks'}: record and train in the same environment."
+                )
+
     def _one_round(self, listener: BaseCallback | None, bar: Any) -> bool:
-        """Act, ask, add, clone; returns False if a callback ended it."""
+        """Collect, ask, add, clone; returns False if a callback ended it."""
         assert self._shown is not None
         assert self.expert is not None
         if self._asked is None or self._asked.origin is not self.expert:
             self._asked = self._expert_in(self._shown, self.expert)
-        bar.set_postfix_str("acting")
-        if listener is not None:
-            listener.on_rollout_start()
-        before, beta = self.num_timesteps, self.beta(self.round)
-
-        def after_step(num_kept: int) -> bool:
-            self.num_timesteps += num_kept
-            bar.update(num_kept)
-            return listener is None or listener.on_step()
-
-        try:
+        bar.set_postfix_str("collecting")
+        beta = self.beta(self.round)
+        with self._rollout(listener, bar) as after_step:
             made = collect_round(
                 self.bc,
                 self._asked,
@@ -746,26 +352,19 @@ class DAgger(SavedDAgger):
                 beta=beta,
                 min_episodes=self.rollout_round_min_episodes,
                 min_timesteps=self.rollout_round_min_timesteps,
-                seed=self._seed_of(ACTING),
+                seed=self._seed_of(COLLECTING),
                 learner_deterministic=self.learner_deterministic,
                 after_step=after_step,
             )
-        except BaseException:  # the round leaves nothing
-            self.num_timesteps = before
-            raise
         if made is None:
-            self.num_timesteps = before
             return False
-        if listener is not None:
-            listener.on_rollout_end()
 
         bar.set_postfix_str("cloning")
         agreed = agreement(self.bc, made.demonstrations)
         rounds = [*self.rounds, made.demonstrations]
-        together = aggregate(self.initial, rounds)
-        clone = self._new_clone(together)
-        cloned = train_quietly(clone, self.bc_train_n_epochs)
-        found = {
+        together = _aggregate(self.initial, rounds)
+        clone, cloned = self._train_clone(together, self.bc_train_n_epochs)
+        line = {
             "round": float(self.round + 1),
             "round_num": float(self.round),
             "beta": beta,
@@ -776,16 +375,11 @@ class DAgger(SavedDAgger):
             "round_timestep_count": float(len(made.demonstrations)),
             "mean_episode_reward": float(made.returns.mean()),
             **agreed,
-            **{name: cloned[name] for name in CLONE_SHOWN if name in cloned},
+            **cloned,
         }
         self.bc, self.rounds, self._aggregated = clone, rounds, together
         self.round += 1
-        if self.eval_env is not None:
-            bar.set_postfix_str("playing")
-            found |= self.evaluate()
-        self._log(found)
-        if self.scratch_dir is not None:
-            write_checkpoint(self)
+        self._end_round(line, bar)
         return True
 
     def _expert_in(self, env: VecEnv, expert: ExpertLike) -> Expert:
@@ -796,3 +390,261 @@ class DAgger(SavedDAgger):
             deterministic=self.expert_deterministic,
             batched=self._is_batched,
         )
+
+    # ---- files
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: GymEnv | str | None = None,
+        expert: ExpertLike | None = None,
+        *,
+        demonstrations: Demonstrations | None = None,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read a file of `save`. Runs no code that the file could name.
+
+        `learn` then starts with round 0 again, from the policy of the file.
+
+        Args:
+            path: the file.
+            env: an environment with the same spaces; acting needs none.
+            expert: to learn from; acting needs none.
+            demonstrations: to begin with, for example those that the saved agent had.
+            device: as SB3's.
+            policy_class: of a policy of your own.
+            custom_objects: `beta_schedule`, `learning_rate`, `smoothing` and `reference` in place of the file's, and
+                constructor arguments of a policy of your own.
+
+        Raises:
+            SafeFileError: the file is damaged, or of another kind of agent.
+            ValueError: spaces that differ.
+        """
+        return cls._read(
+            path,
+            env,
+            expert,
+            device=device,
+            policy_class=policy_class,
+            custom_objects=custom_objects,
+            demonstrations=demonstrations,
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        scratch_dir: str | Path,
+        env: GymEnv | str,
+        expert: ExpertLike,
+        *,
+        eval_env: GymEnv | str | None = None,
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "auto",
+        policy_class: type[BasePolicy] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The agent after the last round that was kept; `learn` with the same total then makes those that are missing.
+
+        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit, if the expert is
+        the same and says the same to the same observations. A round that was cut off is made again from its beginning.
+        Callbacks start anew: their own state is not kept.
+
+        Args:
+            scratch_dir: of the run; the initial demonstrations are there.
+            env: an environment like the run's, with as many environments.
+            expert: the same as that of the run.
+            eval_env: an evaluation environment like the run's.
+            tensorboard_log: the folder for TensorBoard files that the run had.
+            verbose: 0 nothing, 1 logs on the terminal.
+            device: as SB3's.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
+
+        Raises:
+            SafeFileError: no checkpoint can be read.
+            DemonstrationsFileError: the episodes of a round are missing or damaged.
+            ValueError: there is no run, the number of environments is another, or the episodes are not the run's.
+        """
+        run = cls._folder_of_run(scratch_dir)
+        run.check_resumable()
+        initial = _initial_path(run.path)
+        agent = cls._read(
+            run.path / RESUME_FILE,
+            env,
+            expert,
+            device=device,
+            policy_class=policy_class,
+            custom_objects=custom_objects,
+            demonstrations=Demonstrations.load(initial) if initial.is_file() else None,
+            eval_env=eval_env,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            scratch_dir=run.path,
+        )
+        cls._restore_checkpoint(agent, run)
+        run.delete_leftovers()
+        for folder in (*run.path.glob("demos"), *run.path.glob("demos/round-*")):
+            if folder.is_dir():
+                delete_leftovers(folder, r"initial\.npz", r"\d{3,}\.npz")
+        return agent
+
+    @classmethod
+    def _read(
+        cls,
+        path: str | Path,
+        env: GymEnv | str | None,
+        expert: ExpertLike | None,
+        *,
+        device: torch.device | str,
+        policy_class: type[BasePolicy] | None,
+        custom_objects: Mapping[str, Any] | None,
+        **others: Any,
+    ) -> Self:
+        custom = dict(custom_objects or {})
+        given = {name: custom.pop(name) for name in ("beta_schedule",) if name in custom}
+        file = cls._read_file(path, env, device=device, policy_class=policy_class, custom_objects=custom)
+        is_missing = file.arguments["beta_schedule"] is None and "beta_schedule" not in given
+        if file.arguments["beta_schedule"] is None:
+            file.arguments["beta_schedule"] = PLACEHOLDER_SCHEDULE
+        # The environment as it was given: its kind decides how a function is asked.
+        agent = cls._build(file, env, expert, device=device, **given, **others)
+        if is_missing:
+            agent.missing = (*agent.missing, "beta_schedule")
+        return agent
+
+    def _own_arguments(self) -> dict[str, Any]:
+        own = super()._own_arguments()
+        return own if not callable(self.beta_schedule) else {**own, "beta_schedule": None}
+
+    def _begin_checkpoints(self, run: RunFolder) -> None:
+        path = _initial_path(run.path)
+        if self.initial is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.initial.save(path)
+        super()._begin_checkpoints(run)
+        if self.round == 0:  # how far the call is to go
+            self._save_checkpoint(run)
+
+    def _kept(self) -> dict[str, Any]:
+        return {
+            "total_timesteps": self._progress.end,
+            "num_timesteps_at_start": self._progress.start,
+            "initial": None if self.initial is None else fingerprint(self.initial),
+            "episodes": [part.num_episodes for part in self.rounds],
+            "fingerprints": [fingerprint(part) for part in self.rounds],
+        }
+
+    def _save_round(self, folder: Path, number: int) -> None:
+        part = self.rounds[number]
+        _round_folder(folder, number).mkdir(parents=True, exist_ok=True)
+        for place in range(part.num_episodes):
+            part.select_episodes([place]).save(_episode_path(folder, number, place))
+
+    def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
+        if config is None:
+            return
+        if config["initial"] != (None if self.initial is None else fingerprint(self.initial)):
+            raise ValueError(f"{str(_initial_path(folder))!r} does not hold what the run was started with.")
+        for number, (count, known) in enumerate(zip(config["episodes"], config["fingerprints"], strict=True)):
+            episodes = [Demonstrations.load(_episode_path(folder, number, place)) for place in range(count)]
+            self.rounds.append(concatenate(episodes))
+            if fingerprint(self.rounds[-1]) != known:
+                raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
+        self._progress.start = int(config["num_timesteps_at_start"])
+        self._progress.end = int(config["total_timesteps"])
+        self.is_resumed = True
+
+
+def _initial_path(folder: Path) -> Path:
+    return folder / "demos" / "initial.npz"
+
+
+def _round_folder(folder: Path, number: int) -> Path:
+    return folder / "demos" / f"round-{number:03d}"
+
+
+def _episode_path(folder: Path, number: int, place: int) -> Path:
+    return _round_folder(folder, number) / f"{place:03d}.npz"
+
+
+def _as_given(env: VecEnv, given: object) -> VecEnv:
+    """The environment without the image transposer that Stable-Baselines3 puts around what the caller gave.
+
+    Demonstrations and functions as experts know images in the caller's layout; policies transpose what they get.
+    """
+    return env.venv if isinstance(env, VecTransposeImage) and env is not given else env
+
+
+def _initial_transitions(
+    given: Demonstrations, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> Demonstrations:
+    """Initial demonstrations as rounds have them: without rewards and next observations, images in the same layout.
+
+    The spaces are the environment's. Raises TypeError for no demonstrations, ValueError for other spaces.
+    """
+    check_demonstrations("demonstrations", given)
+    check_same_spaces(
+        "demonstrations", (given.observation_space, given.action_space), (observation_space, action_space)
+    )
+    whole = given[:]
+    seen = whole.observations
+    return Demonstrations(
+        observations={key: _in_layout(seen[key], observation_space[key]) for key in seen}
+        if isinstance(seen, dict) and isinstance(observation_space, spaces.Dict)
+        else _in_layout(np.asarray(seen), observation_space),
+        actions=whole.actions,
+        observation_space=observation_space,
+        action_space=action_space,
+        episode_ends=given.episode_ends,
+        terminations=whole.terminations,
+        truncations=whole.truncations,
+        action_masks=whole.action_masks,
+        weights=whole.weights,
+        action_probs=whole.action_probs,
+    )
+
+
+def _aggregate(initial: Demonstrations | None, rounds: Sequence[Demonstrations]) -> Demonstrations:
+    """The initial demonstrations and all rounds so far, one after the other.
+
+    Where one part has soft targets the others' actions become such, of probability 1; where one has weights the others
+    weigh 1.
+    """
+    parts = [*([] if initial is None else [initial]), *rounds]
+    latest = parts[-1].observation_space  # another environment may show images in another layout
+    parts = [
+        part if part.observation_space == latest else _initial_transitions(part, latest, part.action_space)
+        for part in parts
+    ]
+    if any(part.action_probs is not None for part in parts):
+        parts = [_with_soft_targets(part) for part in parts]
+    if any(part.weights is not None for part in parts):
+        parts = [
+            part if part.weights is not None else part.replace_unchecked(weights=np.ones(len(part))) for part in parts
+        ]
+    return concatenate(parts)
+
+
+def _with_soft_targets(part: Demonstrations) -> Demonstrations:
+    """The same with `action_probs`: where there are none, the actions have probability 1."""
+    if part.action_probs is not None:
+        return part
+    assert isinstance(part.action_space, spaces.Discrete)
+    labels = torch.from_numpy(part.action_labels)
+    certain = one_hot(labels, int(part.action_space.n)).dense(torch.float64).numpy()
+    return part.replace_unchecked(action_probs=certain)
+
+
+def _in_layout(images: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    """Images whose channels come first where the environment's come last, or the other way round."""
+    shape = space.shape or ()
+    if images.shape[1:] == shape or len(shape) != 3:
+        return images
+    last = np.moveaxis(images, 1, -1)
+    return last if last.shape[1:] == shape else np.moveaxis(images, -1, 1)

@@ -1,4 +1,4 @@
-"""The expert of a DAgger run: whatever can act, asked for its action, or for the probabilities of all, at any state."""
+"""The expert of a DAgger run: any policy or function, asked for its action, or the probabilities of all actions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def legal_actions(
     Sampled ones are drawn from torch's global generator.
 
     Args:
-        agent: whose policy acts.
+        agent: a clone.
         observations: `[n, ...]`, or a dict of such.
         masks: bool `[n, sum of the dimensions' choices]`, True = legal; None: everything is.
         deterministic: the most probable legal action, else a sampled one.
@@ -97,7 +97,7 @@ TOLERANCE = 1e-4
 
 
 class Labels(NamedTuple):
-    """What the expert says to one observation of each environment.
+    """The expert's answer to one observation of each environment.
 
     Attributes:
         actions: one an environment, as demonstrations store them.
@@ -112,16 +112,16 @@ class Expert:
     """An expert that was checked, and that is asked the same way whatever it is.
 
     Args:
-        given: see `DAgger`.
+        given: an algorithm, a policy, an agent, the path of an agent file, or a function, as `DAgger` takes them.
         env: the environment, whose spaces the expert must share.
         targets: what to ask for.
         deterministic: its most probable action, else a sampled one.
         batched: whether a function gets batches.
 
     Raises:
-        TypeError: `given` can't act, or has no probabilities to give.
-        ValueError: spaces that differ, a `VecNormalize` that shows observations differently from the one that the
-            expert was trained in, or probabilities of another space than a Discrete one.
+        TypeError: `given` is no policy, or provides no probabilities.
+        ValueError: spaces that differ, a `VecNormalize` that normalises otherwise than the one that the expert was
+            trained in, or probabilities of another space than a Discrete one.
         SafeFileError: the agent file can't be read.
     """
 
@@ -143,10 +143,10 @@ class Expert:
             )
         self.given = given
         seen, done = getattr(given, "observation_space", None), getattr(given, "action_space", None)
-        if isinstance(seen, spaces.Space) and isinstance(done, spaces.Space):  # a function tells none
+        if isinstance(seen, spaces.Space) and isinstance(done, spaces.Space):  # a function has none
             check_same_spaces("expert", (seen, done), (env.observation_space, env.action_space))
         self.clone = given if isinstance(given, BC) else given.bc if isinstance(given, RoundsModel) else None
-        # A model that was trained on normalised observations, in an environment that shows them as they are.
+        # An algorithm that was trained on normalised observations, in an environment whose own are not.
         self.normalizer: VecNormalize | None = None
         if isinstance(given, (BaseAlgorithm, ActingModel)):
             self.normalizer = given.get_vec_normalize_env()
@@ -167,7 +167,7 @@ class Expert:
         """Forget recurrent states: every environment begins an episode."""
         self.starts = np.ones(num_envs, dtype=bool)
         if self.clone is None and self.source is None:
-            self._chooser = Actor(self.given, batched=self.batched, deterministic=self.deterministic)
+            self._actor = Actor(self.given, batched=self.batched, deterministic=self.deterministic)
 
     def label(
         self, observations: Sequence[Any], masks: NDArray[np.bool_] | None, generator: np.random.Generator
@@ -190,7 +190,7 @@ class Expert:
         if self.clone is not None:
             chosen = list(legal_actions(self.clone, stack_observations(seen), masks, deterministic=self.deterministic))
         else:
-            chosen = list(self._chooser(seen, None if masks is None else list(masks), self.starts))
+            chosen = list(self._actor(seen, None if masks is None else list(masks), self.starts))
         actions = [checked_action(one, self.action_space, "expert") for one in chosen]
         self._check_legal(actions, masks)
         return Labels(actions, None)
@@ -204,7 +204,7 @@ class Expert:
         elif self.source is not None:
             given = self._asked_of(self.source, stack_observations(seen), masks)
         else:
-            given = np.stack([np.asarray(row) for row in self._chooser(seen, None, self.starts)])
+            given = np.stack([np.asarray(one) for one in self._actor(seen, None, self.starts)])
         probabilities = self._checked(given, masks)
         if self.deterministic:
             chosen = probabilities.argmax(axis=1)
@@ -239,16 +239,16 @@ class Expert:
         good = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1)
         good &= np.abs(values.sum(axis=1) - 1) <= TOLERANCE
         if not good.all():
-            row = int(good.argmin())
+            number = int(good.argmin())
             raise ValueError(
-                f"the expert gave the probabilities {values[row]} in environment {row}: they must be finite and >= 0 "
-                "and sum to 1."
+                f"the expert gave the probabilities {values[number]} in environment {number}: they must be finite and "
+                ">= 0 and sum to 1."
             )
         if masks is not None and (values[~masks] > 0).any():
-            row = int(((values > 0) & ~masks).any(axis=1).argmax())
+            number = int(((values > 0) & ~masks).any(axis=1).argmax())
             raise ValueError(
-                f"the expert gave the probabilities {values[row]} in environment {row}, whose action mask is "
-                f"{masks[row]}: an illegal action's must be 0."
+                f"the expert gave the probabilities {values[number]} in environment {number}, whose action mask is "
+                f"{masks[number]}: an illegal action's must be 0."
             )
         return values
 
@@ -268,7 +268,7 @@ class Expert:
             )
 
     def _source_of_probabilities(self) -> CategoricalHead | PolicyQueries | None:
-        """What tells the probabilities; None: a function gives them itself."""
+        """What provides the probabilities; None: a function gives them itself."""
         if self.clone is not None:
             assert isinstance(self.clone.head, CategoricalHead)
             return self.clone.head
@@ -279,10 +279,10 @@ class Expert:
                 isinstance(policy, ActorCriticPolicy) or is_maskable(policy)
             ):
                 raise TypeError(
-                    f"expert has the policy {type(policy).__name__}, which does not tell the probabilities of its "
-                    "actions at a single observation: use expert_targets='actions'."
+                    f"expert has the policy {type(policy).__name__}, which does not provide the probabilities of "
+                    "its actions at a single observation: use expert_targets='actions'."
                 )
-            if isinstance(policy, PolicyQueries):  # whose exploration floor is part of how it acts
+            if isinstance(policy, PolicyQueries):  # whose exploration floor counts too
                 return policy
             head = make_head(policy, self.action_space, None)
             assert isinstance(head, CategoricalHead)

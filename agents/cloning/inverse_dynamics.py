@@ -1,4 +1,4 @@
-"""Which action led from one observation to the next: a `BC` that is shown both."""
+"""The inverse dynamics model: infers which action led from one observation to the next, by a `BC` that sees both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.cloning.bc import BC, SmoothingLike
 from rlsmooth.agents.cloning.rounds import train_quietly
+from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.cloning.transition_features import (
     FIRST,
     SECOND,
@@ -32,6 +33,7 @@ from rlsmooth.data.arrays import action_dims, stored_dtype
 from rlsmooth.losses import log_probabilities
 from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.run import check_no_missing
 
 __all__ = ["InverseDynamics", "Observations"]
 
@@ -39,14 +41,14 @@ __all__ = ["InverseDynamics", "Observations"]
 Observations: TypeAlias = Any
 """`[N, ...]`, or a dict of such for a Dict space."""
 
-CHUNK_ROWS = 4096
+CHUNK_TRANSITIONS = 4096
 OWN = "inverse_dynamics"
 OWN_ARGUMENTS = ("max_epochs", "validation_fraction", "early_stopping_patience")
 
 
 @final
 class InverseDynamics:
-    """The model `P(a | s, s')` of the actions that lead from `s` to `s'`, learned from somebody's own transitions.
+    """The model `P(a | s, s')` of the actions that lead from `s` to `s'`, learned from transitions with actions.
 
     It is a `BC` (attribute `bc`) whose observation is made of both observations, standardised by the statistics of the
     transitions it was fitted to, and whose target is the action, smoothed: every action space, mask and file of `BC`'s
@@ -55,19 +57,19 @@ class InverseDynamics:
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or one Dict of those; images too.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
-        smoothing: as of `BC`.
+        smoothing: of the actions: alpha, a schedule, a `Smoothing`, or one for each MultiDiscrete dimension.
         inputs: `"difference"` shows it `s` and `s' - s`, each with a scale of its own, `"pair"` `s` and `s'`. Where a
             step moves the observation by a hundredth of its spread, `"pair"` learned nothing from 2,000 transitions and
             `"difference"` all; on CartPole-v1 both were always right; in states of MountainCar-v0 and Acrobot-v1 that
             random actions do not reach, `"pair"` was right up to 10 % more often.
-        action_bins: as of `BC`.
-        learning_rate: as of `BC`.
-        batch_size: as of `BC`.
+        action_bins: Box only: infer so many bins a dimension; None: a Gaussian.
+        learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining.
+        batch_size: transitions of a minibatch.
         max_epochs: passes over the transitions.
         validation_fraction: share of the episodes that is held out; 0: none.
         early_stopping_patience: stop after so many epochs without a lower loss on what is held out; None: don't.
         policy_kwargs: of the policy that is the network, as SB3's: `{"net_arch": [64, 64]}`.
-        seed: as of `BC`.
+        seed: of the initial weights and the order of the data; None: drawn from torch's generator.
         device: as SB3's.
 
     Attributes:
@@ -75,7 +77,7 @@ class InverseDynamics:
         metrics: of the last `fit`, what `BC` logs under `bc/`: `accuracy`, `val_accuracy` (held out), nats, and so on.
 
     Raises:
-        TypeError, ValueError: as `BC`.
+        TypeError, ValueError: what `BC` raises for its arguments.
 
     Example:
         >>> from rlsmooth.data import record
@@ -106,7 +108,7 @@ class InverseDynamics:
         seed: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
-        agent_spaces.policy_space(observation_space)  # a Dict in a Dict is told here
+        agent_spaces.policy_space(observation_space)  # refuses a Dict in a Dict
         self.observation_space = observation_space
         self.action_space = action_space
         self.smoothing = smoothing
@@ -132,8 +134,8 @@ class InverseDynamics:
         """Learn from transitions, from new initial weights.
 
         Args:
-            transitions: with `next_observations`; of anybody, best of many actions in many states. Masks, weights and
-                soft targets count as for `BC`.
+            transitions: with `next_observations`; of any behaviour policy, best of many actions in many states. Masks,
+                weights and soft targets count as for `BC`.
 
         Returns:
             The model itself.
@@ -141,15 +143,14 @@ class InverseDynamics:
         Raises:
             TypeError: they are no `Demonstrations`.
             ValueError: no next observations, other spaces, too few episodes to hold some out; see `BC`.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
-        if self.bc.missing:
-            raise ValueError(f"{', '.join(self.bc.missing)} was a callable, which no file can hold: build a new model.")
+        check_no_missing(self.bc.missing, "build a new model")
         agent_spaces.check_demonstrations("transitions", transitions)
         own = (self.observation_space, self.action_space)
         agent_spaces.check_same_spaces("transitions", (transitions.observation_space, transitions.action_space), own)
         if transitions.next_observations is None:
-            raise ValueError("transitions have no next_observations: record them, or use ObservationOnly's rows.")
+            raise ValueError("transitions have no next_observations: record them, or use ObservationOnly's pairs.")
         observations = _paired(transitions.observations, transitions.next_observations)
         pairs = transitions.replace_unchecked(
             observations=observations,
@@ -178,7 +179,7 @@ class InverseDynamics:
 
         Args:
             observations: `[N, ...]`, or a dict of such.
-            next_observations: likewise.
+            next_observations: what followed each, in the same form.
             action_masks: bool `[N, sum of the dimensions' choices]`, True = legal: others are not predicted.
 
         Raises:
@@ -212,16 +213,16 @@ class InverseDynamics:
         """The probability of each action: 0 for illegal ones, 1 in all.
 
         Args:
-            observations: as of `predict`.
-            next_observations: likewise.
-            action_masks: likewise.
+            observations: `[N, ...]`, or a dict of such.
+            next_observations: what followed each, in the same form.
+            action_masks: bool `[N, sum of the dimensions' choices]`, True = legal.
 
         Returns:
             float32 `[N, K]` for Discrete, `[N, D, 2]` for MultiBinary, a tuple of `[N, K_d]` for MultiDiscrete and for
             a Box in bins.
 
         Raises:
-            ValueError: as `predict`; a Box, whose actions have densities.
+            ValueError: what `predict` raises; a Box, whose actions have densities.
         """
         head = self.bc.head
         if not isinstance(head, CategoricalHead):
@@ -256,12 +257,11 @@ class InverseDynamics:
         extractor: Any = bc.policy.features_extractor
         if not isinstance(extractor, TransitionFeatures):
             raise SafeFileError(f"{str(path)!r} has a {type(extractor).__name__} for TransitionFeatures.")
-        recipes = list(bc.smoothings)
         try:
             model = cls(
                 _single(bc.observation_space),
                 bc.action_space,
-                smoothing=recipes[0] if len(recipes) == 1 else recipes,
+                smoothing=one_or_list(bc.smoothings),
                 inputs=extractor.inputs,
                 action_bins=None if bc.bins is None else bc.bins.num_bins,
                 learning_rate=bc.learning_rate,
@@ -299,14 +299,15 @@ class InverseDynamics:
     ) -> Iterator[tuple[Tensor, ...]]:
         """Of each group of components (see `CategoricalHead`), chunk by chunk."""
         bc: Any = self.bc
-        for chunk, rows in self._chunks(observations, next_observations):
+        for chunk, part in self._chunks(observations, next_observations):
             tensors, _ = bc.policy.obs_to_tensor(chunk)
             count = len(chunk[next(iter(chunk))])
-            legal = self._check_masks(None if masks is None else np.asarray(masks[rows]), count)
+            legal = self._check_masks(None if masks is None else np.asarray(masks[part]), count)
             with torch.no_grad():
                 outputs = bc.head.outputs(tensors)
             yield tuple(
-                log_probabilities(part, mask) for part, mask in zip(outputs, bc.head.mask_groups(legal), strict=True)
+                log_probabilities(logits, mask)
+                for logits, mask in zip(outputs, bc.head.mask_groups(legal), strict=True)
             )
 
     def _chunks(
@@ -316,10 +317,12 @@ class InverseDynamics:
         pairs = _paired(observations, next_observations)
         counts = {len(part) for part in pairs.values()}
         if len(counts) != 1 or 0 in counts:
-            raise ValueError(f"observations and next_observations have {sorted(counts)} rows: as many, one or more.")
-        for start in range(0, counts.pop(), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            yield {name: np.asarray(part[rows]) for name, part in pairs.items()}, rows
+            raise ValueError(
+                f"observations and next_observations have {sorted(counts)} transitions: as many, one or more."
+            )
+        for start in range(0, counts.pop(), CHUNK_TRANSITIONS):
+            chosen = slice(start, start + CHUNK_TRANSITIONS)
+            yield {name: np.asarray(part[chosen]) for name, part in pairs.items()}, chosen
 
     def _check_masks(self, masks: NDArray[np.bool_] | None, count: int) -> Tensor | None:
         if masks is None:
@@ -329,11 +332,11 @@ class InverseDynamics:
             raise ValueError(f"action_masks can't be used with action_space={self.action_space!r}: leave them out.")
         if masks.shape != (count, int(dims.sum())) or masks.dtype != np.bool_:
             raise ValueError(
-                f"action_masks must be Boolean {(count, int(dims.sum()))} for {count} rows, got {masks.dtype} "
+                f"action_masks must be Boolean {(count, int(dims.sum()))} for {count} transitions, got {masks.dtype} "
                 f"{masks.shape}."
             )
         if not np.logical_or.reduceat(masks, np.cumsum(dims) - dims, axis=1).all():
-            raise ValueError("action_masks leave a dimension of a row with no legal action.")
+            raise ValueError("action_masks leave a dimension of a transition with no legal action.")
         return torch.as_tensor(masks, device=self.bc.device)
 
     def _check_fitted(self) -> None:

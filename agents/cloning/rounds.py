@@ -1,51 +1,50 @@
-"""What agents share that act and clone in turns: `BCO` and `DAgger`."""
+"""Services for agents that clone in rounds (`BCO`, `DAgger`): set-up, rollouts, log lines, checkpoints, files."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import configure_logger
 
-from rlsmooth.agents.acting import ActingModel, copy_actor, play
+from rlsmooth.agents import spaces as agent_spaces
+from rlsmooth.agents.acting import ActingModel, copy_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.policy_file import load_parameters, read_agent_file
-from rlsmooth.agents.sb3 import Callbacks, init_callback, is_maskable
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.agents.sb3 import Callbacks, init_callback
+from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.training import (
-    Checkpoint,
-    SafeFileError,
-    checkpoint_steps,
-    execution_state,
-    load_optimizer,
-    optimizer_to_tensors,
-    save_checkpoint,
-    warn_if_execution_differs,
-)
-from rlsmooth.training.run import RESUME_FILE
+from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
 
-__all__ = [
-    "ACTING",
-    "CLONE_SHOWN",
-    "LEARNING",
-    "RoundsModel",
-    "check_no_other_run",
-    "check_resumable",
-    "clone_arguments",
-    "delete_leftovers",
-    "one_or_list",
-    "read_own_arguments",
-    "restore_round",
-    "save_round",
-    "train_quietly",
-]
+__all__ = ["COLLECTING", "LEARNING", "RoundsFile", "RoundsModel", "train_quietly"]
+
+COLLECTING, LEARNING = 0, 1
+"""What a round's seeds are for."""
+CLONE_SHOWN = (
+    "cross_entropy",
+    "nll_hard",
+    "accuracy",
+    "ece",
+    "policy_entropy",
+    "entropy_frac",
+    "kl_uniform",
+    "kl_reference",
+    "smoothing",
+)
+"""The clone's own measures that a round's log line shows."""
+CLONE_ARGUMENTS = ("kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
 
 
 class LastLine(KVWriter):
@@ -67,7 +66,7 @@ def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
     """Train for so many epochs and return the last line's numbers, `bc/` left out of their names.
 
     Raises:
-        TrainingDivergedError: see `BC.learn`.
+        TrainingDivergedError: the loss or a parameter became NaN or infinite.
     """
     last = LastLine()
     agent.set_logger(Logger(None, [last]))
@@ -75,24 +74,25 @@ def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
     return last.values
 
 
-ACTING, LEARNING = 0, 1
-"""What a round's seeds are for."""
-CLONE_SHOWN = (
-    "cross_entropy",
-    "nll_hard",
-    "accuracy",
-    "ece",
-    "policy_entropy",
-    "entropy_frac",
-    "kl_uniform",
-    "kl_reference",
-    "smoothing",
-)
-"""What a round's log line shows of the clone's own."""
+class RoundsFile(NamedTuple):
+    """What an agent's file contains.
+
+    Attributes:
+        path: of the file.
+        bc: the clone.
+        arguments: for the agent's constructor, those of its clones included.
+    """
+
+    path: Path
+    bc: BC
+    arguments: dict[str, Any]
 
 
 class RoundsModel(ActingModel):
-    """An agent whose policy acts in each round and is then trained by a `BC` of its own. Subclasses set the fields.
+    """An agent that collects transitions in each round and then trains its policy by a `BC` of its own.
+
+    Each subclass keeps its constructor, its loop and its round, and calls the services here. What only it knows is in
+    its `_own_arguments`, `_kept`, `_save_round` and `_restore`.
 
     Attributes:
         bc: the clone, which has the policy.
@@ -100,20 +100,70 @@ class RoundsModel(ActingModel):
         history: the numbers of each round's log line, without the tag's prefix.
         seed: all randomness follows from it and the number of the round.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
+        is_resumed: whether the next `learn` continues a call that was cut off.
         missing: arguments that a file could not keep and that must be given again.
     """
 
     PREFIX: ClassVar[str]
+    """Of the tags of log lines; the own arguments' name in agent files too."""
+    OWN_ARGUMENTS: ClassVar[tuple[str, ...]]
+    """The constructor's arguments that the clone's file does not contain by itself."""
+    FOLDER: ClassVar[str]
+    """Name of the argument that says where checkpoints go."""
     bc: BC
     round: int
     history: list[dict[str, float]]
     seed: int
     n_eval_episodes: int
     tensorboard_log: str | None
+    is_resumed: bool
     missing: tuple[str, ...]
     _clone_arguments: dict[str, Any]
     _has_logger: bool
-    _kept_in: Path | None = None  # the folder whose checkpoints are this run's
+    _kept_in: Path | None  # the folder whose checkpoints are this run's
+
+    def _set_up(
+        self,
+        policy: str | type[BasePolicy] | BasePolicy,
+        env: GymEnv | str | tuple[spaces.Space[Any], spaces.Space[Any]],
+        *,
+        clone: dict[str, Any],
+        policy_kwargs: Mapping[str, Any] | None,
+        seed: int | None,
+        device: torch.device | str,
+        tensorboard_log: str | Path | None,
+        verbose: int,
+        eval_env: GymEnv | str | None,
+        n_eval_episodes: int,
+    ) -> spaces.Space[Any]:
+        """Set what all agents of rounds have; `clone` are the arguments of each round's `BC`.
+
+        Returns the observation space as the environment has it: the policy's has images channel-first.
+        """
+        self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
+        log = check_optional_folder("tensorboard_log", tensorboard_log)
+        self.tensorboard_log = None if log is None else str(log)
+        self.verbose = verbose
+        if env is None:
+            raise TypeError("env is None: give an environment, or (observation_space, action_space) to act only.")
+        self.env, observation_space, self.action_space = agent_spaces.resolve_spaces(env, None, verbose)
+        self.n_envs = 1 if self.env is None else self.env.num_envs
+        self._clone_arguments = clone
+        own = (observation_space, self.action_space)
+        self.bc = BC(policy, own, None, policy_kwargs=policy_kwargs, seed=seed, device=device, **clone)
+        self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
+        self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
+        self.action_start = self.bc.action_start
+        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
+        agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
+        self.round = self.num_timesteps = 0
+        self.history = []
+        self.is_resumed = False
+        self.missing = ()
+        self._logger = None
+        self._has_logger = self._has_custom_logger = False
+        self._kept_in = None
+        return observation_space
 
     def evaluate(self) -> dict[str, float]:
         """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
@@ -124,14 +174,10 @@ class RoundsModel(ActingModel):
         Raises:
             ValueError: there is no environment.
         """
-        env = self.env if self.eval_env is None else self.eval_env
-        if env is None:
-            raise ValueError("there is no environment to evaluate in: give eval_env.")
-        use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
-        return play(self, env, n_episodes=self.n_eval_episodes, seed=self.seed, use_masks=use_masks)
+        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
 
     def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 model; see `BC.warm_start`.
+        """Copy the actor into an SB3 algorithm; see `BC.warm_start`.
 
         Raises:
             TypeError: `model` is no SB3 algorithm.
@@ -139,32 +185,76 @@ class RoundsModel(ActingModel):
         """
         copy_actor(self.policy, model)
 
-    def _check_can_learn(self) -> None:
-        """Raise ValueError where an environment or a callable is missing."""
+    # ---- a call of learn
+
+    def _check_can_learn(self, name: str, teacher: object) -> None:
+        """Raise ValueError where an environment, a callable or what to learn from (`teacher`) is missing."""
+        owner = type(self).__name__
         if self.env is None:
-            name = type(self).__name__
             raise ValueError(
-                f"there is no environment to act in: give env to {name}(...) or {name}.load, or call set_env."
+                f"there is no environment to act in: give env to {owner}(...) or {owner}.load, or call set_env."
             )
-        if self.missing:
-            raise ValueError(
-                f"{', '.join(self.missing)} was a callable, which no file can hold: pass it again, for example "
-                f"custom_objects={{{self.missing[0]!r}: ...}}."
-            )
+        check_no_missing(self.missing)
+        check_given(name, teacher, owner)
 
-    def _prepare_logger(self, tb_log_name: str, *, goes_on: bool) -> None:
-        """One for all calls of `learn`, unless there is one of the caller's."""
-        if not self._has_logger and not self._has_custom_logger:
+    @contextmanager
+    def _training(self, callback: Callbacks, tb_log_name: str, total_timesteps: int) -> Iterator[BaseCallback | None]:
+        """Around a call's rounds: the logger, the first checkpoint, and the callback's begin and end.
+
+        `total_timesteps` is where callbacks take the end of training to be.
+        """
+        if not self._has_logger and not self._has_custom_logger:  # one for all calls, unless the caller gave one
             self._has_logger = True
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, not goes_on)
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, not self.is_resumed)
+        run = self._run_folder()
+        if run is not None and not self.is_resumed:
+            run.check_free(self.round if self._kept_in == run.path.resolve() else None)
+            self._kept_in = run.path.resolve()
+            self._begin_checkpoints(run)
+        self.is_resumed = False
+        listener = init_callback(self, callback)
+        if listener is not None:
+            listener.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
+        yield listener
+        if listener is not None:
+            listener.on_training_end()
 
-    def _prepare_callback(self, callback: Callbacks) -> BaseCallback | None:
-        # What callbacks need of a model, this one has.
-        return init_callback(self, callback)
+    @contextmanager
+    def _rollout(self, listener: BaseCallback | None, bar: Any = None) -> Iterator[Callable[[int], bool]]:
+        """A rollout as callbacks see it: gives the function that is called with the number of steps just made.
 
-    def _new_clone(self, demonstrations: Demonstrations) -> BC:
-        """A clone of this round with the policy as it is, its optimiser included."""
-        return BC(
+        It returns False where a callback ends the training. A rollout that is cut off, by this or by an error, leaves
+        no steps behind. `bar` is one that counts steps.
+        """
+        before, continues = self.num_timesteps, True
+
+        def after_step(num_steps: int) -> bool:
+            nonlocal continues
+            self.num_timesteps += num_steps
+            if bar is not None:
+                bar.update(num_steps)
+            continues = listener is None or listener.on_step()
+            return continues
+
+        if listener is not None:
+            listener.on_rollout_start()
+        try:
+            yield after_step
+        except BaseException:
+            self.num_timesteps = before
+            raise
+        if not continues:
+            self.num_timesteps = before
+        elif listener is not None:
+            listener.on_rollout_end()
+
+    def _seed_of(self, purpose: int) -> int:
+        """The same for a round of the same number, whether or not the run was cut off before it."""
+        return int(np.random.SeedSequence([self.seed, self.round, purpose]).generate_state(1)[0] >> 1)
+
+    def _train_clone(self, demonstrations: Demonstrations, epochs: int) -> tuple[BC, dict[str, float]]:
+        """Train the policy as it is, its optimiser included: the round's clone, and its part of the log line."""
+        clone = BC(
             self.policy,
             (demonstrations.observation_space, self.action_space),
             demonstrations,
@@ -172,134 +262,145 @@ class RoundsModel(ActingModel):
             device=self.device,
             **self._clone_arguments,
         )
+        found = train_quietly(clone, epochs)
+        return clone, {name: found[name] for name in CLONE_SHOWN if name in found}
 
-    def _seed_of(self, purpose: int) -> int:
-        """The same for a round of the same number, whether or not the run was cut off before it."""
-        return int(np.random.SeedSequence([self.seed, self.round, purpose]).generate_state(1)[0] >> 1)
-
-    def _log(self, line: Mapping[str, float]) -> None:
-        self.history.append(dict(line))
-        for name, value in line.items():
+    def _end_round(self, line: Mapping[str, float], bar: Any) -> None:
+        """Evaluate, write the log line, and keep the round, which counts as done already."""
+        found = dict(line)
+        if self.eval_env is not None:
+            bar.set_postfix_str("evaluating")
+            found |= self.evaluate()
+        self.history.append(found)
+        for name, value in found.items():
             self.logger.record(f"{self.PREFIX}/{name}", value)
         self.logger.dump(self.num_timesteps)
+        run = self._run_folder()
+        if run is not None:
+            self._save_round(run.path, self.round - 1)
+            self._save_checkpoint(run)
 
+    # ---- checkpoints
 
-LEFTOVER = re.compile(
-    rf"\.({re.escape(RESUME_FILE)}|checkpoint_\d+\.zip|transitions_\d+\.npz|initial\.npz|\d{{3,}}\.npz)\.\w{{8}}\.tmp"
-)
-KEPT = ("kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
+    @classmethod
+    def _folder_of_run(cls, folder: str | Path) -> RunFolder:
+        return RunFolder(folder, name=cls.FOLDER, unit="round", resume=f"{cls.__name__}.resume")
 
+    def _run_folder(self) -> RunFolder | None:
+        folder = getattr(self, self.FOLDER)
+        return None if folder is None else self._folder_of_run(folder)
 
-def clone_arguments(bc: BC) -> dict[str, Any]:
-    """The constructor's arguments of a clone that was read from a file, for an agent that will make more of them."""
-    references = None if bc.references is None else [recipe.reference for recipe in bc.references]
-    return {
-        **{name: getattr(bc, name) for name in KEPT},
-        "smoothing": one_or_list(list(bc.smoothings)),
-        "reference": None if references is None else one_or_list(references),
-        "action_bins": None if bc.bins is None else bc.bins.num_bins,
-    }
+    def _begin_checkpoints(self, run: RunFolder) -> None:
+        """Keep what the run starts from, or, in a second call, how far it is to continue."""
+        # The resume file last: a kill in between then leaves no run that seems to begin with a trained policy.
+        for number in range(self.round):
+            self._save_round(run.path, number)
+        if self.round > 0:
+            self._save_checkpoint(run)
+        self.save(run.path / RESUME_FILE)
 
-
-def one_or_list(values: list[Any]) -> Any:
-    """The only value, or all of them."""
-    return values[0] if len(values) == 1 else values
-
-
-def read_own_arguments(path: str | Path, key: str, names: Collection[str], kind: str) -> tuple[Path, dict[str, Any]]:
-    """What an agent of rounds wrote beside its clone.
-
-    Args:
-        path: the file.
-        key: under which it is in the file.
-        names: of the arguments that there must be.
-        kind: the agent's name, for the message.
-
-    Returns:
-        The path, completed, and the arguments.
-
-    Raises:
-        SafeFileError: the file is damaged, or of another kind of agent.
-    """
-    path, content = read_agent_file(path)
-    config = content.config.get("config")
-    own = config.get(key) if isinstance(config, dict) else None
-    if not isinstance(own, dict) or set(own) != set(names):
-        raise SafeFileError(f"{str(path)!r} holds no agent of {kind}: load it with load_agent.")
-    return path, own
-
-
-def check_no_other_run(agent: RoundsModel, name: str, folder: Path) -> None:
-    """Refuse a folder with checkpoints of another run; the folder becomes the agent's own.
-
-    Args:
-        agent: about to begin, or to go on.
-        name: of the argument that named the folder.
-        folder: where its checkpoints are to go.
-
-    Raises:
-        ValueError: there are such checkpoints, or the folder can't be written to.
-    """
-    check_writable_folder(name, folder)  # it may have been named after the agent was made
-    others = [] if agent._kept_in == folder.resolve() else checkpoint_steps(folder)
-    if others:
-        raise ValueError(
-            f"{name}={str(folder)!r} holds another run's checkpoints (round {others[-1]}): go on from them "
-            f"by {type(agent).__name__}.resume, or set agent.{name} to another folder."
-        )
-    agent._kept_in = folder.resolve()
-
-
-def delete_leftovers(folder: Path) -> None:
-    """Delete the temporary files of saves in this folder that were killed, by the names that `atomic_file` gives."""
-    for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
-
-
-def check_resumable(name: str, folder: str | Path) -> Path:
-    """The folder of a run that can be resumed.
-
-    Raises:
-        ValueError: it has no resume file.
-    """
-    folder = Path(folder).expanduser()
-    if not (folder / RESUME_FILE).is_file():
-        raise ValueError(f"{name}={str(folder)!r} holds no run to go on with: {RESUME_FILE} is missing.")
-    return folder
-
-
-def save_round(agent: RoundsModel, folder: Path, more: Mapping[str, Any]) -> None:
-    """Write parameters, optimiser, counters, history, and `more`, as the checkpoint of the round that is done."""
-    tensors, optimizer = optimizer_to_tensors(agent.policy.optimizer)
-    save_checkpoint(
-        folder,
-        agent.round,
-        config={
-            "round": agent.round,
-            "num_timesteps": agent.num_timesteps,
-            "n_envs": agent.n_envs,
-            "history": agent.history,
+    def _save_checkpoint(self, run: RunFolder) -> None:
+        """Write parameters, optimiser, counters, history, and what else the subclass keeps."""
+        tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
+        config = {
+            "round": self.round,
+            "num_timesteps": self.num_timesteps,
+            "n_envs": self.n_envs,
+            "history": self.history,
             "optimizer": optimizer,
-            "execution": execution_state(),
-            **more,
-        },
-        tensors={"policy": agent.policy.state_dict(), "optimizer": tensors},
-    )
+            **self._kept(),
+        }
+        parts = {"policy": self.policy.state_dict(), "optimizer": tensors}
+        run.save(self.round, config, parts, keeps_rng=False)  # each round draws from seeds of its own
 
+    def _restore_checkpoint(self, run: RunFolder) -> None:
+        """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
+        checkpoint = run.latest()
+        if checkpoint is not None:
+            config, tensors = checkpoint.config, checkpoint.tensors
+            check_num_envs(config["n_envs"], self.n_envs)
+            load_parameters(checkpoint.path, self.policy, tensors["policy"])
+            load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+            self.round = int(config["round"])
+            self.num_timesteps = int(config["num_timesteps"])
+            self.history = [dict(line) for line in config["history"]]
+        self._restore(run.path, None if checkpoint is None else checkpoint.config)
+        self._kept_in = run.path.resolve()
 
-def restore_round(agent: RoundsModel, checkpoint: Checkpoint) -> None:
-    """Put back what `save_round` wrote, but for what the agent gave as `more`.
+    def _kept(self) -> dict[str, Any]:
+        """What else a checkpoint contains, as JSON."""
+        raise NotImplementedError
 
-    Raises:
-        ValueError: another number of environments.
-    """
-    config, tensors = checkpoint.config, checkpoint.tensors
-    if config["n_envs"] != agent.n_envs:
-        raise ValueError(f"env has {agent.n_envs} environments, the run had {config['n_envs']}: build as many.")
-    warn_if_execution_differs(config["execution"])
-    load_parameters(checkpoint.path, agent.policy, tensors["policy"])
-    load_optimizer(agent.policy.optimizer, tensors["optimizer"], config["optimizer"])
-    agent.round = int(config["round"])
-    agent.num_timesteps = int(config["num_timesteps"])
-    agent.history = [dict(line) for line in config["history"]]
+    def _save_round(self, folder: Path, number: int) -> None:
+        """Write the transitions of a round, which no later round changes, into files of their own."""
+        raise NotImplementedError
+
+    def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
+        """Put back what `_kept` and `_save_round` wrote; None: there was no checkpoint yet."""
+        raise NotImplementedError
+
+    # ---- agent files
+
+    def save(self, path: str | Path) -> Path:
+        """Write the clone's agent file, which `BC.load`, `load_agent` and every command read, with the own arguments.
+
+        Only the policy and arguments are in it: transitions (`agent.demonstrations`) and other networks
+        (`agent.inverse_dynamics`) have a `save` of their own. Functions (`beta_schedule`, `learning_rate`) can't be
+        kept: to train on after `load`, pass them again.
+
+        Args:
+            path: `.zip` is added to a name without a suffix.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: the folder can't be written to.
+        """
+        return self.bc.save(path, {self.PREFIX: self._own_arguments()})
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments of `OWN_ARGUMENTS` as a file holds them."""
+        return {name: getattr(self, name) for name in self.OWN_ARGUMENTS}
+
+    @classmethod
+    def _read_file(
+        cls,
+        path: str | Path,
+        env: GymEnv | str | None,
+        *,
+        device: torch.device | str,
+        policy_class: type[BasePolicy] | None,
+        custom_objects: Mapping[str, Any] | None,
+    ) -> RoundsFile:
+        path, content = read_agent_file(path)
+        config = content.config.get("config")
+        own = config.get(cls.PREFIX) if isinstance(config, dict) else None
+        if not isinstance(own, dict) or set(own) != set(cls.OWN_ARGUMENTS):
+            raise SafeFileError(f"{str(path)!r} holds no agent of {cls.__name__}: load it with load_agent.")
+        bc = BC.load(path, env, device=device, policy_class=policy_class, custom_objects=custom_objects)
+        references = None if bc.references is None else [recipe.reference for recipe in bc.references]
+        arguments = {
+            **own,
+            **{name: getattr(bc, name) for name in CLONE_ARGUMENTS},
+            "smoothing": one_or_list(bc.smoothings),
+            "reference": None if references is None else one_or_list(references),
+            "action_bins": None if bc.bins is None else bc.bins.num_bins,
+        }
+        return RoundsFile(path, bc, arguments)
+
+    @classmethod
+    def _build(
+        cls, file: RoundsFile, env: GymEnv | str | None, teacher: Any, *, device: torch.device | str, **given: Any
+    ) -> Self:
+        """The agent of a file; `teacher` is the constructor's third argument, `given` replaces the file's."""
+        build: Any = cls
+        own = (file.bc.observation_space, file.bc.action_space)
+        try:  # of the file alone, so that the caller's mistakes are not put down to it
+            build(file.bc.policy, own, None, device=device, **file.arguments)
+        except (TypeError, ValueError) as error:
+            raise SafeFileError(f"{str(file.path)!r} has malformed arguments ({error}). Use another copy.") from error
+        where = own if env is None else env
+        agent: Self = build(file.bc.policy, where, teacher, device=device, **(file.arguments | given))
+        agent.missing = file.bc.missing
+        return agent

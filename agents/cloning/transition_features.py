@@ -1,4 +1,4 @@
-"""What an inverse dynamics model sees of two observations in a row: both, standardised."""
+"""Features of two successive observations, for an inverse dynamics model: both, standardised."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ class TransitionFeatures(BaseFeaturesExtractor):
     ) -> None:
         check_choice("inputs", inputs, INPUTS)
         names = [name for name in observation_space if name.startswith(FIRST)]
-        pictures = [name for name in names if is_image_space(observation_space[name])]
-        flat = [name for name in names if name not in pictures]
+        images = [name for name in names if is_image_space(observation_space[name])]
+        flat = [name for name in names if name not in images]
         size = 2 * sum(get_flattened_obs_dim(observation_space[name]) for name in flat)
-        super().__init__(observation_space, size + cnn_output_dim * len(pictures))
+        super().__init__(observation_space, size + cnn_output_dim * len(images))
         self.inputs = inputs
-        self.pictures, self.flat = pictures, flat
-        self.networks = nn.ModuleList(NatureCNN(_doubled(observation_space[name]), cnn_output_dim) for name in pictures)
+        self.images, self.flat = images, flat
+        self.networks = nn.ModuleList(NatureCNN(_doubled(observation_space[name]), cnn_output_dim) for name in images)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 
     def set_statistics(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
-        """Standardise by these from now on; see `transition_statistics`."""
+        """Standardise by these from now on, which `transition_statistics` finds."""
         self.mean.copy_(torch.from_numpy(mean))
         self.std.copy_(torch.from_numpy(std))
 
@@ -91,7 +91,7 @@ class TransitionFeatures(BaseFeaturesExtractor):
         """`[B, features]`."""
         parts = [part.flatten(1) for name in self.flat for part in self._two(observations, name)]
         found = [(torch.cat(parts, dim=1) - self.mean) / self.std] if parts else []
-        for name, network in zip(self.pictures, self.networks, strict=True):
+        for name, network in zip(self.images, self.networks, strict=True):
             found.append(network(torch.cat(self._two(observations, name), dim=1)))
         return torch.cat(found, dim=1)
 
@@ -103,7 +103,7 @@ class TransitionFeatures(BaseFeaturesExtractor):
 def transition_statistics(
     space: spaces.Dict, observations: dict[str, NDArray[Any]], inputs: Inputs
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of what `TransitionFeatures` has flat, over rows; 0 and 1 for what is not of a Box.
+    """Mean and standard deviation, over transitions, of the flat part of `TransitionFeatures`; 0 and 1 beside a Box.
 
     A column that varies by no more than rounding does has the standard deviation 1: dividing by its own would make
     noise as large as a signal.
@@ -111,7 +111,7 @@ def transition_statistics(
     Args:
         space: of `pair_space`.
         observations: `[N, ...]` each.
-        inputs: as of `TransitionFeatures`.
+        inputs: `"difference"` or `"pair"`.
     """
     means, stds = [], []
     for name in [name for name in space if name.startswith(FIRST) and not is_image_space(space[name])]:
@@ -121,7 +121,7 @@ def transition_statistics(
             means.append(np.zeros(size))
             stds.append(np.ones(size))
             continue
-        # In the precision that the network gets them in: what is lost there must not count as a difference.
+        # In the network's own precision: what is lost there must not count as a difference.
         before, after = (
             np.asarray(observations[part]).reshape(len(observations[part]), -1).astype(np.float32)
             for part in (name, second)

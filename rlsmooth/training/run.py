@@ -239,10 +239,10 @@ class RunFolder:
 
         Args:
             resume: whether a run is to be resumed. One that has no checkpoint yet starts at the beginning.
-            own_up_to: see `check_free`.
+            own_up_to: checkpoints up to this one are of the run that begins here; None: it has none.
 
         Raises:
-            ValueError: see `check_free`.
+            ValueError: there are checkpoints of another run, or the folder can't be written to.
             SafeFileError: no checkpoint can be read.
         """
         if not resume:
@@ -264,8 +264,8 @@ class RunFolder:
 
         Args:
             step: its number.
-            config: see `save_checkpoint`.
-            tensors: see `save_checkpoint`.
+            config: JSON-able settings and counters.
+            tensors: named groups of named tensors.
             keeps_rng: False: the run draws each part from seeds of its own, so that the generators do not matter.
             keep: how many checkpoints to keep.
 
@@ -614,7 +614,7 @@ def divergence_error(
     )
 
 
-# ---- what a run tells while it runs
+# ---- the log of a run
 
 
 OnLog: TypeAlias = Callable[[int, Mapping[str, float]], object]

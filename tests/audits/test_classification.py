@@ -78,16 +78,11 @@ def test_weights_are_scikit_learns(device: torch.device) -> None:
     probabilities, each = logits.softmax(-1), weights.numpy()
     truth, rows = labels.numpy(), probabilities.numpy()
     placed = labels.to(device), weights.to(device)
-    ours = [
-        accuracy(probabilities.to(device), placed[0], weights=placed[1]),
-        brier_score(probabilities.to(device), placed[0], weights=placed[1]),
-        negative_log_likelihood(logits.to(device), placed[0], weights=placed[1]),
-    ]
-    theirs = [
-        accuracy_score(truth, rows.argmax(-1), sample_weight=each),
-        sklearn_brier(labels, probabilities, each),
-        log_loss(truth, rows, sample_weight=each),
-    ]
+    ours = [accuracy(probabilities.to(device), placed[0], weights=placed[1])]
+    ours += [brier_score(probabilities.to(device), placed[0], weights=placed[1])]
+    ours += [negative_log_likelihood(logits.to(device), placed[0], weights=placed[1])]
+    theirs = [accuracy_score(truth, rows.argmax(-1), sample_weight=each), sklearn_brier(labels, probabilities, each)]
+    theirs += [log_loss(truth, rows, sample_weight=each)]
     assert [value.item() for value in ours] == pytest.approx(theirs, abs=1e-6)
 
 

@@ -20,14 +20,10 @@ from support import assert_equal
 def numbered(lengths: list[int], **changes: Any) -> Demonstrations:
     """Episodes whose observation is (episode, step), so that every row says where it belongs."""
     rows = [(episode, step) for episode, length in enumerate(lengths) for step in range(length)]
-    fields: dict[str, Any] = {
-        "observations": np.array(rows, dtype=np.float32),
-        "actions": [step % 3 for _, step in rows],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(3),
-        "episode_ends": np.cumsum(lengths),
-        "rewards": [10.0 * episode + step for episode, step in rows],
-    }
+    fields: dict[str, Any] = {"observations": np.array(rows, dtype=np.float32)}
+    fields |= {"actions": [step % 3 for _, step in rows], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(3), "episode_ends": np.cumsum(lengths)}
+    fields |= {"rewards": [10.0 * episode + step for episode, step in rows]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -195,13 +191,8 @@ ROWS = 6
 
 
 def valid(**changes: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "observations": np.zeros((ROWS, 2), np.float32),
-        "actions": [0, 1, 2, 0, 1, 2],
-        "observation_space": BOX,
-        "action_space": spaces.Discrete(3),
-        "episode_ends": [2, 6],
-    }
+    fields: dict[str, Any] = {"observations": np.zeros((ROWS, 2), np.float32), "actions": [0, 1, 2, 0, 1, 2]}
+    fields |= {"observation_space": BOX, "action_space": spaces.Discrete(3), "episode_ends": [2, 6]}
     return {**fields, **changes}
 
 
@@ -369,15 +360,11 @@ def test_observations_may_overstep_a_box_but_actions_may_not() -> None:
 
 def test_a_million_transitions_are_checked_in_well_under_a_second() -> None:
     count = 1_000_000
-    fields = valid(
-        observations=np.ones((count, 4), np.float32),
-        observation_space=spaces.Box(-np.inf, np.inf, (4,)),
-        actions=np.zeros(count, np.int64),
-        action_masks=np.ones((count, 3), bool),
-        rewards=np.ones(count),
-        weights=np.ones(count),
-        episode_ends=np.arange(100, count + 1, 100),
-    )
+    given: dict[str, Any] = {"observations": np.ones((count, 4), np.float32)}
+    given |= {"observation_space": spaces.Box(-np.inf, np.inf, (4,)), "actions": np.zeros(count, np.int64)}
+    given |= {"action_masks": np.ones((count, 3), bool), "rewards": np.ones(count), "weights": np.ones(count)}
+    given |= {"episode_ends": np.arange(100, count + 1, 100)}
+    fields = valid(**given)
     durations = []
     for _ in range(3):  # the least of three: other work on the machine only adds
         start = time.perf_counter()
@@ -460,14 +447,9 @@ def test_without_next_observations_the_last_of_each_episode_is_not_a_pair() -> N
     observations = np.arange(6)
     masks = np.eye(6, 2, dtype=bool)
     masks[2:] = True
-    given = Demonstrations.from_arrays(
-        observations,
-        [0, 1, 0, 0, 0, 0],
-        observation_space=spaces.Discrete(6),
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 4, 6],
-        action_masks=masks,
-    )
+    settings: dict[str, Any] = {"observation_space": spaces.Discrete(6), "action_space": spaces.Discrete(2)}
+    settings |= {"episode_ends": [3, 4, 6], "action_masks": masks}
+    given = Demonstrations.from_arrays(observations, [0, 1, 0, 0, 0, 0], **settings)
     watched = ObservationOnly.from_demonstrations(given)
     assert watched.observations.tolist() == [0, 1, 4]
     assert watched.next_observations.tolist() == [1, 2, 5]
@@ -537,12 +519,8 @@ def test_other_files_are_refused_with_a_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_told(changes: dict[str, Any], error: type[Exception], problem: str) -> None:
-    fields: dict[str, Any] = {
-        "observations": episode(3),
-        "next_observations": episode(3, seed=1),
-        "observation_space": SPACE,
-        "episode_ends": np.array([3]),
-    }
+    fields: dict[str, Any] = {"observations": episode(3), "next_observations": episode(3, seed=1)}
+    fields |= {"observation_space": SPACE, "episode_ends": np.array([3])}
     with pytest.raises(error, match=problem):
         ObservationOnly(**{**fields, **changes})
 

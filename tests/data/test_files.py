@@ -37,13 +37,9 @@ DICT = spaces.Dict({"z/../odd name": spaces.Box(0, 255, (2, 2, 1), np.uint8), "a
 
 
 def small(**changes: Any) -> Demonstrations:
-    fields: dict[str, Any] = {
-        "observations": np.arange(10, dtype=np.float32).reshape(5, 2),
-        "actions": [300, 301, 300, 301, 301],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(2, start=300),
-        "episode_ends": [2, 5],
-    }
+    fields: dict[str, Any] = {"observations": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    fields |= {"actions": [300, 301, 300, 301, 301], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(2, start=300), "episode_ends": [2, 5]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -440,14 +436,10 @@ def test_mapped_arrays_are_checked_beyond_the_first_chunk(tmp_path: Path) -> Non
     count = 3_000_000  # 24 MB: two chunks
     array = np.lib.format.open_memmap(tmp_path / "obs.npy", mode="w+", dtype=np.float32, shape=(count, 2))
     array[count - 5, 1] = np.nan
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (2,)), "action_space": spaces.Discrete(2)}
+    given |= {"episode_ends": [count]}
     with pytest.raises(ValueError, match=rf"observations\[{count - 5}\] holds NaN"):
-        Demonstrations.from_arrays(
-            array,
-            np.zeros(count, np.int8),
-            observation_space=spaces.Box(0, 1, (2,)),
-            action_space=spaces.Discrete(2),
-            episode_ends=[count],
-        )
+        Demonstrations.from_arrays(array, np.zeros(count, np.int8), **given)
 
 
 SCRIPT = """
@@ -471,13 +463,9 @@ def test_splitting_and_reading_take_no_memory_in_proportion_to_the_set(tmp_path:
     count = 30_000
     folder = tmp_path / "set"
     pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, 80, 100))
-    demonstrations = Demonstrations.from_arrays(
-        pixels,
-        np.zeros(count, np.int64),
-        observation_space=spaces.Box(0, 255, (80, 100), np.uint8),
-        action_space=spaces.Discrete(2),
-        episode_ends=np.arange(100, count + 1, 100),
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 255, (80, 100), np.uint8)}
+    given |= {"action_space": spaces.Discrete(2), "episode_ends": np.arange(100, count + 1, 100)}
+    demonstrations = Demonstrations.from_arrays(pixels, np.zeros(count, np.int64), **given)
     assert len(demonstrations) == count
     demonstrations.save_folder(folder)
     result = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=True)

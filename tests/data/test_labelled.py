@@ -24,11 +24,8 @@ from rlsmooth.targets import Tree
 
 
 def small(**more: Any) -> LabelledData:
-    arguments: dict[str, Any] = {
-        "features": np.arange(20.0).reshape(10, 2),
-        "labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]),
-        "class_names": ("a", "b", "c"),
-    }
+    arguments: dict[str, Any] = {"features": np.arange(20.0).reshape(10, 2)}
+    arguments |= {"labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]), "class_names": ("a", "b", "c")}
     return LabelledData(**{**arguments, **more})
 
 
@@ -197,13 +194,9 @@ def test_a_constant_feature_is_only_centred() -> None:
 
 # ---- files
 def test_a_saved_set_comes_back(tmp_path: Path) -> None:
-    data = small(
-        name="mine",
-        hierarchy={"group": ["a", "b"], "alone": ["c"]},
-        is_ordered=True,
-        feature_names=("x", "y"),
-        source="made up",
-    )
+    given: dict[str, Any] = {"name": "mine", "hierarchy": {"group": ["a", "b"], "alone": ["c"]}, "is_ordered": True}
+    given |= {"feature_names": ("x", "y"), "source": "made up"}
+    data = small(**given)
     data.save(tmp_path / "mine.npz")
     back = load_labelled(tmp_path / "mine.npz")
     for name in ("class_names", "feature_names", "name", "hierarchy", "is_ordered", "source"):
@@ -300,14 +293,9 @@ def test_names_that_are_no_sequence_of_text_are_told() -> None:
 # ---- label noise: its rate, that it is another legal action, and that nothing else changes
 def with_actions(actions: Any, space: spaces.Space[Any], masks: Any = None) -> Demonstrations:
     count = len(actions)
-    return Demonstrations.from_arrays(
-        np.arange(count)[:, None].astype(np.float32),
-        actions,
-        observation_space=spaces.Box(-np.inf, np.inf, (1,)),
-        action_space=space,
-        episode_ends=[count],
-        action_masks=masks,
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(-np.inf, np.inf, (1,)), "action_space": space}
+    given |= {"episode_ends": [count], "action_masks": masks}
+    return Demonstrations.from_arrays(np.arange(count)[:, None].astype(np.float32), actions, **given)
 
 
 def test_a_discrete_action_becomes_each_other_one_equally_often() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -53,6 +54,14 @@ def same_tensors(one: Mapping[str, Tensor] | Iterable[Tensor], other: Mapping[st
 def same_parameters(one: Any, other: Any) -> bool:
     """Whether the policies of two agents have the same parameters and buffers."""
     return same_tensors(one.policy.state_dict(), other.policy.state_dict())
+
+
+def assert_raises(
+    error: type[BaseException], match: str | None, call: Callable[..., object], /, *args: Any, **named: Any
+) -> None:
+    """`call` raises `error`, and `match` is found in its message."""
+    with pytest.raises(error, match=match):
+        call(*args, **named)
 
 
 # ---- data

@@ -95,18 +95,12 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 
 def test_every_form_of_the_same_data_gives_the_same_rows() -> None:
-    trajectories = [
-        Trajectory(np.array([0, 1]), np.array([100]), None, True),
-        Trajectory(np.array([4, 5, 6]), np.array([102, 103]), None, True),
-        Trajectory(np.array([10, 11, 12, 13]), np.array([104, 105, 106]), None, False),
-    ]
-    columns: dict[str, Any] = {
-        "observations": [0, 4, 5, 10, 11, 12],
-        "actions": [100, 102, 103, 104, 105, 106],
-        "next_observations": [1, 5, 6, 11, 12, 13],
-        "terminations": [True, False, True, False, False, False],
-        "truncations": [False, False, False, False, False, True],
-    }
+    trajectories = [Trajectory(np.array([0, 1]), np.array([100]), None, True)]
+    trajectories += [Trajectory(np.array([4, 5, 6]), np.array([102, 103]), None, True)]
+    trajectories += [Trajectory(np.array([10, 11, 12, 13]), np.array([104, 105, 106]), None, False)]
+    columns: dict[str, Any] = {"observations": [0, 4, 5, 10, 11, 12], "actions": [100, 102, 103, 104, 105, 106]}
+    columns |= {"next_observations": [1, 5, 6, 11, 12, 13], "terminations": [True, False, True, False, False, False]}
+    columns |= {"truncations": [False, False, False, False, False, True]}
     read = Demonstrations.from_imitation(trajectories, **SPACES)
     made = Demonstrations.from_arrays(**columns, **SPACES)
     for data in (read, made):

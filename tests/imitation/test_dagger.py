@@ -98,16 +98,9 @@ class Noted(ActionWrapper[Any, Any, Any]):
 
 def test_by_half_the_learner_acts_and_the_expert_labels_it_all(tmp_path: Path) -> None:
     env = pendulum(wrapper_class=Noted)
-    agent = DAgger(
-        "MlpPolicy",
-        env,
-        idle,
-        beta_schedule=lambda number: 0.5,
-        rollout_round_min_episodes=8,
-        bc_train_n_epochs=1,
-        scratch_dir=tmp_path,
-        **SMALL,
-    ).learn(8 * EPISODE)
+    given: dict[str, Any] = {"beta_schedule": lambda number: 0.5, "rollout_round_min_episodes": 8}
+    given |= {"bc_train_n_epochs": 1, "scratch_dir": tmp_path}
+    agent = DAgger("MlpPolicy", env, idle, **given, **SMALL).learn(8 * EPISODE)
     learned = agent.history[0]
     assert learned["round_episode_count"] == 8
     assert learned["mean_episode_reward"] < 0
@@ -162,15 +155,9 @@ def test_a_round_trains_so_many_epochs(epochs: int | None) -> None:
 
 @pytest.mark.parametrize(("beta_schedule", "given"), [(15, False), (1, True)], ids=["15 rounds", "1 round, initial"])
 def test_five_rounds_make_progress(beta_schedule: int, given: bool, demonstrations: Demonstrations) -> None:
-    agent = DAgger(
-        "MlpPolicy",
-        pendulum(),
-        swing_up,
-        demonstrations=demonstrations if given else None,
-        beta_schedule=beta_schedule,
-        seed=0,
-        device="cpu",
-    )
+    settings: dict[str, Any] = {"demonstrations": demonstrations if given else None, "beta_schedule": beta_schedule}
+    settings |= {"seed": 0, "device": "cpu"}
+    agent = DAgger("MlpPolicy", pendulum(), swing_up, **settings)
     env = pendulum()
     novice, _ = evaluate_policy(agent.policy, env, 24, return_episode_rewards=True)
     assert np.mean(novice) < -1000
@@ -201,16 +188,9 @@ def test_a_trainer_is_found_again_in_its_folder(given: bool, demonstrations: Dem
 @pytest.mark.parametrize("n_envs", [1, 8])
 @pytest.mark.parametrize("episodes", [1, 4])
 def test_rounds_are_whole_and_have_a_folder_each(n_envs: int, episodes: int, tmp_path: Path) -> None:
-    agent = DAgger(
-        "MlpPolicy",
-        pendulum(n_envs),
-        idle,
-        rollout_round_min_episodes=2,
-        rollout_round_min_timesteps=1,
-        bc_train_n_epochs=1,
-        scratch_dir=tmp_path,
-        **SMALL,
-    ).learn(episodes * EPISODE)
+    given: dict[str, Any] = {"rollout_round_min_episodes": 2, "rollout_round_min_timesteps": 1, "bc_train_n_epochs": 1}
+    given |= {"scratch_dir": tmp_path}
+    agent = DAgger("MlpPolicy", pendulum(n_envs), idle, **given, **SMALL).learn(episodes * EPISODE)
     a_round = max(2, n_envs)  # environments finish the episodes that they are in
     folders = sorted((tmp_path / "demos").glob("round-*"))
     assert [folder.name for folder in folders] == [f"round-{number:03d}" for number in range(-(-episodes // a_round))]

@@ -31,7 +31,7 @@ from commands import (
 )
 from killing import kill_command
 from rlsmooth.agents import BC, GAIL, RewardNet, SmoothedPPO, load_agent, load_reward_net
-from rlsmooth.agents.adversarial.trainer import build_net
+from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.data import cartpole_v1, record
 from rlsmooth.scripts import airl, gail
 from rlsmooth.scripts.environment import make_envs
@@ -307,7 +307,7 @@ MISTAKES = [
     ("airl --algo sac --exploration-floor 0.1 --reference adjacent", "has no --exploration-floor, --reference"),
     ("gail --algo sac", "algo='sac' needs a Box action space, env='CartPole-v1' has Discrete(2)"),
     ("gail --algo dqn --env Pendulum-v1", "algo='dqn' needs a Discrete action space"),
-    ("airl --algo dqn", "can't tell the log-probability of an action"),
+    ("airl --algo dqn", "has no log-probability of an action"),
     ("gail --algo maskable-ppo", "has no action_masks()"),
     ("gail --hyperparams no_such=1", "'no_such' is unknown"),
     ("gail --algo dqn --hyperparams n_epochs=3", "'n_epochs' is unknown to DQN"),

@@ -19,8 +19,8 @@ from rlsmooth.data import cartpole_v1
 from rlsmooth.scripts.main import COMMANDS
 from support import REPOSITORY
 
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-TABLES = ("imitation-tests.md",)  # pages without Python, which have a test of their own
+PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md"]
+TABLES = ("architecture.md", "imitation-tests.md")  # pages without Python, which have tests of their own
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

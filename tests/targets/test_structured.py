@@ -459,11 +459,8 @@ def test_from_table() -> None:
     tree = Tree.from_table(rows)
     assert tree.class_names == ("lion", "tiger", "lynx", "wolf")
     assert tree.distances.tolist() == [[0, 2, 4, 6], [2, 0, 4, 6], [4, 4, 0, 6], [6, 6, 6, 0]]
-    columns = {
-        "family": [row[0] for row in rows],
-        "group": [row[1] for row in rows],
-        "species": [row[2] for row in rows],
-    }
+    columns = {"family": [row[0] for row in rows], "group": [row[1] for row in rows]}
+    columns |= {"species": [row[2] for row in rows]}
     assert Tree.from_table(columns) == tree
     assert Tree.from_table(iter(rows)) == tree
     assert Tree.from_table([("a",), ("b",)]).distances.tolist() == [[0, 2], [2, 0]]

@@ -550,15 +550,9 @@ def test_only_sizes_that_halve_are_taken() -> None:
 def test_a_case_of_points_trains(name: str, measures: set[str]) -> None:
     case = gan_case(name, seed=0, hidden=(8,))
     assert case.data.shape == (100_000, 2)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=50,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 50}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert measures <= set(trainer.evaluations)
 
 
@@ -566,15 +560,9 @@ def test_the_digits_train_and_are_measured() -> None:
     case = gan_case("digits", seed=0, width=4, image_size=16)
     assert case.data.shape == (1797, 1, 16, 16)
     assert (float(case.data.min()), float(case.data.max())) == (-1.0, 1.0)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=20,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 20}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert trainer.evaluations["distance"][0] > 1
 
 

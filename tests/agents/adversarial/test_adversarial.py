@@ -118,21 +118,16 @@ def test_a_store_keeps_the_newest_rows_and_gives_them_back() -> None:
 
 
 def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
-    data = Demonstrations.from_arrays(
-        np.zeros((10, 3), np.float32),
-        np.zeros(10, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(4),
-        episode_ends=[4, 10],
-        terminations=np.arange(10) == 3,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(4), "episode_ends": [4, 10]}
+    given |= {"terminations": np.arange(10) == 3}
+    data = Demonstrations.from_arrays(np.zeros((10, 3), np.float32), np.zeros(10, np.int64), **given)
     store = expert_store(data, BOX, horizon=34, needs_next=False)
-    assert store.absorbing_rows.sum() == 30  # the second episode was cut off, not ended
+    assert store.absorbing_steps.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
     assert float(rows.absorbing.float().mean()) == pytest.approx(0.75, abs=0.03)
     discounted = expert_store(data, BOX, horizon=34, needs_next=False, gamma=0.9)
-    assert discounted.absorbing_rows.sum() == pytest.approx(sum(0.9**step for step in range(30)))
-    with pytest.warns(UserWarning, match="2 rows in all"):
+    assert discounted.absorbing_steps.sum() == pytest.approx(sum(0.9**step for step in range(30)))
+    with pytest.warns(UserWarning, match="2 in all"):
         assert len(expert_store(data, BOX, horizon=None, needs_next=True)) == 8  # next rows stand for next observations
 
 
@@ -144,7 +139,7 @@ def test_the_generators_terminated_episodes_are_padded_by_what_the_discount_leav
         lengths = np.diff(ends, prepend=-1)
         assert len(set(lengths)) > 2
         expected[2 * ends + env] = [sum(0.995**step for step in range(500 - length)) for length in lengths]
-    np.testing.assert_allclose(store.absorbing_rows, expected, rtol=1e-9)
+    np.testing.assert_allclose(store.absorbing_steps, expected, rtol=1e-9)
 
 
 def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> None:
@@ -154,19 +149,19 @@ def test_an_absorbing_state_that_one_side_knows_is_seen_once_more_by_both() -> N
     rows = never_ended.observations[:4], never_ended.actions[:4], never_ended.observations[:4], np.zeros(4, bool)
     as_is = GAIL(never_ended, ppo(gamma=0.9), terminal_states="as_is", seed=0)
     # Nobody has ended: nothing is known of the absorbing state, and its untrained score is not taken off.
-    assert trainer._unseen_end(trainer.expert) == 0
+    assert trainer._unseen_absorbing(trainer.expert) == 0
     np.testing.assert_array_equal(trainer.predict_reward(*rows), as_is.predict_reward(*rows))
     trainer.learn(256)
     assert trainer.generated.has_absorbing
     whole = sum(0.9**step for step in range(500))
-    assert trainer._unseen_end(trainer.expert) == pytest.approx(whole)
+    assert trainer._unseen_absorbing(trainer.expert) == pytest.approx(whole)
     share = len(trainer.generated) / len(trainer.expert)  # two sides that do the same have the same share
-    assert trainer._unseen_end(trainer.generated) == pytest.approx(whole * share)
+    assert trainer._unseen_absorbing(trainer.generated) == pytest.approx(whole * share)
     drawn, _ = trainer.expert.sample(20_000, np.random.default_rng(0), torch.device("cpu"), more_absorbing=whole)
     assert float(drawn.absorbing.float().mean()) == pytest.approx(whole / (len(never_ended) + whole), rel=0.15)
-    trainer.generated.absorbing_rows[:] = 0  # no episode of the latest rows ended: it is still known
-    assert trainer._unseen_end(trainer.expert) > 0
-    assert as_is.learn(256)._unseen_end(as_is.expert) == 0
+    trainer.generated.absorbing_steps[:] = 0  # no episode of the latest rows ended: it is still known
+    assert trainer._unseen_absorbing(trainer.expert) > 0
+    assert as_is.learn(256)._unseen_absorbing(as_is.expert) == 0
 
 
 @pytest.mark.parametrize(
@@ -220,7 +215,7 @@ def test_returns_are_those_with_the_absorbing_state_for_ever_but_for_one_constan
     arrays = [np.asarray(part) for part in (rows.observations, rows.actions, rows.next_observations)]
     with torch.no_grad():
         plain = trainer.reward(rows).numpy().astype(np.float64)
-        absorbing = float(trainer.reward(trainer._absorbing_row))
+        absorbing = float(trainer.reward(trainer._absorbing))
     differences = []
     for length in (1, 7, 40):
         ends = np.arange(40) == length - 1
@@ -312,14 +307,9 @@ def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any)
 
 def test_a_replay_buffers_rewards_are_made_anew() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=100, policy_kwargs={"net_arch": [16]})
-    data = Demonstrations.from_arrays(
-        np.zeros((20, 3), np.float32),
-        np.ones((20, 1), np.float32),
-        observation_space=gym.make("Pendulum-v1").observation_space,
-        action_space=model.action_space,
-        episode_ends=[20],
-        terminations=np.zeros(20, bool),
-    )
+    given: dict[str, Any] = {"observation_space": gym.make("Pendulum-v1").observation_space}
+    given |= {"action_space": model.action_space, "episode_ends": [20], "terminations": np.zeros(20, bool)}
+    data = Demonstrations.from_arrays(np.zeros((20, 3), np.float32), np.ones((20, 1), np.float32), **given)
     trainer = GAIL(data, model, gen_train_timesteps=60, demo_batch_size=16, seed=0).learn(120)
     assert trainer.rounds == 2
     buffer: Any = model.replay_buffer
@@ -355,15 +345,10 @@ def short_ppo(**arguments: Any) -> PPO:
 
 def of_length(length: int, terminations: Any = None) -> Demonstrations:
     data = cartpole_v1()
-    return Demonstrations.from_arrays(
-        data.observations[:length],
-        data.actions[:length],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=[length],
-        terminations=terminations,
-        next_observations=data.next_observations[:length],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": [length], "terminations": terminations}
+    given |= {"next_observations": data.next_observations[:length]}
+    return Demonstrations.from_arrays(data.observations[:length], data.actions[:length], **given)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
@@ -467,11 +452,11 @@ class Blind(torch.nn.Module):
 
 
 def test_networks_that_know_no_absorbing_state_are_refused_where_there_is_one() -> None:
-    with pytest.raises(ValueError, match=r"rows\.absorbing"):
+    with pytest.raises(ValueError, match="`absorbing` is True"):
         GAIL(expert(), short_ppo(), Blind(), seed=0)
     net = Blind().train()
     GAIL(expert(), short_ppo(), net, terminal_states="as_is", demo_batch_size=16, seed=0).learn(128)
-    with pytest.raises(ValueError, match=r"rows\.absorbing"):
+    with pytest.raises(ValueError, match="`absorbing` is True"):
         AIRL(expert(), short_ppo(), net, seed=0)
     assert not net.training
 
@@ -564,7 +549,7 @@ def test_the_recovered_reward_is_without_shaping() -> None:
     assert isinstance(net, ShapedRewardNet)
     drawn = Transitions(*(torch.as_tensor(part) for part in rows))
     with torch.no_grad():
-        expected = net.reward(drawn) - net.reward(trainer._absorbing_row)
+        expected = net.reward(drawn) - net.reward(trainer._absorbing)
     np.testing.assert_allclose(trainer.reward_function(*rows), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(trainer.predict_reward(*rows) - trainer.reward_function(*rows)).max() > 1e-3
     gail = GAIL(expert(), short_ppo(), demo_batch_size=32, seed=0).learn(128)

@@ -50,14 +50,10 @@ def expert() -> Demonstrations:
 def pendulum() -> Demonstrations:
     generator = np.random.default_rng(0)
     states = generator.normal(size=(201, 3)).clip(-1, 1).astype(np.float32)
-    return Demonstrations.from_arrays(
-        states[:-1],
-        generator.uniform(-2, 2, (200, 1)).astype(np.float32),
-        observation_space=make_vec_env("Pendulum-v1").observation_space,
-        action_space=make_vec_env("Pendulum-v1").action_space,
-        episode_ends=[200],
-        next_observations=states[1:],
-    )
+    given: dict[str, Any] = {"observation_space": make_vec_env("Pendulum-v1").observation_space}
+    given |= {"action_space": make_vec_env("Pendulum-v1").action_space, "episode_ends": [200]}
+    given |= {"next_observations": states[1:]}
+    return Demonstrations.from_arrays(states[:-1], generator.uniform(-2, 2, (200, 1)).astype(np.float32), **given)
 
 
 def ppo(model_class: Any = PPO, **arguments: Any) -> Any:

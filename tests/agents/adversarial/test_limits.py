@@ -32,11 +32,12 @@ from rlsmooth.agents import (
     SmoothedPPO,
 )
 from rlsmooth.agents.adversarial.airl import log_probability
+from rlsmooth.agents.adversarial.generator import num_masks
 from rlsmooth.agents.adversarial.reward_envs import can_defer
-from rlsmooth.agents.adversarial.trainer import AdversarialImitation, num_masks
+from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training import SafeFileError, TrainingDivergedError, read_safe_file, write_safe_file
 
 BOX = spaces.Box(-9, 9, (2,))
 
@@ -83,15 +84,9 @@ def walks(*, has_next: bool = True, last_ends: bool = True) -> Demonstrations:
     states = np.arange(16, dtype=np.float32).reshape(8, 2) % 9
     terminations = np.arange(8) == 2
     terminations[-1] = last_ends
-    return Demonstrations.from_arrays(
-        states,
-        np.zeros(8, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 8],
-        terminations=terminations,
-        next_observations=states if has_next else None,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(2), "episode_ends": [3, 8]}
+    given |= {"terminations": terminations, "next_observations": states if has_next else None}
+    return Demonstrations.from_arrays(states, np.zeros(8, np.int64), **given)
 
 
 def test_the_time_limit_of_an_environment_without_a_spec_is_found() -> None:
@@ -111,22 +106,22 @@ def test_ends_are_kept_without_next_observations(last_ends: bool) -> None:
     padding = absorbing_steps(np.array([3, 5]), 50, 0.9) * [1, last_ends]
     known: dict[str, Any] = {"horizon": 50, "gamma": 0.9, "needs_next": True}
     if last_ends:
-        store = expert_store(data, BOX, masks_ends=True, **known)
+        store = expert_store(data, BOX, masks_terminal=True, **known)
     else:
-        with pytest.warns(UserWarning, match="last rows of truncated episodes, 1 rows in all"):
-            store = expert_store(data, BOX, masks_ends=True, **known)
+        with pytest.warns(UserWarning, match="last transitions of truncated episodes, 1 in all"):
+            store = expert_store(data, BOX, masks_terminal=True, **known)
     assert isinstance(store.observations, np.ndarray)
     assert isinstance(store.next_observations, np.ndarray)
     np.testing.assert_array_equal(store.observations, data.observations[: len(store)])
     assert np.flatnonzero(store.terminated).tolist() == ([2, 7] if last_ends else [2])
-    assert store.absorbing_rows.sum() == pytest.approx(padding.sum())
+    assert store.absorbing_steps.sum() == pytest.approx(padding.sum())
     np.testing.assert_array_equal(store.next_observations[[0, 1, 3]], data.observations[[1, 2, 4]])
     # Of a net that may look behind the end, the row is left out, but not what follows it.
-    with pytest.warns(UserWarning, match="2 rows in all"):
+    with pytest.warns(UserWarning, match="2 in all"):
         store = expert_store(data, BOX, **known)
     assert len(store) == 6
     assert not store.terminated.any()
-    assert store.absorbing_rows.sum() == pytest.approx(padding.sum())
+    assert store.absorbing_steps.sum() == pytest.approx(padding.sum())
 
 
 def test_log_probabilities_of_squashed_policies_are_of_the_environments_actions() -> None:
@@ -167,7 +162,7 @@ def test_true_rewards_in_a_replay_buffer_are_made_anew() -> None:
     GAIL(expert(), model, demo_batch_size=16, seed=0).learn(20, seen)
     assert 1.0 not in seen.found
     trainer = GAIL(expert(), model, relabel_replay_buffer=False, seed=0)
-    with pytest.warns(UserWarning, match=r"replay buffer holds 20|replay buffer holds 1\d\d rows"):
+    with pytest.warns(UserWarning, match=r"replay buffer holds 20 |replay buffer holds 1\d\d transitions"):
         trainer.learn(20, reset_num_timesteps=False)
     trainer.learn(20, reset_num_timesteps=False)  # these are its own
 
@@ -260,10 +255,24 @@ def test_weights_are_not_used_and_it_says_so() -> None:
     data = walks(last_ends=False)
     env = gym.wrappers.TimeLimit(Walk(), 50)
     uneven = dataclasses.replace(data, weights=np.arange(8.0))
-    with pytest.warns(UserWarning, match="draw all rows alike") as caught:
-        GAIL(uneven, ppo(env), seed=0)
-    assert [warning.filename for warning in caught] == [__file__]
+    for trainer_class in (GAIL, AIRL):
+        with pytest.warns(UserWarning, match="draw all transitions alike") as caught:
+            trainer_class(uneven, ppo(env), seed=0)
+        assert [warning.filename for warning in caught] == [__file__]
+    for trainer_class in (GAIL, AIRL):
+        with pytest.warns(UserWarning, match=r"no next_observations|fake_target=0\.1") as caught:
+            trainer_class(walks(has_next=False, last_ends=False), ppo(env), fake_target=0.1, seed=0)
+        assert {warning.filename for warning in caught} == {__file__}
     GAIL(dataclasses.replace(data, weights=np.ones(8)), ppo(env), seed=0)
+
+
+def test_a_discriminator_that_diverges_stops_the_run_and_says_when() -> None:
+    trainer = GAIL(expert(), ppo(), demo_batch_size=16, disc_learning_rate=0.5, seed=0).learn(64)
+    with torch.no_grad():
+        next(trainer.reward_net.parameters()).fill_(torch.nan)
+    message = r"stopped at step 3: the loss is nan.* discriminator diverged: lower disc_learning_rate \(it was 0\.5\)"
+    with pytest.raises(TrainingDivergedError, match=message):
+        trainer.train_discriminator()
 
 
 class Kept(KVWriter):
@@ -380,15 +389,10 @@ def test_masks_of_every_kind_of_action(trainer_class: Any, kind: str) -> None:
     assert_learns(trainer, 128)
     masks = trainer.generated.masks
     assert not masks.all()
-    unmasked = Demonstrations.from_arrays(
-        data.observations[:],
-        data.actions[:],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=data.episode_ends,
-        next_observations=data.next_observations[:],
-        terminations=data.terminations[:],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": data.episode_ends, "next_observations": data.next_observations[:]}
+    given |= {"terminations": data.terminations[:]}
+    unmasked = Demonstrations.from_arrays(data.observations[:], data.actions[:], **given)
     with pytest.raises(ValueError, match="action_masks"):
         trainer_class(unmasked, model, seed=0)
 

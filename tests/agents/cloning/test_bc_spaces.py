@@ -60,14 +60,9 @@ def draw(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], 
     """Demonstrations of random observations and actions."""
     observation_space.seed(0)
     action_space.seed(1)
-    return Demonstrations.from_arrays(
-        samples(observation_space, rows),
-        samples(action_space, rows),
-        observation_space=observation_space,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": observation_space, "action_space": action_space}
+    given |= {"episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(samples(observation_space, rows), samples(action_space, rows), **given, **more)
 
 
 def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,15 +86,9 @@ def metrics(agent: BC) -> dict[str, float]:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_numbers_are_those_of_sb3s_distribution(name: str, shared: bool) -> None:
     demonstrations = draw(FLAT, ACTIONS[name])
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.1,
-        policy_kwargs={"share_features_extractor": shared, "ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.1}
+    given |= {"policy_kwargs": {"share_features_extractor": shared, "ortho_init": False}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     agent.learn(total_epochs=3)
     assert agent.head.direct
     log_probability, entropy = evaluate_actions(agent, demonstrations)
@@ -232,14 +221,8 @@ def test_entropy_fraction_leaves_out_rows_without_a_choice() -> None:
     actions = draw(FLAT, ACTIONS["discrete"]).actions
     masks[:6] = False
     masks[np.arange(ROWS), actions] = True
-    agent = BC(
-        "MlpPolicy",
-        None,
-        draw(FLAT, ACTIONS["discrete"], action_masks=masks),
-        policy_kwargs={"net_arch": []},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, draw(FLAT, ACTIONS["discrete"], action_masks=masks), **given)
     with torch.no_grad():
         nn.init.zeros_(agent.policy.action_net.weight)  # type: ignore[arg-type, union-attr]
     assert metrics(agent)["entropy_frac"] == pytest.approx(1.0, abs=1e-6)
@@ -320,16 +303,9 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
     masks = legal_masks(draw(FLAT, MASKED[name]), dims)
     demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.2,
-        kl_coef=kl_coef,
-        policy_kwargs={"ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.2, "kl_coef": kl_coef, "policy_kwargs": {"ortho_init": False}, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     batch = agent.measures._training.sample
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():
@@ -380,14 +356,8 @@ SPACES: dict[str, spaces.Space[Any]] = {
 
 def draw_zeros(action_space: spaces.Space[Any], rows: int = 8, **more: Any) -> Demonstrations:
     action_space.seed(0)
-    return Demonstrations.from_arrays(
-        np.zeros((rows, 3), np.float32),
-        samples(action_space, rows),
-        observation_space=FLAT,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": FLAT, "action_space": action_space, "episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(np.zeros((rows, 3), np.float32), samples(action_space, rows), **given, **more)
 
 
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [

@@ -18,10 +18,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 
 from rlsmooth.agents import BC, BCO, load_agent, save_agent
-from rlsmooth.agents.cloning.collection import collect, join
+from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.training_data import action_target
 from rlsmooth.agents.spaces import wrap_env
-from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
+from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, concatenate, record
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
 from support import Lines, read_events, same_parameters
@@ -122,20 +122,9 @@ def watched(kind: str = "discrete", form: str = "flat", n_episodes: int = 12) ->
 
 
 def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
-    given = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 8,
-        "batch_size": 32,
-        "learning_rate": 0.02,
-        "inverse_learning_rate": 0.02,
-        "inverse_epochs": 8,
-        "policy_kwargs": {"net_arch": [16]},
-        "inverse_net_arch": (32,),
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 8, "batch_size": 32, "learning_rate": 0.02}
+    given |= {"inverse_learning_rate": 0.02, "inverse_epochs": 8, "policy_kwargs": {"net_arch": [16]}}
+    given |= {"inverse_net_arch": (32,), "seed": 0, "device": "cpu", **arguments}
     policy = given.pop("policy", "MlpPolicy")
     return BCO(policy, Walk() if env is None else env, data, **given)
 
@@ -245,7 +234,7 @@ def test_illegal_actions_are_not_taken_not_guessed_and_get_no_mass(policy: str, 
 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:
-    made = collect(None, wrap_env("env", Walk("masked")), 2000, seed=0, after_step=lambda: True)
+    made = collect(None, wrap_env("env", Walk("masked")), 2000, seed=0, after_step=lambda _: True)
     legal = np.asarray(made.action_masks)
     counts = np.bincount(made.actions, minlength=4)
     expected = (legal / legal.sum(1, keepdims=True)).sum(0)
@@ -268,12 +257,12 @@ def test_transitions_are_what_the_environments_did() -> None:
     env = make_vec_env(Walk, n_envs=3)
     steps = []
 
-    def after_step() -> bool:
-        steps.append(1)
+    def after_step(count: int) -> bool:
+        steps.append(count)
         return True
 
     made = collect(None, env, 100, seed=0, after_step=after_step)
-    assert len(steps) == 34
+    assert steps == [3] * 34
     assert len(made) == 102
     before, after = (np.asarray(part).argmax(1) for part in (made.observations, made.next_observations))
     assert np.array_equal((after - before) % PLACES, (made.actions - 1) % PLACES)  # also where an episode ends
@@ -283,10 +272,10 @@ def test_transitions_are_what_the_environments_did() -> None:
     again = collect(None, env, 100, seed=0, after_step=after_step)
     assert np.array_equal(again.observations, made.observations)
     assert np.array_equal(again.actions, made.actions)
-    both = join([made, again])
+    both = concatenate([made, again])
     assert len(both) == 204
     assert both.episode_ends.tolist() == [*made.episode_ends, *(again.episode_ends + 102)]
-    assert collect(None, env, 100, seed=0, after_step=lambda: False) is None
+    assert collect(None, env, 100, seed=0, after_step=lambda _: False) is None
 
 
 def test_later_rounds_act_by_the_policy() -> None:
@@ -351,7 +340,7 @@ def test_the_first_rounds_actions_are_not_the_environments_own_noise(space: spac
             return np.zeros(1, np.float32), 0.0, False, False, {}
 
     draws: list[Any] = []
-    made = collect(None, wrap_env("env", Draws()), 100, seed=11, after_step=lambda: True)
+    made = collect(None, wrap_env("env", Draws()), 100, seed=11, after_step=lambda _: True)
     found, actions = np.array(draws), np.asarray(made.actions)
     if isinstance(space, spaces.Box):
         assert abs(np.corrcoef(found[:, 0], actions[:, 0])[0, 1]) < 0.5
@@ -368,17 +357,8 @@ def watched_cartpole() -> Demonstrations:
 
 
 def make_short(data: Demonstrations, env: Any = ENV, **arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [16]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", env, data, **given)
 
 
@@ -492,17 +472,8 @@ DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, see
 
 
 def make_rounds(**arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 3,
-        "transitions_per_round": 40,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 3, "transitions_per_round": 40, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
 
 

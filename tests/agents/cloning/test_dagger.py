@@ -140,14 +140,9 @@ def test_the_policy_becomes_the_optimal_smoothed_one(smoothing: float) -> None:
 def test_all_of_an_experts_probabilities_can_be_cloned() -> None:
     env = IdentityEnv(4)
     soft = env.soft_optimal_policy(0.5)
-    agent = make(
-        env,
-        lambda observation: soft[int(observation)],
-        expert_targets="probabilities",
-        smoothing=0.0,
-        beta_schedule=0.5,
-        bc_train_n_epochs=30,
-    ).learn(300)
+    given: dict[str, Any] = {"expert_targets": "probabilities", "smoothing": 0.0, "beta_schedule": 0.5}
+    given |= {"bc_train_n_epochs": 30}
+    agent = make(env, lambda observation: soft[int(observation)], **given).learn(300)
     assert 0.6 < soft[0, 0] < 0.9  # a policy far from certain
     np.testing.assert_allclose(probabilities_of(agent, env), soft, atol=0.01)
 
@@ -222,16 +217,8 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
     agent, twin = (make(env, env.expert_action, smoothing=0.2) for _ in range(2))
     seed = agent._seed_of(1)
     agent.learn(100)
-    plain = BC(
-        twin.policy,
-        None,
-        agent.demonstrations,
-        smoothing=0.2,
-        learning_rate=0.02,
-        batch_size=32,
-        seed=seed,
-        device="cpu",
-    ).learn(total_epochs=8)
+    given: dict[str, Any] = {"smoothing": 0.2, "learning_rate": 0.02, "batch_size": 32, "seed": seed, "device": "cpu"}
+    plain = BC(twin.policy, None, agent.demonstrations, **given).learn(total_epochs=8)
     assert same_parameters(agent, plain)
     assert same_parameters(agent.bc, plain)
 
@@ -239,15 +226,9 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
 def test_initial_demonstrations_are_part_of_every_round() -> None:
     env = IdentityEnv(5, observation="image")
     given = record(env.expert_action, env, 2, seed=3)
-    weighed = Demonstrations.from_arrays(
-        given.observations,
-        given.actions,
-        observation_space=given.observation_space,
-        action_space=given.action_space,
-        episode_ends=given.episode_ends,
-        rewards=given.rewards,
-        weights=np.full(len(given), 2.0),
-    )
+    settings: dict[str, Any] = {"observation_space": given.observation_space, "action_space": given.action_space}
+    settings |= {"episode_ends": given.episode_ends, "rewards": given.rewards, "weights": np.full(len(given), 2.0)}
+    weighed = Demonstrations.from_arrays(given.observations, given.actions, **settings)
     agent = make(
         env, env.expert_action, policy="CnnPolicy", policy_kwargs=None, demonstrations=weighed, bc_train_n_epochs=1
     )
@@ -338,15 +319,8 @@ def make_collecting(env: Any, expert: Any, **arguments: Any) -> DAgger:
 
 def collect(env: Any, expert: Any, learner: BC, **arguments: Any) -> Collected:
     asked = Expert(expert, env, targets="actions", deterministic=True, batched=False)
-    given: dict[str, Any] = {
-        "beta": 0.5,
-        "min_episodes": 1,
-        "min_timesteps": 1,
-        "seed": 0,
-        "learner_deterministic": False,
-        "after_step": lambda _: True,
-        **arguments,
-    }
+    given: dict[str, Any] = {"beta": 0.5, "min_episodes": 1, "min_timesteps": 1, "seed": 0}
+    given |= {"learner_deterministic": False, "after_step": lambda _: True, **arguments}
     made = collect_round(learner, asked, env, **given)
     assert made is not None
     return made
@@ -425,14 +399,8 @@ def test_a_round_holds_whole_episodes_and_reaches_both_minima() -> None:
 
     for min_episodes, min_timesteps in ((1, 40), (9, 1), (4, 30)):
         kept.clear()
-        made = collect(
-            env,
-            IdentityEnv(3).expert_action,
-            learner,
-            min_episodes=min_episodes,
-            min_timesteps=min_timesteps,
-            after_step=after_step,
-        )
+        given: dict[str, Any] = {"min_episodes": min_episodes, "min_timesteps": min_timesteps, "after_step": after_step}
+        made = collect(env, IdentityEnv(3).expert_action, learner, **given)
         data = made.demonstrations
         assert data.num_episodes >= min_episodes
         assert len(data) >= min_timesteps

@@ -34,15 +34,10 @@ def moved(action_space: spaces.Space[Any], rows: int = 300, seed: int = 0, **mor
         actions = np.stack([rng.integers(size, size=rows) for size in dims], axis=1)
         steps = np.pad(actions, ((0, 0), (0, 3 - actions.shape[1])))
     before = rng.normal(size=(rows, 3)).astype(np.float32)
-    return Demonstrations.from_arrays(
-        before,
-        actions,
-        observation_space=NOISE,
-        action_space=action_space,
-        episode_ends=np.arange(10, rows + 1, 10),
-        next_observations=before + 0.01 * steps.astype(np.float32),
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": NOISE, "action_space": action_space}
+    given |= {"episode_ends": np.arange(10, rows + 1, 10)}
+    given |= {"next_observations": before + 0.01 * steps.astype(np.float32)}
+    return Demonstrations.from_arrays(before, actions, **given, **more)
 
 
 def make(data: Demonstrations, **arguments: Any) -> InverseDynamics:
@@ -109,14 +104,9 @@ def circle(form: str, rows: int = 200, seed: int = 0) -> Demonstrations:
         ),
     }
     space, show = forms[form]
-    return Demonstrations.from_arrays(
-        show(before),
-        actions,
-        observation_space=space,
-        action_space=spaces.Discrete(3),
-        episode_ends=np.arange(10, rows + 1, 10),
-        next_observations=show(after),
-    )
+    given: dict[str, Any] = {"observation_space": space, "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": np.arange(10, rows + 1, 10), "next_observations": show(after)}
+    return Demonstrations.from_arrays(show(before), actions, **given)
 
 
 @pytest.mark.parametrize("form", ["discrete", "multi_discrete", "multi_binary", "image", "dict"])
@@ -143,15 +133,9 @@ def twins(rows: int = 2000, seed: int = 0) -> Demonstrations:
     before = rng.normal(size=(rows, 3)).astype(np.float32)
     after = before.copy()
     after[:, 0] += np.where(actions == 2, 0.5, -0.5)
-    return Demonstrations.from_arrays(
-        before,
-        actions,
-        observation_space=NOISE,
-        action_space=spaces.Discrete(3),
-        episode_ends=np.arange(20, rows + 1, 20),
-        next_observations=after,
-        action_masks=masks,
-    )
+    given: dict[str, Any] = {"observation_space": NOISE, "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": np.arange(20, rows + 1, 20), "next_observations": after, "action_masks": masks}
+    return Demonstrations.from_arrays(before, actions, **given)
 
 
 def test_illegal_actions_are_neither_learned_nor_predicted() -> None:
@@ -307,5 +291,5 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(TypeError, match="Dict in a Dict"):
         InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": NOISE})}), spaces.Discrete(2))
     model.fit(data)
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(ValueError, match="transitions: as many"):
         model.predict(data.observations, data.next_observations[:5])

@@ -158,17 +158,9 @@ def test_the_loss_holds_both_terms_with_their_own_coefficients() -> None:
 
 
 def test_learning_ends_at_the_known_optimum_of_expected_reward_minus_alpha_times_kl() -> None:
-    model = SmoothedA2C(
-        "MlpPolicy",
-        make_vec_env(lambda: IdentityEnv(3), n_envs=16),
-        smoothing=0.5,
-        n_steps=8,
-        gamma=0.0,
-        learning_rate=LinearSchedule(2e-2, 0.0, 1.0),
-        use_rms_prop=False,
-        seed=0,
-        device="cpu",
-    ).learn(15_000)
+    given: dict[str, Any] = {"smoothing": 0.5, "n_steps": 8, "gamma": 0.0}
+    given |= {"learning_rate": LinearSchedule(2e-2, 0.0, 1.0), "use_rms_prop": False, "seed": 0, "device": "cpu"}
+    model = SmoothedA2C("MlpPolicy", make_vec_env(lambda: IdentityEnv(3), n_envs=16), **given).learn(15_000)
     optimum = IdentityEnv(3).soft_optimal_policy(0.5, direction="reference_to_policy")
     found = model.policy.action_probabilities(np.arange(3))
     np.testing.assert_allclose(found.numpy(), optimum, atol=0.05)
@@ -614,18 +606,9 @@ def test_recurrent_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
         with monkeypatch.context() as patch:
             patch.setattr(RecurrentRolloutBuffer, "_get_samples", get_samples)
-            model = SmoothedRecurrentPPO(
-                "MlpLstmPolicy",
-                "CartPole-v1",
-                n_steps=64,
-                batch_size=32,
-                n_epochs=2,
-                target_entropy_frac=0.9,
-                ent_coef=0.01,
-                policy_kwargs={"lstm_hidden_size": 8},
-                seed=0,
-                device="cpu",
-            ).learn(128)
+            given: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "target_entropy_frac": 0.9}
+            given |= {"ent_coef": 0.01, "policy_kwargs": {"lstm_hidden_size": 8}, "seed": 0, "device": "cpu"}
+            model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", **given).learn(128)
         assert sum(padded) > 0
         return model
 

@@ -1,10 +1,12 @@
-"""The smoothed policies beside their parents, under unmodified algorithms, in files, and with references."""
+"""The smoothed policies beside their parents, under unmodified algorithms, in RL Zoo, in files, and with references."""
 
 from __future__ import annotations
 
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,16 +240,9 @@ def test_an_unmodified_algorithm_trains_with_both_knobs_on(
     _, policy_class, layers = pair(family, form)
     batches = {} if algorithm is A2C else {"batch_size": 8, "n_epochs": 2}
     knobs = {"reference": reference, "exploration_floor": 0.2}
-    model = algorithm(
-        policy_class,
-        env(),
-        n_steps=16,
-        ent_coef=0.1,
-        seed=0,
-        device="cpu",
-        policy_kwargs={**layers, **knobs},
-        **batches,
-    )
+    given: dict[str, Any] = {"n_steps": 16, "ent_coef": 0.1, "seed": 0, "device": "cpu"}
+    given |= {"policy_kwargs": {**layers, **knobs}}
+    model = algorithm(policy_class, env(), **given, **batches)
     assert isinstance(model.policy, SmoothedPolicy)
     before = model.policy.parameters_to_vector()
     # MaskablePPO takes masks from environments that have them only.
@@ -270,11 +265,8 @@ def test_policies_come_back_from_a_file_a_copy_and_a_pickle(family: str, referen
     _, policy_class, layers = pair(family, "mlp")
     policy = build(policy_class, VECTOR, DISCRETE[0], reference=reference, exploration_floor=0.25, **layers)
     policy.save(str(tmp_path / "policy.pth"))
-    copies = [
-        policy_class.load(str(tmp_path / "policy.pth"), device="cpu"),
-        copy.deepcopy(policy),
-        pickle.loads(pickle.dumps(policy)),
-    ]
+    copies = [policy_class.load(str(tmp_path / "policy.pth"), device="cpu"), copy.deepcopy(policy)]
+    copies += [pickle.loads(pickle.dumps(policy))]
     tensors, _ = policy.obs_to_tensor(batch(VECTOR))
     expected = policy.smoothed_distribution(tensors)
     for other in copies:
@@ -536,13 +528,8 @@ def test_cloning_trains_the_networks_own_policy_whatever_the_floor(
 
 def test_a_clone_in_a_smoothed_policy_is_saved_and_loaded(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((64, 3), np.float32)
-    demonstrations = Demonstrations.from_arrays(
-        rows,
-        (rows[:, 0] * 4).astype(np.int64),
-        observation_space=OBSERVATIONS,
-        action_space=CHOICE,
-        episode_ends=np.array([64]),
-    )
+    given: dict[str, Any] = {"observation_space": OBSERVATIONS, "action_space": CHOICE, "episode_ends": np.array([64])}
+    demonstrations = Demonstrations.from_arrays(rows, (rows[:, 0] * 4).astype(np.int64), **given)
     knobs = {"exploration_floor": 0.25, "reference": TREE}
     agent = BC(SmoothedActorCriticPolicy, None, demonstrations, seed=0, device="cpu", policy_kwargs=knobs)
     agent.learn(total_batches=5)
@@ -573,3 +560,45 @@ for name in ("SmoothedMaskablePPO", "SmoothedRecurrentActorCriticPolicy"):
     found = programs.run(program, tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") == 2
+
+
+# ---- RL Zoo uses our policies by their import path
+
+
+CONFIGURATION = """\
+CartPole-v1:
+  n_timesteps: 500
+  n_envs: 2
+  policy: "rlsmooth.agents.{policy}"
+  policy_kwargs: "dict(reference='uniform', exploration_floor=0.1)"
+  n_steps: 32
+  batch_size: 32
+  ent_coef: 0.05
+"""
+
+
+@pytest.mark.parametrize(
+    ("algo", "policy"),
+    [
+        ("ppo", "SmoothedActorCriticPolicy"),
+        pytest.param("ppo_lstm", "SmoothedRecurrentActorCriticPolicy", marks=pytest.mark.slow),
+    ],
+)
+def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> None:
+    import sb3_contrib
+    import stable_baselines3
+
+    (tmp_path / "conf.yml").write_text(CONFIGURATION.format(policy=policy))
+    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", "CartPole-v1", "-n", "500"]
+    command += ["--conf-file", "conf.yml", "-f", "logs", "--eval-freq", "-1", "--seed", "0", "--device", "cpu"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    algorithm: Any = stable_baselines3.PPO if algo == "ppo" else sb3_contrib.RecurrentPPO
+    (saved,) = (tmp_path / "logs" / algo / "CartPole-v1_1").glob("*.zip")
+    model = algorithm.load(saved, device="cpu")
+    assert type(model.policy).__name__ == policy
+    assert model.num_timesteps >= 500
+    assert model.policy.exploration_floor == 0.1
+    # SB3's tag holds what stood in the slot of the entropy: KL, which is positive and small for so young a policy.
+    (line,) = [line for line in finished.stdout.splitlines() if "entropy_loss" in line][-1:]
+    assert 0 <= float(line.split("|")[2]) < 0.2

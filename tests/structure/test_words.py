@@ -1,0 +1,364 @@
+"""The house's words: docs, docstrings, comments and messages use the field's terms, and a name means one thing."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from support import REPOSITORY
+
+PAGES = ("*.md", "docs/*.md", "docs/examples/*.md", "scripts/bench/*.md", "scripts/*/results/*.md")
+FOLDERS = ("rlsmooth", "agents", "envs", "scripts")
+
+# What to say, and the words not to say it with. Names between backticks and code are not read.
+FORBIDDEN = {
+    "likewise (repeat it)": r"\blikewise\b",
+    "as of, see there (say it, or: as in `X`)": r"\bas of (`|(the (run|parent)|Stable-Baselines3)\b)|\bsee there\b",
+    "guess (pseudo-label, predict)": r"\bguess(es|ed|ing)?\b",
+    "watched (observation-only, observed)": r"\bwatched\b",
+    "slot (entropy term)": r"\bslots?\b",
+    "mend (fix)": r"\bmend(s|ed|ing)?\b",
+    "go on (continue, resume)": r"\b(go|goes|going|went|gone) on\b",
+    "stand in (replace, placeholder)": r"\bstand(s|ing)? in\b|\bstand-ins?\b",
+    "picture (figure, image)": r"\bpictures?\b",
+    "lone (only)": r"\blone\b",
+    "tell (contain, provide, report)": r"\b(tells?|told|telling)\b(?!.{0,50}\b(apart|from)\b)",
+    "what acts (behaviour policy)": r"\bwhat acts\b",
+    "ends (terminal states, termination)": (
+        r"\b(where episodes end\b(?! early)|ends (are|is|matter)|treats? ends|(behind|after) (the|an) end)\b(?! of)"
+        r"|\bepisodes that end\b|\b(an|no) end\b(?! of)"
+    ),
+}
+"""The words of the left column of the glossary, each with what to say instead; not case-sensitive."""
+ROWS = re.compile(r"\brows?\b", re.IGNORECASE)
+ROWS_THAT_ARE_ROWS = re.compile(
+    r"\brows? (of|in|from) (a|an|the|its|each|this|that) [\w ]*(matrix|kernel|table|CSV|file|report)\b", re.IGNORECASE
+)
+"""In agents/ a row of data is a transition, a sample or a step; a matrix and a table do have rows."""
+ONLY_A_REFERENCE = re.compile(r"(\w+( \([^)]*\))?: *)?(as of|see)\b[^.;:]{0,60}\.?", re.IGNORECASE)
+CLASS_NAMES = re.compile(r"Rows|Run|Monitor|\w*Slot\w*")
+NAMES = re.compile(r"(\w*_)?(slots?|guess|guesses|guessed|watched|mended|stand_ins?|pictures?)(_\w*)?")
+SLOTS = {"slots", "_slots", "__slots__"}  # of Python's classes
+
+# Files that still break a rule. Entries may only go.
+ALLOWED: dict[str, set[str]] = {
+    "likewise (repeat it)": {
+        "agents/acting.py",
+        "agents/files/algorithm_file.py",
+        "agents/files/algorithm_state.py",
+        "rlsmooth/training/classifier_files.py",
+    },
+    "as of, see there (say it, or: as in `X`)": {
+        "agents/cloning/measures.py",
+        "agents/files/exact_checkpoint.py",
+        "agents/files/policy_file.py",
+        "agents/heads.py",
+        "agents/smoothed/callback.py",
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/policies.py",
+        "agents/smoothed/references.py",
+        "rlsmooth/training/self_training.py",
+        "rlsmooth/training/self_training_rows.py",
+    },
+    "watched (observation-only, observed)": {
+        "rlsmooth/training/classifier_monitor.py",
+    },
+    "slot (entropy term)": {
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/entropy.py",
+        "agents/smoothed/policies.py",
+    },
+    "mend (fix)": {
+        "rlsmooth/training/classifier_prepare.py",
+    },
+    "go on (continue, resume)": {
+        "agents/cloning/bc.py",
+        "agents/files/algorithm_file.py",
+        "agents/files/exact_checkpoint.py",
+        "agents/files/policy_file.py",
+        "rlsmooth/training/classifier.py",
+        "rlsmooth/training/classifier_files.py",
+        "rlsmooth/training/classifier_monitor.py",
+        "rlsmooth/training/self_training.py",
+    },
+    "stand in (replace, placeholder)": {
+        "agents/files/policy_file.py",
+    },
+    "picture (figure, image)": {
+        "agents/smoothed/measures.py",
+        "rlsmooth/training/classifier_monitor.py",
+    },
+    "tell (contain, provide, report)": {
+        "agents/cloning/measures.py",
+        "agents/cloning/training_data.py",
+        "agents/files/algorithm_file.py",
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/entropy.py",
+        "agents/smoothed/references.py",
+        "agents/spaces.py",
+    },
+    "what acts (behaviour policy)": {
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/entropy.py",
+        "agents/smoothed/measures.py",
+        "agents/smoothed/policies.py",
+    },
+    "ends (terminal states, termination)": {
+        "rlsmooth/training/safe_file.py",
+    },
+    "rows": {
+        "agents/adversarial/trainer.py",
+        "agents/cloning/bc.py",
+        "agents/cloning/measures.py",
+        "agents/cloning/training_data.py",
+        "agents/files/algorithm_state.py",
+        "agents/heads.py",
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/arguments.py",
+        "agents/smoothed/contrib.py",
+        "agents/smoothed/contrib_algorithms.py",
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/entropy.py",
+        "agents/smoothed/entropy_target.py",
+        "agents/smoothed/measures.py",
+        "agents/smoothed/policies.py",
+        "agents/smoothed/references.py",
+    },
+    "only a reference": {
+        "agents/cloning/bc.py",
+        "agents/cloning/bco.py",
+        "agents/cloning/dagger.py",
+        "agents/cloning/expert.py",
+        "agents/cloning/inverse_dynamics.py",
+        "agents/cloning/measures.py",
+        "agents/cloning/rounds.py",
+        "agents/files/algorithm_file.py",
+        "agents/files/algorithm_state.py",
+        "agents/files/exact_checkpoint.py",
+        "agents/files/policy_file.py",
+        "agents/heads.py",
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/callback.py",
+        "agents/smoothed/contrib_algorithms.py",
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/entropy_target.py",
+        "agents/smoothed/policies.py",
+        "agents/smoothed/references.py",
+        "rlsmooth/training/classifier_run.py",
+        "rlsmooth/training/self_training.py",
+        "rlsmooth/training/self_training_labels.py",
+        "rlsmooth/training/self_training_report.py",
+        "rlsmooth/training/self_training_rows.py",
+    },
+    "What ...": {
+        "agents/acting.py",
+        "agents/files/run_state.py",
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/arguments.py",
+        "agents/smoothed/entropy.py",
+        "agents/smoothed/measures.py",
+        "agents/smoothed/policies.py",
+        "agents/smoothed/references.py",
+        "rlsmooth/training/classifier_files.py",
+        "rlsmooth/training/classifier_monitor.py",
+        "rlsmooth/training/classifier_prepare.py",
+        "rlsmooth/training/classifier_sklearn.py",
+        "rlsmooth/training/self_training_report.py",
+        "rlsmooth/training/self_training_sklearn.py",
+    },
+    "names": {
+        "agents/smoothed/algorithms.py",
+        "agents/smoothed/distributions.py",
+        "agents/smoothed/policies.py",
+    },
+    "classes": {
+        "EntropySlot",
+        "Monitor",
+        "Rows",
+        "Run",
+        "SlotDistribution",
+        "SlotOverNoise",
+    },
+}
+# (the end of what is allowed)
+
+
+class Prose(NamedTuple):
+    """One line that people read, with its place and kind ("page", "docstring", "comment" or "message")."""
+
+    file: str
+    line: int
+    kind: str
+    text: str
+
+
+def without_code(text: str) -> str:
+    """`text` without what stands between backticks, which are names."""
+    return re.sub(r"`[^`\n]*`", "``", text)
+
+
+def prose_of_page(path: Path, name: str) -> Iterator[Prose]:
+    """The lines of a page outside its blocks of code."""
+    is_code = False
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            is_code = not is_code
+        elif not is_code and not line.startswith("    "):
+            yield Prose(name, number, "page", without_code(line))
+
+
+def prose_of_module(source: str, name: str) -> Iterator[Prose]:
+    """The docstrings, comments and messages (string constants of several words) of a module."""
+    tree = ast.parse(source)
+    docstrings = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            for statement in body:  # the docstring of a module, class or function, or one that follows an attribute
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                    docstrings.add(id(statement.value))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            is_docstring = id(node) in docstrings
+            if is_docstring or len(node.value.split()) > 2:
+                for offset, line in enumerate(node.value.splitlines()):
+                    if not line.lstrip().startswith((">>>", "...")):
+                        kind = "docstring" if is_docstring else "message"
+                        yield Prose(name, node.lineno + offset, kind, without_code(line))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield Prose(name, token.start[0], "comment", without_code(token.string))
+
+
+def source_files(root: Path) -> Iterator[Path]:
+    """The Python files of the product, of the benchmarks and of the studies. Links are not followed."""
+    for top in FOLDERS:
+        for path in sorted((root / top).rglob("*.py")):
+            if not (top == "rlsmooth" and path.relative_to(root).parts[1] in FOLDERS):
+                yield path
+
+
+def all_prose(root: Path) -> Iterator[Prose]:
+    for pattern in PAGES:
+        for path in sorted(root.glob(pattern)):
+            yield from prose_of_page(path, str(path.relative_to(root)))
+    for path in source_files(root):
+        yield from prose_of_module(path.read_text("utf-8"), str(path.relative_to(root)))
+
+
+@functools.cache
+def prose() -> tuple[Prose, ...]:
+    return tuple(all_prose(REPOSITORY))
+
+
+def broken(rule: str, lines: Iterable[Prose]) -> list[Prose]:
+    """Those of `lines` that break the rule."""
+    if rule == "rows":
+        agents = [line for line in lines if line.file.startswith("agents/")]
+        return [line for line in agents if ROWS.search(ROWS_THAT_ARE_ROWS.sub("", line.text))]
+    if rule == "only a reference":
+        return [line for line in lines if line.kind == "docstring" and ONLY_A_REFERENCE.fullmatch(line.text.strip())]
+    if rule == "What ...":
+        return [line for line in lines if line.kind == "docstring" and line.line == 1 and line.text.startswith("What ")]
+    pattern = re.compile(FORBIDDEN[rule], re.IGNORECASE)
+    return [line for line in lines if pattern.search(line.text)]
+
+
+def new(rule: str, found: list[Prose]) -> str:
+    """The message about what breaks the rule in files that may not."""
+    lines = [f"{file}:{line}: {text.strip()}" for file, line, _, text in found if file not in ALLOWED.get(rule, set())]
+    return "\n".join([rule, *lines])
+
+
+def names_of(source: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of each class, function, argument, attribute and variable that a module gives a name to."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def classes() -> Iterator[tuple[str, str]]:
+    """(file, name) of each public class at the top of a product module; each command has its `Args`."""
+    for path in source_files(REPOSITORY):
+        file = str(path.relative_to(REPOSITORY))
+        if not file.startswith(("scripts/bench", "scripts/studies")):
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if (
+                    isinstance(node, ast.ClassDef)
+                    and node.name not in ("Args", "OwnArgs")
+                    and not node.name.startswith("_")
+                ):
+                    yield file, node.name
+
+
+@pytest.mark.parametrize("rule", [*FORBIDDEN, "rows", "only a reference", "What ..."])
+def test_no_line_uses_words_of_the_forbidden_kind(rule: str) -> None:
+    found = broken(rule, prose())
+    print("\n".join(f"{line.file}:{line.line}: {line.text.strip()}" for line in found))  # `-rP` shows the allowed, too
+    assert {line.file for line in found} <= ALLOWED.get(rule, set()), new(rule, found)
+
+
+def test_no_name_uses_them() -> None:
+    found = []
+    for path in source_files(REPOSITORY):
+        names = names_of(path.read_text("utf-8"))
+        bad = [(line, name) for line, name in names if NAMES.fullmatch(name) and name not in SLOTS]
+        found += [Prose(str(path.relative_to(REPOSITORY)), line, "name", name) for line, name in bad]
+    print("\n".join(f"{file}:{line}: {name}" for file, line, _, name in found))
+    assert {name.file for name in found} <= ALLOWED.get("names", set()), new("names", found)
+
+
+def test_a_class_name_means_one_thing() -> None:
+    files: dict[str, list[str]] = {}
+    for file, name in classes():
+        files.setdefault(name, []).append(file)
+    found = [f"{name}: {', '.join(where)}" for name, where in files.items() if CLASS_NAMES.fullmatch(name)]
+    found += [f"{name}: {', '.join(where)}" for name, where in files.items() if len(where) > 1]
+    assert {line.split(":")[0] for line in found} <= ALLOWED.get("classes", set()), "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "good"),
+    [
+        ("likewise (repeat it)", "x: likewise.", "x: likely."),
+        ("as of, see there (say it, or: as in `X`)", "seed: as of ``, too.", "as many of each class as of the others"),
+        ("slot (entropy term)", "the entropy slot", "one's lot"),
+        ("go on (continue, resume)", "a run that went on", "they go only so far"),
+        ("stand in (replace, placeholder)", "a stand-in of the text", "it stands alone"),
+        ("tell (contain, provide, report)", "they do not tell the actions", "it tells one side from the other"),
+        ("ends (terminal states, termination)", "ends are judged where an end comes", "where episodes end early"),
+        ("ends (terminal states, termination)", "an end is worth 0", "it depends on the end of the run"),
+        ("rows", "the rows of the learner", "a row of the similarity matrix"),
+        ("only a reference", "seed: see ``.", "seed: of the networks; see `` for the order of the data."),
+        ("What ...", "What a trainer shares.", "Services of trainers."),
+    ],
+)
+def test_a_planted_word_is_found(rule: str, bad: str, good: str) -> None:
+    found = broken(rule, [Prose("agents/a.py", 1, "docstring", bad), Prose("agents/a.py", 1, "docstring", good)])
+    assert [line.text for line in found] == [bad]
+
+
+def test_code_is_not_read_and_messages_are() -> None:
+    source = '"""Doc of `slot`.\n\n>>> tell = 1\n"""\nx = "told"  # why\nraise ValueError(f"{x}: a message of ours")\n'
+    lines = [(line.kind, line.text) for line in prose_of_module(source, "a.py")]
+    assert lines == [
+        ("docstring", "Doc of ``."),
+        ("docstring", ""),
+        ("message", ": a message of ours"),
+        ("comment", "# why"),
+    ]
