@@ -541,9 +541,6 @@ def load_agent(
         SafeFileError: as in `load_agent_file`; also if the algorithm is not known here, or can't be built.
         ValueError: the environment's spaces differ.
         TypeError: `model_class` is no algorithm with a policy and a `learn`.
-
-    Example:
-        See `save_agent`.
     """
     path, content = read_agent_file(path)
     custom = dict(custom_objects or {})

@@ -541,9 +541,6 @@ def load_checkpoint(
         ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
             environments are others, or the replay buffer is of another size.
         SafeFileError: no checkpoint can be read, or it does not fit.
-
-    Example:
-        See `ExactCheckpointCallback`.
     """
     saved = _run_folder(folder, "folder")
     # A run that was killed before its first checkpoint has the agent file already.

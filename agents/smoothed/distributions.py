@@ -39,9 +39,9 @@ from rlsmooth.losses import (
 from rlsmooth.targets import Smoothing
 
 __all__ = [
-    "CategoricalMixture",
     "GSDEEntropyTerm",
-    "GaussianMixture",
+    "MixedCategorical",
+    "MixedGaussian",
     "check_masks",
     "component_logits",
     "component_masks",
@@ -105,7 +105,7 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
         ValueError: a wrong size, or a state where nothing is legal.
     """
     total = sum(dims)
-    # Rows of another length that happen to have the right number of entries together are transposed, say.
+    # An array of another shape that happens to have the right number of entries is transposed, say.
     is_odd = masks.size % total if masks.ndim < 2 else masks.size != total and math.prod(masks.shape[1:]) != total
     if is_odd:
         raise ValueError(f"action_masks has shape {masks.shape}, needs [B, {total}]: one entry for each choice.")
@@ -113,9 +113,9 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
     starts = np.cumsum((0, *dims[:-1]))
     allowed = np.logical_or.reduceat(flat, starts, axis=1)  # [B, D]
     if not allowed.all():
-        row, component = (int(place) for place in np.argwhere(~allowed)[0])
+        state, component = (int(place) for place in np.argwhere(~allowed)[0])
         raise ValueError(
-            f"action_masks allows nothing in row {row}, component {component}: at least one action must be legal."
+            f"action_masks allows nothing in state {state}, component {component}: at least one action must be legal."
         )
     return flat
 
@@ -187,7 +187,7 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         return places.to(device), exists.to(device)
 
 
-class GaussianMixture(RegularisedDistribution):
+class MixedGaussian(RegularisedDistribution):
     """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, mixed as whole action vectors.
 
     A distribution of Stable-Baselines3 for Box actions before they are clipped. Its entropy has no closed form with a
@@ -205,7 +205,7 @@ class GaussianMixture(RegularisedDistribution):
         ValueError: a floor out of range.
 
     Example:
-        >>> mixture = GaussianMixture(torch.zeros(1), torch.ones(1), floor=0.1)
+        >>> mixture = MixedGaussian(torch.zeros(1), torch.ones(1), floor=0.1)
         >>> mixture.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
     """
@@ -236,11 +236,11 @@ class GaussianMixture(RegularisedDistribution):
         reference_mean: Tensor | None = None,
         reference_std: Tensor | None = None,
         reference_outputs: tuple[Tensor, Tensor] | None = None,
-    ) -> GaussianMixture:
+    ) -> MixedGaussian:
         """A Gaussian of Stable-Baselines3, without a floor; with gSDE or squashing the Gaussian before it.
 
         Args:
-            distribution: Stable-Baselines3's, with its parameters; a `GaussianMixture` is given back.
+            distribution: Stable-Baselines3's, with its parameters; a `MixedGaussian` is given back.
             reference_mean: `[D]`; None: 0.
             reference_std: `[D]`; None: 1.
             reference_outputs: `(mean, log_std)` of a reference policy.
@@ -267,7 +267,7 @@ class GaussianMixture(RegularisedDistribution):
 
     def proba_distribution(
         self, mean: Tensor, log_std: Tensor, reference_outputs: tuple[Tensor, Tensor] | None = None
-    ) -> GaussianMixture:
+    ) -> MixedGaussian:
         """Take the network's outputs.
 
         Args:
@@ -373,7 +373,7 @@ class GaussianMixture(RegularisedDistribution):
         return [gaussian_entropy(part) for part in each.unbind(1)]
 
 
-class CategoricalMixture(RegularisedDistribution):
+class MixedCategorical(RegularisedDistribution):
     """`(1 - floor) · pi + floor · reference`, component by component, over the legal choices.
 
     A distribution of Stable-Baselines3 for Discrete, MultiDiscrete and MultiBinary actions. pi is the network's policy;
@@ -394,7 +394,7 @@ class CategoricalMixture(RegularisedDistribution):
         ValueError: an unknown kind, a floor out of range, dims or references that do not fit.
 
     Example:
-        >>> mixture = CategoricalMixture("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
+        >>> mixture = MixedCategorical("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
         >>> mixture.probabilities()
         (tensor([[0.9000, 0.1000]]),)
     """
@@ -427,11 +427,11 @@ class CategoricalMixture(RegularisedDistribution):
         *,
         references: tuple[Smoothing | None, ...] | None = None,
         reference_outputs: Tensor | None = None,
-    ) -> CategoricalMixture:
+    ) -> MixedCategorical:
         """A discrete distribution of Stable-Baselines3 or sb3-contrib, masks included, without a floor.
 
         Args:
-            distribution: theirs, with its parameters; a `CategoricalMixture` is given back.
+            distribution: theirs, with its parameters; a `MixedCategorical` is given back.
             references: one recipe a component, or None for uniform.
             reference_outputs: outputs of a policy that is the reference of KL, or None.
 
@@ -461,7 +461,7 @@ class CategoricalMixture(RegularisedDistribution):
         """The layer of the logits, one a bit for MultiBinary, as Stable-Baselines3's."""
         return nn.Linear(latent_dim, len(self.dims) if self.kind == "multi_binary" else sum(self.dims))
 
-    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> CategoricalMixture:
+    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> MixedCategorical:
         """Take the network's outputs, unmasked.
 
         Args:
@@ -634,7 +634,7 @@ class GSDEEntropyTerm(RegularisedDistribution):
     """
 
     def __init__(
-        self, noise: StateDependentNoiseDistribution, gaussian: GaussianMixture, entropy_term: EntropyTerm | None
+        self, noise: StateDependentNoiseDistribution, gaussian: MixedGaussian, entropy_term: EntropyTerm | None
     ) -> None:
         super().__init__(entropy_term, regularised=True)
         self.noise = noise

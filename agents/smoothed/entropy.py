@@ -122,9 +122,9 @@ class EntropyTerm:
         mask: bool `[B]`, the steps of this minibatch that count (the others pad a recurrent batch); None: all.
 
     Example:
-        >>> from rlsmooth.agents.smoothed.distributions import CategoricalMixture
+        >>> from rlsmooth.agents.smoothed.distributions import MixedCategorical
         >>> term = EntropyTerm(entropy_coef=0.5, kl_coef=1.0)
-        >>> term.values(CategoricalMixture("discrete", (2,)).proba_distribution(torch.zeros(1, 2)))
+        >>> term.values(MixedCategorical("discrete", (2,)).proba_distribution(torch.zeros(1, 2)))
         tensor([0.3466])
         >>> round(term.mean_entropy(), 4)
         0.6931

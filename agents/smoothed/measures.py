@@ -18,7 +18,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
 from rlsmooth.agents.sb3 import has_base, is_maskable, normalized_observations
-from rlsmooth.agents.smoothed.distributions import CategoricalMixture, GaussianMixture
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
 from rlsmooth.agents.smoothed.references import box_reference
 from rlsmooth.checks import check_positive_int
@@ -235,7 +235,7 @@ def read_distribution(
     action_masks: Tensor | None,
     lstm_states: tuple[Tensor, Tensor] | None,
     episode_starts: Tensor | None,
-) -> CategoricalMixture | GaussianMixture:
+) -> MixedCategorical | MixedGaussian:
     """The distribution of any measurable policy in these states."""
     if isinstance(policy, SmoothedPolicy):
         return policy.smoothed_distribution(
@@ -254,7 +254,7 @@ def read_distribution(
     if isinstance(policy, DQNPolicy) or has_base(type(policy), "QRDQNPolicy"):
         is_dqn = isinstance(policy, DQNPolicy)
         values = reader.q_net(observations) if is_dqn else reader.quantile_net(observations).mean(1)
-        return CategoricalMixture("discrete", (values.shape[-1],)).proba_distribution(values)
+        return MixedCategorical("discrete", (values.shape[-1],)).proba_distribution(values)
     if is_maskable(policy):
         found = reader.get_distribution(observations, action_masks)
     elif is_recurrent:
@@ -262,14 +262,14 @@ def read_distribution(
     else:
         found = reader.get_distribution(observations)
     if not isinstance(policy.action_space, spaces.Box):
-        return CategoricalMixture.from_sb3(found)
+        return MixedCategorical.from_sb3(found)
     mean, std = box_reference(policy.action_space)
-    return GaussianMixture.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
+    return MixedGaussian.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
 
 
-def _measures(mixture: CategoricalMixture | GaussianMixture) -> PolicyMeasures:
+def _measures(mixture: MixedCategorical | MixedGaussian) -> PolicyMeasures:
     kl_reference = mixture.kl_reference().mean()
-    if isinstance(mixture, GaussianMixture):
+    if isinstance(mixture, MixedGaussian):
         entropies = mixture.mixture_entropy()
         if entropies is None:
             draws = min(256, max(16, DRAWS // len(mixture.mean)))
