@@ -121,7 +121,7 @@ class HasExactState(Protocol):
         ...     steps = 0
         ...     def _on_step(self): self.steps += 1; return True
         ...     def exact_state(self): return {"steps": self.steps}
-        ...     def set_exact_state(self, state, *, episodes_go_on): self.steps = state["steps"]
+        ...     def set_exact_state(self, state, *, episodes_continue): self.steps = state["steps"]
         >>> isinstance(Count(), HasExactState)
         True
     """
@@ -129,13 +129,13 @@ class HasExactState(Protocol):
     def exact_state(self) -> dict[str, Any]:
         """The state between two rollouts; a copy that later steps don't change."""
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
 
         Args:
             state: what `exact_state` gave.
-            episodes_go_on: False: the environments could not be restored and were reset, so that the state of running
-                episodes must not be restored either.
+            episodes_continue: False: the environments could not be restored and were reset, so that the state of
+                running episodes must not be restored either.
 
         Raises:
             ValueError: it does not fit.
@@ -198,7 +198,7 @@ def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
     ]
 
 
-def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
+def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_continue: bool) -> str:
     """Restore `own_states`; a callback of another class starts anew.
 
     Returns:
@@ -211,7 +211,7 @@ def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *
     pairs, problems = _paired(root, own, states, all_needed=True)
     for callback, state in pairs:
         assert isinstance(callback, HasExactState)
-        callback.set_exact_state(state_from_tree(state["state"]), episodes_go_on=episodes_go_on)
+        callback.set_exact_state(state_from_tree(state["state"]), episodes_continue=episodes_continue)
     return "; ".join(problems)
 
 
@@ -499,7 +499,7 @@ class ExactCheckpointCallback(BaseCallback):
         set_logger_state(model.logger, run["logger"])
         problems = [
             set_callback_states(self._root, self, run["callbacks"]),
-            set_own_states(self._root, self, run.get("own_states", []), episodes_go_on=self._is_exact),
+            set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
             warnings.warn(f"The state of the callbacks was not restored: {problem}.", RuntimeWarning, stacklevel=2)

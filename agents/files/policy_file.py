@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 
+# ---- constructor arguments
+
 CUSTOM = "__custom__"
 SHARED = "share_features_extractor"
 SPACES = ("observation_space", "action_space")
@@ -203,6 +205,8 @@ def decode_arguments(
             ) from error
     return arguments
 
+
+# ---- files
 
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1

@@ -184,7 +184,7 @@ def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
 def test_an_array_of_masks_that_allows_nothing_is_an_error() -> None:
     mixture = MixedCategorical("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
     masks = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=bool)
-    with pytest.raises(ValueError, match="row 1, component 1"):
+    with pytest.raises(ValueError, match="state 1, component 1"):
         mixture.apply_masking(masks)
     with pytest.raises(ValueError, match=r"needs \[B, 5\]"):
         mixture.apply_masking(np.ones((1, 4), dtype=bool))
