@@ -716,14 +716,14 @@ class Rounds(BaseCallback):
         """Everything of the trainer that is not the generator's; see `HasExactState`."""
         return {"run": self.trainer.run_state(), "episodes": self.wrapper.episode_state()}
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         """Put back what `exact_state` gave.
 
         Raises:
             ValueError: it is another trainer's.
         """
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
-        if episodes_go_on:
+        if episodes_continue:
             self.wrapper.set_episode_state(state["episodes"])
 
     def _on_training_start(self) -> None:

@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 
+# ---- constructor arguments
+
 CUSTOM = "__custom__"
 SHARED = "share_features_extractor"
 SPACES = ("observation_space", "action_space")
@@ -204,6 +206,8 @@ def decode_arguments(
     return arguments
 
 
+# ---- files
+
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
 MEMBERS = {"policy", "arguments", "extra"}
@@ -297,7 +301,7 @@ def load_agent_file(
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
-        kind: the algorithm's short name that must stand in the file; None takes any.
+        kind: the algorithm's short name that the file must have; None takes any.
         device: where the policy and the tensors go, as in Stable-Baselines3: `"auto"` is CUDA if there is one.
         policy_class: built in place of the class named in the file; needed if that is a class of your own.
         custom_objects: constructor argument to value, taken in place of the file's: for classes and values of your own,
@@ -306,9 +310,6 @@ def load_agent_file(
     Raises:
         SafeFileError: it is no whole agent file, of another kind, names a class that is not known here (the message
             says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
-
-    Example:
-        See `save_agent_file`.
     """
     path, file = read_agent_file(path)
     return agent_from_safe_file(
@@ -341,7 +342,7 @@ def agent_from_safe_file(
     Args:
         path: what errors call the file.
         file: its content.
-        kind: the algorithm's short name that must stand in the file; None takes any.
+        kind: the algorithm's short name that the file must have; None takes any.
         device: where the policy and the tensors go.
         policy_class: built in place of the class named in the file, or None.
         custom_objects: constructor argument to value, taken in place of the file's, or None.

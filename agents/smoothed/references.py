@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
 from rlsmooth.agents.heads import actor_output
+from rlsmooth.agents.sb3 import has_base, is_maskable
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Tree
@@ -29,6 +30,7 @@ __all__ = [
     "box_reference",
     "canonical_reference",
     "check_reference_policy",
+    "has_default_reference",
     "reference_from_plain",
     "reference_outputs",
     "reference_recipes",
@@ -166,10 +168,9 @@ def check_reference_policy(policy: BasePolicy, own: BasePolicy) -> None:
         TypeError: it is no actor-critic policy, or a recurrent one.
         ValueError: its spaces or its action net's outputs are not those of `own`, or its outputs are squashed.
     """
-    names = {base.__name__ for base in type(policy).__mro__}  # by name: sb3-contrib is an optional extra
-    if "RecurrentActorCriticPolicy" in names:
+    if has_base(type(policy), "RecurrentActorCriticPolicy"):
         raise TypeError(f"policy={type(policy).__name__} is recurrent, which a reference can't be: use a plain one.")
-    if not (isinstance(policy, ActorCriticPolicy) or "MaskableActorCriticPolicy" in names):
+    if not (isinstance(policy, ActorCriticPolicy) or is_maskable(policy)):
         raise TypeError(f"policy must be an actor-critic policy, got {type(policy).__name__}.")
     check_same_spaces(
         "policy", (policy.observation_space, policy.action_space), (own.observation_space, own.action_space)
@@ -188,7 +189,7 @@ def reference_outputs(policy: BasePolicy, observations: Any) -> Tensor | tuple[T
     """The network's outputs of a reference policy, without a graph: logits, or for a Box `(mean, log_std)`.
 
     Args:
-        policy: see `check_reference_policy`.
+        policy: one that `check_reference_policy` allows.
         observations: tensors, as `evaluate_actions` takes them.
     """
     reader: Any = policy
@@ -231,11 +232,16 @@ def reference_from_plain(value: Any) -> Any:
     return value
 
 
+def has_default_reference(smoothing: Smoothing) -> bool:
+    """Whether it names no reference of its own: the uniform one over all legal actions."""
+    return isinstance(smoothing.reference, str) and smoothing.reference == "uniform" and smoothing.spread == "all"
+
+
 def _recipe(value: Any) -> Smoothing | None:
     if isinstance(value, str) and value == "uniform":
         return None
     if isinstance(value, Smoothing):
-        if isinstance(value.reference, str) and value.reference == "uniform" and value.spread == "all":
+        if has_default_reference(value):
             return None
         return value if value.alpha is None else dataclasses.replace(value, alpha=1.0)
     return Smoothing(alpha=1.0, reference=value)
