@@ -19,6 +19,7 @@ import torch
 from rlsmooth.atomic import atomic_file, write_bytes_atomically
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.schedules import as_schedule, check_schedule, is_zero, linear_start, start_of, value_at
+from support import assert_raises
 
 
 def test_choice_accepts_what_is_listed() -> None:
@@ -28,8 +29,7 @@ def test_choice_accepts_what_is_listed() -> None:
 @pytest.mark.parametrize("value", ["ALL", "", "al", None, 1, ["all"], ("all",)])
 def test_choice_names_argument_value_and_choices(value: object) -> None:
     message = re.escape(f"spread={value!r} is not known: choose one of 'all', 'others'.")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        check_choice("spread", value, ("all", "others"))
+    assert_raises(ValueError, f"^{message}$", check_choice, "spread", value, ("all", "others"))
 
 
 @pytest.mark.parametrize(("value", "number"), [(0, 0.0), (1, 1.0), (0.5, 0.5), (np.float64(0.25), 0.25)])
@@ -47,8 +47,7 @@ def test_range_names_argument_value_and_interval(value: float) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_unbounded_range_still_wants_finite_numbers(value: float) -> None:
-    with pytest.raises(ValueError, match=r"must be a finite number in \[-inf, inf\]"):
-        check_in_range("decay", value)
+    assert_raises(ValueError, r"must be a finite number in \[-inf, inf\]", check_in_range, "decay", value)
 
 
 def test_open_ends_are_excluded_and_written_as_such() -> None:
@@ -61,8 +60,7 @@ def test_open_ends_are_excluded_and_written_as_such() -> None:
 
 @pytest.mark.parametrize("value", [True, "1", None, [1.0], torch.tensor(1.0)])
 def test_range_refuses_what_is_no_number(value: object) -> None:
-    with pytest.raises(TypeError, match=f"^alpha must be a number, got {type(value).__name__} "):
-        check_in_range("alpha", value)
+    assert_raises(TypeError, f"^alpha must be a number, got {type(value).__name__} ", check_in_range, "alpha", value)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), torch.tensor(3)])
@@ -74,15 +72,12 @@ def test_positive_int_returns_an_int(value: int) -> None:
 
 @pytest.mark.parametrize("value", [True, 3.0, "3", None, torch.ones(2)])
 def test_positive_int_refuses_what_is_no_whole_number(value: object) -> None:
-    with pytest.raises(TypeError, match=r"num_classes|only integer tensors"):
-        check_positive_int("num_classes", value)
+    assert_raises(TypeError, r"num_classes|only integer tensors", check_positive_int, "num_classes", value)
 
 
 def test_positive_int_names_the_minimum() -> None:
-    with pytest.raises(ValueError, match=r"^num_classes=0 must be at least 1\.$"):
-        check_positive_int("num_classes", 0)
-    with pytest.raises(ValueError, match=r"^width=1 must be at least 2\.$"):
-        check_positive_int("width", 1, 2)
+    assert_raises(ValueError, r"^num_classes=0 must be at least 1\.$", check_positive_int, "num_classes", 0)
+    assert_raises(ValueError, r"^width=1 must be at least 2\.$", check_positive_int, "width", 1, 2)
     assert check_positive_int("width", 0, 0) == 0
 
 
@@ -106,8 +101,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="can't be written to"):
-        check_writable_folder("log_folder", tmp_path)
+    assert_raises(ValueError, "can't be written to", check_writable_folder, "log_folder", tmp_path)
     tmp_path.chmod(0o700)
 
 
@@ -124,8 +118,7 @@ def test_other_words_are_no_schedule(text: str) -> None:
         lambda: check_schedule("rate", text, low=0, high=1),
         lambda: value_at("rate", text, 0.5, low=0, high=1),
     ):
-        with pytest.raises(ValueError, match=rf"^rate={text!r} {example}"):
-            call()
+        assert_raises(ValueError, rf"^rate={text!r} {example}", call)
     with pytest.raises(ValueError, match=r'write "lin_0\.9" \(from 0\.9 to 1\), or give a callable'):
         start_of("real_target", text, end=1.0)
 
@@ -149,13 +142,11 @@ def test_numbers_and_callables_are_taken_as_they_are() -> None:
 
 def test_numbers_out_of_range_are_named() -> None:
     for bad in (0.0, -1.0, float("inf"), "lin_0", "lin_-1", "lin_inf", "lin_nan"):
-        with pytest.raises(ValueError, match=r"^learning_rate=.* must be a finite number in \(0"):
-            as_schedule(bad)
+        assert_raises(ValueError, r"^learning_rate=.* must be a finite number in \(0", as_schedule, bad)
     for bad in (-0.1, 1.5, "lin_1.5", "lin_nan"):
         with pytest.raises(ValueError, match=r"^floor=.* must be a finite number in \[0, 1\]"):
             check_schedule("floor", bad, low=0, high=1)
-    with pytest.raises(TypeError, match="floor must be a number"):
-        check_schedule("floor", None, low=0, high=1)
+    assert_raises(TypeError, "floor must be a number", check_schedule, "floor", None, low=0, high=1)
 
 
 def test_only_the_number_0_is_off() -> None:
@@ -183,8 +174,7 @@ def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
             file.write(b"half")
             raise KeyError
 
-    with pytest.raises(KeyError):
-        write_half()
+    assert_raises(KeyError, None, write_half)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -220,10 +210,8 @@ def test_modes_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
 
 
 def test_places_that_can_not_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a folder: name a file"):
-        write_bytes_atomically(tmp_path, b"")
-    with pytest.raises(ValueError, match="can't be written"):
-        write_bytes_atomically(tmp_path / "missing" / "file", b"")
+    assert_raises(ValueError, "is a folder: name a file", write_bytes_atomically, tmp_path, b"")
+    assert_raises(ValueError, "can't be written", write_bytes_atomically, tmp_path / "missing" / "file", b"")
 
 
 KILLED = """

@@ -30,6 +30,7 @@ from rlsmooth.audits.figures import (
     draw_target_matrix,
     new_figure,
 )
+from support import assert_raises
 
 
 def test_a_reliability_diagram_shows_the_filled_bins() -> None:
@@ -114,8 +115,7 @@ def test_reliability_is_named_and_coloured() -> None:
     draw_reliability(axes, bins, label="classifier", colour="#ff0000")
     line = axes.lines[-1]
     assert (line.get_label(), line.get_color()) == ("classifier", "#ff0000")
-    with pytest.raises(TypeError):
-        draw_reliability(axes, bins, 0.1)  # type: ignore[misc]
+    assert_raises(TypeError, None, draw_reliability, axes, bins, 0.1)
 
 
 # ---- interquartile means and intervals
@@ -235,5 +235,4 @@ def test_the_proportions_interval_is_scipys_wilson(confidence: float, trials: in
     ],
 )
 def test_refused_arguments(call: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
+    assert_raises(error, message, call)

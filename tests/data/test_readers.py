@@ -21,7 +21,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, DictRolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, load_demonstrations, record
-from support import Trajectory
+from support import Trajectory, assert_raises
 
 BOX = spaces.Box(-10, 10, (2,))
 TWO = spaces.Discrete(2)
@@ -166,8 +166,7 @@ def test_dict_observations_of_trajectory_objects() -> None:
 )
 def test_a_folder_whose_columns_are_wrong(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     table = {name: values for name, values in {**columns(two_trajectories()), **change}.items() if values is not None}
-    with pytest.raises(DemonstrationsFileError, match=message):
-        from_imitation(write_with_pyarrow(tmp_path / "set", table))
+    assert_raises(DemonstrationsFileError, message, from_imitation, write_with_pyarrow(tmp_path / "set", table))
 
 
 @pytest.mark.parametrize("damage", ["no state", "bad state", "outside", "truncated", "no data", "dict"])
@@ -197,12 +196,9 @@ def test_lengths_that_do_not_fit() -> None:
     first, second = two_trajectories()
     with pytest.raises(ValueError, match=r"trajectory 1 has 2 actions, \[2\] observations"):
         from_imitation([first, dataclasses.replace(second, obs=second.obs[:-1])])
-    with pytest.raises(ValueError, match="1 rewards"):
-        from_imitation([first, dataclasses.replace(second, rews=[1.0])])
-    with pytest.raises(ValueError, match="no trajectories"):
-        from_imitation([])
-    with pytest.raises(TypeError, match="trajectory 0 is a int"):
-        from_imitation([3])
+    assert_raises(ValueError, "1 rewards", from_imitation, [first, dataclasses.replace(second, rews=[1.0])])
+    assert_raises(ValueError, "no trajectories", from_imitation, [])
+    assert_raises(TypeError, "trajectory 0 is a int", from_imitation, [3])
 
 
 def test_pickles_and_missing_files_are_not_read(tmp_path: Path) -> None:
@@ -214,8 +210,7 @@ def test_pickles_and_missing_files_are_not_read(tmp_path: Path) -> None:
 
 def test_our_loader_points_to_the_right_reader(tmp_path: Path) -> None:
     folder = write_with_pyarrow(tmp_path / "set", columns(two_trajectories()))
-    with pytest.raises(DemonstrationsFileError, match=r"use Demonstrations\.from_imitation"):
-        load_demonstrations(folder)
+    assert_raises(DemonstrationsFileError, r"use Demonstrations\.from_imitation", load_demonstrations, folder)
 
 
 @pytest.mark.parametrize(("module", "call"), [("pyarrow", "folder"), ("minari", "minari")])
@@ -468,10 +463,8 @@ def test_maskable_buffers_bring_their_masks() -> None:
 
 def test_what_is_no_filled_buffer_is_refused() -> None:
     replay, rollout = ReplayBuffer(4, NARROW, TWO), RolloutBuffer(4, NARROW, TWO)
-    with pytest.raises(ValueError, match="the buffer is empty"):
-        Demonstrations.from_replay_buffer(replay)
-    with pytest.raises(ValueError, match="the buffer is empty"):
-        Demonstrations.from_rollout_buffer(rollout)
+    assert_raises(ValueError, "the buffer is empty", Demonstrations.from_replay_buffer, replay)
+    assert_raises(ValueError, "the buffer is empty", Demonstrations.from_rollout_buffer, rollout)
     with pytest.raises(TypeError, match="must be an SB3 ReplayBuffer, got RolloutBuffer"):
         Demonstrations.from_replay_buffer(rollout)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="must be an SB3 RolloutBuffer, got ReplayBuffer"):
@@ -706,8 +699,7 @@ def test_continuous_actions_are_stored_as_the_environment_got_them() -> None:
     demonstrations = record(lambda _: np.array([0.1, -1.0]), Continuous(), 2, seed=0)
     assert demonstrations.actions.dtype == np.float32
     assert np.array_equal(np.unique(np.asarray(demonstrations.actions), axis=0), np.array([[0.1, -1]], np.float32))
-    with pytest.raises(ValueError, match="outside action_space"):
-        record(lambda _: np.array([0.1, 1.01]), Continuous(), 1)
+    assert_raises(ValueError, "outside action_space", record, lambda _: np.array([0.1, 1.01]), Continuous(), 1)
 
 
 def test_an_id_makes_and_closes_its_own_environments() -> None:
@@ -723,8 +715,7 @@ def test_an_id_makes_and_closes_its_own_environments() -> None:
 
 def test_normalising_environments_must_hold_still() -> None:
     env: VecEnv = VecNormalize(DummyVecEnv([Dice]))
-    with pytest.raises(ValueError, match=r"env.training=False"):
-        record(lambda o: np.zeros(len(o), int), env, 1)
+    assert_raises(ValueError, r"env.training=False", record, lambda o: np.zeros(len(o), int), env, 1)
     env.training = env.norm_reward = False  # type: ignore[attr-defined]
     assert record(lambda o: np.zeros(len(o), int), env, 1).num_episodes == 1
 
@@ -746,8 +737,7 @@ def test_normalising_environments_must_hold_still() -> None:
     ],
 )
 def test_bad_arguments(policy: Any, env: Any, changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        record(policy, env, **{"n_episodes": 1, "seed": 0, **changes})
+    assert_raises(error, message, record, policy, env, **{"n_episodes": 1, "seed": 0, **changes})
 
 
 def test_a_sampled_action_is_not_the_environments_own_noise() -> None:

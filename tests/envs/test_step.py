@@ -36,6 +36,7 @@ from rlsmooth.envs import (
 )
 from rlsmooth.envs.observations import ObservationForm
 from rlsmooth.envs.registration import Entry
+from support import assert_raises
 
 FORMS: tuple[ObservationForm, ...] = ("native", "one_hot", "dict", "image")
 MAKERS: list[Callable[..., Any]] = [
@@ -117,13 +118,11 @@ def test_an_illegal_action_is_penalised_and_reported() -> None:
 def test_an_illegal_action_raises_if_asked_to_and_leaves_the_state() -> None:
     env = IdentityMaskedEnv(4, illegal_action="raise")
     to_state(env, 1)
-    with pytest.raises(ValueError, match=r"action 0 is illegal in state 1: choose one that action_masks\(\) allows"):
-        env.step(0)
+    assert_raises(ValueError, r"action 0 is illegal in state 1: choose one that action_masks\(\) allows", env.step, 0)
     assert env.step(1)[1] == 1.0
     both = IdentityMaskedMultiBinaryEnv(2, illegal_action="raise")
     both.reset(seed=next(s for s in range(99) if both.reset(seed=s)[0].tolist() == [0, 1]))
-    with pytest.raises(ValueError, match="illegal in state 1"):
-        both.step(np.array([1, 1]))
+    assert_raises(ValueError, "illegal in state 1", both.step, np.array([1, 1]))
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -168,13 +167,11 @@ def test_states_are_uniform() -> None:
 def test_episodes_end_by_truncation_and_need_a_reset(maker: Callable[..., Any]) -> None:
     env = maker(episode_length=3)
     action = env.action_space.sample()
-    with pytest.raises(ResetNeeded, match=r"call reset\(\)"):
-        env.step(action)
+    assert_raises(ResetNeeded, r"call reset\(\)", env.step, action)
     for _ in range(2):
         env.reset(seed=0)
         assert [env.step(action)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
-        with pytest.raises(ResetNeeded, match="episode is over"):
-            env.step(action)
+        assert_raises(ResetNeeded, "episode is over", env.step, action)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -186,8 +183,7 @@ def test_every_form_shows_every_state_and_is_read_back(maker: Callable[..., Any]
         assert env.observation_space.contains(observation)
         assert env.state_of(observation) == state
         assert np.array_equal(np.atleast_1d(env.expert_action(observation)), env.problem.best_actions()[state])
-    with pytest.raises(ValueError, match="state=-1"):
-        env.observation_of(-1)
+    assert_raises(ValueError, "state=-1", env.observation_of, -1)
 
 
 def test_forms_by_hand() -> None:
@@ -214,8 +210,7 @@ def test_forms_by_hand() -> None:
     ],
 )
 def test_an_observation_that_shows_no_state_is_an_error(form: ObservationForm, observation: Any) -> None:
-    with pytest.raises(ValueError, match="shows no state"):
-        IdentityEnv(4, observation=form).expert_action(observation)
+    assert_raises(ValueError, "shows no state", IdentityEnv(4, observation=form).expert_action, observation)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +241,7 @@ def test_a_wrong_action_is_a_clear_error_and_costs_no_step(
 ) -> None:
     env.reset(seed=0)
     before = env.np_random.bit_generator.state
-    with pytest.raises(error, match=message):
-        env.step(action)
+    assert_raises(error, message, env.step, action)
     assert env.np_random.bit_generator.state == before
 
 
@@ -294,8 +288,7 @@ def test_actions_as_sb3_sends_them_are_accepted() -> None:
     ],
 )
 def test_bad_arguments(make: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()
+    assert_raises(error, message, make)
 
 
 def test_pictures_show_the_state_and_what_is_legal() -> None:
@@ -323,8 +316,7 @@ def test_without_a_render_mode_there_is_a_warning_and_no_picture(maker: Callable
     with pytest.warns(UserWarning, match="render mode"):
         assert env.render() is None
     assert maker(render_mode="rgb_array").render_mode == "rgb_array"
-    with pytest.raises(ValueError, match="render_mode='human'"):
-        maker(render_mode="human")
+    assert_raises(ValueError, "render_mode='human'", maker, render_mode="human")
 
 
 # ---- registered environments under the checkers of Gymnasium and SB3, and in vector environments
@@ -367,8 +359,7 @@ def test_registering_again_changes_nothing() -> None:
 def test_an_id_taken_by_somebody_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = Entry("rlsmooth/Identity-v0", "elsewhere:Env")
     monkeypatch.setattr("rlsmooth.envs.registration.ENVIRONMENTS", (taken,))
-    with pytest.raises(ValueError, match=r"already registered for 'rlsmooth\.envs\.identity:IdentityEnv'"):
-        register_environments()
+    assert_raises(ValueError, r"already registered for 'rlsmooth\.envs\.identity:IdentityEnv'", register_environments)
 
 
 def test_gym_make_imports_the_module_named_before_the_colon() -> None:
@@ -574,21 +565,15 @@ def test_without_a_render_mode_there_is_a_warning_and_no_picture_of_deep_sea() -
 
 def test_a_step_out_of_turn_and_wrong_actions_are_errors() -> None:
     env = DeepSeaEnv(2)
-    with pytest.raises(ResetNeeded, match="call reset"):
-        env.step(0)
+    assert_raises(ResetNeeded, "call reset", env.step, 0)
     env.reset()
-    with pytest.raises(ValueError, match="action 2 is out of range"):
-        env.step(2)
-    with pytest.raises(TypeError, match="whole numbers"):
-        env.step(0.5)  # type: ignore[arg-type]
+    assert_raises(ValueError, "action 2 is out of range", env.step, 2)
+    assert_raises(TypeError, "whole numbers", env.step, 0.5)
     env.step(0)
     env.step(0)
-    with pytest.raises(ResetNeeded):
-        env.step(0)
-    with pytest.raises(ValueError, match="one-hot code of a cell"):
-        env.expert_action(np.zeros(4, dtype=np.float32))
-    with pytest.raises(ValueError, match=r"shape \(1, 4\)"):
-        env.expert_action(np.array([[1, 0, 0, 0]], dtype=np.float32))
+    assert_raises(ResetNeeded, None, env.step, 0)
+    assert_raises(ValueError, "one-hot code of a cell", env.expert_action, np.zeros(4, dtype=np.float32))
+    assert_raises(ValueError, r"shape \(1, 4\)", env.expert_action, np.array([[1, 0, 0, 0]], dtype=np.float32))
 
 
 @pytest.mark.parametrize(
@@ -603,5 +588,4 @@ def test_a_step_out_of_turn_and_wrong_actions_are_errors() -> None:
     ],
 )
 def test_refused_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        DeepSeaEnv(**arguments)
+    assert_raises(error, message, DeepSeaEnv, **arguments)

@@ -139,16 +139,40 @@ class KilledError(Exception):
 
 
 class KillAt(BaseCallback):
-    """Raises `KilledError` once an algorithm has taken `step` steps."""
+    """Raises an error once an algorithm has taken `step` steps."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, error: type[BaseException] = KilledError) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.error = step, error
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.step:
-            raise KilledError
+            raise self.error
         return True
+
+
+class Counter(BaseCallback):
+    """Counts what a callback is told; stops after `most` steps."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.told: list[str] = []
+
+    def _on_training_start(self) -> None:
+        self.told.append(f"total {self.locals['total_timesteps']}")
+
+    def _on_rollout_start(self) -> None:
+        self.told.append("rollout")
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.most
+
+    def _on_rollout_end(self) -> None:
+        self.told.append(f"{self.num_timesteps}")
+
+    def _on_training_end(self) -> None:
+        self.told.append("end")
 
 
 class Hidden(gym.Wrapper[Any, Any, Any, Any]):

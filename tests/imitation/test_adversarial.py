@@ -19,6 +19,7 @@ from rlsmooth.agents import AIRL, GAIL, RewardNet, ShapedRewardNet
 from rlsmooth.agents.adversarial.airl import log_probability
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training.discriminator import discriminator_loss, discriminator_statistics
+from support import assert_raises
 
 KINDS = {"airl-ppo": (AIRL, PPO), "gail-ppo": (GAIL, PPO), "gail-dqn": (GAIL, DQN)}
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -58,14 +59,12 @@ def add_generated(trainer: Any, count: int) -> None:
 
 
 def test_airl_refuses_a_policy_without_log_probabilities_at_once() -> None:
-    with pytest.raises(TypeError, match="has no log-probability"):
-        AIRL(first_rows(20), generator(DQN), demo_batch_size=20)
+    assert_raises(TypeError, "has no log-probability", AIRL, first_rows(20), generator(DQN), demo_batch_size=20)
 
 
 @each_kind
 def test_a_discriminator_without_generated_rows_is_an_error(kind: str) -> None:
-    with pytest.raises((ValueError, RuntimeError), match="learn"):
-        make(kind).train_discriminator()
+    assert_raises((ValueError, RuntimeError), "learn", make(kind).train_discriminator)
 
 
 @each_kind
@@ -142,8 +141,7 @@ def test_two_half_batches_are_one_batch(kind: str) -> None:
         tolerance: dict[str, Any] = {"atol": (1 + step) * 2e-4, "rtol": (1 + step) * 1e-5}  # imitation's
         for one, two in zip(pair[0].reward_net.parameters(), pair[1].reward_net.parameters(), strict=True):
             torch.testing.assert_close(one, two, **tolerance)
-    with pytest.raises(ValueError, match="demo_minibatch_size"):
-        make(kind, demo_batch_size=6, demo_minibatch_size=4)
+    assert_raises(ValueError, "demo_minibatch_size", make, kind, demo_batch_size=6, demo_minibatch_size=4)
 
 
 @pytest.mark.parametrize("count", [2, 4, 10])

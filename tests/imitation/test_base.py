@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from rlsmooth.agents import BC, GAIL, Transitions
 from rlsmooth.agents.adversarial.transitions import expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from support import Trajectory
+from support import Trajectory, assert_raises
 
 STATES = spaces.Discrete(14)
 ACTIONS = spaces.Discrete(7, start=100)
@@ -68,10 +68,8 @@ def test_demonstrations_may_have_any_lengths(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, -42])
 def test_a_batch_size_must_be_positive(size: int) -> None:
-    with pytest.raises(ValueError, match="batch_size"):
-        BC("MlpPolicy", None, cartpole_v1(), batch_size=size)
-    with pytest.raises(ValueError, match="batch_size"):
-        next(cartpole_v1().batches(size))
+    assert_raises(ValueError, "batch_size", BC, "MlpPolicy", None, cartpole_v1(), batch_size=size)
+    assert_raises(ValueError, "batch_size", next, cartpole_v1().batches(size))
     with pytest.raises(ValueError, match="demo_batch_size"):
         GAIL(cartpole_v1(), PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8), demo_batch_size=size)
 

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlsmooth.agents import BC, DAgger, load_agent
 from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
+from support import assert_raises
 
 EPISODE = 200
 """Steps of Pendulum-v1."""
@@ -69,8 +70,7 @@ def test_the_exponential_schedule_is_a_power_of_the_round(base: float) -> None:
 
 @pytest.mark.parametrize("base", [-0.1, 0.0, 1.1, 2.0, 0])
 def test_schedules_outside_their_range_are_refused(base: float) -> None:
-    with pytest.raises(ValueError, match="beta_schedule"):
-        DAgger("MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
+    assert_raises(ValueError, "beta_schedule", DAgger, "MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
 
 
 def test_the_seed_decides_how_episodes_begin() -> None:
@@ -138,8 +138,7 @@ def test_without_an_expert_there_is_nothing_to_learn_from(given: bool, demonstra
     """imitation's collector may be left empty, which is an error of its trainer's; here `learn` collects by itself."""
     agent = DAgger("MlpPolicy", pendulum(1), None, demonstrations=demonstrations if given else None, **SMALL)
     for _ in range(2):
-        with pytest.raises(ValueError, match="expert is None"):
-            agent.learn(EPISODE)
+        assert_raises(ValueError, "expert is None", agent.learn, EPISODE)
     assert agent.round == 0
 
 
@@ -224,11 +223,9 @@ def test_an_expert_of_other_spaces_is_refused(name: str, space: Any) -> None:
     expert = PPO("MlpPolicy", pendulum(1), n_steps=8, batch_size=8, device="cpu")
     DAgger("MlpPolicy", pendulum(1), expert, **SMALL)
     setattr(expert, name, space)
-    with pytest.raises(ValueError, match=rf"expert.*{name}"):
-        DAgger("MlpPolicy", pendulum(1), expert, **SMALL)
+    assert_raises(ValueError, rf"expert.*{name}", DAgger, "MlpPolicy", pendulum(1), expert, **SMALL)
     setattr(expert.policy, name, space)
-    with pytest.raises(ValueError, match=rf"expert.*{name}"):
-        DAgger("MlpPolicy", pendulum(1), expert.policy, **SMALL)
+    assert_raises(ValueError, rf"expert.*{name}", DAgger, "MlpPolicy", pendulum(1), expert.policy, **SMALL)
 
 
 def test_fewer_transitions_than_a_batch_are_a_batch() -> None:

@@ -39,6 +39,7 @@ from rlsmooth.targets import (
     uniform,
 )
 from rlsmooth.targets.tree import Tree
+from support import assert_raises
 
 K = 5
 F64 = torch.float64
@@ -570,9 +571,7 @@ def test_has_no_graph_of_measures(device: torch.device) -> None:
 
 def test_wrong_labels_are_refused(device: torch.device) -> None:
     logits, labels = torch.zeros(2, SIX, device=device), torch.zeros(2, dtype=torch.int64, device=device)
-    with pytest.raises(TypeError, match="int64 labels"):
-        measure_predictions(logits, labels, labels=labels.float())
-    with pytest.raises(ValueError, match="one label a row"):
-        measure_predictions(logits, labels, labels=labels[:1])
+    assert_raises(TypeError, "int64 labels", measure_predictions, logits, labels, labels=labels.float())
+    assert_raises(ValueError, "one label a row", measure_predictions, logits, labels, labels=labels[:1])
     with pytest.raises(ValueError, match="target is for batch"):
         measure_predictions(logits, labels, reference=uniform(labels, SIX + 1))

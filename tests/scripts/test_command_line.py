@@ -38,7 +38,7 @@ from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparamete
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_settings
-from support import REPOSITORY
+from support import REPOSITORY, assert_raises
 
 COMMANDS = (
     "bc",
@@ -255,8 +255,7 @@ def test_more_that_does_not_fit(runs: list[Path], tmp_path: Path, capsys: pytest
 
 def test_the_traceback_is_there_for_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLSMOOTH_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="epochs=0"):
-        main(["bc", "--epochs", "0"])
+    assert_raises(ValueError, "epochs=0", main, ["bc", "--epochs", "0"])
 
 
 @pytest.mark.parametrize(
@@ -274,8 +273,7 @@ def test_an_error_of_ours_is_never_swallowed() -> None:
     def broken(args: bc.Args) -> None:
         raise KeyError("a mistake in the program")
 
-    with pytest.raises(KeyError):
-        run_command("bc", bc.Args, broken, [])
+    assert_raises(KeyError, None, run_command, "bc", bc.Args, broken, [])
 
 
 # ---- evaluate and plot
@@ -465,8 +463,7 @@ def test_rl_zoos_own_files_can_be_used(algorithm: str, tmp_path: Path) -> None:
         own = tmp_path / "one.yml"
         own.write_text(yaml.safe_dump({env: values}))
         if unsupported & set(values):
-            with pytest.raises(ValueError, match=r"of RL Zoo can't be used here"):
-                resolved(command, env, own)
+            assert_raises(ValueError, r"of RL Zoo can't be used here", resolved, command, env, own)
         else:
             found = resolved(command, env, own)
             assert found.n_timesteps == values["n_timesteps"]
@@ -554,10 +551,8 @@ def test_a_wrong_override_is_told(word: str, says: str) -> None:
 def test_a_wrong_file_is_told(content: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "conf.yml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=says):
-        read_hyperparameters("ppo", "CartPole-v1", path)
-    with pytest.raises(ValueError, match="can't be read"):
-        read_hyperparameters("ppo", "CartPole-v1", tmp_path / "missing.yml")
+    assert_raises(ValueError, says, read_hyperparameters, "ppo", "CartPole-v1", path)
+    assert_raises(ValueError, "can't be read", read_hyperparameters, "ppo", "CartPole-v1", tmp_path / "missing.yml")
 
 
 def test_a_file_runs_no_code(tmp_path: Path) -> None:
@@ -565,11 +560,9 @@ def test_a_file_runs_no_code(tmp_path: Path) -> None:
     path.write_text(
         f"default: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]"
     )
-    with pytest.raises(ValueError, match="can't be read"):
-        read_hyperparameters("ppo", "CartPole-v1", path)
+    assert_raises(ValueError, "can't be read", read_hyperparameters, "ppo", "CartPole-v1", path)
     path.write_text(f"""default: {{policy_kwargs: "dict(a=open('{witness}', 'w'))"}}""")
-    with pytest.raises(ValueError, match="policy_kwargs"):
-        resolved("ppo", "CartPole-v1", path)
+    assert_raises(ValueError, "policy_kwargs", resolved, "ppo", "CartPole-v1", path)
     assert not witness.exists()
 
 
@@ -642,8 +635,7 @@ def test_agents_of_sb3_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     assert Demonstrations.load(record.main(arguments)).metadata["policy"] == "RecurrentPPO"
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    with pytest.raises(ValueError, match=r'pip install "rlsmooth\[contrib\]"'):
-        record.main(arguments)
+    assert_raises(ValueError, r'pip install "rlsmooth\[contrib\]"', record.main, arguments)
 
 
 def test_an_error_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
@@ -664,8 +656,7 @@ def test_an_error_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        record.main(record.Args(log_folder=tmp_path, device="cpu", **changes))
+    assert_raises(ValueError, message, record.main, record.Args(log_folder=tmp_path, device="cpu", **changes))
 
 
 def test_bad_agents_and_low_returns(agent: Path, tmp_path: Path) -> None:

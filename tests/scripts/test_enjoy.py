@@ -38,6 +38,7 @@ from rlsmooth.scripts.enjoy_panel import (
 from rlsmooth.scripts.enjoy_video import check_film
 from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main as run_main
+from support import assert_raises
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
@@ -154,10 +155,8 @@ def test_a_frame_keeps_its_pixels() -> None:
     assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
     assert (picture[10 : 10 + 300 : 3, : 75 * 3 : 3] == frame).all()  # enlarged three times
     assert beside(None, panel) is panel
-    with pytest.raises(ValueError, match="frame must be uint8"):
-        beside(frame.astype(np.float64), panel)
-    with pytest.raises(ValueError, match="draw the panel as high"):
-        beside(np.zeros((400, 2, 3), np.uint8), panel)
+    assert_raises(ValueError, "frame must be uint8", beside, frame.astype(np.float64), panel)
+    assert_raises(ValueError, "draw the panel as high", beside, np.zeros((400, 2, 3), np.uint8), panel)
 
 
 # ---- the numbers
@@ -297,8 +296,7 @@ def test_returns_are_those_of_sb3s_evaluation(agents: dict[str, Path]) -> None:
 
 def test_an_mp4_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ImportError, match=r"pip install 'rlsmooth\[video\]'"):
-        check_film(Path("film.mp4"))
+    assert_raises(ImportError, r"pip install 'rlsmooth\[video\]'", check_film, Path("film.mp4"))
     assert check_film(Path("film.gif")) == Path("film.gif")
 
 
@@ -306,8 +304,7 @@ def test_no_screen_is_told(agents: dict[str, Path], monkeypatch: pytest.MonkeyPa
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(ValueError, match="there is no screen here: give --video"):
-        main(Args(agents["ppo"], env="CartPole-v1"))
+    assert_raises(ValueError, "there is no screen here: give --video", main, Args(agents["ppo"], env="CartPole-v1"))
 
 
 def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
@@ -316,8 +313,7 @@ def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Pat
     step: Callable[..., Any] = DummyVecEnv.step_wait
     monkeypatch.setattr(DummyVecEnv, "step_wait", lambda self: step(self) if self.buf_rews[0] == 0 else 1 / 0)
     for name in ("film.mp4", "film.gif"):
-        with pytest.raises(ZeroDivisionError):
-            main(Args(agents["ppo"], env="CartPole-v1", video=tmp_path / name))
+        assert_raises(ZeroDivisionError, None, main, Args(agents["ppo"], env="CartPole-v1", video=tmp_path / name))
     assert not list(tmp_path.iterdir())
 
 
@@ -337,8 +333,7 @@ def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Pat
     ],
 )
 def test_mistakes_are_told(changes: dict[str, Any], message: str, agents: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match=message):
-        main(Args(**({"agent": agents["ppo"], "env": "CartPole-v1"} | changes)))
+    assert_raises(ValueError, message, main, Args(**({"agent": agents["ppo"], "env": "CartPole-v1"} | changes)))
 
 
 # ---- off-policy agents, and the distributions that these act from

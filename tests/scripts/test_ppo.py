@@ -32,7 +32,7 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import command_line, env_of_run
-from support import read_events, same_tensors
+from support import assert_raises, read_events, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
@@ -405,8 +405,7 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
         (tmp_path / "config.json").write_text(json.dumps(settings))
 
     agent = tmp_path / "agent.zip"
-    with pytest.raises(ValueError, match="give --env"):
-        env_of_run(agent)
+    assert_raises(ValueError, "give --env", env_of_run, agent)
     assert env_of_run(agent, "My-v0") == ("My-v0", {})
     say("My-v0", {"size": 3})
     assert env_of_run(agent) == env_of_run(agent, "My-v0") == ("My-v0", {"size": 3})
@@ -414,8 +413,7 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
     say("rlsmooth.envs:rlsmooth/Identity-v0")
     assert env_of_run(agent) == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
     say("evil:My-v0", {"size": 3})
-    with pytest.raises(ValueError, match="imports a module, env='evil:My-v0': if you trust it, give --env"):
-        env_of_run(agent)
+    assert_raises(ValueError, "imports a module, env='evil:My-v0': if you trust it, give --env", env_of_run, agent)
     assert env_of_run(agent, "evil:My-v0") == ("evil:My-v0", {"size": 3})
 
 

@@ -49,76 +49,7 @@ NAMES = re.compile(r"(\w*_)?(slots?|guess|guesses|guessed|watched|mended|stand_i
 SLOTS = {"slots", "_slots", "__slots__"}  # of Python's classes
 
 # Files that still break a rule. Entries may only go.
-<<<<<<< HEAD
 ALLOWED: dict[str, set[str]] = {}
-=======
-ALLOWED: dict[str, set[str]] = {
-    "likewise (repeat it)": {
-        "rlsmooth/training/classifier_files.py",
-    },
-    "as of, see there (say it, or: as in `X`)": {
-        "agents/cloning/measures.py",
-        "rlsmooth/training/self_training.py",
-        "rlsmooth/training/self_training_rows.py",
-    },
-    "watched (observation-only, observed)": {
-        "rlsmooth/training/classifier_monitor.py",
-    },
-    "mend (fix)": {
-        "rlsmooth/training/classifier_prepare.py",
-    },
-    "go on (continue, resume)": {
-        "agents/cloning/bc.py",
-        "rlsmooth/training/classifier.py",
-        "rlsmooth/training/classifier_files.py",
-        "rlsmooth/training/classifier_monitor.py",
-        "rlsmooth/training/self_training.py",
-    },
-    "picture (figure, image)": {
-        "rlsmooth/training/classifier_monitor.py",
-    },
-    "tell (contain, provide, report)": {
-        "agents/cloning/measures.py",
-        "agents/cloning/training_data.py",
-    },
-    "ends (terminal states, termination)": {
-        "rlsmooth/training/safe_file.py",
-    },
-    "rows": {
-        "agents/adversarial/trainer.py",
-        "agents/cloning/bc.py",
-        "agents/cloning/measures.py",
-        "agents/cloning/training_data.py",
-    },
-    "only a reference": {
-        "agents/cloning/bc.py",
-        "agents/cloning/bco.py",
-        "agents/cloning/dagger.py",
-        "agents/cloning/expert.py",
-        "agents/cloning/inverse_dynamics.py",
-        "agents/cloning/measures.py",
-        "agents/cloning/rounds.py",
-        "rlsmooth/training/classifier_run.py",
-        "rlsmooth/training/self_training.py",
-        "rlsmooth/training/self_training_labels.py",
-        "rlsmooth/training/self_training_report.py",
-        "rlsmooth/training/self_training_rows.py",
-    },
-    "What ...": {
-        "rlsmooth/training/classifier_files.py",
-        "rlsmooth/training/classifier_monitor.py",
-        "rlsmooth/training/classifier_prepare.py",
-        "rlsmooth/training/classifier_sklearn.py",
-        "rlsmooth/training/self_training_report.py",
-        "rlsmooth/training/self_training_sklearn.py",
-    },
-    "classes": {
-        "Monitor",
-        "Rows",
-        "Run",
-    },
-}
->>>>>>> wt-files
 # (the end of what is allowed)
 
 

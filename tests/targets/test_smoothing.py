@@ -38,6 +38,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
+from support import assert_raises
 
 TREE = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf", "fox"], "bears": ["bear"]})
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
@@ -194,8 +195,7 @@ def test_as_smoothing() -> None:
             TypeError, match=rf'^smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} '
         ):
             as_smoothing(value)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^alpha=2 must be finite and at most 1"):
-        as_smoothing(2)
+    assert_raises(ValueError, r"^alpha=2 must be finite and at most 1", as_smoothing, 2)
 
 
 def test_one_recipe_serves_any_number_of_classes() -> None:
@@ -264,8 +264,7 @@ def test_frozen() -> None:
     ],
 )
 def test_bad_recipes(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        Smoothing(**arguments)
+    assert_raises(error, f"^{re.escape(message)}", Smoothing, **arguments)
 
 
 def test_bad_kernels() -> None:
@@ -275,8 +274,7 @@ def test_bad_kernels() -> None:
         (-torch.ones(2, 2), r"\[0, 0\]=-1.0 must be finite and at least 0"),
         (torch.eye(2), r"\[0\] is 0 for every class but its own"),
     ):
-        with pytest.raises(ValueError, match=message):
-            Smoothing(0.1, table)
+        assert_raises(ValueError, message, Smoothing, 0.1, table)
 
 
 @pytest.mark.parametrize("reference", [TREE, PRIOR, SIMILARITY])
@@ -304,30 +302,25 @@ def test_a_sharp_beta_that_suits_its_classes_is_accepted(alpha: float | None) ->
 
 @pytest.mark.parametrize("arguments", [{"edge": "none"}, {"width": -1.0}, {"power": math.nan}, {"concentration": 0.0}])
 def test_unused_parameters_are_checked_too(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        Smoothing(**arguments)
+    assert_raises(ValueError, next(iter(arguments)), Smoothing, **arguments)
 
 
 def test_a_tensor_alpha_is_checked_when_the_recipe_is_made() -> None:
-    with pytest.raises(ValueError, match=r"alpha\[1\]=2.0 must be finite and at most 1"):
-        Smoothing(torch.tensor([0.1, 2.0]))
+    assert_raises(ValueError, r"alpha\[1\]=2.0 must be finite and at most 1", Smoothing, torch.tensor([0.1, 2.0]))
 
 
 def test_an_underscore_for_a_point_is_refused() -> None:
-    with pytest.raises(ValueError, match="no schedule"):
-        Smoothing("lin_0_1")
+    assert_raises(ValueError, "no schedule", Smoothing, "lin_0_1")
 
 
 def test_a_bad_kernel_is_called_by_its_arguments_name() -> None:
-    with pytest.raises(ValueError, match=r"^reference"):
-        Smoothing(0.1, torch.ones(2, 3))
+    assert_raises(ValueError, r"^reference", Smoothing, 0.1, torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("change", [{"alhpa": 0.1}, None])
 def test_a_config_with_missing_or_unknown_keys_is_a_clear_error(change: dict[str, Any] | None) -> None:
     config = {} if change is None else {**Smoothing(0.1).to_config(), **change}
-    with pytest.raises(ValueError, match="alhpa" if change else "alpha"):
-        Smoothing.from_config(config)
+    assert_raises(ValueError, "alhpa" if change else "alpha", Smoothing.from_config, config)
 
 
 # ---- any shape, mask and alpha: sums, signs, illegal actions, and the formula itself

@@ -39,6 +39,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
+from support import assert_raises
 
 K = 5
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
@@ -353,12 +354,10 @@ def test_a_target_must_hold_together() -> None:
         Target(3, indices, torch.ones(2))
     with pytest.raises(ValueError, match=r"^atom_indices \(\) and atom_weights \(\) must have one shape"):
         Target(3, torch.tensor(0), torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"^background_weight and reference go together"):
-        Target(3, indices, ones, torch.ones(2))
+    assert_raises(ValueError, r"^background_weight and reference go together", Target, 3, indices, ones, torch.ones(2))
     with pytest.raises(ValueError, match=r"^background_weight and reference go together"):
         Target(3, indices, ones, None, Reference(3))
-    with pytest.raises(ValueError, match=r"^A plain uniform reference has no block"):
-        Reference(3).block(torch.float32)
+    assert_raises(ValueError, r"^A plain uniform reference has no block", Reference(3).block, torch.float32)
 
 
 @pytest.mark.parametrize("weights", [torch.ones(4), torch.ones(1), torch.ones(()), torch.ones(2, 3)])

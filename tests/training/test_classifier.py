@@ -18,6 +18,7 @@ from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, one_h
 from rlsmooth.training import Classifier, epoch_permutation
 from rlsmooth.training import classifier as classifier_module
 from rlsmooth.training.classifier_samples import hold_out
+from support import assert_raises
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -106,8 +107,7 @@ def test_labels_that_are_lacking_can_be_named() -> None:
     X, y = noise(classes=2)
     classifier = make(smoothing=0.2).fit(X, y, classes=[0, 1, 2, 3])
     assert classifier.predict_proba(X).shape == (48, 4)
-    with pytest.raises(ValueError, match="none of the classes 0, 2"):
-        make(network(classes=2)).fit(X, y, classes=[0, 2])
+    assert_raises(ValueError, "none of the classes 0, 2", make(network(classes=2)).fit, X, y, classes=[0, 2])
 
 
 class Convolutions(nn.Module):
@@ -216,8 +216,7 @@ def test_a_warm_start_goes_on_in_new_orders() -> None:
         functional.cross_entropy(module(torch.tensor(X)[rows]), torch.tensor(y)[rows], label_smoothing=0.1).backward()
         optimizer.step()
     assert_close(classifier, module)
-    with pytest.raises(ValueError, match="same classes"):
-        classifier.fit(X, y + 1)
+    assert_raises(ValueError, "same classes", classifier.fit, X, y + 1)
     assert_same(make(max_epochs=1).fit(X, y), make(max_epochs=1).fit(X, y).fit(X, y))  # without it, from the start
 
 
@@ -519,8 +518,7 @@ def test_a_trees_leaves_are_matched_with_text_labels_by_name() -> None:
     assert probabilities["fox"] > 3 * probabilities["lion"]
     for name, value in expected.items():
         assert probabilities[name] == pytest.approx(value, abs=0.05)
-    with pytest.raises(ValueError, match="same names"):
-        Classifier(nn.Linear, smoothing=given).fit(X, np.char.upper(y))
+    assert_raises(ValueError, "same names", Classifier(nn.Linear, smoothing=given).fit, X, np.char.upper(y))
 
 
 def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
@@ -579,8 +577,7 @@ def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        one_epoch(**arguments).fit(X, Y)
+    assert_raises(error, message, one_epoch(**arguments).fit, X, Y)
 
 
 def with_entry(array: Any, place: Any, value: Any) -> Any:
@@ -633,8 +630,7 @@ MASK = np.ones((12, 3), dtype=bool)
     ],
 )
 def test_bad_data_are_named(given: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        one_epoch().fit(**{"X": X, "y": Y, **given})
+    assert_raises(error, message, one_epoch().fit, **{"X": X, "y": Y, **given})
 
 
 def test_what_does_not_go_together_is_named() -> None:
@@ -652,19 +648,15 @@ def test_what_does_not_go_together_is_named() -> None:
 
 def test_predictions_want_the_features_of_the_fit() -> None:
     fitted = one_epoch().fit(X, Y)
-    with pytest.raises(ValueError, match="X has 3 features, but Classifier is expecting 4"):
-        fitted.predict(X[:, :3])
-    with pytest.raises(ValueError, match=r"X\[0\] contains NaN"):
-        fitted.predict_proba(X * np.nan)
-    with pytest.raises(ValueError, match="mask has shape"):
-        fitted.predict(X, mask=MASK[:4])
+    assert_raises(ValueError, "X has 3 features, but Classifier is expecting 4", fitted.predict, X[:, :3])
+    assert_raises(ValueError, r"X\[0\] contains NaN", fitted.predict_proba, X * np.nan)
+    assert_raises(ValueError, "mask has shape", fitted.predict, X, mask=MASK[:4])
 
 
 def test_a_failed_fit_leaves_the_earlier_one() -> None:
     fitted = one_epoch().fit(X, Y)
     before = fitted.predict_proba(X)
-    with pytest.raises(ValueError, match="NaN"):
-        fitted.fit(X * np.nan, Y)
+    assert_raises(ValueError, "NaN", fitted.fit, X * np.nan, Y)
     np.testing.assert_array_equal(fitted.predict_proba(X), before)
 
 

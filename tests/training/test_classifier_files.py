@@ -42,7 +42,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from rlsmooth.targets import Smoothing, uniform
 from rlsmooth.training import Classifier, SafeFileError, TrainingDivergedError, checkpoint_steps, epoch_permutation
 from rlsmooth.training import run as engine
-from support import read_events
+from support import assert_raises, read_events
 
 
 def noise(rows: int = 60, classes: int = 3) -> tuple[Any, Any]:
@@ -100,10 +100,8 @@ def test_what_a_file_can_not_hold_is_asked_for(tmp_path: Path) -> None:
     model = network()
     given = make(model, smoothing=Smoothing(lambda progress: 0.1 * progress), learning_rate=lambda _: 1e-3).fit(X, y)
     path = given.save(tmp_path / "own.zip")
-    with pytest.raises(ValueError, match="give the model"):
-        Classifier.load(path)
-    with pytest.raises(ValueError, match="model does not fit the file"):
-        Classifier.load(path, nn.Linear(4, 3))
+    assert_raises(ValueError, "give the model", Classifier.load, path)
+    assert_raises(ValueError, "model does not fit the file", Classifier.load, path, nn.Linear(4, 3))
     loaded = Classifier.load(path, model, device="cpu")
     np.testing.assert_array_equal(loaded.predict_proba(X), given.predict_proba(X))
     with pytest.raises(ValueError, match=r"^smoothing, learning_rate was a callable, which no file can hold"):
@@ -113,18 +111,14 @@ def test_what_a_file_can_not_hold_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not fitted"):
-        make().save(tmp_path / "none.zip")
+    assert_raises(ValueError, "not fitted", make().save, tmp_path / "none.zip")
     (tmp_path / "pickle.zip").write_bytes(pickle.dumps({"model": 1}))
-    with pytest.raises(SafeFileError):
-        Classifier.load(tmp_path / "pickle.zip", "mlp")
+    assert_raises(SafeFileError, None, Classifier.load, tmp_path / "pickle.zip", "mlp")
     X, y = noise()
     whole = make("mlp").fit(X, y).save(tmp_path / "whole.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SafeFileError):
-        Classifier.load(tmp_path / "cut.zip")
-    with pytest.raises(SafeFileError, match="does not exist"):
-        Classifier.load(tmp_path / "missing.zip")
+    assert_raises(SafeFileError, None, Classifier.load, tmp_path / "cut.zip")
+    assert_raises(SafeFileError, "does not exist", Classifier.load, tmp_path / "missing.zip")
 
 
 def test_a_fitted_classifier_can_be_pickled() -> None:
@@ -167,8 +161,7 @@ def test_a_run_that_was_broken_off_ends_as_a_whole_one(tmp_path: Path, monkeypat
     for epochs in (2, 4):
         with monkeypatch.context() as patch:
             stop_after(patch, epochs)
-            with pytest.raises(KeyboardInterrupt):
-                make(**broken).fit(X, y, weights, resume=True)
+            assert_raises(KeyboardInterrupt, None, make(**broken).fit, X, y, weights, resume=True)
         assert max(checkpoint_steps(tmp_path / "run")) == epochs
     resumed = make(**broken).fit(X, y, weights, resume=True)
     assert_same(whole, resumed)
@@ -188,8 +181,7 @@ def test_a_warm_start_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first.set_params(checkpoint_folder=tmp_path, checkpoint_every=3)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            first.fit(X, y)
+        assert_raises(KeyboardInterrupt, None, first.fit, X, y)
     resumed = make(checkpoint_folder=tmp_path).fit(X, y, resume=True)
     assert_same(whole, resumed)
 
@@ -341,8 +333,7 @@ def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None
     arguments = {"tensorboard_log": tmp_path / "logs", "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
     model = Breaking(4, 3)
     stops["at"] = 14  # in the fourth epoch, after a log line that no checkpoint has
-    with pytest.raises(KeyboardInterrupt):
-        three_epochs(model, max_epochs=5, **arguments).fit(X, y)
+    assert_raises(KeyboardInterrupt, None, three_epochs(model, max_epochs=5, **arguments).fit, X, y)
     assert checkpoint_steps(tmp_path / "run") == [2]
     fitted = three_epochs(model, max_epochs=5, **arguments).fit(X, y, resume=True)
     (folder,) = (tmp_path / "logs").iterdir()
@@ -385,8 +376,7 @@ def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> Non
     assert caught.value.rows.tolist() == epoch_permutation(0, 2, 60)[16:32].tolist()
     assert checkpoint_steps(tmp_path) == [1, 2]
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(ValueError, match="not fitted"):
-        classifier.predict(X)
+    assert_raises(ValueError, "not fitted", classifier.predict, X)
 
 
 def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
@@ -465,8 +455,7 @@ def test_clones_have_the_same_arguments_and_no_fit() -> None:
     assert copied.class_weight == {"setosa": 2.0}
     assert torch.equal(copied.model.weight, given.model.weight)
     assert torch.equal(copied.smoothing.reference, prior.reference)
-    with pytest.raises(NotFittedError):
-        copied.predict(X)
+    assert_raises(NotFittedError, None, copied.predict, X)
     again = clone(given).fit(X, y)
     assert torch.equal(again.module_.weight, given.module_.weight)
 
@@ -509,8 +498,7 @@ def test_the_score_is_scikit_learns_accuracy() -> None:
 def test_the_repr_names_what_was_changed() -> None:
     assert repr(Classifier()) == "Classifier()"
     assert repr(Classifier(smoothing=0.2, seed=3)) == "Classifier(seed=3, smoothing=0.2)"
-    with pytest.raises(ValueError, match="Invalid parameter 'alpha'"):
-        Classifier().set_params(alpha=0.1)
+    assert_raises(ValueError, "Invalid parameter 'alpha'", Classifier().set_params, alpha=0.1)
 
 
 @pytest.mark.slow

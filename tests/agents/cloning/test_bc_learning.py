@@ -24,7 +24,7 @@ from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 from rlsmooth.training import SafeFileError, checkpoint_steps
 from rlsmooth.training import run as engine
-from support import draw, same_parameters
+from support import KillAt, assert_raises, draw, same_parameters
 
 PROBLEMS = [
     ("rlsmooth/Identity-v0", {}),
@@ -361,8 +361,7 @@ def test_what_has_no_bins_is_refused() -> None:
         with pytest.raises(error, match=message):
             BC("MlpPolicy", (spaces.Box(0, 1, (1,)), space), None, action_bins=bins, device="cpu")  # type: ignore[arg-type]
     agent = BC("MlpPolicy", "Pendulum-v1", None, action_bins=4, device="cpu")
-    with pytest.raises(ValueError, match="model has action_space"):
-        agent.warm_start(PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
+    assert_raises(ValueError, "model has action_space", agent.warm_start, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
 
 
 # ---- agent files, checkpoints, data on the disk, warm starts
@@ -382,8 +381,7 @@ def test_three_lines_load_an_agent_that_acts(tmp_path: Path) -> None:
     observation, _ = env.reset(seed=0)
     action, _ = agent.predict(observation, deterministic=True)
     assert env.action_space.contains(action.item())
-    with pytest.raises(ValueError, match="demonstrations is None"):
-        agent.learn(total_batches=1)
+    assert_raises(ValueError, "demonstrations is None", agent.learn, total_batches=1)
 
 
 TREE = Tree.from_nested({"a": ["0", "1"], "b": ["2"]})
@@ -421,8 +419,7 @@ def test_callables_are_asked_for_again(tmp_path: Path) -> None:
     path = agent.save(tmp_path / "agent")
     acting = BC.load(path, demonstrations=draw(), device="cpu")
     acting.predict(np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match=r"smoothing, learning_rate was a callable.*custom_objects"):
-        acting.learn(total_batches=1)
+    assert_raises(ValueError, r"smoothing, learning_rate was a callable.*custom_objects", acting.learn, total_batches=1)
     loaded = BC.load(path, demonstrations=draw(), device="cpu", custom_objects=schedules)
     for one in (agent, loaded):
         one.learn(total_batches=3, reset_num_timesteps=False)
@@ -458,35 +455,19 @@ def test_images_and_starts_survive_a_file(tmp_path: Path) -> None:
 def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     path = make().save(tmp_path / "agent")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(SafeFileError):
-        BC.load(path)
+    assert_raises(SafeFileError, None, BC.load, path)
     from rlsmooth.agents import save_agent_file
 
     other = save_agent_file(tmp_path / "other", kind="dagger", policy=make().policy, config={})
-    with pytest.raises(SafeFileError, match="dagger"):
-        BC.load(other)
+    assert_raises(SafeFileError, "dagger", BC.load, other)
     malformed = save_agent_file(tmp_path / "malformed", kind="bc", policy=make().policy, config={"arguments": {}})
-    with pytest.raises(SafeFileError, match="arguments"):
-        BC.load(malformed)
-    with pytest.raises(ValueError, match="observation_space"):
-        BC.load(make().save(tmp_path / "whole"), env="CartPole-v1")
+    assert_raises(SafeFileError, "arguments", BC.load, malformed)
+    assert_raises(ValueError, "observation_space", BC.load, make().save(tmp_path / "whole"), env="CartPole-v1")
 
 
 # ---- checkpoints
 def checkpointed(folder: Path, **arguments: Any) -> BC:
     return make(batch_size=4, checkpoint_folder=folder, checkpoint_every=3, **arguments)
-
-
-class Stop:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps == self.step:
-            raise KeyboardInterrupt
-        return True
 
 
 @pytest.mark.parametrize(
@@ -503,11 +484,10 @@ class Stop:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make(batch_size=4, **arguments).learn(total_epochs=3)
     with pytest.raises(KeyboardInterrupt):
-        checkpointed(tmp_path, **arguments).learn(total_epochs=3, callback=Stop(cut))
+        checkpointed(tmp_path, **arguments).learn(total_epochs=3, callback=KillAt(cut, KeyboardInterrupt))
     resumed = BC.resume(tmp_path, None, draw(), device="cpu")
     assert resumed.num_timesteps == cut - cut % 3 - (3 if cut % 3 == 0 else 0)
-    with pytest.raises(ValueError, match="schedules depend on it"):
-        resumed.learn(total_epochs=4)
+    assert_raises(ValueError, "schedules depend on it", resumed.learn, total_epochs=4)
     resumed.learn(total_epochs=3)
     assert resumed.num_timesteps == whole.num_timesteps
     assert same_parameters(whole, resumed)
@@ -522,8 +502,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path: 
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "save_checkpoint", fail)
-        with pytest.raises(KeyboardInterrupt):
-            checkpointed(tmp_path).learn(total_epochs=2)
+        assert_raises(KeyboardInterrupt, None, checkpointed(tmp_path).learn, total_epochs=2)
     assert checkpoint_steps(tmp_path) == []
     resumed = BC.resume(tmp_path, None, draw(), device="cpu").learn(total_epochs=2)
     assert same_parameters(resumed, make(batch_size=4).learn(total_epochs=2))
@@ -531,23 +510,20 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path: 
 
 def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -> None:
     agent = checkpointed(tmp_path).learn(total_batches=4)
-    with pytest.raises(ValueError, match="reset_num_timesteps=False"):
-        agent.learn(total_batches=4)
+    assert_raises(ValueError, "reset_num_timesteps=False", agent.learn, total_batches=4)
     assert agent.num_timesteps == 4
     agent.learn(total_batches=4, reset_num_timesteps=False)
     assert checkpoint_steps(tmp_path) == [6, 8]
     with torch.no_grad():
         next(agent.policy.parameters()).fill_(torch.nan)
-    with pytest.raises(TrainingDivergedError):
-        agent.learn(total_batches=4, reset_num_timesteps=False)
+    assert_raises(TrainingDivergedError, None, agent.learn, total_batches=4, reset_num_timesteps=False)
     good = BC.resume(tmp_path, None, draw(), device="cpu")
     assert all(parameter.isfinite().all() for parameter in good.policy.parameters())
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     checkpointed(tmp_path).learn(total_batches=4)
-    with pytest.raises(ValueError, match="demonstrations is None"):
-        BC.resume(tmp_path, device="cpu")
+    assert_raises(ValueError, "demonstrations is None", BC.resume, tmp_path, device="cpu")
     with pytest.raises(ValueError, match="validation: these are not those"):
         BC.resume(tmp_path, None, draw(), validation=draw(seed=2), device="cpu")
     assert checkpoint_steps(tmp_path) == [3, 4]
@@ -609,12 +585,9 @@ def test_a_model_that_does_not_fit_is_not_warm_started() -> None:
         agent.warm_start(PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [32, 32]}, device="cpu"))
     with pytest.raises(ValueError, match="activation_fn"):
         agent.warm_start(PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": torch.nn.ReLU}, device="cpu"))
-    with pytest.raises(ValueError, match="architecture"):
-        agent.warm_start(DQN("MlpPolicy", "CartPole-v1", device="cpu"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="observation_space"):
-        agent.warm_start(PPO("MlpPolicy", "Acrobot-v1", device="cpu"))
-    with pytest.raises(TypeError, match="PPO"):
-        agent.warm_start(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert_raises(ValueError, "architecture", agent.warm_start, DQN("MlpPolicy", "CartPole-v1", device="cpu"))
+    assert_raises(ValueError, "observation_space", agent.warm_start, PPO("MlpPolicy", "Acrobot-v1", device="cpu"))
+    assert_raises(TypeError, "PPO", agent.warm_start, torch.nn.Linear(1, 1))
 
 
 def test_maskable_ppo_starts_from_a_maskable_agent() -> None:

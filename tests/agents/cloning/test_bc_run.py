@@ -27,7 +27,7 @@ from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
-from support import FLAT, Lines, draw, listen, read_events, same_parameters
+from support import FLAT, Lines, assert_raises, draw, listen, read_events, same_parameters
 
 
 def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
@@ -237,10 +237,8 @@ def test_environments_are_held_as_sb3_holds_them() -> None:
     assert agent.n_envs == 2
     agent.logger.record("a", 1)
     agent.dump_logs()
-    with pytest.raises(ValueError, match="observation_space"):
-        agent.set_env("Acrobot-v1")
-    with pytest.raises(TypeError, match="must be an id"):
-        agent.set_env(3)  # type: ignore[arg-type]
+    assert_raises(ValueError, "observation_space", agent.set_env, "Acrobot-v1")
+    assert_raises(TypeError, "must be an id", agent.set_env, 3)
 
 
 # ---- log lines, TensorBoard files, validation, evaluations, divergence
@@ -374,8 +372,7 @@ def test_evaluation_repeats_and_does_not_disturb_training() -> None:
     with_evaluation, without = run("CartPole-v1"), run(None)
     assert same_parameters(with_evaluation, without)
     assert with_evaluation.evaluate() == with_evaluation.evaluate()
-    with pytest.raises(ValueError, match="eval_env"):
-        without.evaluate()
+    assert_raises(ValueError, "eval_env", without.evaluate)
 
 
 def test_maskable_agents_are_evaluated_under_masks() -> None:

@@ -22,7 +22,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, entropy, kl_divergence
 from rlsmooth.schedules import as_schedule
 from rlsmooth.targets import Smoothing
-from support import samples
+from support import assert_raises, samples
 
 ROWS = 12
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
@@ -258,26 +258,19 @@ def test_unsupported_policies_and_spaces_are_refused() -> None:
     demonstrations = draw(FLAT, ACTIONS["box"])
     with pytest.raises(ValueError, match="squash"):
         BC("MlpPolicy", None, demonstrations, policy_kwargs={"use_sde": True, "squash_output": True}, device="cpu")
-    with pytest.raises(TypeError, match="Mine"):
-        BC(Unreadable, None, demonstrations, device="cpu")
-    with pytest.raises(TypeError, match="actor-critic"):
-        BC(nn.Linear, None, demonstrations, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Mlp"):
-        BC("NoSuchPolicy", None, demonstrations, device="cpu")
+    assert_raises(TypeError, "Mine", BC, Unreadable, None, demonstrations, device="cpu")
+    assert_raises(TypeError, "actor-critic", BC, nn.Linear, None, demonstrations, device="cpu")
+    assert_raises(ValueError, "Mlp", BC, "NoSuchPolicy", None, demonstrations, device="cpu")
     contrib = pytest.importorskip("sb3_contrib.common.recurrent.policies")
-    with pytest.raises(TypeError, match="recurrent"):
-        BC(contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
+    assert_raises(TypeError, "recurrent", BC, contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
     with pytest.raises(TypeError, match="whole numbers"):
         BC("MlpPolicy", (FLAT, spaces.Box(0, 3, (2,), dtype=np.int64)), None, device="cpu")
-    with pytest.raises(TypeError, match="Tuple"):
-        BC("MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
-    with pytest.raises(ValueError, match="one axis"):
-        BC("MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
+    assert_raises(TypeError, "Tuple", BC, "MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
+    assert_raises(ValueError, "one axis", BC, "MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
     with pytest.raises(ValueError, match="start at 0"):
         BC("MlpPolicy", (spaces.Discrete(3, start=1), spaces.Discrete(2)), None, device="cpu")
     nested = spaces.Dict({"a": spaces.Dict({"b": FLAT})})
-    with pytest.raises(TypeError, match="Dict in a Dict"):
-        BC("MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
+    assert_raises(TypeError, "Dict in a Dict", BC, "MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -414,20 +407,15 @@ def test_a_wrong_argument_is_named(space: str, arguments: dict[str, Any], error:
     others = {"same": demonstrations, "other": draw_zeros(spaces.Discrete(5))}
     if isinstance(arguments.get("validation"), str):
         arguments = {**arguments, "validation": others[arguments["validation"]]}
-    with pytest.raises(error, match=message):
-        BC("MlpPolicy", None, demonstrations, **{"device": "cpu", **arguments})
+    assert_raises(error, message, BC, "MlpPolicy", None, demonstrations, **{"device": "cpu", **arguments})
 
 
 def test_spaces_must_come_from_somewhere_and_agree() -> None:
     demonstrations = draw_zeros(SPACES["discrete"])
-    with pytest.raises(ValueError, match="both None"):
-        BC("MlpPolicy", None, None)
-    with pytest.raises(TypeError, match="env_or_spaces"):
-        BC("MlpPolicy", (FLAT, 3), demonstrations)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must be an id"):
-        BC("MlpPolicy", 3, demonstrations)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="can't be made"):
-        BC("MlpPolicy", "NoSuchEnv-v0", demonstrations)
+    assert_raises(ValueError, "both None", BC, "MlpPolicy", None, None)
+    assert_raises(TypeError, "env_or_spaces", BC, "MlpPolicy", (FLAT, 3), demonstrations)
+    assert_raises(TypeError, "must be an id", BC, "MlpPolicy", 3, demonstrations)
+    assert_raises(ValueError, "can't be made", BC, "MlpPolicy", "NoSuchEnv-v0", demonstrations)
     with pytest.raises(ValueError, match="demonstrations has observation_space"):
         BC("MlpPolicy", gym.make("CartPole-v1"), demonstrations)
     with pytest.raises(ValueError, match="demonstrations has action_space"):
@@ -437,8 +425,7 @@ def test_spaces_must_come_from_somewhere_and_agree() -> None:
     narrower = spaces.Box(-1.0, 1.0, (3,))
     assert BC("MlpPolicy", (narrower, SPACES["discrete"]), demonstrations, device="cpu").observation_space == narrower
     built = BC("MlpPolicy", None, demonstrations, device="cpu").policy
-    with pytest.raises(ValueError, match="policy_kwargs"):
-        BC(built, None, demonstrations, policy_kwargs={"net_arch": []})
+    assert_raises(ValueError, "policy_kwargs", BC, built, None, demonstrations, policy_kwargs={"net_arch": []})
     assert BC(built, None, demonstrations, device="cpu").policy is built
 
 
@@ -451,8 +438,7 @@ def test_spaces_must_come_from_somewhere_and_agree() -> None:
     ],
 )
 def test_a_policy_that_can_not_read_the_observations_is_named(policy: str, space: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BC(policy, (space, SPACES["discrete"]), None, device="cpu")
+    assert_raises(ValueError, message, BC, policy, (space, SPACES["discrete"]), None, device="cpu")
 
 
 def test_demonstrations_must_be_demonstrations() -> None:
@@ -473,8 +459,7 @@ LEARN: list[tuple[Callable[[BC], object], type[Exception], str]] = [
 @pytest.mark.parametrize(("call", "error", "message"), LEARN)
 def test_a_wrong_total_trains_nothing(call: Callable[[BC], object], error: type[Exception], message: str) -> None:
     agent = BC("MlpPolicy", None, draw_zeros(SPACES["discrete"]), seed=0, device="cpu")
-    with pytest.raises(error, match=message):
-        call(agent)
+    assert_raises(error, message, call, agent)
     assert agent.num_timesteps == 0
 
 
@@ -487,13 +472,11 @@ def test_soft_targets_need_an_alpha() -> None:
 def test_an_unwritable_folder_is_no_place_for_an_agent(tmp_path: Path) -> None:
     agent = BC("MlpPolicy", None, draw_zeros(SPACES["discrete"]), device="cpu")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="can't be written"):
-        agent.save(tmp_path / "file" / "agent")
+    assert_raises(ValueError, "can't be written", agent.save, tmp_path / "file" / "agent")
 
 
 def test_schedules_are_functions_of_the_progress_remaining() -> None:
     assert as_schedule(0.5)(0.1) == 0.5
     assert as_schedule("lin_0.5")(0.1) == pytest.approx(0.05)
     assert as_schedule(lambda progress: progress**2)(0.5) == 0.25
-    with pytest.raises(TypeError, match="learning_rate"):
-        as_schedule(None)  # type: ignore[arg-type]
+    assert_raises(TypeError, "learning_rate", as_schedule, None)

@@ -26,7 +26,7 @@ from rlsmooth.envs import (
     IdentityMultiBinaryEnv,
     IdentityMultiDiscreteEnv,
 )
-from support import same_parameters
+from support import assert_raises, same_parameters
 
 QUICK: dict[str, Any] = {
     "rollout_round_min_timesteps": 100,
@@ -266,28 +266,20 @@ def test_mistakes_are_told() -> None:
     env = IdentityEnv(4)
     expert = env.expert_action
     for name in ("rollout_round_min_episodes", "rollout_round_min_timesteps", "bc_train_n_epochs", "n_eval_episodes"):
-        with pytest.raises(ValueError, match=f"{name}=0"):
-            make(env, expert, **{name: 0})
-    with pytest.raises(ValueError, match="expert_targets='logits'"):
-        make(env, expert, expert_targets="logits")
-    with pytest.raises(TypeError, match="env is None"):
-        make(None, expert)
+        assert_raises(ValueError, f"{name}=0", make, env, expert, **{name: 0})
+    assert_raises(ValueError, "expert_targets='logits'", make, env, expert, expert_targets="logits")
+    assert_raises(TypeError, "env is None", make, None, expert)
     with pytest.raises(TypeError, match=r"demonstrations must be rlsmooth\.data\.Demonstrations"):
         make(env, expert, demonstrations=[1, 2])
     wider = IdentityEnv(5)
     with pytest.raises(ValueError, match="demonstrations has observation_space"):
         make(env, expert, demonstrations=record(wider.expert_action, wider, 1))
-    with pytest.raises(ValueError, match="eval_env has observation_space"):
-        make(env, expert, eval_env=wider)
-    with pytest.raises(ValueError, match="total_timesteps=0"):
-        make(env, expert).learn(0)
-    with pytest.raises(ValueError, match="expert is None"):
-        make(env, None).learn(100)
+    assert_raises(ValueError, "eval_env has observation_space", make, env, expert, eval_env=wider)
+    assert_raises(ValueError, "total_timesteps=0", make(env, expert).learn, 0)
+    assert_raises(ValueError, "expert is None", make(env, None).learn, 100)
     spaces_only = make((env.observation_space, env.action_space), expert)
-    with pytest.raises(ValueError, match="no environment to act in"):
-        spaces_only.learn(100)
-    with pytest.raises(ValueError, match="no environment to evaluate in"):
-        spaces_only.evaluate()
+    assert_raises(ValueError, "no environment to act in", spaces_only.learn, 100)
+    assert_raises(ValueError, "no environment to evaluate in", spaces_only.evaluate)
     spaces_only.set_env(env)
     assert spaces_only.learn(100).round == 1
 
@@ -307,8 +299,7 @@ def test_demonstrations_and_environment_agree_on_masks() -> None:
 def test_rounds_and_environment_agree_on_masks() -> None:
     agent = make(IdentityMaskedEnv(4), IdentityMaskedEnv(4).expert_action, rollout_round_min_timesteps=20).learn(20)
     agent.set_env(IdentityEnv(4))
-    with pytest.raises(ValueError, match="transitions of round 0 have action_masks"):
-        agent.learn(20)
+    assert_raises(ValueError, "transitions of round 0 have action_masks", agent.learn, 20)
 
 
 # ---- collection: who acts, when a round ends, what is kept; and the schedules that decide it
@@ -435,11 +426,9 @@ def test_schedules() -> None:
     agent = make_collecting(env, env.expert_action, beta_schedule=lambda number: 1 / (1 + number)).learn(300)
     assert [line["beta"] for line in agent.history] == [1.0, 0.5, 1 / 3]
     for wrong in (0.0, -0.1, 1.1, 2.0, 0, -3):
-        with pytest.raises(ValueError, match="beta_schedule="):
-            make_collecting(env, env.expert_action, beta_schedule=wrong)
+        assert_raises(ValueError, "beta_schedule=", make_collecting, env, env.expert_action, beta_schedule=wrong)
     for odd in ("15", None, True):
-        with pytest.raises(TypeError, match="beta_schedule must be"):
-            make_collecting(env, env.expert_action, beta_schedule=odd)
+        assert_raises(TypeError, "beta_schedule must be", make_collecting, env, env.expert_action, beta_schedule=odd)
     with pytest.raises(ValueError, match=r"beta_schedule\(0\)=1.5"):
         make_collecting(env, env.expert_action, beta_schedule=lambda _: 1.5).learn(100)
 

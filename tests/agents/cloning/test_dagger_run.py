@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -32,7 +32,7 @@ from rlsmooth.envs import (
 )
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parameters
+from support import Counter, KillAt, Lines, assert_raises, read_events, same_parameters
 
 
 def make(env: Any = None, **arguments: Any) -> DAgger:
@@ -74,30 +74,6 @@ def test_rounds_are_whole() -> None:
     assert agent.num_timesteps == 140
     assert [line["round_timestep_count"] for line in agent.history] == [70.0, 70.0]
     assert [line["round_episode_count"] for line in agent.history] == [7.0, 7.0]
-
-
-class Counter(BaseCallback):
-    """Counts what a callback is told; stops after `most` steps."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.told: list[str] = []
-
-    def _on_training_start(self) -> None:
-        self.told.append(f"total {self.locals['total_timesteps']}")
-
-    def _on_rollout_start(self) -> None:
-        self.told.append("rollout")
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.most
-
-    def _on_rollout_end(self) -> None:
-        self.told.append(f"{self.num_timesteps}")
-
-    def _on_training_end(self) -> None:
-        self.told.append("end")
 
 
 def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
@@ -212,18 +188,6 @@ def make_rounds(env: Any = None, **arguments: Any) -> DAgger:
     return DAgger(policy, IdentityEnv(4) if env is None else env, given.pop("expert", expert), **given)
 
 
-class Cut:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps >= self.step:
-            raise KeyboardInterrupt
-        return True
-
-
 # ---- agent files
 def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     agent = make_rounds(
@@ -243,8 +207,7 @@ def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     assert same_parameters(agent.learn(ROUND), again.learn(ROUND))
     with pytest.raises(ValueError, match="no environment to act in: give env to DAgger"):
         DAgger.load(path, device="cpu").learn(ROUND)
-    with pytest.raises(ValueError, match="expert is None"):
-        DAgger.load(path, IdentityEnv(4), device="cpu").learn(ROUND)
+    assert_raises(ValueError, "expert is None", DAgger.load(path, IdentityEnv(4), device="cpu").learn, ROUND)
 
 
 def test_a_whole_number_of_rounds_stays_one(tmp_path: Path) -> None:
@@ -274,18 +237,13 @@ def test_functions_are_asked_for_again(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     clone = BC("MlpPolicy", IdentityEnv(4), None, device="cpu")
-    with pytest.raises(SafeFileError, match="no agent of DAgger"):
-        DAgger.load(clone.save(tmp_path / "clone"))
+    assert_raises(SafeFileError, "no agent of DAgger", DAgger.load, clone.save(tmp_path / "clone"))
     path = make_rounds().save(tmp_path / "agent")
-    with pytest.raises(SafeFileError, match="no agent of BCO"):
-        BCO.load(path)
-    with pytest.raises(ValueError, match="env has observation_space"):
-        DAgger.load(path, IdentityEnv(5))
-    with pytest.raises(TypeError, match="expert must have"):
-        DAgger.load(path, IdentityEnv(4), 3)  # type: ignore[arg-type]
+    assert_raises(SafeFileError, "no agent of BCO", BCO.load, path)
+    assert_raises(ValueError, "env has observation_space", DAgger.load, path, IdentityEnv(5))
+    assert_raises(TypeError, "expert must have", DAgger.load, path, IdentityEnv(4), 3)
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(SafeFileError):
-        DAgger.load(path)
+    assert_raises(SafeFileError, None, DAgger.load, path)
 
 
 # ---- episodes
@@ -333,7 +291,7 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make_rounds(**arguments).learn(TOTAL)
     with pytest.raises(KeyboardInterrupt):
-        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, Cut(cut))
+        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, KillAt(cut, KeyboardInterrupt))
     resume: dict[str, Any] = {"eval_env": arguments.get("eval_env"), "device": "cpu"}
     given = arguments.get("expert", expert)
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), given, **resume)
@@ -356,8 +314,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     env = make_vec_env(lambda: IdentityEnv(4), n_envs=2)
     whole = make_rounds().learn(ROUND).learn(2 * ROUND)
     agent = make_rounds(scratch_dir=tmp_path / "one").learn(ROUND)
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(2 * ROUND, Cut(100))
+    assert_raises(KeyboardInterrupt, None, agent.learn, 2 * ROUND, KillAt(100, KeyboardInterrupt))
     resumed = DAgger.resume(tmp_path / "one", IdentityEnv(4), expert, device="cpu").learn(2 * ROUND)
     assert resumed.round == 3
     assert same_parameters(whole, resumed)
@@ -387,8 +344,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="round-001' does not hold the episodes of this run"):
         DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu")
     episode.write_bytes(content[:-40])
-    with pytest.raises(ValueError, match=r"002\.npz"):
-        DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu")
+    assert_raises(ValueError, r"002\.npz", DAgger.resume, tmp_path, IdentityEnv(4), expert, device="cpu")
     episode.write_bytes(content)
     other.save(tmp_path / "demos" / "initial.npz")
     with pytest.raises(ValueError, match=r"initial\.npz' does not hold what the run was started with"):
@@ -397,8 +353,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(TOTAL, Cut(1))
+    assert_raises(KeyboardInterrupt, None, agent.learn, TOTAL, KillAt(1, KeyboardInterrupt))
     (tmp_path / "checkpoint_0.zip").unlink()
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu").learn(TOTAL)
     assert same_parameters(resumed, make_rounds().learn(TOTAL))
@@ -406,15 +361,13 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 def test_ones_own_folder_is_never_refused_and_anothers_always(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path / "own")
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(ROUND, Cut(5))
+    assert_raises(KeyboardInterrupt, None, agent.learn, ROUND, KillAt(5, KeyboardInterrupt))
     assert agent.num_timesteps == 0  # the round that was broken off leaves nothing
     assert agent.learn(ROUND).round == 1
     other = make_rounds().learn(2 * ROUND)
     assert other.round > agent.round
     other.scratch_dir = tmp_path / "own"
-    with pytest.raises(ValueError, match="another run's checkpoints"):
-        other.learn(ROUND)
+    assert_raises(ValueError, "another run's checkpoints", other.learn, ROUND)
     resumed = DAgger.resume(tmp_path / "own", IdentityEnv(4), expert, device="cpu").learn(ROUND)
     assert resumed.learn(ROUND).round > 1
 
@@ -640,8 +593,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         learn(env, BC("MlpPolicy", (env.observation_space, box.action_space), None, **small()))
     with pytest.raises(TypeError, match="expert must have SB3's predict, be a function or name an agent file, got int"):
         learn(env, 3)
-    with pytest.raises(SafeFileError, match=r"none\.zip' does not exist"):
-        learn(env, tmp_path / "none.zip")
+    assert_raises(SafeFileError, r"none\.zip' does not exist", learn, env, tmp_path / "none.zip")
     with pytest.raises(ValueError, match="needs a Discrete action space"):
         learn(box, box.expert_action, expert_targets="probabilities")
     with pytest.raises(TypeError, match="expert has the policy DQNPolicy, which does not provide the probabilities"):
@@ -665,8 +617,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         (np.full(3, 1 / 3), r"floats of shape \(1, 4\)"),
         (np.array([1, 0, 0, 0]), "dtype int64"),
     ):
-        with pytest.raises(ValueError, match=words):
-            learn(env, lambda _, row=row: row, expert_targets="probabilities")
+        assert_raises(ValueError, words, learn, env, lambda _, row=row: row, expert_targets="probabilities")
     with pytest.raises(ValueError, match="returned 1 actions for 2 environments"):
         learn(make_vec_env(lambda: IdentityEnv(4), n_envs=2), lambda seen: seen[:1])
 
@@ -686,12 +637,10 @@ def test_an_expert_of_other_statistics_is_refused(tmp_path: Path) -> None:
             (other, r"obs_rms\.mean is"),
             (VecNormalize(plain(), norm_obs=False, norm_reward=False, training=False), "norm_obs is True"),
         ):
-            with pytest.raises(ValueError, match=f"another VecNormalize than env has.*{what}"):
-                ask(given, env)
+            assert_raises(ValueError, f"another VecNormalize than env has.*{what}", ask, given, env)
     assert not np.array_equal(other.obs_rms.mean, trained.obs_rms.mean)  # type: ignore[union-attr]
     alike.clip_obs = 5.0
-    with pytest.raises(ValueError, match=r"clip_obs is 10\.0 in one, 5\.0 in the other"):
-        ask(model, alike)
+    assert_raises(ValueError, r"clip_obs is 10\.0 in one, 5\.0 in the other", ask, model, alike)
 
 
 def test_an_action_outside_the_bounds_by_rounding_is_the_bound() -> None:
@@ -700,8 +649,7 @@ def test_an_action_outside_the_bounds_by_rounding_is_the_bound() -> None:
     assert np.array_equal(checked_action(above, space), space.high)
     inside = np.array([0.1], np.float32)
     assert np.array_equal(checked_action(inside, space), inside)
-    with pytest.raises(ValueError, match="outside action_space"):
-        checked_action(space.high + np.float32(1e-4), space)
+    assert_raises(ValueError, "outside action_space", checked_action, space.high + np.float32(1e-4), space)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SmoothedPPO])

@@ -15,7 +15,7 @@ from rlsmooth.agents.cloning.transition_features import TransitionFeatures, tran
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError
-from support import same_parameters
+from support import assert_raises, same_parameters
 
 NOISE = spaces.Box(-np.inf, np.inf, (3,))
 
@@ -75,8 +75,7 @@ def test_it_reads_continuous_actions(bins: int | None) -> None:
     assert np.sqrt(np.mean((predicted - unseen.actions) ** 2)) < 0.2  # of random guesses: 0.8
     assert space.contains(predicted[0])
     if bins is None:
-        with pytest.raises(ValueError, match="densities"):
-            model.probabilities(unseen.observations, unseen.next_observations)
+        assert_raises(ValueError, "densities", model.probabilities, unseen.observations, unseen.next_observations)
         with pytest.raises(ValueError, match="action_masks can't be used"):
             model.predict(unseen.observations, unseen.next_observations, np.ones((300, 2), bool))
 
@@ -170,8 +169,7 @@ def test_illegal_actions_are_neither_learned_nor_predicted() -> None:
 def test_masks_that_do_not_fit_are_refused(masks: Any, problem: str) -> None:
     data = moved(spaces.Discrete(3), rows=40)
     model = make(data, max_epochs=1, validation_fraction=0.25).fit(data)
-    with pytest.raises(ValueError, match=problem):
-        model.predict(data.observations, data.next_observations, masks)
+    assert_raises(ValueError, problem, model.predict, data.observations, data.next_observations, masks)
 
 
 def test_smoothing_reaches_the_model() -> None:
@@ -257,39 +255,29 @@ def test_a_callable_is_not_forgotten_in_silence(tmp_path: Path) -> None:
         loaded.predict(data.observations, data.next_observations),
         model.predict(data.observations, data.next_observations),
     )
-    with pytest.raises(ValueError, match="learning_rate was a callable"):
-        loaded.fit(data)
+    assert_raises(ValueError, "learning_rate was a callable", loaded.fit, data)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     data = moved(spaces.Discrete(3), rows=100)
     plain = BC("MlpPolicy", None, data, device="cpu")
-    with pytest.raises(SafeFileError, match="no inverse dynamics model"):
-        InverseDynamics.load(plain.save(tmp_path / "plain"))
+    assert_raises(SafeFileError, "no inverse dynamics model", InverseDynamics.load, plain.save(tmp_path / "plain"))
     forged = save_agent_file(
         tmp_path / "forged", kind="bc", policy=plain.policy, config={"inverse_dynamics": {"max_epochs": 1}}
     )
-    with pytest.raises(SafeFileError, match="no inverse dynamics model"):
-        InverseDynamics.load(forged)
+    assert_raises(SafeFileError, "no inverse dynamics model", InverseDynamics.load, forged)
 
 
 def test_mistakes_are_told() -> None:
     data = moved(spaces.Discrete(3), rows=100)
     model = make(data)
-    with pytest.raises(ValueError, match="call fit"):
-        model.predict(data.observations, data.next_observations)
-    with pytest.raises(ValueError, match="call fit"):
-        model.save("nowhere")
-    with pytest.raises(TypeError, match="transitions must be"):
-        model.fit([1, 2])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="next_observations"):
-        model.fit(data.replace_unchecked(next_observations=None))
-    with pytest.raises(ValueError, match="transitions has action_space"):
-        model.fit(moved(spaces.Discrete(4), rows=100))
-    with pytest.raises(ValueError, match="inputs='both'"):
-        make(data, inputs="both")
+    assert_raises(ValueError, "call fit", model.predict, data.observations, data.next_observations)
+    assert_raises(ValueError, "call fit", model.save, "nowhere")
+    assert_raises(TypeError, "transitions must be", model.fit, [1, 2])
+    assert_raises(ValueError, "next_observations", model.fit, data.replace_unchecked(next_observations=None))
+    assert_raises(ValueError, "transitions has action_space", model.fit, moved(spaces.Discrete(4), rows=100))
+    assert_raises(ValueError, "inputs='both'", make, data, inputs="both")
     with pytest.raises(TypeError, match="Dict in a Dict"):
         InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": NOISE})}), spaces.Discrete(2))
     model.fit(data)
-    with pytest.raises(ValueError, match="transitions: as many"):
-        model.predict(data.observations, data.next_observations[:5])
+    assert_raises(ValueError, "transitions: as many", model.predict, data.observations, data.next_observations[:5])

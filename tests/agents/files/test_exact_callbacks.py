@@ -39,7 +39,7 @@ from rlsmooth.data import cartpole_v1
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import rng_state, seed_everything
-from support import Hidden, KillAt, KilledError, assert_equal, same_tensors
+from support import Hidden, KillAt, KilledError, assert_equal, assert_raises, same_tensors
 
 
 class Rewarded(TransientVecEnvWrapper):
@@ -130,8 +130,7 @@ def started(**how: Any) -> tuple[PPO, Trainer]:
 
 def cut_off(folder: Path, **how: Any) -> None:
     model, trainer = started(**how)
-    with pytest.raises(KilledError):
-        trainer.learn(model, 640, ExactCheckpointCallback(100, folder), KillAt(300))
+    assert_raises(KilledError, None, trainer.learn, model, 640, ExactCheckpointCallback(100, folder), KillAt(300))
 
 
 def test_a_trainer_around_an_algorithm_is_resumed_with_it(tmp_path: Path) -> None:
@@ -223,8 +222,7 @@ def test_every_kind_of_value_comes_back() -> None:
     assert back == state
     assert back["deque"].maxlen == 4
     for bad, message in ((object(), "state is a builtins.object"), (torch.ones(1, dtype=torch.bfloat16), "bfloat16")):
-        with pytest.raises(CannotSnapshotError, match=message):
-            state_to_tree(bad, "state")
+        assert_raises(CannotSnapshotError, message, state_to_tree, bad, "state")
     weight = torch.zeros(2)
     tree = state_to_tree(weight, "weight")
     weight += 1
@@ -352,6 +350,5 @@ def test_a_callable_coefficient_is_asked_for(tmp_path: Path) -> None:
     smoothing = Smoothing(alpha=lambda progress: 0.1 * progress)
     model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=smoothing, **SHORT)
     path = save_agent(model, tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match="smoothing that no file can hold"):
-        load_agent(path)
+    assert_raises(ValueError, "smoothing that no file can hold", load_agent, path)
     assert load_agent(path, custom_objects={"smoothing": smoothing}).smoothing.alpha_at(0.5) == 0.05

@@ -22,6 +22,7 @@ from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, entropy
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
+from support import assert_raises
 
 Model = OnPolicyAlgorithm
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
@@ -179,8 +180,7 @@ def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
 
     model.learn(model.n_steps)
     monkeypatch.setattr(model.policy, "evaluate_actions", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model.train()
+    assert_raises(KeyboardInterrupt, None, model.train)
     [(ent_coef, term)] = seen
     assert ent_coef == 1.0
     assert isinstance(term, EntropyTerm)
@@ -322,15 +322,13 @@ class PlainPolicy(ActorCriticPolicy):
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"policy": "MlpPolicy", "env": "CartPole-v1", **arguments}
-    with pytest.raises(error, match=message):
-        build(SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
+    assert_raises(error, message, build, SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
 
 
 def test_a_schedule_that_gives_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"exploration_floor, a callable, gave 2\.0 at progress 1"):
         ppo(exploration_floor=lambda progress: 2.0 * progress).learn(64)
-    with pytest.raises(ValueError, match="smoothing"):
-        ppo(smoothing=Smoothing(lambda progress: -progress)).learn(256)
+    assert_raises(ValueError, "smoothing", ppo(smoothing=Smoothing(lambda progress: -progress)).learn, 256)
 
 
 class OwnPolicy(SmoothedPolicy, ActorCriticPolicy):
@@ -363,8 +361,7 @@ def test_arguments_may_be_changed_between_two_learns() -> None:
     assert model.learn(64).alpha == 0.25
     plain = build(SmoothedPPO, PlainPolicy, "CartPole-v1", PPO_ARGUMENTS)
     plain.smoothing = 0.1
-    with pytest.raises(TypeError, match="PlainPolicy can't be used with smoothing"):
-        plain.learn(64)
+    assert_raises(TypeError, "PlainPolicy can't be used with smoothing", plain.learn, 64)
 
 
 def test_a_callable_is_a_schedule_of_smoothing() -> None:
@@ -494,8 +491,7 @@ def test_targets_up_to_the_references_entropy_are_taken_and_no_higher() -> None:
         with pytest.raises(ValueError, match=r"target_entropy_nats=.* exceeds the entropy of the reference"):
             target_of(space, reference, nats=greatest + 1e-3)
     assert target_of(spaces.Discrete(3), frac=1.0).is_fraction
-    with pytest.raises(ValueError, match=r"target_entropy_frac=0\.9"):
-        target_of(spaces.Discrete(3), "adjacent", frac=0.9)
+    assert_raises(ValueError, r"target_entropy_frac=0\.9", target_of, spaces.Discrete(3), "adjacent", frac=0.9)
     assert target_of(box, nats=-4.0).scale == 3.0
 
 
@@ -521,18 +517,10 @@ def test_a_target_holds_where_entropy_would_fall() -> None:
     found = {}
     for target in (None, 0.6):
         seen = Fractions(4)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env(lambda: IdentityEnv(4), n_envs=8),
-            n_steps=32,
-            batch_size=64,
-            n_epochs=5,
-            gamma=0.0,
-            learning_rate=2e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 64, "n_epochs": 5, "gamma": 0.0, "learning_rate": 2e-3, "seed": 0}
+        env = make_vec_env(lambda: IdentityEnv(4), n_envs=8)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, device="cpu", **given)
+        model.learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
         found[target] = np.array(seen.values)
     assert found[None][-5:].mean() < 0.2
     late = found[0.6][len(found[0.6]) // 2 :]
@@ -545,19 +533,10 @@ def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
     late = {}
     for target in (None, 0.9):
         seen = Fractions(2)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env("CartPole-v1", n_envs=8, seed=0),
-            n_steps=32,
-            batch_size=256,
-            n_epochs=10,
-            gae_lambda=0.8,
-            gamma=0.98,
-            learning_rate=3e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(10_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "seed": 0}
+        env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, learning_rate=3e-3, device="cpu", **given)
+        model.learn(10_000, callback=seen, log_interval=None)
         late[target] = np.array(seen.values[len(seen.values) // 2 :])
     assert late[None].mean() < 0.81
     assert late[0.9].mean() == pytest.approx(0.9, abs=0.03)

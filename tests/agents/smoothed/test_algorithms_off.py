@@ -25,7 +25,7 @@ from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.envs import IdentityMaskedEnv, IdentityMaskedMultiDiscreteEnv
 from rlsmooth.targets import Smoothing, Tree
-from support import assert_equal
+from support import assert_equal, assert_raises
 
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "ent_coef": 0.01}
 LSTM_ARGUMENTS = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "ent_coef": 0.01}
@@ -255,8 +255,7 @@ def test_load_takes_other_arguments_and_checks_them() -> None:
         loaded = SmoothedPPO.load(file, env="CartPole-v1" and gym.make("CartPole-v1"), smoothing=smoothing)
         assert loaded.is_smoothed == is_smoothed
     file.seek(0)
-    with pytest.raises(ValueError, match="smoothing"):
-        SmoothedPPO.load(file, smoothing=-1.0)
+    assert_raises(ValueError, "smoothing", SmoothedPPO.load, file, smoothing=-1.0)
 
 
 def test_a_model_that_is_off_loads_as_its_parent_and_back(tmp_path: Path) -> None:
@@ -508,24 +507,19 @@ def test_maskable_ppo_goes_on_from_a_clone_with_masks(policy: str) -> None:
 def test_what_does_not_fit_is_told(clone: BC) -> None:
     with pytest.raises(TypeError, match=r"bc_agent must be an rlsmooth\.agents\.BC"):
         SmoothedPPO.from_bc(clone.policy, "CartPole-v1")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="env has observation_space"):
-        SmoothedPPO.from_bc(clone, "Acrobot-v1")
-    with pytest.raises(ValueError, match="value_warmup_steps=-1"):
-        SmoothedPPO.from_bc(clone, "CartPole-v1", value_warmup_steps=-1)
-    with pytest.raises(TypeError, match="recurrent"):
-        SmoothedRecurrentPPO.from_bc(clone, "CartPole-v1")
+    assert_raises(ValueError, "env has observation_space", SmoothedPPO.from_bc, clone, "Acrobot-v1")
+    assert_raises(ValueError, "value_warmup_steps=-1", SmoothedPPO.from_bc, clone, "CartPole-v1", value_warmup_steps=-1)
+    assert_raises(TypeError, "recurrent", SmoothedRecurrentPPO.from_bc, clone, "CartPole-v1")
     with pytest.raises(ValueError, match="architecture"):
         SmoothedPPO.from_bc(clone, "CartPole-v1", policy_kwargs={"net_arch": [8]})
     with pytest.raises(ValueError, match="smoothing has reference='adjacent', but the clone is the reference"):
         SmoothedPPO.from_bc(clone, "CartPole-v1", smoothing=Smoothing(0.1, "adjacent"))
     shifted = spaces.Discrete(4, start=1)
     agent = BC("MlpPolicy", None, demonstrations(shifted), seed=0, device="cpu")
-    with pytest.raises(ValueError, match="count from 0"):
-        SmoothedPPO.from_bc(agent, Continuing(shifted))
+    assert_raises(ValueError, "count from 0", SmoothedPPO.from_bc, agent, Continuing(shifted))
     box = spaces.Box(-1.0, 1.0, (2,))
     agent = BC("MlpPolicy", None, demonstrations(box), action_bins=3, seed=0, device="cpu")
-    with pytest.raises(ValueError, match="action_bins=3"):
-        SmoothedPPO.from_bc(agent, Continuing(box))
+    assert_raises(ValueError, "action_bins=3", SmoothedPPO.from_bc, agent, Continuing(box))
 
 
 def test_a_clone_with_a_class_of_its_own_needs_policy() -> None:
@@ -536,8 +530,7 @@ def test_a_clone_with_a_class_of_its_own_needs_policy() -> None:
         pass
 
     agent = BC(Mine, None, cartpole_v1(), policy_kwargs={"net_arch": [16]}, seed=0, device="cpu")
-    with pytest.raises(TypeError, match="Mine: give policy="):
-        SmoothedPPO.from_bc(agent, "CartPole-v1", **CLONE_ARGUMENTS)
+    assert_raises(TypeError, "Mine: give policy=", SmoothedPPO.from_bc, agent, "CartPole-v1", **CLONE_ARGUMENTS)
     model = SmoothedPPO.from_bc(agent, "CartPole-v1", policy=MineSmoothed, **CLONE_ARGUMENTS)
     assert type(model.policy) is MineSmoothed
     assert model.policy.mlp_extractor.policy_net[0].out_features == 16

@@ -22,6 +22,7 @@ from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, 
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
+from support import assert_raises
 
 ROWS = 16
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (4,))
@@ -278,8 +279,7 @@ def test_a_box_has_a_broad_gaussian(floor: float, std: float | None) -> None:
         assert (estimate.double() - expected).abs().mean() < 0.2
     else:
         assert torch.allclose(estimate.double(), network.entropy(), atol=1e-5)
-    with pytest.raises(ValueError, match="densities"):
-        policy.action_probabilities(observations().numpy())
+    assert_raises(ValueError, "densities", policy.action_probabilities, observations().numpy())
 
 
 def test_a_floor_alone_leaves_a_box_without_an_entropy() -> None:
@@ -310,8 +310,7 @@ def test_gsde_can_be_regularised_but_not_mixed(squash: bool, entropy_coef: float
     with pytest.raises(ValueError, match=r"exploration_floor=0\.1 can't be used with gSDE"):
         policy.exploration_floor = 0.1
     if squash:
-        with pytest.raises(ValueError, match="squashed outputs have no entropy"):
-            policy.entropy(observations().numpy())
+        assert_raises(ValueError, "squashed outputs have no entropy", policy.entropy, observations().numpy())
 
 
 @pytest.mark.parametrize("space", [DISCRETE, MULTI, BITS, BOX])

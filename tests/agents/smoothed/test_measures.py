@@ -40,6 +40,7 @@ from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
 from rlsmooth.training import rng_state
+from support import assert_raises
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 DISCRETE, MULTI = spaces.Discrete(5), spaces.MultiDiscrete([3, 4])
@@ -354,8 +355,7 @@ def test_no_generator_moves_and_dropout_rests(space: spaces.Space[Any], floor: f
 def test_mode_comes_back_after_an_error(device: torch.device) -> None:
     made = build(ActorCriticPolicy, DISCRETE, device)
     made.set_training_mode(True)
-    with pytest.raises(RuntimeError):
-        measure_policy(made, torch.zeros(1, 7, device=device))
+    assert_raises(RuntimeError, None, measure_policy, made, torch.zeros(1, 7, device=device))
     assert made.training
 
 
@@ -374,8 +374,7 @@ def test_record_writes_each_mean_once() -> None:
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, DQN])
 def test_an_empty_buffer_is_an_error(algorithm: type[Any]) -> None:
-    with pytest.raises(ValueError, match="buffer is empty"):
-        measure_rollout(algorithm("MlpPolicy", "CartPole-v1", device="cpu"))
+    assert_raises(ValueError, "buffer is empty", measure_rollout, algorithm("MlpPolicy", "CartPole-v1", device="cpu"))
 
 
 def test_bad_arguments_are_named(device: torch.device) -> None:
@@ -649,8 +648,7 @@ def test_training_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
 # ---- errors
 def test_an_algorithm_without_such_a_policy_is_refused_before_it_trains() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
-    with pytest.raises(TypeError, match="got SACPolicy"):
-        model.learn(10, callback=PolicyEntropyCallback())
+    assert_raises(TypeError, "got SACPolicy", model.learn, 10, callback=PolicyEntropyCallback())
     assert model.num_timesteps == 0
 
 
@@ -665,5 +663,4 @@ def test_an_algorithm_without_such_a_policy_is_refused_before_it_trains() -> Non
     ],
 )
 def test_bad_arguments_are_named_of_the_callback(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        PolicyEntropyCallback(**arguments)
+    assert_raises(error, words, PolicyEntropyCallback, **arguments)

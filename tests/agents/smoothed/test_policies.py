@@ -50,6 +50,7 @@ from rlsmooth.agents.smoothed.references import (
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from support import assert_raises
 
 ROWS = 6
 VECTOR = spaces.Box(-1.0, 1.0, (4,))
@@ -389,8 +390,7 @@ def test_a_spoilt_reference_in_a_file_is_a_clear_error(encoded: Any, tmp_path: P
     config["policy"]["arguments"]["reference"] = encoded
     kept = {key: config[key] for key in ("kind", "policy", "config")}
     write_safe_file(path, kept, tensors=file.tensors, **names)
-    with pytest.raises(SafeFileError, match="reference"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "reference", load_agent_file, path)
 
 
 @pytest.mark.parametrize("value", [*REFERENCES[:4], TREE, REFERENCES[6], (TREE, "uniform"), ["adjacent"]])
@@ -423,8 +423,7 @@ def test_references_survive_json(value: Any) -> None:
 def test_wrong_arguments_are_named(
     actions: spaces.Space[Any], arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
-        SmoothedActorCriticPolicy(OBSERVATIONS, actions, lambda _: 1e-3, **arguments)
+    assert_raises(error, message, SmoothedActorCriticPolicy, OBSERVATIONS, actions, lambda _: 1e-3, **arguments)
 
 
 def test_wrong_reference_policies_are_named() -> None:
@@ -434,11 +433,9 @@ def test_wrong_reference_policies_are_named() -> None:
         (torch.nn.Linear(1, 1), TypeError, "must be an actor-critic policy"),
         (policy_of(ActorCriticPolicy, spaces.Discrete(3)), ValueError, "action_space"),
     ]:
-        with pytest.raises(error, match=message):
-            policy.set_reference_policy(other)
+        assert_raises(error, message, policy.set_reference_policy, other)
     noisy = policy_of(ActorCriticPolicy, BOX, use_sde=True)
-    with pytest.raises(ValueError, match="gSDE"):
-        policy_of(SmoothedActorCriticPolicy, BOX).set_reference_policy(noisy)
+    assert_raises(ValueError, "gSDE", policy_of(SmoothedActorCriticPolicy, BOX).set_reference_policy, noisy)
     bits = spaces.MultiBinary(3)
     with pytest.raises(ValueError, match="3 outputs, this one's 6"):
         policy_of(SmoothedMaskableActorCriticPolicy, bits).set_reference_policy(policy_of(ActorCriticPolicy, bits))
@@ -482,8 +479,7 @@ def test_after_a_look_or_an_error_an_unmixed_policy_has_its_parents_distribution
     for call in (policy.smoothed_distribution, lambda rows: policy.evaluate_actions(rows, torch.zeros(2))):
         call(torch.zeros(2, 3))
         assert type(policy.get_distribution(torch.zeros(2, 3))) is CategoricalDistribution
-        with pytest.raises(RuntimeError, match="shapes"):
-            call(wrong)
+        assert_raises(RuntimeError, "shapes", call, wrong)
         assert type(policy.get_distribution(torch.zeros(2, 3))) is CategoricalDistribution
 
 
@@ -494,8 +490,7 @@ def test_box_references_keep_to_finite_bounds() -> None:
     assert mean.tolist() == [1.0, 0.0, 0.0, 5.0]
     assert std.tolist() == [2.0, 1.0, 1.0, 1.0]  # a std of 0 would make KL infinite and the floor NaN
     assert box_reference(space, 0.5)[1].tolist() == [0.5] * 4
-    with pytest.raises(TypeError, match="Box"):
-        box_reference(CHOICE)
+    assert_raises(TypeError, "Box", box_reference, CHOICE)
     assert reference_recipes("uniform", BOX) is None
     assert reference_recipes(Smoothing(alpha=0.1), MULTI) == (None, None)
 

@@ -42,6 +42,7 @@ from rlsmooth.scripts.bench.sb3_conformance import Args, check_checkout, compare
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.studies.bco_experts import swing_up
 from rlsmooth.scripts.studies.ordinal_bins import controller
+from support import assert_raises
 
 BENCH = Path(bc_speed.__file__).resolve().parent
 
@@ -146,10 +147,8 @@ def test_spread_and_paired_ratio_against_numpy() -> None:
     assert (result.minimum, result.maximum, result.count) == (1.0, 9.0, 6)
     baseline = [2.0, 4.0, 1.0, 5.0, 3.0, 8.0]
     assert paired_ratio(values, baseline).median == pytest.approx(np.median(np.divide(values, baseline)))
-    with pytest.raises(ValueError, match="empty"):
-        spread([])
-    with pytest.raises(ValueError, match="6 rounds and baseline 1"):
-        paired_ratio(values, [1.0])
+    assert_raises(ValueError, "empty", spread, [])
+    assert_raises(ValueError, "6 rounds and baseline 1", paired_ratio, values, [1.0])
 
 
 def test_command_line_gives_what_differs_from_the_defaults() -> None:
@@ -180,10 +179,8 @@ def test_shipped_data_keeps_its_rows() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="batch_sizes has 100"):
-        bc_speed.main(bc_speed.Args(batch_sizes=(100,)))
-    with pytest.raises(ValueError, match="shapes has '4by5'"):
-        loss_speed.parse_shape("4by5")
+    assert_raises(ValueError, "batch_sizes has 100", bc_speed.main, bc_speed.Args(batch_sizes=(100,)))
+    assert_raises(ValueError, "shapes has '4by5'", loss_speed.parse_shape, "4by5")
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.95, "met"), (0.85, "NOT met")])
@@ -228,8 +225,7 @@ def test_quick_writes_nothing_unless_told_of_ppo_overhead(monkeypatch: pytest.Mo
     monkeypatch.setattr(ppo_overhead, "write_result", refuse)
     monkeypatch.setattr(ppo_overhead, "measure", lambda _: [{**run, "steps": 1} for run in records(seconds)])
     ppo_overhead.main(ppo_overhead.Args(quick=True, settings=("zoo",)))
-    with pytest.raises(AssertionError, match="overwritten"):
-        ppo_overhead.main(ppo_overhead.Args(settings=("zoo",)))
+    assert_raises(AssertionError, "overwritten", ppo_overhead.main, ppo_overhead.Args(settings=("zoo",)))
 
 
 def test_each_contender_is_what_its_label_says() -> None:
@@ -277,10 +273,8 @@ def test_the_verdict_is_about_the_upper_end() -> None:
 
 
 def test_bad_arguments_are_named_of_ppo_overhead() -> None:
-    with pytest.raises(ValueError, match="settings has"):
-        ppo_overhead.main(ppo_overhead.Args(settings=("atari",)))
-    with pytest.raises(ValueError, match="rounds=0"):
-        ppo_overhead.main(ppo_overhead.Args(rounds=0))
+    assert_raises(ValueError, "settings has", ppo_overhead.main, ppo_overhead.Args(settings=("atari",)))
+    assert_raises(ValueError, "rounds=0", ppo_overhead.main, ppo_overhead.Args(rounds=0))
 
 
 # ---- beside imitation: its experts, its settings, its page, and a small run of our side
@@ -345,8 +339,7 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"job": job, "result": {}}))
     assert bench.is_done(job, tmp_path)
     path.write_text(json.dumps({"job": {**job, "epochs": 99}, "result": {}}))
-    with pytest.raises(ValueError, match="other settings"):
-        bench.is_done(job, tmp_path)
+    assert_raises(ValueError, "other settings", bench.is_done, job, tmp_path)
 
 
 def test_the_page_compares_seed_by_seed_and_repeat_by_repeat() -> None:

@@ -50,6 +50,7 @@ from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 from rlsmooth.scripts.studies.variable_horizon import ARMS, PREDICTED, ConstantLogit
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import generator_loss
+from support import assert_raises
 
 NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -134,8 +135,7 @@ def test_deep_sea_runs(tmp_path: Path) -> None:
 def test_a_failed_run_keeps_what_is_done(tmp_path: Path) -> None:
     # dict(settings) is the settings again, and fails on those that are no mapping.
     jobs = [Job("good", {"number": 1}), Job("bad", 7)]  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="not iterable"):
-        run_jobs(jobs, dict, folder=tmp_path, workers=1)
+    assert_raises(TypeError, "not iterable", run_jobs, jobs, dict, folder=tmp_path, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["good.json"]
     written = (tmp_path / "good.json").stat().st_mtime_ns
     assert run_jobs([jobs[0], Job("other", {"number": 2})], dict, folder=tmp_path, workers=1) == [
