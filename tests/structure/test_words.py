@@ -57,7 +57,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth/training/classifier_files.py",
     },
     "as of, see there (say it, or: as in `X`)": {
-        "agents/cloning/measures.py",
         "agents/files/exact_checkpoint.py",
         "agents/files/policy_file.py",
         "agents/heads.py",
@@ -81,7 +80,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth/training/classifier_prepare.py",
     },
     "go on (continue, resume)": {
-        "agents/cloning/bc.py",
         "agents/files/algorithm_file.py",
         "agents/files/exact_checkpoint.py",
         "agents/files/policy_file.py",
@@ -98,8 +96,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlsmooth/training/classifier_monitor.py",
     },
     "tell (contain, provide, report)": {
-        "agents/cloning/measures.py",
-        "agents/cloning/training_data.py",
         "agents/files/algorithm_file.py",
         "agents/smoothed/algorithms.py",
         "agents/smoothed/entropy.py",
@@ -117,9 +113,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "rows": {
         "agents/adversarial/trainer.py",
-        "agents/cloning/bc.py",
-        "agents/cloning/measures.py",
-        "agents/cloning/training_data.py",
         "agents/files/algorithm_state.py",
         "agents/heads.py",
         "agents/smoothed/algorithms.py",
@@ -134,13 +127,6 @@ ALLOWED: dict[str, set[str]] = {
         "agents/smoothed/references.py",
     },
     "only a reference": {
-        "agents/cloning/bc.py",
-        "agents/cloning/bco.py",
-        "agents/cloning/dagger.py",
-        "agents/cloning/expert.py",
-        "agents/cloning/inverse_dynamics.py",
-        "agents/cloning/measures.py",
-        "agents/cloning/rounds.py",
         "agents/files/algorithm_file.py",
         "agents/files/algorithm_state.py",
         "agents/files/exact_checkpoint.py",
