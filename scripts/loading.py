@@ -16,7 +16,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 

@@ -26,9 +26,9 @@ from rlsmooth.agents.files.known_classes import (
     policy_class_by_name,
 )
 from rlsmooth.agents.sb3 import constructor_parameters, recurrent_arguments
-from rlsmooth.agents.smoothed.references import reference_from_plain, reference_to_plain
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
 
@@ -46,6 +46,8 @@ __all__ = [
     "load_parameters",
     "mark_custom",
     "read_agent_file",
+    "reference_from_plain",
+    "reference_to_plain",
     "resample_noise",
     "save_agent_file",
 ]
@@ -467,3 +469,40 @@ def resample_noise(policy: BasePolicy, count: int = 1) -> None:
     owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
     if getattr(owner, "use_sde", False):
         owner.reset_noise(count)
+
+
+SMOOTHING, TREE = "__smoothing__", "__tree__"
+
+
+def reference_to_plain(value: Any) -> Any:
+    """`Smoothing` and `Tree`, also in tuples and lists, as dicts that JSON can hold; the rest as it is.
+
+    Example:
+        >>> plain = reference_to_plain(("uniform", Smoothing(alpha=None, reference="binomial")))
+        >>> plain[1]["__smoothing__"]["reference"]
+        'binomial'
+    """
+    if isinstance(value, Smoothing):
+        return {SMOOTHING: value.to_config()}
+    if isinstance(value, Tree):
+        return {TREE: value.to_config()}
+    if type(value) in (tuple, list):
+        return type(value)(reference_to_plain(entry) for entry in value)
+    return value
+
+
+def reference_from_plain(value: Any) -> Any:
+    """Give back what `reference_to_plain` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError: a dict that it did not write.
+    """
+    if isinstance(value, Mapping) and len(value) == 1:
+        [(tag, config)] = value.items()
+        if tag == SMOOTHING:
+            return Smoothing.from_config(config)
+        if tag == TREE:
+            return Tree.from_config(config)
+    if type(value) in (tuple, list):
+        return type(value)(reference_from_plain(entry) for entry in value)
+    return value

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
-from rlsmooth.agents.smoothed.references import References, action_components, box_reference
+from rlsmooth.agents.smoothed.references import References
+from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import gaussian_entropy
 from rlsmooth.targets import Smoothing

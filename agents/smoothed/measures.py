@@ -20,7 +20,7 @@ from torch import Tensor
 from rlsmooth.agents.sb3 import has_base, is_maskable, normalized_observations
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_positive_int
 
 __all__ = [

@@ -25,13 +25,12 @@ from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
     PolicyReference,
     References,
-    action_components,
-    box_reference,
     canonical_reference,
     check_reference_policy,
     reference_outputs,
     reference_recipes,
 )
+from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 
 __all__ = [
