@@ -87,7 +87,7 @@ class ActingModel:
         return (actions if self.action_start is None else actions + self.action_start), state
 
     def play(self, *, n_episodes: int, seed: int) -> dict[str, float]:
-        """Play episodes deterministically and sampled, in `eval_env` or else the environment; see `play`.
+        """Play episodes deterministically and sampled, in `eval_env` or else the environment.
 
         Args:
             n_episodes: for each of the two.

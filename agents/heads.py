@@ -116,7 +116,7 @@ class CategoricalHead:
         """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats, summed over components.
 
         Args:
-            outputs: see `outputs`.
+            outputs: of the method `outputs`.
             batch: whose masks, weights and reference are used.
             target: of the batch.
             kl_coef: coefficient of the KL term.
@@ -170,7 +170,7 @@ class GaussianHead:
         kl_coef: float,
         reduction: Reduction,
     ) -> Tensor:
-        """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats; see `CategoricalHead.loss`."""
+        """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats, summed over dimensions."""
         assert isinstance(target, GaussianTarget)
         mean, log_std = outputs
         loss = gaussian_cross_entropy(mean, log_std, target, weight=batch.weights, reduction=reduction)

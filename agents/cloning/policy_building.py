@@ -24,8 +24,7 @@ from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.files.policy_file import AgentFile
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
-from rlsmooth.agents.smoothed.references import action_components, box_reference
-from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing
 

@@ -60,6 +60,7 @@ from rlsmooth.agents.files.policy_file import (
     save_agent_file,
 )
 from rlsmooth.agents.sb3 import set_up_model, torch_parts
+from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
@@ -92,13 +93,14 @@ Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 ALGORITHM_BASES = (OnPolicyAlgorithm, OffPolicyAlgorithm)
 """The base classes of all algorithms here."""
 
-STANDARD: tuple[type[Algorithm], ...] = (A2C, PPO, DDPG, DQN, SAC, TD3)
-SB3: dict[str, type[Algorithm]] = {algorithm.__name__: algorithm for algorithm in STANDARD}
+# ---- names of algorithms
+
+STANDARD: tuple[type[Algorithm], ...] = (A2C, PPO, DDPG, DQN, SAC, TD3, SmoothedA2C, SmoothedPPO)
+ALGORITHMS: dict[str, type[Algorithm]] = {algorithm.__name__: algorithm for algorithm in STANDARD}
 CONTRIB = ("MaskablePPO", "RecurrentPPO", "TRPO", "CrossQ", "QRDQN", "TQC")
-SMOOTHED = ("SmoothedA2C", "SmoothedPPO")
 SMOOTHED_CONTRIB = ("SmoothedMaskablePPO", "SmoothedRecurrentPPO")
 LIBRARIES = ("rlsmooth", "sb3_contrib", "stable_baselines3")
-KNOWN_ALGORITHMS = (*SB3, *CONTRIB, *SMOOTHED, *SMOOTHED_CONTRIB)
+KNOWN_ALGORITHMS = (*ALGORITHMS, *CONTRIB, *SMOOTHED_CONTRIB)
 """Their short names."""
 
 
@@ -115,7 +117,7 @@ def algorithm_class_by_name(name: Any) -> type[Algorithm]:
     if not (isinstance(name, str) and name in KNOWN_ALGORITHMS):
         raise ValueError(f"the algorithm {name!r} is not known (known: {', '.join(KNOWN_ALGORITHMS)}).")
     try:
-        return SB3[name] if name in SB3 else _looked_up(name)
+        return ALGORITHMS[name] if name in ALGORITHMS else _contrib_algorithm(name)
     except ImportError as error:
         raise ValueError(f"{name} needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") from error
 
@@ -136,23 +138,20 @@ def listed_algorithm(algorithm: Algorithm) -> str | None:
     return None
 
 
-def _looked_up(name: str) -> type[Algorithm]:
+def _contrib_algorithm(name: str) -> type[Algorithm]:
     # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
     if name in CONTRIB:
         import sb3_contrib
 
-        found = getattr(sb3_contrib, name)
-    elif name in SMOOTHED_CONTRIB:
-        from rlsmooth.agents.smoothed import contrib_algorithms as smoothed_contrib_algorithms
+        found: type[Algorithm] = getattr(sb3_contrib, name)
+        return found
+    from rlsmooth.agents.smoothed import contrib_algorithms
 
-        found = getattr(smoothed_contrib_algorithms, name)
-    else:
-        from rlsmooth.agents.smoothed import algorithms as smoothed_algorithms
+    found = getattr(contrib_algorithms, name)
+    return found
 
-        found = getattr(smoothed_algorithms, name)
-    algorithm: type[Algorithm] = found
-    return algorithm
 
+# ---- arguments
 
 # Not saved: arguments that the loader gives, those saved with the policy, and output paths (a downloaded file must not
 # choose where to write). rms_prop_eps and use_rms_prop only choose an optimiser, which the policy's arguments name.
@@ -276,6 +275,8 @@ def decode_algorithm_argument(_: str, value: Any, tensors: Mapping[str, Tensor])
         return {kind.__name__: kind for kind in KNOWN_BUFFERS}[value[BUFFER_CLASS]]
     return tree_from_json(value, tensors)
 
+
+# ---- counters, optimisers and further modules
 
 POLICY, POLICY_OPTIMIZER = "policy", "policy.optimizer"
 # Numbers that are no counters, and objects that may be None.
@@ -437,6 +438,8 @@ def _is_optimizer(algorithm: Algorithm, name: str) -> bool:
     return isinstance(recursive_getattr(algorithm, name), torch.optim.Optimizer)
 
 
+# ---- files
+
 PARTS = {"class", "arguments", "policy_kwargs", "n_envs", "attributes", "optimizer", "modules", "normalization"}
 REPLAY_BUFFER = "replay_buffer"  # beside PARTS: files of on-policy algorithms lack it
 
@@ -541,9 +544,6 @@ def load_agent(
         SafeFileError: as in `load_agent_file`; also if the algorithm is not known here, or can't be built.
         ValueError: the environment's spaces differ.
         TypeError: `model_class` is no algorithm with a policy and a `learn`.
-
-    Example:
-        See `save_agent`.
     """
     path, content = read_agent_file(path)
     custom = dict(custom_objects or {})

@@ -121,7 +121,7 @@ class HasExactState(Protocol):
         ...     steps = 0
         ...     def _on_step(self): self.steps += 1; return True
         ...     def exact_state(self): return {"steps": self.steps}
-        ...     def set_exact_state(self, state, *, episodes_go_on): self.steps = state["steps"]
+        ...     def set_exact_state(self, state, *, episodes_continue): self.steps = state["steps"]
         >>> isinstance(Count(), HasExactState)
         True
     """
@@ -129,13 +129,13 @@ class HasExactState(Protocol):
     def exact_state(self) -> dict[str, Any]:
         """The state between two rollouts; a copy that later steps don't change."""
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
 
         Args:
             state: what `exact_state` gave.
-            episodes_go_on: False: the environments could not be restored and were reset, so that the state of running
-                episodes must not be restored either.
+            episodes_continue: False: the environments could not be restored and were reset, so that the state of
+                running episodes must not be restored either.
 
         Raises:
             ValueError: it does not fit.
@@ -157,7 +157,11 @@ def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
         {
             "class": class_name(callback),
             "values": dict(_plain_values(callback)),
-            "envs": {name: vec_env_state(env) for name, env in vars(callback).items() if _is_own_env(name, env)},
+            "envs": {
+                name: vec_env_state(env)
+                for name, env in vars(callback).items()
+                if isinstance(env, VecEnv) and name not in CALLBACK_LEAVES
+            },
         }
         for callback in _callbacks(root, own)
         if not isinstance(callback, HasExactState)
@@ -173,13 +177,9 @@ def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any
     Returns:
         "", or what could not be restored.
     """
-    problems = []
-    for name, callbacks, saved in _matched(root, own, states):
-        if callbacks and len(callbacks) != len(saved):
-            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
-            continue
-        problems += [_set_callback(callback, state) for callback, state in zip(callbacks, saved, strict=False)]
-    return "; ".join(problem for problem in problems if problem)
+    pairs, problems = _paired(root, own, states, all_needed=False)
+    problems += [_set_callback(callback, state) for callback, state in pairs]
+    return "; ".join(filter(None, problems))
 
 
 def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
     ]
 
 
-def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
+def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_continue: bool) -> str:
     """Restore `own_states`; a callback of another class starts anew.
 
     Returns:
@@ -208,14 +208,10 @@ def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *
         CannotSnapshotError: the data is malformed.
         ValueError: by a callback, if its state does not fit it.
     """
-    problems = []
-    for name, callbacks, saved in _matched(root, own, states):
-        if len(callbacks) != len(saved):
-            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
-            continue
-        for callback, state in zip(callbacks, saved, strict=True):
-            assert isinstance(callback, HasExactState)
-            callback.set_exact_state(state_from_tree(state["state"]), episodes_go_on=episodes_go_on)
+    pairs, problems = _paired(root, own, states, all_needed=True)
+    for callback, state in pairs:
+        assert isinstance(callback, HasExactState)
+        callback.set_exact_state(state_from_tree(state["state"]), episodes_continue=episodes_continue)
     return "; ".join(problems)
 
 
@@ -234,14 +230,21 @@ def changed_states(states: list[dict[str, Any]], baseline: list[dict[str, Any]])
     ]
 
 
-def _matched(
-    root: Any, own: BaseCallback, states: list[dict[str, Any]]
-) -> Iterator[tuple[str, list[BaseCallback], list[dict[str, Any]]]]:
-    """For each class in the states its name, the callbacks of it, and its states."""
+def _paired(
+    root: Any, own: BaseCallback, states: list[dict[str, Any]], *, all_needed: bool
+) -> tuple[list[tuple[BaseCallback, dict[str, Any]]], list[str]]:
+    """Callbacks with their saved states, and the classes of which there are fewer or more now (or none, if needed)."""
     found = list(_callbacks(root, own))
+    pairs: list[tuple[BaseCallback, dict[str, Any]]] = []
+    problems = []
     for name in dict.fromkeys(stable_name(state["class"]) for state in states):
         callbacks = [callback for callback in found if stable_name(class_name(callback)) == name]
-        yield name, callbacks, [state for state in states if stable_name(state["class"]) == name]
+        saved = [state for state in states if stable_name(state["class"]) == name]
+        if len(callbacks) == len(saved):
+            pairs += zip(callbacks, saved, strict=True)
+        elif callbacks or all_needed:
+            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
+    return pairs, problems
 
 
 def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
@@ -258,7 +261,7 @@ def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
             problems.append(set_vec_env_state(env, kept) if isinstance(env, VecEnv) else f"{name} is no VecEnv")
         except CannotSnapshotError as error:
             problems.append(str(error))
-    return "; ".join(problem for problem in problems if problem)
+    return "; ".join(filter(None, problems))
 
 
 def _callbacks(root: Any, own: BaseCallback) -> Iterator[BaseCallback]:
@@ -298,10 +301,6 @@ def _has_text(value: object) -> bool:
         return isinstance(items, (list, tuple, set, frozenset, deque)) and any(map(_has_text, items))
     except RecursionError:  # it holds itself, and nobody knows what else
         return True
-
-
-def _is_own_env(name: str, value: object) -> bool:
-    return isinstance(value, VecEnv) and name not in CALLBACK_LEAVES
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -463,7 +462,8 @@ class ExactCheckpointCallback(BaseCallback):
         run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
         optimizer, optimizer_tensors = optimizers(model)
         modules, module_tensors = extra_modules(model)
-        buffer, transitions = _buffer_state(model)
+        replay_buffer = model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+        buffer, transitions = (None, {}) if replay_buffer is None else buffer_state(replay_buffer)
         path = self._folder.save(
             model.num_timesteps,
             config={
@@ -499,10 +499,10 @@ class ExactCheckpointCallback(BaseCallback):
         set_logger_state(model.logger, run["logger"])
         problems = [
             set_callback_states(self._root, self, run["callbacks"]),
-            set_own_states(self._root, self, run.get("own_states", []), episodes_go_on=self._is_exact),
+            set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
-            warnings.warn(f"The state of the callbacks was not put back: {problem}.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"The state of the callbacks was not restored: {problem}.", RuntimeWarning, stacklevel=2)
         if self._is_exact:
             # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
             set_interaction_state(model, run["interaction"])
@@ -531,9 +531,9 @@ def load_checkpoint(
         folder: `save_path` of the run.
         env: built and wrapped as that of the run, with as many environments.
         device: as in Stable-Baselines3.
-        model_class: see `load_agent`.
-        policy_class: see `load_agent`.
-        custom_objects: see `load_agent`.
+        model_class: built in place of the class named in the file; needed if that is a class of your own.
+        policy_class: built in place of the policy's class named in the file.
+        custom_objects: argument to value, taken in place of the file's, as in `load_agent`.
         tensorboard_log: that of the run.
         verbose: as in Stable-Baselines3.
 
@@ -541,9 +541,6 @@ def load_checkpoint(
         ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
             environments are others, or the replay buffer is of another size.
         SafeFileError: no checkpoint can be read, or it does not fit.
-
-    Example:
-        See `ExactCheckpointCallback`.
     """
     saved = _run_folder(folder, "folder")
     # A run that was killed before its first checkpoint has the agent file already.
@@ -604,13 +601,6 @@ def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
         assert model.env is not None
         model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with
     return problem
-
-
-def _buffer_state(model: Algorithm) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    if not isinstance(model, OffPolicyAlgorithm):
-        return None, {}
-    assert model.replay_buffer is not None
-    return buffer_state(model.replay_buffer)
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:

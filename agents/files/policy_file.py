@@ -26,9 +26,9 @@ from rlsmooth.agents.files.known_classes import (
     policy_class_by_name,
 )
 from rlsmooth.agents.sb3 import constructor_parameters, recurrent_arguments
-from rlsmooth.agents.smoothed.references import reference_from_plain, reference_to_plain
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
 
@@ -46,10 +46,14 @@ __all__ = [
     "load_parameters",
     "mark_custom",
     "read_agent_file",
+    "reference_from_plain",
+    "reference_to_plain",
     "resample_noise",
     "save_agent_file",
 ]
 
+
+# ---- constructor arguments
 
 CUSTOM = "__custom__"
 SHARED = "share_features_extractor"
@@ -204,6 +208,8 @@ def decode_arguments(
     return arguments
 
 
+# ---- files
+
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
 MEMBERS = {"policy", "arguments", "extra"}
@@ -297,7 +303,7 @@ def load_agent_file(
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
-        kind: the algorithm's short name that must stand in the file; None takes any.
+        kind: the algorithm's short name that the file must have; None takes any.
         device: where the policy and the tensors go, as in Stable-Baselines3: `"auto"` is CUDA if there is one.
         policy_class: built in place of the class named in the file; needed if that is a class of your own.
         custom_objects: constructor argument to value, taken in place of the file's: for classes and values of your own,
@@ -306,9 +312,6 @@ def load_agent_file(
     Raises:
         SafeFileError: it is no whole agent file, of another kind, names a class that is not known here (the message
             says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
-
-    Example:
-        See `save_agent_file`.
     """
     path, file = read_agent_file(path)
     return agent_from_safe_file(
@@ -341,7 +344,7 @@ def agent_from_safe_file(
     Args:
         path: what errors call the file.
         file: its content.
-        kind: the algorithm's short name that must stand in the file; None takes any.
+        kind: the algorithm's short name that the file must have; None takes any.
         device: where the policy and the tensors go.
         policy_class: built in place of the class named in the file, or None.
         custom_objects: constructor argument to value, taken in place of the file's, or None.
@@ -466,3 +469,40 @@ def resample_noise(policy: BasePolicy, count: int = 1) -> None:
     owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
     if getattr(owner, "use_sde", False):
         owner.reset_noise(count)
+
+
+SMOOTHING, TREE = "__smoothing__", "__tree__"
+
+
+def reference_to_plain(value: Any) -> Any:
+    """`Smoothing` and `Tree`, also in tuples and lists, as dicts that JSON can hold; the rest as it is.
+
+    Example:
+        >>> plain = reference_to_plain(("uniform", Smoothing(alpha=None, reference="binomial")))
+        >>> plain[1]["__smoothing__"]["reference"]
+        'binomial'
+    """
+    if isinstance(value, Smoothing):
+        return {SMOOTHING: value.to_config()}
+    if isinstance(value, Tree):
+        return {TREE: value.to_config()}
+    if type(value) in (tuple, list):
+        return type(value)(reference_to_plain(entry) for entry in value)
+    return value
+
+
+def reference_from_plain(value: Any) -> Any:
+    """Give back what `reference_to_plain` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError: a dict that it did not write.
+    """
+    if isinstance(value, Mapping) and len(value) == 1:
+        [(tag, config)] = value.items()
+        if tag == SMOOTHING:
+            return Smoothing.from_config(config)
+        if tag == TREE:
+            return Tree.from_config(config)
+    if type(value) in (tuple, list):
+        return type(value)(reference_from_plain(entry) for entry in value)
+    return value

@@ -190,7 +190,7 @@ def set_vec_env_state(venv: VecEnv, state: Mapping[str, Any]) -> str:
     """Put a VecEnv, built in the same way, into the state that `vec_env_state` gave.
 
     Returns:
-        "", or why the environments could not be put back: reset the VecEnv then. Statistics of the wrappers have been.
+        "", or why the environments could not be restored: reset the VecEnv then. The wrappers' statistics are restored.
 
     Raises:
         CannotSnapshotError: the wrappers are others.
@@ -297,7 +297,7 @@ def set_interaction_state(algorithm: Algorithm, state: Mapping[str, Any]) -> str
     """Restore `interaction_state`.
 
     Returns:
-        "", or why the environments could not be put back: `learn` then starts new episodes.
+        "", or why the environments could not be restored: `learn` then starts new episodes.
 
     Raises:
         CannotSnapshotError: wrappers of the environment differ, or the data is malformed.

@@ -31,6 +31,7 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedMultiInputActorCriticPolicy,
     SmoothedPolicy,
 )
+from rlsmooth.agents.smoothed.references import has_default_reference
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
@@ -69,11 +70,6 @@ def training_smoothing(value: ScheduleLike | Smoothing) -> Smoothing:
     if not callable(start):
         check_in_range("smoothing", start, 0.0)
     return smoothing
-
-
-def has_default_reference(smoothing: Smoothing) -> bool:
-    """Whether it names no reference of its own: the uniform one over all legal actions."""
-    return isinstance(smoothing.reference, str) and smoothing.reference == "uniform" and smoothing.spread == "all"
 
 
 def coefficient_at(smoothing: Smoothing, progress: float) -> float:

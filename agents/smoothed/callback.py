@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, check_measurable, measure_rollout, record_measures
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.losses import gaussian_entropy
 

@@ -19,7 +19,7 @@ from rlsmooth.agents.smoothed.contrib import (
 )
 from rlsmooth.agents.smoothed.distributions import check_masks
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy
-from rlsmooth.agents.smoothed.references import action_components
+from rlsmooth.agents.spaces import action_components
 
 __all__ = ["SmoothedMaskablePPO", "SmoothedRecurrentPPO"]
 

@@ -22,7 +22,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.smoothed.entropy import EntropyTerm
+from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
     entropy_fractions,
@@ -39,9 +39,9 @@ from rlsmooth.losses import (
 from rlsmooth.targets import Smoothing
 
 __all__ = [
-    "CategoricalMixture",
     "GSDEEntropyTerm",
-    "GaussianMixture",
+    "MixedCategorical",
+    "MixedGaussian",
     "check_masks",
     "component_logits",
     "component_masks",
@@ -58,7 +58,7 @@ def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = F
     Args:
         outputs: `[B, sum(dims)]`, or `[B, D]` of Bernoulli logits `x`, which become `(0, x)`.
         dims: number of choices of each component.
-        bernoulli: see `outputs`.
+        bernoulli: whether `outputs` are Bernoulli logits.
     """
     if bernoulli:
         return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
@@ -105,7 +105,7 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
         ValueError: a wrong size, or a state where nothing is legal.
     """
     total = sum(dims)
-    # Rows of another length that happen to have the right number of entries together are transposed, say.
+    # An array of another shape that happens to have the right number of entries is transposed, say.
     is_odd = masks.size % total if masks.ndim < 2 else masks.size != total and math.prod(masks.shape[1:]) != total
     if is_odd:
         raise ValueError(f"action_masks has shape {masks.shape}, needs [B, {total}]: one entry for each choice.")
@@ -113,9 +113,9 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
     starts = np.cumsum((0, *dims[:-1]))
     allowed = np.logical_or.reduceat(flat, starts, axis=1)  # [B, D]
     if not allowed.all():
-        row, component = (int(place) for place in np.argwhere(~allowed)[0])
+        state, component = (int(place) for place in np.argwhere(~allowed)[0])
         raise ValueError(
-            f"action_masks allows nothing in row {row}, component {component}: at least one action must be legal."
+            f"action_masks allows nothing in state {state}, component {component}: at least one action must be legal."
         )
     return flat
 
@@ -187,7 +187,7 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         return places.to(device), exists.to(device)
 
 
-class GaussianMixture(Distribution):
+class MixedGaussian(RegularisedDistribution):
     """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, mixed as whole action vectors.
 
     A distribution of Stable-Baselines3 for Box actions before they are clipped. Its entropy has no closed form with a
@@ -205,7 +205,7 @@ class GaussianMixture(Distribution):
         ValueError: a floor out of range.
 
     Example:
-        >>> mixture = GaussianMixture(torch.zeros(1), torch.ones(1), floor=0.1)
+        >>> mixture = MixedGaussian(torch.zeros(1), torch.ones(1), floor=0.1)
         >>> mixture.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
     """
@@ -222,12 +222,10 @@ class GaussianMixture(Distribution):
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         self.reference_mean = reference_mean
         self.reference_std = reference_std
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.entropy_term = entropy_term
-        self.regularised = regularised
         self._reference_outputs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -238,11 +236,11 @@ class GaussianMixture(Distribution):
         reference_mean: Tensor | None = None,
         reference_std: Tensor | None = None,
         reference_outputs: tuple[Tensor, Tensor] | None = None,
-    ) -> GaussianMixture:
+    ) -> MixedGaussian:
         """A Gaussian of Stable-Baselines3, without a floor; with gSDE or squashing the Gaussian before it.
 
         Args:
-            distribution: Stable-Baselines3's, with its parameters; a `GaussianMixture` is given back.
+            distribution: Stable-Baselines3's, with its parameters; a `MixedGaussian` is given back.
             reference_mean: `[D]`; None: 0.
             reference_std: `[D]`; None: 1.
             reference_outputs: `(mean, log_std)` of a reference policy.
@@ -269,7 +267,7 @@ class GaussianMixture(Distribution):
 
     def proba_distribution(
         self, mean: Tensor, log_std: Tensor, reference_outputs: tuple[Tensor, Tensor] | None = None
-    ) -> GaussianMixture:
+    ) -> MixedGaussian:
         """Take the network's outputs.
 
         Args:
@@ -320,21 +318,6 @@ class GaussianMixture(Distribution):
     def mode(self) -> Tensor:
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
-
-    def actions_from_params(self, mean: Tensor, log_std: Tensor, deterministic: bool = False) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(mean, log_std).get_actions(deterministic)
-
-    def log_prob_from_params(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-densities."""
-        actions = self.actions_from_params(mean, log_std)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor | None:
-        """The entropy term's values; or `-KL(reference‖pi)`; or the entropy of the mixture, None with a floor."""
-        if self.entropy_term is not None:
-            return self.entropy_term.values(self)
-        return -self.kl_reference() if self.regularised else self.mixture_entropy()
 
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
@@ -389,11 +372,8 @@ class GaussianMixture(Distribution):
         each = self.log_std.expand_as(self.mean).unsqueeze(-1)
         return [gaussian_entropy(part) for part in each.unbind(1)]
 
-    def entropy_fractions(self) -> None:
-        """None: a differential entropy has no greatest value to be a fraction of."""
 
-
-class CategoricalMixture(Distribution):
+class MixedCategorical(RegularisedDistribution):
     """`(1 - floor) · pi + floor · reference`, component by component, over the legal choices.
 
     A distribution of Stable-Baselines3 for Discrete, MultiDiscrete and MultiBinary actions. pi is the network's policy;
@@ -414,7 +394,7 @@ class CategoricalMixture(Distribution):
         ValueError: an unknown kind, a floor out of range, dims or references that do not fit.
 
     Example:
-        >>> mixture = CategoricalMixture("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
+        >>> mixture = MixedCategorical("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
         >>> mixture.probabilities()
         (tensor([[0.9000, 0.1000]]),)
     """
@@ -429,7 +409,7 @@ class CategoricalMixture(Distribution):
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         check_choice("kind", kind, ("discrete", "multi_discrete", "multi_binary"))
         if not dims or (kind == "discrete" and len(dims) != 1):
             raise ValueError(f"dims={dims!r} does not fit kind={kind!r}: give the number of choices of each component.")
@@ -439,8 +419,6 @@ class CategoricalMixture(Distribution):
         self.dims = dims
         self.references = references
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.entropy_term = entropy_term
-        self.regularised = regularised
 
     @classmethod
     def from_sb3(
@@ -449,11 +427,11 @@ class CategoricalMixture(Distribution):
         *,
         references: tuple[Smoothing | None, ...] | None = None,
         reference_outputs: Tensor | None = None,
-    ) -> CategoricalMixture:
+    ) -> MixedCategorical:
         """A discrete distribution of Stable-Baselines3 or sb3-contrib, masks included, without a floor.
 
         Args:
-            distribution: theirs, with its parameters; a `CategoricalMixture` is given back.
+            distribution: theirs, with its parameters; a `MixedCategorical` is given back.
             references: one recipe a component, or None for uniform.
             reference_outputs: outputs of a policy that is the reference of KL, or None.
 
@@ -483,7 +461,7 @@ class CategoricalMixture(Distribution):
         """The layer of the logits, one a bit for MultiBinary, as Stable-Baselines3's."""
         return nn.Linear(latent_dim, len(self.dims) if self.kind == "multi_binary" else sum(self.dims))
 
-    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> CategoricalMixture:
+    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> MixedCategorical:
         """Take the network's outputs, unmasked.
 
         Args:
@@ -550,23 +528,6 @@ class CategoricalMixture(Distribution):
     def mode(self) -> Tensor:
         """The most probable action of the mixture, in the form of `sample`."""
         return self._as_actions(self._mixture_log_probs().argmax(-1))
-
-    def actions_from_params(
-        self, outputs: Tensor, reference_outputs: Tensor | None = None, deterministic: bool = False
-    ) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(outputs, reference_outputs).get_actions(deterministic)
-
-    def log_prob_from_params(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-probabilities."""
-        actions = self.actions_from_params(outputs, reference_outputs)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor:
-        """The entropy term's values; or `-KL(reference‖pi)`, if regularised; or the entropy of the mixture, `[B]`."""
-        if self.entropy_term is not None:
-            return self.entropy_term.values(self)
-        return -self.kl_reference() if self.regularised else self.mixture_entropy()
 
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""
@@ -660,7 +621,7 @@ class CategoricalMixture(Distribution):
         return self._static[0]
 
 
-class GSDEEntropyTerm(Distribution):
+class GSDEEntropyTerm(RegularisedDistribution):
     """A gSDE distribution of Stable-Baselines3 whose `entropy()` is the entropy term, or `-KL(reference‖pi)`.
 
     KL is that of the Gaussians before squashing: squashing both does not change it. A squashed policy's entropy has no
@@ -673,12 +634,11 @@ class GSDEEntropyTerm(Distribution):
     """
 
     def __init__(
-        self, noise: StateDependentNoiseDistribution, gaussian: GaussianMixture, entropy_term: EntropyTerm | None
+        self, noise: StateDependentNoiseDistribution, gaussian: MixedGaussian, entropy_term: EntropyTerm | None
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=True)
         self.noise = noise
         self.gaussian = gaussian
-        self.entropy_term = entropy_term
         self.distribution = noise.distribution
         self._log_prob: Tensor | None = None
 
@@ -695,10 +655,6 @@ class GSDEEntropyTerm(Distribution):
         self._log_prob = self.noise.log_prob(actions)
         return self._log_prob
 
-    def entropy(self) -> Tensor:
-        """The entropy term's values, or `-KL(reference‖pi)`, `[B]`."""
-        return -self.kl_reference() if self.entropy_term is None else self.entropy_term.values(self)
-
     def network_entropy(self) -> Tensor:
         """H(pi), `[B]`; squashed: its estimate."""
         if self.noise.bijector is None:
@@ -706,16 +662,9 @@ class GSDEEntropyTerm(Distribution):
         assert self._log_prob is not None, "log_prob comes first, as in evaluate_actions"
         return -self._log_prob
 
-    def mixture_entropy(self) -> Tensor:
-        """The network's: there is no floor."""
-        return self.network_entropy()
-
     def kl_reference(self) -> Tensor:
         """KL(reference‖pi), `[B]`."""
         return self.gaussian.kl_reference()
-
-    def entropy_fractions(self) -> None:
-        """None: differential entropies have no fractions."""
 
     def sample(self) -> Tensor:
         """Draw actions."""

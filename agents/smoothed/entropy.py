@@ -6,34 +6,21 @@ Stable-Baselines3's losses subtract `ent_coef · entropy`; a smoothed policy ret
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
-from rlsmooth.agents.smoothed.references import References, action_components, box_reference
+from rlsmooth.agents.smoothed.references import References
+from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import gaussian_entropy
 from rlsmooth.targets import Smoothing
 
-__all__ = ["EntropyTarget", "EntropyTerm", "HasEntropies", "check_targets", "entropy_target_for"]
-
-
-class HasEntropies(Protocol):
-    """A distribution as an `EntropyTerm` reads it, such as `CategoricalMixture`; all values are `[B]`, in nats."""
-
-    def network_entropy(self) -> Tensor:
-        """H(pi) of the network's policy."""
-
-    def mixture_entropy(self) -> Tensor | None:
-        """H of the behaviour policy, exploration floor included; None where it has no closed form."""
-
-    def kl_reference(self) -> Tensor:
-        """KL(reference‖pi)."""
-
-    def entropy_fractions(self) -> tuple[Tensor, Tensor] | None:
-        """`(H / log n_legal, states with a choice)`; None for a Box."""
+__all__ = ["EntropyTarget", "EntropyTerm", "RegularisedDistribution", "check_targets", "entropy_target_for"]
 
 
 LOWEST_ALPHA, HIGHEST_ALPHA = 1e-6, 1e2
@@ -136,9 +123,9 @@ class EntropyTerm:
         mask: bool `[B]`, the steps of this minibatch that count (the others pad a recurrent batch); None: all.
 
     Example:
-        >>> from rlsmooth.agents.smoothed.distributions import CategoricalMixture
+        >>> from rlsmooth.agents.smoothed.distributions import MixedCategorical
         >>> term = EntropyTerm(entropy_coef=0.5, kl_coef=1.0)
-        >>> term.values(CategoricalMixture("discrete", (2,)).proba_distribution(torch.zeros(1, 2)))
+        >>> term.values(MixedCategorical("discrete", (2,)).proba_distribution(torch.zeros(1, 2)))
         tensor([0.3466])
         >>> round(term.mean_entropy(), 4)
         0.6931
@@ -158,7 +145,7 @@ class EntropyTerm:
         self._sum: Tensor | None = None
         self._count = 0
 
-    def values(self, distribution: HasEntropies) -> Tensor:
+    def values(self, distribution: RegularisedDistribution) -> Tensor:
         """The values for one minibatch, `[B]`. A coefficient of 0 adds nothing to the graph.
 
         Args:
@@ -195,12 +182,57 @@ class EntropyTerm:
         self._sum = mean if self._sum is None else self._sum + mean
         self._count += 1
 
-    def _update_target(self, target: EntropyTarget, distribution: HasEntropies) -> None:
+    def _update_target(self, target: EntropyTarget, distribution: RegularisedDistribution) -> None:
         with torch.no_grad():
             exact = distribution.mixture_entropy()
             entropies = distribution.network_entropy() if exact is None else exact
             weights = None if self.mask is None else self.mask.to(entropies.dtype)
             target.update(entropies, distribution.entropy_fractions(), weights)
+
+
+class RegularisedDistribution(Distribution):
+    """A distribution whose `entropy()` may be an `EntropyTerm` or `-KL(reference‖pi)`; values are `[B]`, in nats.
+
+    Args:
+        entropy_term: gives `entropy()`; None: see `regularised`.
+        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
+    """
+
+    def __init__(self, entropy_term: EntropyTerm | None, *, regularised: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entropy_term = entropy_term
+        self.regularised = regularised
+
+    @abstractmethod
+    def network_entropy(self) -> Tensor:
+        """H(pi) of the network's policy."""
+
+    def mixture_entropy(self) -> Tensor | None:
+        """H of the behaviour policy, exploration floor included; None where it has no closed form."""
+        return self.network_entropy()
+
+    @abstractmethod
+    def kl_reference(self) -> Tensor:
+        """KL(reference‖pi)."""
+
+    def entropy_fractions(self) -> tuple[Tensor, Tensor] | None:
+        """`(H / log n_legal, states with a choice)`; None: a Box's differential entropy has no greatest value."""
+        return None
+
+    def entropy(self) -> Tensor | None:
+        """The entropy term's values; or `-KL(reference‖pi)`, if regularised; or the behaviour policy's entropy."""
+        if self.entropy_term is not None:
+            return self.entropy_term.values(self)
+        return -self.kl_reference() if self.regularised else self.mixture_entropy()
+
+    def actions_from_params(self, *outputs: Any, deterministic: bool = False) -> Tensor:
+        """`get_actions` for the network's outputs."""
+        return self.proba_distribution(*outputs).get_actions(deterministic)
+
+    def log_prob_from_params(self, *outputs: Any) -> tuple[Tensor, Tensor]:
+        """Draw actions for the network's outputs; actions and their log-probabilities."""
+        actions = self.actions_from_params(*outputs)
+        return actions, self.log_prob(actions)
 
 
 def check_targets(

@@ -17,10 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
-from rlsmooth.agents.sb3 import normalized_observations
-from rlsmooth.agents.smoothed.distributions import CategoricalMixture, GaussianMixture
+from rlsmooth.agents.sb3 import has_base, is_maskable, normalized_observations
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_positive_int
 
 __all__ = [
@@ -156,7 +156,8 @@ def measure_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) 
         torch.Size([64])
     """
     check_positive_int("max_states", max_states)
-    max_states = min(max_states, max(1, MEASURED_BYTES // _observation_bytes(model.observation_space)))
+    observation_bytes = 4 * max(1, spaces.flatdim(model.observation_space))
+    max_states = min(max_states, max(1, MEASURED_BYTES // observation_bytes))
     if isinstance(model, OffPolicyAlgorithm):
         return measure_policy(model.policy, _replayed(model, max_states))
     if not isinstance(model, OnPolicyAlgorithm):
@@ -194,7 +195,7 @@ def record_measures(logger: Logger, measures: PolicyMeasures, *, prefix: str = "
 
     Args:
         logger: Stable-Baselines3's; it writes with its next `dump`.
-        measures: see `measure_policy`. This waits for the device, once.
+        measures: from `measure_policy` or `measure_rollout`. Reading them waits for the device, once.
         prefix: before the `/` of each tag.
 
     Example:
@@ -223,16 +224,9 @@ def check_measurable(policy: BasePolicy) -> None:
         Traceback (most recent call last):
         TypeError: policy must be an actor-critic policy, or DQN's or QR-DQN's, got SACPolicy.
     """
-    if not isinstance(policy, (ActorCriticPolicy, DQNPolicy)) and not _names(policy) & {
-        "MaskableActorCriticPolicy",
-        "QRDQNPolicy",
-    }:
+    known = isinstance(policy, (ActorCriticPolicy, DQNPolicy))
+    if not (known or is_maskable(policy) or has_base(type(policy), "QRDQNPolicy")):
         raise TypeError(f"policy must be an actor-critic policy, or DQN's or QR-DQN's, got {type(policy).__name__}.")
-
-
-def _names(policy: BasePolicy) -> set[str]:
-    """The names of a policy's classes: those of sb3-contrib, which may be missing, are known by name only."""
-    return {base.__name__ for base in type(policy).__mro__}
 
 
 def read_distribution(
@@ -241,16 +235,15 @@ def read_distribution(
     action_masks: Tensor | None,
     lstm_states: tuple[Tensor, Tensor] | None,
     episode_starts: Tensor | None,
-) -> CategoricalMixture | GaussianMixture:
+) -> MixedCategorical | MixedGaussian:
     """The distribution of any measurable policy in these states."""
     if isinstance(policy, SmoothedPolicy):
         return policy.smoothed_distribution(
             observations, action_masks, lstm_states=lstm_states, episode_starts=episode_starts
         )
     check_measurable(policy)
-    names = _names(policy)
-    is_recurrent, is_maskable = "RecurrentActorCriticPolicy" in names, "MaskableActorCriticPolicy" in names
-    if action_masks is not None and not is_maskable:
+    is_recurrent = has_base(type(policy), "RecurrentActorCriticPolicy")
+    if action_masks is not None and not is_maskable(policy):
         raise ValueError(f"action_masks can't be used by {type(policy).__name__}, which takes none: leave them out.")
     if not is_recurrent and not (lstm_states is None and episode_starts is None):
         raise ValueError(
@@ -258,25 +251,25 @@ def read_distribution(
             "them out."
         )
     reader: Any = policy
-    if isinstance(policy, DQNPolicy) or "QRDQNPolicy" in names:
-        net = policy.q_net if isinstance(policy, DQNPolicy) else reader.quantile_net
-        values = net(observations) if isinstance(policy, DQNPolicy) else net(observations).mean(1)
-        return CategoricalMixture("discrete", (values.shape[-1],)).proba_distribution(values)
-    if is_maskable:
+    if isinstance(policy, DQNPolicy) or has_base(type(policy), "QRDQNPolicy"):
+        is_dqn = isinstance(policy, DQNPolicy)
+        values = reader.q_net(observations) if is_dqn else reader.quantile_net(observations).mean(1)
+        return MixedCategorical("discrete", (values.shape[-1],)).proba_distribution(values)
+    if is_maskable(policy):
         found = reader.get_distribution(observations, action_masks)
     elif is_recurrent:
         found = recurrent_distribution(policy, observations, lstm_states, episode_starts)
     else:
         found = reader.get_distribution(observations)
     if not isinstance(policy.action_space, spaces.Box):
-        return CategoricalMixture.from_sb3(found)
+        return MixedCategorical.from_sb3(found)
     mean, std = box_reference(policy.action_space)
-    return GaussianMixture.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
+    return MixedGaussian.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
 
 
-def _measures(mixture: CategoricalMixture | GaussianMixture) -> PolicyMeasures:
+def _measures(mixture: MixedCategorical | MixedGaussian) -> PolicyMeasures:
     kl_reference = mixture.kl_reference().mean()
-    if isinstance(mixture, GaussianMixture):
+    if isinstance(mixture, MixedGaussian):
         entropies = mixture.mixture_entropy()
         if entropies is None:
             draws = min(256, max(16, DRAWS // len(mixture.mean)))
@@ -304,10 +297,6 @@ def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
 def _spread(length: int, count: int) -> NDArray[np.int64]:
     """At most `count` places, evenly over `length`."""
     return np.linspace(0, length - 1, min(length, count)).round().astype(np.int64)
-
-
-def _observation_bytes(space: spaces.Space[Any]) -> int:
-    return 4 * max(1, spaces.flatdim(space))
 
 
 def _layers_first(

@@ -20,18 +20,17 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
-from rlsmooth.agents.smoothed.distributions import CategoricalMixture, GaussianMixture, GSDEEntropyTerm
+from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
     PolicyReference,
     References,
-    action_components,
-    box_reference,
     canonical_reference,
     check_reference_policy,
     reference_outputs,
     reference_recipes,
 )
+from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 
 __all__ = [
@@ -46,7 +45,7 @@ __all__ = [
 ]
 
 
-Mixture: TypeAlias = CategoricalMixture | GaussianMixture
+Mixture: TypeAlias = MixedCategorical | MixedGaussian
 """A smoothed policy's behaviour policy."""
 
 
@@ -87,7 +86,7 @@ class PolicyQueries(BasePolicy):
             ValueError: a Box, whose actions have densities; masks or states for a policy that has none.
         """
         found = self._without_training(observation, action_masks, lstm_states, episode_starts)
-        if not isinstance(found, CategoricalMixture):
+        if not isinstance(found, MixedCategorical):
             raise ValueError(
                 f"action_space={self.action_space!r} has densities, no probabilities: use get_distribution(...)."
             )
@@ -116,7 +115,7 @@ class PolicyQueries(BasePolicy):
         found = self._without_training(observation, action_masks, lstm_states, episode_starts)
         exact = found.mixture_entropy()
         if exact is None:
-            assert isinstance(found, GaussianMixture)
+            assert isinstance(found, MixedGaussian)
             return found.mixture_entropy_estimate()
         return exact
 
@@ -315,7 +314,7 @@ class SmoothedPolicy(PolicyQueries):
             found = self._distribution(observations, action_masks, lstm_states, episode_starts)
         finally:
             self._wanted = None
-        if not isinstance(found, (CategoricalMixture, GaussianMixture)):
+        if not isinstance(found, (MixedCategorical, MixedGaussian)):
             raise TypeError(f"{type(self).__name__} gives a {type(found).__name__}, which can't be read.")
         return found
 
@@ -379,7 +378,7 @@ class SmoothedPolicy(PolicyQueries):
         network: Any = self
         outputs = network.action_net(latent_pi)
         if self._components is None:
-            gaussian = GaussianMixture(
+            gaussian = MixedGaussian(
                 network.reference_mean,
                 network.reference_stds,
                 floor=self._exploration_floor,
@@ -388,7 +387,7 @@ class SmoothedPolicy(PolicyQueries):
             )
             return gaussian.proba_distribution(outputs, network.log_std, wanted.reference_outputs)
         kind, sizes = self._components
-        categorical = CategoricalMixture(
+        categorical = MixedCategorical(
             kind,
             sizes,
             references=self.references,
@@ -412,7 +411,7 @@ class SmoothedPolicy(PolicyQueries):
     def _gsde_distribution(self, latent_pi: Tensor, wanted: _Wanted, term: EntropyTerm | None) -> Distribution:
         network: Any = self
         noise = super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
-        gaussian = GaussianMixture.from_sb3(
+        gaussian = MixedGaussian.from_sb3(
             noise,
             reference_mean=network.reference_mean,
             reference_std=network.reference_stds,

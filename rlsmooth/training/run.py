@@ -52,7 +52,6 @@ __all__ = [
     "check_num_envs",
     "check_same_arguments",
     "delete_leftovers",
-    "divergence_error",
     "fingerprint",
     "learning_rate_of",
     "log_line",
@@ -547,7 +546,7 @@ class FiniteWatch:
         bad = min(flags.index(False), max(len(fresh) - 1, 0))
         spoilt = step - steps + place + 1
         samples, values = (None, ()) if minibatch_of is None else minibatch_of(spoilt)
-        raise divergence_error(
+        raise _divergence_error(
             spoilt,
             float(fresh[bad]) if fresh else 0.0,
             samples,
@@ -561,7 +560,7 @@ class FiniteWatch:
         )
 
 
-def divergence_error(
+def _divergence_error(
     step: int,
     loss: float,
     samples: Tensor | None,
@@ -569,25 +568,12 @@ def divergence_error(
     *,
     learning_rate: float,
     checkpoint_folder: Path | None,
-    data: str = "demonstrations",
-    model: str = "policy",
-    argument: str = "learning_rate",
-    can_clip: bool = True,
+    data: str,
+    model: str,
+    argument: str,
+    can_clip: bool,
 ) -> TrainingDivergedError:
-    """Build the error of a step; trainers let `FiniteWatch` do it.
-
-    Args:
-        step: counted from 1.
-        loss: of that step.
-        samples: int64 `[B]`, its minibatch, as places in the data; None: it was drawn and is gone.
-        values: tensors `[B, ...]`, what those samples hold.
-        learning_rate: in force.
-        checkpoint_folder: where the last good checkpoint is, or None.
-        data: what the message calls the data.
-        model: what it calls the model.
-        argument: the name of the argument to lower.
-        can_clip: whether there is a `max_grad_norm` to set.
-    """
+    """The error of a step, whose minibatch was `samples` (None: drawn and gone) with `values` `[B, ...]`."""
     lower = f"lower {argument} (it was {learning_rate:g}){', or set max_grad_norm' if can_clip else ''}."
     seen = torch.zeros(0, dtype=torch.int64) if samples is None else samples.cpu()
     if samples is None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
-from rlsmooth.agents.smoothed.distributions import CategoricalMixture, GaussianMixture
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.enjoy import Args, main
 from rlsmooth.scripts.enjoy_panel import (
@@ -192,7 +192,7 @@ def test_a_memory_and_a_floor_count(agents: dict[str, Path]) -> None:
 
 
 def test_numbers_of_a_box() -> None:
-    gaussian = GaussianMixture(torch.zeros(2), torch.ones(2))
+    gaussian = MixedGaussian(torch.zeros(2), torch.ones(2))
     gaussian.proba_distribution(torch.tensor([[0.5, -0.5]]), torch.tensor([0.0, -1.0]))
     model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
     model.action_space = spaces.Box(-1.0, 2.0, (2,))
@@ -232,7 +232,7 @@ def test_masks_say_what_is_legal(agents: dict[str, Path]) -> None:
     model = load_agent(agents["masked"], device="cpu")
     masks = np.array([[True, False, True, False, True, True, False]])
     acting = read_choice(model, model.observation_space.sample()[None], masks, None, np.ones(1))
-    assert isinstance(acting, CategoricalMixture)
+    assert isinstance(acting, MixedCategorical)
     parts = choices_of(acting, np.array([0, 1]), agent=model, masks=masks)
     for part, legal in zip(parts, np.split(masks[0], [3]), strict=True):
         assert isinstance(part, Choices)
@@ -348,7 +348,7 @@ def test_a_q_network_acts_greedily_but_for_its_exploration(algorithm: type[DQN] 
     agent.exploration_rate = 0.4
     observations = np.repeat(np.array([[0.1, -0.2, 0.3, 0.4]], np.float32), 4000, axis=0)
     acting = off_policy_acting(agent, torch.as_tensor(observations[:1]))
-    assert isinstance(acting, CategoricalMixture)
+    assert isinstance(acting, MixedCategorical)
     greedy = int(agent.predict(observations[0], deterministic=True)[0])
     expected = np.full(2, 0.2)
     expected[greedy] = 0.8
@@ -366,7 +366,7 @@ def test_sac_acts_from_a_squashed_gaussian(algorithm: type[SAC] | type[TQC]) -> 
     agent = algorithm("MlpPolicy", "Pendulum-v1", **small())
     observation = np.array([[0.5, 0.2, -1.0]], np.float32)
     acting = read_choice(agent, observation, None, None, np.ones(1, dtype=bool))
-    assert isinstance(acting, GaussianMixture)
+    assert isinstance(acting, MixedGaussian)
     drawn = agent.predict(np.repeat(observation, 4000, axis=0))[0][:, 0] / 2  # Pendulum's actions are in [-2, 2]
     before = np.arctanh(np.clip(drawn.astype(np.float64), -1 + 1e-9, 1 - 1e-9))
     std = float(acting.log_std.exp())

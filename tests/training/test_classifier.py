@@ -17,7 +17,7 @@ from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, one_hot, uniform
 from rlsmooth.training import Classifier, epoch_permutation
 from rlsmooth.training import classifier as classifier_module
-from rlsmooth.training.classifier_labels import hold_out
+from rlsmooth.training.classifier_samples import hold_out
 from support import assert_raises
 
 datasets = pytest.importorskip("sklearn.datasets")
@@ -553,8 +553,8 @@ def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
         ({"max_epochs": 0}, ValueError, "max_epochs=0"),
         ({"mixup": -0.1}, ValueError, "mixup=-0.1"),
         ({"validation_fraction": 1.0}, ValueError, "validation_fraction"),
-        ({"validation_fraction": 0.01}, ValueError, "leaves no row"),
-        ({"validation_fraction": 0.9}, ValueError, "without a training row"),
+        ({"validation_fraction": 0.01}, ValueError, "leaves none on one side"),
+        ({"validation_fraction": 0.9}, ValueError, "without a training sample"),
         ({"early_stopping_patience": 3}, ValueError, "needs validation data"),
         ({"early_stopping_patience": 0, "validation_fraction": 0.25}, ValueError, "early_stopping_patience=0"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm"),
@@ -565,12 +565,12 @@ def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
         ({"class_weight": {0: 1.0, 9: 2.0}}, ValueError, "class_weight has 9"),
         ({"class_weight": [1.0, 2.0]}, ValueError, r"class_weight has shape \(2,\)"),
         ({"class_weight": [1.0, 2.0, -1.0]}, ValueError, "class_weight of 2"),
-        ({"class_weight": [0.0, 0.0, 0.0]}, ValueError, "leave no row"),
+        ({"class_weight": [0.0, 0.0, 0.0]}, ValueError, "leave no sample"),
         ({"model": "cnn"}, ValueError, "model='cnn'"),
         ({"model": 3}, TypeError, "model must be"),
         ({"model": lambda _features, _classes: None}, TypeError, "gave a NoneType"),
         ({"model": nn.Linear(5, 3)}, ValueError, "model can't read inputs"),
-        ({"model": nn.Linear(4, 2)}, ValueError, r"model gives torch.float32 \(2, 2\) for 2 rows"),
+        ({"model": nn.Linear(4, 2)}, ValueError, r"model gives torch.float32 \(2, 2\) for 2 samples"),
         ({"model": nn.ReLU()}, ValueError, r"needs floating-point logits \(2, 3\)"),
         ({"model": nn.Linear(4, 3).requires_grad_(False)}, ValueError, "nothing in it can be trained"),
         ({"device": "abacus"}, RuntimeError, "abacus"),
@@ -602,7 +602,7 @@ MASK = np.ones((12, 3), dtype=bool)
         ({"X": torch.tensor(X).to(torch.complex64)}, ValueError, "Complex data"),
         ({"X": [["a", "b"]] * 12}, ValueError, "could not convert"),
         ({"y": None}, ValueError, "requires y"),
-        ({"y": Y[:5]}, ValueError, "y has 5 labels, but X 12 rows"),
+        ({"y": Y[:5]}, ValueError, "y has 5 labels, but X has 12 samples"),
         ({"y": Y + 0.5}, ValueError, "Unknown label type"),
         ({"y": with_entry(Y.astype(float), 4, np.nan)}, ValueError, r"y\[4\] is NaN"),
         ({"y": np.eye(3)[Y]}, ValueError, r"give soft labels as target="),
@@ -636,12 +636,13 @@ def test_bad_data_are_named(given: dict[str, Any], error: type[Exception], messa
 def test_what_does_not_go_together_is_named() -> None:
     with pytest.raises(ValueError, match="both given: choose one"):
         one_epoch(validation_fraction=0.25).fit(X, Y, validation=(X, Y))
-    with pytest.raises(ValueError, match="alpha for each training row"):
+    with pytest.raises(ValueError, match="alpha for each training sample"):
         one_epoch(smoothing=Smoothing(torch.full((12,), 0.1))).fit(X, Y, validation=(X, Y))
     with pytest.raises(ValueError, match="mixup can't mix"):
         one_epoch(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), mixup=0.2).fit(torch.zeros(12, 4, dtype=torch.int64), Y)
     normalised = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    assert_raises(ValueError, "batch_size=11 leaves one row of 12", one_epoch(normalised, batch_size=11).fit, X, Y)
+    with pytest.raises(ValueError, match="batch_size=11 leaves one sample of 12"):
+        one_epoch(normalised, batch_size=11).fit(X, Y)
     one_epoch(normalised, batch_size=6).fit(X, Y)
 
 

@@ -321,7 +321,7 @@ def test_is_an_estimator_of_scikit_learn() -> None:
         ({"smoothing": "confidence_adaptive", "labels": "soft"}, "hold their confidence already"),
         ({"smoothing": "lin_0.1"}, "smoothing follows a schedule"),
         ({"smoothing": 1.5}, "alpha=1.5 must be finite and at most 1"),
-        ({"smoothing": Smoothing(alpha=torch.tensor([0.1, 0.2]))}, "an alpha for each row"),
+        ({"smoothing": Smoothing(alpha=torch.tensor([0.1, 0.2]))}, "an alpha for each sample"),
         ({"smoothing": Smoothing(alpha=None, reference="binomial"), "labels": "soft"}, "alpha=None"),
     ],
     ids=str,
@@ -333,8 +333,8 @@ def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"y": np.full(300, -1)}, ValueError, "y has no row with a label"),
-        ({"y": PARTLY[:10]}, ValueError, "y has 10 labels, but X 300 rows"),
+        ({"y": np.full(300, -1)}, ValueError, "y has no sample with a label"),
+        ({"y": PARTLY[:10]}, ValueError, "y has 10 labels, but X has 300 samples"),
         ({"y": np.eye(300)}, ValueError, r"y has shape \(300, 300\)"),
         ({"y": PARTLY + 0.5}, ValueError, "continuous"),
         ({"y": PARTLY.astype(str)}, ValueError, "y has dtype string"),

@@ -112,12 +112,12 @@ class TrainerCallback(BaseCallback):
             "observations": trainer.wrapper.observations,
         }
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         trainer = self.trainer
         trainer.net.load_state_dict(state["net"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.draws, trainer.rounds = state["draws"], state["rounds"]
-        if episodes_go_on:
+        if episodes_continue:
             trainer.wrapper.observations = state["observations"]
 
 
@@ -186,11 +186,13 @@ def test_a_callback_can_refuse_its_state(tmp_path: Path) -> None:
     own = ExactCheckpointCallback(1, tmp_path)
     states = own_states(callback, own)
     assert callback_states(callback, own) == []
-    assert set_own_states(callback, own, states, episodes_go_on=True) == ""
+    assert set_own_states(callback, own, states, episodes_continue=True) == ""
     states[0]["state"]["items"][0][1] = {"kind": "dict", "number": 1, "items": []}
-    assert_raises(RuntimeError, "Missing key", set_own_states, callback, own, states, episodes_go_on=True)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        set_own_states(callback, own, states, episodes_continue=True)
     states[0]["state"] = {"kind": "dict", "number": 0, "items": 3}
-    assert_raises(CannotSnapshotError, "malformed", set_own_states, callback, own, states, episodes_go_on=True)
+    with pytest.raises(CannotSnapshotError, match="malformed"):
+        set_own_states(callback, own, states, episodes_continue=True)
     assert isinstance(callback, HasExactState)
     assert not isinstance(own, HasExactState)
 

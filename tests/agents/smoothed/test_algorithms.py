@@ -381,7 +381,7 @@ def test_a_mask_that_allows_nothing_is_refused_where_it_has_no_answer() -> None:
     env = NothingLegal(4)
     assert SmoothedMaskablePPO("MlpPolicy", env, device="cpu", **PPO_ARGUMENTS).learn(64).num_timesteps == 64
     for on in ({"smoothing": 0.1}, {"exploration_floor": 0.1}):
-        with pytest.raises(ValueError, match="action_masks allows nothing in row 0"):
+        with pytest.raises(ValueError, match="action_masks allows nothing in state 0"):
             SmoothedMaskablePPO("MlpPolicy", env, device="cpu", **PPO_ARGUMENTS, **on).learn(64)
 
 

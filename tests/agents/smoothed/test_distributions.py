@@ -1,4 +1,4 @@
-"""CategoricalMixture and GaussianMixture against SB3's, sb3-contrib's and torch's distributions, and by statistics."""
+"""MixedCategorical and MixedGaussian against SB3's, sb3-contrib's and torch's distributions, and by statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from rlsmooth.agents.smoothed.distributions import CategoricalMixture, GaussianMixture
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.losses import kl_divergence
 from rlsmooth.targets import Smoothing, Tree
@@ -81,7 +81,7 @@ def as_float(actions: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kind", "dims", "width"), CASES)
 def test_without_a_floor_it_is_the_parents(kind: Kind, dims: tuple[int, ...], width: int, device: torch.device) -> None:
     outputs = 2 * torch.randn(50, width, device=device)
-    mixture, theirs = CategoricalMixture(kind, dims).proba_distribution(outputs), parent(kind, dims, outputs)
+    mixture, theirs = MixedCategorical(kind, dims).proba_distribution(outputs), parent(kind, dims, outputs)
     actions = theirs.sample()
     torch.testing.assert_close(mixture.log_prob(actions), theirs.log_prob(actions))
     torch.testing.assert_close(mixture.log_prob(as_float(actions)), theirs.log_prob(actions))
@@ -95,7 +95,7 @@ def test_discrete_draws_are_those_of_the_parent(device: torch.device) -> None:
     outputs = torch.randn(100, 4, device=device)
     draws = []
     for distribution in (
-        CategoricalMixture("discrete", (4,)).proba_distribution(outputs),
+        MixedCategorical("discrete", (4,)).proba_distribution(outputs),
         parent("discrete", (4,), outputs),
     ):
         torch.manual_seed(3)
@@ -111,7 +111,7 @@ def test_floor_by_sums_over_joint_actions(
     rows, floor = 6, 0.3
     outputs = 2 * torch.randn(rows, width, dtype=F64, device=device)
     masks = draw_masks(dims, rows, device) if masked else torch.ones(rows, sum(dims), dtype=torch.bool, device=device)
-    mixture = CategoricalMixture(kind, dims, floor=floor).proba_distribution(outputs)
+    mixture = MixedCategorical(kind, dims, floor=floor).proba_distribution(outputs)
     if masked:
         mixture.apply_masking(masks)
     marginals = []
@@ -151,10 +151,10 @@ def test_masks_are_sb3_contribs_but_exact(
     theirs: Any = make_masked_proba_distribution(space_of(kind, dims)).proba_distribution(logits)
     theirs.apply_masking(masks.cpu().numpy())
     leaf = (logits if fill is None else logits.masked_fill(~masks, fill)).requires_grad_(True)
-    mixture = CategoricalMixture(kind, dims, floor=0.1).proba_distribution(leaf)
+    mixture = MixedCategorical(kind, dims, floor=0.1).proba_distribution(leaf)
     mixture.apply_masking(masks)
     actions = theirs.sample()
-    network = CategoricalMixture(kind, dims).proba_distribution(leaf)
+    network = MixedCategorical(kind, dims).proba_distribution(leaf)
     network.apply_masking(masks.cpu().numpy())
     torch.testing.assert_close(network.log_prob(actions), theirs.log_prob(actions))
     torch.testing.assert_close(mixture.network_entropy(), theirs.entropy())
@@ -168,12 +168,12 @@ def test_masks_are_sb3_contribs_but_exact(
         assert value[0] == 0  # one legal action
     mixture.apply_masking(None)
     if fill is None:
-        plain = CategoricalMixture(kind, dims, floor=0.1).proba_distribution(leaf)
+        plain = MixedCategorical(kind, dims, floor=0.1).proba_distribution(leaf)
         torch.testing.assert_close(mixture.entropy(), plain.entropy())
 
 
 def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
-    mixture = CategoricalMixture("discrete", (4,)).proba_distribution(torch.zeros(3, 4))
+    mixture = MixedCategorical("discrete", (4,)).proba_distribution(torch.zeros(3, 4))
     for shape in ((4, 3), (12, 1), (2, 3), (5,)):
         with pytest.raises(ValueError, match=r"needs \[B, 4\]: one entry for each choice"):
             mixture.apply_masking(np.ones(shape, dtype=bool))
@@ -183,10 +183,12 @@ def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
 
 
 def test_an_array_of_masks_that_allows_nothing_is_an_error() -> None:
-    mixture = CategoricalMixture("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
+    mixture = MixedCategorical("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
     masks = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=bool)
-    assert_raises(ValueError, "row 1, component 1", mixture.apply_masking, masks)
-    assert_raises(ValueError, r"needs \[B, 5\]", mixture.apply_masking, np.ones((1, 4), dtype=bool))
+    with pytest.raises(ValueError, match="state 1, component 1"):
+        mixture.apply_masking(masks)
+    with pytest.raises(ValueError, match=r"needs \[B, 5\]"):
+        mixture.apply_masking(np.ones((1, 4), dtype=bool))
 
 
 RECIPES = {
@@ -210,7 +212,7 @@ def test_the_reference_is_what_the_recipe_puts_beside_the_greedy_action(
     one = recipe.alpha is None
     target = Smoothing(None if one else 1.0, recipe.reference, spread=recipe.spread)(greedy, 3, mask)
     expected = kl_divergence(logits, target, direction="reference_to_policy", mask=mask, reduction="none")
-    mixture = CategoricalMixture("discrete", (3,), references=(recipe,), floor=0.4, regularised=True)
+    mixture = MixedCategorical("discrete", (3,), references=(recipe,), floor=0.4, regularised=True)
     mixture.proba_distribution(logits)
     mixture.apply_masking(mask)
     torch.testing.assert_close(mixture.kl_reference(), expected)
@@ -227,11 +229,11 @@ def test_each_dimension_has_its_own_reference(device: torch.device) -> None:
     outputs = torch.randn(9, 3 + 2 + 3, device=device)
     references = (RECIPES["kernel"], None, RECIPES["prior"])
     for masks in (None, draw_masks((3, 2, 3), 9, device)):
-        mixture = CategoricalMixture("multi_discrete", (3, 2, 3), references=references, floor=0.2)
+        mixture = MixedCategorical("multi_discrete", (3, 2, 3), references=references, floor=0.2)
         mixture.proba_distribution(outputs).apply_masking(masks)
         total, parts = torch.zeros(9, device=device), []
         for d, (reference, logits) in enumerate(zip(references, outputs.split([3, 2, 3], -1), strict=True)):
-            single = CategoricalMixture("discrete", (logits.shape[-1],), references=(reference,), floor=0.2)
+            single = MixedCategorical("discrete", (logits.shape[-1],), references=(reference,), floor=0.2)
             single.proba_distribution(logits)
             single.apply_masking(None if masks is None else masks.split([3, 2, 3], -1)[d])
             total = total + single.kl_reference()
@@ -244,9 +246,9 @@ def test_each_dimension_has_its_own_reference(device: torch.device) -> None:
 def test_a_reference_policy_is_the_reference_of_kl_but_not_of_the_floor(device: torch.device) -> None:
     own, other = torch.randn(2, 8, 5, device=device)
     masks = draw_masks((2, 3), 8, device)
-    mixture = CategoricalMixture("multi_discrete", (2, 3), floor=0.1).proba_distribution(own, other)
+    mixture = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own, other)
     mixture.apply_masking(masks)
-    plain = CategoricalMixture("multi_discrete", (2, 3), floor=0.1).proba_distribution(own)
+    plain = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own)
     plain.apply_masking(masks)
     torch.testing.assert_close(mixture.entropy(), plain.entropy())
     expected = torch.zeros(8, device=device)
@@ -263,7 +265,7 @@ def test_draws_have_the_acting_probabilities(
     rows = 20_000
     outputs = torch.randn(1, width, device=device).expand(rows, width)
     masks = draw_masks(dims, 2, device)[1:].expand(rows, -1) if width == sum(dims) else None
-    mixture = CategoricalMixture(kind, dims, floor=0.3).proba_distribution(outputs)
+    mixture = MixedCategorical(kind, dims, floor=0.3).proba_distribution(outputs)
     mixture.apply_masking(masks)
     draws = mixture.sample().long().reshape(rows, -1).cpu()
     for d, probabilities in enumerate(mixture.probabilities()):
@@ -278,7 +280,7 @@ def test_draws_have_the_acting_probabilities(
 def test_the_entropy_term_and_its_graph(device: torch.device) -> None:
     logits = torch.randn(5, 3, device=device, requires_grad=True)
     term = EntropyTerm(entropy_coef=0.5, kl_coef=2.0)
-    mixture = CategoricalMixture("discrete", (3,), floor=0.2, entropy_term=term).proba_distribution(logits)
+    mixture = MixedCategorical("discrete", (3,), floor=0.2, entropy_term=term).proba_distribution(logits)
     policy = Categorical(logits=logits)
     kl = torch.distributions.kl_divergence(Categorical(torch.ones_like(logits)), policy)
     expected = 0.5 * policy.entropy() - 2.0 * kl
@@ -305,29 +307,29 @@ def test_from_sb3_reads_an_unmodified_policys(
         theirs.apply_masking(draw_masks(dims, 7, device).cpu().numpy())
     else:
         theirs = parent(kind, dims, outputs)
-    mixture = CategoricalMixture.from_sb3(theirs)
+    mixture = MixedCategorical.from_sb3(theirs)
     torch.testing.assert_close(mixture.entropy(), theirs.entropy())
     actions = theirs.sample()
     torch.testing.assert_close(mixture.log_prob(actions), theirs.log_prob(actions))
     assert mixture.kl_uniform().isfinite().all()
-    assert CategoricalMixture.from_sb3(mixture) is mixture
+    assert MixedCategorical.from_sb3(mixture) is mixture
 
 
 def test_torchs_own_form_is_the_acting_one(device: torch.device) -> None:
     logits = torch.randn(4, 3, device=device)
-    single = CategoricalMixture("discrete", (3,), floor=0.5).proba_distribution(logits).distribution
+    single = MixedCategorical("discrete", (3,), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(single, Categorical)
     torch.testing.assert_close(single.probs, 0.5 * logits.softmax(-1) + 0.5 / 3)
-    bits = CategoricalMixture("multi_binary", (2, 2, 2), floor=0.5).proba_distribution(logits).distribution
+    bits = MixedCategorical("multi_binary", (2, 2, 2), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(bits, Bernoulli)
     torch.testing.assert_close(bits.probs, 0.5 * logits.sigmoid() + 0.25)
-    several = CategoricalMixture("multi_discrete", (1, 2), floor=0.5).proba_distribution(logits).distribution
+    several = MixedCategorical("multi_discrete", (1, 2), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(several, list)
     assert [part.probs.shape[-1] for part in several] == [1, 2]
 
 
 def test_parameters_to_actions(device: torch.device) -> None:
-    mixture = CategoricalMixture("multi_discrete", (2, 3))
+    mixture = MixedCategorical("multi_discrete", (2, 3))
     layer = mixture.proba_distribution_net(7).to(device)
     outputs = layer(torch.randn(4, 7, device=device))
     assert torch.equal(mixture.actions_from_params(outputs, deterministic=True), mixture.mode())
@@ -336,21 +338,25 @@ def test_parameters_to_actions(device: torch.device) -> None:
 
 
 def test_wrong_arguments() -> None:
-    assert_raises(ValueError, "kind", CategoricalMixture, "box", (2,))
-    assert_raises(ValueError, "dims", CategoricalMixture, "discrete", (2, 3))
+    with pytest.raises(ValueError, match="kind"):
+        MixedCategorical("box", (2,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dims"):
+        MixedCategorical("discrete", (2, 3))
     with pytest.raises(ValueError, match="references has 1 entries for 2 components"):
-        CategoricalMixture("multi_discrete", (2, 3), references=(None,))
-    assert_raises(ValueError, "floor", CategoricalMixture, "discrete", (2,), floor=1.5)
+        MixedCategorical("multi_discrete", (2, 3), references=(None,))
+    with pytest.raises(ValueError, match="floor"):
+        MixedCategorical("discrete", (2,), floor=1.5)
     gaussian = make_proba_distribution(spaces.Box(-1, 1, (2,))).proba_distribution(torch.zeros(1, 2), torch.zeros(2))
-    assert_raises(TypeError, "categorical or Bernoulli", CategoricalMixture.from_sb3, gaussian)
+    with pytest.raises(TypeError, match="categorical or Bernoulli"):
+        MixedCategorical.from_sb3(gaussian)
 
 
 # ---- Gaussians
-def make(device: torch.device, floor: float, rows: int = 6, **options: Any) -> tuple[GaussianMixture, Tensor, Tensor]:
+def make(device: torch.device, floor: float, rows: int = 6, **options: Any) -> tuple[MixedGaussian, Tensor, Tensor]:
     mean = torch.randn(rows, 2, dtype=F64, device=device, requires_grad=True)
     log_std = torch.tensor([-1.0, -0.3], dtype=F64, device=device, requires_grad=True)
     reference = torch.tensor([0.5, -0.5], dtype=F64, device=device), torch.tensor([1.0, 2.0], dtype=F64, device=device)
-    return GaussianMixture(*reference, floor=floor, **options).proba_distribution(mean, log_std), mean, log_std
+    return MixedGaussian(*reference, floor=floor, **options).proba_distribution(mean, log_std), mean, log_std
 
 
 def test_without_a_floor_it_is_the_parents_of_gaussians(device: torch.device) -> None:
@@ -402,7 +408,7 @@ def test_draws_of_the_floor(device: torch.device) -> None:
     rows, floor = 20_000, 0.3
     mean, log_std = torch.tensor([2.0, -1.0], device=device).expand(rows, 2), torch.tensor([-1.0, 0.0], device=device)
     zeros, ones = torch.zeros(2, device=device), torch.ones(2, device=device)
-    mixture = GaussianMixture(zeros - 4, ones, floor=floor).proba_distribution(mean, log_std)
+    mixture = MixedGaussian(zeros - 4, ones, floor=floor).proba_distribution(mean, log_std)
     draws = mixture.sample().double().cpu().numpy()
     for d in range(2):
         own, other = stats.norm(float(mean[0, d]), float(log_std[d].exp())), stats.norm(-4.0, 1.0)
@@ -441,7 +447,7 @@ def test_entropy_is_the_entropy_term_or_minus_kl(device: torch.device) -> None:
 
 def test_entropy_estimate_by_integration(device: torch.device) -> None:
     floor, mean, std = 0.3, 1.0, 0.5
-    mixture = GaussianMixture(torch.zeros(1, device=device), 2 * torch.ones(1, device=device), floor=floor)
+    mixture = MixedGaussian(torch.zeros(1, device=device), 2 * torch.ones(1, device=device), floor=floor)
     mixture.proba_distribution(torch.full((40, 1), mean, device=device), torch.tensor([std], device=device).log())
 
     def plogp(x: float) -> float:
@@ -479,17 +485,17 @@ def test_from_sb3_reads_the_gaussian_before_squashing(kind: str, device: torch.d
     else:
         cls = DiagGaussianDistribution if kind == "plain" else SquashedDiagGaussianDistribution
         theirs = cls(2).proba_distribution(mean, log_std)
-    mixture = GaussianMixture.from_sb3(theirs)
+    mixture = MixedGaussian.from_sb3(theirs)
     normal = theirs.distribution
     torch.testing.assert_close(mixture.network_entropy(), normal.entropy().sum(-1))
     torch.testing.assert_close(mixture.log_prob(mean), normal.log_prob(mean).sum(-1))
     expected = torch_kl(Normal(torch.zeros_like(mean), 1.0), normal).sum(-1)
     torch.testing.assert_close(mixture.kl_reference(), expected)
-    assert GaussianMixture.from_sb3(mixture) is mixture
+    assert MixedGaussian.from_sb3(mixture) is mixture
 
 
 def test_parameters_to_actions_of_gaussians(device: torch.device) -> None:
-    mixture = GaussianMixture(torch.zeros(2), torch.ones(2))
+    mixture = MixedGaussian(torch.zeros(2), torch.ones(2))
     layer, log_std = mixture.proba_distribution_net(3, log_std_init=-0.5)
     assert log_std.tolist() == [-0.5, -0.5]
     mean = layer(torch.randn(4, 3))
@@ -500,6 +506,8 @@ def test_parameters_to_actions_of_gaussians(device: torch.device) -> None:
 
 
 def test_wrong_arguments_of_gaussians() -> None:
-    assert_raises(ValueError, "floor", GaussianMixture, torch.zeros(1), torch.ones(1), floor=-0.1)
+    with pytest.raises(ValueError, match="floor"):
+        MixedGaussian(torch.zeros(1), torch.ones(1), floor=-0.1)
     categorical = make_proba_distribution(spaces.Discrete(2)).proba_distribution(torch.zeros(1, 2))
-    assert_raises(TypeError, "must be a Gaussian", GaussianMixture.from_sb3, categorical)
+    with pytest.raises(TypeError, match="must be a Gaussian"):
+        MixedGaussian.from_sb3(categorical)

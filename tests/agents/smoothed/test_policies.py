@@ -37,16 +37,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import rlsmooth.agents
 from rlsmooth.agents import BC, load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import reference_from_plain, reference_to_plain
 from rlsmooth.agents.smoothed import contrib as smoothed_contrib
 from rlsmooth.agents.smoothed import policies as smoothed
 from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
-from rlsmooth.agents.smoothed.references import (
-    box_reference,
-    reference_from_plain,
-    reference_recipes,
-    reference_to_plain,
-)
+from rlsmooth.agents.smoothed.references import reference_recipes
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
