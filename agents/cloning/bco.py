@@ -178,20 +178,13 @@ class BCO(RoundsModel):
         self.inverse_learning_rate = inverse_learning_rate
         self.inverse_net_arch = [check_positive_int("inverse_net_arch", size) for size in inverse_net_arch]
         self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
+        target = {"smoothing": smoothing, "kl_coef": kl_coef, "reference": reference, "reference_std": reference_std}
+        update = {"learning_rate": learning_rate, "batch_size": batch_size, "max_grad_norm": max_grad_norm}
+        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins}
         self._set_up(
             policy,
             env,
-            clone={
-                "smoothing": smoothing,
-                "kl_coef": kl_coef,
-                "reference": reference,
-                "reference_std": reference_std,
-                "action_bins": action_bins,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "max_grad_norm": max_grad_norm,
-                "l2_coef": l2_coef,
-            },
+            clone=clone,
             policy_kwargs=policy_kwargs,
             seed=seed,
             device=device,

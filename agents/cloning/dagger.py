@@ -222,20 +222,13 @@ class DAgger(RoundsModel):
         self.bc_train_n_epochs = check_positive_int("bc_train_n_epochs", bc_train_n_epochs)
         self.scratch_dir = check_optional_folder("scratch_dir", scratch_dir)
         self._progress = Progress()
+        target = {"smoothing": smoothing, "kl_coef": kl_coef, "reference": reference, "reference_std": reference_std}
+        update = {"learning_rate": learning_rate, "batch_size": batch_size, "max_grad_norm": max_grad_norm}
+        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins}
         shown = self._set_up(
             policy,
             env,
-            clone={
-                "smoothing": smoothing,
-                "kl_coef": kl_coef,
-                "reference": reference,
-                "reference_std": reference_std,
-                "action_bins": action_bins,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "max_grad_norm": max_grad_norm,
-                "l2_coef": l2_coef,
-            },
+            clone=clone,
             policy_kwargs=policy_kwargs,
             seed=seed,
             device=device,
