@@ -22,6 +22,7 @@ __all__ = [
     "ActionBins",
     "action_start",
     "check_all_spaces",
+    "check_demonstrations",
     "check_same_spaces",
     "policy_space",
     "resolve_spaces",
@@ -61,7 +62,7 @@ def resolve_spaces(
         check_demonstrations("demonstrations", demonstrations)
     if env_or_spaces is None:
         if demonstrations is None:
-            raise ValueError("env_or_spaces and demonstrations are both None: one must tell the spaces.")
+            raise ValueError("env_or_spaces and demonstrations are both None: one must provide the spaces.")
         return None, demonstrations.observation_space, demonstrations.action_space
     if isinstance(env_or_spaces, tuple):
         if len(env_or_spaces) != 2 or not all(isinstance(space, spaces.Space) for space in env_or_spaces):

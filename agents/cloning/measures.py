@@ -28,6 +28,7 @@ from rlsmooth.targets import GaussianTarget, gaussian
 __all__ = [
     "CloningMeasures",
     "TransitionMeasures",
+    "concatenate",
     "distribution_figures",
     "has_tensorboard",
     "l2_norm",
@@ -165,7 +166,7 @@ def measure_transitions(
     Args:
         head: of the policy.
         batch: the rows.
-        target: of the rows; compact, so that it tells its reference.
+        target: of the rows; compact, so that it contains its reference.
         own_reference: `kl_reference` is towards the target's own reference; else towards the KL term's.
     """
     outputs = head.outputs(batch.observations)
