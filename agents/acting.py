@@ -1,4 +1,4 @@
-"""What Stable-Baselines3's callbacks and `evaluate_policy` ask of a model, for agents that are not SB3 algorithms."""
+"""The part of an SB3 algorithm that callbacks and `evaluate_policy` use, for agents that are not SB3 algorithms."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class ActingModel:
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
         bins: what the policy's actions mean where a Box is cut into bins, else None.
+        action_start: what is added to the policy's actions, which count from 0; None: nothing.
     """
 
     policy: BasePolicy
@@ -66,7 +67,7 @@ class ActingModel:
         Args:
             observation: one observation, or a batch of them.
             state: passed through; for recurrent policies.
-            episode_start: likewise.
+            episode_start: passed through; for recurrent policies.
             deterministic: the most probable action (a Box: the mean), else a sampled one.
             action_masks: bool, True = legal; only for sb3-contrib's maskable policies.
 

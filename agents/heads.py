@@ -120,7 +120,7 @@ class CategoricalHead:
             batch: whose masks, weights and reference are used.
             target: of the batch.
             kl_coef: coefficient of the KL term.
-            reduction: over the rows, as of `rlsmooth.losses.cross_entropy`: the mean is divided by the sum of weights.
+            reduction: over the batch, see `rlsmooth.losses.cross_entropy`: the mean is divided by the sum of weights.
         """
         assert isinstance(target, tuple)
         masks = self.mask_groups(batch.masks)
@@ -145,7 +145,7 @@ class GaussianHead:
 
     Attributes:
         policy: the policy, on its device.
-        direct: as of `CategoricalHead`.
+        direct: whether its layers may be called one by one, see `CategoricalHead`.
         reference_mean: `[D]`, of the broad Gaussian that smoothing and the KL term refer to.
         reference_std: `[D]`.
     """

@@ -120,14 +120,14 @@ def as_references(value: Any, head: ActionHead) -> Smoothings | None:
 def action_target(
     head: ActionHead, smoothings: Smoothings, batch: TensorBatch, *, progress: float = 1.0
 ) -> ActionTarget:
-    """The target of some chosen. Values were checked when the demonstrations were made; nothing waits for the device.
+    """The target of some transitions; nothing waits for the device. Their values were checked with the demonstrations.
 
     With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that a
     kernel's or a tree's row is looked up with.
 
     Args:
         head: of the action space.
-        smoothings: see `as_smoothings`; an alpha of one number a row must already be that of these chosen.
+        smoothings: see `as_smoothings`; an alpha of one number a transition must already be that of these.
         batch: its labels, masks and soft targets are read.
         progress: remaining, 1 at the start.
     """
@@ -158,7 +158,7 @@ def action_target(
 def to_dense(target: ActionTarget) -> ActionTarget:
     """The same target, smoothed ones of few classes as one tensor each: made once, sliced and read often.
 
-    It no longer tells labels and references, and making it waits for the device.
+    It no longer contains labels and references, and making it waits for the device.
     """
     if isinstance(target, GaussianTarget):
         return target
@@ -171,7 +171,7 @@ def to_dense(target: ActionTarget) -> ActionTarget:
 
 
 def kl_references(head: ActionHead, references: Smoothings | None, batch: TensorBatch) -> tuple[Target, ...] | None:
-    """The KL term's reference for some chosen, without the atoms of weight 0; None for the uniform one."""
+    """The KL term's reference for some transitions, without the atoms of weight 0; None for the uniform one."""
     if references is None:
         return None
     targets = action_target(head, references, batch._replace(probs=None))
@@ -189,7 +189,7 @@ def kl_references(head: ActionHead, references: Smoothings | None, batch: Tensor
 
 
 def take_alpha(smoothings: Smoothings, chosen: Tensor, num_transitions: int) -> Smoothings:
-    """Recipes whose per-row alphas, if any, are those of `chosen`.
+    """Recipes whose alphas by transition, if any, are those of `chosen`.
 
     Raises:
         ValueError: an alpha tensor that is neither one number nor one a row.
@@ -204,7 +204,7 @@ def refuse_alphas_by_transition(smoothings: Smoothings, why: str) -> None:
 
 
 def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
-    """The alpha of a log line: the mean over chosen and components; alpha None (a whole distribution) counts as 1."""
+    """The alpha of a log line: the mean over transitions and components; alpha None (all of it) is 1."""
     values = [recipe.alpha_at(progress) for recipe in smoothings]
     numbers = [
         1.0 if value is None else float(value.mean() if isinstance(value, Tensor) else value) for value in values
@@ -213,7 +213,7 @@ def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
 
 
 def target_matrices(head: ActionHead, smoothings: Smoothings) -> dict[str, Tensor]:
-    """The target of each label, `[K, K]`, for pictures: `target_matrix`, or one a MultiDiscrete dimension.
+    """The target of each label, `[K, K]`, for figures: `target_matrix`, or one a MultiDiscrete dimension.
 
     Masks and soft targets are left out, an alpha of one number a row counts with its mean, a schedule with its start,
     and of many dimensions the first eight.
@@ -279,7 +279,7 @@ SAMPLED_TRANSITIONS = 2048
 
 
 class TrainingData:
-    """The chosen of a set of demonstrations, on `device`.
+    """The transitions of a set of demonstrations, on `device`.
 
     Args:
         demonstrations: in memory (then all of it goes to the device) or memory-mapped (then a block at a time does).
@@ -301,6 +301,9 @@ class TrainingData:
         ValueError: a per-row alpha that has not one number a transition, or that is beside a schedule; soft targets
             with `alpha=None`.
     """
+
+    sample: TensorBatch
+    alpha: float
 
     def __init__(
         self,
@@ -335,20 +338,17 @@ class TrainingData:
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
         self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
 
-    sample: TensorBatch
-    alpha: float
-
     def __len__(self) -> int:
         return self._count
 
     def updates(
         self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
     ) -> Iterator[tuple[TensorBatch, ...]]:
-        """The updates of one epoch: `num_parts` batches of `batch_size` chosen each, the epoch's last may have fewer.
+        """The updates of one epoch: `num_parts` batches of `batch_size` transitions, the last may have fewer.
 
         Args:
             order: int64 `[N]`, a permutation, on the CPU.
-            batch_size: chosen of a batch.
+            batch_size: transitions of a batch.
             num_parts: batches of an update.
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
                 resumed epoch has every row at the same place in memory: sums depend on that in their last bits.
@@ -365,21 +365,21 @@ class TrainingData:
                 )
 
     def take(self, chosen: Tensor) -> TensorBatch:
-        """Copies of some chosen, with their targets where alpha is constant."""
+        """Copies of some transitions, with their targets where alpha is constant."""
         if self._whole is None:
             return self.read(chosen.numpy())
         index = chosen.to(self.device)
         return _map(self._whole, lambda tensor: tensor.index_select(0, index), index)
 
     def chunks(self) -> Iterator[TensorBatch]:
-        """All chosen in order, a block at a time."""
+        """All transitions in order, a block at a time."""
         step = max(1, BLOCK_BYTES // self.transition_bytes)
         for start in range(0, len(self), step):
             end = min(start + step, len(self))
             yield self.read(slice(start, end)) if self._whole is None else slice_batch(self._whole, start, end)
 
     def read(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
-        """Some chosen from the demonstrations to the device, with their targets where alpha is constant."""
+        """Some transitions from the demonstrations to the device, with their targets where alpha is constant."""
         given = self.demonstrations[chosen]
         actions: NDArray[Any] = given.actions.reshape(len(given), -1)
         if self.bins is not None:
@@ -411,7 +411,7 @@ class TrainingData:
         self.sample = self.compact(spread_evenly(len(self), count))
 
     def compact(self, chosen: Tensor) -> TensorBatch:
-        """Copies of some chosen whose targets, where alpha is constant, tell their labels and references."""
+        """Copies of some transitions whose targets, where alpha is constant, contain labels and references."""
         batch = self.take(chosen)
         if not self.is_constant:
             return batch
@@ -435,7 +435,7 @@ class TrainingData:
 
 
 def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
-    """Views of the chosen from `start` up to `end`."""
+    """Views of the transitions from `start` up to `end`."""
     chosen = slice(start, end)
     return _map(batch, lambda tensor: tensor[chosen], chosen)
 
@@ -458,7 +458,7 @@ def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
 
 
 def tensors_of(batch: TensorBatch) -> list[Tensor]:
-    """All that a batch holds but its targets."""
+    """All tensors of a batch, those of its targets' atoms and references included."""
     observations = batch.observations
     parts = [*observations.values()] if isinstance(observations, dict) else [observations]
     parts += [tensor for tensor in (batch.labels, batch.masks, batch.weights, batch.probs) if tensor is not None]
