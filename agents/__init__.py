@@ -24,7 +24,7 @@ from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load
 from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
-from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -52,7 +52,7 @@ __all__ = [
     "GAIL",
     "AgentFile",
     "DAgger",
-    "EntropySlot",
+    "EntropyTerm",
     "ExactCheckpointCallback",
     "InverseDynamics",
     "LearnedRewardVecEnv",

@@ -1,4 +1,4 @@
-"""The part of an SB3 algorithm that callbacks and `evaluate_policy` use, for agents that are not SB3 algorithms."""
+"""A base for agents that are not algorithms of Stable-Baselines3 but can be called, evaluated and logged like them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["ActingModel", "copy_actor", "play", "play_episodes"]
 
 
 class ActingModel:
-    """An agent with a policy that acts, a logger and perhaps environments. Subclasses set the fields.
+    """An agent with a policy, a logger and perhaps environments. Subclasses set the fields.
 
     Attributes:
-        policy: acts.
+        policy: predicts the actions.
         observation_space: the policy's, images channel-first.
         action_space: the environment's.
         device: where the policy is.
@@ -36,8 +36,8 @@ class ActingModel:
         num_timesteps: how far training is.
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
-        bins: what the policy's actions mean where a Box is cut into bins, else None.
-        action_start: what is added to the policy's actions, which count from 0; None: nothing.
+        bins: decodes the policy's actions where a Box is cut into bins, else None.
+        action_start: added to the policy's actions, which count from 0; None: nothing is.
     """
 
     policy: BasePolicy
@@ -88,7 +88,7 @@ class ActingModel:
         return (actions if self.action_start is None else actions + self.action_start), state
 
     def play(self, *, n_episodes: int, seed: int) -> dict[str, float]:
-        """Play episodes deterministically and sampled, in `eval_env` or else the environment; see `play`.
+        """Play episodes deterministically and sampled, in `eval_env` or else the environment.
 
         Args:
             n_episodes: for each of the two.
@@ -116,7 +116,7 @@ class ActingModel:
         self._has_custom_logger = True
 
     def dump_logs(self) -> None:
-        """Write what was recorded since the last time."""
+        """Write the values recorded since the last time."""
         self.logger.dump(self.num_timesteps)
 
     def get_env(self) -> VecEnv | None:

@@ -116,11 +116,11 @@ class CategoricalHead:
         """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats, summed over components.
 
         Args:
-            outputs: see `outputs`.
+            outputs: of the method `outputs`.
             batch: whose masks, weights and reference are used.
             target: of the batch.
             kl_coef: coefficient of the KL term.
-            reduction: over the batch, see `rlsmooth.losses.cross_entropy`: the mean is divided by the sum of weights.
+            reduction: over the transitions; "mean" divides by the sum of weights.
         """
         assert isinstance(target, tuple)
         masks = self.mask_groups(batch.masks)
@@ -130,9 +130,9 @@ class CategoricalHead:
             loss = cross_entropy(logits, goal, mask=mask, weight=weight, reduction=reduction)
             if kl_coef != 0:
                 reference = None if batch.reference is None else batch.reference[place]
-                rows = kl_divergence(logits, reference, direction="reference_to_policy", mask=mask, reduction="none")
-                loss = loss + kl_coef * reduce(rows, weight, reduction)
-            if logits.ndim == 3 and reduction == "mean":  # of rows, not of components
+                kl = kl_divergence(logits, reference, direction="reference_to_policy", mask=mask, reduction="none")
+                loss = loss + kl_coef * reduce(kl, weight, reduction)
+            if logits.ndim == 3 and reduction == "mean":  # over transitions, not components
                 loss = loss * logits.shape[1]
             total = loss if total is None else total + loss
         assert total is not None
@@ -145,7 +145,7 @@ class GaussianHead:
 
     Attributes:
         policy: the policy, on its device.
-        direct: whether its layers may be called one by one, see `CategoricalHead`.
+        direct: whether the policy is a standard one, whose layers can be called without a distribution.
         reference_mean: `[D]`, of the broad Gaussian that smoothing and the KL term refer to.
         reference_std: `[D]`.
     """
@@ -170,20 +170,14 @@ class GaussianHead:
         kl_coef: float,
         reduction: Reduction,
     ) -> Tensor:
-        """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats; see `CategoricalHead.loss`."""
+        """`CE(target, pi) + kl_coef · KL(reference‖pi)` in nats, summed over dimensions."""
         assert isinstance(target, GaussianTarget)
         mean, log_std = outputs
         loss = gaussian_cross_entropy(mean, log_std, target, weight=batch.weights, reduction=reduction)
         if kl_coef != 0:
-            rows = gaussian_kl_divergence(
-                mean,
-                log_std,
-                self.reference_mean,
-                self.reference_std,
-                direction="reference_to_policy",
-                reduction="none",
-            )
-            loss = loss + kl_coef * reduce(rows, batch.weights, reduction)
+            reference = self.reference_mean, self.reference_std
+            kl = gaussian_kl_divergence(mean, log_std, *reference, direction="reference_to_policy", reduction="none")
+            loss = loss + kl_coef * reduce(kl, batch.weights, reduction)
         return loss
 
 
@@ -191,14 +185,14 @@ ActionHead: TypeAlias = CategoricalHead | GaussianHead
 
 
 def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
-    """What `ActorCriticPolicy.get_distribution` computes before it builds the distribution."""
+    """The output of the action net, from which `ActorCriticPolicy.get_distribution` builds the distribution."""
     features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
     output: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
     return output
 
 
 def _spread(weights: Tensor | None, logits: Tensor) -> Tensor | None:
-    """Row weights `[B]` for the components of a group, `[B]` or `[B, D]`."""
+    """Weights `[B]` of transitions for the components of a group, `[B]` or `[B, D]`."""
     if weights is None or logits.ndim == 2:
         return weights
     return weights.unsqueeze(-1).expand(logits.shape[:-1])

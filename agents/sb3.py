@@ -166,7 +166,7 @@ def lstm_states(algorithm: BaseAlgorithm) -> Any:
 
 
 def set_lstm_states(algorithm: BaseAlgorithm, states: Any) -> None:
-    """Put back what `lstm_states` gave."""
+    """Restore `lstm_states`."""
     recurrent: Any = algorithm
     recurrent._last_lstm_states = states
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from torch import Tensor
 
 from rlsmooth.agents.sb3 import wrap_in_vec_env
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts
 
 __all__ = [
     "ActionBins",
+    "ActionKind",
+    "action_components",
     "action_start",
+    "box_reference",
     "check_all_spaces",
     "check_demonstrations",
     "check_same_spaces",
@@ -55,7 +60,7 @@ def resolve_spaces(
     """The environment, if any, and the two spaces that it, the pair or the demonstrations give.
 
     Raises:
-        TypeError: `env_or_spaces` is none of what it may be.
+        TypeError: `env_or_spaces` is neither an environment, an id, nor a pair of spaces.
         ValueError: there is nothing to take spaces from.
     """
     if demonstrations is not None:
@@ -73,7 +78,7 @@ def resolve_spaces(
 
 
 def check_demonstrations(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is what holds demonstrations."""
+    """Raise TypeError unless `value` is a `Demonstrations`."""
     if not isinstance(value, Demonstrations):
         raise TypeError(
             f"{name} must be rlsmooth.data.Demonstrations, got {type(value).__name__}: use Demonstrations.from_arrays, "
@@ -137,7 +142,7 @@ def check_all_spaces(
 
 
 def action_start(space: spaces.Space[Any]) -> NDArray[Any] | None:
-    """What to add to a policy's actions, which count from 0; None where that is nothing."""
+    """The offset of a policy's actions, which count from 0, in the environment; None where it is 0."""
     start = action_starts(space)
     if not np.any(start):
         return None
@@ -165,10 +170,10 @@ def _fits(theirs: spaces.Space[Any], ours: spaces.Space[Any], *, bounds: bool) -
 
 @dataclass(frozen=True, eq=False)
 class ActionBins:
-    """Each dimension of a Box cut into bins of equal width; a bin acts by its middle.
+    """Each dimension of a Box cut into bins of equal width; a bin's action is its middle.
 
-    A categorical policy over bins can have several modes where a Gaussian would answer their mean, at the price of a
-    resolution of half a bin.
+    A categorical policy over bins can have several modes where a Gaussian would give their mean; its actions are up to
+    half a bin off.
 
     Attributes:
         box: the action space.
@@ -218,3 +223,57 @@ class ActionBins:
         assert isinstance(self.box, spaces.Box)
         low, high = (bound.astype(np.float64).ravel() for bound in (self.box.low, self.box.high))
         return low, high - low
+
+
+ActionKind: TypeAlias = Literal["discrete", "multi_discrete", "multi_binary"]
+
+
+def action_components(space: spaces.Space[Any]) -> tuple[ActionKind, tuple[int, ...]] | None:
+    """`(kind, number of choices of each component)` of a discrete action space; None for a Box.
+
+    Raises:
+        TypeError: a space of another kind.
+
+    Example:
+        >>> action_components(spaces.MultiBinary(3))
+        ('multi_binary', (2, 2, 2))
+    """
+    if isinstance(space, spaces.Box):
+        return None
+    if isinstance(space, spaces.Discrete):
+        return "discrete", (int(space.n),)
+    if isinstance(space, spaces.MultiDiscrete):
+        return "multi_discrete", tuple(int(size) for size in space.nvec)
+    if isinstance(space, spaces.MultiBinary):
+        return "multi_binary", (2,) * int(space.shape[0])
+    raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
+
+
+def box_reference(space: spaces.Space[Any], std: float | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float32 `[D]` each, of the broad Gaussian of a Box.
+
+    It lies at the middle of the bounds with half their distance as its standard deviation; a dimension without finite
+    bounds has mean 0 and standard deviation 1, and one whose bounds are equal that standard deviation too.
+
+    Args:
+        space: a Box.
+        std: replaces the standard deviation of every dimension; above 0.
+
+    Raises:
+        TypeError: another space, or `std` is no number.
+        ValueError: `std` is not above 0.
+
+    Example:
+        >>> box_reference(spaces.Box(-2.0, 4.0, (1,)))
+        (tensor([1.]), tensor([3.]))
+    """
+    if not isinstance(space, spaces.Box):
+        raise TypeError(f"a Gaussian reference is for a Box action space, this one is {space!r}.")
+    low = torch.as_tensor(space.low, dtype=torch.float32).flatten()
+    high = torch.as_tensor(space.high, dtype=torch.float32).flatten()
+    half = high / 2 - low / 2
+    bounded = half.square().isfinite()  # float32's largest number is nobody's bound either
+    mean = torch.where(bounded, low / 2 + high / 2, 0.0)
+    if std is None:
+        return mean, torch.where(bounded & (half > 0), half, 1.0)
+    return mean, torch.full_like(half, check_in_range("reference_std", std, 0.0, low_open=True))

@@ -166,7 +166,7 @@ class TabularProblem:
     def soft_policy(self, coefficient: float, *, direction: Direction = "policy_to_reference") -> NDArray[np.float64]:
         """Return the policy that maximises `E[reward] - coefficient * KL`, KL to or from the uniform: `[S, F]` float64.
 
-        See `rlsmooth.envs.optima.soft_optimum`, which this applies to each component.
+        This applies `rlsmooth.envs.optima.soft_optimum` to each component.
         """
         pairs = zip(self.split(self.rewards), self.split(self.legal), strict=True)
         blocks = [soft_optimum(r, coefficient, direction=direction, legal=legal) for r, legal in pairs]

@@ -93,7 +93,7 @@ def value_at(name: str, value: ScheduleLike, progress: float, *, low: float, hig
 
     Args:
         name: what errors call it.
-        value: see `ScheduleLike`.
+        value: a number, `"lin_…"`, or a function of the progress that remains.
         progress: remaining, 1 at the start.
         low: the least number.
         high: the greatest.

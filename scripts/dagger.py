@@ -77,7 +77,7 @@ class OwnArgs(CloningArgs):
     round_min_episodes: int = 3
     """A round ends when it has so many episodes, and the steps of --round-min-timesteps."""
     round_min_timesteps: int = 500
-    """See --round-min-episodes."""
+    """A round ends when it has so many steps, and the episodes of --round-min-episodes."""
     epochs: int = 4
     """How often each round goes through all transitions so far."""
     n_envs: int = 4
@@ -203,7 +203,7 @@ def read_beta_schedule(word: str) -> int | float:
         raise ValueError(f"beta_schedule={word!r} must be a whole number of rounds, or such as 0.7.") from error
 
 
-def results(run: TrainingRun, agent: DAgger, expert: Expert, expert_return: float) -> dict[str, Any]:
+def results(run: TrainingRun, agent: DAgger, expert: ExpertAgent, expert_return: float) -> dict[str, Any]:
     """The entries of the report, from what was logged."""
     curves = run.curves()
     summary = {name.partition("/")[2]: values[-1] for name, (_, values) in curves.items()}
@@ -220,7 +220,7 @@ def results(run: TrainingRun, agent: DAgger, expert: Expert, expert_return: floa
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Expert:
+class ExpertAgent:
     """The agent to ask, which may have to be trained first.
 
     Attributes:
@@ -254,7 +254,7 @@ class Expert:
         save_agent(self.agent, path)
 
 
-def find_expert(args: Args, env: VecEnv) -> Expert:
+def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
     """The expert of the resumed run, of a file, or one to be trained.
 
     Raises:
@@ -275,10 +275,10 @@ def find_expert(args: Args, env: VecEnv) -> Expert:
     else:
         return new_expert(args, env)
     agent, _ = load_to_play(file, make_envs(args.env, 1, 0), device)
-    return Expert(agent=agent, source=file)
+    return ExpertAgent(agent=agent, source=file)
 
 
-def new_expert(args: Args, env: VecEnv) -> Expert:
+def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
     """An untrained PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
 
     Raises:
@@ -305,7 +305,7 @@ def new_expert(args: Args, env: VecEnv) -> Expert:
     hyperparameters = resolve_hyperparameters(values, algorithm)
     options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
     agent = new_algorithm(algorithm, options, hyperparameters, training_envs(options, hyperparameters))
-    return Expert(agent=agent, steps=hyperparameters.n_timesteps)
+    return ExpertAgent(agent=agent, steps=hyperparameters.n_timesteps)
 
 
 def evaluate_expert(args: Args, agent: Any) -> float:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE
 from rlsmooth.scripts.loading import off_policy_acting
@@ -134,7 +134,7 @@ def action_names(env_id: str, meanings: Sequence[str] | None, space: spaces.Spac
 @torch.no_grad()
 def read_choice(
     agent: Any, observation: Any, masks: NDArray[Any] | None, state: Any, starts: NDArray[Any]
-) -> CategoricalActing | GaussianActing:
+) -> MixedCategorical | MixedGaussian:
     """The distribution from which an agent is about to act; no random generator moves.
 
     Args:
@@ -161,7 +161,7 @@ def read_choice(
 
 
 def choices_of(
-    acting: CategoricalActing | GaussianActing,
+    acting: MixedCategorical | MixedGaussian,
     action: NDArray[Any],
     *,
     agent: Any,
@@ -178,7 +178,7 @@ def choices_of(
         names: of a Discrete space's actions; None: their numbers.
     """
     space = agent.action_space
-    if isinstance(acting, GaussianActing):
+    if isinstance(acting, MixedGaussian):
         return _dimensions(acting, np.asarray(action, dtype=np.float64).ravel(), space, agent.policy.squash_output)
     bins = agent.bins if isinstance(agent, BC) else None
     if bins is not None:
@@ -201,14 +201,14 @@ def choices_of(
     ]
 
 
-def entropy_of_choice(acting: CategoricalActing | GaussianActing) -> tuple[float, float | None]:
+def entropy_of_choice(acting: MixedCategorical | MixedGaussian) -> tuple[float, float | None]:
     """Entropy of the behaviour policy in the first state, nats, and its fraction of the largest.
 
     The fraction is NaN where there was no choice, and None for continuous actions.
     """
-    exact = acting.acting_entropy()
-    if isinstance(acting, GaussianActing):
-        return float((acting.acting_entropy_estimate(256) if exact is None else exact)[0]), None
+    exact = acting.mixture_entropy()
+    if isinstance(acting, MixedGaussian):
+        return float((acting.mixture_entropy_estimate(256) if exact is None else exact)[0]), None
     assert exact is not None
     fractions, has_choice = acting.entropy_fractions()
     return float(exact[0]) + 0.0, float(fractions[0]) + 0.0 if bool(has_choice[0]) else math.nan
@@ -220,7 +220,7 @@ def _legal(dims: tuple[int, ...], masks: NDArray[Any] | None) -> list[NDArray[np
 
 
 def _dimensions(
-    acting: GaussianActing, taken: NDArray[np.float64], space: spaces.Box, is_squashed: bool
+    acting: MixedGaussian, taken: NDArray[np.float64], space: spaces.Box, is_squashed: bool
 ) -> list[BoxChoice]:
     # A policy's standard deviations are one a dimension, a state's own with gSDE.
     mean = acting.mean[0].double().cpu().numpy().ravel()

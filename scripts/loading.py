@@ -13,10 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
 from rlsmooth.agents.sb3 import is_maskable
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 
@@ -102,15 +102,15 @@ def _measure_off_policy(agent: OffPolicyAlgorithm, observations: Any) -> dict[st
         acting = off_policy_acting(agent, observations)
     except ValueError:
         return {}
-    entropies = acting.acting_entropy()
+    entropies = acting.mixture_entropy()
     found = {} if entropies is None else {"policy_entropy": float(entropies.mean())}
-    if isinstance(acting, CategoricalActing):
+    if isinstance(acting, MixedCategorical):
         found["entropy_frac"] = float(acting.entropy_fractions()[0].mean())
     return found
 
 
 @torch.no_grad()
-def off_policy_acting(agent: Any, observations: Any) -> CategoricalActing | GaussianActing:
+def off_policy_acting(agent: Any, observations: Any) -> MixedCategorical | MixedGaussian:
     """The distribution that the agent's sampled actions come from, one for each observation.
 
     Args:
@@ -125,7 +125,7 @@ def off_policy_acting(agent: Any, observations: Any) -> CategoricalActing | Gaus
     if type(policy).__name__ in GAUSSIAN:
         mean, log_std, _ = policy.actor.get_action_dist_params(observations)
         centre, spread = box_reference(agent.action_space)
-        return GaussianActing(centre.to(agent.device), spread.to(agent.device)).proba_distribution(mean, log_std)
+        return MixedGaussian(centre.to(agent.device), spread.to(agent.device)).proba_distribution(mean, log_std)
     try:
         values = read_distribution(policy, observations, None, None, None)
     except TypeError as error:
@@ -136,7 +136,7 @@ def off_policy_acting(agent: Any, observations: Any) -> CategoricalActing | Gaus
     greedy = values.mode()
     outputs = torch.full((len(greedy), agent.action_space.n), -torch.inf, device=agent.device)
     outputs.scatter_(-1, greedy.unsqueeze(-1), 0.0)
-    acting = CategoricalActing("discrete", (outputs.shape[-1],), floor=float(agent.exploration_rate))
+    acting = MixedCategorical("discrete", (outputs.shape[-1],), floor=float(agent.exploration_rate))
     return acting.proba_distribution(outputs)
 
 

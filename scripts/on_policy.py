@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
-from rlsmooth.agents.smoothed.references import action_components
+from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import OnPolicyArgs, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias

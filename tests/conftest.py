@@ -35,11 +35,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("rlsmooth")
 
 
-def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a value whose repr is its address by its own name: processes that share the tests must agree on names."""
-    return getattr(val, "__name__", type(val).__name__) if " at 0x" in repr(val) else None
-
-
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device at hand. Session scope, so that it can stand beside hypothesis' `given`."""

@@ -13,7 +13,7 @@ from killing import assert_same_after_kills
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.training import TrainingDivergedError
-from support import KilledError, assert_equal, draw
+from support import KilledError, assert_equal, assert_raises, draw
 from trainers import NET, TRAINERS, OfClassifier, Trainer
 
 BLOWN_UP = {"learning_rate": 1e38, "policy_kwargs": {**NET, "optimizer_class": torch.optim.SGD}}
@@ -51,8 +51,7 @@ of_each = pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
 @of_each
 def test_a_resumed_run_ends_as_an_uninterrupted_one(trainer: Trainer, tmp_path: Path) -> None:
     whole = trainer.start(None)
-    with pytest.raises(KilledError):
-        trainer.start(tmp_path, trainer.at)
+    assert_raises(KilledError, None, trainer.start, tmp_path, trainer.at)
     assert list(tmp_path.rglob("checkpoint_*.zip"))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))  # of a run that has ended
@@ -71,10 +70,8 @@ def test_a_folder_that_holds_another_run_is_refused(trainer: Trainer, tmp_path: 
 @pytest.mark.parametrize(("trainer", "name"), [(one, name) for one, names in OTHERS.items() for name in names])
 def test_what_differs_from_the_run_is_refused_by_name(trainer: str, name: str, tmp_path: Path) -> None:
     run = TRAINERS[trainer]
-    with pytest.raises(KilledError):
-        run.start(tmp_path, run.at)
-    with pytest.raises(ValueError, match=name):
-        run.resume(tmp_path, **OTHERS[trainer][name])
+    assert_raises(KilledError, None, run.start, tmp_path, run.at)
+    assert_raises(ValueError, name, run.resume, tmp_path, **OTHERS[trainer][name])
     run.resume(tmp_path)  # nothing was spoilt
 
 

@@ -85,23 +85,23 @@ class AIRL(AdversarialImitation):
         net = RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
         return ShapedRewardNet(net, gamma=float(self.gen_algo.gamma))
 
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """`f(s, a, s') - log pi(a|s)`, `[B]`."""
-        scores: Tensor = self.reward_net(rows)
-        probability = log_probability(self.gen_algo, rows.observations, rows.actions, masks)
-        if rows.absorbing is not None:
-            probability = probability.masked_fill(rows.absorbing, 0.0)
+        scores: Tensor = self.reward_net(transitions)
+        probability = log_probability(self.gen_algo, transitions.observations, transitions.actions, masks)
+        if transitions.absorbing is not None:
+            probability = probability.masked_fill(transitions.absorbing, 0.0)
         return scores - probability
 
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """`f(s, a, s')` less the offset, `[B]`."""
-        scores: Tensor = self.reward_net(rows)
+        scores: Tensor = self.reward_net(transitions)
         return scores - self.offset
 
-    def recovered_reward(self, rows: Transitions) -> Tensor:
+    def recovered_reward(self, transitions: Transitions) -> Tensor:
         """The unshaped part g, `[B]`, less the offset; f where `reward_net` is no `ShapedRewardNet`."""
         net = self.reward_net
-        scores: Tensor = net.reward(rows) if isinstance(net, ShapedRewardNet) else net(rows)
+        scores: Tensor = net.reward(transitions) if isinstance(net, ShapedRewardNet) else net(transitions)
         return scores - self.offset
 
 

@@ -144,14 +144,14 @@ class GAIL(AdversarialImitation):
     def _default_net(self) -> nn.Module:
         return RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
 
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """The reward net's output, `[B]`."""
-        logits: Tensor = self.reward_net(rows)
+        logits: Tensor = self.reward_net(transitions)
         return logits
 
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """`-log(1 - D)`, or another `reward_form`, `[B]`, of the logit less the offset."""
-        logits: Tensor = self.reward_net(rows) - self.offset
+        logits: Tensor = self.reward_net(transitions) - self.offset
         if self.reward_form == "logit":
             return logits
         if self.reward_form == "log_d":

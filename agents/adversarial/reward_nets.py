@@ -214,17 +214,17 @@ class RewardNet(nn.Module):
         indicators = 1 + use_next_state + use_done
         self.layers = nn.Sequential(*create_mlp(size + indicators, 1, list(net_arch), activation_fn))
 
-    def forward(self, rows: Transitions) -> Tensor:
+    def forward(self, transitions: Transitions) -> Tensor:
         """The score, `[B]`."""
-        terminated = rows.terminated.bool()
-        absorbing = torch.zeros_like(terminated) if rows.absorbing is None else rows.absorbing
+        terminated = transitions.terminated.bool()
+        absorbing = torch.zeros_like(terminated) if transitions.absorbing is None else transitions.absorbing
         inputs = []
         if self.use_state:
-            inputs.append(self._features(rows.observations, absorbing))
+            inputs.append(self._features(transitions.observations, absorbing))
         if self.use_next_state:
-            inputs.append(self._features(rows.next_observations, absorbing | terminated))
+            inputs.append(self._features(transitions.next_observations, absorbing | terminated))
         if self.use_action:
-            actions = preprocess_obs(rows.actions, self.action_space)
+            actions = preprocess_obs(transitions.actions, self.action_space)
             assert isinstance(actions, Tensor)
             inputs.append(actions.flatten(1).masked_fill(absorbing.unsqueeze(-1), 0.0))
         columns = [absorbing]
@@ -285,19 +285,21 @@ class ShapedRewardNet(nn.Module):
         )
         # A potential that is the same everywhere shapes nothing; only differences matter, so h(absorbing) = 0 is free.
 
-    def forward(self, rows: Transitions) -> Tensor:
+    def forward(self, transitions: Transitions) -> Tensor:
         """The shaped score, `[B]`."""
-        nothing = torch.zeros_like(rows.terminated, dtype=torch.bool)
-        absorbing = nothing if rows.absorbing is None else rows.absorbing
-        base: Tensor = self.reward(rows)
-        here = self.potential(rows._replace(terminated=nothing, absorbing=None)).masked_fill(absorbing, 0.0)
+        nothing = torch.zeros_like(transitions.terminated, dtype=torch.bool)
+        absorbing = nothing if transitions.absorbing is None else transitions.absorbing
+        base: Tensor = self.reward(transitions)
+        here = self.potential(transitions._replace(terminated=nothing, absorbing=None)).masked_fill(absorbing, 0.0)
         was_training = self.potential.training
         if self.potential.norm is not None:
             self.potential.norm.eval()  # each state is counted once, as a state
-        after = self.potential(rows._replace(observations=rows.next_observations, terminated=nothing, absorbing=None))
+        after = self.potential(
+            transitions._replace(observations=transitions.next_observations, terminated=nothing, absorbing=None)
+        )
         if self.potential.norm is not None:
             self.potential.norm.train(was_training)
-        after = after.masked_fill(absorbing | rows.terminated.bool(), 0.0)
+        after = after.masked_fill(absorbing | transitions.terminated.bool(), 0.0)
         shaped: Tensor = base + self.gamma * after - here
         return shaped
 

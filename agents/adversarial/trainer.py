@@ -219,21 +219,21 @@ class AdversarialImitation(ABC):
         """A new network for the generator's spaces."""
 
     @abstractmethod
-    def logits(self, rows: Transitions, masks: Tensor | None) -> Tensor:
+    def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """The discriminator's logit, `[B]`, high = expert, with its graph.
 
         Args:
-            rows: the transitions, on the trainer's device.
+            transitions: on the trainer's device.
             masks: the legal actions, bool `[B, choices]`, or None.
         """
 
     @abstractmethod
-    def reward(self, rows: Transitions) -> Tensor:
+    def reward(self, transitions: Transitions) -> Tensor:
         """The generator's reward for each transition, `[B]`, before that of the absorbing state is taken off."""
 
-    def recovered_reward(self, rows: Transitions) -> Tensor:
+    def recovered_reward(self, transitions: Transitions) -> Tensor:
         """The reward for training a new agent, `[B]`: `reward`, but for shaping."""
-        return self.reward(rows)
+        return self.reward(transitions)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -336,7 +336,7 @@ class AdversarialImitation(ABC):
             TrainingDivergedError: the loss or the parameters are not finite.
         """
         if len(self.generated) == 0:
-            raise RuntimeError("the generator has made no transitions to tell from the expert's: call learn first.")
+            raise RuntimeError("the generator has made no transitions to compare with the expert's: call learn first.")
         self.reward_net.train()
         self.policy.set_training_mode(False)
         found = [self._update_discriminator() for _ in range(self.n_disc_updates_per_round)]
@@ -716,14 +716,14 @@ class Rounds(BaseCallback):
         """Everything of the trainer that is not the generator's; see `HasExactState`."""
         return {"run": self.trainer.run_state(), "episodes": self.wrapper.episode_state()}
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         """Put back what `exact_state` gave.
 
         Raises:
             ValueError: it is another trainer's.
         """
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
-        if episodes_go_on:
+        if episodes_continue:
             self.wrapper.set_episode_state(state["episodes"])
 
     def _on_training_start(self) -> None:

@@ -89,10 +89,10 @@ class BC(ActingModel):
     `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
     cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. Of the demonstrations,
-    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the rows (the mean is divided by
-    their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
+    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the transitions (the mean is
+    divided by their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
 
-    The agent is used as a model of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
+    The agent is used as an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
     timesteps are batches here. A seeded run repeats bit for bit; training draws from random generators of its own.
 
     Args:
@@ -110,9 +110,9 @@ class BC(ActingModel):
         action_bins: Box only. Cut each dimension into so many bins and clone them with a categorical policy, for which
             `Smoothing(reference="exponential")` and the other ordinal schemes are made; None: a Gaussian policy.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
-        batch_size: rows of one forward pass; an epoch's last batch may have fewer.
+        batch_size: transitions of one forward pass; an epoch's last batch may have fewer.
         gradient_accumulation: forward passes of one update, which then equals one of `batch_size ·
-            gradient_accumulation` rows. Batches (`total_batches`, `num_timesteps`, intervals) are counted in updates.
+            gradient_accumulation` transitions. Batches (`total_batches`, `num_timesteps`, intervals) are updates.
         max_grad_norm: to which the gradient's norm is clipped; None: not.
         l2_coef: as imitation's `l2_weight`, over all parameters of the policy.
         amp: forward passes in bfloat16 (losses stay in float32); meant for CUDA.
@@ -641,8 +641,8 @@ class BC(ActingModel):
             tensorboard_log: the folder for TensorBoard files that the run had.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.
@@ -743,7 +743,7 @@ class BC(ActingModel):
         """Put into the folder what does not change during a run, and the run's first checkpoint.
 
         Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a
-        pair that fits. Where there are none, the resume file alone says how the run began.
+        pair that fits. Where there are none, the resume file alone is how the run began.
         """
         run = self._run_folder()
         if run.steps():

@@ -17,8 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from rlsmooth.agents.cloning.bc import SmoothingLike
 from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
-from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel, one_or_list
-from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint
+from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel
+from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint, one_or_list
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.agents.sb3 import Callbacks
@@ -238,7 +238,7 @@ class BCO(RoundsModel):
         Raises:
             ValueError: no demonstrations, no environment, an argument that the file could not keep, a checkpoint
                 folder with another run in it.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         self._check_can_learn("demonstrations", self.pairs)
         if not self.is_resumed:
@@ -364,8 +364,8 @@ class BCO(RoundsModel):
             tensorboard_log: the folder for TensorBoard files that the run had.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.

@@ -312,7 +312,7 @@ class DAgger(RoundsModel):
             ValueError: no expert, no environment, an argument that the file could not keep, another total than that of
                 the run that is resumed, a scratch folder with another run in it, an illegal action of the expert,
                 initial demonstrations without the masks that the environment has.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         total = check_positive_int("total_timesteps", total_timesteps)
         self._check_can_learn("expert", self.expert)
@@ -465,8 +465,8 @@ class DAgger(RoundsModel):
             tensorboard_log: the folder for TensorBoard files that the run had.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: see `load`.
-            custom_objects: see `load`.
+            policy_class: of a policy of your own.
+            custom_objects: in place of what the file has, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.

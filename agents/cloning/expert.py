@@ -112,7 +112,7 @@ class Expert:
     """An expert that was checked, and that is asked the same way whatever it is.
 
     Args:
-        given: see `DAgger`.
+        given: an algorithm, a policy, an agent, the path of an agent file, or a function, as `DAgger` takes them.
         env: the environment, whose spaces the expert must share.
         targets: what to ask for.
         deterministic: its most probable action, else a sampled one.

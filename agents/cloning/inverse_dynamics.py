@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.cloning.bc import BC, SmoothingLike
-from rlsmooth.agents.cloning.rounds import one_or_list, train_quietly
+from rlsmooth.agents.cloning.rounds import train_quietly
+from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.cloning.transition_features import (
     FIRST,
     SECOND,
@@ -142,7 +143,7 @@ class InverseDynamics:
         Raises:
             TypeError: they are no `Demonstrations`.
             ValueError: no next observations, other spaces, too few episodes to hold some out; see `BC`.
-            TrainingDivergedError: see `BC.learn`.
+            TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
         check_no_missing(self.bc.missing, "build a new model")
         agent_spaces.check_demonstrations("transitions", transitions)
@@ -260,7 +261,7 @@ class InverseDynamics:
             model = cls(
                 _single(bc.observation_space),
                 bc.action_space,
-                smoothing=one_or_list(list(bc.smoothings)),
+                smoothing=one_or_list(bc.smoothings),
                 inputs=extractor.inputs,
                 action_bins=None if bc.bins is None else bc.bins.num_bins,
                 learning_rate=bc.learning_rate,

@@ -56,7 +56,7 @@ VALIDATED = (
 
 @dataclass(frozen=True, eq=False)
 class TransitionMeasures:
-    """Numbers of each row, on the device; nats. Those of components are `[B, C]`, `None` for a Box.
+    """Numbers of each transition, on the device; nats. Those of components are `[B, C]`, `None` for a Box.
 
     Attributes:
         cross_entropy: `[B]`, with the smoothed target.
@@ -81,7 +81,7 @@ class TransitionMeasures:
     hit: Tensor | None = None
 
     def reliability(self) -> ReliabilityBins:
-        """The bins of a reliability diagram, over rows and components."""
+        """The bins of a reliability diagram, over transitions and components."""
         assert self.confidence is not None
         assert self.hit is not None
         weights = self.weights.unsqueeze(-1).expand(self.confidence.shape)
@@ -125,7 +125,7 @@ class CloningMeasures:
         return self._training.alpha if self._training.is_constant else alpha_in_force(self.smoothings, progress)
 
     def training(self, progress: float) -> dict[str, float]:
-        """Means over the training transitions, with their targets as of `progress` remaining."""
+        """Means over the training transitions, with the targets that they have at `progress` remaining."""
         assert self._training is not None
         return self._summary([self._training.sample], progress)
 
@@ -161,12 +161,12 @@ class CloningMeasures:
 def measure_transitions(
     head: CategoricalHead | GaussianHead, batch: TensorBatch, target: ActionTarget, *, own_reference: bool
 ) -> TransitionMeasures:
-    """The numbers of some rows under the policy as it is.
+    """The numbers of some transitions under the policy as it is.
 
     Args:
         head: of the policy.
-        batch: the rows.
-        target: of the rows; compact, so that it contains its reference.
+        batch: the transitions.
+        target: theirs; compact, so that it contains its reference.
         own_reference: `kl_reference` is towards the target's own reference; else towards the KL term's.
     """
     outputs = head.outputs(batch.observations)
@@ -214,7 +214,7 @@ def measure_transitions(
 
 
 def concatenate(parts: Iterable[TransitionMeasures]) -> TransitionMeasures:
-    """The rows of several parts as one."""
+    """The transitions of several parts as one."""
     listed = list(parts)
     if len(listed) == 1:
         return listed[0]
@@ -223,44 +223,44 @@ def concatenate(parts: Iterable[TransitionMeasures]) -> TransitionMeasures:
     return TransitionMeasures(*joined)
 
 
-def summarise(rows: TransitionMeasures, *, kl_coef: float, by_component: bool) -> dict[str, float]:
-    """Weighted means of the rows, as numbers: the one place that waits for the device.
+def summarise(measures: TransitionMeasures, *, kl_coef: float, by_component: bool) -> dict[str, float]:
+    """Weighted means over the transitions, as numbers: the one place that waits for the device.
 
-    `accuracy` and `ece` are over rows and components; `entropy_frac` over rows with a component of at least two legal
-    choices.
+    `accuracy` and `ece` are over transitions and components; `entropy_frac` over those transitions with a component of
+    at least two legal choices.
 
     Args:
-        rows: see `measure_transitions`.
+        measures: of `measure_transitions`.
         kl_coef: of the KL term in `loss`.
         by_component: give `entropy_dim<i>` too.
     """
-    weights = rows.weights
-    policy_entropy = rows.entropy.sum(-1)
-    regulariser = kl_coef * rows.kl_reference if kl_coef else torch.zeros_like(rows.kl_reference)
+    weights = measures.weights
+    policy_entropy = measures.entropy.sum(-1)
+    regulariser = kl_coef * measures.kl_reference if kl_coef else torch.zeros_like(measures.kl_reference)
     columns = {
-        "loss": rows.cross_entropy + regulariser,
-        "cross_entropy": rows.cross_entropy,
-        "nll_hard": rows.nll,
-        "prob_true_act": (-rows.nll).exp(),
+        "loss": measures.cross_entropy + regulariser,
+        "cross_entropy": measures.cross_entropy,
+        "nll_hard": measures.nll,
+        "prob_true_act": (-measures.nll).exp(),
         "policy_entropy": policy_entropy,
-        "kl_reference": rows.kl_reference,
+        "kl_reference": measures.kl_reference,
         "ent_loss": regulariser,
     }
     found = {name: reduce(column, weights, "mean") for name, column in columns.items()}
     if (
-        rows.kl_uniform is not None
-        and rows.max_entropy is not None
-        and rows.hit is not None
-        and rows.confidence is not None
+        measures.kl_uniform is not None
+        and measures.max_entropy is not None
+        and measures.hit is not None
+        and measures.confidence is not None
     ):
-        share, several = entropy_fractions(policy_entropy, rows.max_entropy.sum(-1))
+        share, several = entropy_fractions(policy_entropy, measures.max_entropy.sum(-1))
         found["entropy_frac"] = reduce(share, torch.where(several, weights, 0.0), "mean")
-        found["kl_uniform"] = reduce(rows.kl_uniform.sum(-1), weights, "mean")
-        found["accuracy"] = reduce(rows.hit.to(torch.float32).mean(-1), weights, "mean")
-        spread = weights.unsqueeze(-1).expand(rows.confidence.shape)
-        found["ece"] = calibration_error(rows.confidence, rows.hit, weights=spread)
+        found["kl_uniform"] = reduce(measures.kl_uniform.sum(-1), weights, "mean")
+        found["accuracy"] = reduce(measures.hit.to(torch.float32).mean(-1), weights, "mean")
+        spread = weights.unsqueeze(-1).expand(measures.confidence.shape)
+        found["ece"] = calibration_error(measures.confidence, measures.hit, weights=spread)
     if by_component:
-        for place, column in enumerate(rows.entropy.unbind(-1)):
+        for place, column in enumerate(measures.entropy.unbind(-1)):
             found[f"entropy_dim{place}"] = reduce(column, weights, "mean")
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
     return dict(zip(found, values, strict=True))

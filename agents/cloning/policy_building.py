@@ -19,12 +19,12 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
+from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.files.policy_file import AgentFile
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
-from rlsmooth.agents.smoothed.references import action_components, box_reference
-from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing
 
@@ -200,11 +200,10 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
         raise SafeFileError(f"{str(path)!r} has no smoothing. Use another copy.")
     if any(entry.get("is_function") for entry in saved["smoothing"]):
         missing.append("smoothing")
-    arguments["smoothing"] = recipes[0] if len(recipes) == 1 else recipes
+    arguments["smoothing"] = one_or_list(recipes)
     references = decode_smoothing(saved["reference"], "reference", path)
     if references is not None:
-        kept = [recipe.reference for recipe in references]
-        arguments["reference"] = kept[0] if len(kept) == 1 else kept
+        arguments["reference"] = one_or_list([recipe.reference for recipe in references])
     if saved["learning_rate"] is None:
         missing.append("learning_rate")
         arguments["learning_rate"] = 1e-3  # a placeholder: `learn` refuses to start

@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import configure_logger
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel, copy_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.policy_file import load_parameters, read_agent_file
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.checks import check_optional_folder, check_positive_int
@@ -27,7 +28,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
 
-__all__ = ["COLLECTING", "LEARNING", "RoundsFile", "RoundsModel", "one_or_list", "train_quietly"]
+__all__ = ["COLLECTING", "LEARNING", "RoundsFile", "RoundsModel", "train_quietly"]
 
 COLLECTING, LEARNING = 0, 1
 """What a round's seeds are for."""
@@ -65,17 +66,12 @@ def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
     """Train for so many epochs and return the last line's numbers, `bc/` left out of their names.
 
     Raises:
-        TrainingDivergedError: see `BC.learn`.
+        TrainingDivergedError: the loss or a parameter became NaN or infinite.
     """
     last = LastLine()
     agent.set_logger(Logger(None, [last]))
     agent.learn(total_epochs=epochs)
     return last.values
-
-
-def one_or_list(values: list[Any]) -> Any:
-    """The only value, or all of them."""
-    return values[0] if len(values) == 1 else values
 
 
 class RoundsFile(NamedTuple):
@@ -95,8 +91,8 @@ class RoundsFile(NamedTuple):
 class RoundsModel(ActingModel):
     """An agent that collects transitions in each round and then trains its policy by a `BC` of its own.
 
-    Each subclass keeps its constructor, its loop and its round, and calls the services here. What only it knows it says
-    in `_own_arguments`, `_kept`, `_save_round` and `_restore`.
+    Each subclass keeps its constructor, its loop and its round, and calls the services here. What only it knows is in
+    its `_own_arguments`, `_kept`, `_save_round` and `_restore`.
 
     Attributes:
         bc: the clone, which has the policy.
@@ -387,7 +383,7 @@ class RoundsModel(ActingModel):
         arguments = {
             **own,
             **{name: getattr(bc, name) for name in CLONE_ARGUMENTS},
-            "smoothing": one_or_list(list(bc.smoothings)),
+            "smoothing": one_or_list(bc.smoothings),
             "reference": None if references is None else one_or_list(references),
             "action_bins": None if bc.bins is None else bc.bins.num_bins,
         }

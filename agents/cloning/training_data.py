@@ -8,7 +8,6 @@ same to the bit.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -24,7 +23,7 @@ from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
-from rlsmooth.training.run import spread_evenly
+from rlsmooth.training import run
 
 __all__ = [
     "ReferenceLike",
@@ -36,6 +35,7 @@ __all__ = [
     "as_smoothings",
     "fingerprint",
     "minibatch_weight",
+    "one_or_list",
     "refuse_alphas_by_transition",
     "split_validation",
     "target_matrices",
@@ -49,7 +49,7 @@ Smoothings: TypeAlias = tuple[Smoothing, ...]
 ReferenceLike: TypeAlias = str | Tensor | Tree
 
 DENSE_CLASSES = 32
-"""Up to so many classes a smoothed target is kept written out: faster to compare with, at 4 bytes a class and row."""
+"""Up to so many classes a smoothed target is kept dense: faster to compare with, at 4 bytes a class and transition."""
 DRAWN_CLASSES = 64
 HASHED_TRANSITIONS = 4096
 HASHED_FIELDS = ("actions", "action_masks", "weights", "action_probs")
@@ -57,7 +57,7 @@ MATRICES = 8
 
 
 def as_smoothings(value: Any, head: ActionHead) -> Smoothings:
-    """What a `smoothing=` argument means for `head`.
+    """The recipes that a `smoothing=` argument means for `head`, one a group of its components.
 
     Args:
         value: a number, `"lin_…"` or `Smoothing` for all components, or a sequence of such, one a MultiDiscrete
@@ -94,7 +94,7 @@ def as_smoothings(value: Any, head: ActionHead) -> Smoothings:
 
 
 def as_references(value: Any, head: ActionHead) -> Smoothings | None:
-    """What a `reference=` argument means: recipes whose targets are the reference alone, or None for the uniform one.
+    """The recipes that a `reference=` argument means, whose targets are the reference alone; None for the uniform one.
 
     Raises:
         TypeError: it is nothing that `Smoothing(reference=)` takes.
@@ -120,10 +120,10 @@ def as_references(value: Any, head: ActionHead) -> Smoothings | None:
 def action_target(
     head: ActionHead, smoothings: Smoothings, batch: TensorBatch, *, progress: float = 1.0
 ) -> ActionTarget:
-    """The target of some transitions; nothing waits for the device. Their values were checked with the demonstrations.
+    """The target of some transitions. Values were checked with the demonstrations; nothing waits for the device.
 
-    With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that a
-    kernel's or a tree's row is looked up with.
+    With soft targets `p` it is `(1 - alpha) · p + alpha · reference`, the demonstrated action being the label that is
+    looked up in a kernel or a tree.
 
     Args:
         head: of the action space.
@@ -192,19 +192,19 @@ def take_alpha(smoothings: Smoothings, chosen: Tensor, num_transitions: int) -> 
     """Recipes whose alphas by transition, if any, are those of `chosen`.
 
     Raises:
-        ValueError: an alpha tensor that is neither one number nor one a row.
+        ValueError: an alpha tensor that is neither one number nor one a transition.
     """
     return tuple(_take_alpha_of(recipe, chosen, num_transitions) for recipe in smoothings)
 
 
 def refuse_alphas_by_transition(smoothings: Smoothings, why: str) -> None:
-    """Raise ValueError, which says `why`, if an alpha has one number a training row."""
+    """Raise ValueError, which says `why`, if an alpha has one number a training transition."""
     if not all(_alpha_fits_any_batch(recipe) for recipe in smoothings):
-        raise ValueError(f"smoothing has an alpha for each training row, but {why}: give one number.")
+        raise ValueError(f"smoothing has an alpha for each training transition, but {why}: give one number.")
 
 
 def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
-    """The alpha of a log line: the mean over transitions and components; alpha None (all of it) is 1."""
+    """The alpha of a log line: the mean over transitions and components; None (a whole distribution) counts as 1."""
     values = [recipe.alpha_at(progress) for recipe in smoothings]
     numbers = [
         1.0 if value is None else float(value.mean() if isinstance(value, Tensor) else value) for value in values
@@ -215,8 +215,8 @@ def alpha_in_force(smoothings: Smoothings, progress: float) -> float:
 def target_matrices(head: ActionHead, smoothings: Smoothings) -> dict[str, Tensor]:
     """The target of each label, `[K, K]`, for figures: `target_matrix`, or one a MultiDiscrete dimension.
 
-    Masks and soft targets are left out, an alpha of one number a row counts with its mean, a schedule with its start,
-    and of many dimensions the first eight.
+    Masks and soft targets are left out, an alpha by transition counts with its mean, a schedule with its start, and of
+    many dimensions the first eight.
     """
     if not isinstance(head, CategoricalHead):
         return {}
@@ -231,6 +231,11 @@ def target_matrices(head: ActionHead, smoothings: Smoothings) -> dict[str, Tenso
         name = "target_matrix" if len(sizes) == 1 else f"target_matrix_dim{place}"
         found[name] = recipe(torch.arange(size), size).dense()
     return found
+
+
+def one_or_list(values: Sequence[Any]) -> Any:
+    """The only value, or all of them: recipes or references as a `smoothing=` or `reference=` argument is given."""
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _group_sizes(head: ActionHead) -> tuple[int | None, ...]:
@@ -255,7 +260,7 @@ def _take_alpha_of(recipe: Smoothing, chosen: Tensor, num_transitions: int) -> S
 
 
 def _for_components(recipe: Smoothing, label: Tensor) -> Smoothing:
-    """A per-row alpha `[B]` for labels `[B, D]`."""
+    """An alpha by transition, `[B]`, for labels `[B, D]`."""
     if label.ndim == 1 or _alpha_fits_any_batch(recipe):
         return recipe
     assert isinstance(recipe.alpha, Tensor)
@@ -291,15 +296,14 @@ class TrainingData:
         device: where the batches are wanted.
 
     Attributes:
-        transition_bytes: what a row takes on the device.
+        transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
         sample: up to 2048 transitions, evenly spread, that represent all in log lines; see `prepare_sample`.
         alpha: of smoothing at the start, the mean over transitions and components.
 
     Raises:
-        ValueError: a per-row alpha that has not one number a transition, or that is beside a schedule; soft targets
-            with `alpha=None`.
+        ValueError: an alpha by transition of another length, or beside a schedule; soft targets with `alpha=None`.
     """
 
     sample: TensorBatch
@@ -329,7 +333,7 @@ class TrainingData:
         self.device = device
         self.is_constant = all(recipe.is_constant for recipe in smoothings)
         if not self.is_constant:
-            refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not told row by row")
+            refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not looked up by transition")
         take_alpha(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
         first = self.read(slice(0, 1))
         self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
@@ -344,14 +348,14 @@ class TrainingData:
     def updates(
         self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
     ) -> Iterator[tuple[TensorBatch, ...]]:
-        """The updates of one epoch: `num_parts` batches of `batch_size` transitions, the last may have fewer.
+        """The updates of one epoch: `num_parts` batches of `batch_size` each, the epoch's last may have fewer.
 
         Args:
             order: int64 `[N]`, a permutation, on the CPU.
             batch_size: transitions of a batch.
             num_parts: batches of an update.
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
-                resumed epoch has every row at the same place in memory: sums depend on that in their last bits.
+                resumed epoch has every transition at the same place in memory: sums depend on that in their last bits.
         """
         update_size = batch_size * num_parts
         block_size = max(1, BLOCK_BYTES // (self.transition_bytes * update_size)) * update_size
@@ -408,10 +412,10 @@ class TrainingData:
         """Make `sample` and `alpha`, before the first log line is due."""
         self.alpha = alpha_in_force(self.smoothings, 1.0)
         count = min(len(self), SAMPLED_TRANSITIONS, max(1, BLOCK_BYTES // self.transition_bytes))
-        self.sample = self.compact(spread_evenly(len(self), count))
+        self.sample = self.compact(run.spread_evenly(len(self), count))
 
     def compact(self, chosen: Tensor) -> TensorBatch:
-        """Copies of some transitions whose targets, where alpha is constant, contain labels and references."""
+        """Copies of some transitions whose targets, where alpha is constant, contain their labels and references."""
         batch = self.take(chosen)
         if not self.is_constant:
             return batch
@@ -485,7 +489,7 @@ def split_validation(
 
 
 def fingerprint(demonstrations: Demonstrations) -> str:
-    """A sha256 that tells one set of demonstrations from another: of their size, episodes and up to 4096 transitions.
+    """A sha256 that differs between sets of demonstrations: of their size, episodes and up to 4096 transitions.
 
     They are spread evenly, so that a set larger than memory need not be read; the same set in memory and on the
     disk has the same fingerprint.
@@ -497,18 +501,17 @@ def fingerprint(demonstrations: Demonstrations) -> str:
     """
     count = len(demonstrations)
     chosen: NDArray[np.int64] = np.unique(np.linspace(0, count - 1, min(count, HASHED_TRANSITIONS)).astype(np.int64))
-    digest = hashlib.sha256()
-    digest.update(f"{count} {demonstrations.observation_space} {demonstrations.action_space}".encode())
-    digest.update(np.ascontiguousarray(demonstrations.episode_ends, dtype=np.int64).tobytes())
+    parts: list[str | NDArray[Any]] = [
+        f"{count} {demonstrations.observation_space} {demonstrations.action_space}",
+        np.asarray(demonstrations.episode_ends, dtype=np.int64),
+    ]
     batch = demonstrations[chosen]
     observations = batch.observations if isinstance(batch.observations, dict) else {"": batch.observations}
     fields = {f"observations.{key}": value for key, value in sorted(observations.items())}
     fields |= {name: value for name in HASHED_FIELDS if (value := getattr(batch, name)) is not None}
     for name, value in fields.items():
-        kept = np.ascontiguousarray(value)
-        digest.update(f"{name} {kept.dtype} {kept.shape}".encode())
-        digest.update(kept.tobytes())
-    return digest.hexdigest()
+        parts += [f"{name} {value.dtype} {value.shape}", value]
+    return run.fingerprint(*parts)
 
 
 def minibatch_weight(update: tuple[TensorBatch, ...]) -> int | Tensor:

@@ -1,4 +1,4 @@
-"""Running statistics of VecNormalize as JSON and tensors, and back."""
+"""An algorithm's VecNormalize, replay buffer and action noise as JSON and tensors, and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
+from rlsmooth.agents.sb3 import noise_parameters
 from rlsmooth.training import tree_from_json, tree_to_json
 
 __all__ = [
@@ -22,10 +31,14 @@ __all__ = [
     "check_buffer",
     "cut_off_episodes",
     "encode_normalization",
+    "has_automatic_buffer",
+    "noise_from_plain",
+    "noise_to_plain",
     "observations_differ",
     "set_buffer_state",
 ]
 
+# ---- VecNormalize
 
 SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 
@@ -59,7 +72,7 @@ def apply_normalization(env: VecEnv, encoded: Any, tensors: Mapping[str, Tensor]
     Args:
         env: the environment.
         encoded: what `encode_normalization` gave.
-        tensors: likewise.
+        tensors: those of `encode_normalization`.
 
     Raises:
         KeyError, TypeError, ValueError: the data is malformed, or of other observations, or one of the two normalises
@@ -137,10 +150,30 @@ def _fill(statistics: RunningMeanStd, values: Mapping[str, Any]) -> None:
     statistics.mean, statistics.var, statistics.count = mean, var, float(values["count"])
 
 
+# ---- replay buffers
+
 KNOWN_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
-"""They keep the reward of each step with its transition."""
+"""They keep the reward of each step with its transition; a file may name them."""
 
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def has_automatic_buffer(algorithm: OffPolicyAlgorithm) -> bool:
+    """Whether the algorithm would choose the same replay buffer, steps and discount of its returns included.
+
+    Example:
+        >>> from stable_baselines3 import DQN
+        >>> own = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
+        >>> has_automatic_buffer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, **own))
+        False
+    """
+    automatic: type[ReplayBuffer] = NStepReplayBuffer if algorithm.n_steps > 1 else ReplayBuffer
+    if isinstance(algorithm.observation_space, spaces.Dict):
+        automatic = DictReplayBuffer
+    if algorithm.replay_buffer_class is not automatic:
+        return False
+    buffer, own = algorithm.replay_buffer, (algorithm.n_steps, algorithm.gamma)
+    return not isinstance(buffer, NStepReplayBuffer) or (buffer.n_steps, buffer.gamma) == own
 
 
 def check_buffer(name: str, buffer: object) -> ReplayBuffer:
@@ -163,16 +196,13 @@ def check_buffer(name: str, buffer: object) -> ReplayBuffer:
 
 
 def buffer_state(buffer: ReplayBuffer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The place in the buffer and its rows so far, not copied.
-
-    Args:
-        buffer: see `check_buffer`.
+    """The position in the buffer and its transitions so far, not copied.
 
     Returns:
-        JSON, and the tensors, `[rows, environments, ...]`.
+        JSON, and the tensors, `[steps, environments, ...]`.
 
     Raises:
-        TypeError: as by `check_buffer`.
+        TypeError: the buffer is of a kind that `check_buffer` refuses.
 
     Example:
         >>> from stable_baselines3 import DQN
@@ -182,7 +212,7 @@ def buffer_state(buffer: ReplayBuffer) -> tuple[dict[str, Any], dict[str, Tensor
         (20, torch.Size([20, 1, 4]))
     """
     check_buffer("replay_buffer", buffer)
-    rows = buffer.size()
+    steps = buffer.size()
     arrays = _arrays(buffer)
     head = {
         "class": type(buffer).__name__,
@@ -190,14 +220,14 @@ def buffer_state(buffer: ReplayBuffer) -> tuple[dict[str, Any], dict[str, Tensor
         "is_full": bool(buffer.full),
         "shapes": {name: list(array.shape) for name, array in arrays.items()},
     }
-    return head, {name: torch.from_numpy(array[:rows]) for name, array in arrays.items()}
+    return head, {name: torch.from_numpy(array[:steps]) for name, array in arrays.items()}
 
 
 def set_buffer_state(buffer: Any, head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `buffer_state` gave, into a buffer of the same size, in place.
+    """Restore `buffer_state`, into a buffer of the same size, in place.
 
     Raises:
-        TypeError: as by `check_buffer`.
+        TypeError: the buffer is of a kind that `check_buffer` refuses.
         ValueError: the buffer is of another class or size, or the data is malformed.
     """
     buffer = check_buffer("replay_buffer", buffer)
@@ -211,20 +241,20 @@ def set_buffer_state(buffer: Any, head: Mapping[str, Any], tensors: Mapping[str,
     place, is_full = head["place"], head["is_full"]
     if not (type(place) is int and 0 <= place < buffer.buffer_size and isinstance(is_full, bool)):
         raise ValueError(f"the saved replay buffer stands at {place!r} of {buffer.buffer_size}: use another copy.")
-    rows = buffer.buffer_size if is_full else place
+    steps = buffer.buffer_size if is_full else place
     kept = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    expected = {name: ([rows, *array.shape[1:]], array.dtype) for name, array in arrays.items()}
+    expected = {name: ([steps, *array.shape[1:]], array.dtype) for name, array in arrays.items()}
     if {name: (list(array.shape), array.dtype) for name, array in kept.items()} != expected:
         raise ValueError("the saved replay buffer has arrays of other shapes or dtypes: use another copy.")
     used = buffer.size()
     for name, array in arrays.items():
-        array[:rows] = kept[name]
-        array[rows:used] = 0  # writing to the others would take the memory that the system has not yet given
+        array[:steps] = kept[name]
+        array[steps:used] = 0  # writing to the others would take the memory that the system has not yet given
     buffer.pos, buffer.full = place, is_full
 
 
 def cut_off_episodes(buffer: ReplayBuffer) -> None:
-    """Let the episodes that are under way end in the last row, as if by a time limit, in place.
+    """Truncate the episodes that are under way at the last step, as a time limit would, in place.
 
     For environments that begin new episodes: otherwise a return of n steps would lead from one into the other.
 
@@ -247,3 +277,74 @@ def _arrays(buffer: ReplayBuffer) -> dict[str, NDArray[Any]]:
         parts: dict[str, NDArray[np.generic]] = value if isinstance(value, dict) else {"": value}
         arrays |= {f"{name}/{key}" if key else name: array for key, array in parts.items()}
     return arrays
+
+
+# ---- action noise
+
+NORMAL, ORNSTEIN_UHLENBECK = "normal", "ornstein_uhlenbeck"
+
+
+def noise_to_plain(noise: ActionNoise) -> dict[str, Any] | None:
+    """The arguments of the noise's constructor, as JSON with tensors; None for a noise of another class.
+
+    Of the noises of several environments the one that all are copies of is kept: `learn` makes as many as it needs.
+
+    Example:
+        >>> noise = NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))
+        >>> noise_from_plain(noise_to_plain(noise))
+        NormalActionNoise(mu=[0. 0.], sigma=[0.1 0.1])
+    """
+    if type(noise) is VectorizedActionNoise:
+        base = noise_to_plain(noise.base_noise)
+        return base if base is not None and all(_is_alike(base, each) for each in noise.noises) else None
+    if type(noise) is not NormalActionNoise and type(noise) is not OrnsteinUhlenbeckActionNoise:
+        return None
+    found = noise_parameters(noise)
+    settings = {"mean": found["mean"], "sigma": found["sigma"]}
+    head = {"class": NORMAL, "dtype": np.dtype(found["dtype"]).str}
+    if type(noise) is NormalActionNoise:
+        return {**head, **_tensors(settings)}
+    assert type(noise) is OrnsteinUhlenbeckActionNoise
+    settings["initial_noise"] = noise.initial_noise
+    numbers = {"theta": found["theta"], "dt": found["dt"]}
+    return {**head, "class": ORNSTEIN_UHLENBECK, **_tensors(settings), **numbers}
+
+
+def noise_from_plain(plain: Any) -> ActionNoise:
+    """The noise that `noise_to_plain` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError: the data is malformed.
+    """
+    dtype = np.dtype(str(plain["dtype"]))
+    if dtype.kind != "f":
+        raise ValueError(f"the noise's dtype is {dtype}: it must be a float")
+    mean, sigma = _array(plain["mean"]), _array(plain["sigma"])
+    if plain["class"] == NORMAL:
+        return NormalActionNoise(mean, sigma, dtype.type)
+    if plain["class"] != ORNSTEIN_UHLENBECK:
+        raise ValueError(f"the noise is a {plain['class']!r}: known are {NORMAL!r} and {ORNSTEIN_UHLENBECK!r}")
+    initial = None if plain["initial_noise"] is None else _array(plain["initial_noise"])
+    theta, dt = float(plain["theta"]), float(plain["dt"])
+    return OrnsteinUhlenbeckActionNoise(mean, sigma, theta, dt, initial, dtype.type)
+
+
+def _is_alike(base: dict[str, Any], noise: ActionNoise) -> bool:
+    other = noise_to_plain(noise)
+    return other is not None and other.keys() == base.keys() and all(_is_equal(other[key], base[key]) for key in base)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _tensors(settings: dict[str, Any]) -> dict[str, torch.Tensor | None]:
+    return {name: None if value is None else torch.as_tensor(np.array(value)) for name, value in settings.items()}
+
+
+def _array(tensor: Any) -> Any:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"the noise has a {type(tensor).__name__} in place of an array")
+    return tensor.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from as if nothing had happened, bit for bit.
+"""Checkpoints from which a killed run resumes as if nothing had happened, bit for bit.
 
 Train with
 
@@ -9,24 +9,24 @@ and after a kill, in a new process, with environments built as before:
     run = load_checkpoint(folder, env)
     run.model.learn(run.remaining_timesteps, callback=run.callback, reset_num_timesteps=False)
 
-Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; what they
-have counted and collected comes back too, text apart: a file must not say where a callback writes. A callback may also
-say itself what is kept of it: see `rlsmooth.agents.files.exact_checkpoint.HasExactState`. On the CPU, with
-environments whose state can be kept (see `rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at
-the end equal those of a run that was never cut off. Environments in a SubprocVecEnv must be wrapped in
-`rlsmooth.envs.Resumable`. Where environments can't be kept, a warning says so, and the resumed run starts new
-episodes.
+Other callbacks go beside it as they did before, in the same order: `callback=[run.callback, evaluation]`; their counts
+and collections are restored too, text apart: a file must not say where a callback writes. A callback may also say
+itself what is kept of it: see `HasExactState`. On the CPU, with environments whose state can be kept (see
+`rlsmooth.envs.snapshot`), parameters, optimiser and episode statistics at the end equal those of a run that was never
+interrupted. Environments in a SubprocVecEnv must be wrapped in `rlsmooth.envs.Resumable`. Where environments can't be
+kept, a warning says so, and the resumed run starts new episodes.
 
-Off-policy algorithms are kept with what is in their replay buffer (a checkpoint is as large as that), the noise of
+Off-policy algorithms are kept with the content of their replay buffer (which makes the checkpoint large), the noise of
 their actions and their exploration. A HerReplayBuffer, a buffer that saves memory by sharing observations, and one of a
 class of your own can't be kept.
 
-Not kept: the clock (`time/fps`, an episode's `t`), the count that `log_interval` goes by, and what loggers had written
-after the checkpoint (TensorBoard goes on in the same folder if the algorithm gets the same `tensorboard_log`).
+Not kept: the clock (`time/fps`, an episode's `t`), the count behind `log_interval`, and what loggers had written after
+the checkpoint (TensorBoard continues in the same folder if the algorithm gets the same `tensorboard_log`).
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -83,19 +83,8 @@ from rlsmooth.envs.snapshot_values import (
     stable_name,
     value_from_plain,
 )
-from rlsmooth.training import (
-    Checkpoint,
-    SafeFileError,
-    checkpoint_steps,
-    execution_state,
-    latest_checkpoint,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    tree_from_json,
-    tree_to_json,
-    warn_if_execution_differs,
-)
+from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
+from rlsmooth.training.run import RunFolder, check_num_envs
 
 __all__ = [
     "MODEL_FILE",
@@ -111,12 +100,17 @@ __all__ = [
 ]
 
 
+MODEL_FILE = "model.zip"
+"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+
+# ---- the state of callbacks
+
 CALLBACK_LEAVES = {"model", "logger", "training_env", "locals", "globals", "parent"}
 
 
 @runtime_checkable
 class HasExactState(Protocol):
-    """A callback that knows what a resumed run needs of it, such as the rest of a trainer that it belongs to.
+    """A callback that gives its own state to checkpoints, such as that of a trainer it belongs to.
 
     Give a `BaseCallback` the two methods; it need not inherit from this class. The state is a dict with str keys of
     numbers, text, None, arrays, tensors, random generators of numpy and of Python, and containers of these. All come
@@ -127,21 +121,21 @@ class HasExactState(Protocol):
         ...     steps = 0
         ...     def _on_step(self): self.steps += 1; return True
         ...     def exact_state(self): return {"steps": self.steps}
-        ...     def set_exact_state(self, state, *, episodes_go_on): self.steps = state["steps"]
+        ...     def set_exact_state(self, state, *, episodes_continue): self.steps = state["steps"]
         >>> isinstance(Count(), HasExactState)
         True
     """
 
     def exact_state(self) -> dict[str, Any]:
-        """The state between two rollouts; not changed afterwards by what the callback does next."""
+        """The state between two rollouts; a copy that later steps don't change."""
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         """Put it back; called when the first rollout of the resumed `learn` starts, after earlier callbacks.
 
         Args:
             state: what `exact_state` gave.
-            episodes_go_on: False: the environments could not be put back and were reset, so what belongs to running
-                episodes must not come back either.
+            episodes_continue: False: the environments could not be restored and were reset, so that the state of
+                running episodes must not be restored either.
 
         Raises:
             ValueError: it does not fit.
@@ -149,10 +143,10 @@ class HasExactState(Protocol):
 
 
 def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What each callback of a run has counted and collected, and where its own environments are.
+    """The counts and collections of each callback of a run, and the state of its own environments.
 
     Args:
-        root: the callback that `learn` made of what it was given.
+        root: the one callback into which `learn` has put all.
         own: the one to leave out.
 
     Returns:
@@ -163,7 +157,11 @@ def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
         {
             "class": class_name(callback),
             "values": dict(_plain_values(callback)),
-            "envs": {name: vec_env_state(env) for name, env in vars(callback).items() if _is_own_env(name, env)},
+            "envs": {
+                name: vec_env_state(env)
+                for name, env in vars(callback).items()
+                if isinstance(env, VecEnv) and name not in CALLBACK_LEAVES
+            },
         }
         for callback in _callbacks(root, own)
         if not isinstance(callback, HasExactState)
@@ -171,35 +169,27 @@ def callback_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
 
 
 def set_callback_states(root: Any, own: BaseCallback, states: list[dict[str, Any]]) -> str:
-    """Put back what `callback_states` gave: into the first callback of a class what the first had, and so on.
+    """Restore `callback_states`, in order within each class.
 
-    A callback of a class that the run did not have starts anew, and what a class had that is not there any more is
-    left out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
+    A callback of a class that the run did not have starts anew, and the states of a class without callbacks are left
+    out. Text and methods are never replaced: a file from elsewhere must not say where a callback writes.
 
     Returns:
-        "", or what could not be put back.
+        "", or what could not be restored.
     """
-    problems = []
-    for name, callbacks, saved in _matched(root, own, states):
-        if callbacks and len(callbacks) != len(saved):
-            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
-            continue
-        problems += [_set_callback(callback, state) for callback, state in zip(callbacks, saved, strict=False)]
-    return "; ".join(problem for problem in problems if problem)
+    pairs, problems = _paired(root, own, states, all_needed=False)
+    problems += [_set_callback(callback, state) for callback, state in pairs]
+    return "; ".join(filter(None, problems))
 
 
 def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
-    """What the callbacks with a state of their own (`HasExactState`) give.
-
-    Args:
-        root: the callback that `learn` made of what it was given.
-        own: the one to leave out.
+    """The states of the callbacks that keep their own (`HasExactState`), `own` left out.
 
     Returns:
         One entry a callback, in order: `"class"`, `"state"`.
 
     Raises:
-        CannotSnapshotError: a state is not what `HasExactState` allows; the message says where.
+        CannotSnapshotError: a state holds something that `HasExactState` does not allow; the message says where.
     """
     return [
         {"class": class_name(callback), "state": state_to_tree(callback.exact_state(), class_name(callback))}
@@ -208,8 +198,8 @@ def own_states(root: Any, own: BaseCallback) -> list[dict[str, Any]]:
     ]
 
 
-def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_go_on: bool) -> str:
-    """Put back what `own_states` gave; a callback of another class starts anew.
+def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *, episodes_continue: bool) -> str:
+    """Restore `own_states`; a callback of another class starts anew.
 
     Returns:
         "", or which callbacks are not there: a run without them is another run.
@@ -218,14 +208,10 @@ def set_own_states(root: Any, own: BaseCallback, states: list[dict[str, Any]], *
         CannotSnapshotError: the data is malformed.
         ValueError: by a callback, if its state does not fit it.
     """
-    problems = []
-    for name, callbacks, saved in _matched(root, own, states):
-        if len(callbacks) != len(saved):
-            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
-            continue
-        for callback, state in zip(callbacks, saved, strict=True):
-            assert isinstance(callback, HasExactState)
-            callback.set_exact_state(state_from_tree(state["state"]), episodes_go_on=episodes_go_on)
+    pairs, problems = _paired(root, own, states, all_needed=True)
+    for callback, state in pairs:
+        assert isinstance(callback, HasExactState)
+        callback.set_exact_state(state_from_tree(state["state"]), episodes_continue=episodes_continue)
     return "; ".join(problems)
 
 
@@ -244,14 +230,21 @@ def changed_states(states: list[dict[str, Any]], baseline: list[dict[str, Any]])
     ]
 
 
-def _matched(
-    root: Any, own: BaseCallback, states: list[dict[str, Any]]
-) -> Iterator[tuple[str, list[BaseCallback], list[dict[str, Any]]]]:
-    """For each class in the states its name, the callbacks of it, and its states."""
+def _paired(
+    root: Any, own: BaseCallback, states: list[dict[str, Any]], *, all_needed: bool
+) -> tuple[list[tuple[BaseCallback, dict[str, Any]]], list[str]]:
+    """Callbacks with their saved states, and the classes of which there are fewer or more now (or none, if needed)."""
     found = list(_callbacks(root, own))
+    pairs: list[tuple[BaseCallback, dict[str, Any]]] = []
+    problems = []
     for name in dict.fromkeys(stable_name(state["class"]) for state in states):
         callbacks = [callback for callback in found if stable_name(class_name(callback)) == name]
-        yield name, callbacks, [state for state in states if stable_name(state["class"]) == name]
+        saved = [state for state in states if stable_name(state["class"]) == name]
+        if len(callbacks) == len(saved):
+            pairs += zip(callbacks, saved, strict=True)
+        elif callbacks or all_needed:
+            problems.append(f"there were {len(saved)} callbacks of class {name}, and are {len(callbacks)}")
+    return pairs, problems
 
 
 def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
@@ -268,7 +261,7 @@ def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> str:
             problems.append(set_vec_env_state(env, kept) if isinstance(env, VecEnv) else f"{name} is no VecEnv")
         except CannotSnapshotError as error:
             problems.append(str(error))
-    return "; ".join(problem for problem in problems if problem)
+    return "; ".join(filter(None, problems))
 
 
 def _callbacks(root: Any, own: BaseCallback) -> Iterator[BaseCallback]:
@@ -310,10 +303,6 @@ def _has_text(value: object) -> bool:
         return True
 
 
-def _is_own_env(name: str, value: object) -> bool:
-    return isinstance(value, VecEnv) and name not in CALLBACK_LEAVES
-
-
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
@@ -324,23 +313,26 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-MODEL_FILE = "model.zip"
-"""The agent file in a checkpoint folder, which says how to build the algorithm."""
+# ---- checkpoints
+
+
+def _run_folder(path: str | Path, name: str) -> RunFolder:
+    return RunFolder(path, name=name, unit="step", resume="load_checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedRun:
-    """A run that stands where its last checkpoint was written.
+    """A run restored from its last checkpoint.
 
     Attributes:
         model: the algorithm, with its environments.
-        callback: to be given to `learn`: it puts back the random state when the first rollout starts, and goes on
-            writing checkpoints.
-        total_timesteps: what the run was to reach, in environment steps.
-        remaining_timesteps: what is left of it; 0 for a finished run.
+        callback: for `learn`: it restores the random state when the first rollout starts, and writes the next
+            checkpoints.
+        total_timesteps: environment steps that the run was to reach.
+        remaining_timesteps: those that are left; 0 for a finished run.
         is_exact: whether the environments are where they were; False: `learn` starts new episodes.
         callback_states: of callbacks that keep a state of their own (`HasExactState`): the full name of their class to
-            the state of the first of that class. What a trainer around the algorithm needs to be built again.
+            the state of the first of that class. A trainer around the algorithm is built again from it.
     """
 
     model: Any
@@ -352,7 +344,7 @@ class ResumedRun:
 
 
 class ExactCheckpointCallback(BaseCallback):
-    """Writes a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
+    """Write a checkpoint before the first rollout, then whenever `save_freq` steps have passed, and at the end.
 
     Args:
         save_freq: environment steps between two checkpoints. They are written when a rollout starts, which off-policy
@@ -381,6 +373,7 @@ class ExactCheckpointCallback(BaseCallback):
         self.save_freq = check_positive_int("save_freq", save_freq)
         self.keep = check_positive_int("keep", keep)
         self.save_path = check_writable_folder("save_path", save_path)
+        self._folder = _run_folder(self.save_path, "save_path")
         self._pending: Checkpoint | None = None
         self._is_exact = True
         self._root: Any = None
@@ -410,12 +403,7 @@ class ExactCheckpointCallback(BaseCallback):
                     "learn(run.remaining_timesteps, ..., reset_num_timesteps=False)."
                 )
             return
-        steps = checkpoint_steps(self.save_path)
-        if steps and (self._saved_at is None or steps[-1] > self.num_timesteps):
-            raise ValueError(
-                f"save_path={str(self.save_path)!r} holds the checkpoints of a run that reached {steps[-1]}: go on "
-                "with it by load_checkpoint, or name another folder."
-            )
+        self._folder.check_free(None if self._saved_at is None else self.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         self._is_between_rollouts = False
@@ -429,7 +417,7 @@ class ExactCheckpointCallback(BaseCallback):
             self._restore(self._pending)
             self._pending = None
             self._save_model()
-        elif checkpoint_steps(self.save_path):
+        elif self._folder.steps():
             # The checkpoint first: a kill in between then leaves a pair that fits.
             self._save(noise_state(self._model))
             self._save_model()
@@ -444,7 +432,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_between_rollouts = True
 
     def _on_training_end(self) -> None:
-        # A run that a callback stopped in the middle of a rollout has no state to go on from.
+        # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
 
@@ -474,9 +462,9 @@ class ExactCheckpointCallback(BaseCallback):
         run, run_tensors = tree_to_json(tensors_from_arrays(kept), "run")
         optimizer, optimizer_tensors = optimizers(model)
         modules, module_tensors = extra_modules(model)
-        buffer, rows = _buffer_state(model)
-        path = save_checkpoint(
-            self.save_path,
+        replay_buffer = model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+        buffer, transitions = (None, {}) if replay_buffer is None else buffer_state(replay_buffer)
+        path = self._folder.save(
             model.num_timesteps,
             config={
                 "total_timesteps": total_timesteps(model),
@@ -488,16 +476,14 @@ class ExactCheckpointCallback(BaseCallback):
                 "modules": modules,
                 "replay_buffer": buffer,
                 "has_noise": noise is not None,
-                "execution": execution_state(),
                 "run": run,
             },
             tensors={
                 "policy": model.policy.state_dict(),
                 "optimizer": optimizer_tensors,
                 "modules": module_tensors,
-                "replay_buffer": rows,
+                "replay_buffer": transitions,
                 "noise": noise or {},
-                "rng": rng_state(),
                 "run": run_tensors,
             },
             keep=self.keep,
@@ -507,16 +493,16 @@ class ExactCheckpointCallback(BaseCallback):
             print(f"Saved a checkpoint to {path}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """What `learn` itself has changed since the checkpoint was loaded."""
+        """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
         run = _run_of(checkpoint)
         set_logger_state(model.logger, run["logger"])
         problems = [
             set_callback_states(self._root, self, run["callbacks"]),
-            set_own_states(self._root, self, run.get("own_states", []), episodes_go_on=self._is_exact),
+            set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
-            warnings.warn(f"The state of the callbacks was not put back: {problem}.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"The state of the callbacks was not restored: {problem}.", RuntimeWarning, stacklevel=2)
         if self._is_exact:
             # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
             set_interaction_state(model, run["interaction"])
@@ -545,26 +531,24 @@ def load_checkpoint(
         folder: `save_path` of the run.
         env: built and wrapped as that of the run, with as many environments.
         device: as in Stable-Baselines3.
-        model_class: see `load_agent`.
-        policy_class: see `load_agent`.
-        custom_objects: see `load_agent`.
-        tensorboard_log: as of the run.
+        model_class: built in place of the class named in the file; needed if that is a class of your own.
+        policy_class: built in place of the policy's class named in the file.
+        custom_objects: argument to value, taken in place of the file's, as in `load_agent`.
+        tensorboard_log: that of the run.
         verbose: as in Stable-Baselines3.
 
     Raises:
         ValueError: there is no run in the folder, or one that was killed before its first checkpoint; or the
             environments are others, or the replay buffer is of another size.
         SafeFileError: no checkpoint can be read, or it does not fit.
-
-    Example:
-        See `ExactCheckpointCallback`.
     """
-    folder = Path(folder).expanduser()
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None or not (folder / MODEL_FILE).is_file():
-        raise ValueError(f"folder={str(folder)!r} holds no run to go on with: start it from the beginning.")
+    saved = _run_folder(folder, "folder")
+    # A run that was killed before its first checkpoint has the agent file already.
+    saved.check_resumable(MODEL_FILE, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    checkpoint = saved.latest()
+    assert checkpoint is not None
     model: Algorithm = load_agent(
-        folder / MODEL_FILE,
+        saved.path / MODEL_FILE,
         env=env,
         device=device,
         model_class=model_class,
@@ -576,7 +560,7 @@ def load_checkpoint(
     try:
         problem = _apply(checkpoint, model)
         callback = ExactCheckpointCallback(
-            checkpoint.config["save_freq"], folder, keep=checkpoint.config["keep"], verbose=verbose
+            checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
         )
         total = int(checkpoint.config["total_timesteps"])
         states = {
@@ -587,9 +571,7 @@ def load_checkpoint(
         raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
     if problem:
         warnings.warn(f"The resumed run starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
-    warn_if_execution_differs(checkpoint.config["execution"])
-    for leftover in folder.glob(".*.zip.*.tmp"):  # of a save that was killed
-        leftover.unlink(missing_ok=True)
+    saved.delete_leftovers(re.escape(MODEL_FILE))
     callback.resume_from(checkpoint, is_exact=not problem)
     return ResumedRun(
         model=model,
@@ -602,10 +584,9 @@ def load_checkpoint(
 
 
 def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
-    """Put back all that `learn` leaves alone; returns why the environments could not be, or ""."""
+    """Restore all that `learn` leaves alone; returns why the environments could not be restored, or ""."""
     config, tensors = checkpoint.config, checkpoint.tensors
-    if config["n_envs"] != model.n_envs:
-        raise ValueError(f"env has {model.n_envs} environments, the run had {config['n_envs']}: build as many.")
+    check_num_envs(config["n_envs"], model.n_envs)
     load_parameters(checkpoint.path, model.policy, tensors["policy"])
     load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
     load_optimizers(model, config["optimizer"], tensors["optimizer"])
@@ -620,13 +601,6 @@ def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
         assert model.env is not None
         model.env.seed(model.seed + model.num_timesteps)  # not the episodes that the run began with
     return problem
-
-
-def _buffer_state(model: Algorithm) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    if not isinstance(model, OffPolicyAlgorithm):
-        return None, {}
-    assert model.replay_buffer is not None
-    return buffer_state(model.replay_buffer)
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:

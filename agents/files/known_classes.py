@@ -34,51 +34,25 @@ __all__ = [
     "EXTRACTORS",
     "OFF_POLICY_POLICIES",
     "OPTIMIZERS",
-    "contrib_off_policy_policy",
     "is_known_policy",
     "listed_policy_name",
     "off_policy_name",
     "policy_class_by_name",
-    "resample_noise",
 ]
 
 
 ACTIVATIONS: dict[str, type] = {
-    activation.__name__: activation
-    for activation in (
-        nn.CELU,
-        nn.ELU,
-        nn.GELU,
-        nn.Hardsigmoid,
-        nn.Hardswish,
-        nn.Hardtanh,
-        nn.Identity,
-        nn.LeakyReLU,
-        nn.LogSigmoid,
-        nn.Mish,
-        nn.PReLU,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.SELU,
-        nn.Sigmoid,
-        nn.SiLU,
-        nn.Softplus,
-        nn.Softsign,
-        nn.Tanh,
-        nn.Tanhshrink,
+    name: getattr(nn, name)
+    for name in (
+        *("CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish"),
+        *("PReLU", "ReLU", "ReLU6", "SELU", "Sigmoid", "SiLU", "Softplus", "Softsign", "Tanh", "Tanhshrink"),
     )
 }
 """Activation functions by short name."""
 
 OPTIMIZERS: dict[str, type] = {
-    optimizer.__name__: optimizer
-    for optimizer in (
-        torch.optim.Adam,
-        torch.optim.AdamW,
-        torch.optim.RMSprop,
-        torch.optim.SGD,
-        RMSpropTFLike,
-    )
+    **{name: getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "SGD")},
+    "RMSpropTFLike": RMSpropTFLike,
 }
 """Optimisers by short name."""
 
@@ -105,14 +79,14 @@ OFF_POLICY_POLICIES: dict[str, type[BasePolicy]] = {
     for algorithm, module in MODULES.items()
     for ending in ("Policy", "CnnPolicy", "MultiInputPolicy")
 }
-"""Those of Stable-Baselines3: DDPG has TD3's."""
+"""Off-policy policies of Stable-Baselines3: DDPG has TD3's."""
 
 CONTRIB_OFF_POLICY_POLICIES: dict[str, tuple[str, str]] = {
     f"{algorithm}{ending}": (algorithm, ending)
     for algorithm in CONTRIB_MODULES
     for ending in (("Policy",) if algorithm == "CrossQ" else ("Policy", "CnnPolicy", "MultiInputPolicy"))
 }
-"""Those of sb3-contrib: which algorithm's, and the rest of the name."""
+"""Off-policy policies of sb3-contrib: the algorithm, and the rest of the name."""
 
 POLICIES: dict[str, type[BasePolicy]] = {
     policy.__name__: policy
@@ -130,10 +104,7 @@ CONTRIB = (*MASKABLE, *RECURRENT, *SMOOTHED_CONTRIB, *CONTRIB_OFF_POLICY_POLICIE
 
 
 def policy_class_by_name(name: Any) -> type[BasePolicy]:
-    """The policy class of that short name.
-
-    Args:
-        name: anything that a file may hold; only the names of the tables above are known.
+    """The policy class of that short name, if `name`, which may be anything, is in the tables above.
 
     Raises:
         ValueError: the name is not known, or it is one of sb3-contrib's, which is not installed.
@@ -175,38 +146,17 @@ def is_known_policy(policy: BasePolicy) -> bool:
     return any(issubclass(ancestor, BasePolicy) and listed_policy_name(ancestor) for ancestor in type(policy).__mro__)
 
 
-def resample_noise(policy: BasePolicy, count: int = 1) -> None:
-    """Draw the noise that gSDE explores with, of the weights that the policy has now; nothing without gSDE.
-
-    Args:
-        policy: any.
-        count: of environments.
-    """
-    owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
-    if getattr(owner, "use_sde", False):
-        owner.reset_noise(count)
-
-
 def _contrib_policy(name: str) -> type[BasePolicy]:
+    # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
     if name in CONTRIB_OFF_POLICY_POLICIES:
-        return contrib_off_policy_policy(name)
+        algorithm, ending = CONTRIB_OFF_POLICY_POLICIES[name]
+        return _found(importlib.import_module(CONTRIB_MODULES[algorithm]), algorithm, ending)
     if name in SMOOTHED_CONTRIB:
         from rlsmooth.agents.smoothed import contrib
 
         found: type[BasePolicy] = getattr(contrib, name)
         return found
     return contrib_policies(name)[name]
-
-
-def contrib_off_policy_policy(name: str) -> type[BasePolicy]:
-    """The class of a name of `CONTRIB_OFF_POLICY_POLICIES`.
-
-    Raises:
-        ImportError: sb3-contrib is not installed.
-    """
-    # Imported by names that stand here, and only when asked for: sb3-contrib is an optional extra.
-    algorithm, ending = CONTRIB_OFF_POLICY_POLICIES[name]
-    return _found(importlib.import_module(CONTRIB_MODULES[algorithm]), algorithm, ending)
 
 
 def off_policy_name(policy_class: type[BasePolicy]) -> str | None:

@@ -1,4 +1,4 @@
-"""Agent files: a policy of Stable-Baselines3, and what an agent knows besides, in a file that can't run code.
+"""Agent files: a policy of Stable-Baselines3 and the rest of its agent in a file that can't run code.
 
 The file names classes by short names from fixed tables. A class that is not in them is never looked up: the caller
 passes it by `policy_class=` or `custom_objects=`. See `rlsmooth.training.safe_file` for the format.
@@ -7,13 +7,13 @@ passes it by `policy_class=` or `custom_objects=`. See `rlsmooth.training.safe_f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
@@ -24,14 +24,13 @@ from rlsmooth.agents.files.known_classes import (
     is_known_policy,
     listed_policy_name,
     policy_class_by_name,
-    resample_noise,
 )
 from rlsmooth.agents.sb3 import constructor_parameters, recurrent_arguments
-from rlsmooth.agents.smoothed.references import reference_from_plain, reference_to_plain
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
-from rlsmooth.training.safe_file import SafeFile, check_json
+from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
 
 __all__ = [
     "AgentFile",
@@ -39,15 +38,22 @@ __all__ = [
     "constant_zero",
     "constructor_arguments",
     "custom_name",
+    "decode_argument",
     "decode_arguments",
+    "encode_argument",
     "encode_arguments",
     "load_agent_file",
     "load_parameters",
     "mark_custom",
     "read_agent_file",
+    "reference_from_plain",
+    "reference_to_plain",
+    "resample_noise",
     "save_agent_file",
 ]
 
+
+# ---- constructor arguments
 
 CUSTOM = "__custom__"
 SHARED = "share_features_extractor"
@@ -64,20 +70,24 @@ def constant_zero(_: float) -> float:
     return 0.0
 
 
-def mark_custom(named: type) -> dict[str, str]:
-    """What stands for a class that is not in the tables. The full name is for messages: nothing ever imports it."""
+def mark_custom(value: Any) -> dict[str, str]:
+    """The mark in place of a class or function that no file can hold, or of an object of such a class.
+
+    The full name in it is for messages: nothing ever imports it.
+    """
+    named = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
     return {CUSTOM: f"{named.__module__}.{named.__qualname__}"}
 
 
 def custom_name(encoded: Any) -> str | None:
-    """The full name of a class that is not in the tables, or None if `encoded` is no such mark."""
+    """The full name in a mark of `mark_custom`, or None if `encoded` is no such mark."""
     if isinstance(encoded, dict) and isinstance(encoded.get(CUSTOM), str):
         return str(encoded[CUSTOM])
     return None
 
 
 def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
-    """What the policy's constructor was given, without `lr_schedule`.
+    """The arguments of the policy's constructor, without `lr_schedule`.
 
     Raises:
         ValueError: the constructor can't be called with these.
@@ -114,31 +124,56 @@ def _default(policy_class: type[BasePolicy], name: str) -> Any:
 
 
 def _takes_nothing() -> None:
-    """Stands for a class without a constructor of its own."""
+    """The constructor of a class without one of its own."""
 
 
-def encode_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """JSON and tensors. A class that is not in the tables, or a value that JSON can't hold, is marked as the user's."""
+def encode_argument(name: str, value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """One argument of a policy as JSON and tensors; a class that is not in the tables, say, is marked."""
+    if name in SPACES:
+        return space_to_json(value), {}
+    if name in CLASS_TABLES:
+        is_listed = CLASS_TABLES[name].get(value.__name__) is value
+        return value.__name__ if is_listed else mark_custom(value), {}
+    try:
+        return tree_to_json(reference_to_plain(value), name)
+    except TypeError as error:
+        return {CUSTOM: str(error)}, {}
+
+
+def decode_argument(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The argument that `encode_argument` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError: a class is not in the tables, or the data is malformed.
+    """
+    if name in SPACES:
+        return space_from_json(value)
+    if name in CLASS_TABLES:
+        if value not in CLASS_TABLES[name]:
+            raise ValueError(f"it must be one of {sorted(CLASS_TABLES[name])}")
+        return CLASS_TABLES[name][value]
+    return reference_from_plain(tree_from_json(value, tensors))
+
+
+def encode_arguments(
+    arguments: Mapping[str, Any], encode: Callable[[str, Any], tuple[Any, dict[str, Tensor]]] = encode_argument
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON and tensors of a constructor's arguments, each by `encode`. What no file can hold is marked."""
     encoded: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in arguments.items():
-        if name in SPACES:
-            encoded[name] = space_to_json(value)
-        elif name in CLASS_TABLES:
-            listed = CLASS_TABLES[name].get(value.__name__) is value
-            encoded[name] = value.__name__ if listed else mark_custom(value)
-        else:
-            try:
-                encoded[name], found = tree_to_json(reference_to_plain(value), name)
-            except TypeError as error:
-                encoded[name] = {CUSTOM: str(error)}
-            else:
-                tensors |= found
+        encoded[name], found = encode(name, value)
+        tensors |= found
     return encoded, tensors
 
 
 def decode_arguments(
-    path: Path, encoded: Mapping[str, Any], *, tensors: Mapping[str, Tensor], custom_objects: Mapping[str, Any]
+    path: Path,
+    encoded: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, Tensor],
+    custom_objects: Mapping[str, Any],
+    decode: Callable[[str, Any, Mapping[str, Tensor]], Any] = decode_argument,
 ) -> dict[str, Any]:
     """The arguments of `encode_arguments`; `custom_objects` take the place of the file's.
 
@@ -147,9 +182,10 @@ def decode_arguments(
         encoded: the JSON.
         tensors: the tensors that it names.
         custom_objects: argument to value.
+        decode: gives back what `encode` was given.
 
     Raises:
-        SafeFileError: a class is not in the tables and not in `custom_objects`, or a value is malformed.
+        SafeFileError: an argument was marked and is not in `custom_objects`, or is malformed.
     """
     arguments: dict[str, Any] = dict(custom_objects)
     for name, value in encoded.items():
@@ -159,24 +195,20 @@ def decode_arguments(
         if custom is not None:
             example = custom.rpartition(".")[2] if name in CLASS_TABLES else "..."
             raise SafeFileError(
-                f"{str(path)!r} was saved with a {name} of its writer's own ({custom}). "
+                f"{str(path)!r} was saved with a {name} that no file can hold ({custom}). "
                 f"Load it with custom_objects={{{name!r}: {example}}}."
             )
         try:
-            if name in SPACES:
-                arguments[name] = space_from_json(value)
-            elif name in CLASS_TABLES:
-                arguments[name] = CLASS_TABLES[name][value]
-            else:
-                arguments[name] = reference_from_plain(tree_from_json(value, tensors))
+            arguments[name] = decode(name, value, tensors)
         except (ValueError, TypeError, KeyError) as error:
-            known = f"one of {sorted(CLASS_TABLES[name])}" if name in CLASS_TABLES else "what rlsmooth writes"
             raise SafeFileError(
-                f"{str(path)!r} has {name}={value!r}, which is not {known} ({error}). "
+                f"{str(path)!r} has a malformed {name}, {value!r} ({error}). "
                 f"Use another copy, or give your own: custom_objects={{{name!r}: ...}}."
             ) from error
     return arguments
 
+
+# ---- files
 
 FORMAT_NAME = "rlsmooth-agent"
 FORMAT_VERSION = 1
@@ -187,7 +219,7 @@ BUILT_FROM = {"observation_space", "action_space"}
 
 @dataclass(frozen=True, kw_only=True)
 class AgentFile:
-    """What an agent file held, read, checked and built.
+    """The content of an agent file, read, checked and built.
 
     Attributes:
         kind: the algorithm that wrote it, such as `"bc"`.
@@ -219,7 +251,7 @@ def save_agent_file(
         kind: the algorithm's short name; `load_agent_file(kind=...)` checks it.
         policy: of any on-policy or off-policy algorithm of Stable-Baselines3 or sb3-contrib, or ours. Of a policy,
             extractor, activation or optimiser class of your own the file keeps the name only, and loading asks for it.
-        config: JSON-able: arguments, counters, whatever the algorithm needs to go on.
+        config: JSON-able: arguments, counters, whatever the algorithm needs to continue.
         tensors: whatever tensors it needs besides the policy's.
 
     Returns:
@@ -242,14 +274,9 @@ def save_agent_file(
     """
     if not (isinstance(policy, BasePolicy) and is_known_policy(policy)):
         raise TypeError(f"policy is a {type(policy).__name__}: pass the policy of an algorithm, such as agent.policy.")
-    check_json(dict(config), "config")
-    path = Path(path).expanduser()
-    path = path if path.suffix else path.with_name(f"{path.name}.zip")
+    path = with_zip_suffix(path)
     encoded, argument_tensors = encode_arguments(constructor_arguments(policy))
-    description = {
-        "class": listed_policy_name(type(policy)) or mark_custom(type(policy)),
-        "arguments": encoded,
-    }
+    description = {"class": listed_policy_name(type(policy)) or mark_custom(type(policy)), "arguments": encoded}
     check_writable_folder("path", path.parent)
     write_safe_file(
         path,
@@ -257,6 +284,7 @@ def save_agent_file(
         tensors={"policy": policy.state_dict(), "arguments": argument_tensors, "extra": tensors or {}},
         format_name=FORMAT_NAME,
         format_version=FORMAT_VERSION,
+        config_name="",
     )
     return path
 
@@ -271,22 +299,19 @@ def load_agent_file(
 ) -> AgentFile:
     """Read an agent file and build its policy. Runs no code that the file could name.
 
-    What a stranger's file can still do is ask for a policy larger than memory.
+    A stranger's file can still ask for a policy larger than memory.
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
-        kind: the algorithm's short name that must stand in the file; None takes any.
+        kind: the algorithm's short name that the file must have; None takes any.
         device: where the policy and the tensors go, as in Stable-Baselines3: `"auto"` is CUDA if there is one.
         policy_class: built in place of the class named in the file; needed if that is a class of your own.
         custom_objects: constructor argument to value, taken in place of the file's: for classes and values of your own,
             such as `{"features_extractor_class": MyExtractor}`.
 
     Raises:
-        SafeFileError: as in `read_safe_file`; also if the file is of another kind, names a class that is not known here
-            (the message says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
-
-    Example:
-        See `save_agent_file`.
+        SafeFileError: it is no whole agent file, of another kind, names a class that is not known here (the message
+            says what to pass), can't be built from its arguments, or its tensors don't fit the policy.
     """
     path, file = read_agent_file(path)
     return agent_from_safe_file(
@@ -295,17 +320,13 @@ def load_agent_file(
 
 
 def read_agent_file(path: str | Path) -> tuple[Path, SafeFile]:
-    """The file's path, with its suffix, and what is in it; nothing is built.
-
-    Args:
-        path: the file; `.zip` is added to a name without a suffix if there is no such file.
+    """The file's path, with `.zip` if there is no file without it, and its content, of which nothing is built.
 
     Raises:
-        SafeFileError: as in `read_safe_file`.
+        SafeFileError: it is no whole agent file.
     """
     path = Path(path).expanduser()
-    if not path.suffix and not path.exists():
-        path = path.with_name(f"{path.name}.zip")
+    path = path if path.exists() else with_zip_suffix(path)
     return path, read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
 
 
@@ -318,18 +339,18 @@ def agent_from_safe_file(
     policy_class: type[BasePolicy] | None,
     custom_objects: Mapping[str, Any] | None,
 ) -> AgentFile:
-    """Build the policy of a file that has been read; see `load_agent_file`.
+    """Build the policy of a file that `read_agent_file` has read, as `load_agent_file` does.
 
     Args:
         path: what errors call the file.
-        file: from `read_agent_file`.
-        kind: see there.
-        device: see there.
-        policy_class: see there.
-        custom_objects: see there.
+        file: its content.
+        kind: the algorithm's short name that the file must have; None takes any.
+        device: where the policy and the tensors go.
+        policy_class: built in place of the class named in the file, or None.
+        custom_objects: constructor argument to value, taken in place of the file's, or None.
 
     Raises:
-        SafeFileError: see there.
+        SafeFileError: it is of another kind, or the policy can't be built.
     """
     description = _checked_description(path, file.config, set(file.tensors))
     if kind is not None and file.config["kind"] != kind:
@@ -358,9 +379,6 @@ def agent_from_safe_file(
         },
         versions=file.versions,
     )
-
-
-# ---- loading
 
 
 def _checked_description(path: Path, config: Mapping[str, Any], groups: set[str]) -> dict[str, Any]:
@@ -439,3 +457,52 @@ def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor])
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
     policy.load_state_dict(dict(state))
+
+
+def resample_noise(policy: BasePolicy, count: int = 1) -> None:
+    """Draw the noise that gSDE explores with, of the weights that the policy has now; nothing without gSDE.
+
+    Args:
+        policy: of any algorithm.
+        count: the number of environments.
+    """
+    owner: Any = policy if isinstance(policy, ActorCriticPolicy) else getattr(policy, "actor", None)
+    if getattr(owner, "use_sde", False):
+        owner.reset_noise(count)
+
+
+SMOOTHING, TREE = "__smoothing__", "__tree__"
+
+
+def reference_to_plain(value: Any) -> Any:
+    """`Smoothing` and `Tree`, also in tuples and lists, as dicts that JSON can hold; the rest as it is.
+
+    Example:
+        >>> plain = reference_to_plain(("uniform", Smoothing(alpha=None, reference="binomial")))
+        >>> plain[1]["__smoothing__"]["reference"]
+        'binomial'
+    """
+    if isinstance(value, Smoothing):
+        return {SMOOTHING: value.to_config()}
+    if isinstance(value, Tree):
+        return {TREE: value.to_config()}
+    if type(value) in (tuple, list):
+        return type(value)(reference_to_plain(entry) for entry in value)
+    return value
+
+
+def reference_from_plain(value: Any) -> Any:
+    """Give back what `reference_to_plain` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError: a dict that it did not write.
+    """
+    if isinstance(value, Mapping) and len(value) == 1:
+        [(tag, config)] = value.items()
+        if tag == SMOOTHING:
+            return Smoothing.from_config(config)
+        if tag == TREE:
+            return Tree.from_config(config)
+    if type(value) in (tuple, list):
+        return type(value)(reference_from_plain(entry) for entry in value)
+    return value

@@ -1,4 +1,4 @@
-"""What a run of an algorithm stands on between two rollouts, as plain data, and back."""
+"""Capture and restore a run's state between two rollouts: environments, last observations, noise, log values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from torch import Tensor
 
 from rlsmooth.agents.files.algorithm_file import Algorithm
-from rlsmooth.agents.files.known_classes import resample_noise
+from rlsmooth.agents.files.policy_file import resample_noise
 from rlsmooth.agents.sb3 import lstm_states, set_lstm_states, set_pending_reset, stats_window_size
 from rlsmooth.envs.snapshot import (
     Resumable,
@@ -70,7 +70,7 @@ DTYPES = {
 
 
 def state_to_tree(state: Any, where: str) -> Any:
-    """What `plain_value` gives, with tensors in it, which it refuses: they are copied, to the CPU.
+    """A callback's state as a tree of plain data and arrays; tensors are copied to the CPU.
 
     Args:
         state: numbers, text, arrays, tensors, random generators of numpy and of Python, containers of these.
@@ -87,7 +87,7 @@ def state_to_tree(state: Any, where: str) -> Any:
 
 
 def state_from_tree(tree: Any) -> Any:
-    """What `state_to_tree` was given.
+    """The state that `state_to_tree` was given.
 
     Raises:
         CannotSnapshotError: the tree is malformed.
@@ -136,7 +136,9 @@ def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
-# A wrapper's link to what it wraps, and what is written anew by every step.
+# ---- environments
+
+# A wrapper's link to the wrapped VecEnv, and attributes that every step overwrites.
 WRAPPER_LEAVES = ("venv", "class_attributes", "reset_infos", "metadata")
 BASE_KEPT = ("observation_space", "action_space", "_seeds", "_options")
 
@@ -144,12 +146,12 @@ BASE_KEPT = ("observation_space", "action_space", "_seeds", "_options")
 class TransientVecEnvWrapper(VecEnvWrapper):
     """Marks a wrapper that is there for the time of one `learn` only: snapshots pass it over.
 
-    Whoever puts it there keeps its state, in a callback (see `rlsmooth.agents.files.exact_checkpoint.HasExactState`).
+    The trainer that puts it there keeps its state in a callback (see `exact_checkpoint.HasExactState`).
     """
 
 
 class _Base:
-    """What is kept of the innermost VecEnv itself."""
+    """The kept attributes of the innermost VecEnv itself. Checkpoints hold the class's name."""
 
     def __init__(self, venv: VecEnv) -> None:
         self.kept = {name: getattr(venv, name) for name in BASE_KEPT}
@@ -163,7 +165,7 @@ def vec_env_state(venv: VecEnv) -> dict[str, Any]:
             inside any number of VecEnvWrappers (VecNormalize, VecMonitor, VecFrameStack, ...).
 
     Returns:
-        `"wrappers"`, from the outside in; `"base"`; `"envs"`, one a member. What can't be kept is None there, and
+        `"wrappers"`, from the outside in; `"base"`; `"envs"`, one a member. A part that can't be kept is None, and
         `"problem"` says why, else "".
 
     Example:
@@ -188,7 +190,7 @@ def set_vec_env_state(venv: VecEnv, state: Mapping[str, Any]) -> str:
     """Put a VecEnv, built in the same way, into the state that `vec_env_state` gave.
 
     Returns:
-        "", or why the environments could not be put back: reset the VecEnv then. Statistics of the wrappers have been.
+        "", or why the environments could not be restored: reset the VecEnv then. The wrappers' statistics are restored.
 
     Raises:
         CannotSnapshotError: the wrappers are others.
@@ -224,7 +226,7 @@ def _or_none(problems: list[str], read: Callable[[], Any]) -> Any:
 
 
 def _layers(venv: VecEnv) -> Iterator[VecEnv]:
-    """The wrappers from the outside in, then what they wrap; without those of the moment."""
+    """The wrappers from the outside in, then the wrapped VecEnv; without transient wrappers."""
     while isinstance(venv, VecEnvWrapper):
         if not isinstance(venv, TransientVecEnvWrapper):
             yield venv
@@ -266,112 +268,108 @@ def _check_reachable(base: VecEnv) -> None:
         )
 
 
+# ---- the algorithm
+
 NOISE = ("exploration_mat", "exploration_matrices")
 SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 
 
-def interaction_state(model: Algorithm) -> dict[str, Any]:
-    """Where the algorithm and its environments are in their episodes.
-
-    Args:
-        model: between two rollouts.
-    """
-    assert model.env is not None
-    infos = list(model.ep_info_buffer or ())
+def interaction_state(algorithm: Algorithm) -> dict[str, Any]:
+    """Where the algorithm and its environments are in their episodes, between two rollouts."""
+    assert algorithm.env is not None
+    infos = list(algorithm.ep_info_buffer or ())
     try:
         episodes = plain_value(infos, "ep_info_buffer")
     except CannotSnapshotError:  # info_keywords of the user's own
         episodes = plain_value([{key: info[key] for key in "rlt" if key in info} for info in infos], "ep_info_buffer")
-    last = lstm_states(model)
+    last = lstm_states(algorithm)
     flat = None if last is None else [state.cpu().numpy() for pair in last for state in pair]
     return {
-        "env": vec_env_state(model.env),
-        "seen": {name: plain_value(getattr(model, name), name) for name in SEEN},
+        "env": vec_env_state(algorithm.env),
+        "seen": {name: plain_value(getattr(algorithm, name), name) for name in SEEN},
         "episodes": episodes,
-        "successes": plain_value([bool(success) for success in model.ep_success_buffer or ()], "ep_success_buffer"),
+        "successes": plain_value([bool(success) for success in algorithm.ep_success_buffer or ()], "ep_success_buffer"),
         "lstm_states": plain_value(flat, "lstm_states"),
     }
 
 
-def set_interaction_state(model: Algorithm, state: Mapping[str, Any]) -> str:
-    """Put back what `interaction_state` gave.
+def set_interaction_state(algorithm: Algorithm, state: Mapping[str, Any]) -> str:
+    """Restore `interaction_state`.
 
     Returns:
-        "", or why the environments could not be put back: `learn` then starts new episodes.
+        "", or why the environments could not be restored: `learn` then starts new episodes.
 
     Raises:
         CannotSnapshotError: wrappers of the environment differ, or the data is malformed.
     """
-    assert model.env is not None
-    window = stats_window_size(model)
-    model.ep_info_buffer = deque(value_from_plain(state["episodes"]), maxlen=window)
-    model.ep_success_buffer = deque(value_from_plain(state["successes"]), maxlen=window)
+    assert algorithm.env is not None
+    window = stats_window_size(algorithm)
+    algorithm.ep_info_buffer = deque(value_from_plain(state["episodes"]), maxlen=window)
+    algorithm.ep_success_buffer = deque(value_from_plain(state["successes"]), maxlen=window)
     flat = value_from_plain(state["lstm_states"])
     if flat is not None:
-        states = lstm_states(model)
-        pairs = [tuple(torch.from_numpy(array).to(model.device) for array in flat[i : i + 2]) for i in (0, 2)]
+        states = lstm_states(algorithm)
+        pairs = [tuple(torch.from_numpy(array).to(algorithm.device) for array in flat[i : i + 2]) for i in (0, 2)]
         if [tensor.shape for pair in states for tensor in pair] != [tensor.shape for pair in pairs for tensor in pair]:
             raise CannotSnapshotError("the states of the LSTM have other shapes: give as many environments as before.")
-        set_lstm_states(model, type(states)(*pairs))
-    problem = set_vec_env_state(model.env, state["env"])
+        set_lstm_states(algorithm, type(states)(*pairs))
+    problem = set_vec_env_state(algorithm.env, state["env"])
     for name in SEEN:
-        setattr(model, name, None if problem else value_from_plain(state["seen"][name]))
+        setattr(algorithm, name, None if problem else value_from_plain(state["seen"][name]))
     return problem
 
 
-def noise_state(model: Algorithm) -> dict[str, Tensor]:
+def noise_state(algorithm: Algorithm) -> dict[str, Tensor]:
     """The noise that gSDE explores with during a rollout; `{}` without gSDE."""
-    if not model.use_sde:
+    if not algorithm.use_sde:
         return {}
-    distribution = _noise_distribution(model)
+    distribution = _noise_distribution(algorithm)
     return {name: getattr(distribution, name) for name in NOISE}
 
 
-def set_noise_state(model: Algorithm, noise: Mapping[str, Tensor] | None) -> None:
-    """Put back what `noise_state` gave; None: draw it, as the start of a rollout does."""
-    if not model.use_sde:
+def set_noise_state(algorithm: Algorithm, noise: Mapping[str, Tensor] | None) -> None:
+    """Restore `noise_state`; None: draw it, as the start of a rollout does."""
+    if not algorithm.use_sde:
         return
     if noise is None:
-        resample_noise(model.policy, model.n_envs)
+        resample_noise(algorithm.policy, algorithm.n_envs)
         return
-    distribution = _noise_distribution(model)
+    distribution = _noise_distribution(algorithm)
     for name in NOISE:
-        setattr(distribution, name, noise[name].to(model.device))
+        setattr(distribution, name, noise[name].to(algorithm.device))
 
 
-def _noise_distribution(model: Algorithm) -> Any:
-    owner: Any = model.actor if isinstance(model, OffPolicyAlgorithm) else model.policy
+def _noise_distribution(algorithm: Algorithm) -> Any:
+    owner: Any = algorithm.actor if isinstance(algorithm, OffPolicyAlgorithm) else algorithm.policy
     return owner.action_dist
 
 
-def action_noise_state(model: Algorithm) -> dict[str, Any] | None:
-    """Where the noise that an off-policy algorithm adds to its actions stands; None without such noise.
+def action_noise_state(algorithm: Algorithm) -> dict[str, Any] | None:
+    """The state of the noise that an off-policy algorithm adds to its actions; None without such noise.
 
     Raises:
-        CannotSnapshotError: it is of a class of its own, which keeps what is no plain data.
+        CannotSnapshotError: it is of the user's own class and keeps something else than plain data.
     """
-    noise = model.action_noise
+    noise = algorithm.action_noise
     return None if noise is None else object_state(noise, "action_noise")
 
 
-def set_action_noise_state(model: Algorithm, state: Mapping[str, Any] | None) -> None:
-    """Put back what `action_noise_state` gave, in place.
+def set_action_noise_state(algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
+    """Restore `action_noise_state`, in place.
 
-    Args:
-        model: in `learn`, which makes a noise for each environment.
-        state: what `action_noise_state` gave.
+    Only within `learn`, which makes a noise for each environment.
 
     Raises:
         CannotSnapshotError: the noise is of another class, or there are others of it.
     """
-    if (state is None) != (model.action_noise is None):
+    if (state is None) != (algorithm.action_noise is None):
         raise CannotSnapshotError("the run and this algorithm don't both have an action_noise: build it as it was.")
     if state is not None:
-        set_object_state(model.action_noise, state, "action_noise")
+        set_object_state(algorithm.action_noise, state, "action_noise")
 
 
 def logger_state(logger: Logger) -> dict[str, Any]:
-    """What was recorded since the last dump, as far as it is numbers and text."""
+    """The numbers and text recorded since the last dump."""
     kept = {
         name: value for name, value in logger.name_to_value.items() if isinstance(value, (str, int, float, np.number))
     }
@@ -383,7 +381,7 @@ def logger_state(logger: Logger) -> dict[str, Any]:
 
 
 def set_logger_state(logger: Logger, state: Mapping[str, Any]) -> None:
-    """Put back what `logger_state` gave, into a logger that has recorded nothing."""
+    """Restore `logger_state`, into a logger that has recorded nothing."""
     logger.name_to_value.update(value_from_plain(state["values"]))
     logger.name_to_count.update(state["counts"])
     excluded = value_from_plain(state["excluded"])

@@ -1,12 +1,14 @@
-"""What our on-policy algorithms add to their parents: smoothing, entropy targets, exploration floors, kickstarting."""
+"""PPO and A2C with smoothing: a KL term, entropy targets, exploration floors, and a start from a cloned policy."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,20 +17,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+from torch import Tensor, nn
 
 from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.files.policy_file import constructor_arguments
 from rlsmooth.agents.sb3 import begin_update, count_updates
-from rlsmooth.agents.smoothed.arguments import (
-    check_policy_class,
-    coefficient_at,
-    policy_arguments_of,
-    training_smoothing,
-)
-from rlsmooth.agents.smoothed.entropy import EntropySlot
-from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, check_targets, entropy_target_for
-from rlsmooth.agents.smoothed.kickstart import check_clone, layer_arguments, smoothed_form
+from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, check_targets, entropy_target_for
 from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -36,62 +31,234 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedMultiInputActorCriticPolicy,
     SmoothedPolicy,
 )
+from rlsmooth.agents.smoothed.references import has_default_reference
 from rlsmooth.agents.spaces import check_same_spaces, wrap_env
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
-from rlsmooth.targets import Smoothing
+from rlsmooth.targets import Smoothing, as_smoothing
 
 __all__ = ["SmoothedA2C", "SmoothedPPO", "SmoothedTraining", "fit_critic"]
 
 
-def fit_critic(model: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int | None) -> None:
-    """Fit the critic to the returns of the rollout in `model.rollout_buffer`; nothing else changes.
+# ---- arguments
+
+
+def training_smoothing(value: ScheduleLike | Smoothing) -> Smoothing:
+    """An algorithm's `smoothing=` argument, whose alpha is the coefficient of KL(reference‖pi), as a `Smoothing`.
+
+    Raises:
+        TypeError: it is neither a callable nor what `as_smoothing` takes.
+        ValueError: alpha is below 0, None, or not a single number.
+
+    Example:
+        >>> training_smoothing("lin_0.1").alpha_at(0.5)
+        0.05
+    """
+    is_schedule = callable(value) and not isinstance(value, (Smoothing, Tensor))
+    smoothing = Smoothing(alpha=value) if is_schedule else as_smoothing(value)  # type: ignore[arg-type]
+    alpha = smoothing.alpha
+    if alpha is None:
+        raise ValueError(
+            "smoothing has alpha=None, which is no coefficient: give a number to smoothing and the recipe to the "
+            'policy: policy_kwargs={"reference": Smoothing(alpha=None, ...)}.'
+        )
+    if isinstance(alpha, Tensor):
+        if alpha.ndim:
+            raise ValueError(f"smoothing has an alpha of shape {tuple(alpha.shape)}: an algorithm needs one number.")
+        smoothing = dataclasses.replace(smoothing, alpha=float(alpha))
+    start = smoothing.alpha if callable(smoothing.alpha) else smoothing.alpha_at(1.0)
+    if not callable(start):
+        check_in_range("smoothing", start, 0.0)
+    return smoothing
+
+
+def coefficient_at(smoothing: Smoothing, progress: float) -> float:
+    """The coefficient in force when `progress` remains.
+
+    Raises:
+        ValueError: a schedule gave a number below 0.
+
+    Example:
+        >>> coefficient_at(training_smoothing(0.1), 0.5)
+        0.1
+    """
+    alpha = smoothing.alpha_at(progress)
+    return check_in_range("smoothing", float(alpha) if isinstance(alpha, Tensor) else alpha, 0.0)
+
+
+def check_policy_class(policy_class: type, *, is_smoothed: bool, floor: ScheduleLike) -> None:
+    """Raise TypeError if smoothing or a floor needs a `SmoothedPolicy` and this is another class."""
+    if issubclass(policy_class, SmoothedPolicy):
+        return
+    wanting = "smoothing (or a target entropy)" if is_smoothed else None if is_zero(floor) else "exploration_floor"
+    if wanting is not None:
+        raise TypeError(
+            f"policy={policy_class.__name__} can't be used with {wanting}: give a name such as 'MlpPolicy', a class "
+            "such as rlsmooth.agents.SmoothedActorCriticPolicy, or your own class with SmoothedPolicy before its base."
+        )
+
+
+def policy_arguments_of(
+    policy_kwargs: Mapping[str, Any], smoothing: Smoothing, *, is_smoothed: bool, floor: ScheduleLike
+) -> dict[str, Any]:
+    """The policy's arguments, with the smoothing's reference where it has one of its own.
+
+    The uniform reference is the default and leaves the policy's as it is.
+
+    Raises:
+        ValueError: reference or floor are in both places and differ.
+    """
+    arguments = dict(policy_kwargs)
+    if not is_zero(floor) and arguments.get("exploration_floor", floor) != floor:
+        raise ValueError(
+            f"exploration_floor={floor!r} differs from policy_kwargs['exploration_floor']="
+            f"{arguments['exploration_floor']!r}: give one of them."
+        )
+    if not is_smoothed or has_default_reference(smoothing):
+        return arguments
+    ours = dataclasses.replace(smoothing, alpha=1.0)
+    theirs = arguments.get("reference")
+    if theirs is not None and not _same(theirs, ours):
+        raise ValueError(
+            f"smoothing has reference={smoothing.reference!r}, but policy_kwargs['reference']={theirs!r}: give one of "
+            "them (a number as smoothing leaves the reference to the policy)."
+        )
+    arguments["reference"] = ours
+    return arguments
+
+
+def _same(theirs: Any, ours: Smoothing) -> bool:
+    if isinstance(theirs, (tuple, list)):
+        return False
+    recipe = theirs if isinstance(theirs, Smoothing) else Smoothing(alpha=1.0, reference=theirs)
+    if recipe.alpha is not None:
+        recipe = dataclasses.replace(recipe, alpha=1.0)
+    return recipe.to_config() == ours.to_config()
+
+
+# ---- starting from a clone
+
+ALIAS_OF = {
+    "ActorCriticPolicy": "MlpPolicy",
+    "ActorCriticCnnPolicy": "CnnPolicy",
+    "MultiInputActorCriticPolicy": "MultiInputPolicy",
+}
+# These are the algorithm's, not the clone's.
+NOT_COPIED = ("observation_space", "action_space", "optimizer_class", "optimizer_kwargs", "use_sde")
+SMOOTHED_ONLY = ("reference", "exploration_floor", "reference_std")
+GAUSSIAN_ONLY = ("log_std_init", "full_std", "use_expln", "squash_output")
+
+
+def check_clone(bc_agent: BC, smoothing: ScheduleLike | Smoothing) -> None:
+    """Check that an on-policy algorithm can start from the clone.
+
+    Raises:
+        TypeError: it is no `BC`.
+        ValueError: its actions are binned or do not count from 0; `smoothing` has a reference of its own.
+    """
+    if not isinstance(bc_agent, BC):
+        raise TypeError(f"bc_agent must be an rlsmooth.agents.BC, got {type(bc_agent).__name__}: load it by BC.load.")
+    if bc_agent.bins is not None:
+        raise ValueError(
+            f"bc_agent cuts its actions into bins (action_bins={bc_agent.bins.num_bins}), so that its policy has "
+            f"another action space than the environment: clone without action_bins."
+        )
+    if bc_agent.action_start is not None:
+        raise ValueError(
+            f"bc_agent has action_space={bc_agent.action_space!r}, whose actions do not count from 0 as those of "
+            "Stable-Baselines3's algorithms do: clone and train in a wrapper that subtracts the start."
+        )
+    if isinstance(smoothing, Smoothing) and not has_default_reference(smoothing):
+        raise ValueError(
+            f"smoothing has reference={smoothing.reference!r}, but the clone is the reference here: give a number or a "
+            'schedule; policy_kwargs={"reference": ...} is what an exploration floor mixes with.'
+        )
+
+
+def smoothed_form(policy: BasePolicy, aliases: Mapping[str, type[BasePolicy]], algorithm: str) -> type[BasePolicy]:
+    """The algorithm's form of a cloned policy's class, from its policies by alias.
+
+    Raises:
+        TypeError: the algorithm has no form of it.
+    """
+    name = type(policy).__name__.removeprefix("Smoothed")
+    is_maskable = name.startswith("Maskable")
+    chosen = aliases.get(ALIAS_OF.get(name.removeprefix("Maskable"), ""))
+    if "MlpPolicy" not in aliases:
+        raise TypeError(f"{algorithm} trains recurrent policies, which BC does not clone: use SmoothedPPO.from_bc.")
+    known = type(policy).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "rlsmooth."))
+    if chosen is None or not known:
+        raise TypeError(
+            f"bc_agent has a policy of its own class, {type(policy).__name__}: give policy=, a class with the same "
+            "layers and with SmoothedPolicy among its bases."
+        )
+    if is_maskable and "Maskable" not in chosen.__name__:
+        raise TypeError(
+            f"bc_agent's {type(policy).__name__} uses action masks, which {algorithm} does not use: use "
+            "SmoothedMaskablePPO.from_bc."
+        )
+    return chosen
+
+
+def layer_arguments(bc_agent: BC) -> dict[str, Any]:
+    """The policy's arguments that decide its layers."""
+    is_box = isinstance(bc_agent.action_space, spaces.Box)
+    left_out = (*NOT_COPIED, *SMOOTHED_ONLY, *(() if is_box else GAUSSIAN_ONLY))
+    found = {name: value for name, value in constructor_arguments(bc_agent.policy).items() if name not in left_out}
+    if is_box and bc_agent.reference_std is not None:
+        found["reference_std"] = bc_agent.reference_std
+    return found
+
+
+def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int | None) -> None:
+    """Fit the critic to the returns of the rollout in `algorithm.rollout_buffer`; nothing else changes.
 
         loss = vf_coef · mean((returns - V)²)
 
     A features extractor that actor and critic share stays as it is, and so do statistics of normalisation layers.
 
     Args:
-        model: PPO, A2C, MaskablePPO, with a full rollout.
+        algorithm: PPO, A2C, MaskablePPO, with a full rollout.
         n_epochs: passes over the rollout.
-        batch_size: rows of one gradient step; None: all.
+        batch_size: steps in one gradient step; None: all.
     """
-    policy = model.policy
+    policy = algorithm.policy
     policy.set_training_mode(False)
-    begin_update(model, policy.optimizer)
+    begin_update(algorithm, policy.optimizer)
     critic = [parameter for name, parameter in policy.named_parameters() if name.startswith(CRITIC)]
     losses = []
     for _ in range(n_epochs):
-        for batch in model.rollout_buffer.get(batch_size):
+        for batch in algorithm.rollout_buffer.get(batch_size):
             values = policy.predict_values(batch.observations).flatten()
             loss = nn.functional.mse_loss(values, batch.returns)
             policy.optimizer.zero_grad()
-            (model.vf_coef * loss).backward(inputs=critic)  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(critic, model.max_grad_norm)
+            (algorithm.vf_coef * loss).backward(inputs=critic)  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(critic, algorithm.max_grad_norm)
             policy.optimizer.step()  # parameters without a gradient, the actor's, are left alone
             losses.append(loss.detach())
-    n_updates = count_updates(model, n_epochs)
-    buffer = model.rollout_buffer
-    model.logger.record("train/value_loss", float(torch.stack(losses).mean()))
-    model.logger.record(
-        "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-    )
-    model.logger.record("train/n_updates", n_updates, exclude="tensorboard")
+    n_updates = count_updates(algorithm, n_epochs)
+    buffer, logger = algorithm.rollout_buffer, algorithm.logger
+    logger.record("train/value_loss", float(torch.stack(losses).mean()))
+    logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+    logger.record("train/n_updates", n_updates, exclude="tensorboard")
+
+
+# ---- algorithms
 
 
 class SmoothedTraining(OnPolicyAlgorithm):
-    """Stands before an on-policy algorithm in the bases of a class; see `SmoothedPPO` for the arguments.
+    """A base to put before an on-policy algorithm in the bases of a class; see `SmoothedPPO` for the arguments.
 
     With everything off, `train` is the parent's. With smoothing on, the parent's `train` runs with `ent_coef = 1` while
     the policy returns `ent_coef · H(pi) - alpha · KL(reference‖pi)` where the parent expects an entropy, so that its
-    loss, `policy loss - ent_coef · mean(slot) + vf_coef · value loss`, holds both terms with their own coefficients.
+    loss, `policy loss - ent_coef · mean(entropy term) + vf_coef · value loss`, holds both with their own coefficients.
 
     Attributes:
-        smoothing: whose alpha is the coefficient of KL(reference‖pi). A number or schedule may be put here between two
-            calls of `learn`; a reference is read when the model is built or loaded.
-        target_entropy_frac: see the argument.
-        target_entropy_nats: see the argument.
-        exploration_floor: the argument; `policy.exploration_floor` is the one in force.
+        smoothing: its alpha is the coefficient of KL(reference‖pi). A number or schedule may be assigned between two
+            calls of `learn`; a reference is read when the algorithm is built or loaded.
+        target_entropy_frac: the target as a fraction of log n_legal, or None.
+        target_entropy_nats: the target in nats, or None.
+        exploration_floor: the argument; `policy.exploration_floor` is the floor in force.
         entropy_target: the feedback that finds alpha, or None.
         reference_policy: a frozen policy whose distribution is the reference of the KL term, or None.
         value_warmup_left: environment steps for which only the critic will be trained.
@@ -121,7 +288,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         self._has_reference_policy = False
         self._rollout_floor: float | None = None
         self._measured_at: int | None = None
-        # The entropy target's own state, at a place that is there even when `load` is told to leave the target out.
+        # The entropy target's own state, which exists even when `load` is given arguments without a target.
         self._entropy_state = torch.zeros(2)
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -138,18 +305,18 @@ class SmoothedTraining(OnPolicyAlgorithm):
         policy_kwargs: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> Self:
-        """Train on from a cloned policy, which stays the reference of the KL term (kickstarting).
+        """Continue training a cloned policy, which stays the reference of the KL term (kickstarting).
 
         The actor starts with the clone's weights. First only the critic is trained, on rollouts of the clone, since the
         advantages of an untrained one would soon spoil the actor; then `smoothing` times KL(clone‖pi) keeps the policy
-        near the clone, the less the later.
+        near the clone, less and less.
 
         Args:
             bc_agent: from `BC(...)` or `BC.load`, without `action_bins`.
             env: with the agent's spaces (normalised as the demonstrations were).
             policy: a class for an agent whose policy has a class of its own; None: the smoothed form of the agent's.
-            smoothing: the coefficient of KL(clone‖pi), see the class; 0: no KL.
-            exploration_floor: see the class.
+            smoothing: the coefficient of KL(clone‖pi): a number, a schedule such as `"lin_0.1"`, or 0 for no KL.
+            exploration_floor: the share of the reference in the behaviour policy, a number or a schedule.
             value_warmup_steps: environment steps of the first phase, rounded up to whole rollouts; 0: none.
             policy_kwargs: added to those that the agent's layers need.
             arguments: the algorithm's, by name.
@@ -232,7 +399,9 @@ class SmoothedTraining(OnPolicyAlgorithm):
         if self.target_entropy_frac is not None or self.target_entropy_nats is not None:
             assert isinstance(self.policy, SmoothedPolicy)
             self.entropy_target = entropy_target_for(
-                self.policy,
+                self.action_space,
+                self.policy.references,
+                self.policy.reference_std,
                 frac=self.target_entropy_frac,
                 nats=self.target_entropy_nats,
                 initial_alpha=coefficient_at(self.smoothing, 1.0),
@@ -249,14 +418,14 @@ class SmoothedTraining(OnPolicyAlgorithm):
         n_rollout_steps: int,
         use_masking: bool | None = None,
     ) -> bool:
-        """As the parent's, with the exploration floor of this rollout, which its updates will use again.
+        """Collect as the parent does, with the exploration floor of this rollout, which its updates will use again.
 
         Args:
-            env: as the parent's.
-            callback: as the parent's.
-            rollout_buffer: as the parent's.
-            n_rollout_steps: as the parent's.
-            use_masking: as MaskablePPO's; the others don't take it.
+            env: the environments.
+            callback: called at each step.
+            rollout_buffer: filled.
+            n_rollout_steps: steps of each environment.
+            use_masking: MaskablePPO's own argument; the others don't take it.
         """
         if not is_zero(self.exploration_floor) or self._rollout_floor:  # or it was on until now
             # In the first rollout of a second `learn`, SB3's own progress is still that of the first one's end.
@@ -267,8 +436,8 @@ class SmoothedTraining(OnPolicyAlgorithm):
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *more)
 
     def train(self) -> None:
-        """Update the policy from the rollout: the parent's way, with what is on; or, in the warm-up, the critic."""
-        self.smoothing = training_smoothing(self.smoothing)  # somebody may have put a number there
+        """Update the policy as the parent does, with smoothing if it is on; in the warm-up, fit the critic alone."""
+        self.smoothing = training_smoothing(self.smoothing)  # the user may have assigned a number
         self._record_policy()
         if self.value_warmup_left > 0:
             n_epochs, batch_size = self._passes()
@@ -285,24 +454,24 @@ class SmoothedTraining(OnPolicyAlgorithm):
         check_policy_class(type(policy), is_smoothed=True, floor=0.0)
         assert isinstance(policy, SmoothedPolicy)
         kl_coef = 0.0 if self.entropy_target is not None else self.alpha
-        policy.slot = slot = EntropySlot(entropy_coef=ent_coef, kl_coef=kl_coef, target=self.entropy_target)
+        policy.entropy_term = term = EntropyTerm(entropy_coef=ent_coef, kl_coef=kl_coef, target=self.entropy_target)
         self.ent_coef = 1.0
         try:
             super().train()
         finally:
             self.ent_coef = ent_coef
-            policy.slot = None
-        if not slot.was_read:
+            policy.entropy_term = None
+        if not term.was_read:
             raise TypeError(
                 f"policy={type(policy).__name__} can't be used with smoothing (or a target entropy): its own "
                 "evaluate_actions or distribution does not ask SmoothedPolicy's for the entropy. Call "
                 "super().evaluate_actions there, and put SmoothedPolicy before the class that has them."
             )
-        # The parent has recorded the mean of the slot; this is what its tag means with everything off.
-        self.logger.record("train/entropy_loss", -slot.mean_entropy())
+        # The parent has recorded the mean of the term; with everything off its tag is the mean of -H(pi).
+        self.logger.record("train/entropy_loss", -term.mean_entropy())
 
     def _record_policy(self) -> None:
-        """Record what the policy is before the update, and what is in force."""
+        """Record the policy's measures before the update, and the alpha and floor in force."""
         policy, steps = self.policy, self.num_timesteps
         self.logger.record("train/smoothing", self.alpha)
         floor = policy.exploration_floor if isinstance(policy, SmoothedPolicy) else 0.0
@@ -314,7 +483,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
             except TypeError:
                 if isinstance(policy, SmoothedPolicy):
                     raise
-                return  # a policy with a distribution of its own, which can train while all is off, but not be read
+                return  # a policy with a distribution of its own can train while all is off, but can't be measured
             record_measures(self.logger, measures)
 
     def _set_floor(self, value: float | None, progress: float) -> None:
@@ -338,7 +507,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         super()._maybe_recommend_cpu(f"Smoothed{mlp_class_name}" if is_ours else mlp_class_name)
 
     def _passes(self) -> tuple[int, int | None]:
-        """`(epochs, rows of one gradient step)` of an update."""
+        """`(epochs, batch size)` of an update."""
         algorithm: Any = self
         return algorithm.n_epochs, algorithm.batch_size
 
@@ -369,25 +538,25 @@ class SmoothedPPO(SmoothedTraining, PPO):
     With all three off it equals `stable_baselines3.PPO` bit for bit. It is used as PPO is: callbacks, `predict`,
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
-    Tags under `train/`, before each update and on at most 2048 of the rollout's rows: `policy_entropy`,
+    Tags under `train/`, before each update and on at most 2048 of the rollout's states: `policy_entropy`,
     `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and `smoothing` and `exploration_floor`, which are
     in force then. `entropy_loss` is -H(pi), as the parent's, whatever else is on.
 
     Args:
-        policy: as PPO's; the names stand for the smoothed policies. With everything off any actor-critic policy will
-            do, else it must be a `SmoothedPolicy`.
+        policy: as PPO's; the names stand for the smoothed policies. With everything off any actor-critic policy
+            will do, else it must be a `SmoothedPolicy`.
         env: as PPO's.
         args: PPO's further arguments.
         smoothing: alpha, the coefficient of KL(reference‖pi): a number in [0, 1], `"lin_0.1"` (from 0.1 down to 0), a
             callable of the progress remaining, or a `Smoothing` with another reference than the uniform one over the
             legal actions (a Box: a broad Gaussian). `policy_kwargs=dict(reference=...)` can give
             the reference as well.
-        target_entropy_frac: find alpha in [1e-6, 1e2] by feedback so that H / log n_legal of the acting policy, as a
-            mean over rows with at least two legal actions, stays at or above this; in (0, 1], not for a Box.
+        target_entropy_frac: find alpha in [1e-6, 1e2] by feedback so that H / log n_legal of the behaviour policy, as a
+            mean over states with at least two legal actions, stays at or above this; in (0, 1], not for a Box.
             A number as `smoothing` is then the alpha to start from.
-        target_entropy_nats: the same with H in nats; a Box's is differential and may be negative.
-        exploration_floor: act from `(1 - floor) · pi + floor · reference`; a number in [0, 1], `"lin_0.1"`, or a
-            callable of the progress remaining. It is fixed for a rollout and its updates.
+        target_entropy_nats: a target for H in nats; a Box's is differential and may be negative.
+        exploration_floor: draw actions from `(1 - floor) · pi + floor · reference`; a number in [0, 1], `"lin_0.1"`, or
+            a callable of the progress remaining. It is fixed for a rollout and its updates.
         kwargs: PPO's further arguments by name.
 
     Raises:
@@ -409,21 +578,10 @@ class SmoothedA2C(SmoothedTraining, A2C):
 
         loss = A2C's policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
-    As `SmoothedPPO`, with A2C's arguments. The policy is measured each 500 steps of the environment.
+    The policy is measured every 500 environment steps.
 
-    Args:
-        policy: see `SmoothedPPO`.
-        env: as A2C's.
-        args: A2C's further arguments.
-        smoothing: see `SmoothedPPO`.
-        target_entropy_frac: see `SmoothedPPO`.
-        target_entropy_nats: see `SmoothedPPO`.
-        exploration_floor: see `SmoothedPPO`.
-        kwargs: A2C's further arguments by name.
-
-    Raises:
-        TypeError: see `SmoothedPPO`.
-        ValueError: see `SmoothedPPO`.
+    The arguments are A2C's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
+    `exploration_floor` of `SmoothedPPO`.
 
     Example:
         >>> model = SmoothedA2C("MlpPolicy", "CartPole-v1", exploration_floor="lin_0.1", seed=0, device="cpu")

@@ -1,4 +1,4 @@
-"""A callback that shows what any policy's distribution does while it trains, and warns early when it collapses."""
+"""A callback that records the entropy of any policy while it trains, and early signs of its collapse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, check_measurable, measure_rollout, record_measures
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.losses import gaussian_entropy
 
@@ -26,8 +26,8 @@ class PolicyEntropyCallback(BaseCallback):
     """Record a policy's entropy, its KL divergences, and the fraction of states where it has all but stopped exploring.
 
     For unmodified PPO, A2C and DQN of Stable-Baselines3, for MaskablePPO, RecurrentPPO, TRPO and QR-DQN of sb3-contrib,
-    and for ours. It looks when a rollout ends, at no more than 2048 of its states, and leaves the training as it is,
-    bit for bit.
+    and for ours. It measures when a rollout ends, at most 2048 of its states, and leaves the training as it is, bit
+    for bit.
 
     Tags, under `prefix`:
 
@@ -37,7 +37,7 @@ class PolicyEntropyCallback(BaseCallback):
     - `entropy_collapse`: the fraction of states with an entropy below the threshold.
     - `policy_entropy_hist`: each state's entropy, as a histogram, for TensorBoard alone.
 
-    DQN and QR-DQN don't act from a distribution: there the softmax of their action values is read, as information.
+    DQN and QR-DQN don't draw their actions from a distribution: there the softmax of the action values is measured.
 
     Args:
         collapse_threshold: of H / log n_legal, in [0, 1]; states with one legal action don't count.
@@ -45,8 +45,8 @@ class PolicyEntropyCallback(BaseCallback):
             deviation of the broad Gaussian, which spans half the distance between the bounds.
         histogram: record the histogram.
         prefix: before the `/` of each tag.
-        measure_freq: environment steps that pass between two looks, at least; a longer rollout has one all the same.
-        verbose: as of Stable-Baselines3's callbacks.
+        measure_freq: least number of environment steps between two measurements; a longer rollout has one all the same.
+        verbose: as in Stable-Baselines3's callbacks.
 
     Raises:
         TypeError: a threshold that is no number, a frequency that is no whole number; another kind of algorithm.

@@ -33,7 +33,7 @@ __all__ = [
 class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolicy):
     """sb3-contrib's `MaskableActorCriticPolicy` with the knobs of `SmoothedPolicy`, which keep to the legal actions.
 
-    The reference is renormalised over the legal actions of each row, so that KL and entropy are finite whatever an
+    The reference is renormalised over the legal actions of each state, so that KL and entropy are finite whatever an
     illegal action's logit is. One legal action: both are 0.
 
     Example:

@@ -1,4 +1,4 @@
-"""sb3-contrib's MaskablePPO and RecurrentPPO whose policies keep exploring. Needs the extra `contrib`."""
+"""sb3-contrib's MaskablePPO and RecurrentPPO with smoothing (`pip install 'rlsmooth[contrib]'`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlsmooth.agents.smoothed.contrib import (
 )
 from rlsmooth.agents.smoothed.distributions import check_masks
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy
-from rlsmooth.agents.smoothed.references import action_components
+from rlsmooth.agents.spaces import action_components
 
 __all__ = ["SmoothedMaskablePPO", "SmoothedRecurrentPPO"]
 
@@ -29,22 +29,10 @@ class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
 
         loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
-    As `SmoothedPPO`, with MaskablePPO's arguments.
     Smoothing, entropies and floor know legal actions only: an illegal one gets neither mass nor gradient.
 
-    Args:
-        policy: see `SmoothedPPO`.
-        env: as MaskablePPO's.
-        args: MaskablePPO's further arguments.
-        smoothing: see `SmoothedPPO`.
-        target_entropy_frac: see `SmoothedPPO`.
-        target_entropy_nats: see `SmoothedPPO`.
-        exploration_floor: see `SmoothedPPO`.
-        kwargs: MaskablePPO's further arguments by name.
-
-    Raises:
-        TypeError: see `SmoothedPPO`.
-        ValueError: see `SmoothedPPO`.
+    The arguments are MaskablePPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
+    `exploration_floor` of `SmoothedPPO`.
 
     Example:
         >>> from rlsmooth.envs import IdentityMaskedEnv
@@ -73,22 +61,10 @@ class SmoothedRecurrentPPO(SmoothedTraining, RecurrentPPO):
 
         loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
-    As `SmoothedPPO`, with RecurrentPPO's arguments.
-    Rows that pad its sequences count nowhere, the entropy target included.
+    The padding of its sequences counts nowhere, the entropy target included.
 
-    Args:
-        policy: see `SmoothedPPO`.
-        env: as RecurrentPPO's.
-        args: RecurrentPPO's further arguments.
-        smoothing: see `SmoothedPPO`.
-        target_entropy_frac: see `SmoothedPPO`.
-        target_entropy_nats: see `SmoothedPPO`.
-        exploration_floor: see `SmoothedPPO`.
-        kwargs: RecurrentPPO's further arguments by name.
-
-    Raises:
-        TypeError: see `SmoothedPPO`.
-        ValueError: see `SmoothedPPO`.
+    The arguments are RecurrentPPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
+    `exploration_floor` of `SmoothedPPO`.
 
     Example:
         >>> model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", smoothing=0.1, n_steps=16, device="cpu")
@@ -106,15 +82,15 @@ class SmoothedRecurrentPPO(SmoothedTraining, RecurrentPPO):
         buffer: Any = self.rollout_buffer
         get = buffer.get
 
-        def get_and_tell(batch_size: int | None = None) -> Iterator[Any]:
+        def get_and_mask(batch_size: int | None = None) -> Iterator[Any]:
             for batch in get(batch_size):
                 assert isinstance(self.policy, SmoothedPolicy)
-                assert self.policy.slot is not None
-                self.policy.slot.row_mask = batch.mask > 1e-8  # the parent's own reading of it
+                assert self.policy.entropy_term is not None
+                self.policy.entropy_term.mask = batch.mask > 1e-8  # as the parent reads it
                 yield batch
 
         # On the object, so that it hides the method of its class until it is taken away again.
-        buffer.get = get_and_tell
+        buffer.get = get_and_mask
         try:
             super()._train_smoothed()
         finally:

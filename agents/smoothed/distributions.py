@@ -1,4 +1,7 @@
-"""The distributions that smoothed policies act from, and that monitoring reads: categorical here, Gaussian beside."""
+"""Distributions of smoothed policies: a mixture of the network's policy pi and a reference, categorical or Gaussian.
+
+The mixture is the behaviour policy: it draws the actions and gives their log-probabilities. Measures read it too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
     entropy_fractions,
@@ -36,13 +39,13 @@ from rlsmooth.losses import (
 from rlsmooth.targets import Smoothing
 
 __all__ = [
-    "CategoricalActing",
-    "GaussianActing",
-    "SlotOverNoise",
+    "GSDEEntropyTerm",
+    "MixedCategorical",
+    "MixedGaussian",
     "check_masks",
     "component_logits",
     "component_masks",
-    "reference_rows",
+    "reference_distributions",
 ]
 
 
@@ -55,7 +58,7 @@ def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = F
     Args:
         outputs: `[B, sum(dims)]`, or `[B, D]` of Bernoulli logits `x`, which become `(0, x)`.
         dims: number of choices of each component.
-        bernoulli: see `outputs`.
+        bernoulli: whether `outputs` are Bernoulli logits.
     """
     if bernoulli:
         return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
@@ -76,7 +79,7 @@ def component_masks(
         device: of the logits.
 
     Raises:
-        ValueError: an array of a wrong size, or with a row that allows nothing. Tensors are not read, which would wait
+        ValueError: an array of a wrong size, or a state where nothing is legal. Tensors are not read, which would wait
             for the device: a component without a legal choice is NaN.
     """
     alike = len(set(dims)) == 1
@@ -99,10 +102,10 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
         dims: number of choices of each component.
 
     Raises:
-        ValueError: a wrong size, or a row that allows nothing.
+        ValueError: a wrong size, or a state where nothing is legal.
     """
     total = sum(dims)
-    # Rows of another length that happen to have the right number of entries together are transposed, say.
+    # An array of another shape that happens to have the right number of entries is transposed, say.
     is_odd = masks.size % total if masks.ndim < 2 else masks.size != total and math.prod(masks.shape[1:]) != total
     if is_odd:
         raise ValueError(f"action_masks has shape {masks.shape}, needs [B, {total}]: one entry for each choice.")
@@ -110,19 +113,19 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
     starts = np.cumsum((0, *dims[:-1]))
     allowed = np.logical_or.reduceat(flat, starts, axis=1)  # [B, D]
     if not allowed.all():
-        row, component = (int(place) for place in np.argwhere(~allowed)[0])
+        state, component = (int(place) for place in np.argwhere(~allowed)[0])
         raise ValueError(
-            f"action_masks allows nothing in row {row}, component {component}: at least one action must be legal."
+            f"action_masks allows nothing in state {state}, component {component}: at least one action must be legal."
         )
     return flat
 
 
-def reference_rows(
+def reference_distributions(
     references: Sequence[Smoothing | None], dims: tuple[int, ...], log_probs: Tensor, mask: Tensor | None
 ) -> Tensor | None:
-    """The reference distribution of each row and component, shaped like `log_probs`; None: uniform over the legal.
+    """The reference distribution of each state and component, shaped like `log_probs`; None: uniform over the legal.
 
-    It is the background of the recipe around the greedy action: what a target puts beside its label at alpha 1, or,
+    It is the background of the recipe around the greedy action: the part of a target beside its label at alpha 1, or,
     for a recipe of `alpha=None`, the whole target.
 
     Args:
@@ -136,13 +139,13 @@ def reference_rows(
     greedy = log_probs.argmax(-1)
     if greedy.ndim == 1:
         assert references[0] is not None
-        return _rows(references[0], dims[0], greedy, log_probs.dtype, mask)
+        return _reference_of(references[0], dims[0], greedy, log_probs.dtype, mask)
     parts = []
     for d, (recipe, size) in enumerate(zip(references, dims, strict=True)):
         legal = None if mask is None else mask[..., d, :size]
         if recipe is None:
             recipe = _UNIFORM
-        part = _rows(recipe, size, greedy[:, d], log_probs.dtype, legal)
+        part = _reference_of(recipe, size, greedy[:, d], log_probs.dtype, legal)
         parts.append(torch.nn.functional.pad(part.expand(len(greedy), size), (0, log_probs.shape[-1] - size)))
     return torch.stack(parts, dim=1)
 
@@ -150,7 +153,7 @@ def reference_rows(
 _UNIFORM = Smoothing(alpha=1.0)
 
 
-def _rows(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+def _reference_of(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
     recipe = _at_full_alpha(recipe)
     # A mask of [K] that allows all is none: `component_masks` has it where only other components are smaller.
     if (mask is None or mask.ndim == 1) and size <= _LARGEST_TABLE:
@@ -184,26 +187,26 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         return places.to(device), exists.to(device)
 
 
-class GaussianActing(Distribution):
-    """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, one draw a vector.
+class MixedGaussian(RegularisedDistribution):
+    """`(1 - floor) · N(mean, std²) + floor · N(reference_mean, reference_std²)`, mixed as whole action vectors.
 
     A distribution of Stable-Baselines3 for Box actions before they are clipped. Its entropy has no closed form with a
-    floor; KL and the network's entropy are those of the Gaussian without it. Rows are `[B]`, in nats.
+    floor; KL and the network's entropy are those of the Gaussian without it. Values are `[B]`, in nats.
 
     Args:
         reference_mean: `[D]`.
         reference_std: `[D]`, above 0.
         floor: in [0, 1].
-        slot: what `entropy()` gives; None: see `regularised`.
-        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no slot.
+        entropy_term: gives `entropy()`; None: see `regularised`.
+        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
 
     Raises:
         TypeError: a floor that is no number.
         ValueError: a floor out of range.
 
     Example:
-        >>> acting = GaussianActing(torch.zeros(1), torch.ones(1), floor=0.1)
-        >>> acting.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
+        >>> mixture = MixedGaussian(torch.zeros(1), torch.ones(1), floor=0.1)
+        >>> mixture.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
     """
 
@@ -216,15 +219,13 @@ class GaussianActing(Distribution):
         reference_std: Tensor,
         *,
         floor: float = 0.0,
-        slot: EntropySlot | None = None,
+        entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         self.reference_mean = reference_mean
         self.reference_std = reference_std
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.slot = slot
-        self.regularised = regularised
         self._reference_outputs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -235,11 +236,11 @@ class GaussianActing(Distribution):
         reference_mean: Tensor | None = None,
         reference_std: Tensor | None = None,
         reference_outputs: tuple[Tensor, Tensor] | None = None,
-    ) -> GaussianActing:
-        """What a policy of Stable-Baselines3 gave, without a floor; with gSDE or squashing the Gaussian before that.
+    ) -> MixedGaussian:
+        """A Gaussian of Stable-Baselines3, without a floor; with gSDE or squashing the Gaussian before it.
 
         Args:
-            distribution: Stable-Baselines3's, with its parameters; a `GaussianActing` is given back.
+            distribution: Stable-Baselines3's, with its parameters; a `MixedGaussian` is given back.
             reference_mean: `[D]`; None: 0.
             reference_std: `[D]`; None: 1.
             reference_outputs: `(mean, log_std)` of a reference policy.
@@ -254,19 +255,19 @@ class GaussianActing(Distribution):
             raise TypeError(f"distribution must be a Gaussian of Stable-Baselines3, got {type(distribution).__name__}.")
         mean, log_std = normal.mean, normal.stddev.log()
         zeros = torch.zeros_like(mean[0] if mean.ndim > 1 else mean)
-        acting = cls(
+        mixture = cls(
             zeros if reference_mean is None else reference_mean,
             torch.ones_like(zeros) if reference_std is None else reference_std,
         )
-        return acting.proba_distribution(mean, log_std, reference_outputs)
+        return mixture.proba_distribution(mean, log_std, reference_outputs)
 
     def proba_distribution_net(self, latent_dim: int, log_std_init: float = 0.0) -> tuple[nn.Module, nn.Parameter]:
-        """As Stable-Baselines3's: the layer of the mean, and log std."""
+        """The layer of the mean, and log std, as Stable-Baselines3's."""
         return DiagGaussianDistribution(len(self.reference_mean)).proba_distribution_net(latent_dim, log_std_init)
 
     def proba_distribution(
         self, mean: Tensor, log_std: Tensor, reference_outputs: tuple[Tensor, Tensor] | None = None
-    ) -> GaussianActing:
+    ) -> MixedGaussian:
         """Take the network's outputs.
 
         Args:
@@ -283,7 +284,7 @@ class GaussianActing(Distribution):
 
     @property
     def distribution(self) -> Normal | MixtureSameFamily:  # type: ignore[override]  # SB3 declares an attribute
-        """torch's own form of what acts, made on each access."""
+        """torch's own form of the mixture, made on each access."""
         std = self.log_std.exp().expand_as(self.mean)
         if not self.floor:
             return Normal(self.mean, std)
@@ -293,7 +294,7 @@ class GaussianActing(Distribution):
         return MixtureSameFamily(Categorical(shares), Independent(Normal(means, stds), 1))
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-density of what acts, `[B]`.
+        """Log-density of the mixture, `[B]`.
 
         Args:
             actions: `[B, D]`, before clipping.
@@ -318,38 +319,23 @@ class GaussianActing(Distribution):
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
 
-    def actions_from_params(self, mean: Tensor, log_std: Tensor, deterministic: bool = False) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(mean, log_std).get_actions(deterministic)
-
-    def log_prob_from_params(self, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-densities."""
-        actions = self.actions_from_params(mean, log_std)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor | None:
-        """The slot's rows; `-KL(reference‖pi)` if regularised; else the entropy of what acts, None with a floor."""
-        if self.slot is not None:
-            return self.slot.rows(self)
-        return -self.kl_reference() if self.regularised else self.acting_entropy()
-
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
         return gaussian_entropy(self.log_std).expand(len(self.mean))
 
-    def acting_entropy(self) -> Tensor | None:
-        """The same without a floor; None with one."""
+    def mixture_entropy(self) -> Tensor | None:
+        """The network's entropy without a floor; None with one."""
         return None if self.floor else self.network_entropy()
 
     @torch.no_grad()
-    def acting_entropy_estimate(self, num_samples: int = 64, *, seed: int = 0) -> Tensor:
-        """Entropy of what acts from samples, `[B]`, without a graph; exact without a floor.
+    def mixture_entropy_estimate(self, num_samples: int = 64, *, seed: int = 0) -> Tensor:
+        """Entropy of the mixture from samples, `[B]`, without a graph; exact without a floor.
 
         Both components are sampled and weighed by their shares. The draws come from a generator of their own, so that
-        looking changes nothing else that is random, and come out the same each time.
+        measuring changes nothing else that is random, and are the same each time.
 
         Args:
-            num_samples: of each component and row.
+            num_samples: of each component in each state.
             seed: of the generator.
 
         Raises:
@@ -386,16 +372,13 @@ class GaussianActing(Distribution):
         each = self.log_std.expand_as(self.mean).unsqueeze(-1)
         return [gaussian_entropy(part) for part in each.unbind(1)]
 
-    def entropy_fractions(self) -> None:
-        """None: a differential entropy has no greatest value to be a fraction of."""
 
-
-class CategoricalActing(Distribution):
+class MixedCategorical(RegularisedDistribution):
     """`(1 - floor) · pi + floor · reference`, component by component, over the legal choices.
 
     A distribution of Stable-Baselines3 for Discrete, MultiDiscrete and MultiBinary actions. pi is the network's policy;
-    log-probability, entropy and mode of the mixture are exact. One log-softmax serves all of them. Rows are `[B]`,
-    summed over the components, in nats.
+    log-probability, entropy and mode of the mixture are exact. One log-softmax serves all of them. Values are
+    `[B]`, summed over the components, in nats.
 
     Args:
         kind: of action space.
@@ -403,16 +386,16 @@ class CategoricalActing(Distribution):
         references: one recipe a component, whose background around the network's greedy legal choice (without a
             gradient) is the reference; None: uniform over the legal choices.
         floor: in [0, 1].
-        slot: what `entropy()` gives; None: see `regularised`.
-        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no slot.
+        entropy_term: gives `entropy()`; None: see `regularised`.
+        regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
 
     Raises:
         TypeError: a floor that is no number.
         ValueError: an unknown kind, a floor out of range, dims or references that do not fit.
 
     Example:
-        >>> acting = CategoricalActing("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
-        >>> acting.probabilities()
+        >>> mixture = MixedCategorical("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
+        >>> mixture.probabilities()
         (tensor([[0.9000, 0.1000]]),)
     """
 
@@ -423,10 +406,10 @@ class CategoricalActing(Distribution):
         *,
         references: tuple[Smoothing | None, ...] | None = None,
         floor: float = 0.0,
-        slot: EntropySlot | None = None,
+        entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=regularised)
         check_choice("kind", kind, ("discrete", "multi_discrete", "multi_binary"))
         if not dims or (kind == "discrete" and len(dims) != 1):
             raise ValueError(f"dims={dims!r} does not fit kind={kind!r}: give the number of choices of each component.")
@@ -436,8 +419,6 @@ class CategoricalActing(Distribution):
         self.dims = dims
         self.references = references
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
-        self.slot = slot
-        self.regularised = regularised
 
     @classmethod
     def from_sb3(
@@ -446,13 +427,13 @@ class CategoricalActing(Distribution):
         *,
         references: tuple[Smoothing | None, ...] | None = None,
         reference_outputs: Tensor | None = None,
-    ) -> CategoricalActing:
-        """What a policy of Stable-Baselines3 or sb3-contrib gave, masks included, without a floor.
+    ) -> MixedCategorical:
+        """A discrete distribution of Stable-Baselines3 or sb3-contrib, masks included, without a floor.
 
         Args:
-            distribution: theirs, with its parameters; a `CategoricalActing` is given back.
-            references: see the class.
-            reference_outputs: see `proba_distribution`.
+            distribution: theirs, with its parameters; a `MixedCategorical` is given back.
+            references: one recipe a component, or None for uniform.
+            reference_outputs: outputs of a policy that is the reference of KL, or None.
 
         Raises:
             TypeError: the distribution is neither categorical nor Bernoulli.
@@ -463,24 +444,24 @@ class CategoricalActing(Distribution):
         own: Any = getattr(distribution, "distributions", None) or distribution.distribution
         if isinstance(own, Bernoulli):
             dims = (2,) * own.logits.shape[-1]
-            acting = cls("multi_binary", dims, references=references)
-            return acting.proba_distribution(own.logits, reference_outputs)
+            mixture = cls("multi_binary", dims, references=references)
+            return mixture.proba_distribution(own.logits, reference_outputs)
         parts = own if isinstance(own, list) else [own]
         if not all(isinstance(part, Categorical) for part in parts):
             raise TypeError(f"distribution must be categorical or Bernoulli, got {type(distribution).__name__}.")
         kind: Literal["discrete", "multi_discrete"] = "multi_discrete" if isinstance(own, list) else "discrete"
-        acting = cls(kind, tuple(part.logits.shape[-1] for part in parts), references=references)
-        acting.proba_distribution(torch.cat([part.logits for part in parts], dim=-1), reference_outputs)
+        mixture = cls(kind, tuple(part.logits.shape[-1] for part in parts), references=references)
+        mixture.proba_distribution(torch.cat([part.logits for part in parts], dim=-1), reference_outputs)
         masks = [mask for part in parts if (mask := getattr(part, "masks", None)) is not None]
         if masks:  # of all components, or of none
-            acting.apply_masking(torch.cat(masks, dim=-1))
-        return acting
+            mixture.apply_masking(torch.cat(masks, dim=-1))
+        return mixture
 
     def proba_distribution_net(self, latent_dim: int) -> nn.Module:
-        """As Stable-Baselines3's: the layer of the logits, one a bit for MultiBinary."""
+        """The layer of the logits, one a bit for MultiBinary, as Stable-Baselines3's."""
         return nn.Linear(latent_dim, len(self.dims) if self.kind == "multi_binary" else sum(self.dims))
 
-    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> CategoricalActing:
+    def proba_distribution(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> MixedCategorical:
         """Take the network's outputs, unmasked.
 
         Args:
@@ -504,19 +485,19 @@ class CategoricalActing(Distribution):
             masks: bool `[B, sum(dims)]`, True = legal; None: all are.
 
         Raises:
-            ValueError: an array of a wrong size, or with a row that allows nothing (tensors are not read).
+            ValueError: an array of a wrong size, or a state where nothing is legal (tensors are not read).
         """
         legal = component_masks(masks, self.dims, self._logits.device)
         self._mask = legal.squeeze(-2) if legal is not None and self.kind == "discrete" else legal
         self._network: Tensor | None = None
-        self._acting: Tensor | None = None
+        self._mixture: Tensor | None = None
         self._entropy: Tensor | None = None
         self._static: tuple[Tensor | None] | None = None
 
     @property
     def distribution(self) -> Categorical | Bernoulli | list[Categorical]:  # type: ignore[override]
-        """torch's own form of what acts, as Stable-Baselines3 has it, made on each access."""
-        log_probs = self._acting_log_probs()
+        """torch's own form of the mixture, as Stable-Baselines3 has it, made on each access."""
+        log_probs = self._mixture_log_probs()
         if self.kind == "discrete":
             return Categorical(logits=log_probs)
         if self._is_bernoulli:
@@ -526,61 +507,43 @@ class CategoricalActing(Distribution):
     @property
     def distributions(self) -> list[Categorical]:
         """One for each component."""
-        return [Categorical(logits=part) for part in self._by_dimension(self._acting_log_probs())]
+        return [Categorical(logits=part) for part in self._by_dimension(self._mixture_log_probs())]
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-probability of what acts, `[B]`; -inf for an illegal action.
+        """Log-probability of the mixture, `[B]`; -inf for an illegal action.
 
         Args:
             actions: whole numbers of any dtype, `[B]` or `[B, D]`.
         """
-        log_probs = self._acting_log_probs()
+        log_probs = self._mixture_log_probs()
         places = actions.long().reshape(log_probs.shape[:-1]).unsqueeze(-1)
-        rows = log_probs.gather(-1, places).squeeze(-1)
-        return rows if self.kind == "discrete" else rows.sum(-1)
+        return self._sum(log_probs.gather(-1, places).squeeze(-1))
 
     def sample(self) -> Tensor:
         """Draw actions: int64 `[B]` for Discrete, else `[B, D]` (a bit with one logit: as floating-point numbers)."""
-        probabilities = self._acting_log_probs().detach().exp()
+        probabilities = self._mixture_log_probs().detach().exp()
         drawn = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]), 1, replacement=True)
         return self._as_actions(drawn.reshape(probabilities.shape[:-1]))
 
     def mode(self) -> Tensor:
-        """The most probable action of what acts, in the form of `sample`."""
-        return self._as_actions(self._acting_log_probs().argmax(-1))
-
-    def actions_from_params(
-        self, outputs: Tensor, reference_outputs: Tensor | None = None, deterministic: bool = False
-    ) -> Tensor:
-        """`get_actions` for the network's outputs."""
-        return self.proba_distribution(outputs, reference_outputs).get_actions(deterministic)
-
-    def log_prob_from_params(self, outputs: Tensor, reference_outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw actions for the network's outputs; actions and their log-probabilities."""
-        actions = self.actions_from_params(outputs, reference_outputs)
-        return actions, self.log_prob(actions)
-
-    def entropy(self) -> Tensor:
-        """The slot's rows; `-KL(reference‖pi)` if regularised; else the entropy of what acts, `[B]`."""
-        if self.slot is not None:
-            return self.slot.rows(self)
-        return -self.kl_reference() if self.regularised else self.acting_entropy()
+        """The most probable action of the mixture, in the form of `sample`."""
+        return self._as_actions(self._mixture_log_probs().argmax(-1))
 
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""
         found = self._entropy
-        if found is None or self._lacks_graph(found):
+        if found is None or self._needs_regraph(found):
             found = self._sum(entropy_of(self._log_probs()))
             self._entropy = found
         return found
 
-    def acting_entropy(self) -> Tensor:
-        """Entropy of what acts, `[B]`."""
-        return self._sum(entropy_of(self._acting_log_probs())) if self.floor else self.network_entropy()
+    def mixture_entropy(self) -> Tensor:
+        """Entropy of the mixture, `[B]`."""
+        return self._sum(entropy_of(self._mixture_log_probs())) if self.floor else self.network_entropy()
 
     def entropies_by_dimension(self) -> list[Tensor]:
-        """Entropy of what acts of each component, `[B]` each."""
-        entropies = entropy_of(self._acting_log_probs())
+        """Entropy of each component of the mixture, `[B]` each."""
+        entropies = entropy_of(self._mixture_log_probs())
         return [entropies] if self.kind == "discrete" else list(entropies.unbind(-1))
 
     def kl_reference(self) -> Tensor:
@@ -597,11 +560,11 @@ class CategoricalActing(Distribution):
         return self._sum(kl_from_log_probabilities(self._log_probs(), mask=self._mask))
 
     def entropy_fractions(self) -> tuple[Tensor, Tensor]:
-        """`H / log n` of what acts, with n the number of legal joint actions, and whether n is at least 2: `[B]` each.
+        """`H / log n` of the mixture, n the number of legal joint actions, and whether n is at least 2: `[B]` each.
 
-        A row with one legal action has the fraction 0.
+        A state with one legal action has the fraction 0.
         """
-        entropies = self.acting_entropy()
+        entropies = self.mixture_entropy()
         if self._mask is None or self._mask.ndim < self._logits.ndim:
             log_n = torch.full_like(entropies, sum(math.log(size) for size in self.dims))
         else:
@@ -609,8 +572,8 @@ class CategoricalActing(Distribution):
         return entropy_fractions(entropies, log_n)
 
     def probabilities(self) -> tuple[Tensor, ...]:
-        """Probabilities of what acts, `[B, K_d]` for each component; 0 where illegal."""
-        return tuple(part.exp() for part in self._by_dimension(self._acting_log_probs()))
+        """Probabilities of the mixture, `[B, K_d]` for each component; 0 where illegal."""
+        return tuple(part.exp() for part in self._by_dimension(self._mixture_log_probs()))
 
     def _components_of(self, outputs: Tensor) -> Tensor:
         return outputs if self.kind == "discrete" else component_logits(outputs, self.dims, self._is_bernoulli)
@@ -626,25 +589,25 @@ class CategoricalActing(Distribution):
     def _as_actions(self, choices: Tensor) -> Tensor:
         return choices.to(self._logits.dtype) if self._is_bernoulli else choices
 
-    def _lacks_graph(self, kept: Tensor) -> bool:
+    def _needs_regraph(self, kept: Tensor) -> bool:
         """Whether `kept` was made without a graph that is wanted now."""
         return self._logits.requires_grad and not kept.requires_grad and torch.is_grad_enabled()
 
     def _log_probs(self) -> Tensor:
         """`log pi`, `[B, K]` or `[B, D, K]`."""
         found = self._network
-        if found is None or self._lacks_graph(found):
+        if found is None or self._needs_regraph(found):
             found = log_probabilities(self._logits, self._mask)
             self._network = found
         return found
 
-    def _acting_log_probs(self) -> Tensor:
+    def _mixture_log_probs(self) -> Tensor:
         if not self.floor:
             return self._log_probs()
-        found = self._acting
-        if found is None or self._lacks_graph(found):
+        found = self._mixture
+        if found is None or self._needs_regraph(found):
             found = mixture_log_probabilities(self._log_probs(), self._reference(), floor=self.floor, mask=self._mask)
-            self._acting = found
+            self._mixture = found
         return found
 
     def _reference(self) -> Tensor | None:
@@ -652,79 +615,69 @@ class CategoricalActing(Distribution):
         if self.references is None:
             return None
         if self._static is None:
-            self._static = (reference_rows(self.references, self.dims, self._log_probs().detach(), self._mask),)
+            self._static = (
+                reference_distributions(self.references, self.dims, self._log_probs().detach(), self._mask),
+            )
         return self._static[0]
 
 
-class SlotOverNoise(Distribution):
-    """Stable-Baselines3's distribution in all but `entropy()`: the slot, or `-KL(reference‖pi)` without one.
+class GSDEEntropyTerm(RegularisedDistribution):
+    """A gSDE distribution of Stable-Baselines3 whose `entropy()` is the entropy term, or `-KL(reference‖pi)`.
 
-    KL is that of the Gaussians before squashing: squashing both leaves it as it is. A squashed policy's entropy has no
-    closed form; as in Stable-Baselines3, `-log_prob` of the last actions stands for it.
+    KL is that of the Gaussians before squashing: squashing both does not change it. A squashed policy's entropy has no
+    closed form; as in Stable-Baselines3, `-log_prob` of the last actions is its estimate.
 
     Args:
-        noise: the distribution of Stable-Baselines3.
+        noise: the distribution of Stable-Baselines3, which does all the rest.
         gaussian: the same, before squashing.
-        slot: what gives the rows, or None.
+        entropy_term: gives `entropy()`; None: `-KL(reference‖pi)`.
     """
 
     def __init__(
-        self, noise: StateDependentNoiseDistribution, gaussian: GaussianActing, slot: EntropySlot | None
+        self, noise: StateDependentNoiseDistribution, gaussian: MixedGaussian, entropy_term: EntropyTerm | None
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(entropy_term, regularised=True)
         self.noise = noise
         self.gaussian = gaussian
-        self.slot = slot
         self.distribution = noise.distribution
         self._log_prob: Tensor | None = None
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> Any:
-        """As of `noise`."""
+        """gSDE's layers."""
         return self.noise.proba_distribution_net(*args, **kwargs)
 
-    def proba_distribution(self, *args: Any, **kwargs: Any) -> SlotOverNoise:
+    def proba_distribution(self, *args: Any, **kwargs: Any) -> GSDEEntropyTerm:
         """Not used: the distribution comes with its parameters."""
-        raise NotImplementedError("Make another SlotOverNoise.")
+        raise NotImplementedError("Make another GSDEEntropyTerm.")
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """As of `noise`, `[B]`."""
+        """Log-density of gSDE's distribution, `[B]`."""
         self._log_prob = self.noise.log_prob(actions)
         return self._log_prob
 
-    def entropy(self) -> Tensor:
-        """The slot, `[B]`."""
-        return -self.kl_reference() if self.slot is None else self.slot.rows(self)
-
     def network_entropy(self) -> Tensor:
-        """H(pi), `[B]`, or what stands for it."""
+        """H(pi), `[B]`; squashed: its estimate."""
         if self.noise.bijector is None:
             return self.gaussian.network_entropy()
         assert self._log_prob is not None, "log_prob comes first, as in evaluate_actions"
         return -self._log_prob
 
-    def acting_entropy(self) -> Tensor:
-        """The same: there is no floor."""
-        return self.network_entropy()
-
     def kl_reference(self) -> Tensor:
         """KL(reference‖pi), `[B]`."""
         return self.gaussian.kl_reference()
 
-    def entropy_fractions(self) -> None:
-        """None: differential entropies have no fractions."""
-
     def sample(self) -> Tensor:
-        """As of `noise`."""
+        """Draw actions."""
         return self.noise.sample()
 
     def mode(self) -> Tensor:
-        """As of `noise`."""
+        """The mean action."""
         return self.noise.mode()
 
     def actions_from_params(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As of `noise`."""
+        """`get_actions` for the network's outputs."""
         return self.noise.actions_from_params(*args, **kwargs)
 
     def log_prob_from_params(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """As of `noise`."""
+        """Draw actions for the network's outputs; actions and their log-densities."""
         return self.noise.log_prob_from_params(*args, **kwargs)

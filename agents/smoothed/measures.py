@@ -1,4 +1,4 @@
-"""What a policy's distribution is like: entropies and KL divergences, of any states or of the rollout of a model."""
+"""Entropies and KL divergences of a policy, in any states or in those of an algorithm's rollout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
-from rlsmooth.agents.sb3 import normalized_observations
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.sb3 import has_base, is_maskable, normalized_observations
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
-from rlsmooth.agents.smoothed.references import box_reference
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_positive_int
 
 __all__ = [
@@ -33,17 +33,17 @@ __all__ = [
 ]
 
 
-MEASURED_ROWS = 2048
-MEASURED_BYTES = 32 * 2**20  # of observations as float32: a few hundred large pictures, whose forward pass costs
-DRAWS = 16_384  # over all rows, for an entropy without a closed form
+MEASURED_STATES = 2048
+MEASURED_BYTES = 32 * 2**20  # of observations as float32: a few hundred large images, whose forward pass is slow
+DRAWS = 16_384  # over all states, for an entropy without a closed form
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyMeasures:
-    """Means over the measured states, and the rows that they are means of; nats, on the policy's device, no graph.
+    """Means over the measured states, and the values of each; nats, on the policy's device, no graph.
 
-    Entropies are those of what acts, exploration floor included; KL divergences are the network's. A Box's entropy is
-    differential and may be negative; with gSDE or squashing it is that of the Gaussian before it.
+    Entropies are the behaviour policy's, exploration floor included; KL divergences are the network's. A Box's entropy
+    is differential and may be negative; with gSDE or squashing it is that of the Gaussian before it.
 
     Attributes:
         policy_entropy: 0-dimensional.
@@ -103,7 +103,7 @@ def measure_policy(
     lstm_states: tuple[Tensor, Tensor] | None = None,
     episode_starts: Tensor | None = None,
 ) -> PolicyMeasures:
-    """Measure a policy in some states; dropout and the like are at rest, and no random generator moves.
+    """Measure a policy in some states, in evaluation mode; no random generator moves.
 
     Args:
         policy: actor-critic, of Stable-Baselines3, sb3-contrib or ours; or of DQN or QR-DQN, where the softmax of the
@@ -111,7 +111,7 @@ def measure_policy(
         observations: `[B, ...]`, or a dict of such, normalised as the policy is used to.
         action_masks: bool `[B, number of choices]`, True = legal; for maskable policies. None: all are legal.
         lstm_states: for recurrent policies, the actor's `(hidden, cell)`, `[layers, S, size]` each: from before the
-            first row of each of S sequences, which the rows are in turn, all equally long. None: zeros, and S = B.
+            first of each of S sequences of states, all equally long. None: zeros, and S = B.
         episode_starts: `[B]`, 1 where the states are forgotten; for recurrent policies. None: zeros.
 
     Raises:
@@ -128,26 +128,26 @@ def measure_policy(
     if was_training:
         policy.set_training_mode(False)
     try:
-        acting = read_distribution(policy, observations, action_masks, lstm_states, episode_starts)
-        return _measures(acting)
+        mixture = read_distribution(policy, observations, action_masks, lstm_states, episode_starts)
+        return _measures(mixture)
     finally:
         if was_training:
             policy.set_training_mode(True)
 
 
-def measure_rollout(model: BaseAlgorithm, *, max_rows: int = MEASURED_ROWS) -> PolicyMeasures:
-    """Measure a model's policy in states of its rollout buffer, or in the newest of its replay buffer.
+def measure_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) -> PolicyMeasures:
+    """Measure an algorithm's policy in states of its rollout buffer, or in the newest of its replay buffer.
 
-    At most `max_rows` states, fewer where observations are large, evenly spread over the time of each environment. Each
-    is as the policy meets it: with its action mask, and with the LSTM's state from before it.
+    At most `max_states` states, fewer where observations are large, evenly spread over the time of each environment.
+    Each is as the policy meets it: with its action mask, and with the LSTM's state from before it.
 
     Args:
         model: an on-policy algorithm that has a rollout, or DQN or QR-DQN.
-        max_rows: at least 1.
+        max_states: at least 1.
 
     Raises:
-        TypeError: another kind of algorithm; `max_rows` is no whole number.
-        ValueError: its buffer is empty, or `max_rows` below 1.
+        TypeError: another kind of algorithm; `max_states` is no whole number.
+        ValueError: its buffer is empty, or `max_states` below 1.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -155,17 +155,18 @@ def measure_rollout(model: BaseAlgorithm, *, max_rows: int = MEASURED_ROWS) -> P
         >>> measure_rollout(model).entropies.shape
         torch.Size([64])
     """
-    check_positive_int("max_rows", max_rows)
-    max_rows = min(max_rows, max(1, MEASURED_BYTES // _observation_bytes(model.observation_space)))
+    check_positive_int("max_states", max_states)
+    observation_bytes = 4 * max(1, spaces.flatdim(model.observation_space))
+    max_states = min(max_states, max(1, MEASURED_BYTES // observation_bytes))
     if isinstance(model, OffPolicyAlgorithm):
-        return measure_policy(model.policy, _replayed(model, max_rows))
+        return measure_policy(model.policy, _replayed(model, max_states))
     if not isinstance(model, OnPolicyAlgorithm):
         raise TypeError(f"model must be an on-policy algorithm, DQN or QRDQN, got {type(model).__name__}.")
     buffer = model.rollout_buffer
     steps = buffer.buffer_size if buffer.full else buffer.pos
     if not steps:
         raise ValueError("the rollout buffer is empty: measure at the end of a rollout, or after learn(...).")
-    places = _spread(steps * buffer.n_envs, max_rows)
+    places = _spread(steps * buffer.n_envs, max_states)
     device = model.device
 
     def read(values: NDArray[Any]) -> Tensor:
@@ -194,7 +195,7 @@ def record_measures(logger: Logger, measures: PolicyMeasures, *, prefix: str = "
 
     Args:
         logger: Stable-Baselines3's; it writes with its next `dump`.
-        measures: see `measure_policy`. This waits for the device, once.
+        measures: from `measure_policy` or `measure_rollout`. Reading them waits for the device, once.
         prefix: before the `/` of each tag.
 
     Example:
@@ -223,16 +224,9 @@ def check_measurable(policy: BasePolicy) -> None:
         Traceback (most recent call last):
         TypeError: policy must be an actor-critic policy, or DQN's or QR-DQN's, got SACPolicy.
     """
-    if not isinstance(policy, (ActorCriticPolicy, DQNPolicy)) and not _names(policy) & {
-        "MaskableActorCriticPolicy",
-        "QRDQNPolicy",
-    }:
+    known = isinstance(policy, (ActorCriticPolicy, DQNPolicy))
+    if not (known or is_maskable(policy) or has_base(type(policy), "QRDQNPolicy")):
         raise TypeError(f"policy must be an actor-critic policy, or DQN's or QR-DQN's, got {type(policy).__name__}.")
-
-
-def _names(policy: BasePolicy) -> set[str]:
-    """Of a policy's classes: sb3-contrib, which may be missing, can't be asked for its own."""
-    return {base.__name__ for base in type(policy).__mro__}
 
 
 def read_distribution(
@@ -241,16 +235,15 @@ def read_distribution(
     action_masks: Tensor | None,
     lstm_states: tuple[Tensor, Tensor] | None,
     episode_starts: Tensor | None,
-) -> CategoricalActing | GaussianActing:
-    """The distribution in these states, whosever policy it is."""
+) -> MixedCategorical | MixedGaussian:
+    """The distribution of any measurable policy in these states."""
     if isinstance(policy, SmoothedPolicy):
         return policy.smoothed_distribution(
             observations, action_masks, lstm_states=lstm_states, episode_starts=episode_starts
         )
     check_measurable(policy)
-    names = _names(policy)
-    is_recurrent, is_maskable = "RecurrentActorCriticPolicy" in names, "MaskableActorCriticPolicy" in names
-    if action_masks is not None and not is_maskable:
+    is_recurrent = has_base(type(policy), "RecurrentActorCriticPolicy")
+    if action_masks is not None and not is_maskable(policy):
         raise ValueError(f"action_masks can't be used by {type(policy).__name__}, which takes none: leave them out.")
     if not is_recurrent and not (lstm_states is None and episode_starts is None):
         raise ValueError(
@@ -258,39 +251,39 @@ def read_distribution(
             "them out."
         )
     reader: Any = policy
-    if isinstance(policy, DQNPolicy) or "QRDQNPolicy" in names:
-        net = policy.q_net if isinstance(policy, DQNPolicy) else reader.quantile_net
-        values = net(observations) if isinstance(policy, DQNPolicy) else net(observations).mean(1)
-        return CategoricalActing("discrete", (values.shape[-1],)).proba_distribution(values)
-    if is_maskable:
+    if isinstance(policy, DQNPolicy) or has_base(type(policy), "QRDQNPolicy"):
+        is_dqn = isinstance(policy, DQNPolicy)
+        values = reader.q_net(observations) if is_dqn else reader.quantile_net(observations).mean(1)
+        return MixedCategorical("discrete", (values.shape[-1],)).proba_distribution(values)
+    if is_maskable(policy):
         found = reader.get_distribution(observations, action_masks)
     elif is_recurrent:
         found = recurrent_distribution(policy, observations, lstm_states, episode_starts)
     else:
         found = reader.get_distribution(observations)
     if not isinstance(policy.action_space, spaces.Box):
-        return CategoricalActing.from_sb3(found)
+        return MixedCategorical.from_sb3(found)
     mean, std = box_reference(policy.action_space)
-    return GaussianActing.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
+    return MixedGaussian.from_sb3(found, reference_mean=mean.to(policy.device), reference_std=std.to(policy.device))
 
 
-def _measures(acting: CategoricalActing | GaussianActing) -> PolicyMeasures:
-    kl_reference = acting.kl_reference().mean()
-    if isinstance(acting, GaussianActing):
-        entropies = acting.acting_entropy()
+def _measures(mixture: MixedCategorical | MixedGaussian) -> PolicyMeasures:
+    kl_reference = mixture.kl_reference().mean()
+    if isinstance(mixture, MixedGaussian):
+        entropies = mixture.mixture_entropy()
         if entropies is None:
-            draws = min(256, max(16, DRAWS // len(acting.mean)))
-            entropies = acting.acting_entropy_estimate(draws)
+            draws = min(256, max(16, DRAWS // len(mixture.mean)))
+            entropies = mixture.mixture_entropy_estimate(draws)
         return PolicyMeasures(entropies.mean(), None, None, kl_reference, (), entropies, None, None)
-    entropies = acting.acting_entropy()
-    fractions, has_choice = acting.entropy_fractions()
-    several = acting.kind == "multi_discrete"
+    entropies = mixture.mixture_entropy()
+    fractions, has_choice = mixture.entropy_fractions()
+    several = mixture.kind == "multi_discrete"
     return PolicyMeasures(
         entropies.mean(),
         _mean_where(fractions, has_choice),
-        acting.kl_uniform().mean(),
+        mixture.kl_uniform().mean(),
         kl_reference,
-        tuple(part.mean() for part in acting.entropies_by_dimension()) if several else (),
+        tuple(part.mean() for part in mixture.entropies_by_dimension()) if several else (),
         entropies,
         fractions,
         has_choice,
@@ -306,26 +299,22 @@ def _spread(length: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, length - 1, min(length, count)).round().astype(np.int64)
 
 
-def _observation_bytes(space: spaces.Space[Any]) -> int:
-    return 4 * max(1, spaces.flatdim(space))
-
-
 def _layers_first(
     states: NDArray[Any], places: NDArray[np.int64], steps: int, *, ready: bool, device: torch.device
 ) -> Tensor:
-    """An LSTM's states as it takes them, `[layers, B, size]`; kept as `[steps, layers, environments, size]`."""
-    rows = states[places] if ready else states[places % steps, :, places // steps]  # [B, layers, size]
-    return torch.as_tensor(rows, device=device).transpose(0, 1).contiguous()
+    """An LSTM's states as `[layers, B, size]`, from a buffer's `[steps, layers, environments, size]`."""
+    chosen = states[places] if ready else states[places % steps, :, places // steps]  # [B, layers, size]
+    return torch.as_tensor(chosen, device=device).transpose(0, 1).contiguous()
 
 
-def _replayed(model: OffPolicyAlgorithm, max_rows: int) -> Any:
+def _replayed(model: OffPolicyAlgorithm, max_states: int) -> Any:
     """The newest observations of a replay buffer, normalised as they are for the policy."""
     buffer: Any = model.replay_buffer
     if buffer is None or not buffer.size():
         raise ValueError("the replay buffer is empty: measure after the first steps of the environment.")
-    steps = min(buffer.size(), -(-max_rows // buffer.n_envs))
+    steps = min(buffer.size(), -(-max_states // buffer.n_envs))
     times = (buffer.pos - steps + np.arange(steps)) % buffer.buffer_size
-    places = _spread(steps * buffer.n_envs, max_rows)
+    places = _spread(steps * buffer.n_envs, max_states)
 
     def read(values: NDArray[Any]) -> NDArray[Any]:
         chosen: NDArray[Any] = values[times[places % steps], places // steps]

@@ -1,4 +1,4 @@
-"""What smoothed policies add to Stable-Baselines3's: a regulariser in the entropy slot, and an exploration floor."""
+"""Actor-critic policies with a regulariser in place of the entropy, and an exploration floor."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing, SlotOverNoise
-from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
+from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
     PolicyReference,
     References,
-    action_components,
-    box_reference,
     canonical_reference,
     check_reference_policy,
     reference_outputs,
     reference_recipes,
 )
+from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 
 __all__ = [
-    "Acting",
+    "Mixture",
     "PolicyQueries",
     "SmoothedActorCriticCnnPolicy",
     "SmoothedActorCriticPolicy",
@@ -46,12 +45,12 @@ __all__ = [
 ]
 
 
-Acting: TypeAlias = CategoricalActing | GaussianActing
-"""What a smoothed policy acts from."""
+Mixture: TypeAlias = MixedCategorical | MixedGaussian
+"""A smoothed policy's behaviour policy."""
 
 
 class PolicyQueries(BasePolicy):
-    """The questions of `SmoothedPolicy`: they take what `predict` takes, and leave the policy as it was."""
+    """The queries of `SmoothedPolicy`: they take the arguments of `predict` and do not change the policy."""
 
     @abstractmethod
     def smoothed_distribution(
@@ -61,8 +60,8 @@ class PolicyQueries(BasePolicy):
         *,
         lstm_states: Any = None,
         episode_starts: Tensor | None = None,
-    ) -> Acting:
-        """The distribution that acts."""
+    ) -> Mixture:
+        """The behaviour policy's distribution."""
 
     def action_probabilities(
         self,
@@ -75,7 +74,7 @@ class PolicyQueries(BasePolicy):
         """The probability of each action, exploration floor included.
 
         Args:
-            observation: one, or a batch of them, as of `predict`.
+            observation: one, or a batch of them, as `predict` takes it.
             action_masks: bool, True = legal; for maskable policies.
             lstm_states: as `predict` takes and gives them, for recurrent policies; None: zeros.
             episode_starts: `[B]`, for recurrent policies; None: zeros.
@@ -84,10 +83,10 @@ class PolicyQueries(BasePolicy):
             `[B, K]` for Discrete, a tuple of `[B, K_d]` for MultiDiscrete and `[B, D, 2]` for MultiBinary.
 
         Raises:
-            ValueError: a Box, whose actions have densities; and as `smoothed_distribution`.
+            ValueError: a Box, whose actions have densities; masks or states for a policy that has none.
         """
         found = self._without_training(observation, action_masks, lstm_states, episode_starts)
-        if not isinstance(found, CategoricalActing):
+        if not isinstance(found, MixedCategorical):
             raise ValueError(
                 f"action_space={self.action_space!r} has densities, no probabilities: use get_distribution(...)."
             )
@@ -104,24 +103,24 @@ class PolicyQueries(BasePolicy):
         lstm_states: Any = None,
         episode_starts: NDArray[Any] | Tensor | None = None,
     ) -> Tensor:
-        """Entropy of what acts, exploration floor included, `[B]` in nats; differential for a Box.
+        """Entropy of the behaviour policy, exploration floor included, `[B]` in nats; differential for a Box.
 
-        For a Box with a floor it is estimated from samples. Arguments as of `action_probabilities`.
+        For a Box with a floor it is estimated from samples. The arguments are those of `action_probabilities`.
 
         Raises:
-            ValueError: squashed outputs, whose entropy has no closed form; and as `smoothed_distribution`.
+            ValueError: squashed outputs, whose entropy has no closed form; masks or states for a policy that has none.
         """
         if self.squash_output:
             raise ValueError("squashed outputs have no entropy in closed form: estimate it by -log_prob of samples.")
         found = self._without_training(observation, action_masks, lstm_states, episode_starts)
-        exact = found.acting_entropy()
+        exact = found.mixture_entropy()
         if exact is None:
-            assert isinstance(found, GaussianActing)
-            return found.acting_entropy_estimate()
+            assert isinstance(found, MixedGaussian)
+            return found.mixture_entropy_estimate()
         return exact
 
-    def _without_training(self, observation: Any, action_masks: Any, lstm_states: Any, episode_starts: Any) -> Acting:
-        """The distribution for what `predict` takes: without a graph, and with dropout and the like at rest."""
+    def _without_training(self, observation: Any, action_masks: Any, lstm_states: Any, episode_starts: Any) -> Mixture:
+        """The distribution for the arguments of `predict`, without a graph, in evaluation mode."""
         tensors, _ = self.obs_to_tensor(_as_numpy(observation))
         states = None if lstm_states is None else tuple(self._float_tensor(state) for state in lstm_states)
         starts = None if episode_starts is None else self._float_tensor(episode_starts)
@@ -152,7 +151,7 @@ def initial_lstm_states(policy: Any, num_sequences: int) -> tuple[Tensor, Tensor
 def recurrent_distribution(
     policy: Any, observations: Any, lstm_states: tuple[Tensor, Tensor] | None, episode_starts: Tensor | None
 ) -> Distribution:
-    """What a recurrent policy's `get_distribution` gives, each row a sequence of its own where there are no states.
+    """A recurrent policy's distribution, each observation a sequence of its own where there are no states.
 
     Args:
         policy: sb3-contrib's recurrent one, or one below it.
@@ -160,9 +159,9 @@ def recurrent_distribution(
         lstm_states: the actor's `(hidden, cell)`; None: zeros.
         episode_starts: `[B]`; None: zeros.
     """
-    rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    states = initial_lstm_states(policy, rows) if lstm_states is None else lstm_states
-    starts = torch.zeros(rows, device=policy.device) if episode_starts is None else episode_starts
+    count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    states = initial_lstm_states(policy, count) if lstm_states is None else lstm_states
+    starts = torch.zeros(count, device=policy.device) if episode_starts is None else episode_starts
     found: Distribution
     found, _ = policy.get_distribution(observations, states, starts)
     return found
@@ -175,7 +174,7 @@ def _as_numpy(observation: Any) -> Any:
 
 
 class _Wanted(NamedTuple):
-    """What the next distribution is for; None stands for acting, and for a plain `evaluate_actions`."""
+    """The purpose of the next distribution; None: drawing actions, or a plain `evaluate_actions`."""
 
     regularised: bool
     reference_outputs: Any  # logits, or a Box's (mean, log_std), or None
@@ -190,28 +189,28 @@ class SmoothedPolicy(PolicyQueries):
       so that `ent_coef` of PPO, A2C, MaskablePPO or RecurrentPPO becomes the coefficient of the KL divergence, in nats,
       and `train/entropy_loss` its mean, which is positive. Nothing is regularised at Stable-Baselines3's default
       `ent_coef=0`: there the first update warns.
-    - **Floor** (`exploration_floor`): the policy acts from `(1 - floor) · pi + floor · reference`, exactly: `forward`,
-      `evaluate_actions` and `predict` all use that mixture. Discrete components are mixed one by one, a Box's Gaussians
-      as whole vectors before clipping. Without a reference it is uniform over the legal actions; for a Box a broad
-      Gaussian. There the mixture's entropy has no closed form: `evaluate_actions` then gives None, for which
+    - **Floor** (`exploration_floor`): the behaviour policy is `(1 - floor) · pi + floor · reference`, exactly:
+      `forward`, `evaluate_actions` and `predict` all use that mixture. Discrete components are mixed one by one, a
+      Box's Gaussians as whole vectors before clipping. Without a reference it is uniform over the legal actions; for a
+      Box a broad Gaussian. There the mixture's entropy has no closed form: `evaluate_actions` then gives None, so that
       Stable-Baselines3 takes `-log_prob`, and the deterministic action is pi's mean.
 
     pi is the network's policy, which regularisers and KL divergences use; the floor mixes with the given reference even
-    where a reference policy is set. What a reference looks like around an action (a kernel, an ordinal scheme, a tree)
-    is taken around the network's greedy legal action, without a gradient through that choice.
+    where a reference policy is set. A reference that depends on an action (a kernel, an ordinal scheme, a tree) is that
+    of the network's greedy legal action, without a gradient through that choice.
 
-    sb3-contrib's TRPO, which takes KL divergences between what acted and what acts, can have a floor on Discrete and
-    MultiBinary actions only; it has no entropy term, so that `reference` does nothing there.
+    sb3-contrib's TRPO, which takes KL divergences between the old and the new behaviour policy, can have a floor on
+    Discrete and MultiBinary actions only; it has no entropy term, so that `reference` does nothing there.
 
     KL to a broad Gaussian grows as `reference_std² / (2 std²)`: 47 nats a dimension at std 0.1 for `reference_std=1`.
 
     Args:
-        args: as of the parent.
+        args: the parent's.
         reference: see `reference_recipes`: None, `"uniform"`, a prior, a kernel, an ordinal scheme, a tree, or one of
             these a dimension. For a Box `"uniform"` is a broad Gaussian (see `box_reference`).
         exploration_floor: in [0, 1].
         reference_std: of a Box's broad Gaussian, above 0; None: half the distance between the bounds.
-        kwargs: as of the parent.
+        kwargs: the parent's, by name.
 
     Raises:
         TypeError: a reference of an unknown kind, a floor or std that is no number.
@@ -241,7 +240,7 @@ class SmoothedPolicy(PolicyQueries):
             raise ValueError(
                 f"reference_std={reference_std!r} is for a Box action space, this one is {self.action_space!r}."
             )
-        self.slot: EntropySlot | None = None
+        self.entropy_term: EntropyTerm | None = None
         # In a tuple, so that torch does not take it for a part of this policy.
         self._reference_policy: tuple[BasePolicy] | None = None
         self._wanted: _Wanted | None = None
@@ -250,7 +249,7 @@ class SmoothedPolicy(PolicyQueries):
 
     @property
     def exploration_floor(self) -> float:
-        """The share of the reference in what acts. PPO needs the one of the rollout until its updates are done."""
+        """The share of the reference in the mixture. PPO needs the rollout's until its updates are done."""
         return self._exploration_floor
 
     @exploration_floor.setter
@@ -265,13 +264,13 @@ class SmoothedPolicy(PolicyQueries):
 
     @property
     def reference_policy(self) -> BasePolicy | None:
-        """See `set_reference_policy`."""
+        """The policy given to `set_reference_policy`, or None."""
         return None if self._reference_policy is None else self._reference_policy[0]
 
     @property
     def is_regularised(self) -> bool:
-        """Whether `evaluate_actions` gives something else than an entropy: there is a reference, or a slot."""
-        return self.slot is not None or self.reference is not None or self._reference_policy is not None
+        """Whether `evaluate_actions` gives something else than an entropy: there is a reference or an entropy term."""
+        return self.entropy_term is not None or self.reference is not None or self._reference_policy is not None
 
     def set_reference_policy(self, policy: BasePolicy | None) -> None:
         """Let another policy's distribution be the reference of the regulariser (not of the floor), as in kickstarting.
@@ -298,11 +297,11 @@ class SmoothedPolicy(PolicyQueries):
         *,
         lstm_states: Any = None,
         episode_starts: Tensor | None = None,
-    ) -> Acting:
-        """The distribution that acts, with its entropies and KL divergences, also while both knobs are off.
+    ) -> Mixture:
+        """The behaviour policy with its entropies and KL divergences, also while both knobs are off.
 
         Args:
-            observations: tensors, as of `evaluate_actions`.
+            observations: tensors, as `evaluate_actions` takes them.
             action_masks: bool `[B, number of choices]`, True = legal; for maskable policies.
             lstm_states: the actor's `(hidden, cell)`, for recurrent policies; None: zeros.
             episode_starts: `[B]`, for recurrent policies; None: zeros.
@@ -315,20 +314,20 @@ class SmoothedPolicy(PolicyQueries):
             found = self._distribution(observations, action_masks, lstm_states, episode_starts)
         finally:
             self._wanted = None
-        if not isinstance(found, (CategoricalActing, GaussianActing)):
+        if not isinstance(found, (MixedCategorical, MixedGaussian)):
             raise TypeError(f"{type(self).__name__} gives a {type(found).__name__}, which can't be read.")
         return found
 
     def evaluate_actions(
         self, obs: Any, actions: Tensor, *more: Any, **named: Any
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities and the entropy slot, `[B, 1]`, `[B]` and `[B]`.
+        """Values, log-probabilities, and the entropy or the regulariser in its place: `[B, 1]`, `[B]` and `[B]`.
 
         Args:
             obs: `[B, ...]`, or a dict of such.
             actions: `[B]` or `[B, D]`.
-            more: what the parent takes besides: `action_masks` (maskable: `[B, number of choices]`, nonzero = legal;
-                None: all are), or `lstm_states, episode_starts` (recurrent; rows of padding are evaluated too).
+            more: the parent's further arguments: `action_masks` (maskable: `[B, number of choices]`, nonzero = legal;
+                None: all are), or `lstm_states, episode_starts` (recurrent; padding is evaluated too).
             named: the same by name.
         """
         parent: Any = super()
@@ -337,23 +336,23 @@ class SmoothedPolicy(PolicyQueries):
             return found
         with self._regularising(obs):
             values, log_prob, entropy = parent.evaluate_actions(obs, actions, *more, **named)
-        return values, log_prob, self._watched(entropy)
+        return values, log_prob, self._with_warning(entropy)
 
-    # ---- what the families of policies call
+    # ---- for the families of policies
 
     @contextmanager
     def _regularising(self, observations: Any) -> Iterator[None]:
-        """Within it a distribution's `entropy()` is the slot."""
+        """Within it a distribution's `entropy()` is the regulariser."""
         self._wanted = _Wanted(True, self._outputs_of_reference(observations))
         try:
             yield
         finally:
             self._wanted = None
 
-    def _watched(self, entropy: Tensor | None) -> Tensor | None:
-        """The same; the first backward pass through it warns if the loss does not use it."""
-        if self.slot is None and not self._saw_coefficient and entropy is not None and entropy.requires_grad:
-            entropy.register_hook(self._see_coefficient)  # type: ignore[no-untyped-call]
+    def _with_warning(self, entropy: Tensor | None) -> Tensor | None:
+        """The same entropy; the first backward pass warns if the loss does not use it."""
+        if self.entropy_term is None and not self._saw_coefficient and entropy is not None and entropy.requires_grad:
+            entropy.register_hook(self._warn_if_unused)  # type: ignore[no-untyped-call]
         return entropy
 
     def _distribution(
@@ -373,27 +372,27 @@ class SmoothedPolicy(PolicyQueries):
         if self._wanted is None and not self._exploration_floor:
             return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         wanted = self._wanted or _Wanted(False, None)
-        slot = self.slot if wanted.regularised else None
+        term = self.entropy_term if wanted.regularised else None
         if self._has_state_dependent_noise:
-            return self._over_noise(latent_pi, wanted, slot)
+            return self._gsde_distribution(latent_pi, wanted, term)
         network: Any = self
         outputs = network.action_net(latent_pi)
         if self._components is None:
-            gaussian = GaussianActing(
+            gaussian = MixedGaussian(
                 network.reference_mean,
                 network.reference_stds,
                 floor=self._exploration_floor,
-                slot=slot,
+                entropy_term=term,
                 regularised=wanted.regularised,
             )
             return gaussian.proba_distribution(outputs, network.log_std, wanted.reference_outputs)
         kind, sizes = self._components
-        categorical = CategoricalActing(
+        categorical = MixedCategorical(
             kind,
             sizes,
             references=self.references,
             floor=self._exploration_floor,
-            slot=slot,
+            entropy_term=term,
             regularised=wanted.regularised,
         )
         return categorical.proba_distribution(outputs, wanted.reference_outputs)
@@ -409,22 +408,22 @@ class SmoothedPolicy(PolicyQueries):
     def _has_state_dependent_noise(self) -> bool:
         return bool(getattr(self, "use_sde", False))  # sb3-contrib's maskable policies don't have it
 
-    def _over_noise(self, latent_pi: Tensor, wanted: _Wanted, slot: EntropySlot | None) -> Distribution:
+    def _gsde_distribution(self, latent_pi: Tensor, wanted: _Wanted, term: EntropyTerm | None) -> Distribution:
         network: Any = self
         noise = super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
-        gaussian = GaussianActing.from_sb3(
+        gaussian = MixedGaussian.from_sb3(
             noise,
             reference_mean=network.reference_mean,
             reference_std=network.reference_stds,
             reference_outputs=wanted.reference_outputs,
         )
-        return SlotOverNoise(noise, gaussian, slot) if wanted.regularised else gaussian
+        return GSDEEntropyTerm(noise, gaussian, term) if wanted.regularised else gaussian
 
     def _outputs_of_reference(self, observations: Any) -> Any:
         return None if self._reference_policy is None else reference_outputs(self._reference_policy[0], observations)
 
-    def _see_coefficient(self, gradient: Tensor) -> None:
-        """Warn if the first loss gives the slot no weight. Looking at the gradient waits for the device, once."""
+    def _warn_if_unused(self, gradient: Tensor) -> None:
+        """Warn if the first loss gives the regulariser no weight. Reading the gradient waits for the device, once."""
         if self._saw_coefficient:
             return
         self._saw_coefficient = True
@@ -438,7 +437,7 @@ class SmoothedPolicy(PolicyQueries):
 
 
 class SmoothedActorCriticPolicy(SmoothedPolicy, ActorCriticPolicy):
-    """`MlpPolicy` with a regulariser in the entropy slot and an exploration floor; see `SmoothedPolicy` for both.
+    """`MlpPolicy` with a regulariser in place of the entropy and an exploration floor; see `SmoothedPolicy` for both.
 
     For PPO and A2C, on Discrete, MultiDiscrete, MultiBinary and Box actions.
 

@@ -1,14 +1,14 @@
-"""What a policy is kept near to: the reference distributions of an action space, checked where they enter.
+"""Reference distributions of an action space, which a policy is kept near to.
 
 A discrete reference is a recipe (`Smoothing`) a component, whose background around the greedy action is the reference
-of a row. A Box has a broad Gaussian.
+in a state. A Box has a broad Gaussian.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,59 +17,31 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
 from rlsmooth.agents.heads import actor_output
-from rlsmooth.agents.spaces import check_same_spaces
-from rlsmooth.checks import check_in_range
+from rlsmooth.agents.sb3 import has_base, is_maskable
+from rlsmooth.agents.spaces import action_components, check_same_spaces
 from rlsmooth.targets import Smoothing, Tree
 
 __all__ = [
-    "ActionKind",
     "PolicyReference",
     "References",
-    "action_components",
-    "box_reference",
     "canonical_reference",
     "check_reference_policy",
-    "reference_from_plain",
+    "has_default_reference",
     "reference_outputs",
     "reference_recipes",
-    "reference_to_plain",
 ]
 
 
-ActionKind: TypeAlias = Literal["discrete", "multi_discrete", "multi_binary"]
 PolicyReference: TypeAlias = (
     "str | Tensor | np.ndarray[Any, Any] | Tree | Smoothing | Sequence[str | Tensor | Tree | Smoothing] | None"
 )
-"""What `reference=` takes; a sequence has one entry for each dimension of a MultiDiscrete space."""
+"""Values of `reference=`; a sequence has one entry for each dimension of a MultiDiscrete space."""
 References: TypeAlias = tuple[Smoothing | None, ...]
 """One recipe a component of the action; None: uniform over the legal choices."""
 
-SMOOTHING, TREE = "__smoothing__", "__tree__"
-
-
-def action_components(space: spaces.Space[Any]) -> tuple[ActionKind, tuple[int, ...]] | None:
-    """`(kind, number of choices of each component)` of a discrete action space; None for a Box.
-
-    Raises:
-        TypeError: a space of another kind.
-
-    Example:
-        >>> action_components(spaces.MultiBinary(3))
-        ('multi_binary', (2, 2, 2))
-    """
-    if isinstance(space, spaces.Box):
-        return None
-    if isinstance(space, spaces.Discrete):
-        return "discrete", (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return "multi_discrete", tuple(int(size) for size in space.nvec)
-    if isinstance(space, spaces.MultiBinary):
-        return "multi_binary", (2,) * int(space.shape[0])
-    raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
-
 
 def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None:
-    """What a `reference=` argument means for an action space; None where there is none, and for a Box.
+    """The recipes that a `reference=` argument means for an action space; None where there is none, and for a Box.
 
     Args:
         value: None; `"uniform"`; a prior `[K]`; a kernel `[K, K]`; the name of an ordinal scheme; a `Tree`; a
@@ -114,7 +86,7 @@ def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None
 
 
 def canonical_reference(value: Any) -> Any:
-    """What is kept of a `reference=` argument: arrays as tensors, sequences as tuples, recipes without a schedule.
+    """A `reference=` argument as a policy keeps it: arrays as tensors, sequences as tuples, recipes without a schedule.
 
     Example:
         >>> canonical_reference(Smoothing(alpha="lin_0.1", reference="adjacent")).alpha
@@ -129,47 +101,16 @@ def canonical_reference(value: Any) -> Any:
     return value
 
 
-def box_reference(space: spaces.Space[Any], std: float | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float32 `[D]` each, of the broad Gaussian of a Box.
-
-    It lies at the middle of the bounds with half their distance as its standard deviation; a dimension without finite
-    bounds has mean 0 and standard deviation 1, and one whose bounds are equal that standard deviation too.
-
-    Args:
-        space: a Box.
-        std: replaces the standard deviation of every dimension; above 0.
-
-    Raises:
-        TypeError: another space, or `std` is no number.
-        ValueError: `std` is not above 0.
-
-    Example:
-        >>> box_reference(spaces.Box(-2.0, 4.0, (1,)))
-        (tensor([1.]), tensor([3.]))
-    """
-    if not isinstance(space, spaces.Box):
-        raise TypeError(f"a Gaussian reference is for a Box action space, this one is {space!r}.")
-    low = torch.as_tensor(space.low, dtype=torch.float32).flatten()
-    high = torch.as_tensor(space.high, dtype=torch.float32).flatten()
-    half = high / 2 - low / 2
-    bounded = half.square().isfinite()  # float32's largest number is nobody's bound either
-    mean = torch.where(bounded, low / 2 + high / 2, 0.0)
-    if std is None:
-        return mean, torch.where(bounded & (half > 0), half, 1.0)
-    return mean, torch.full_like(half, check_in_range("reference_std", std, 0.0, low_open=True))
-
-
 def check_reference_policy(policy: BasePolicy, own: BasePolicy) -> None:
-    """Raise unless `policy` can tell its distribution for each observation of `own`.
+    """Raise unless `policy` has a distribution for each observation of `own`.
 
     Raises:
         TypeError: it is no actor-critic policy, or a recurrent one.
         ValueError: its spaces or its action net's outputs are not those of `own`, or its outputs are squashed.
     """
-    names = {base.__name__ for base in type(policy).__mro__}  # by name: sb3-contrib is an optional extra
-    if "RecurrentActorCriticPolicy" in names:
+    if has_base(type(policy), "RecurrentActorCriticPolicy"):
         raise TypeError(f"policy={type(policy).__name__} is recurrent, which a reference can't be: use a plain one.")
-    if not (isinstance(policy, ActorCriticPolicy) or "MaskableActorCriticPolicy" in names):
+    if not (isinstance(policy, ActorCriticPolicy) or is_maskable(policy)):
         raise TypeError(f"policy must be an actor-critic policy, got {type(policy).__name__}.")
     check_same_spaces(
         "policy", (policy.observation_space, policy.action_space), (own.observation_space, own.action_space)
@@ -188,8 +129,8 @@ def reference_outputs(policy: BasePolicy, observations: Any) -> Tensor | tuple[T
     """The network's outputs of a reference policy, without a graph: logits, or for a Box `(mean, log_std)`.
 
     Args:
-        policy: see `check_reference_policy`.
-        observations: tensors, as of `evaluate_actions`.
+        policy: one that `check_reference_policy` allows.
+        observations: tensors, as `evaluate_actions` takes them.
     """
     reader: Any = policy
     with torch.no_grad():
@@ -197,45 +138,16 @@ def reference_outputs(policy: BasePolicy, observations: Any) -> Tensor | tuple[T
         return (outputs, reader.log_std) if isinstance(policy.action_space, spaces.Box) else outputs
 
 
-def reference_to_plain(value: Any) -> Any:
-    """`Smoothing` and `Tree`, also in tuples and lists, as dicts that JSON can hold; the rest as it is.
-
-    Example:
-        >>> plain = reference_to_plain(("uniform", Smoothing(alpha=None, reference="binomial")))
-        >>> plain[1]["__smoothing__"]["reference"]
-        'binomial'
-    """
-    if isinstance(value, Smoothing):
-        return {SMOOTHING: value.to_config()}
-    if isinstance(value, Tree):
-        return {TREE: value.to_config()}
-    if type(value) in (tuple, list):
-        return type(value)(reference_to_plain(entry) for entry in value)
-    return value
-
-
-def reference_from_plain(value: Any) -> Any:
-    """Give back what `reference_to_plain` was given.
-
-    Raises:
-        KeyError, TypeError, ValueError: a dict that it did not write.
-    """
-    if isinstance(value, Mapping) and len(value) == 1:
-        [(tag, config)] = value.items()
-        if tag == SMOOTHING:
-            return Smoothing.from_config(config)
-        if tag == TREE:
-            return Tree.from_config(config)
-    if type(value) in (tuple, list):
-        return type(value)(reference_from_plain(entry) for entry in value)
-    return value
+def has_default_reference(smoothing: Smoothing) -> bool:
+    """Whether it names no reference of its own: the uniform one over all legal actions."""
+    return isinstance(smoothing.reference, str) and smoothing.reference == "uniform" and smoothing.spread == "all"
 
 
 def _recipe(value: Any) -> Smoothing | None:
     if isinstance(value, str) and value == "uniform":
         return None
     if isinstance(value, Smoothing):
-        if isinstance(value.reference, str) and value.reference == "uniform" and value.spread == "all":
+        if has_default_reference(value):
             return None
         return value if value.alpha is None else dataclasses.replace(value, alpha=1.0)
     return Smoothing(alpha=1.0, reference=value)

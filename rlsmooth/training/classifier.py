@@ -1,8 +1,22 @@
-"""Classification with smoothed targets, on any torch module, with scikit-learn's conventions."""
+"""`Classifier`: classification with smoothed targets, on any torch module, with scikit-learn's conventions.
+
+`history_` has one number an epoch, TensorBoard the same under `classifier/`: `loss` (mean over the epoch's updates);
+under the model as it is after the epoch, as means over up to 2048 training samples, `cross_entropy` (with the targets
+that are trained on), `nll_hard`, `accuracy`, `ece`, `entropy`; `smoothing` (the mean alpha in force), `learning_rate`;
+and `val_*` over all validation samples. Early stopping looks at `val_loss`: `val_cross_entropy`, or `val_nll_hard`
+where alpha follows a schedule, since a loss whose target moves can't be compared between epochs. `cross_entropy` weighs
+samples as training does, all others count each once. Nats. TensorBoard's steps are updates; at the start it gets a
+figure of the targets, at the end a reliability diagram.
+
+Logging does not touch the random generators that training draws from, and nothing waits for the device within an epoch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -11,38 +25,139 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.losses import cross_entropy, log_probabilities
-from rlsmooth.schedules import LearningRate
-from rlsmooth.targets import Smoothing, Target
-from rlsmooth.training.classifier_data import Rows, as_inputs, as_mask, feature_names, mix_rows
-from rlsmooth.training.classifier_files import SavedClassifier, find_checkpoint, restore, write_checkpoint
-from rlsmooth.training.classifier_labels import as_label_array, as_weights
-from rlsmooth.training.classifier_model import ModelLike, model_dtype
-from rlsmooth.training.classifier_monitor import Monitor
-from rlsmooth.training.classifier_prepare import prepare
-from rlsmooth.training.classifier_run import Run, begin, check_arguments, fingerprint
-from rlsmooth.training.classifier_sklearn import ScikitLearnEstimator, check_feature_names, not_fitted_error
-from rlsmooth.training.seeding import epoch_permutation, isolated_rng, set_rng_state
+from rlsmooth.schedules import LearningRate, Schedule, as_schedule
+from rlsmooth.targets import Smoothing, Target, as_smoothing
+from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.classifier_measures import draw_calibration, draw_targets, mean_alpha, measure, training_sample
+from rlsmooth.training.classifier_model import (
+    ModelLike,
+    ScikitLearnEstimator,
+    as_device,
+    build_model,
+    check_feature_names,
+    check_last_minibatch,
+    check_model,
+    make_optimizer,
+    model_dtype,
+    not_fitted_error,
+)
+from rlsmooth.training.classifier_samples import (
+    ClassifierData,
+    ClassifierSamples,
+    as_inputs,
+    as_label_array,
+    as_mask,
+    as_weights,
+    feature_names,
+    mix_samples,
+    prepare_data,
+)
+from rlsmooth.training.run import (
+    EarlyStopping,
+    EventLog,
+    FiniteWatch,
+    Progress,
+    RunFolder,
+    append_values,
+    check_folder_given,
+    check_given_again,
+    check_no_missing,
+    check_same_arguments,
+    learning_rate_of,
+    log_line,
+    set_learning_rate,
+)
+from rlsmooth.training.safe_file import (
+    SafeFileError,
+    decode_smoothing,
+    encode_smoothing,
+    read_safe_file,
+    with_zip_suffix,
+    write_safe_file,
+)
+from rlsmooth.training.seeding import epoch_permutation, isolated_rng, rng_state, set_rng_state
 
 __all__ = ["Classifier"]
 
-PREDICTED_ROWS = 4096
+PREDICTED_AT_ONCE = 4096
+SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
+EVENTS_FOLDER = "Classifier"
+
+FORMAT_NAME = "rlsmooth-classifier"
+FORMAT_VERSION = 1
+DATA = "X, y, sample_weight, target, mask or validation"
+TRAINING_ARGUMENTS = (
+    "weight_decay",
+    "batch_size",
+    "max_epochs",
+    "mixup",
+    "validation_fraction",
+    "early_stopping_patience",
+    "max_grad_norm",
+    "amp",
+)
+"""Beside `smoothing`, `class_weight` and `learning_rate`: what a resumed run must have as it was."""
+
+
+@dataclass
+class _FitState:
+    """One call of `fit`: what training reads and changes. The classifier keeps an earlier fit until this one ends well.
+
+    Attributes:
+        data: what was given.
+        module: in training.
+        optimizer: over its parameters.
+        rate_at: the learning rate at a progress remaining.
+        seed: of this run.
+        first_epoch: epochs that the module has behind it (`warm_start`): it sees other orders then.
+        batches_per_epoch: updates.
+        progress: in updates.
+        stopping: early stopping, or None.
+        rng: the state of the random generators with which training starts.
+        watch: the losses of the epoch.
+        history: of each quantity one number an epoch.
+    """
+
+    data: ClassifierData
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    rate_at: Schedule
+    seed: int
+    first_epoch: int
+    batches_per_epoch: int
+    progress: Progress
+    stopping: EarlyStopping | None
+    rng: dict[str, Tensor]
+    watch: FiniteWatch
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.progress.step // self.batches_per_epoch
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or patience is used up."""
+        return self.progress.is_over or (self.stopping is not None and self.stopping.should_stop)
 
 
 @final
-class Classifier(ScikitLearnEstimator, SavedClassifier):
+class Classifier(ScikitLearnEstimator):
     """Train a network to classify, with a target that keeps it from certainty.
 
         loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / sum_i w_i     (nats, over a batch)
 
-    `w_i` is the sample weight times the weight of the row's class, as in scikit-learn: weight 2 is the row twice. Torch
+    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 is the sample twice. Torch
     weighs a smoothed target class by class instead (`Target.weight_classes`); without smoothing both are the same.
     Uniform, prior, hierarchical, ordinal and kernel targets are `Smoothing(reference=...)`; any other target, hybrids
     and teachers among them, is given to `fit(target=)`. Whatever it is, only the target changes, never the loss.
 
     It is a scikit-learn classifier (pipelines, searches, cross-validation, calibration), without needing scikit-learn:
     arguments are kept as given and checked by `fit`. A seeded fit repeats bit for bit; training draws from random
-    generators of its own. What is logged is listed in `rlsmooth.training.classifier_monitor`.
+    generators of its own. What is logged is listed in `rlsmooth.training.classifier`.
 
     Args:
         model: a module that maps `[N, ...]` to logits `[N, K]` (copied by `fit`; its parameters are the start), or a
@@ -52,18 +167,18 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
         class_weight: `"balanced"`, a dict of label to factor, or an array `[K]` in the order of `classes_`.
         learning_rate: of Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
         weight_decay: decoupled from the gradient (AdamW).
-        batch_size: rows of an update; an epoch's last batch may have fewer.
+        batch_size: samples of an update; an epoch's last minibatch may have fewer.
         max_epochs: passes over the data.
-        mixup: mix pairs of rows and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
-        validation_fraction: hold out this share of the rows, class by class.
+        mixup: mix pairs of samples and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
+        validation_fraction: hold out this share of the samples, class by class.
         early_stopping_patience: stop after so many epochs without a lower validation loss, and go back to the best
             parameters; None: neither.
         max_grad_norm: to which the gradient's norm is clipped; None: not.
         amp: forward passes of training in bfloat16 (losses stay in float32); meant for CUDA.
-        seed: of initial weights, order of the data, dropout, mixup, held-out rows; None: drawn from torch's generator.
+        seed: of initial weights, order of the data, dropout, mixup, held-out samples; None: drawn by torch's generator.
         device: `"auto"` is the GPU where there is one.
-        warm_start: a second `fit` goes on with the parameters of the first, in new orders of the data.
-        checkpoint_folder: where checkpoints go that `fit(resume=True)` goes on from; None: none are written.
+        warm_start: a second `fit` continues with the parameters of the first, in new orders of the data.
+        checkpoint_folder: where checkpoints go that `fit(resume=True)` resumes from; None: none are written.
         checkpoint_every: epochs from one checkpoint to the next.
         tensorboard_log: folder for TensorBoard files, each fit in a folder `Classifier_<n>` of its own; None: none.
         verbose: 1 prints a line an epoch.
@@ -94,6 +209,7 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
     _input_shape: tuple[int, ...]
     _total_epochs: int
     _seed: int
+    _missing: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -158,14 +274,14 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
             X: `[N, ...]`: an array, data frame or list, whose numbers become the model's floating-point type; or a
                 tensor, of which integers (pixels, tokens) are left to the model.
             y: `[N]` labels: whole numbers, text or bools.
-            sample_weight: `[N]`, 0 or more; a row of weight 0 has no part in the loss.
+            sample_weight: `[N]`, 0 or more; a sample of weight 0 has no part in the loss.
             validation: held-out `(X, y)`, for `val_*` and early stopping.
             target: of batch shape `[N]`, over the classes in sorted order: used in place of `smoothing(y)`. The labels
                 then only say what a hit is.
-            mask: bool `[N, K]`, True = legal: the softmax and the smoothing are over a row's legal classes.
+            mask: bool `[N, K]`, True = legal: the softmax and the smoothing are over a sample's legal classes.
             classes: all labels, where `y` may lack some.
-            resume: go on from the last checkpoint of a run that was cut off, or start if it has none. The parameters at
-                the end are those of a run that never was, bit for bit.
+            resume: continue from the last checkpoint of a run that was cut off, or start if it has none. The parameters
+                at the end are those of a run that never was, bit for bit.
 
         Returns:
             The classifier itself.
@@ -174,69 +290,143 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
             TypeError: an argument of a kind that is not listed.
             ValueError: a value out of range, shapes that do not fit, NaN in `X`, a label that is illegal, validation
                 that early stopping lacks, a checkpoint folder of another run, a resumed run with other data (up to 4096
-                rows of `X` are compared).
+                samples of `X` are compared).
             TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
-        check_arguments(self)
-        saved = find_checkpoint(self, resume=resume)
-        goes_on = self.warm_start and self.__sklearn_is_fitted__()
-        seed = self.seed
-        if seed is None and saved is not None:
-            seed = int(saved.config["seed"])
-        elif seed is None:  # a warm start keeps its seed: rows once held out stay so
-            seed = self._seed if goes_on else int(torch.randint(2**31, ()))
-        data = prepare(
-            self, X, y, sample_weight, validation=validation, target=target, mask=mask, classes=classes, seed=seed
+        self._check_arguments()
+        check_folder_given(self.checkpoint_folder, resume=resume)
+        checkpoint = None if self.checkpoint_folder is None else self._run_folder().begin(resume=resume)
+        seed = self._seed_of_fit(checkpoint)
+        data = prepare_data(
+            X,
+            y,
+            sample_weight,
+            validation=validation,
+            target=target,
+            mask=mask,
+            classes=classes,
+            smoothing=as_smoothing(self.smoothing),
+            class_weight=self.class_weight,
+            validation_fraction=self.validation_fraction,
+            seed=seed,
+            device=as_device(self.device),
+            dtype=model_dtype(self.model),
         )
-        if goes_on and self.classes_.tolist() != data.classes.tolist():
+        state = self._begin(data, seed)
+        if checkpoint is not None:
+            self._restore(state, checkpoint)
+        with self._event_log(state, is_resumed=checkpoint is not None) as events, isolated_rng():
+            set_rng_state(state.rng)
+            self._train(state, events)
+            self._finish(state, events)
+        self._keep(state, feature_names(X))
+        return self
+
+    # ---- training
+
+    def _check_arguments(self) -> None:
+        """Raise TypeError or ValueError for an argument of the constructor that is outside its range.
+
+        Not in the constructor: there scikit-learn's tools want every argument kept as it was given.
+        """
+        check_no_missing([name for name in self._missing if getattr(self, name) is None], "give it to Classifier.load")
+        check_positive_int("batch_size", self.batch_size)
+        check_positive_int("max_epochs", self.max_epochs)
+        check_positive_int("checkpoint_every", self.checkpoint_every)
+        check_in_range("weight_decay", self.weight_decay, 0.0)
+        check_in_range("mixup", self.mixup, 0.0)
+        check_in_range("validation_fraction", self.validation_fraction, 0.0, 1.0, high_open=True)
+        if self.max_grad_norm is not None:
+            check_in_range("max_grad_norm", self.max_grad_norm, 0.0, low_open=True)
+        if self.early_stopping_patience is not None:
+            check_positive_int("early_stopping_patience", self.early_stopping_patience)
+        if self.seed is not None:
+            check_positive_int("seed", self.seed, minimum=0)
+        as_schedule(self.learning_rate)
+        as_smoothing(self.smoothing)
+
+    @property
+    def _is_warm(self) -> bool:
+        """Whether the next fit starts from the parameters of the last one."""
+        return self.warm_start and self.__sklearn_is_fitted__()
+
+    def _seed_of_fit(self, checkpoint: Checkpoint | None) -> int:
+        if self.seed is not None:
+            return self.seed
+        if checkpoint is not None:
+            return int(checkpoint.config["seed"])
+        if self._is_warm:  # samples once held out stay so
+            return self._seed
+        return int(torch.randint(2**31, ()))
+
+    def _begin(self, data: ClassifierData, seed: int) -> _FitState:
+        """The run before its first update."""
+        start, first_epoch = (self.module_, self._total_epochs) if self._is_warm else (self.model, 0)
+        if self._is_warm and self.classes_.tolist() != data.classes.tolist():
             raise ValueError(
                 f"warm_start can only be used where `y` has the same classes as in the previous call: {self.classes_}, "
                 f"got {data.classes}."
             )
-        start, first_epoch = (self.module_, self._total_epochs) if goes_on else (None, 0)
-        run = begin(self, data, seed=seed, start=start, first_epoch=first_epoch)
-        if saved is not None:
-            restore(self, run, saved)
-        monitor = Monitor(self, run, is_resumed=saved is not None)
-        try:
-            with isolated_rng():
-                set_rng_state(run.rng)
-                self._train(run, monitor)
-                monitor.finish()
-        finally:
-            monitor.close()
-        self._keep(run, feature_names(X))
-        return self
+        if self.mixup and not data.samples.inputs.is_floating_point():
+            raise ValueError(
+                f"X is {data.samples.inputs.dtype}, which mixup can't mix: give floating-point features, or mixup=0."
+            )
+        patience = self.early_stopping_patience
+        if patience is not None and data.validation is None:
+            raise ValueError(
+                "early_stopping_patience needs validation data: give validation_fraction or fit(validation=)."
+            )
+        num_samples, num_classes = len(data.samples), len(data.classes)
+        module = build_model(start, data.samples.inputs[:1].numel(), num_classes, seed=seed)
+        module = module.to(data.samples.labels.device)
+        data = data.to_dtype(model_dtype(module))
+        check_model(module, data.samples.inputs, num_classes, seed=seed)
+        check_last_minibatch(module, num_samples, self.batch_size)
+        rate_at = as_schedule(self.learning_rate)
+        batches_per_epoch = -(-num_samples // self.batch_size)
+        with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws other noise than what came before
+            rng = rng_state()
+        return _FitState(
+            data,
+            module,
+            make_optimizer(module, learning_rate=rate_at(1.0), weight_decay=self.weight_decay),
+            rate_at,
+            seed,
+            first_epoch,
+            batches_per_epoch,
+            Progress(end=self.max_epochs * batches_per_epoch),
+            None if patience is None else EarlyStopping(patience),
+            rng,
+            FiniteWatch(module, data="training data"),
+        )
 
-    def _train(self, run: Run, monitor: Monitor) -> None:
+    def _train(self, state: _FitState, events: EventLog) -> None:
         """The loop: orders of the data, updates, and what is due after each epoch."""
-        saves = self.checkpoint_folder is not None
-        data_hash = fingerprint(run.data) if saves else ""
-        run.module.train()
-        while not run.is_over:
-            order = epoch_permutation(run.seed, run.first_epoch + run.epoch, len(run.data.rows))
-            for batch in run.data.rows.batches(order, self.batch_size):
-                monitor.after_update(self._update(run, batch))
-                run.step += 1
-            run.epoch += 1
-            monitor.end_epoch()
-            if saves and (run.epoch % self.checkpoint_every == 0 or run.is_over):
-                write_checkpoint(self, run, data_hash)
+        samples, progress = state.data.samples, state.progress
+        measured = training_sample(samples)
+        fingerprint = "" if self.checkpoint_folder is None else state.data.fingerprint()
+        state.module.train()
+        while not state.is_over:
+            order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
+            for batch in samples.batches(order, self.batch_size):
+                state.watch.add(self._update(state, batch))
+                progress.step += 1
+                events.advance()
+            self._log(state, events, measured)
+            if self.checkpoint_folder is not None and (state.epoch % self.checkpoint_every == 0 or state.is_over):
+                self._save_checkpoint(state, fingerprint)
 
-    def _update(self, run: Run, batch: Rows) -> Tensor:
-        """One step of the optimiser on the mean loss of a batch; returns that loss, without a wait for it."""
-        progress = run.progress
+    def _update(self, state: _FitState, batch: ClassifierSamples) -> Tensor:
+        """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
+        progress = state.progress.remaining
         if not isinstance(self.learning_rate, (int, float)):
-            for group in run.optimizer.param_groups:
-                group["lr"] = run.schedule(progress)
-        target = batch.target
-        if target is None:  # alpha follows a schedule
-            target = run.data.smoothing(batch.labels, len(run.data.classes), batch.mask, progress, validate=False)
+            set_learning_rate(state.optimizer, state.rate_at(progress))
+        target = state.data.target_of(batch, progress)
         if self.mixup:
-            batch, target = mix_rows(batch, target, self.mixup)
-        run.optimizer.zero_grad()
+            batch, target = mix_samples(batch, target, self.mixup)
+        state.optimizer.zero_grad()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
-            logits = run.module(batch.inputs)
+            logits = state.module(batch.inputs)
         if self.mixup and batch.weights is not None:  # the weights are in the target
             total = batch.weights.sum()
             loss = cross_entropy(logits, target, mask=batch.mask, reduction="sum") / torch.where(total > 0, total, 1.0)
@@ -244,26 +434,99 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
             loss = cross_entropy(logits, target, mask=batch.mask, weight=batch.weights)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(run.module.parameters(), self.max_grad_norm)
-        run.optimizer.step()
+            torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
+        state.optimizer.step()
         return loss.detach()
 
-    def _keep(self, run: Run, names: NDArray[np.object_] | None) -> None:
-        """Set what a fitted estimator has."""
-        self.classes_ = run.data.classes
-        self.n_features_in_ = run.data.num_features
+    def _finish(self, state: _FitState, events: EventLog) -> None:
+        """Go back to the best parameters, if training looked for them, and draw the reliability diagram."""
+        if state.stopping is not None:
+            state.stopping.restore(state.module, state.epoch)
+        state.module.eval()
+        if events.writer is not None:
+            step, remaining = state.progress.step, state.progress.remaining
+            draw_calibration(events.writer, step, state.module, state.data, remaining)
+
+    def _keep(self, state: _FitState, names: NDArray[np.object_] | None) -> None:
+        """Set the attributes of a fitted estimator."""
+        inputs = state.data.samples.inputs
+        self.classes_ = state.data.classes
+        self.n_features_in_ = inputs.shape[1]
         if names is not None:
             self.feature_names_in_ = names
         elif "feature_names_in_" in vars(self):
             del self.feature_names_in_
-        self.module_ = run.module
-        self.history_ = run.history
-        self.n_iter_ = run.epoch
+        self.module_ = state.module
+        self.history_ = state.history
+        self.n_iter_ = state.epoch
         # Where no validation loss was finite there is no best: the last parameters stay.
-        self.best_epoch_ = run.epoch if run.stopping is None else run.stopping.best_step or run.epoch
-        self._input_shape = tuple(run.data.rows.inputs.shape[1:])
-        self._total_epochs = run.first_epoch + run.epoch
-        self._seed = run.seed
+        self.best_epoch_ = state.epoch if state.stopping is None else state.stopping.best_step or state.epoch
+        self._input_shape = tuple(inputs.shape[1:])
+        self._total_epochs = state.first_epoch + state.epoch
+        self._seed = state.seed
+
+    # ---- log lines, divergence
+
+    def _event_log(self, state: _FitState, *, is_resumed: bool) -> EventLog:
+        """The log of a run, with a figure of its targets at the start."""
+        progress, folder, continues = state.progress, None, False
+        if self.tensorboard_log is not None:
+            folder, continues = _events_folder(self.tensorboard_log, is_resumed=is_resumed)
+        events = EventLog(
+            folder,
+            resumed_at=progress.step if continues else None,
+            bar=(progress.total, progress.step, "batch") if self.progress_bar else None,
+        )
+        if events.writer is not None and not is_resumed:
+            draw_targets(events.writer, state.data)
+        return events
+
+    def _log(self, state: _FitState, events: EventLog, measured: ClassifierSamples) -> None:
+        """Check that all is finite, then measure, validate and log an epoch."""
+        data, module = state.data, state.module
+        step, remaining, rate = state.progress.step, state.progress.remaining, learning_rate_of(state.optimizer)
+        folder = None if self.checkpoint_folder is None else Path(self.checkpoint_folder)
+        state.watch.check(step, partial(self._minibatch_of, state), rate=rate, checkpoint_folder=folder)
+        found = {"loss": state.watch.mean_loss(), **measure(module, measured, data, remaining)}
+        if data.validation is not None:
+            held_out = measure(module, data.validation, data, remaining)
+            name = "cross_entropy" if data.smoothing.is_constant else "nll_hard"
+            found |= {"val_loss": held_out[name], **{f"val_{key}": value for key, value in held_out.items()}}
+        numbers = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
+        values = dict(zip(found, numbers, strict=True))
+        values["smoothing"] = mean_alpha(data.smoothing, remaining)
+        values["learning_rate"] = rate
+        append_values(state.history, values)
+        events.write("classifier", values, step)
+        if state.stopping is not None:
+            state.stopping.update(values["val_loss"], state.epoch, module)
+        if self.verbose:
+            print(log_line(f"epoch {state.epoch}/{self.max_epochs}", values, SHOWN))
+        state.watch.clear()
+
+    def _minibatch_of(self, state: _FitState, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The samples that an update was made on, as places in `X`."""
+        epoch, update = divmod(step - 1, state.batches_per_epoch)
+        order = epoch_permutation(state.seed, state.first_epoch + epoch, len(state.data.samples))
+        seen = order[update * self.batch_size : (update + 1) * self.batch_size]
+        batch = state.data.samples[seen.to(state.data.samples.labels.device)]
+        places = seen if state.data.places is None else state.data.places[seen]
+        return places, [batch.inputs] if batch.weights is None else [batch.inputs, batch.weights]
+
+    # ---- predictions
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "module_" in vars(self)
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(three_d_array=True),
+        )
 
     def _fitted(self) -> nn.Module:
         if not self.__sklearn_is_fitted__():
@@ -290,13 +553,13 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
         parameter = next(module.parameters(), None)
         device = inputs.device if parameter is None else parameter.device
         with torch.no_grad():
-            starts = range(0, len(inputs), PREDICTED_ROWS)
-            parts = [module(inputs[start : start + PREDICTED_ROWS].to(device)) for start in starts]
+            starts = range(0, len(inputs), PREDICTED_AT_ONCE)
+            parts = [module(inputs[start : start + PREDICTED_AT_ONCE].to(device)) for start in starts]
         joined = torch.cat(parts).cpu()
         return joined if joined.dtype == torch.float64 else joined.to(torch.float32)
 
     def predict(self, X: Any, mask: Any = None) -> NDArray[Any]:
-        """The most probable label of each row, `[N]`.
+        """The most probable label of each sample, `[N]`.
 
         Args:
             X: as in `fit`.
@@ -322,7 +585,196 @@ class Classifier(ScikitLearnEstimator, SavedClassifier):
         return found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy: the share of rows whose most probable label is `y`, rows counted by `sample_weight`."""
+        """Accuracy: the share of samples whose most probable label is `y`, counted by `sample_weight`."""
         hits = self.predict(X)
         truth = as_label_array(y, len(hits))
         return float(np.average(hits == truth, weights=as_weights(sample_weight, len(hits))))
+
+    # ---- files
+
+    def save(self, path: str | Path) -> Path:
+        """Write parameters, classes, history and arguments to a file that holds no code (see `write_safe_file`).
+
+        A module's code can't be kept, nor callables (`learning_rate`, a `Smoothing`'s alpha): give them to `load`.
+
+        Args:
+            path: `.zip` is added to a name without a suffix.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: it is not fitted, or the folder can't be written to.
+        """
+        module = self._fitted()
+        path = with_zip_suffix(path)
+        check_writable_folder("path", path.parent)
+        names = vars(self).get("feature_names_in_")
+        config = {
+            "arguments": {**self._arguments(), "seed": self.seed, "warm_start": self.warm_start},
+            "model": self.model if isinstance(self.model, str) else None,
+            "classes": {"dtype": self.classes_.dtype.str, "values": self.classes_.tolist()},
+            "input_shape": list(self._input_shape),
+            "feature_names": None if names is None else names.tolist(),
+            "history": self.history_,
+            "n_iter": self.n_iter_,
+            "best_epoch": self.best_epoch_,
+            "total_epochs": self._total_epochs,
+            "seed": self._seed,
+        }
+        write_safe_file(
+            path,
+            config,
+            tensors={"module": module.state_dict()},
+            format_name=FORMAT_NAME,
+            format_version=FORMAT_VERSION,
+        )
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: ModelLike | None = None,
+        *,
+        device: torch.device | str = "auto",
+        smoothing: float | str | Smoothing | None = None,
+        learning_rate: LearningRate | None = None,
+    ) -> Self:
+        """Read a file that `save` wrote. Runs no code that the file could name.
+
+        Args:
+            path: the file.
+            model: what the classifier was made with: a module of the same shapes (copied), or the callable. None is
+                enough for `"mlp"`.
+            device: where it goes.
+            smoothing: in place of the file's; to fit again, a callable one must be given.
+            learning_rate: the same.
+
+        Raises:
+            SafeFileError: the file is damaged or no classifier's.
+            ValueError: `model` is needed, or its parameters are others than the file's.
+        """
+        path = Path(path).expanduser()
+        file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
+        config = file.config
+        model = config.get("model") if model is None else model
+        if model is None:
+            raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
+        try:
+            arguments = _decoded_arguments(config["arguments"], path)
+            classes: NDArray[Any] = np.array(config["classes"]["values"], dtype=np.dtype(config["classes"]["dtype"]))
+            shape = tuple(int(size) for size in config["input_shape"])
+            fitted = {
+                "classes_": classes,
+                "history_": {name: [float(value) for value in column] for name, column in config["history"].items()},
+                "n_iter_": int(config["n_iter"]),
+                "best_epoch_": int(config["best_epoch"]),
+                "n_features_in_": shape[0],
+                "_input_shape": shape,
+                "_total_epochs": int(config["total_epochs"]),
+                "_seed": int(config["seed"]),
+            }
+            if config["feature_names"] is not None:
+                fitted["feature_names_in_"] = np.asarray(config["feature_names"], dtype=object)
+            state = file.tensors["module"]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SafeFileError(f"{str(path)!r} is malformed ({error!r}). Use another copy.") from error
+        given_again = {"smoothing": smoothing, "learning_rate": learning_rate}
+        arguments |= {name: value for name, value in given_again.items() if value is not None}
+        classifier = cls(model, device=device, **arguments)
+        module = build_model(model, int(np.prod(shape)), len(classes), seed=0)
+        load_module("model", module, state, f"the file {str(path)!r}")
+        fitted["_missing"] = tuple(name for name in given_again if arguments[name] is None)
+        fitted["module_"] = module.to(as_device(device)).eval()
+        for name, value in fitted.items():
+            setattr(classifier, name, value)
+        return classifier
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments that decide how a run ends, as JSON; a callable learning rate is None."""
+        return {
+            **{name: getattr(self, name) for name in TRAINING_ARGUMENTS},
+            "smoothing": encode_smoothing([as_smoothing(self.smoothing)]),
+            "class_weight": _encode_class_weight(self.class_weight),
+            "learning_rate": None if callable(self.learning_rate) else self.learning_rate,
+        }
+
+    def _run_folder(self) -> RunFolder:
+        assert self.checkpoint_folder is not None
+        return RunFolder(self.checkpoint_folder, unit="epoch", resume="fit(..., resume=True)")
+
+    def _save_checkpoint(self, state: _FitState, fingerprint: str) -> None:
+        """Write all that changes during a run."""
+        tensors, optimizer = optimizer_to_tensors(state.optimizer)
+        stopping = state.stopping
+        config = {
+            "arguments": self._arguments(),
+            "seed": state.seed,
+            "first_epoch": state.first_epoch,
+            "step": state.progress.step,
+            "history": state.history,
+            "optimizer": optimizer,
+            "early_stopping": None if stopping is None else stopping.to_config(),
+            "data": fingerprint,
+        }
+        best = {} if stopping is None else stopping.parameters
+        module = state.module.state_dict()
+        self._run_folder().save(state.epoch, config, {"module": module, "optimizer": tensors, "best": best})
+
+    def _restore(self, state: _FitState, checkpoint: Checkpoint) -> None:
+        """Bring a run to where a checkpoint was written, if it has the same data and arguments."""
+        config, tensors, folder = checkpoint.config, checkpoint.tensors, self._run_folder().path
+        seed = {"seed": config["seed"]}
+        check_same_arguments(config["arguments"] | seed, self._arguments() | {"seed": state.seed}, folder)
+        check_given_again({DATA: config["data"]}, {DATA: state.data.fingerprint()}, folder)
+        load_module("model", state.module, tensors["module"], f"the run in {str(folder)!r}")
+        load_optimizer(state.optimizer, tensors["optimizer"], config["optimizer"])
+        if state.stopping is not None:
+            device = state.data.samples.labels.device
+            best = {name: kept.to(device) for name, kept in tensors["best"].items()}
+            state.stopping.load(config["early_stopping"], best)
+        state.progress.step = int(config["step"])
+        state.first_epoch = int(config["first_epoch"])
+        state.history = {name: list(values) for name, values in config["history"].items()}
+        state.rng = tensors["rng"]
+
+
+# ---- arguments and names in files
+
+
+def _decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    arguments = dict(saved)
+    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
+    assert recipes is not None
+    arguments["smoothing"] = None if saved["smoothing"][0]["is_function"] else recipes[0]
+    weight = saved["class_weight"]
+    if isinstance(weight, dict):
+        arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
+    return arguments
+
+
+def _encode_class_weight(weight: Any) -> Any:
+    if isinstance(weight, Mapping):
+        labels = [label.item() if isinstance(label, np.generic) else label for label in weight]
+        return {"labels": labels, "factors": [float(factor) for factor in weight.values()]}
+    if weight is None or isinstance(weight, str):
+        return weight
+    return np.asarray(weight, dtype=np.float64).tolist()
+
+
+def _events_folder(folder: str | Path, *, is_resumed: bool) -> tuple[Path, bool]:
+    """A run's own folder, `Classifier_<n>`, and whether it is an earlier one: a resumed run continues the latest."""
+    root = check_writable_folder("tensorboard_log", folder)
+    names = [path.name.removeprefix(f"{EVENTS_FOLDER}_") for path in root.glob(f"{EVENTS_FOLDER}_*")]
+    number = max((int(name) for name in names if name.isdigit()), default=0)
+    if is_resumed and number:
+        return root / f"{EVENTS_FOLDER}_{number}", True
+    while True:  # other fits may begin at this moment
+        number += 1
+        own = root / f"{EVENTS_FOLDER}_{number}"
+        try:
+            own.mkdir()
+        except FileExistsError:
+            continue
+        return own, False

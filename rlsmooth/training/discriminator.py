@@ -232,12 +232,12 @@ def accumulated_discriminator_step(
     Parts of the same size give what `discriminator_step` gives on all samples at once, but for rounding.
 
     Args:
-        optimizer: see `discriminator_step`.
+        optimizer: of the discriminator's parameters; it takes one step.
         parts: real and fake logits of each part, made when they are asked for.
         num_parts: how many parts come; the mean of their losses is trained on.
         real_target: probability of "real" that real samples are trained on.
         fake_target: probability of "real" that fake samples are trained on.
-        max_grad_norm: see `discriminator_step`.
+        max_grad_norm: of the gradient, which is clipped to it; None: not clipped.
 
     Returns:
         The statistics of all samples together.

@@ -96,7 +96,7 @@ def generator_loss(fake_logits: Tensor, kind: GeneratorLoss = "non_saturating") 
 
     Args:
         fake_logits: `[B]` or any shape, high = real.
-        kind: see above.
+        kind: `"non_saturating"` or `"saturating"`.
 
     Raises:
         ValueError: another kind.
@@ -131,7 +131,7 @@ class GANTrainer:
         data: floating-point tensor `[N, ...]`, or a function of a number `n` that draws `[n, ...]`; from torch's,
             numpy's or Python's global generator, or a resumed run will not be the same. None: to sample only.
         latent_size: of one sample's noise, which is standard normal: a number or a shape.
-        generator_loss: see the function of that name.
+        generator_loss: `"non_saturating"` or `"saturating"`, the `kind` of the function `generator_loss`.
         real_target: the target of real samples: a number, `"lin_0.9"` (a smoothing of 0.1 that falls to 0, so that the
             target rises to 1), or a function of the progress remaining (1 to 0).
         fake_target: the target of fake samples; above 0 warns: the generator then learns least where it should most.
@@ -588,7 +588,7 @@ class GANTrainer:
             generator: of the same shapes; its parameters are replaced.
             discriminator: of the same shapes; its parameters are replaced.
             data: to train on; sampling needs none.
-            device: see `GANTrainer`.
+            device: where the networks are moved; `"auto"`: CUDA where there is a GPU, else the CPU.
             custom_objects: arguments of `GANTrainer` in place of the file's; those that were functions at least.
 
         Raises:

@@ -222,7 +222,7 @@ def image_discriminator(*, image_size: int = 64, channels: int = 1, width: int =
 
     Raises:
         TypeError: an argument is no whole number.
-        ValueError: see `image_generator`.
+        ValueError: a size that is no power of 2 or below 4, or a number below 1.
 
     Example:
         >>> import torch

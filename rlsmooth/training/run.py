@@ -52,7 +52,6 @@ __all__ = [
     "check_num_envs",
     "check_same_arguments",
     "delete_leftovers",
-    "divergence_error",
     "fingerprint",
     "learning_rate_of",
     "log_line",
@@ -239,10 +238,10 @@ class RunFolder:
 
         Args:
             resume: whether a run is to be resumed. One that has no checkpoint yet starts at the beginning.
-            own_up_to: see `check_free`.
+            own_up_to: checkpoints up to this one are of the run that begins here; None: it has none.
 
         Raises:
-            ValueError: see `check_free`.
+            ValueError: there are checkpoints of another run, or the folder can't be written to.
             SafeFileError: no checkpoint can be read.
         """
         if not resume:
@@ -264,8 +263,8 @@ class RunFolder:
 
         Args:
             step: its number.
-            config: see `save_checkpoint`.
-            tensors: see `save_checkpoint`.
+            config: JSON-able settings and counters.
+            tensors: named groups of named tensors.
             keeps_rng: False: the run draws each part from seeds of its own, so that the generators do not matter.
             keep: how many checkpoints to keep.
 
@@ -547,7 +546,7 @@ class FiniteWatch:
         bad = min(flags.index(False), max(len(fresh) - 1, 0))
         spoilt = step - steps + place + 1
         samples, values = (None, ()) if minibatch_of is None else minibatch_of(spoilt)
-        raise divergence_error(
+        raise _divergence_error(
             spoilt,
             float(fresh[bad]) if fresh else 0.0,
             samples,
@@ -561,7 +560,7 @@ class FiniteWatch:
         )
 
 
-def divergence_error(
+def _divergence_error(
     step: int,
     loss: float,
     samples: Tensor | None,
@@ -569,25 +568,12 @@ def divergence_error(
     *,
     learning_rate: float,
     checkpoint_folder: Path | None,
-    data: str = "demonstrations",
-    model: str = "policy",
-    argument: str = "learning_rate",
-    can_clip: bool = True,
+    data: str,
+    model: str,
+    argument: str,
+    can_clip: bool,
 ) -> TrainingDivergedError:
-    """Build the error of a step; trainers let `FiniteWatch` do it.
-
-    Args:
-        step: counted from 1.
-        loss: of that step.
-        samples: int64 `[B]`, its minibatch, as places in the data; None: it was drawn and is gone.
-        values: tensors `[B, ...]`, what those samples hold.
-        learning_rate: in force.
-        checkpoint_folder: where the last good checkpoint is, or None.
-        data: what the message calls the data.
-        model: what it calls the model.
-        argument: the name of the argument to lower.
-        can_clip: whether there is a `max_grad_norm` to set.
-    """
+    """The error of a step, whose minibatch was `samples` (None: drawn and gone) with `values` `[B, ...]`."""
     lower = f"lower {argument} (it was {learning_rate:g}){', or set max_grad_norm' if can_clip else ''}."
     seen = torch.zeros(0, dtype=torch.int64) if samples is None else samples.cpu()
     if samples is None:
@@ -614,7 +600,7 @@ def divergence_error(
     )
 
 
-# ---- what a run tells while it runs
+# ---- the log of a run
 
 
 OnLog: TypeAlias = Callable[[int, Mapping[str, float]], object]

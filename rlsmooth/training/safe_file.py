@@ -368,7 +368,7 @@ def _unpack_zip(path: Path, data: bytes, *, required: str, allowed: re.Pattern[s
     archive = _open_zip(path, data)
     _check_members(path, archive.infolist(), len(data), required, allowed)
     members = _guard(path, lambda: {name: archive.read(name) for name in archive.namelist()})
-    # zipfile overlooks bytes after the end, and a comment shorter than declared.
+    # zipfile overlooks trailing bytes, and a comment shorter than declared.
     end = data.rfind(END_RECORD) + END_RECORD_LENGTH
     declared = int.from_bytes(data[end - 2 : end], "little")
     if end + declared != len(data) or declared != len(archive.comment):

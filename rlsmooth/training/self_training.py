@@ -1,8 +1,9 @@
-"""Self-training: a classifier labels the rows that have no label, and learns from its own labels, smoothed."""
+"""`SelfTraining`: a classifier labels the samples that have no label, and learns from its own labels, smoothed."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Self, final
@@ -15,16 +16,19 @@ from torch import Tensor
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, teacher
 from rlsmooth.training.classifier import Classifier
-from rlsmooth.training.classifier_labels import in_class_order
-from rlsmooth.training.classifier_sklearn import not_fitted_error
+from rlsmooth.training.classifier_model import ScikitLearnEstimator, not_fitted_error
+from rlsmooth.training.classifier_samples import in_class_order
+from rlsmooth.training.run import check_folder_given
 from rlsmooth.training.self_training_labels import (
     PseudoSmoothing,
     Recipes,
+    SelfTrainingSamples,
     as_given,
     as_pseudo,
     average_into,
     pseudo_target,
     select,
+    take,
 )
 from rlsmooth.training.self_training_report import (
     GradientBins,
@@ -33,31 +37,29 @@ from rlsmooth.training.self_training_report import (
     gradient_bins,
     share_of_right,
 )
-from rlsmooth.training.self_training_rows import TrainingRows, begin, take
-from rlsmooth.training.self_training_sklearn import MetaEstimator, clone_classifier
 
 __all__ = ["SelfTraining"]
 
 
 @final
-class SelfTraining(MetaEstimator):
-    """Semi-supervised classification by pseudo-labels, with scikit-learn's names and rules for which rows get one.
+class SelfTraining(ScikitLearnEstimator):
+    """Semi-supervised classification by pseudo-labels, with scikit-learn's names and rules for which samples get one.
 
-    In each round the classifier (the student) is trained on all rows that have a label. Then the teacher, which is the
-    student or the moving average of all students so far, predicts the rows that have none; where it is confident enough
-    its prediction becomes their label for good (Yarowsky 1995; Lee 2013). Pseudo-labels become targets by a smoothing
-    of their own; given labels by the classifier's.
+    In each round the classifier (the student) is trained on all samples that have a label. Then the teacher, which is
+    the student or the moving average of all students so far, predicts the samples that have none; where it is confident
+    enough its prediction becomes their label for good (Yarowsky 1995; Lee 2013). Pseudo-labels become targets by a
+    smoothing of their own; given labels by the classifier's.
 
-    With hard labels, no smoothing, no average and no balance the rows labelled, round by round, are those of
+    With hard labels, no smoothing, no average and no balance the samples labelled, round by round, are those of
     scikit-learn's `SelfTrainingClassifier`. A last round that labels nothing leaves the classifier as it is, trained on
-    these very rows, where scikit-learn trains it again.
+    these very samples, where scikit-learn trains it again.
 
     Args:
         classifier: cloned, so that it stays as it is. Its `smoothing` may be no schedule. With a `checkpoint_folder`
             each round has a folder of its own within it.
         threshold: in [0, 1): a prediction of a higher probability becomes a label.
         criterion: `"threshold"`, or `"k_best"`: the `k_best` most probable predictions of a round.
-        k_best: see there.
+        k_best: how many predictions a round takes by `"k_best"`.
         max_iter: rounds at most; None: until nothing is left to label, or nothing gets a label.
         smoothing: of pseudo-labels: alpha, or a `Smoothing`; or `"confidence_adaptive"`: each has the alpha with which
             its target's probability is the confidence it was made with.
@@ -75,7 +77,7 @@ class SelfTraining(MetaEstimator):
         classifier_: the last student; `predict` and the like ask it.
         teacher_: what made the labels: `classifier_` itself, or the moving average.
         transduction_: `[N]`, `y` with pseudo-labels filled in; -1 where there is none.
-        labeled_iter_: int64 `[N]`, the round in which each row got its label: 0 given, -1 never.
+        labeled_iter_: int64 `[N]`, the round in which each sample got its label: 0 given, -1 never.
         termination_condition_: `"all_labeled"`, `"max_iter"` or `"no_change"`.
         n_iter_: rounds.
         rounds_: a `RoundReport` a round.
@@ -132,62 +134,63 @@ class SelfTraining(MetaEstimator):
         """Train, label, and train again.
 
         Args:
-            X: `[N, ...]`, all rows, as `Classifier.fit` takes them.
+            X: `[N, ...]`, all samples, as `Classifier.fit` takes them.
             y: `[N]` labels, -1 where there is none. Text must be of dtype object, so that -1 stays a number.
-            sample_weight: `[N]`, 0 or more, of rows with a given or a pseudo-label.
+            sample_weight: `[N]`, 0 or more, of samples with a given or a pseudo-label.
             true_labels: `[N]`, for `rounds_` alone, which then says how right pseudo-labels are; -1 where not known.
-            resume: go on after a run with the classifier's `checkpoint_folder` was cut off.
+            resume: continue a run with the classifier's `checkpoint_folder` that was cut off.
 
         Returns:
             The estimator itself.
 
         Raises:
             TypeError: an argument of a kind that is not listed, such as a classifier that takes no `target`.
-            ValueError: a value out of range, shapes that do not fit, no row with a label, text that is no object; and
-                as `Classifier.fit`.
+            ValueError: a value out of range, shapes that do not fit, no sample with a label, text that is no object;
+                and as `Classifier.fit`.
 
         Warns:
-            UserWarning: no row is without a label, or `k_best` is more than there are.
+            UserWarning: no sample is without a label, or `k_best` is more than there are.
         """
-        student = clone_classifier(self.classifier)
+        student = _clone(self.classifier)
         self._check_arguments(student)
+        check_folder_given(student.checkpoint_folder, resume=resume)
         given, pseudo = as_given(student.smoothing), as_pseudo(self.smoothing, self.labels)
-        rows = begin(X, y, sample_weight, true_labels, soft=self.labels == "soft")
+        samples = SelfTrainingSamples.of(X, y, sample_weight, true_labels, soft=self.labels == "soft")
         recipes = Recipes(
-            in_class_order(given, rows.classes),
-            in_class_order(pseudo, rows.classes) if isinstance(pseudo, Smoothing) else pseudo,
+            in_class_order(given, samples.classes),
+            in_class_order(pseudo, samples.classes) if isinstance(pseudo, Smoothing) else pseudo,
         )
-        self._compare(len(rows.classes), len(rows.unlabelled()))
+        self._compare(len(samples.classes), len(samples.unlabelled()))
         self.classifier_, self.rounds_, self.n_iter_ = student, [], 0
-        self.transduction_, self.labeled_iter_, self.classes_ = rows.labels, rows.labelled_in, rows.classes
+        self.transduction_, self.labeled_iter_, self.classes_ = samples.labels, samples.labelled_in, samples.classes
 
-        self._train(rows, recipes, resume=resume)
+        self._train(samples, recipes, resume=resume)
         self.termination_condition_ = "max_iter"
-        while len(rows.unlabelled()) and self.n_iter_ != self.max_iter:
+        while len(samples.unlabelled()) and self.n_iter_ != self.max_iter:
             self.n_iter_ += 1
-            chosen, gradients = self._label(rows, recipes.pseudo)
+            chosen, gradients = self._label(samples, recipes.pseudo)
             if len(chosen):
-                self._train(rows, recipes, resume=resume)
-            self.rounds_.append(self._report(rows, chosen, gradients))
+                self._train(samples, recipes, resume=resume)
+            self.rounds_.append(self._report(samples, chosen, gradients))
             if not len(chosen):
                 self.termination_condition_ = "max_iter" if self.n_iter_ == self.max_iter else "no_change"
                 break
             if self.verbose:
                 print(f"End of iteration {self.n_iter_}, added {len(chosen)} new labels.")
-        if not len(rows.unlabelled()):
+        if not len(samples.unlabelled()):
             self.termination_condition_ = "all_labeled"
         self.n_features_in_ = student.n_features_in_
         return self
 
-    def _train(self, rows: TrainingRows, recipes: Recipes, *, resume: bool) -> None:
-        """Fit the student to the labelled rows, and bring the teacher up to date."""
-        student, known = self.classifier_, rows.labelled()
+    def _train(self, samples: SelfTrainingSamples, recipes: Recipes, *, resume: bool) -> None:
+        """Fit the student to the labelled samples, and bring the teacher up to date."""
+        student, known = self.classifier_, samples.labelled()
         folder = self.classifier.checkpoint_folder
         if folder is not None:
             student.set_params(checkpoint_folder=Path(folder) / f"fit_{self.n_iter_}")
-        weights = None if rows.weights is None else rows.weights[known]
-        target = rows.target(known, recipes)
-        student.fit(take(rows.inputs, known), rows.labels[known], weights, target=target, resume=resume)
+        weights = None if samples.weights is None else samples.weights[known]
+        target = samples.target(known, recipes)
+        student.fit(take(samples.inputs, known), samples.labels[known], weights, target=target, resume=resume)
         if self.ema_decay is None:
             self.teacher_ = student
         elif self.n_iter_ == 0:
@@ -195,27 +198,27 @@ class SelfTraining(MetaEstimator):
         else:
             average_into(self.teacher_.module_, student.module_, self.ema_decay)
 
-    def _label(self, rows: TrainingRows, pseudo: PseudoSmoothing) -> tuple[NDArray[np.int64], GradientBins]:
-        """Give some of the rows without a label the teacher's; return them, and the gradients of all candidates."""
-        candidates = rows.unlabelled()
-        inputs = take(rows.inputs, candidates)
+    def _label(self, samples: SelfTrainingSamples, pseudo: PseudoSmoothing) -> tuple[NDArray[np.int64], GradientBins]:
+        """Give some of the samples without a label the teacher's; return them, and the gradients of all candidates."""
+        candidates = samples.unlabelled()
+        inputs = take(samples.inputs, candidates)
         probabilities = self.teacher_.predict_proba(inputs)  # [M, K]
         logits = self.teacher_.logits(inputs).to(torch.float64)
         places, confidence = probabilities.argmax(-1), probabilities.max(-1)
         soft = teacher(logits, self.temperature).dense(torch.float64) if self.labels == "soft" else None
         labels, sureness = torch.from_numpy(places), torch.from_numpy(confidence)
-        target = pseudo_target(labels, sureness, soft, len(rows.classes), pseudo)
+        target = pseudo_target(labels, sureness, soft, len(samples.classes), pseudo)
         gradients = gradient_bins(logits, labels, sureness, target)
         chosen = select(
             confidence,
             places,
-            len(rows.classes),
+            len(samples.classes),
             criterion=self.criterion,
             threshold=self.threshold,
             k_best=self.k_best,
             class_balance=self.class_balance,
         )
-        rows.keep(
+        samples.keep(
             candidates[chosen],
             places[chosen],
             confidence[chosen],
@@ -224,23 +227,23 @@ class SelfTraining(MetaEstimator):
         )
         return candidates[chosen], gradients
 
-    def _report(self, rows: TrainingRows, chosen: NDArray[np.int64], gradients: GradientBins) -> RoundReport:
+    def _report(self, samples: SelfTrainingSamples, chosen: NDArray[np.int64], gradients: GradientBins) -> RoundReport:
         """What the round showed, under the student that was trained on its labels."""
         new_accuracy = accuracy = bias = None
-        if rows.truth is not None:
-            made, is_right = rows.is_right(np.flatnonzero(rows.labelled_in > 0))
-            new_accuracy = share_of_right(rows.is_right(chosen)[1])
+        if samples.truth is not None:
+            made, is_right = samples.is_right(np.flatnonzero(samples.labelled_in > 0))
+            new_accuracy = share_of_right(samples.is_right(chosen)[1])
             accuracy = share_of_right(is_right)
             now = np.zeros(0)
             if len(made):
-                probabilities = self.classifier_.predict_proba(take(rows.inputs, made))
-                now = probabilities[np.arange(len(made)), rows.places[made]]
-            bias = confirmation_bias(rows.confidence[made], now, is_right)
+                probabilities = self.classifier_.predict_proba(take(samples.inputs, made))
+                now = probabilities[np.arange(len(made)), samples.places[made]]
+            bias = confirmation_bias(samples.confidence[made], now, is_right)
         return RoundReport(
             self.n_iter_,
-            len(rows.labelled()),
+            len(samples.labelled()),
             len(chosen),
-            float(rows.confidence[chosen].mean()) if len(chosen) else None,
+            float(samples.confidence[chosen].mean()) if len(chosen) else None,
             new_accuracy,
             accuracy,
             bias,
@@ -263,14 +266,14 @@ class SelfTraining(MetaEstimator):
         arguments = student.get_params()
         if arguments.get("warm_start") and arguments.get("validation_fraction"):
             raise ValueError(
-                "classifier.validation_fraction holds out other rows in each round, and with warm_start rows that were "
-                "trained on: set it to 0, or warm_start=False."
+                "classifier.validation_fraction holds out other samples in each round, and with warm_start samples "
+                "that were trained on: set it to 0, or warm_start=False."
             )
         if self.ema_decay is not None:
             check_in_range("ema_decay", self.ema_decay, 0.0, 1.0, high_open=True)
             if not student.warm_start:
                 raise ValueError(
-                    "ema_decay averages the networks of all rounds, which only makes sense where each round goes on "
+                    "ema_decay averages the networks of all rounds, which only makes sense where each round continues "
                     "from the last one's: give a classifier with warm_start=True."
                 )
 
@@ -291,13 +294,19 @@ class SelfTraining(MetaEstimator):
                 stacklevel=3,
             )
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return "classifier_" in vars(self)
+
+    def __sklearn_tags__(self) -> Any:
+        return self.classifier.__sklearn_tags__()
+
     def _fitted(self) -> Classifier:
         if not self.__sklearn_is_fitted__():
             raise not_fitted_error(type(self).__name__)
         return self.classifier_
 
     def predict(self, X: Any, mask: Any = None) -> NDArray[Any]:
-        """The most probable label of each row, `[N]`; see `Classifier.predict`."""
+        """The most probable label of each sample, `[N]`; see `Classifier.predict`."""
         return self._fitted().predict(X, mask)
 
     def predict_proba(self, X: Any, mask: Any = None) -> NDArray[np.float64]:
@@ -315,3 +324,21 @@ class SelfTraining(MetaEstimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy; see `Classifier.score`."""
         return self._fitted().score(X, y, sample_weight)
+
+
+def _clone(classifier: Any) -> Any:
+    """An unfitted classifier with copies of the same arguments, as scikit-learn's `clone` makes it.
+
+    Raises:
+        TypeError: it is none whose `fit` takes `target=`.
+    """
+    is_instance = not isinstance(classifier, type)
+    fit = getattr(classifier, "fit", None)
+    if not (is_instance and callable(fit) and "target" in inspect.signature(fit).parameters):
+        given = classifier.__name__ if isinstance(classifier, type) else type(classifier).__name__
+        raise TypeError(
+            f"classifier must be an rlsmooth.training.Classifier (its fit takes target=), got {given}"
+            f"{'' if is_instance else ', which is the class: give an instance'}."
+        )
+    arguments = classifier.get_params(deep=False)
+    return type(classifier)(**{name: copy.deepcopy(value) for name, value in arguments.items()})

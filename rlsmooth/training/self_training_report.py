@@ -1,4 +1,4 @@
-"""What a round of self-training showed: how right the pseudo-labels are, what training on them confirms, and gradients.
+"""Report of a round of self-training: how right the pseudo-labels are, what training on them confirms, and gradients.
 
 Source of the questions: Arazo et al. 2020, "Pseudo-labeling and confirmation bias in deep semi-supervised learning".
 """
@@ -56,11 +56,11 @@ class ConfirmationBias:
 class GradientBins:
     """Mean norm of the gradient that a pseudo-label's loss has on the logits, by the confidence of the pseudo-label.
 
-    Bins are `[edge_i, edge_{i+1})`, the last one closed. Means are None in a bin without rows.
+    Bins are `[edge_i, edge_{i+1})`, the last one closed. Means are None in a bin without samples.
 
     Attributes:
         edges: `num_bins + 1` numbers from 0 to 1.
-        counts: rows in each bin.
+        counts: samples in each bin.
         confidence: mean confidence in each bin.
         hard: mean norm with the hard pseudo-label as target.
         target: mean norm with the target that is trained on: smoothed or soft.
@@ -78,15 +78,15 @@ class RoundReport:
     """One round of self-training. `dataclasses.asdict` gives what JSON can hold.
 
     Attributes:
-        round: from 1; the value of `labeled_iter_` of the rows that it labelled.
-        num_labelled: rows with a label at its end, those given with one included.
+        round: from 1; the value of `labeled_iter_` of the samples that it labelled.
+        num_labelled: samples with a label at its end, those given with one included.
         num_new: pseudo-labels that it made.
         mean_confidence: of these, when they were made; None where it made none.
         new_accuracy: share of these that are right; None without `true_labels`.
         pseudo_label_accuracy: share of all pseudo-labels at its end that are right; None without `true_labels`.
         confirmation_bias: of all pseudo-labels at its end, under the student that was then trained on them; None
             without `true_labels`.
-        gradients: of all rows without a label at its start, as if each got its pseudo-label, under the teacher.
+        gradients: of all samples without a label at its start, as if each got its pseudo-label, under the teacher.
     """
 
     round: int
@@ -100,7 +100,7 @@ class RoundReport:
 
 
 def logit_gradient_norms(logits: Tensor, target: Target | Tensor) -> Tensor:
-    """`‖d CE(target, softmax(logits)) / d logits‖` of each row, Euclidean.
+    """`‖d CE(target, softmax(logits)) / d logits‖` of each sample, Euclidean.
 
     Where the classes other than the pseudo-label `c` share evenly what it leaves, and `t = 1 - a + a / K`, it is
     `(1 - p_c) · sqrt(K / (K - 1))` for the hard pseudo-label and `|p_c - t| · sqrt(K / (K - 1))` for the smoothed one.
@@ -114,8 +114,8 @@ def logit_gradient_norms(logits: Tensor, target: Target | Tensor) -> Tensor:
         `[...]`, nats a logit; float32, or float64 of float64 logits.
 
     Raises:
-        TypeError: see `rlsmooth.losses.cross_entropy`.
-        ValueError: see `rlsmooth.losses.cross_entropy`.
+        TypeError: logits that are not floating-point, or a target of another kind.
+        ValueError: shapes that do not fit.
 
     Example:
         >>> logit_gradient_norms(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -141,8 +141,8 @@ def gradient_bins(
         num_bins: of equal width.
 
     Raises:
-        TypeError: see `logit_gradient_norms`; `num_bins` is no whole number.
-        ValueError: see `logit_gradient_norms`; `num_bins` is under 1.
+        TypeError: logits that are not floating-point; `num_bins` is no whole number.
+        ValueError: shapes that do not fit; `num_bins` is under 1.
 
     Example:
         >>> from rlsmooth.targets import uniform

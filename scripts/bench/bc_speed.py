@@ -3,7 +3,7 @@
 Every competitor trains a 64x64 tanh network on the same CartPole data at learning rate 1e-3 with Adam, on one thread,
 in a process of its own that lives as long as the run. The driver asks them in turn, in a new random order each round,
 for a timed segment of a fixed number of batches; ratios are taken within a round, so that a slow moment of the machine
-strikes both sides. What each competitor does in a batch is told in `bc_worker.py`; how to install the peers, in
+strikes both sides. What each competitor does in a batch is in `bc_worker.py`; how to install the peers, in
 `README.md`.
 """
 

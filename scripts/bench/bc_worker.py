@@ -1,4 +1,4 @@
-"""One competitor of `bc_speed.py` in a process of its own: it trains when told to and answers how long that took.
+"""One competitor of `bc_speed.py` in a process of its own: it trains on request and answers how long that took.
 
 This file imports nothing of ours at the top, so that it runs under any interpreter: each peer pins releases that the
 others can't live with. Requests and answers are one JSON object a line on standard input and output; whatever the

@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians with their spread, paired ratios, the machine, and the result files."""
+"""Shared by the benchmarks: medians with their spread, paired ratios, the machine, and the result files."""
 
 from __future__ import annotations
 

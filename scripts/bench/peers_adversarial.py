@@ -2,7 +2,7 @@
 
 Fixed before the runs that count, on seed 100 and on imitation's side alone: the budgets, and of a few settings of PPO
 and of the discriminator for each cell the one that served imitation best (AIRL on CartPole-v1 had seven tries, each of
-the two on Pendulum-v1 three, the other cells one). More tuning could help it further, and ours likewise. Both sides
+the two on Pendulum-v1 three, the other cells one). More tuning could help either side further. Both sides
 then have the same demonstrations (arrays that both read), networks, budget, batch sizes, learning rates and number of
 updates; all on one thread.
 
@@ -119,7 +119,7 @@ class Args:
     output: Path | None = None
     """Folder of the summary. Default: results/ beside this file, with --small that of the runs."""
     workers: int = max(1, os.cpu_count() or 1)
-    """How many runs of the first pass go on at once, each on one thread. The second pass is never parallel."""
+    """How many runs of the first pass to do at once, each on one thread. The second pass is never parallel."""
     seeds: int = 10
     """Runs of each cell in the first pass."""
     repeats: int = 5
@@ -163,7 +163,7 @@ class Process:
         """Send one request, return the answer.
 
         Raises:
-            ValueError: the worker failed; the log tells more.
+            ValueError: the worker failed; its log says why.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -334,7 +334,7 @@ def is_done(job: Job, folder: Path) -> bool:
 
 
 def _short(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without what the budgets tell once."""
+    """A run without what the budgets already contain."""
     return {"job": {name: run["job"][name] for name in NAMES}, "result": run["result"]}
 
 

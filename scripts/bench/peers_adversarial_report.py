@@ -54,7 +54,7 @@ def report(head: str, runs: Sequence[Run], times: Sequence[Run], *, command: str
         found = spread(loads)
         lines.append(
             f"\nLoad average before these runs: {found.median:.1f} ({found.minimum:.1f} to {found.maximum:.1f}). They "
-            "make 1 of it; more is other work, which wall times tell of too: compare the CPU times then."
+            "make 1 of it; more is other work, which lengthens wall times too: compare the CPU times then."
         )
     lines.append(f"\nReproduce: `{command}`.")
     return "\n".join(lines)

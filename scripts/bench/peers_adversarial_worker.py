@@ -1,4 +1,4 @@
-"""One side of `peers_adversarial.py` in a process of its own: it trains what it is told and answers how good it became.
+"""One side of `peers_adversarial.py` in a process of its own: it trains on request and answers how good the result is.
 
 This file imports nothing of ours at the top, so that it runs under the peer's interpreter too. Requests and answers are
 one JSON object a line on standard input and output; what the libraries print goes to standard error, and their log
@@ -73,7 +73,7 @@ def our_demonstrations(job: Job) -> Any:
 
 
 def our_trainer(job: Job, folder: Path) -> tuple[Any, Train]:
-    """What acts after training, and what trains it: our side."""
+    """The policy to evaluate after training, and the function that trains it: our side."""
     options: dict[str, Any] = dict(job["options"])
     seed = job["seed"]
     if job["algorithm"] == "BC":
@@ -129,7 +129,7 @@ def our_trainer(job: Job, folder: Path) -> tuple[Any, Train]:
 
 
 def peer_trainer(job: Job, folder: Path) -> tuple[Any, Train]:
-    """What acts after training, and what trains it: imitation's side."""
+    """The policy to evaluate after training, and the function that trains it: imitation's side."""
     from imitation.algorithms import bc  # type: ignore[import-not-found]
     from imitation.util import logger, networks  # type: ignore[import-not-found]
 

@@ -1,4 +1,4 @@
-"""What smoothing and monitoring cost: wall time of PPO's training with each, over that of Stable-Baselines3's PPO.
+"""The cost of smoothing and monitoring: wall time of PPO's training with each, over that of Stable-Baselines3's PPO.
 
 In each round every contender is built anew with the round's seed and trains for the same number of steps, on one
 thread; ratios are taken within a round. The order alternates and rotates from round to round, so that nobody always

@@ -27,7 +27,7 @@ import tyro
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.scripts.bench.measure import machine, markdown_table, versions, write_result
-from rlsmooth.scripts.bench.stand_ins import ALGORITHMS, MODES, stand_in_for
+from rlsmooth.scripts.bench.substitutes import ALGORITHMS, MODES, substitute_for
 
 SCRIPT = "scripts/bench/sb3_conformance.py"
 PACKAGES = ("rlsmooth", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "pytest")
@@ -67,7 +67,7 @@ class Args:
     keyword: str = ""
     """Only tests that fit this expression, as pytest's -k."""
     work: Path | None = None
-    """Keep each test's outcome here, and go on from there after a break. Default: a folder that is deleted."""
+    """Keep each test's outcome here, and resume from it after a break. Default: a folder that is deleted."""
     workers: int = 1
     """How many runs at a time."""
     timeout: int = 3600
@@ -165,12 +165,12 @@ def run_tests(folder: Path, mode: str, args: Args) -> dict[str, Record]:
         work.mkdir(parents=True, exist_ok=True)
         record = work / f"{folder.name}-{mode}.jsonl"
         keyword = f"not ({OTHERS})" + (f" and ({args.keyword})" if args.keyword else "")
-        words = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "rlsmooth.scripts.bench.stand_ins", "-p",
+        words = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "rlsmooth.scripts.bench.substitutes", "-p",
                  "no:cacheprovider", "-k", keyword, *chosen]  # fmt: skip
         surroundings = {
             **os.environ,
-            "RLSMOOTH_STAND_IN": mode,
-            "RLSMOOTH_STAND_IN_RECORD": str(record),
+            "RLSMOOTH_SUBSTITUTE": mode,
+            "RLSMOOTH_SUBSTITUTE_RECORD": str(record),
             "OMP_NUM_THREADS": "1",
         }
         done = subprocess.run(
@@ -240,7 +240,7 @@ def fingerprints(steps: int = 512) -> list[dict[str, str]]:
         for environment in ("rlsmooth/IdentityMasked-v0",) if masked else ("CartPole-v1", "Pendulum-v1"):
             row = {"algorithm": name, "environment": environment}
             for mode in MODES:
-                build: Any = parent if mode == "parents" else stand_in_for(name, mode)
+                build: Any = parent if mode == "parents" else substitute_for(name, mode)
                 model = build(policy, environment, seed=0, device="cpu", **short).learn(steps)
                 digest = hashlib.sha256()
                 for tensor in model.policy.state_dict().values():

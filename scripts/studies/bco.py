@@ -1,4 +1,4 @@
-"""Study: cloning demonstrations that do not tell the actions, against cloning with the true ones, 10 seeds.
+"""Study: cloning observation-only demonstrations, against cloning with the true actions, 10 seeds.
 
 Fixed before running: CartPole-v1, 2 episodes of the shipped demonstrations; MountainCar-v0 and Acrobot-v1, 10 episodes
 of a scripted expert each (`bco_experts`); drawn by the seed, about 1,000 transitions each. BCO: 5 rounds of 1,000
@@ -10,8 +10,8 @@ the mean return, with bootstrap intervals, and the share of pseudo-labels that a
 what IL-Datasets publishes for BC and BCO, whose experts, networks and budgets are others.
 
 Changed after a first run: MountainCar's expert. Where actions were equally good, which all are close to the goal, it
-had taken the first, a push to the left. BC, which is told so, then got -142 and BCO, which guessed pushes to the right
-there, -101. Now it takes the last.
+had taken the first, a push to the left. BC, which learns these actions, then got -142, and BCO, whose pseudo-labels
+there were pushes to the right, -101. Now it takes the last.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def report(found: dict[str, dict[str, list[Result]]], levels: dict[str, dict[str
         ):
             gap = in_words(interquartile_mean_difference(returns[one], returns[other]), "+.1f")
             lines.append(f"| {env} | {one} less {other} | {gap} |")
-    lines.append("\nReproduce: `make study-bco`. Picture: [bco.png](bco.png).\n")
+    lines.append("\nReproduce: `make study-bco`. Figure: [bco.png](bco.png).\n")
     return "\n".join(lines)
 
 

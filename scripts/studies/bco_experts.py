@@ -1,4 +1,4 @@
-"""Who is watched in the study `bco`: an expert for each environment, made here and kept as files.
+"""The experts of the study `bco`: one for each environment, made here and kept as files.
 
 CartPole-v1: the demonstrations that ship with the package. MountainCar-v0: the greedy policy of a value function that
 is iterated to its fixed point on a grid, the dynamics being known. Acrobot-v1: full torque to one side or the other, by

@@ -154,7 +154,7 @@ def _report(
     ]
     for arm, by_size in tests.items():
         lines.append(f"| {arm} | {' | '.join(_which(found_runs) for found_runs in by_size.values())} |")
-    lines.append("\nReproduce: `make study-deep-sea`. Picture: [deep_sea.png](deep_sea.png).\n")
+    lines.append("\nReproduce: `make study-deep-sea`. Figure: [deep_sea.png](deep_sea.png).\n")
     return lines
 
 

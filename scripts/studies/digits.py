@@ -216,7 +216,7 @@ def main(args: Args) -> None:
     lines.append("Differences whose interval leaves out 0 are in bold; there are many, so that some would by chance.\n")
     for noise in NOISES:
         lines += [f"## {_percent(noise).capitalize()}\n", *tables(arms, noise)]
-    lines.append("Reproduce: `make study-digits`. Picture: [digits.png](digits.png).\n")
+    lines.append("Reproduce: `make study-digits`. Figure: [digits.png](digits.png).\n")
     write_study(summary, "digits", report="\n".join(lines), data={"alphas": ALPHAS, "noises": NOISES, "runs": arms})
     chart(summary / "digits.png", arms)
     print("\n".join(lines))

@@ -5,7 +5,7 @@ rl-zoo3's 100,000) on Acrobot-v1, as it is after the last step. Teachers are the
 and -150: in a first run without that bar 2 of 6 had failed (19 and -500), and there was nothing to distil. All else was
 fixed before running, after a pilot with another teacher. A teacher acts greedily for 20 episodes to learn from and for
 20 held-out ones. 10 students an arm: student s learns from teacher s mod 3, from 2 (CartPole-v1) or 4 (Acrobot-v1) of
-its episodes, drawn by s, by BC for 1,000 batches of 64. What the arms are told of each state: the action of the highest
+its episodes, drawn by s, by BC for 1,000 batches of 64. The target of each state, by arm: the action of the highest
 value (*one-hot*); the same smoothed by 0.1; or all values, as softmax(Q / T), with T the median gap between the two
 highest values of the 20 episodes, or a quarter of it (a median, since gaps have a long tail: in most states it matters
 little what one does).
@@ -149,7 +149,7 @@ def chart(path: Path, students: Mapping[str, Mapping[str, Sequence[Result]]], te
     measures = ("sampled", "entropy", "agreement", "ece")
     with mpl.rc_context({**STYLE, "axes.titlepad": 8, "axes.titlesize": 13}):
         figure = Figure(figsize=(4.1 * len(measures) + 2.4, 3.3 * len(students) + 0.6), dpi=100, layout="constrained")
-        figure.suptitle("A DQN distilled into a policy: what the student is told of each state")
+        figure.suptitle("A DQN distilled into a policy: the student's target of each state")
         grid = figure.subplots(len(students), len(measures), sharey=True, squeeze=False)
         for row, (env, arms) in zip(grid, students.items(), strict=True):
             for axes, measure in zip(row, measures, strict=True):
@@ -247,7 +247,7 @@ def main(args: Args) -> None:
     lines = ["# A policy supervised by a value function\n", (__doc__ or "").partition("\n\n")[2].strip()]
     for env, arms in students.items():
         lines += section(env, arms, teachers[env], failed[env])
-    lines.append("\nReproduce: `make study-distil-dqn`. Picture: [distil_dqn.png](distil_dqn.png).\n")
+    lines.append("\nReproduce: `make study-distil-dqn`. Figure: [distil_dqn.png](distil_dqn.png).\n")
     chosen_before = {"arms": ARMS, "budgets": budgets, "bars": BARS, "hyperparameters": TEACHERS}
     data = {**chosen_before, "teachers": teachers, "failed": failed, "students": students}
     write_study(summary, "distil_dqn", report="\n".join(lines), data=data)

@@ -69,8 +69,8 @@ class Looks(TrainingReturns):
     """Also looks at the discriminator and at the policy's entropy.
 
     Args:
-        trainer: whose.
-        every: see `TrainingReturns`.
+        trainer: whose discriminator is looked at.
+        every: environment steps from one look to the next.
     """
 
     def __init__(self, trainer: GAIL, every: int) -> None:
@@ -191,7 +191,7 @@ def report_of(found: Found) -> str:
             lines.append(f"| {env} | {targets} less hard | {' | '.join(cells)} |")
     lines += ["\nThe predictions:\n", "| prediction | held |", "|---|---|"]
     lines += [f"| {text} | {'yes' if held else '**no**'} |" for text, held in outcomes(found)]
-    lines.append("\nReproduce: `make study-gail-smoothing`. Picture: [gail_smoothing.png](gail_smoothing.png).\n")
+    lines.append("\nReproduce: `make study-gail-smoothing`. Figure: [gail_smoothing.png](gail_smoothing.png).\n")
     return "\n".join(lines)
 
 

@@ -187,7 +187,7 @@ def main(args: Args) -> None:
     ]
     for case, arms in found.items():
         lines += [*_beside_published(case, arms), *_intervals(case, arms)]
-    lines.append("Reproduce: `make study-gan-modes`. Picture: [gan_modes.png](gan_modes.png).\n")
+    lines.append("Reproduce: `make study-gan-modes`. Figure: [gan_modes.png](gan_modes.png).\n")
     data = {"arms": ARMS, "settings": common, "published": PUBLISHED, "runs": _rounded(found)}
     write_study(summary, "gan_modes", report="\n".join(lines), data=data)
     draw(summary / "gan_modes.png", found)

@@ -204,7 +204,7 @@ def main(args: Args) -> None:
             "off the label, by how many relatives it has.\n"
         )
         lines += tables(arms)
-    lines.append("Reproduce: `make study-hierarchy`. Picture: [hierarchy.png](hierarchy.png).\n")
+    lines.append("Reproduce: `make study-hierarchy`. Figure: [hierarchy.png](hierarchy.png).\n")
     write_study(summary, "hierarchy", report="\n".join(lines), data={"arms": ARMS, "data": DATA, "runs": by_data})
     chart(summary / "hierarchy.png", by_data)
     print("\n".join(lines))

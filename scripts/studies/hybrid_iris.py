@@ -10,10 +10,10 @@ labels, whose share of *virginica* is p(virginica) + 2/3 p(versicolor).
 
 Reported, of the held-out specimens: the share of *virginica* that is predicted for hybrids, and how much it varies
 between them; how sure the network is of the more probable parent where the plant is a hybrid; each pure species' share
-of itself; the mean distance of the predicted share from Fisher's (0, 2/3, 1); and how many of all specimens are told
-right by the nearest of the shares 0, 2/3, 1 (0, 1/2, 1 where the hybrids were labelled so; by the most probable class
-where there are three). Also, without a network: where the linear discriminant of the parents puts the mean hybrid,
-from 0 (the mean *setosa*) to 1 (the mean *virginica*).
+of itself; the mean distance of the predicted share from Fisher's (0, 2/3, 1); and how many of all specimens are
+classified right by the nearest of the shares 0, 2/3, 1 (0, 1/2, 1 where the hybrids were labelled so; by the most
+probable class where there are three). Also, without a network: where the linear discriminant of the parents puts the
+mean hybrid, from 0 (the mean *setosa*) to 1 (the mean *virginica*).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MEASURES = {
     "setosa_share": "*setosa*: share of itself",
     "virginica_share": "*virginica*: share of itself",
     "error": "distance from Fisher's share",
-    "told": "species told right",
+    "told": "species classified right",
 }
 
 
@@ -170,7 +170,7 @@ def main(args: Args) -> None:
         lines.append(f"| {arm} | {' | '.join(in_words(found[measure], '.2f') for measure in MEASURES)} |")
     lines.append(
         "\nWhere there are three classes, *surest of one parent* is of p(setosa) and p(virginica), brought to a sum of "
-        "1.\n\nReproduce: `make study-hybrid-iris`. Picture: [hybrid_iris.png](hybrid_iris.png).\n"
+        "1.\n\nReproduce: `make study-hybrid-iris`. Figure: [hybrid_iris.png](hybrid_iris.png).\n"
     )
     data = {"arms": ARMS, "epochs": epochs, "fisher": FISHER, "runs": arms}
     write_study(summary, "hybrid_iris", report="\n".join(lines), data=data)

@@ -1,4 +1,4 @@
-"""What the studies of GAIL and AIRL share: the generator, the demonstrations, and the true returns while it learns."""
+"""Shared by the studies of GAIL and AIRL: the generator, the demonstrations, and the true returns while it learns."""
 
 from __future__ import annotations
 

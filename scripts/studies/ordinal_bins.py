@@ -126,7 +126,7 @@ def report_of(arms: Mapping[str, Sequence[Result]]) -> str:
                 cells.append("" if arm == other else in_words(interquartile_mean_interval(gaps), "+.0f"))
             lines.append(f"| {episodes} | {arm} | {' | '.join(cells)} |")
         lines.append(f"| {episodes} | *the demonstrations* | {demonstrated(arms, episodes):.0f} | | | |")
-    lines.append("\nReproduce: `make study-ordinal-bins`. Picture: [ordinal_bins.png](ordinal_bins.png).\n")
+    lines.append("\nReproduce: `make study-ordinal-bins`. Figure: [ordinal_bins.png](ordinal_bins.png).\n")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""How a study runs: many runs in a few processes, each written as it ends, so that a broken-off study goes on."""
+"""Run the runs of a study in a few processes; each is written as it ends, so that a broken-off study can resume."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Result: TypeAlias = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Run a study, or go on with one: runs that are done are not done again."""
+    """Run or resume a study: runs that are done are not done again."""
 
     folder: Path | None = None
     """Where each run's result goes. Default: logs/studies/<study>, with --small <study>-small."""
     results: Path | None = None
     """Where the summary goes. Default: scripts/studies/results, with --small the folder of the runs."""
     workers: int = max(1, os.cpu_count() or 1)
-    """How many runs go on at once, each with one thread."""
+    """How many runs to do at once, each with one thread."""
     small: bool = False
     """Two seeds and a small budget: shows that the study runs, not what it would find."""
 

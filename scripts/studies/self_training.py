@@ -124,7 +124,7 @@ def main(args: Args) -> None:
         "|---|" + "---:|" * 7,
         *(table_row(arm, found) for arm in found),
         f"\n{counts(found)}\n",
-        "Reproduce: `make study-self-training`. Picture: [self_training.png](self_training.png).\n",
+        "Reproduce: `make study-self-training`. Figure: [self_training.png](self_training.png).\n",
     ]
     write_study(
         summary,

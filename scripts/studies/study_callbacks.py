@@ -1,4 +1,4 @@
-"""What studies look at while a policy is trained: returns of its own evaluations, and its entropy."""
+"""Callbacks of studies: returns of evaluations during training, and the policy's entropy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Watch(BaseCallback):
     Args:
         every: environment steps.
         look: what is kept, for the model.
-        is_done: told all that was kept so far.
+        is_done: a function of all that was kept so far.
     """
 
     def __init__(

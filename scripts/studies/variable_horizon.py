@@ -1,20 +1,21 @@
-"""Study: where episodes end early, the sign of a learned reward teaches by itself, with nothing learned from an expert.
+"""Study: with early termination, the sign of a learned reward teaches by itself, with nothing learned from an expert.
 
 Fixed before running. GAIL on PPO (16 environments, rollouts of 32 steps, 10 epochs in batches of 256, learning rate
 0.001, gamma 0.99), 8 updates of the discriminator a round, 10 episodes of an expert: CartPole-v1, 32,768 steps, whose
 expert lives for 500 steps and whose episodes end by falling, and Acrobot-v1, 24,576 steps, whose expert ends after
 about 80 steps and whose episodes are else cut off after 500. Arms: D trained as usual, or D = 1/2 (a constant that
-can't learn); the reward -log(1 - D), never negative, or log D, never positive; terminal states `"as_is"` (an end is
-worth 0 in whatever reward there is: imitation's `allow_variable_horizon=True`) or `"absorbing"` (the state behind the
-end is judged too, and its reward is taken off every step). Beside them PPO on the true reward, and random actions.
-Steps, rollouts and updates were chosen on seed 100, on the arms with absorbing states and PPO alone; seeds 0 to 9
-count, 20 episodes each of deterministic and of sampled actions on seeds of their own.
+can't learn); the reward -log(1 - D), never negative, or log D, never positive; terminal states `"as_is"` (termination
+is worth 0 in whatever reward there is: imitation's `allow_variable_horizon=True`) or `"absorbing"` (the discriminator
+is trained on an absorbing state too, whose reward is taken off every step). Beside them PPO on the true reward, and
+random actions. Steps, rollouts and updates were chosen on seed 100, on the arms with absorbing states and PPO alone;
+seeds 0 to 9 count, 20 episodes each of deterministic and of sampled actions on seeds of their own.
 
 Run again after results were seen: the arms with absorbing states, since the first 8 seeds of them led to a change of
 the library. With -log(1 - D) 6 of 8 had stayed at -500 on Acrobot-v1: while no episode of the generator ended, nothing
-bounded the reward of the absorbing state. Now each side's batches have the rows of one end more than it has seen, which
-was chosen on seeds 100 to 107 of other settings. And once more after a review that had not looked at returns: sides
-with different numbers of rows had different shares of that end. The predictions are those of before.
+bounded the reward of the absorbing state. Now each side's batches have the samples of one termination more than it has
+seen, which was chosen on seeds 100 to 107 of other settings. And once more after a review that had not looked at
+returns: sides with different numbers of samples had different shares of that termination. The predictions are those of
+before.
 
 Predicted, before the counted runs, of the deterministic return (interquartile mean over seeds):
 
@@ -192,7 +193,7 @@ def report_of(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
             else:
                 cells += ["", ""]
             lines.append(f"| {env} | {arm} | {' | '.join(cells)} |")
-    lines.append("\nReproduce: `make study-variable-horizon`. Picture: [variable_horizon.png](variable_horizon.png).\n")
+    lines.append("\nReproduce: `make study-variable-horizon`. Figure: [variable_horizon.png](variable_horizon.png).\n")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from rlsmooth.audits import (
     negative_log_likelihood,
     reliability_bins,
 )
+from support import assert_raises
 
 NORMS: list[Any] = ["l1", "l2", "max"]
 
@@ -208,19 +209,13 @@ def test_nothing_waits_for_the_device() -> None:
 def test_bad_arguments() -> None:
     confidences, hits = torch.rand(3), torch.ones(3)
     for call in (calibration_error, reliability_bins, confidence_gap):
-        with pytest.raises(TypeError, match=r"confidences has dtype torch\.int64"):
-            call(hits.long(), hits)
-        with pytest.raises(ValueError, match=r"hits has shape \(2,\), confidences has \(3,\)"):
-            call(confidences, hits[:2])
-        with pytest.raises(ValueError, match=r"weights has shape \(1,\)"):
-            call(confidences, hits, weights=torch.ones(1))
+        assert_raises(TypeError, r"confidences has dtype torch\.int64", call, hits.long(), hits)
+        assert_raises(ValueError, r"hits has shape \(2,\), confidences has \(3,\)", call, confidences, hits[:2])
+        assert_raises(ValueError, r"weights has shape \(1,\)", call, confidences, hits, weights=torch.ones(1))
     for binned in (calibration_error, reliability_bins):
-        with pytest.raises(ValueError, match="num_bins=0"):
-            binned(confidences, hits, num_bins=0)
-        with pytest.raises(TypeError, match="num_bins must be a whole number"):
-            binned(confidences, hits, num_bins=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="norm='l3'"):
-        calibration_error(confidences, hits, norm="l3")  # type: ignore[arg-type]
+        assert_raises(ValueError, "num_bins=0", binned, confidences, hits, num_bins=0)
+        assert_raises(TypeError, "num_bins must be a whole number", binned, confidences, hits, num_bins=1.5)
+    assert_raises(ValueError, "norm='l3'", calibration_error, confidences, hits, norm="l3")
 
 
 # ---- adaptive and classwise errors
@@ -398,18 +393,15 @@ def test_a_view_is_read_without_a_warning() -> None:
 
 def test_bad_arguments_of_variants() -> None:
     rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"probabilities has dtype torch\.int64"):
-        classwise_calibration_error(labels, labels)
+    assert_raises(TypeError, r"probabilities has dtype torch\.int64", classwise_calibration_error, labels, labels)
     with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.float32"):
         classwise_calibration_error(rows, labels.float())
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of probabilities: \(3,\)"):
         classwise_calibration_error(rows, labels[:2])
     with pytest.raises(ValueError, match=r"hits has shape \(3,\), confidences has \(2,\)"):
         adaptive_calibration_error(rows[:2, 0], labels)
-    with pytest.raises(ValueError, match="num_bins=0"):
-        classwise_calibration_error(rows, labels, num_bins=0)
-    with pytest.raises(ValueError, match="num_bins=0"):
-        adaptive_calibration_error(rows[:, 0], labels, num_bins=0)
+    assert_raises(ValueError, "num_bins=0", classwise_calibration_error, rows, labels, num_bins=0)
+    assert_raises(ValueError, "num_bins=0", adaptive_calibration_error, rows[:, 0], labels, num_bins=0)
 
 
 # ---- temperature scaling
@@ -531,11 +523,9 @@ def test_nothing_waits_for_the_device_of_temperature() -> None:
 
 def test_bad_arguments_of_temperature() -> None:
     logits, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"logits has dtype torch\.int64"):
-        fit_temperature(labels, labels)
+    assert_raises(TypeError, r"logits has dtype torch\.int64", fit_temperature, labels, labels)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of logits"):
         fit_temperature(logits, labels[:2])
     with pytest.raises(ValueError, match=r"bounds\[0\]=0.0 must be a finite number in \(0"):
         fit_temperature(logits, labels, bounds=(0.0, 1.0))
-    with pytest.raises(ValueError, match=r"bounds=\(2.0, 1.0\) must ascend"):
-        fit_temperature(logits, labels, bounds=(2.0, 1.0))
+    assert_raises(ValueError, r"bounds=\(2.0, 1.0\) must ascend", fit_temperature, logits, labels, bounds=(2.0, 1.0))

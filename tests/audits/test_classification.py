@@ -30,6 +30,7 @@ from rlsmooth.audits import (
     tree_distances,
 )
 from rlsmooth.targets import Tree
+from support import assert_raises
 
 Score = Callable[..., Tensor]
 SCORES: list[Score] = [accuracy, brier_score, negative_log_likelihood]
@@ -78,16 +79,11 @@ def test_weights_are_scikit_learns(device: torch.device) -> None:
     probabilities, each = logits.softmax(-1), weights.numpy()
     truth, rows = labels.numpy(), probabilities.numpy()
     placed = labels.to(device), weights.to(device)
-    ours = [
-        accuracy(probabilities.to(device), placed[0], weights=placed[1]),
-        brier_score(probabilities.to(device), placed[0], weights=placed[1]),
-        negative_log_likelihood(logits.to(device), placed[0], weights=placed[1]),
-    ]
-    theirs = [
-        accuracy_score(truth, rows.argmax(-1), sample_weight=each),
-        sklearn_brier(labels, probabilities, each),
-        log_loss(truth, rows, sample_weight=each),
-    ]
+    ours = [accuracy(probabilities.to(device), placed[0], weights=placed[1])]
+    ours += [brier_score(probabilities.to(device), placed[0], weights=placed[1])]
+    ours += [negative_log_likelihood(logits.to(device), placed[0], weights=placed[1])]
+    theirs = [accuracy_score(truth, rows.argmax(-1), sample_weight=each), sklearn_brier(labels, probabilities, each)]
+    theirs += [log_loss(truth, rows, sample_weight=each)]
     assert [value.item() for value in ours] == pytest.approx(theirs, abs=1e-6)
 
 
@@ -185,16 +181,12 @@ def test_a_million_rows_lose_nothing() -> None:
 @pytest.mark.parametrize("score", SCORES)
 def test_bad_arguments(score: Score) -> None:
     rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"has dtype torch\.int64: pass a floating-point tensor"):
-        score(labels, labels)
-    with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.int32"):
-        score(rows, labels.int())
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample"):
-        score(rows, labels[:2])
+    assert_raises(TypeError, r"has dtype torch\.int64: pass a floating-point tensor", score, labels, labels)
+    assert_raises(TypeError, r"labels must be an int64 tensor of classes, got torch\.int32", score, rows, labels.int())
+    assert_raises(ValueError, r"labels has shape \(2,\), needs one per sample", score, rows, labels[:2])
     with pytest.raises(ValueError, match=r"weights has shape \(1,\), needs one per sample"):
         score(rows, labels, weights=torch.ones(1))
-    with pytest.raises(ValueError, match=r"needs .* with at least one class"):
-        score(torch.rand(3, 0), labels)
+    assert_raises(ValueError, r"needs .* with at least one class", score, torch.rand(3, 0), labels)
 
 
 # ---- the risk-coverage curve
@@ -287,8 +279,7 @@ def test_nothing_waits_for_the_device_and_nothing_is_changed() -> None:
 
 
 def test_bad_arguments_of_risk_coverage() -> None:
-    with pytest.raises(TypeError, match=r"confidences has dtype torch\.int64"):
-        risk_coverage(torch.arange(3), torch.ones(3))
+    assert_raises(TypeError, r"confidences has dtype torch\.int64", risk_coverage, torch.arange(3), torch.ones(3))
     with pytest.raises(ValueError, match=r"hits has shape \(2,\), confidences has \(3,\)"):
         risk_coverage(torch.rand(3), torch.ones(2))
 
@@ -402,14 +393,11 @@ def test_a_real_classifier() -> None:
 
 def test_bad_arguments_of_the_summary() -> None:
     logits, labels = torch.rand(3, 2), torch.tensor([0, 1, 2])
-    with pytest.raises(ValueError, match=r"labels\[2\]=2 is no class: use 0 to 1"):
-        classification_summary(logits, labels)
-    with pytest.raises(ValueError, match=r"labels\[0\]=-1 is no class"):
-        classification_summary(logits, labels - 1)
+    assert_raises(ValueError, r"labels\[2\]=2 is no class: use 0 to 1", classification_summary, logits, labels)
+    assert_raises(ValueError, r"labels\[0\]=-1 is no class", classification_summary, logits, labels - 1)
     for temperature in (0.0, -1.0, math.nan, torch.tensor(math.nan)):
         with pytest.raises(ValueError, match=r"temperature=.* must be a finite number in \(0"):
             classification_summary(logits, labels.clamp(max=1), temperature=temperature)
     with pytest.raises(ValueError, match=r"distances has shape \(3, 3\), needs \(2, 2\)"):
         classification_summary(logits, labels.clamp(max=1), distances=torch.eye(3))
-    with pytest.raises(TypeError, match=r"logits has dtype torch\.int64"):
-        classification_summary(labels, labels)
+    assert_raises(TypeError, r"logits has dtype torch\.int64", classification_summary, labels, labels)

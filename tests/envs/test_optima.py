@@ -34,6 +34,7 @@ from rlsmooth.envs import (
 )
 from rlsmooth.envs.optima import Direction
 from rlsmooth.targets import Smoothing, ordinal
+from support import assert_raises
 
 DIRECTIONS: tuple[Direction, ...] = ("policy_to_reference", "reference_to_policy")
 TABULAR = [
@@ -284,8 +285,7 @@ def test_the_box_expected_return_is_what_play_pays() -> None:
     ],
 )
 def test_soft_optimum_refuses(arguments: dict[str, object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        soft_optimum(**{"rewards": np.zeros(2), **arguments})
+    assert_raises(error, message, soft_optimum, **{"rewards": np.zeros(2), **arguments})
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,7 @@ def test_soft_optimum_refuses(arguments: dict[str, object], error: type[Exceptio
     ],
 )
 def test_expected_return_refuses_what_is_no_policy(policy: NDArray[np.float64], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        IdentityEnv(2).expected_return(policy)
+    assert_raises(ValueError, message, IdentityEnv(2).expected_return, policy)
 
 
 def test_a_policy_on_illegal_actions_pays_the_penalty_or_is_an_error() -> None:
@@ -311,8 +310,7 @@ def test_a_policy_on_illegal_actions_pays_the_penalty_or_is_an_error() -> None:
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])
 def test_an_alpha_without_an_optimal_policy_is_an_error(alpha: float) -> None:
-    with pytest.raises(ValueError, match=r"alpha|negative"):
-        IdentityEnv(3).optimal_smoothed_policy(alpha)
+    assert_raises(ValueError, r"alpha|negative", IdentityEnv(3).optimal_smoothed_policy, alpha)
 
 
 @pytest.mark.parametrize(
@@ -320,8 +318,7 @@ def test_an_alpha_without_an_optimal_policy_is_an_error(alpha: float) -> None:
     [((), (1, 0), "at least one number"), ((3,), (3, 2), "must both have the shape"), ((300, 300), (1, 1), "states")],
 )
 def test_problem_refuses(dims: tuple[int, ...], shape: tuple[int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TabularProblem(dims, np.zeros(shape), np.ones(shape, dtype=bool))
+    assert_raises(ValueError, message, TabularProblem, dims, np.zeros(shape), np.ones(shape, dtype=bool))
 
 
 def test_problem_refuses_a_state_without_a_legal_action() -> None:

@@ -22,6 +22,7 @@ from rlsmooth.agents.files.run_state import arrays_from_tensors, set_vec_env_sta
 from rlsmooth.envs.snapshot import CannotSnapshotError, Resumable, env_state, set_env_state
 from rlsmooth.envs.snapshot_values import plain_value, value_from_plain
 from rlsmooth.training import tree_from_json, tree_to_json
+from support import assert_raises
 
 ENVIRONMENTS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "CartPole": lambda: Monitor(gym.make("CartPole-v1")),
@@ -239,8 +240,7 @@ def test_what_can_not_be_kept_says_where(value: Any) -> None:
     if value is open:  # a function is a constant
         assert env_state(env)
         return
-    with pytest.raises(CannotSnapshotError, match=r"env\.number"):
-        env_state(env)
+    assert_raises(CannotSnapshotError, r"env\.number", env_state, env)
 
 
 def test_an_environment_of_its_own_state() -> None:
@@ -275,8 +275,7 @@ def test_a_forged_state_builds_nothing(change: str) -> None:
         del state["state"]["queue"]["items"]
     else:
         state["state"]["generator"]["state"]["items"][0][1] = "os.system"
-    with pytest.raises(CannotSnapshotError):
-        set_env_state(Everything(), state)
+    assert_raises(CannotSnapshotError, None, set_env_state, Everything(), state)
 
 
 @pytest.mark.parametrize("name", ["step", "close", "__class__", "__dict__"])
@@ -287,8 +286,7 @@ def test_a_forged_state_replaces_no_method(name: str) -> None:
     if name == "close":  # what stands there, not even that
         set_env_state(env, state)
     else:
-        with pytest.raises(CannotSnapshotError, match=f"env has '{name}', which is no data there"):
-            set_env_state(env, state)
+        assert_raises(CannotSnapshotError, f"env has '{name}', which is no data there", set_env_state, env, state)
     assert name not in vars(env)
 
 
@@ -330,8 +328,7 @@ def test_a_get_state_that_is_something_else_is_told() -> None:
 
 
 def test_plain_values_refuse_objects() -> None:
-    with pytest.raises(CannotSnapshotError, match=r"x\[1\] is a .*Helper"):
-        plain_value([1, Helper(np.random.default_rng(0))], "x")
+    assert_raises(CannotSnapshotError, r"x\[1\] is a .*Helper", plain_value, [1, Helper(np.random.default_rng(0))], "x")
     with pytest.raises(CannotSnapshotError, match=r"unknown kind|malformed"):
         value_from_plain({"kind": "object", "class": "x", "number": 1})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import shutil
@@ -35,6 +36,14 @@ def run_here(logs: Path, *words: str) -> Path:
     assert main([*words, "-f", str(logs)]) == 0
     (folder,) = set(logs.glob("*/*")) - before
     return folder
+
+
+def zoo_file(algorithm: str) -> Path:
+    """The hyperparameters of the installed RL Zoo; importing the package would patch gymnasium for the tests after."""
+    spec = importlib.util.find_spec("rl_zoo3")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "hyperparams" / f"{algorithm}.yml"
 
 
 def report_of(folder: Path) -> dict[str, Any]:

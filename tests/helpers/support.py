@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -53,6 +54,14 @@ def same_tensors(one: Mapping[str, Tensor] | Iterable[Tensor], other: Mapping[st
 def same_parameters(one: Any, other: Any) -> bool:
     """Whether the policies of two agents have the same parameters and buffers."""
     return same_tensors(one.policy.state_dict(), other.policy.state_dict())
+
+
+def assert_raises(
+    error: type[BaseException], match: str | None, call: Callable[..., object], /, *args: Any, **named: Any
+) -> None:
+    """`call` raises `error`, and `match` is found in its message."""
+    with pytest.raises(error, match=match):
+        call(*args, **named)
 
 
 # ---- data
@@ -130,16 +139,40 @@ class KilledError(Exception):
 
 
 class KillAt(BaseCallback):
-    """Raises `KilledError` once an algorithm has taken `step` steps."""
+    """Raises an error once an algorithm has taken `step` steps."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, error: type[BaseException] = KilledError) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.error = step, error
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.step:
-            raise KilledError
+            raise self.error
         return True
+
+
+class Counter(BaseCallback):
+    """Counts what a callback is told; stops after `most` steps."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.told: list[str] = []
+
+    def _on_training_start(self) -> None:
+        self.told.append(f"total {self.locals['total_timesteps']}")
+
+    def _on_rollout_start(self) -> None:
+        self.told.append("rollout")
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.most
+
+    def _on_rollout_end(self) -> None:
+        self.told.append(f"{self.num_timesteps}")
+
+    def _on_training_end(self) -> None:
+        self.told.append("end")
 
 
 class Hidden(gym.Wrapper[Any, Any, Any, Any]):

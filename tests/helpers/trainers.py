@@ -174,14 +174,8 @@ class OfClassifier(Trainer):
     X, y = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
 
     def build(self, folder: Path | None, die_at: int = NEVER, epochs: int = 6, **changed: Any) -> Any:
-        given = {
-            "batch_size": 16,
-            "smoothing": "lin_0.2",
-            "learning_rate": "lin_0.01",
-            "mixup": 0.2,
-            **SMALL,
-            **changed,
-        }
+        given = {"batch_size": 16, "smoothing": "lin_0.2", "learning_rate": "lin_0.01", "mixup": 0.2, **SMALL}
+        given |= changed
         given |= {"validation_fraction": 0.2, "early_stopping_patience": 100, "max_epochs": epochs * self.times}
         return Classifier(Fragile(die_at), checkpoint_folder=folder, checkpoint_every=2, **given)
 

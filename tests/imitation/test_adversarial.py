@@ -19,6 +19,7 @@ from rlsmooth.agents import AIRL, GAIL, RewardNet, ShapedRewardNet
 from rlsmooth.agents.adversarial.airl import log_probability
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training.discriminator import discriminator_loss, discriminator_statistics
+from support import assert_raises
 
 KINDS = {"airl-ppo": (AIRL, PPO), "gail-ppo": (GAIL, PPO), "gail-dqn": (GAIL, DQN)}
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -29,15 +30,10 @@ ROUND = 64
 def first_rows(count: int) -> Demonstrations:
     """The expert's first `count` transitions, as one episode."""
     batch = cartpole_v1()[:count]
-    return Demonstrations.from_arrays(
-        batch.observations,
-        batch.actions,
-        observation_space=cartpole_v1().observation_space,
-        action_space=cartpole_v1().action_space,
-        episode_ends=[count],
-        next_observations=batch.next_observations,
-        terminations=np.zeros(count, dtype=bool),
-    )
+    given: dict[str, Any] = {"observation_space": cartpole_v1().observation_space}
+    given |= {"action_space": cartpole_v1().action_space, "episode_ends": [count]}
+    given |= {"next_observations": batch.next_observations, "terminations": np.zeros(count, dtype=bool)}
+    return Demonstrations.from_arrays(batch.observations, batch.actions, **given)
 
 
 def generator(model_class: Any, env_id: str = "CartPole-v1", *, n_envs: int = 1, parallel: bool = False) -> Any:
@@ -63,14 +59,12 @@ def add_generated(trainer: Any, count: int) -> None:
 
 
 def test_airl_refuses_a_policy_without_log_probabilities_at_once() -> None:
-    with pytest.raises(TypeError, match="has no log-probability"):
-        AIRL(first_rows(20), generator(DQN), demo_batch_size=20)
+    assert_raises(TypeError, "has no log-probability", AIRL, first_rows(20), generator(DQN), demo_batch_size=20)
 
 
 @each_kind
 def test_a_discriminator_without_generated_rows_is_an_error(kind: str) -> None:
-    with pytest.raises((ValueError, RuntimeError), match="learn"):
-        make(kind).train_discriminator()
+    assert_raises((ValueError, RuntimeError), "learn", make(kind).train_discriminator)
 
 
 @each_kind
@@ -114,13 +108,9 @@ def loss_on_all_rows(trainer: Any, rows: int) -> float:
 @each_batch_size
 @each_kind
 def test_three_updates_make_the_discriminator_better(kind: str, batch_size: int) -> None:
-    trainer = make(
-        kind,
-        first_rows(batch_size),
-        demo_batch_size=batch_size,
-        gen_replay_buffer_capacity=batch_size,
-        n_disc_updates_per_round=1,
-    )
+    given: dict[str, Any] = {"demo_batch_size": batch_size, "gen_replay_buffer_capacity": batch_size}
+    given |= {"n_disc_updates_per_round": 1}
+    trainer = make(kind, first_rows(batch_size), **given)
     add_generated(trainer, batch_size)
     trainer.train_discriminator()  # standardises by the rows that it has seen: from here on they stay the same
     start = loss_on_all_rows(trainer, batch_size)
@@ -151,8 +141,7 @@ def test_two_half_batches_are_one_batch(kind: str) -> None:
         tolerance: dict[str, Any] = {"atol": (1 + step) * 2e-4, "rtol": (1 + step) * 1e-5}  # imitation's
         for one, two in zip(pair[0].reward_net.parameters(), pair[1].reward_net.parameters(), strict=True):
             torch.testing.assert_close(one, two, **tolerance)
-    with pytest.raises(ValueError, match="demo_minibatch_size"):
-        make(kind, demo_batch_size=6, demo_minibatch_size=4)
+    assert_raises(ValueError, "demo_minibatch_size", make, kind, demo_batch_size=6, demo_minibatch_size=4)
 
 
 @pytest.mark.parametrize("count", [2, 4, 10])

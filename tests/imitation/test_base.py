@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from rlsmooth.agents import BC, GAIL, Transitions
 from rlsmooth.agents.adversarial.transitions import expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from support import Trajectory
+from support import Trajectory, assert_raises
 
 STATES = spaces.Discrete(14)
 ACTIONS = spaces.Discrete(7, start=100)
@@ -68,10 +68,8 @@ def test_demonstrations_may_have_any_lengths(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, -42])
 def test_a_batch_size_must_be_positive(size: int) -> None:
-    with pytest.raises(ValueError, match="batch_size"):
-        BC("MlpPolicy", None, cartpole_v1(), batch_size=size)
-    with pytest.raises(ValueError, match="batch_size"):
-        next(cartpole_v1().batches(size))
+    assert_raises(ValueError, "batch_size", BC, "MlpPolicy", None, cartpole_v1(), batch_size=size)
+    assert_raises(ValueError, "batch_size", next, cartpole_v1().batches(size))
     with pytest.raises(ValueError, match="demo_batch_size"):
         GAIL(cartpole_v1(), PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8), demo_batch_size=size)
 
@@ -95,18 +93,12 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 
 def test_every_form_of_the_same_data_gives_the_same_rows() -> None:
-    trajectories = [
-        Trajectory(np.array([0, 1]), np.array([100]), None, True),
-        Trajectory(np.array([4, 5, 6]), np.array([102, 103]), None, True),
-        Trajectory(np.array([10, 11, 12, 13]), np.array([104, 105, 106]), None, False),
-    ]
-    columns: dict[str, Any] = {
-        "observations": [0, 4, 5, 10, 11, 12],
-        "actions": [100, 102, 103, 104, 105, 106],
-        "next_observations": [1, 5, 6, 11, 12, 13],
-        "terminations": [True, False, True, False, False, False],
-        "truncations": [False, False, False, False, False, True],
-    }
+    trajectories = [Trajectory(np.array([0, 1]), np.array([100]), None, True)]
+    trajectories += [Trajectory(np.array([4, 5, 6]), np.array([102, 103]), None, True)]
+    trajectories += [Trajectory(np.array([10, 11, 12, 13]), np.array([104, 105, 106]), None, False)]
+    columns: dict[str, Any] = {"observations": [0, 4, 5, 10, 11, 12], "actions": [100, 102, 103, 104, 105, 106]}
+    columns |= {"next_observations": [1, 5, 6, 11, 12, 13], "terminations": [True, False, True, False, False, False]}
+    columns |= {"truncations": [False, False, False, False, False, True]}
     read = Demonstrations.from_imitation(trajectories, **SPACES)
     made = Demonstrations.from_arrays(**columns, **SPACES)
     for data in (read, made):

@@ -25,18 +25,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlsmooth.agents import BC
 from rlsmooth.data import Demonstrations, cartpole_v1, record
+from support import Trajectory, assert_raises
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
 
 
 @dataclasses.dataclass
-class Trajectory:
-    """imitation's `TrajectoryWithRew`, by its field names."""
+class TrajectoryWithRew(Trajectory):
+    """imitation's, by its field names."""
 
-    obs: Any
-    acts: Any
-    infos: Any
-    terminal: bool
     rews: Any
 
 
@@ -58,7 +55,9 @@ def as_given(data: Demonstrations, kind: str) -> Demonstrations:
         parts = [slice(start, end) for start, end in zip(data.episode_starts, ends, strict=True)]
         return Demonstrations.from_imitation(
             [
-                Trajectory(np.vstack([states[rows], after[rows][-1:]]), batch.actions[rows], None, True, rewards[rows])
+                TrajectoryWithRew(
+                    np.vstack([states[rows], after[rows][-1:]]), batch.actions[rows], None, True, rewards[rows]
+                )
                 for rows in parts
             ],
             **spaces_of,
@@ -226,8 +225,7 @@ def test_weight_decay_is_the_optimisers_and_equals_l2_coef() -> None:
 )
 def test_a_wrong_duration_is_an_error(duration: dict[str, Any]) -> None:
     agent = BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu")
-    with pytest.raises(ValueError, match="exactly one"):
-        agent.learn(**duration)
+    assert_raises(ValueError, "exactly one", agent.learn, **duration)
 
 
 def test_no_data_is_an_error_where_it_enters() -> None:
@@ -236,13 +234,11 @@ def test_no_data_is_an_error_where_it_enters() -> None:
     nothing: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
     with pytest.raises(ValueError, match="at least one"):
         Demonstrations.from_arrays(np.zeros((0, 4), np.float32), [], episode_ends=[], **nothing)
-    with pytest.raises(ValueError, match="no trajectories"):
-        Demonstrations.from_imitation([], **nothing)
+    assert_raises(ValueError, "no trajectories", Demonstrations.from_imitation, [], **nothing)
     with pytest.raises(ValueError, match="nothing to learn from"):
         BC("MlpPolicy", tuple(nothing.values()), None, seed=0).learn(total_batches=1)
     loader: Any = iter([{"obs": np.zeros((5, 4)), "acts": np.zeros(5)}])
-    with pytest.raises(TypeError, match="from_imitation"):
-        BC("MlpPolicy", None, loader)
+    assert_raises(TypeError, "from_imitation", BC, "MlpPolicy", None, loader)
 
 
 @pytest.mark.parametrize("batches", [1, 2, 6, 20])

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlsmooth.agents import BC, DAgger, load_agent
 from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
+from support import assert_raises
 
 EPISODE = 200
 """Steps of Pendulum-v1."""
@@ -69,8 +70,7 @@ def test_the_exponential_schedule_is_a_power_of_the_round(base: float) -> None:
 
 @pytest.mark.parametrize("base", [-0.1, 0.0, 1.1, 2.0, 0])
 def test_schedules_outside_their_range_are_refused(base: float) -> None:
-    with pytest.raises(ValueError, match="beta_schedule"):
-        DAgger("MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
+    assert_raises(ValueError, "beta_schedule", DAgger, "MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
 
 
 def test_the_seed_decides_how_episodes_begin() -> None:
@@ -98,16 +98,9 @@ class Noted(ActionWrapper[Any, Any, Any]):
 
 def test_by_half_the_learner_acts_and_the_expert_labels_it_all(tmp_path: Path) -> None:
     env = pendulum(wrapper_class=Noted)
-    agent = DAgger(
-        "MlpPolicy",
-        env,
-        idle,
-        beta_schedule=lambda number: 0.5,
-        rollout_round_min_episodes=8,
-        bc_train_n_epochs=1,
-        scratch_dir=tmp_path,
-        **SMALL,
-    ).learn(8 * EPISODE)
+    given: dict[str, Any] = {"beta_schedule": lambda number: 0.5, "rollout_round_min_episodes": 8}
+    given |= {"bc_train_n_epochs": 1, "scratch_dir": tmp_path}
+    agent = DAgger("MlpPolicy", env, idle, **given, **SMALL).learn(8 * EPISODE)
     learned = agent.history[0]
     assert learned["round_episode_count"] == 8
     assert learned["mean_episode_reward"] < 0
@@ -145,8 +138,7 @@ def test_without_an_expert_there_is_nothing_to_learn_from(given: bool, demonstra
     """imitation's collector may be left empty, which is an error of its trainer's; here `learn` collects by itself."""
     agent = DAgger("MlpPolicy", pendulum(1), None, demonstrations=demonstrations if given else None, **SMALL)
     for _ in range(2):
-        with pytest.raises(ValueError, match="expert is None"):
-            agent.learn(EPISODE)
+        assert_raises(ValueError, "expert is None", agent.learn, EPISODE)
     assert agent.round == 0
 
 
@@ -162,15 +154,9 @@ def test_a_round_trains_so_many_epochs(epochs: int | None) -> None:
 
 @pytest.mark.parametrize(("beta_schedule", "given"), [(15, False), (1, True)], ids=["15 rounds", "1 round, initial"])
 def test_five_rounds_make_progress(beta_schedule: int, given: bool, demonstrations: Demonstrations) -> None:
-    agent = DAgger(
-        "MlpPolicy",
-        pendulum(),
-        swing_up,
-        demonstrations=demonstrations if given else None,
-        beta_schedule=beta_schedule,
-        seed=0,
-        device="cpu",
-    )
+    settings: dict[str, Any] = {"demonstrations": demonstrations if given else None, "beta_schedule": beta_schedule}
+    settings |= {"seed": 0, "device": "cpu"}
+    agent = DAgger("MlpPolicy", pendulum(), swing_up, **settings)
     env = pendulum()
     novice, _ = evaluate_policy(agent.policy, env, 24, return_episode_rewards=True)
     assert np.mean(novice) < -1000
@@ -201,16 +187,9 @@ def test_a_trainer_is_found_again_in_its_folder(given: bool, demonstrations: Dem
 @pytest.mark.parametrize("n_envs", [1, 8])
 @pytest.mark.parametrize("episodes", [1, 4])
 def test_rounds_are_whole_and_have_a_folder_each(n_envs: int, episodes: int, tmp_path: Path) -> None:
-    agent = DAgger(
-        "MlpPolicy",
-        pendulum(n_envs),
-        idle,
-        rollout_round_min_episodes=2,
-        rollout_round_min_timesteps=1,
-        bc_train_n_epochs=1,
-        scratch_dir=tmp_path,
-        **SMALL,
-    ).learn(episodes * EPISODE)
+    given: dict[str, Any] = {"rollout_round_min_episodes": 2, "rollout_round_min_timesteps": 1, "bc_train_n_epochs": 1}
+    given |= {"scratch_dir": tmp_path}
+    agent = DAgger("MlpPolicy", pendulum(n_envs), idle, **given, **SMALL).learn(episodes * EPISODE)
     a_round = max(2, n_envs)  # environments finish the episodes that they are in
     folders = sorted((tmp_path / "demos").glob("round-*"))
     assert [folder.name for folder in folders] == [f"round-{number:03d}" for number in range(-(-episodes // a_round))]
@@ -244,11 +223,9 @@ def test_an_expert_of_other_spaces_is_refused(name: str, space: Any) -> None:
     expert = PPO("MlpPolicy", pendulum(1), n_steps=8, batch_size=8, device="cpu")
     DAgger("MlpPolicy", pendulum(1), expert, **SMALL)
     setattr(expert, name, space)
-    with pytest.raises(ValueError, match=rf"expert.*{name}"):
-        DAgger("MlpPolicy", pendulum(1), expert, **SMALL)
+    assert_raises(ValueError, rf"expert.*{name}", DAgger, "MlpPolicy", pendulum(1), expert, **SMALL)
     setattr(expert.policy, name, space)
-    with pytest.raises(ValueError, match=rf"expert.*{name}"):
-        DAgger("MlpPolicy", pendulum(1), expert.policy, **SMALL)
+    assert_raises(ValueError, rf"expert.*{name}", DAgger, "MlpPolicy", pendulum(1), expert.policy, **SMALL)
 
 
 def test_fewer_transitions_than_a_batch_are_a_batch() -> None:

@@ -30,6 +30,7 @@ from rlsmooth.agents import (
 )
 from rlsmooth.data import record
 from rlsmooth.training import SafeFileError
+from support import assert_raises
 
 ENVIRONMENTS = ["FrozenLake-v1", "CartPole-v1", "Pendulum-v1"]
 OPTIONS: list[dict[str, Any]] = [
@@ -164,8 +165,7 @@ def test_a_net_that_was_saved_scores_the_same(
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(net_of("CartPole-v1", is_shaped=False), tmp_path / "net.pt")  # imitation's way: a pickle
-    with pytest.raises(SafeFileError):
-        load_reward_net(tmp_path / "net.pt")
+    assert_raises(SafeFileError, None, load_reward_net, tmp_path / "net.pt")
 
 
 def test_potentials_of_states_with_two_axes() -> None:
@@ -264,8 +264,7 @@ def test_a_rewarded_environment_pays_the_new_reward_and_tells_the_old_one() -> N
 def test_a_reward_of_another_length_is_an_error(reward: Any) -> None:
     env = LearnedRewardVecEnv(make_vec_env("CartPole-v1", 3, seed=0), reward)
     env.reset()
-    with pytest.raises(ValueError, match="reward"):
-        env.step(np.zeros(3, dtype=np.int64))
+    assert_raises(ValueError, "reward", env.step, np.zeros(3, dtype=np.int64))
 
 
 def test_an_ensemble_is_a_module_of_ones_own() -> None:

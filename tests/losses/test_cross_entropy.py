@@ -282,13 +282,9 @@ def test_entropy_is_torchs(layer: str, dtype: torch.dtype, tolerance: float, dev
 def test_kl_is_torchs(kind: str | None, direction: Direction, layer: str, device: torch.device) -> None:
     logits, labels = draw_logits(device), torch.randint(K, (9,), device=device)
     share = torch.rand(K, dtype=F64, device=device)
-    targets: dict[str, Target] = {
-        "uniform": uniform(labels, K, 0.3),
-        "prior": prior(labels, share / share.sum(), 1.0),
-        "kernel": kernel(labels, torch.rand(K, K, dtype=F64, device=device), 0.4),
-        "teacher": teacher(draw_logits(device), 2.0),
-        "from_probs": from_probs(draw_logits(device).softmax(-1)),
-    }
+    targets: dict[str, Target] = {"uniform": uniform(labels, K, 0.3), "prior": prior(labels, share / share.sum(), 1.0)}
+    targets |= {"kernel": kernel(labels, torch.rand(K, K, dtype=F64, device=device), 0.4)}
+    targets |= {"teacher": teacher(draw_logits(device), 2.0), "from_probs": from_probs(draw_logits(device).softmax(-1))}
     goal = None if kind is None else targets[kind]
     q = Categorical(torch.full((9, K), 1 / K, dtype=F64, device=device) if goal is None else goal.dense(F64))
 

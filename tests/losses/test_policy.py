@@ -28,6 +28,7 @@ from rlsmooth.losses import (
     mixture_log_probabilities,
 )
 from rlsmooth.targets import GaussianTarget, Target, Tree, gaussian, hierarchical, ordinal, prior, uniform
+from support import assert_raises
 
 F64 = torch.float64
 K = 5
@@ -270,18 +271,15 @@ def test_actions_that_both_gaussians_think_impossible(device: torch.device) -> N
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, math.nan])
 def test_floor_out_of_range(floor: float) -> None:
-    with pytest.raises(ValueError, match="floor"):
-        mixture_log_probabilities(torch.zeros(1, 2), floor=floor)
+    assert_raises(ValueError, "floor", mixture_log_probabilities, torch.zeros(1, 2), floor=floor)
 
 
 def test_wrong_arguments() -> None:
     log_probs = log_probabilities(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="logits must be a floating-point tensor"):
         log_probabilities(torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(TypeError, match="mask"):
-        log_probabilities(torch.zeros(2, 3), torch.ones(2, 3))
-    with pytest.raises(TypeError, match="reference must be a Target"):
-        kl_from_log_probabilities(log_probs, "uniform")  # type: ignore[arg-type]
+    assert_raises(TypeError, "mask", log_probabilities, torch.zeros(2, 3), torch.ones(2, 3))
+    assert_raises(TypeError, "reference must be a Target", kl_from_log_probabilities, log_probs, "uniform")
     with pytest.raises(ValueError, match="reference is for 4 classes"):
         kl_from_log_probabilities(log_probs, uniform(torch.zeros(2, dtype=torch.int64), 4, 1.0))
     with pytest.raises(TypeError, match="mean"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import shlex
@@ -28,6 +27,7 @@ from commands import (
     report_of,
     run_command,
     run_here,
+    zoo_file,
 )
 from killing import kill_command
 from rlsmooth.agents import BC, GAIL, RewardNet, SmoothedPPO, load_agent, load_reward_net
@@ -248,8 +248,7 @@ def test_a_cloned_policy_is_where_the_generator_begins(clone: Path, tmp_path: Pa
     ],
 )
 def test_hyperparameters_are_rl_zoos(algorithm: str, env: str) -> None:
-    spec = importlib.util.find_spec("rl_zoo3")
-    theirs = Path(spec.submodule_search_locations[0]) / "hyperparams" / f"{algorithm}.yml"
+    theirs = zoo_file(algorithm)
     kind: type = {"dqn": DQN, "sac": SAC, "trpo": TRPO}[algorithm]
     mine, its = (resolve_hyperparameters(read_hyperparameters(algorithm, env, path), kind) for path in (None, theirs))
     assert (mine.n_timesteps, mine.n_envs, mine.policy, mine.normalize) == (

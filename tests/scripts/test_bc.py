@@ -1,8 +1,9 @@
-"""`rlsmooth bc` as its users run it: what it writes, what it prints, and that a killed run goes on."""
+"""`rlsmooth bc`, `bco` and `dagger` as their users run them."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,24 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
-from commands import OF_EVERY_RUN, assert_resumed_unchanged, assert_table, assert_written, parameters
+from commands import (
+    OF_EVERY_RUN,
+    assert_drawn_again,
+    assert_refused,
+    assert_resumed_unchanged,
+    assert_table,
+    assert_written,
+    parameters,
+    report_of,
+    run_command,
+)
 from killing import kill_command
-from rlsmooth.agents import BC
-from rlsmooth.data import cartpole_v1, record
+from rlsmooth.agents import BC, BCO, DAgger, InverseDynamics, load_agent
+from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
+from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from support import read_events, same_tensors
@@ -125,16 +139,8 @@ def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[
 
 
 def test_timesteps_schedules_patience_noise_and_another_tensorboard_folder(tmp_path: Path) -> None:
-    words = [
-        "--demonstrations",
-        "cartpole-v1-noisy",
-        "-n",
-        "640",
-        "--smoothing",
-        "lin_0.2",
-        "--learning-rate",
-        "lin_3e-3",
-    ]
+    words = ["--demonstrations", "cartpole-v1-noisy", "-n", "640", "--smoothing", "lin_0.2", "--learning-rate"]
+    words += ["lin_3e-3"]
     words += ["--batch-size", "32", "--gradient-accumulation", "2", "--action-noise", "0.1", "--spread", "others"]
     words += ["--net-arch", "8", "--eval-episodes", "1", "-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
     assert main(["bc", *words, "--checkpoint-freq", "-1", "--eval-freq", "-1"]) == 0
@@ -175,3 +181,391 @@ def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> No
     folder = tmp_path / "bc" / f"{env.replace('/', '-')}_1"
     assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", "--demonstrations", str(path)]) == 0
+
+
+# ---- bco
+
+
+QUICK = ("--epochs", "1", "--inverse-epochs", "2", "--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8")
+TINY_BCO = (*QUICK, "--n-episodes", "1", "--rounds", "2", "--transitions-per-round", "200", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def bco_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+    """The folder of a tiny run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "bco", *TINY_BCO)
+
+
+@pytest.fixture(scope="module")
+def bco_report(bco_run: tuple[Path, str]) -> dict[str, Any]:
+    return report_of(bco_run[0])
+
+
+def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
+    assert_written(bco_run[0], ["agent.zip", "inverse_dynamics.zip"], [*TINY_BCO, "--env", "CartPole-v1"])
+
+
+def test_the_run_is_that_of_bco(bco_run: tuple[Path, str], bco_report: dict[str, Any]) -> None:
+    folder, _ = bco_run
+    agent = BCO(
+        "MlpPolicy",
+        make_envs("CartPole-v1", 2, 0),
+        ObservationOnly.from_demonstrations(cartpole_v1().sample_episodes(1, 0)),
+        smoothing=0.1,
+        n_rounds=2,
+        transitions_per_round=200,
+        n_epochs=1,
+        policy_kwargs={"net_arch": [8]},
+        inverse_epochs=2,
+        inverse_net_arch=[8],
+        seed=0,
+        device="cpu",
+        eval_env=make_envs("CartPole-v1", 2, 0),
+        n_eval_episodes=2,
+    ).learn()
+    saved, expected = BC.load(folder / "agent.zip", device="cpu").policy.state_dict(), agent.policy.state_dict()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    curves = read_metrics(folder / "metrics.csv")
+    assert curves["bco/round"] == ([200, 400], [1, 2])
+    for name, value in agent.history[-1].items():
+        assert curves[f"bco/{name}"][1][-1] == value
+        assert bco_report["summary"][name] == value
+    assert bco_report["summary"]["demonstrated_return"] == 500
+    assert "pseudo_label_accuracy" in bco_report["summary"]  # the actions are known here, and not trained on
+    model = InverseDynamics.load(folder / "inverse_dynamics.zip", device="cpu")
+    assert model.metrics["val_accuracy"] == bco_report["summary"]["inverse_dynamics_accuracy"]
+
+
+def test_tensorboard_and_the_table_say_the_same(bco_run: tuple[Path, str], bco_report: dict[str, Any]) -> None:
+    folder, printed = bco_run
+    events = read_events(folder)
+    found = bco_report["summary"]
+    assert [event.step for event in events.Scalars("bco/mean_reward")] == [200, 400]
+    assert events.Scalars("bco/policy_entropy")[-1].value == pytest.approx(found["policy_entropy"])
+    rows = {
+        "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
+        "return, demonstrations": "500.0",
+        "pseudo-labels: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
+        "confidence in them": f"{100 * found['pseudo_label_confidence']:.1f} %",
+        "policy entropy": f"{found['policy_entropy']:.3f} nats",
+    }
+    assert_table(printed, rows)
+    assert "500 in 1 episodes" in printed
+
+
+def test_evaluate_and_plot_work_on_it(bco_run: tuple[Path, str], tmp_path: Path) -> None:
+    copy = assert_drawn_again(bco_run[0], tmp_path)
+    numbers = tmp_path / "numbers.json"
+    assert main(["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]) == 0
+    assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
+
+
+def test_enjoy_films_it(bco_run: tuple[Path, str], tmp_path: Path) -> None:
+    pytest.importorskip("pygame")
+    film = tmp_path / "agent.gif"
+    assert main(["enjoy", str(bco_run[0]), "--video", str(film), "--max-steps", "5"]) == 0
+    assert film.read_bytes()[:3] == b"GIF"
+
+
+def test_observations_without_actions_soft_guesses_and_another_tensorboard_folder(tmp_path: Path) -> None:
+    watched = tmp_path / "watched.npz"
+    ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, 0).save(watched)
+    words = ["bco", "--demonstrations", str(watched), "--pseudo-labels", "soft", "--smoothing", "lin_0.2", *QUICK]
+    words += ["--rounds", "1", "--transitions-per-round", "200", "-f", str(tmp_path / "logs"), "-tb"]
+    words += [str(tmp_path / "tb")]
+    assert main(words) == 0
+    folder = tmp_path / "logs" / "bco" / "CartPole-v1_1"
+    assert not list(folder.glob("events*"))
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["CartPole-v1_1"]
+    summary = json.loads((folder / "report.json").read_text())["summary"]
+    assert "pseudo_label_accuracy" not in summary  # nobody knows
+    assert "demonstrated_return" not in summary
+
+
+@pytest.mark.parametrize(
+    "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
+)
+def test_other_action_spaces_of_bco(env: str, tmp_path: Path) -> None:
+    played = make_envs(env, 1, 0)
+    space = played.action_space
+    space.seed(0)
+    policy = (lambda _: space.sample()) if isinstance(space, spaces.Box) else (lambda state: state)
+    record(policy, env, 4, seed=0).save(tmp_path / "demonstrations.npz")
+    words = ["bco", "--env", env, "--demonstrations", str(tmp_path / "demonstrations.npz"), *QUICK]
+    assert main([*words, "--rounds", "1", "--transitions-per-round", "100", "-f", str(tmp_path)]) == 0
+    (folder,) = (tmp_path / "bco").iterdir()
+    summary = json.loads((folder / "report.json").read_text())["summary"]
+    assert ("pseudo_label_error" if isinstance(space, spaces.Box) else "pseudo_label_accuracy") in summary
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--env Nope-v0", "env='Nope-v0' can't be made"),
+        ("--env Acrobot-v1", "no demonstrations of env='Acrobot-v1' ship"),
+        ("--env Acrobot-v1 --demonstrations cartpole-v1", "demonstrations has observation_space="),
+        ("--demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
+        ("--demonstrations {file}", "is not a .npz file"),
+        ("--n-episodes 100", "n_episodes=100"),
+        ("--rounds 0", "n_rounds=0"),
+        ("--transitions-per-round 0", "transitions_per_round=0"),
+        ("--smoothing lots", "smoothing='lots' can't be used"),
+        ("--inverse-smoothing 2", "inverse_smoothing='2' can't be used"),
+        ("--learning-rate fast", "learning_rate='fast'"),
+        ("--inverse-learning-rate -1", "learning_rate=-1.0"),
+        ("--batch-size 0", "batch_size=0"),
+        ("--epochs 0", "n_epochs=0"),
+        ("--net-arch 0", "net_arch=0"),
+        ("--eval-episodes 0", "eval_episodes=0"),
+        ("--n-envs 0", "n_envs=0"),
+        ("--seed -1", "seed=-1"),
+        ("--device toaster", "device='toaster' can't be used"),
+        ("--policy NoPolicy", "policy='NoPolicy'"),
+        ("--action-bins 5", "action_bins"),
+        ("-f {file}/below", "can't be written to"),
+        ("-tb {file}/below", "tensorboard_log="),
+        ("--resume nowhere", "'nowhere' is no folder of a run"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, refused: Any) -> None:
+    refused(f"bco {words}", says)
+
+
+def test_resuming_a_finished_run_changes_nothing(bco_run: tuple[Path, str], tmp_path: Path) -> None:
+    assert_resumed_unchanged(bco_run[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    settings = [*TINY_BCO, "--rounds", "4", "--epochs", "4"]
+    whole, folder = kill_command("bco", settings, tmp_path, 2)
+    expected, resumed = map(parameters, (whole, folder))
+    assert same_tensors(expected, resumed)
+    there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
+    assert there == here
+    assert np.isfinite(here["bco/cross_entropy"][1]).all()
+
+
+# ---- dagger
+
+
+SMALL = ("--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8", "--device", "cpu")
+TINY_DAGGER = (*SMALL, "-n", "600", "--round-min-timesteps", "100", "--epochs", "2", "--beta-schedule", "0.5")
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run of cloning, which is the expert: it lasts for 40 steps or more, not for 500."""
+    logs = tmp_path_factory.mktemp("expert")
+    words = ["bc", "--n-episodes", "2", "--epochs", "2", "--eval-episodes", "1", "--eval-freq", "-1"]
+    assert main([*words, "--checkpoint-freq", "-1", "--net-arch", "8", "--device", "cpu", "-f", str(logs)]) == 0
+    return logs / "bc" / "CartPole-v1_1"
+
+
+@pytest.fixture(scope="module")
+def dagger_run(tmp_path_factory: pytest.TempPathFactory, programs: Any, expert: Path) -> tuple[Path, str]:
+    """The folder of a tiny run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "dagger", "--expert", str(expert), *TINY_DAGGER)
+
+
+@pytest.fixture(scope="module")
+def dagger_report(dagger_run: tuple[Path, str]) -> dict[str, Any]:
+    return report_of(dagger_run[0])
+
+
+def test_all_files_are_written_of_dagger(dagger_run: tuple[Path, str], expert: Path) -> None:
+    words = ["--expert", str(expert), "--n-timesteps", "600", "--env", "CartPole-v1"]
+    assert_written(dagger_run[0], ["agent.zip", "expert.zip"], words, exactly=False)
+    assert (dagger_run[0] / "expert.zip").read_bytes() == (expert / "agent.zip").read_bytes()
+
+
+def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], dagger_report: dict[str, Any], expert: Path) -> None:
+    folder, _ = dagger_run
+    agent = DAgger(
+        "MlpPolicy",
+        make_envs("CartPole-v1", 2, 0),
+        load_agent(expert / "agent.zip", device="cpu"),
+        smoothing=0.1,
+        beta_schedule=0.5,
+        rollout_round_min_timesteps=100,
+        bc_train_n_epochs=2,
+        policy_kwargs={"net_arch": [8]},
+        seed=0,
+        device="cpu",
+        eval_env=make_envs("CartPole-v1", 2, 0),
+        n_eval_episodes=2,
+    ).learn(600)
+    assert same_tensors(parameters(folder), agent.policy.state_dict())
+    curves = read_metrics(folder / "metrics.csv")
+    for name, value in agent.history[-1].items():
+        assert curves[f"dagger/{name}"][1][-1] == value
+        assert dagger_report["summary"][name] == value
+    assert curves["dagger/beta"][1][:2] == [1, 0.5]
+    assert len(curves["dagger/round"][0]) == dagger_report["summary"]["rounds"] == agent.round > 1
+    assert dagger_report["summary"]["transitions"] == len(agent.demonstrations) >= 600
+    kept = sorted((folder / "checkpoints" / "demos").rglob("round-*/*.npz"))
+    assert sum(len(Demonstrations.load(path)) for path in kept) == len(agent.demonstrations)
+
+
+def test_tensorboard_and_the_table_say_the_same_of_dagger(
+    dagger_run: tuple[Path, str], dagger_report: dict[str, Any]
+) -> None:
+    folder, printed = dagger_run
+    events = read_events(folder)
+    found = dagger_report["summary"]
+    agreement = events.Scalars("dagger/expert_agreement")
+    assert [event.step for event in agreement] == read_metrics(folder / "metrics.csv")["dagger/expert_agreement"][0]
+    assert agreement[-1].value == pytest.approx(found["expert_agreement"])
+    rows = {
+        "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
+        "return, expert": f"{found['expert_return']:.1f}",
+        "does as the expert did": f"{100 * found['expert_agreement']:.1f} %",
+        "policy entropy": f"{found['policy_entropy']:.3f} nats",
+        "labelled": f"{found['transitions']:,.0f} in {found['rounds']:.0f} rounds",
+    }
+    assert_table(printed, rows)
+    assert f"Return of the expert: {found['expert_return']:.1f}" in printed
+
+
+def test_evaluate_and_plot_work_on_it_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
+    copy = assert_drawn_again(dagger_run[0], tmp_path)
+    numbers = tmp_path / "numbers.json"
+    words = ["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]
+    assert main([*words, "--demonstrations", "cartpole-v1"]) == 0
+    assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
+
+
+def test_enjoy_films_it_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
+    pytest.importorskip("pygame")
+    film = tmp_path / "agent.gif"
+    assert main(["enjoy", str(dagger_run[0]), "--video", str(film), "--max-steps", "5"]) == 0
+    assert film.read_bytes()[:3] == b"GIF"
+
+
+def test_an_expert_is_trained_and_gives_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--train-expert", "256", "--expert-targets", "probabilities", "--demonstrations", "cartpole-v1"]
+    words += ["--smoothing", "lin_0.2", "--beta-schedule", "1"]
+    folders = ["-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
+    few = [*SMALL, "-n", "20", "--round-min-timesteps", "10", "--epochs", "1", "--eval-episodes", "1"]
+    # The demonstrations' 12,000 rows have no probabilities: they count as certain.
+    assert main(["dagger", *words, "--n-episodes", "1", *few, *folders]) == 0
+    folder = tmp_path / "logs" / "dagger" / "CartPole-v1_1"
+    assert "Training an expert, SmoothedPPO, for 256 steps" in capsys.readouterr().out
+    assert load_agent(folder / "expert.zip", device="cpu").num_timesteps == 256
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["CartPole-v1_1"]
+    dagger_report = json.loads((folder / "report.json").read_text())
+    assert dagger_report["expert"] == "SmoothedPPO, 256 steps"
+    assert (
+        dagger_report["summary"]["transitions"]
+        == 500 + read_metrics(folder / "metrics.csv")["dagger/transitions"][0][-1]
+    )
+
+
+def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
+    words = ["ppo", "-n", "512", "--hyperparams", "normalize=true", "--eval-freq", "-1", "--save-freq", "-1"]
+    assert main([*words, "--eval-episodes", "2", "--device", "cpu", "-f", str(tmp_path)]) == 0
+    expert = tmp_path / "ppo" / "CartPole-v1_1"
+    assert main(["dagger", "-i", str(expert), *TINY_DAGGER, "-n", "60", "-f", str(tmp_path)]) == 0
+    folder = tmp_path / "dagger" / "CartPole-v1_1"
+    agent = load_agent(expert / "agent.zip", env=make_envs("CartPole-v1", 8, 0), device="cpu")
+    normalizer = agent.get_vec_normalize_env()
+    assert isinstance(normalizer, VecNormalize)
+    (path, *_) = sorted((folder / "checkpoints" / "demos").rglob("*.npz"))
+    labelled = Demonstrations.load(path)
+    shown = normalizer.normalize_obs(np.asarray(labelled.observations))
+    assert (agent.predict(shown, deterministic=True)[0] == labelled.actions).all()
+    # Its own return is that of its own evaluation: the same seeds and the same episodes.
+    asked, own = (json.loads((run / "report.json").read_text())["summary"] for run in (folder, expert))
+    assert asked["expert_return"] == own["mean_reward"]
+
+
+@pytest.mark.parametrize(
+    "env", ["rlsmooth/IdentityMasked-v0", pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow)]
+)
+def test_other_action_spaces_of_dagger(env: str, tmp_path: Path) -> None:
+    words = ["dagger", "--env", env, "--train-expert", "512", *SMALL, "-n", "100", "--round-min-timesteps", "20"]
+    assert main([*words, "-f", str(tmp_path)]) == 0
+    (folder,) = (tmp_path / "dagger").iterdir()
+    summary = json.loads((folder / "report.json").read_text())["summary"]
+    assert ("expert_error" if "Box" in env else "expert_agreement") in summary
+    assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--env Nope-v0", "env='Nope-v0' can't be made"),
+        ("--expert nowhere.zip", "expert='nowhere.zip' is neither an agent's file nor a run's folder"),
+        ("--expert {file}", "is not a zip archive"),
+        ("--expert {expert} --env Acrobot-v1", "observation_space="),
+        ("--expert {expert} --train-expert 10", "--train-expert is for runs without --expert"),
+        ("--train-expert 0", "train_expert=0"),
+        ("--env CliffWalking-v1", "nobody says how long to train an expert of env='CliffWalking-v1'"),
+        ("--env Pendulum-v1 --expert-targets probabilities", "expert_targets='probabilities' needs a Discrete"),
+        ("--expert {expert} --demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
+        ("--expert {expert} --demonstrations cartpole-v1 --n-episodes 100", "n_episodes=100"),
+        ("--expert {expert} --n-episodes 1", "--n-episodes is for --demonstrations"),
+        ("--expert {expert} -n 0", "n_timesteps=0"),
+        ("--expert {expert} --beta-schedule never", "beta_schedule='never' must be a whole number"),
+        ("--expert {expert} --beta-schedule 0", "beta_schedule"),
+        ("--expert {expert} --beta-schedule 1.5", "beta_schedule"),
+        ("--expert {expert} --round-min-episodes 0", "rollout_round_min_episodes=0"),
+        ("--expert {expert} --round-min-timesteps 0", "rollout_round_min_timesteps=0"),
+        ("--expert {expert} --epochs 0", "bc_train_n_epochs=0"),
+        ("--expert {expert} --smoothing lots", "smoothing='lots' can't be used"),
+        ("--expert {expert} --learning-rate fast", "learning_rate='fast'"),
+        ("--expert {expert} --batch-size 0", "batch_size=0"),
+        ("--expert {expert} --net-arch 0", "net_arch=0"),
+        ("--expert {expert} --eval-episodes 0", "eval_episodes=0"),
+        ("--expert {expert} --n-envs 0", "n_envs=0"),
+        ("--expert {expert} --n-eval-envs 0", "n_eval_envs=0"),
+        ("--expert {expert} --seed -1", "seed=-1"),
+        ("--expert {expert} --device toaster", "device='toaster' can't be used"),
+        ("--expert {expert} --policy NoPolicy", "policy='NoPolicy'"),
+        ("--expert {expert} --action-bins 5", "action_bins"),
+        ("--expert {expert} -f {file}/below", "can't be written to"),
+        ("--expert {expert} -tb {file}/below", "tensorboard_log="),
+        ("--resume nowhere", "'nowhere' is no folder of a run"),
+        ("--resume {expert}", "was not written by `rlsmooth dagger`"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing_of_dagger(
+    words: str, says: str, expert: Path, refused: Any
+) -> None:
+    refused(f"dagger {words}", says, expert=expert)
+
+
+def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "identity.npz"
+    record(lambda state: state, "rlsmooth/Identity-v0", 1, seed=0).save(data)
+    words = ["dagger", "--expert", str(expert), "--demonstrations", str(data), "-f", str(tmp_path / "logs")]
+    assert_refused("demonstrations has observation_space=", words, capsys)
+
+
+def test_resuming_a_finished_run_changes_nothing_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
+    assert_resumed_unchanged(dagger_run[0], tmp_path)
+
+
+def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
+    words = ["dagger", "--train-expert", "256", *TINY_DAGGER, "-n", "100", "-f", str(tmp_path)]
+    assert main(words) == 0
+    folder = tmp_path / "dagger" / "CartPole-v1_1"
+    before, asked = parameters(folder), (folder / "expert.zip").read_bytes()
+    for name in ("expert.zip", "agent.zip"):  # as of a run that was killed while the expert was trained
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints")
+    assert main(["dagger", "--resume", str(folder)]) == 0
+    assert same_tensors(before, parameters(folder))
+    assert len(asked) == (folder / "expert.zip").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters_of_dagger(expert: Path, tmp_path: Path) -> None:
+    settings = [*TINY_DAGGER, "-n", "2000", "--epochs", "8", "--expert", str(expert)]
+    whole, folder = kill_command("dagger", settings, tmp_path, 2)
+    assert same_tensors(parameters(whole), parameters(folder))
+    there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
+    assert there == here
+    assert np.isfinite(here["dagger/cross_entropy"][1]).all()

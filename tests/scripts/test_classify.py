@@ -1,9 +1,11 @@
-"""`rlsmooth classify` as its users run it: files, numbers against scikit-learn's, options, mistakes, a killed run."""
+"""`rlsmooth classify`, `self-train` and `gan` as their users run them."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
@@ -23,11 +26,13 @@ from rlsmooth.scripts import classify
 from rlsmooth.scripts.classification import network
 from rlsmooth.scripts.classify import make_smoothing, similarity_of_means
 from rlsmooth.scripts.figures.kinds import load_reports
+from rlsmooth.scripts.figures.self_train import pseudo_label_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder
+from rlsmooth.scripts.self_train import Args, given_labels
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
-from rlsmooth.training import Classifier
+from rlsmooth.training import Classifier, GANTrainer, SelfTraining, checkpoint_steps, gan_case
 from support import read_events, same_tensors
 
 OLIVE = ("--data", "olive", "--reference", "tree", "--smoothing", "0.2", "--epochs", "6", "--device", "cpu")
@@ -209,16 +214,8 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
     LabelledData(
         labels[:, None] + rng.normal(size=(200, 3)), labels, tuple("abcde"), name="sizes", is_ordered=True
     ).save(tmp_path / "sizes.npz")
-    words = [
-        "--data",
-        str(tmp_path / "sizes.npz"),
-        "--reference",
-        "exponential",
-        "--smoothing",
-        "none",
-        "--epochs",
-        "3",
-    ]
+    words = ["--data", str(tmp_path / "sizes.npz"), "--reference", "exponential", "--smoothing", "none", "--epochs"]
+    words += ["3"]
     folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "8", "--decay", "0.5", "--device", "cpu")
     assert folder.name == "sizes_1"
     report = report_of(folder)
@@ -234,16 +231,8 @@ def test_a_file_with_ordered_classes_gets_the_ordinal_scores(tmp_path: Path) -> 
 def test_noise_schedules_mixup_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
     words = ["--data", "iris", "--epochs", "3", "--label-noise", "0.3", "--smoothing", "lin_0.2", "--mixup", "0.2"]
-    words += [
-        "--reference",
-        "prior",
-        "--learning-rate",
-        "lin_1e-2",
-        "--weight-decay",
-        "0.01",
-        "--class-weight",
-        "balanced",
-    ]
+    words += ["--reference", "prior", "--learning-rate", "lin_1e-2", "--weight-decay", "0.01", "--class-weight"]
+    words += ["balanced"]
     words += ["--checkpoint-freq", "-1", "--validation-fraction", "0", "--no-standardise", "-tb", str(tmp_path / "tb")]
     folder = run_here(tmp_path / "logs", "classify", *words, "--hidden-sizes", "4", "4", "--device", "cpu")
     assert not (folder / "checkpoints").exists()
@@ -348,3 +337,265 @@ def test_a_missing_package_is_told_in_one_line(tmp_path: Path, monkeypatch: pyte
     assert main(["classify", "--data", "olive", "-f", str(tmp_path)]) == 2
     assert 'pip install "rlsmooth[datasets]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# ---- self-train
+
+
+WINE = ("--data", "wine", "--n-labels", "9", "--epochs", "40", "--rounds", "3", "--threshold", "0.5", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def wine_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+    """The folder of a small run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "self-train", *WINE)
+
+
+@pytest.fixture(scope="module")
+def wine(wine_run: tuple[Path, str]) -> dict[str, Any]:
+    return report_of(wine_run[0])
+
+
+def test_all_files_are_written_of_self_train(wine_run: tuple[Path, str]) -> None:
+    assert_written(wine_run[0], ["classifier.zip", *(path.name for path in wine_run[0].glob("Classifier_*"))], WINE)
+
+
+def test_the_rounds_are_those_of_self_training(wine_run: tuple[Path, str], wine: dict[str, Any]) -> None:
+    rows, test = load_labelled("wine").split(0.25, 0)
+    labels = np.full(len(rows), -1)
+    kept = rows.sample_indices(9, 0)
+    labels[kept] = rows.labels[kept]
+    student = Classifier(network((64, 64), rows.features), smoothing=0.0, max_epochs=40, seed=0, device="cpu")
+    expected: list[float] = []
+    for rounds in range(4):
+        model = SelfTraining(student, threshold=0.5, smoothing=0.1, max_iter=rounds)
+        model.fit(rows.features, labels, true_labels=rows.labels)
+        expected.append(model.score(test.features, test.labels))
+    assert wine["curves"]["self_train/test_accuracy"] == [[0, 1, 2, 3], pytest.approx(expected, abs=1e-6)]
+    assert wine["rounds"] == json.loads(json.dumps([dataclasses.asdict(entry) for entry in model.rounds_]))
+    assert wine["ended"] == model.termination_condition_
+    assert wine["before"]["accuracy"] == pytest.approx(expected[0], abs=1e-6)
+    assert wine["summary"]["accuracy"] == pytest.approx(expected[-1], abs=1e-6)
+    saved = Classifier.load(wine_run[0] / "classifier.zip", network(), device="cpu")
+    np.testing.assert_array_equal(saved.predict(test.features), model.predict(test.features))
+    assert wine["data"] == {"with a label": "9", "without": str(len(rows) - 9), "test": str(len(test))}
+
+
+def test_metrics_and_tensorboard_have_the_rounds(wine_run: tuple[Path, str], wine: dict[str, Any]) -> None:
+    folder, _ = wine_run
+    curves = read_metrics(folder / "metrics.csv")
+    assert {name: list(map(list, curve)) for name, curve in curves.items()} == wine["curves"]
+    labelled = curves["self_train/num_labelled"][1]
+    assert labelled[0] == 9
+    assert np.diff(labelled).tolist() == curves["self_train/num_new"][1][1:]
+    events = read_events(folder)
+    logged = events.Scalars("self_train/test_accuracy")
+    assert [event.step for event in logged] == [0, 1, 2, 3]
+    assert [event.value for event in logged] == pytest.approx(curves["self_train/test_accuracy"][1])
+
+
+def test_the_table_says_what_the_report_says_of_self_train(wine_run: tuple[Path, str], wine: dict[str, Any]) -> None:
+    _, printed = wine_run
+    line = next(line for line in printed.splitlines() if "accuracy " in line)
+    assert f"{100 * wine['before']['accuracy']:.1f} %" in line
+    assert f"{100 * wine['summary']['accuracy']:.1f} %" in line
+    last = wine["rounds"][-1]
+    made = sum(entry["num_new"] for entry in wine["rounds"])
+    assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
+    assert "Samples with a label: 9; without: 125; test: 44" in printed
+
+
+def test_plot_draws_again_compares_and_draws_what_has_only_begun_of_self_train(
+    wine_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    assert_drawn_again(wine_run[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--smoothing confidence", "hard, smoothed by confidence"),
+        pytest.param(
+            "--pseudo-labels soft --temperature 0.5 --smoothing 0 --class-balance", "soft", marks=pytest.mark.slow
+        ),
+        ("--criterion k_best --k-best 5 --ema 0.5 --label-noise 0.1", "hard, smoothing 0.1"),
+        ("--threshold 0.999", "hard, smoothing 0.1"),  # a round labels nothing
+    ],
+)
+def test_kinds_of_pseudo_labels(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsmooth.scripts.figures.kinds.save_figure", lambda path, figure: None)  # takes a second
+    few = ["--data", "wine", "--n-labels", "15", "--epochs", "2", "--rounds", "2"]
+    wine = report_of(run_here(tmp_path, "self-train", *few, *words.split(), "--device", "cpu"))
+    assert pseudo_label_words(wine["settings"]) == says
+    if "k_best" in words:
+        assert [entry["num_new"] for entry in wine["rounds"]] == [5, 5]
+    if "0.999" in words:
+        assert wine["ended"] == "no_change"
+        assert wine["curves"]["self_train/test_accuracy"][1][0] == wine["curves"]["self_train/test_accuracy"][1][1]
+
+
+def test_noise_is_on_the_given_labels_alone() -> None:
+    rows, _ = load_labelled("digits").split(0.25, 0)
+    clean = given_labels(Args(n_labels=400), rows)
+    noisy = given_labels(Args(n_labels=400, label_noise=0.3), rows)
+    assert ((clean >= 0) == (noisy >= 0)).all()
+    assert (clean >= 0).sum() == 400
+    np.testing.assert_array_equal(clean[clean >= 0], rows.labels[clean >= 0])
+    assert np.mean(clean[clean >= 0] != noisy[clean >= 0]) == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--data mnist", "data='mnist' is not known"),
+        ("--n-labels 0", "n_labels=0"),
+        ("--n-labels 5000", "n_labels=5000 leaves none of the 1348"),
+        ("--n-labels 9", "gives class '8' no label: give at least 10"),
+        ("--smoothing lots", "lots"),
+        ("--smoothing lin_0.1", "smoothing follows a schedule"),
+        ("--smoothing 2", "alpha=2"),
+        ("--given-smoothing 2", "alpha=2"),
+        ("--smoothing confidence --pseudo-labels soft", "confidence_adaptive"),
+        ("--temperature 0.5", "temperature=0.5 sharpens soft labels only"),
+        ("--threshold 1", "threshold=1"),
+        ("--k-best 0", "k_best=0"),
+        ("--rounds 0", "rounds=0"),
+        ("--ema 1", "ema_decay=1"),
+        ("--epochs 0", "epochs=0"),
+        ("--learning-rate -1", "learning_rate=-1"),
+        ("--hidden-sizes 0", "hidden_sizes=0"),
+        ("--label-noise 2", "p=2.0"),
+        ("--device toaster", "device='toaster' can't be used"),
+        ("-f {file}/below", "can't be written to"),
+        ("--resume nowhere", "'nowhere' is no folder of a run"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_and_leaves_nothing_of_self_train(words: str, says: str, refused: Any) -> None:
+    refused(f"self-train {words}", says)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
+    settings = ["--rounds", "4", "--epochs", "30", "--criterion", "k_best", "--k-best", "200", "--device", "cpu"]
+    whole, folder = kill_command(
+        "self-train",
+        settings,
+        tmp_path,
+        lambda checkpoints: bool(list((checkpoints / "fit_2").glob("*.zip"))),
+        run="digits_1",
+        result="classifier.zip",
+    )
+    expected, resumed = (
+        Classifier.load(path / "classifier.zip", network(), device="cpu").module_.state_dict()
+        for path in (whole, folder)
+    )
+    assert same_tensors(expected, resumed)
+    assert read_metrics(whole / "metrics.csv") == read_metrics(folder / "metrics.csv")
+
+
+# ---- gan
+
+
+TINY_GAN = ("--hidden", "8", "--batch-size", "16", "--eval-samples", "50", "--device", "cpu")
+FILES = {"checkpoints", "command.txt", "config.json", "gan.zip", "metrics.csv", "report.json", "report.png"}
+
+
+@pytest.fixture(scope="module")
+def gan_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run."""
+    home = tmp_path_factory.mktemp("home")
+    words = ["--steps", "12", "--checkpoint-freq", "5", "--eval-freq", "4", "--real-target", "lin_0.8"]
+    assert main(["gan", *TINY_GAN, *words, "-f", str(home)]) == 0
+    return home / "gan" / "ring_1"
+
+
+def test_all_files_are_written_of_gan(gan_run: Path) -> None:
+    names = {path.name for path in gan_run.iterdir()}
+    assert names >= FILES
+    assert [name.startswith("events.out.tfevents.") for name in names - FILES] == [True]
+    assert json.loads((gan_run / "config.json").read_text())["arguments"]["real_target"] == "lin_0.8"
+    assert shlex.split((gan_run / "command.txt").read_text())[:4] == ["rlsmooth", "gan", "--hidden", "8"]
+    assert checkpoint_steps(gan_run / "checkpoints") == [10, 12]
+
+
+def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(gan_run: Path) -> None:
+    curves = read_metrics(gan_run / "metrics.csv")
+    assert curves["gan/discriminator_loss"][0] == list(range(1, 13))
+    assert curves["eval/modes"][0] == [4, 8, 12]
+    assert curves["gan/real_target"][1][0] == pytest.approx(0.8)
+    events = read_events(gan_run)
+    assert {"gan/probability_real", "eval/high_quality"} <= set(events.Tags()["scalars"])
+    assert "eval/samples" in events.Tags()["images"]
+
+
+def test_the_saved_networks_make_the_samples_of_the_report(gan_run: Path) -> None:
+    ring = gan_case("ring", seed=0, hidden=(8,))
+    trainer = GANTrainer.load(gan_run / "gan.zip", ring.make_generator, ring.make_discriminator, device="cpu")
+    report = json.loads((gan_run / "report.json").read_text())
+    torch.testing.assert_close(trainer.sample(2_500, seed=0), torch.tensor(report["samples"]), rtol=0, atol=1e-4)
+    assert report["summary"]["modes"] == float(ring.evaluate(trainer.sample(50, seed=0))["modes"])
+
+
+def test_the_report_is_a_picture_of_the_stated_size(gan_run: Path, tmp_path: Path) -> None:
+    assert main(["plot", str(gan_run), "--output", str(tmp_path / "again.png")]) == 0
+    for path in (gan_run / "report.png", tmp_path / "again.png"):
+        pixels = imread(path)
+        assert pixels.shape[:2] == (1000, 1600)
+        assert pixels[..., :3].std() > 0.05  # not an empty page
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(gan_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ring_1"
+    shutil.copytree(gan_run, folder)
+    for name in ("gan.zip", "report.json", "report.png", "checkpoints/checkpoint_12.zip"):
+        (folder / name).unlink()
+    assert main(["gan", "--resume", str(folder)]) == 0
+    ring = gan_case("ring", seed=0, hidden=(8,))
+    samples = [
+        GANTrainer.load(path / "gan.zip", ring.make_generator, ring.make_discriminator, device="cpu").sample(9, seed=1)
+        for path in (gan_run, folder)
+    ]
+    assert torch.equal(*samples)
+    there, here = (read_metrics(path / "metrics.csv") for path in (gan_run, folder))
+    for name in set(there) - {"gan/steps_per_second"}:
+        assert there[name] == here[name], name
+
+
+def test_digits_and_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--case", "digits", "--width", "4", "--steps", "2", "--eval-samples", "30", "--ema-decay", "0.9"]
+    words += ["--checkpoint-freq", "-1", "--eval-freq", "-1", "-tb", str(tmp_path / "tb"), "--seed", "3"]
+    assert main(["gan", *words, "-f", str(tmp_path)]) == 0
+    folder = tmp_path / "gan" / "digits_1"
+    summary = json.loads((folder / "report.json").read_text())["summary"]
+    printed = capsys.readouterr().out.splitlines()
+    for name, value in {
+        "digits found": f"{summary['digits']:.0f} of 10",
+        "distance to real images": f"{summary['distance']:.2f}",
+        "D(real)": f"{summary['probability_real']:.3f}",
+    }.items():
+        assert any(name in line and value in line for line in printed), name
+    assert not (folder / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["digits_1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--real-target", "1.2"], "real_target=1.2"),
+        (["--real-target", "soft"], "real_target='soft' is no schedule"),
+        (["--steps", "0"], "steps=0"),
+        (["--eval-freq", "0"], "eval_freq=0"),
+        (["--learning-rate", "fast"], "learning_rate='fast'"),
+        (["--case", "digits", "--image-size", "9"], "image_size=9 must be a power of 2"),
+        (["--resume", "nowhere"], "is no folder of a run"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line_and_leave_nothing(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [] if "--resume" in words else ["-f", str(tmp_path)]
+    assert main(["gan", *words, *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.glob("gan/*"))

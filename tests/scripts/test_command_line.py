@@ -1,4 +1,4 @@
-"""The command line: `evaluate`, `plot`, one clear line for each mistake, and the files that a run is made of."""
+"""The command line: `evaluate`, `plot`, `record`, hyperparameters, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -17,18 +17,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
+import yaml
 from matplotlib.image import imread
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from torch import nn
 
+from commands import zoo_file
 from rlsmooth import __version__
-from rlsmooth.agents import BC
-from rlsmooth.data import cartpole_v1
-from rlsmooth.scripts import bc
+from rlsmooth.agents import BC, SmoothedPPO
+from rlsmooth.data import Demonstrations, cartpole_v1
+from rlsmooth.envs import ENVIRONMENTS
+from rlsmooth.scripts import bc, record
 from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_settings
+from support import REPOSITORY, assert_raises
 
 COMMANDS = (
     "bc",
@@ -245,8 +255,7 @@ def test_more_that_does_not_fit(runs: list[Path], tmp_path: Path, capsys: pytest
 
 def test_the_traceback_is_there_for_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLSMOOTH_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="epochs=0"):
-        main(["bc", "--epochs", "0"])
+    assert_raises(ValueError, "epochs=0", main, ["bc", "--epochs", "0"])
 
 
 @pytest.mark.parametrize(
@@ -264,8 +273,7 @@ def test_an_error_of_ours_is_never_swallowed() -> None:
     def broken(args: bc.Args) -> None:
         raise KeyError("a mistake in the program")
 
-    with pytest.raises(KeyError):
-        run_command("bc", bc.Args, broken, [])
+    assert_raises(KeyError, None, run_command, "bc", bc.Args, broken, [])
 
 
 # ---- evaluate and plot
@@ -396,3 +404,263 @@ def test_a_resumed_run_goes_on_in_its_metrics_file(tmp_path: Path) -> None:
 
 def test_metrics_that_are_not_there_are_empty(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == {}
+
+
+# ---- hyperparameters agree with RL Zoo's, and RL Zoo's own files can be read
+
+
+ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, "maskable-ppo": MaskablePPO, "recurrent-ppo": RecurrentPPO}
+
+
+def resolved(command: str, env: str, conf_file: Path | None = None, *overrides: str) -> Hyperparameters:
+    return resolve_hyperparameters(read_hyperparameters(command, env, conf_file, overrides), ALGORITHMS[command])
+
+
+def comparable(value: Any) -> Any:
+    """With schedules by what they give: SB3's have no equality of their own."""
+    if isinstance(value, dict):
+        return {name: comparable(part) for name, part in value.items()}
+    return [value(progress) for progress in (1.0, 0.3, 0.0)] if callable(value) and "Schedule" in repr(value) else value
+
+
+@pytest.mark.parametrize(
+    ("command", "zoo", "ours", "theirs"),
+    [
+        *(
+            (command, command, env, env)
+            for command in ("ppo", "a2c")
+            for env in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "LunarLander-v3")
+        ),
+        ("recurrent-ppo", "ppo_lstm", "Acrobot-v1", "Acrobot-v1"),
+        ("recurrent-ppo", "ppo_lstm", "CartPole-v1", "CartPoleNoVel-v1"),
+        ("recurrent-ppo", "ppo_lstm", "Pendulum-v1", "PendulumNoVel-v1"),
+        ("recurrent-ppo", "ppo_lstm", "MountainCar-v0", "MountainCarNoVel-v0"),
+        ("recurrent-ppo", "ppo_lstm", "LunarLander-v3", "LunarLanderNoVel-v2"),
+    ],
+)
+def test_they_are_rl_zoos(command: str, zoo: str, ours: str, theirs: str) -> None:
+    mine, its = resolved(command, ours), resolved(command, theirs, zoo_file(zoo))
+    assert (mine.n_timesteps, mine.n_envs, mine.policy) == (its.n_timesteps, its.n_envs, its.policy)
+    assert mine.normalize == its.normalize
+    assert comparable(dict(mine.arguments)) == comparable(dict(its.arguments))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "ppo_lstm"])
+def test_rl_zoos_own_files_can_be_used(algorithm: str, tmp_path: Path) -> None:
+    command = {"ppo_lstm": "recurrent-ppo"}.get(algorithm, algorithm)
+    table = yaml.safe_load(zoo_file(algorithm).read_text())
+    unsupported = {"env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs"}
+    read = 0
+    for env, values in table.items():
+        if read == 0 and not unsupported & set(values):  # the whole file is parsed each time: once is enough
+            assert resolved(command, env, zoo_file(algorithm)).n_timesteps == values["n_timesteps"]
+        own = tmp_path / "one.yml"
+        own.write_text(yaml.safe_dump({env: values}))
+        if unsupported & set(values):
+            assert_raises(ValueError, r"of RL Zoo can't be used here", resolved, command, env, own)
+        else:
+            found = resolved(command, env, own)
+            assert found.n_timesteps == values["n_timesteps"]
+            read += 1
+            if isinstance(values.get("policy_kwargs"), str):  # written as a Python expression, which is not run
+                names = {"nn": nn, "RMSpropTFLike": RMSpropTFLike, "dict": dict}
+                assert found.arguments["policy_kwargs"] == eval(values["policy_kwargs"], names)
+    assert read > 20
+
+
+@pytest.mark.parametrize("command", sorted(ALGORITHMS))
+def test_every_environment_of_ours_has_some(command: str) -> None:
+    for entry in ENVIRONMENTS:
+        if command == "maskable-ppo" and "Masked" not in entry.id:
+            continue
+        values = read_hyperparameters(command, entry.id)
+        assert values != read_hyperparameters(command, "NoSuchEnv-v0"), entry.id
+        resolve_hyperparameters(values, ALGORITHMS[command])
+
+
+def test_overrides_come_last_and_are_read_as_yaml() -> None:
+    words = ("n_steps=6.4e1", "learning_rate:1e-3", "ent_coef=.5", "normalize=true", "gamma=0.9", "clip_range=lin_0.3")
+    found = resolved("ppo", "CartPole-v1", None, *words, "policy_kwargs={net_arch: [8], activation_fn: ReLU}")
+    arguments = dict(found.arguments)
+    assert (arguments["n_steps"], type(arguments["n_steps"])) == (64, int)
+    assert arguments["learning_rate"] == 1e-3
+    assert arguments["ent_coef"] == 0.5
+    assert arguments["policy_kwargs"] == {"net_arch": [8], "activation_fn": nn.ReLU}
+    assert found.normalize == {"gamma": 0.9}  # VecNormalize discounts as the algorithm does
+    assert [arguments["clip_range"](progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([0.3, 0.15, 0.0])
+
+
+def test_our_algorithms_take_their_parents_arguments_and_their_own() -> None:
+    values = {**read_hyperparameters("ppo", "Pendulum-v1"), "smoothing": 0.1, "exploration_floor": "lin_0.1"}
+    found = resolve_hyperparameters(values, SmoothedPPO)
+    assert found.arguments["smoothing"] == 0.1
+    assert found.arguments["sde_sample_freq"] == 4
+    with pytest.raises(ValueError, match=r"'kwargs' is unknown to SmoothedPPO: choose of .*exploration_floor.*n_steps"):
+        resolve_hyperparameters({"kwargs": 1}, SmoothedPPO)
+
+
+def test_normalization_may_be_a_part() -> None:
+    for words in ("normalize={norm_reward: false}", "normalize=dict(norm_reward=False)"):
+        assert resolved("ppo", "X-v0", None, words).normalize == {"gamma": 0.99, "norm_reward": False}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("n_steps", "'n_steps' must be key=value"),
+        ("no_such=1", "'no_such' is unknown to PPO: choose of"),
+        ("seed=1", "'seed' is unknown"),
+        ("learning_rate=fast", "learning_rate='fast' must be a number, or such as"),
+        ("learning_rate=lin_0_1", "learning_rate='lin_0_1'"),
+        ("learning_rate=-1", "learning_rate=-1 must be a number above 0"),
+        ("clip_range=[1]", "clip_range="),
+        ("n_timesteps=0", "n_timesteps=0"),
+        ("n_timesteps=1.5", "n_timesteps must be a whole number"),
+        ("n_envs=0", "n_envs=0"),
+        ("n_steps=64.5", "n_steps=64.5 must be a whole number"),
+        ("n_epochs=true", "n_epochs=True must be a number"),
+        ("use_sde=1", "use_sde=1 must be true or false"),
+        ("gamma=high", "gamma='high' must be a number"),
+        ("target_kl=small", "target_kl='small' must be a number"),
+        ("policy=3", "policy=3"),
+        ("policy_kwargs=3", "policy_kwargs=3"),
+        ("policy_kwargs={activation_fn: Sin}", "activation_fn='Sin' is unknown: choose one of"),
+        ("policy_kwargs=dict(net_arch=open('x'))", "policy_kwargs="),
+        ("policy_kwargs=__import__('os')", "policy_kwargs="),
+        ("env_kwargs=3", "env_kwargs=3"),
+        ("_init_setup_model=false", "'_init_setup_model' is unknown"),
+        ("n_steps={", "the value of 'n_steps={' can't be read"),
+    ],
+)
+def test_a_wrong_override_is_told(word: str, says: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as told:
+        resolved("ppo", "CartPole-v1", None, word)
+    assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("[1]", "must be a mapping"), ("a: [", "can't be read"), ("Other-v0: {}", "neither for 'CartPole-v1' nor")],
+)
+def test_a_wrong_file_is_told(content: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "conf.yml"
+    path.write_text(content)
+    assert_raises(ValueError, says, read_hyperparameters, "ppo", "CartPole-v1", path)
+    assert_raises(ValueError, "can't be read", read_hyperparameters, "ppo", "CartPole-v1", tmp_path / "missing.yml")
+
+
+def test_a_file_runs_no_code(tmp_path: Path) -> None:
+    path, witness = tmp_path / "conf.yml", tmp_path / "witness"
+    path.write_text(
+        f"default: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]"
+    )
+    assert_raises(ValueError, "can't be read", read_hyperparameters, "ppo", "CartPole-v1", path)
+    path.write_text(f"""default: {{policy_kwargs: "dict(a=open('{witness}', 'w'))"}}""")
+    assert_raises(ValueError, "policy_kwargs", resolved, "ppo", "CartPole-v1", path)
+    assert not witness.exists()
+
+
+# ---- record
+
+
+SCRIPT = REPOSITORY / "scripts" / "record.py"
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=folder, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("agent") / "agent.zip"
+    A2C("MlpPolicy", "CartPole-v1", seed=0, device="cpu").save(path)
+    return path
+
+
+def test_an_expert_is_trained_evaluated_saved_and_recorded(tmp_path: Path) -> None:
+    arguments = ["--env", "CartPole-v1", "--train-expert", "256", "--n-episodes", "5", "--eval-episodes", "3"]
+    result = run(*arguments, "--n-envs", "2", "--seed", "1", "--device", "cpu", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "logs" / "record" / "CartPole-v1_1"
+    assert sorted(path.name for path in folder.iterdir()) == ["demonstrations.npz", "expert.zip"]
+    read = Demonstrations.load(folder / "demonstrations.npz")
+    assert read.num_episodes == 5
+    assert read.metadata["expert"]["n_timesteps"] == 256
+    assert read.metadata["expert"]["evaluation"]["sampled"]["n_episodes"] == 3
+    assert str(tmp_path) not in str(read.metadata)
+    assert "expert, deterministic: return" in result.stdout
+    assert "5 episodes" in result.stdout
+
+
+def test_the_same_command_gives_the_same_file(tmp_path: Path) -> None:
+    files = []
+    for name in ("one.npz", "two.npz"):
+        given: dict[str, Any] = {"env": "MountainCar-v0", "n_timesteps": 256, "n_episodes": 2, "eval_episodes": 1}
+        given |= {"device": "cpu", "log_folder": tmp_path / "logs", "output": tmp_path / name}
+        arguments = record.Args(**given)
+        assert record.main(arguments) == tmp_path / name
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1]
+    assert sorted(path.name for path in (tmp_path / "logs" / "record").iterdir()) == [
+        "MountainCar-v0_1",
+        "MountainCar-v0_2",
+    ]
+
+
+def test_a_trained_agent_is_recorded_with_the_short_flags(agent: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--algo", "a2c", "-i", str(agent), "--n-episodes", "3", "--stochastic", "-f", str(tmp_path), "-P"]
+    path = record.main(tyro.cli(record.Args, args=arguments))
+    assert "3/3" in capsys.readouterr().err  # the progress bar
+    assert path == tmp_path / "record" / "CartPole-v1_1" / "demonstrations.npz"
+    read = Demonstrations.load(path)
+    assert read.metadata["deterministic"] is False
+    assert read.metadata["command"] == "rlsmooth record --algo a2c --n-episodes 3 --stochastic"
+
+
+def test_agents_of_sb3_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    contrib.RecurrentPPO(
+        "MlpLstmPolicy", "CartPole-v1", seed=0, device="cpu", policy_kwargs={"lstm_hidden_size": 4}
+    ).save(tmp_path / "agent.zip")
+    arguments = record.Args(
+        algo="ppo_lstm", trained_agent=tmp_path / "agent.zip", n_episodes=2, output=tmp_path / "out.npz", device="cpu"
+    )
+    assert Demonstrations.load(record.main(arguments)).metadata["policy"] == "RecurrentPPO"
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    assert_raises(ValueError, r'pip install "rlsmooth\[contrib\]"', record.main, arguments)
+
+
+def test_an_error_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    result = run("--env", "NoSuchEnv-v0", "--train-expert", "10", folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("rlsmooth record: error: env='NoSuchEnv-v0' is not known")
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "give either --trained-agent, or --train-expert"),
+        ({"trained_agent": Path("x.zip"), "n_timesteps": 5}, "give either"),
+        ({"trained_agent": Path("missing.zip")}, "trained_agent='missing.zip' is no file"),
+        ({"n_timesteps": -1}, "n_timesteps=-1"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert_raises(ValueError, message, record.main, record.Args(log_folder=tmp_path, device="cpu", **changes))
+
+
+def test_bad_agents_and_low_returns(agent: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npz"
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(agent.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"broken.zip' can't be loaded as a2c"):
+        record.main(record.Args(algo="a2c", trained_agent=broken, output=output, device="cpu"))
+    with pytest.raises(ValueError, match=r"less than min_return=500: nothing was written"):
+        record.main(
+            record.Args(algo="a2c", trained_agent=agent, output=output, device="cpu", n_episodes=2, min_return=500)
+        )
+    assert not output.exists()

@@ -21,7 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.enjoy import Args, main
 from rlsmooth.scripts.enjoy_panel import (
@@ -38,6 +38,7 @@ from rlsmooth.scripts.enjoy_panel import (
 from rlsmooth.scripts.enjoy_video import check_film
 from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main as run_main
+from support import assert_raises
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
@@ -154,10 +155,8 @@ def test_a_frame_keeps_its_pixels() -> None:
     assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
     assert (picture[10 : 10 + 300 : 3, : 75 * 3 : 3] == frame).all()  # enlarged three times
     assert beside(None, panel) is panel
-    with pytest.raises(ValueError, match="frame must be uint8"):
-        beside(frame.astype(np.float64), panel)
-    with pytest.raises(ValueError, match="draw the panel as high"):
-        beside(np.zeros((400, 2, 3), np.uint8), panel)
+    assert_raises(ValueError, "frame must be uint8", beside, frame.astype(np.float64), panel)
+    assert_raises(ValueError, "draw the panel as high", beside, np.zeros((400, 2, 3), np.uint8), panel)
 
 
 # ---- the numbers
@@ -193,7 +192,7 @@ def test_a_memory_and_a_floor_count(agents: dict[str, Path]) -> None:
 
 
 def test_numbers_of_a_box() -> None:
-    gaussian = GaussianActing(torch.zeros(2), torch.ones(2))
+    gaussian = MixedGaussian(torch.zeros(2), torch.ones(2))
     gaussian.proba_distribution(torch.tensor([[0.5, -0.5]]), torch.tensor([0.0, -1.0]))
     model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
     model.action_space = spaces.Box(-1.0, 2.0, (2,))
@@ -233,7 +232,7 @@ def test_masks_say_what_is_legal(agents: dict[str, Path]) -> None:
     model = load_agent(agents["masked"], device="cpu")
     masks = np.array([[True, False, True, False, True, True, False]])
     acting = read_choice(model, model.observation_space.sample()[None], masks, None, np.ones(1))
-    assert isinstance(acting, CategoricalActing)
+    assert isinstance(acting, MixedCategorical)
     parts = choices_of(acting, np.array([0, 1]), agent=model, masks=masks)
     for part, legal in zip(parts, np.split(masks[0], [3]), strict=True):
         assert isinstance(part, Choices)
@@ -297,8 +296,7 @@ def test_returns_are_those_of_sb3s_evaluation(agents: dict[str, Path]) -> None:
 
 def test_an_mp4_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ImportError, match=r"pip install 'rlsmooth\[video\]'"):
-        check_film(Path("film.mp4"))
+    assert_raises(ImportError, r"pip install 'rlsmooth\[video\]'", check_film, Path("film.mp4"))
     assert check_film(Path("film.gif")) == Path("film.gif")
 
 
@@ -306,8 +304,7 @@ def test_no_screen_is_told(agents: dict[str, Path], monkeypatch: pytest.MonkeyPa
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(ValueError, match="there is no screen here: give --video"):
-        main(Args(agents["ppo"], env="CartPole-v1"))
+    assert_raises(ValueError, "there is no screen here: give --video", main, Args(agents["ppo"], env="CartPole-v1"))
 
 
 def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
@@ -316,8 +313,7 @@ def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Pat
     step: Callable[..., Any] = DummyVecEnv.step_wait
     monkeypatch.setattr(DummyVecEnv, "step_wait", lambda self: step(self) if self.buf_rews[0] == 0 else 1 / 0)
     for name in ("film.mp4", "film.gif"):
-        with pytest.raises(ZeroDivisionError):
-            main(Args(agents["ppo"], env="CartPole-v1", video=tmp_path / name))
+        assert_raises(ZeroDivisionError, None, main, Args(agents["ppo"], env="CartPole-v1", video=tmp_path / name))
     assert not list(tmp_path.iterdir())
 
 
@@ -337,8 +333,7 @@ def test_a_film_that_fails_leaves_nothing(agents: dict[str, Path], tmp_path: Pat
     ],
 )
 def test_mistakes_are_told(changes: dict[str, Any], message: str, agents: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match=message):
-        main(Args(**({"agent": agents["ppo"], "env": "CartPole-v1"} | changes)))
+    assert_raises(ValueError, message, main, Args(**({"agent": agents["ppo"], "env": "CartPole-v1"} | changes)))
 
 
 # ---- off-policy agents, and the distributions that these act from
@@ -353,7 +348,7 @@ def test_a_q_network_acts_greedily_but_for_its_exploration(algorithm: type[DQN] 
     agent.exploration_rate = 0.4
     observations = np.repeat(np.array([[0.1, -0.2, 0.3, 0.4]], np.float32), 4000, axis=0)
     acting = off_policy_acting(agent, torch.as_tensor(observations[:1]))
-    assert isinstance(acting, CategoricalActing)
+    assert isinstance(acting, MixedCategorical)
     greedy = int(agent.predict(observations[0], deterministic=True)[0])
     expected = np.full(2, 0.2)
     expected[greedy] = 0.8
@@ -371,7 +366,7 @@ def test_sac_acts_from_a_squashed_gaussian(algorithm: type[SAC] | type[TQC]) -> 
     agent = algorithm("MlpPolicy", "Pendulum-v1", **small())
     observation = np.array([[0.5, 0.2, -1.0]], np.float32)
     acting = read_choice(agent, observation, None, None, np.ones(1, dtype=bool))
-    assert isinstance(acting, GaussianActing)
+    assert isinstance(acting, MixedGaussian)
     drawn = agent.predict(np.repeat(observation, 4000, axis=0))[0][:, 0] / 2  # Pendulum's actions are in [-2, 2]
     before = np.arctanh(np.clip(drawn.astype(np.float64), -1 + 1e-9, 1 - 1e-9))
     std = float(acting.log_std.exp())

@@ -32,7 +32,7 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import command_line, env_of_run
-from support import read_events, same_tensors
+from support import assert_raises, read_events, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
@@ -139,20 +139,10 @@ def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     assert main(["ppo", *TINY, "--seed", "3", "-f", str(tmp_path)]) == 0
     env = make_vec_env("CartPole-v1", 8, seed=3)
-    model = PPO(
-        "MlpPolicy",
-        env,
-        n_steps=32,
-        batch_size=256,
-        gae_lambda=0.8,
-        gamma=0.98,
-        n_epochs=20,
-        ent_coef=0.0,
-        learning_rate=LinearSchedule(0.001, 0.0, 1.0),
-        clip_range=LinearSchedule(0.2, 0.0, 1.0),
-        seed=3,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
+    given |= {"ent_coef": 0.0, "learning_rate": LinearSchedule(0.001, 0.0, 1.0)}
+    given |= {"clip_range": LinearSchedule(0.2, 0.0, 1.0), "seed": 3, "device": "cpu"}
+    model = PPO("MlpPolicy", env, **given)
     torch.set_num_threads(1)
     model.learn(1024)
     assert same_tensors(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
@@ -415,8 +405,7 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
         (tmp_path / "config.json").write_text(json.dumps(settings))
 
     agent = tmp_path / "agent.zip"
-    with pytest.raises(ValueError, match="give --env"):
-        env_of_run(agent)
+    assert_raises(ValueError, "give --env", env_of_run, agent)
     assert env_of_run(agent, "My-v0") == ("My-v0", {})
     say("My-v0", {"size": 3})
     assert env_of_run(agent) == env_of_run(agent, "My-v0") == ("My-v0", {"size": 3})
@@ -424,8 +413,7 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
     say("rlsmooth.envs:rlsmooth/Identity-v0")
     assert env_of_run(agent) == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
     say("evil:My-v0", {"size": 3})
-    with pytest.raises(ValueError, match="imports a module, env='evil:My-v0': if you trust it, give --env"):
-        env_of_run(agent)
+    assert_raises(ValueError, "imports a module, env='evil:My-v0': if you trust it, give --env", env_of_run, agent)
     assert env_of_run(agent, "evil:My-v0") == ("evil:My-v0", {"size": 3})
 
 
@@ -446,12 +434,8 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
 
 # ---- words and curves of reports that depend on the action space and on what was on
 def _report(*, box: bool = False, floor: float = 0.0) -> RunReport:
-    tags = {
-        "train/smoothing": 0.05,
-        "train/exploration_floor": floor,
-        "train/policy_entropy": 0.6,
-        "train/kl_reference": 0.1,
-    }
+    tags = {"train/smoothing": 0.05, "train/exploration_floor": floor, "train/policy_entropy": 0.6}
+    tags |= {"train/kl_reference": 0.1}
     if not box:
         tags["train/kl_uniform"] = 0.1
     return new_report(

@@ -1,9 +1,11 @@
-"""The public names: sorted, complete, documented, and at least those that the design binds."""
+"""Public names, and formulas: where they may stand, sorted, complete, documented."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,129 @@ def test_every_public_function_of_the_libraries_shows_an_example() -> None:
             f"{package}.{name}" for name, function in functions.items() if ">>>" not in (function.__doc__ or "")
         ]
     assert not without, f"no `>>>` example in: {', '.join(without)}"
+
+
+# ---- no file outside rlsmooth.targets and rlsmooth.losses has a loss formula of its own
+
+
+# Wherever they come from, except from our own libraries.
+FORMULAS = {
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "KLDivLoss",
+    "LogSoftmax",
+    "NLLLoss",
+    "binary_cross_entropy_with_logits",
+    "kl_div",
+    "log_softmax",
+    "logsigmoid",
+    "logsumexp",
+    "nll_loss",
+    "rel_entr",
+    "xlogy",
+}
+# Ours have the same names: these are foreign only where they come from one of these packages.
+SHARED_FORMULAS = {"binary_cross_entropy", "cross_entropy", "entr", "entropy", "kl_divergence"}
+FOREIGN = {"jax", "numpy", "scipy", "torch", "torchmetrics"}
+ALLOWED = ("rlsmooth/losses/", "rlsmooth/targets/", "scripts/bench/", "tests/")  # benchmarks time hand-written formulas
+
+
+def origins(tree: ast.AST) -> dict[str, str]:
+    """Map each imported local name to the dotted name that it stands for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.split(".")[0]
+                found[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                found[alias.asname or alias.name] = f"{node.module or ''}.{alias.name}"
+    return found
+
+
+def dotted(node: ast.expr, names: dict[str, str]) -> str:
+    """Give the full dotted name of `node`; one that starts at anything but an imported name begins with a dot."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value, names)}.{node.attr}"
+    if isinstance(node, ast.Call):
+        return f"{dotted(node.func, names)}()"
+    return names.get(node.id, "") if isinstance(node, ast.Name) else ""
+
+
+def is_formula(node: ast.AST, names: dict[str, str]) -> bool:
+    """Tell whether `node` uses or defines a loss formula that is not from our two libraries."""
+    if isinstance(node, ast.keyword):
+        return node.arg == "label_smoothing"
+    if isinstance(node, ast.FunctionDef):
+        return node.name in FORMULAS | SHARED_FORMULAS - {
+            "entropy"
+        }  # SB3's distributions have an entropy() to override
+    if not isinstance(node, (ast.Attribute, ast.Name)):
+        return False
+    name = dotted(node, names)
+    first, last = name.split(".")[0], name.split(".")[-1]
+    if name.endswith("softmax().log"):
+        return True
+    return (last in FORMULAS and first != "rlsmooth") or (last in SHARED_FORMULAS and first in FOREIGN)
+
+
+def formulas(source: str) -> list[int]:
+    """List the lines of `source` that have a loss formula of somebody else's or of their own."""
+    tree = ast.parse(source)
+    names = origins(tree)
+    return [node.lineno for node in ast.walk(tree) if is_formula(node, names)]
+
+
+def python_files(repository: Path) -> list[Path]:
+    """List the tree's own Python files, each once: the links inside rlsmooth/ are not followed."""
+    folders = [repository / name for name in ("rlsmooth", "agents", "envs", "scripts", "tests")]
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+
+def test_formulas_live_in_the_two_libraries(repository: Path) -> None:
+    found = []
+    for path in python_files(repository):
+        relative = path.relative_to(repository).as_posix()
+        if relative.startswith(ALLOWED):
+            continue
+        found += [f"{relative}:{line}" for line in formulas(path.read_text(encoding="utf-8"))]
+    assert not found, "use rlsmooth.losses instead:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.nn.functional.cross_entropy(x, y)",
+        "import torch.nn.functional as F\nF.cross_entropy(x, y)",
+        "from torch.nn import functional\nfunctional.kl_div(x, y)",
+        "from torch.nn.functional import cross_entropy as ce\nce(x, y)",
+        "import torch\ntorch.logsumexp(x, -1)",
+        "def f(x):\n    return x.log_softmax(-1)",
+        "f(x)[0].logsumexp(-1)",
+        "from torch import nn\nnn.CrossEntropyLoss()",
+        "loss = build(label_smoothing=0.1)",
+        "def log_softmax(x):\n    return x",
+        "import torch\ntorch.softmax(x, -1).log()",
+        "from torch.distributions import kl_divergence\nkl_divergence(p, q)",
+        "from scipy.special import rel_entr\nrel_entr(p, q)",
+    ],
+)
+def test_a_planted_formula_is_found(source: str) -> None:
+    assert len(formulas(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from rlsmooth.losses import cross_entropy, entropy\ncross_entropy(x, y) - entropy(x)",
+        "import rlsmooth.losses\nrlsmooth.losses.kl_divergence(x, None, direction='policy_to_reference')",
+        "from rlsmooth import losses\nlosses.cross_entropy(x, y)",
+        "distribution.entropy()",
+        "cross_entropy = 1.0\nprint(cross_entropy)",
+        "kl_div = 0.0",
+    ],
+)
+def test_our_own_formulas_and_plain_names_pass(source: str) -> None:
+    assert formulas(source) == []

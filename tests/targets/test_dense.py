@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlsmooth.targets import GaussianTarget, Target, boltzmann, completed_q, from_probs, gaussian, teacher, visit_counts
+from support import assert_raises
 
 Array = np.ndarray[Any, Any]
 BATCHES = [(), (4,), (2, 3), (0,), (0, 3)]
@@ -167,8 +168,7 @@ def test_a_teachers_common_offset_costs_no_precision_in_float32() -> None:
 
 
 def test_half_precision_rows_that_cannot_add_up_are_told_the_way_out() -> None:
-    with pytest.raises(ValueError, match="float32"):
-        from_probs(torch.full((1, 10), 0.1, dtype=torch.bfloat16))
+    assert_raises(ValueError, "float32", from_probs, torch.full((1, 10), 0.1, dtype=torch.bfloat16))
 
 
 # ---- continuous actions
@@ -252,8 +252,7 @@ def test_frozen() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{message}"):
-        gaussian(**{"actions": torch.zeros(1, 2), **arguments})
+    assert_raises(error, f"^{message}", gaussian, **{"actions": torch.zeros(1, 2), **arguments})
 
 
 def test_unchecked_values_pass() -> None:
@@ -535,8 +534,7 @@ def test_bad_arguments_of_completed_values(change: dict[str, Any], error: type[E
     arguments: dict[str, Any] = {
         "prior_logits": one([0.0, 1.0]), "q_values": one([1.0, 0.0]), "visit_counts": one([1, 0]),
     }  # fmt: skip
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        completed_q(**{**arguments, **change})
+    assert_raises(error, f"^{re.escape(message)}", completed_q, **{**arguments, **change})
 
 
 def test_a_value_scale_of_zero_is_the_prior() -> None:

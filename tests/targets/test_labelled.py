@@ -28,6 +28,7 @@ from rlsmooth.targets import (
     two_hot,
     uniform,
 )
+from support import assert_raises
 
 BATCHES = [(), (1,), (5,), (2, 3), (2, 1, 3), (0,), (3, 0)]
 Array = np.ndarray[Any, Any]
@@ -557,8 +558,7 @@ def test_confidence_may_be_a_number_an_array_or_broadcast(device: torch.device) 
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        confidence_adaptive(*arguments)
+    assert_raises(error, f"^{re.escape(message)}", confidence_adaptive, *arguments)
 
 
 def test_bad_limits_and_masks() -> None:

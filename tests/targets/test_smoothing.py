@@ -1,4 +1,4 @@
-"""`Smoothing`, the recipe: the same targets as the builders, schedules, and what a file of it holds."""
+"""`Smoothing`, the recipe; and what holds for every builder at any shape, mask and alpha."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.special
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rlsmooth.targets import (
@@ -19,13 +24,21 @@ from rlsmooth.targets import (
     Target,
     Tree,
     as_smoothing,
+    boltzmann,
+    from_probs,
     hierarchical,
     kernel,
+    mixture,
     one_hot,
     ordinal,
+    ordinal_kernel,
     prior,
+    sparse,
+    teacher,
     uniform,
+    visit_counts,
 )
+from support import assert_raises
 
 TREE = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf", "fox"], "bears": ["bear"]})
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
@@ -182,8 +195,7 @@ def test_as_smoothing() -> None:
             TypeError, match=rf'^smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} '
         ):
             as_smoothing(value)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^alpha=2 must be finite and at most 1"):
-        as_smoothing(2)
+    assert_raises(ValueError, r"^alpha=2 must be finite and at most 1", as_smoothing, 2)
 
 
 def test_one_recipe_serves_any_number_of_classes() -> None:
@@ -252,8 +264,7 @@ def test_frozen() -> None:
     ],
 )
 def test_bad_recipes(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        Smoothing(**arguments)
+    assert_raises(error, f"^{re.escape(message)}", Smoothing, **arguments)
 
 
 def test_bad_kernels() -> None:
@@ -263,8 +274,7 @@ def test_bad_kernels() -> None:
         (-torch.ones(2, 2), r"\[0, 0\]=-1.0 must be finite and at least 0"),
         (torch.eye(2), r"\[0\] is 0 for every class but its own"),
     ):
-        with pytest.raises(ValueError, match=message):
-            Smoothing(0.1, table)
+        assert_raises(ValueError, message, Smoothing, 0.1, table)
 
 
 @pytest.mark.parametrize("reference", [TREE, PRIOR, SIMILARITY])
@@ -292,27 +302,329 @@ def test_a_sharp_beta_that_suits_its_classes_is_accepted(alpha: float | None) ->
 
 @pytest.mark.parametrize("arguments", [{"edge": "none"}, {"width": -1.0}, {"power": math.nan}, {"concentration": 0.0}])
 def test_unused_parameters_are_checked_too(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        Smoothing(**arguments)
+    assert_raises(ValueError, next(iter(arguments)), Smoothing, **arguments)
 
 
 def test_a_tensor_alpha_is_checked_when_the_recipe_is_made() -> None:
-    with pytest.raises(ValueError, match=r"alpha\[1\]=2.0 must be finite and at most 1"):
-        Smoothing(torch.tensor([0.1, 2.0]))
+    assert_raises(ValueError, r"alpha\[1\]=2.0 must be finite and at most 1", Smoothing, torch.tensor([0.1, 2.0]))
 
 
 def test_an_underscore_for_a_point_is_refused() -> None:
-    with pytest.raises(ValueError, match="no schedule"):
-        Smoothing("lin_0_1")
+    assert_raises(ValueError, "no schedule", Smoothing, "lin_0_1")
 
 
 def test_a_bad_kernel_is_called_by_its_arguments_name() -> None:
-    with pytest.raises(ValueError, match=r"^reference"):
-        Smoothing(0.1, torch.ones(2, 3))
+    assert_raises(ValueError, r"^reference", Smoothing, 0.1, torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("change", [{"alhpa": 0.1}, None])
 def test_a_config_with_missing_or_unknown_keys_is_a_clear_error(change: dict[str, Any] | None) -> None:
     config = {} if change is None else {**Smoothing(0.1).to_config(), **change}
-    with pytest.raises(ValueError, match="alhpa" if change else "alpha"):
-        Smoothing.from_config(config)
+    assert_raises(ValueError, "alhpa" if change else "alpha", Smoothing.from_config, config)
+
+
+# ---- any shape, mask and alpha: sums, signs, illegal actions, and the formula itself
+
+
+Array = np.ndarray[Any, Any]
+SCHEMES: list[Any] = ["adjacent", "triangular", "binomial", "poisson", "exponential"]
+
+
+@dataclass
+class Case:
+    """Labels `[...]`, alpha that broadcasts over them, a mask `[..., K]` or None, and numbers to make the rest from."""
+
+    labels: Tensor
+    num_classes: int
+    alpha: float | Tensor
+    mask: Tensor | None
+    numbers: np.random.Generator
+
+    def onehot(self) -> Array:
+        return np.eye(self.num_classes)[self.labels.numpy()]
+
+    def level(self) -> Array:
+        return np.broadcast_to(np.asarray(self.alpha, dtype=float), self.labels.shape)[..., None]
+
+    def legal(self) -> Array:
+        shape = (*self.labels.shape, self.num_classes)
+        return np.ones(shape) if self.mask is None else self.mask.numpy().astype(float)
+
+    def around(self, background: Array) -> Array:
+        """The formula: the background `[..., K]` cut to the legal classes and renormalised; hard where none is left."""
+        cut = background * self.legal()
+        total = cut.sum(-1, keepdims=True)
+        level = np.where(total > 0, self.level(), 0.0)
+        return (1 - level) * self.onehot() + level * cut / np.where(total > 0, total, 1.0)
+
+
+@st.composite
+def cases(draw: st.DrawFn, lowest: float = 0.0, most_classes: int = 9) -> Case:
+    num_classes = draw(st.integers(1, most_classes))
+    shape = draw(st.sampled_from([(), (1,), (4,), (2, 3), (3, 1, 2), (0,)]))
+    numbers = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    labels = torch.from_numpy(np.asarray(numbers.integers(num_classes, size=shape)))
+    number = st.one_of(st.sampled_from([0.0, 1.0, 0.1]), st.floats(lowest, 1.0))
+    alpha: float | Tensor = draw(number)
+    if draw(st.booleans()):
+        broadcast = tuple(1 if draw(st.booleans()) else size for size in shape)[draw(st.integers(0, len(shape))) :]
+        values = draw(st.lists(number, min_size=int(np.prod(broadcast)), max_size=int(np.prod(broadcast))))
+        alpha = torch.tensor(values, dtype=torch.float64).reshape(broadcast)
+    mask = None
+    if draw(st.booleans()):
+        mask = torch.from_numpy(numbers.random((*shape, num_classes)) < draw(st.sampled_from([0.2, 0.6, 1.0])))
+        mask = mask.scatter(-1, labels.unsqueeze(-1), True)
+    return Case(labels, num_classes, alpha, mask, numbers)
+
+
+def random_tree(case: Case) -> Tree:
+    """`K` leaves below two levels of groups, drawn at random."""
+    rows = [(f"a{case.numbers.integers(2)}", f"{case.numbers.integers(4)}") for _ in range(case.num_classes)]
+    return Tree.from_table([(a, a + b, str(place)) for place, (a, b) in enumerate(rows)])
+
+
+def off_label(weights: Array) -> Array:
+    weights = weights.copy()
+    np.fill_diagonal(weights, 0.0)
+    total = weights.sum(-1, keepdims=True)
+    return np.eye(len(weights)) if len(weights) == 1 else weights / total
+
+
+def make_uniform(case: Case) -> tuple[Target, Array]:
+    target = uniform(case.labels, case.num_classes, case.alpha, mask=case.mask)
+    return target, case.around(case.legal())
+
+
+def make_others(case: Case) -> tuple[Target, Array]:
+    target = uniform(case.labels, case.num_classes, case.alpha, "others", mask=case.mask)
+    return target, case.around(case.legal() - case.onehot())
+
+
+def make_prior(case: Case) -> tuple[Target, Array]:
+    weights = case.numbers.dirichlet(np.ones(case.num_classes))
+    target = prior(case.labels, torch.from_numpy(weights), case.alpha, mask=case.mask)
+    return target, case.around(np.broadcast_to(weights, case.legal().shape))
+
+
+def make_kernel(case: Case) -> tuple[Target, Array]:
+    table = case.numbers.random((case.num_classes, case.num_classes)) + 0.01
+    target = kernel(case.labels, torch.from_numpy(table), case.alpha, mask=case.mask)
+    return target, case.around(off_label(table)[case.labels.numpy()])
+
+
+def make_tree(case: Case) -> tuple[Target, Array]:
+    tree, decay = random_tree(case), float(case.numbers.uniform(0, 3))
+    target = hierarchical(case.labels, tree, case.alpha, decay, mask=case.mask)
+    return target, case.around(off_label(np.exp(-decay * tree.distances.numpy()))[case.labels.numpy()])
+
+
+def make_ordinal(case: Case) -> tuple[Target, Array]:
+    scheme = SCHEMES[case.numbers.integers(len(SCHEMES))]
+    target = ordinal(case.labels, case.num_classes, case.alpha, scheme, mask=case.mask)
+    table = ordinal_kernel(case.num_classes, scheme).numpy() if case.num_classes > 1 else np.ones((1, 1))
+    return target, case.around(table[case.labels.numpy()])
+
+
+def make_mixture(case: Case) -> tuple[Target, Array]:
+    """Parents among the legal classes, the label one of them; weights may be 0 and parents may repeat."""
+    legal, labels = case.legal().reshape(-1, case.num_classes), case.labels.numpy().reshape(-1)
+    count = int(case.numbers.integers(1, 4))
+    rows = [
+        [label, *case.numbers.choice(np.flatnonzero(row), count - 1)] for label, row in zip(labels, legal, strict=True)
+    ]
+    parents = np.array(rows, dtype=np.int64).reshape(*case.labels.shape, count)
+    weights = case.numbers.dirichlet(np.ones(count), size=case.labels.shape)
+    shares = (np.eye(case.num_classes)[parents] * weights[..., None]).sum(-2)
+    others = case.legal() * (np.eye(case.num_classes)[parents].sum(-2) == 0)
+    number = others.sum(-1, keepdims=True)
+    level = np.where(number > 0, case.level(), 0.0)
+    target = mixture(torch.from_numpy(parents), torch.from_numpy(weights), case.num_classes, case.alpha, mask=case.mask)
+    return target, (1 - level) * shares + level * others / np.maximum(number, 1)
+
+
+def make_teacher(case: Case) -> tuple[Target, Array]:
+    logits = case.numbers.normal(size=case.legal().shape) * 3
+    target = teacher(torch.from_numpy(logits), 2.0, case.labels, case.alpha, mask=case.mask)
+    return target, case.around(scipy.special.softmax(logits / 2, -1))
+
+
+def make_recipe(case: Case) -> tuple[Target, Array]:
+    target = Smoothing(case.alpha)(case.labels, case.num_classes, case.mask)
+    return target, case.around(case.legal())
+
+
+SMOOTHED: dict[str, Callable[[Case], tuple[Target, Array]]] = {
+    "uniform": make_uniform,
+    "others": make_others,
+    "prior": make_prior,
+    "kernel": make_kernel,
+    "tree": make_tree,
+    "ordinal": make_ordinal,
+    "mixture": make_mixture,
+    "teacher": make_teacher,
+    "recipe": make_recipe,
+}
+
+
+def make_one_hot(case: Case) -> tuple[Target, Array]:
+    return one_hot(case.labels, case.num_classes, mask=case.mask), case.onehot()
+
+
+def make_boltzmann(case: Case) -> tuple[Target, Array]:
+    values = case.numbers.normal(size=case.legal().shape) * 10
+    target = boltzmann(torch.from_numpy(values), 3.0, mask=case.mask)
+    return target, scipy.special.softmax(np.where(case.legal() > 0, values / 3, -np.inf), -1)
+
+
+def make_visits(case: Case) -> tuple[Target, Array]:
+    counts = (case.numbers.integers(0, 50, size=case.legal().shape) + case.onehot()) * case.legal()
+    target = visit_counts(torch.from_numpy(counts), 0.5, mask=case.mask)
+    return target, counts**2 / (counts**2).sum(-1, keepdims=True)
+
+
+def make_probs(case: Case) -> tuple[Target, Array]:
+    probs = (case.numbers.random(case.legal().shape) + case.onehot()) * case.legal()
+    probs /= probs.sum(-1, keepdims=True)
+    return from_probs(torch.from_numpy(probs), mask=case.mask), probs
+
+
+def make_tree_whole(case: Case) -> tuple[Target, Array]:
+    tree, decay = random_tree(case), float(case.numbers.uniform(0, 3))
+    rows = np.exp(-decay * tree.distances.numpy())[case.labels.numpy()] * case.legal()
+    target = hierarchical(case.labels, tree, None, decay, mask=case.mask)
+    return target, rows / rows.sum(-1, keepdims=True)
+
+
+def make_ordinal_whole(case: Case) -> tuple[Target, Array]:
+    scheme = SCHEMES[case.numbers.integers(1, len(SCHEMES))]
+    rows = ordinal_kernel(case.num_classes, scheme, include_label=True).numpy()[case.labels.numpy()] * case.legal()
+    target = ordinal(case.labels, case.num_classes, None, scheme, mask=case.mask)
+    return target, rows / rows.sum(-1, keepdims=True)
+
+
+WHOLE: dict[str, Callable[[Case], tuple[Target, Array]]] = {
+    "one_hot": make_one_hot,
+    "boltzmann": make_boltzmann,
+    "visit_counts": make_visits,
+    "from_probs": make_probs,
+    "tree whole": make_tree_whole,
+    "ordinal whole": make_ordinal_whole,
+}
+
+
+def assert_formula(case: Case, target: Target, expected: Array) -> Array:
+    dense = target.dense(torch.float64)
+    assert target.num_classes == case.num_classes
+    assert target.batch_shape == case.labels.shape
+    assert dense.shape == (*case.labels.shape, case.num_classes)
+    np.testing.assert_allclose(dense, expected, rtol=0, atol=1e-12 * (1 + abs(case.level()).max(initial=0)))
+    np.testing.assert_allclose(dense.sum(-1), 1.0, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(target.mass(), dense.sum(-1), rtol=0, atol=1e-12)
+    if case.mask is not None:
+        assert (dense[~case.mask] == 0).all()
+    return dense.numpy()
+
+
+@pytest.mark.parametrize("name", [*SMOOTHED, *WHOLE])
+@given(case=cases())
+def test_distributions(name: str, case: Case) -> None:
+    """0 <= alpha <= 1: sums to 1, non-negative, nothing illegal, and what the formula says."""
+    target, expected = (SMOOTHED | WHOLE)[name](case)
+    dense = assert_formula(case, target, expected)
+    assert (dense >= -1e-15).all()  # to rounding; exact zeros are test_labelled's
+    assert (dense <= 1 + 1e-14).all()
+    if (dense >= 0).all():
+        np.testing.assert_allclose(target.entropy(), scipy.special.entr(dense).sum(-1), atol=1e-12)
+        assert (target.entropy() <= np.log(case.num_classes) + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", SMOOTHED)
+@given(case=cases(lowest=-5.0))
+def test_negative_smoothing(name: str, case: Case) -> None:
+    """alpha < 0 takes from the background what it gives to the label: still the formula, still a sum of 1."""
+    target, expected = SMOOTHED[name](case)
+    assert_formula(case, target, expected)
+
+
+@given(case=cases(lowest=-1.0))
+def test_others_is_all_at_a_rescaled_alpha(case: Case) -> None:
+    """`spread="others"` at a is `spread="all"` at a·n/(n-1), n the row's number of legal classes."""
+    number = torch.as_tensor(case.legal().sum(-1))
+    alpha = (
+        torch.as_tensor(case.alpha, dtype=torch.float64) * (number - 1).clamp_min(0) / number
+    )  # so that both stay <= 1
+    others = uniform(case.labels, case.num_classes, alpha, "others", mask=case.mask).dense(torch.float64)
+    rescaled = alpha * number / (number - 1).clamp_min(1)
+    everything = uniform(case.labels, case.num_classes, rescaled, mask=case.mask).dense(torch.float64)
+    torch.testing.assert_close(others, everything, rtol=0, atol=1e-14)
+
+
+@given(case=cases())
+def test_alpha_one_is_the_background_and_alpha_zero_the_label(case: Case) -> None:
+    for build in SMOOTHED.values():
+        if build is make_mixture:  # several labels
+            continue
+        case.alpha = 0.0
+        np.testing.assert_array_equal(build(case)[0].dense(torch.float64), case.onehot())
+        case.alpha = 1.0
+        target, expected = build(case)
+        np.testing.assert_allclose(target.dense(torch.float64), expected, atol=1e-13)
+
+
+@given(case=cases(), lam=st.floats(0, 1))
+def test_smoothing_and_mixing_commute(case: Case, lam: float) -> None:
+    """Mixup of two smoothed targets is the smoothed mixup: linear in the target, whatever the reference."""
+    other = torch.from_numpy(np.asarray(case.numbers.permutation(case.labels.numpy().reshape(-1)))).reshape(
+        case.labels.shape
+    )
+    one = uniform(case.labels, case.num_classes, case.alpha)
+    two = uniform(other, case.num_classes, case.alpha)
+    mixed = lam * case.onehot() + (1 - lam) * np.eye(case.num_classes)[other.numpy()]
+    expected = (1 - case.level()) * mixed + case.level() / case.num_classes
+    np.testing.assert_allclose(Target.mix(one, two, lam).dense(torch.float64), expected, atol=1e-14)
+
+
+@given(size=st.integers(1, 6), atoms=st.lists(st.tuples(st.integers(0, 5), st.floats(-1e6, 1e6)), max_size=8))
+def test_sparse_is_a_sum_over_its_atoms(size: int, atoms: list[tuple[int, float]]) -> None:
+    expected = np.zeros(size)
+    for index, weight in atoms:
+        expected[index % size] += weight
+    indices = torch.tensor([index % size for index, _ in atoms], dtype=torch.int64)
+    weights = torch.tensor([weight for _, weight in atoms], dtype=torch.float64)
+    target = sparse(indices, weights, size)
+    np.testing.assert_allclose(target.dense(torch.float64), expected, atol=1e-9)
+    np.testing.assert_allclose(target.mass(), sum(weight for _, weight in atoms), atol=1e-9)
+
+
+@given(
+    num_classes=st.integers(2, 40),
+    scheme=st.sampled_from(SCHEMES[1:]),
+    decay=st.floats(0.01, 5),
+    power=st.floats(0.2, 3),
+    width=st.floats(1.01, 50),
+)
+def test_ordered_schemes_fall_away_from_the_label(
+    num_classes: int, scheme: Any, decay: float, power: float, width: float
+) -> None:
+    """One mode, at the label, and no rise on either side of it."""
+    table = ordinal_kernel(num_classes, scheme, include_label=True, decay=decay, power=power, width=width)
+    assert (table.argmax(-1) == torch.arange(num_classes)).all()
+    for label, row in enumerate(table):
+        assert (row[label:].diff() <= 0).all()
+        assert (row[: label + 1].diff() >= 0).all()
+    off = ordinal_kernel(num_classes, scheme, decay=decay, power=power, width=width)
+    np.testing.assert_allclose(off.sum(-1), 1.0, atol=1e-13)
+    if scheme != "poisson":
+        torch.testing.assert_close(table, table.flip(0, 1), rtol=1e-10, atol=1e-15)
+
+
+@given(case=cases(), decay=st.floats(0, 2))
+def test_off_label_ratios_of_a_tree(case: Case, decay: float) -> None:
+    """q(i) / q(j) = exp(-decay · (d(t, i) - d(t, j))) for any two classes that are not the label."""
+    tree = random_tree(case)
+    dense = hierarchical(case.labels, tree, 0.5, decay).dense(torch.float64).reshape(-1, case.num_classes).log()
+    for row, label in zip(dense, case.labels.reshape(-1).tolist(), strict=True):
+        distance = tree.distances[label].double()
+        off = torch.arange(case.num_classes) != label
+        ratios = (row[off, None] - row[None, off]).numpy()
+        np.testing.assert_allclose(ratios, -decay * (distance[off, None] - distance[None, off]).numpy(), atol=1e-12)

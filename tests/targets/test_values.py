@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlsmooth.losses import cross_entropy, expected_value
 from rlsmooth.targets import Target, hl_gauss, two_hot
+from support import assert_raises
 
 F64 = torch.float64
 INF, NAN = math.inf, math.nan
@@ -210,8 +211,7 @@ def test_arrays_and_whole_numbers_are_taken(build: Callable[..., Target]) -> Non
 def test_a_nan_is_an_error_and_without_checks_stays_a_nan(build: Callable[..., Target], device: torch.device) -> None:
     values = torch.tensor([0.0, NAN], device=device)
     for support in (EVEN.to(device), EVEN[:1].to(device)):
-        with pytest.raises(ValueError, match=r"^values\[1\] is NaN: drop the row"):
-            build(values, support)
+        assert_raises(ValueError, r"^values\[1\] is NaN: drop the row", build, values, support)
         rows = cross_entropy(
             torch.zeros(2, len(support), device=device), build(values, support, validate=False), reduction="none"
         )
@@ -249,8 +249,7 @@ def test_a_nan_is_an_error_and_without_checks_stays_a_nan(build: Callable[..., T
 def test_bad_arguments(
     build: Callable[..., Target], values: Any, support: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        build(values, support)
+    assert_raises(error, f"^{re.escape(message)}", build, values, support)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, NAN, INF])

@@ -23,7 +23,7 @@ from rlsmooth.training import (
     tree_from_json,
     tree_to_json,
 )
-from support import assert_equal
+from support import assert_equal, assert_raises
 
 
 def save(folder: Path, step: int, *, keep: int = 2) -> Path:
@@ -107,8 +107,7 @@ def test_all_damaged_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
 
 def test_a_renamed_checkpoint_is_not_believed(tmp_path: Path) -> None:
     save(tmp_path, 4).rename(tmp_path / "checkpoint_400.zip")
-    with pytest.raises(SafeFileError, match="of another step"):
-        latest_checkpoint(tmp_path)
+    assert_raises(SafeFileError, "of another step", latest_checkpoint, tmp_path)
 
 
 def test_going_back_behind_a_damaged_one_does_not_lose_the_good_ones(tmp_path: Path) -> None:
@@ -127,23 +126,17 @@ def test_going_back_behind_a_damaged_one_does_not_lose_the_good_ones(tmp_path: P
 def test_a_failed_save_deletes_nothing(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    with pytest.raises(TypeError, match="config"):
-        save_checkpoint(tmp_path, 3, config={"x": object()}, tensors={})
+    assert_raises(TypeError, "config", save_checkpoint, tmp_path, 3, config={"x": object()}, tensors={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_1.zip", "checkpoint_2.zip"]
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="step=-1"):
-        save(tmp_path, -1)
-    with pytest.raises(TypeError, match="step must be a whole number"):
-        save(tmp_path, 1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="keep=0"):
-        save(tmp_path, 1, keep=0)
-    with pytest.raises(TypeError, match="keep must be a whole number"):
-        save(tmp_path, 1, keep=None)  # type: ignore[arg-type]
+    assert_raises(ValueError, "step=-1", save, tmp_path, -1)
+    assert_raises(TypeError, "step must be a whole number", save, tmp_path, 1.5)
+    assert_raises(ValueError, "keep=0", save, tmp_path, 1, keep=0)
+    assert_raises(TypeError, "keep must be a whole number", save, tmp_path, 1, keep=None)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"folder=.*file"):
-        save(tmp_path / "file", 1)
+    assert_raises(ValueError, r"folder=.*file", save, tmp_path / "file", 1)
 
 
 KILLER = """
@@ -295,10 +288,8 @@ def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
         load_optimizer(torch.optim.Adam(nn.Linear(3, 3).parameters()), tensors, config)
     with pytest.raises(ValueError, match="groups of shapes"):
         load_optimizer(torch.optim.Adam([{"params": p} for p in module.parameters()]), tensors, config)
-    with pytest.raises(ValueError, match="lacks 'class'"):
-        load_optimizer(optimizer, tensors, {})
-    with pytest.raises(ValueError, match=r"no tensor named 'optimizer\.state\.0\.step'"):
-        load_optimizer(optimizer, {}, config)
+    assert_raises(ValueError, "lacks 'class'", load_optimizer, optimizer, tensors, {})
+    assert_raises(ValueError, r"no tensor named 'optimizer\.state\.0\.step'", load_optimizer, optimizer, {}, config)
     malformed: list[Any] = [3, [], {"state": {}}, {"state": 3, "param_groups": [{}]}, {"param_groups": [], "state": {}}]
     for broken in malformed:
         with pytest.raises(ValueError, match=r"malformed|different number of parameter groups"):
@@ -308,8 +299,7 @@ def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
 def test_a_state_with_code_in_it_is_an_error() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     optimizer.param_groups[0]["schedule"] = lambda x: x
-    with pytest.raises(TypeError, match=r"optimizer\.param_groups\.0\.schedule is a function"):
-        optimizer_to_tensors(optimizer)
+    assert_raises(TypeError, r"optimizer\.param_groups\.0\.schedule is a function", optimizer_to_tensors, optimizer)
 
 
 # ---- trees
@@ -339,10 +329,8 @@ def test_tensors_in_a_tree_are_named_by_their_place() -> None:
 
 
 def test_what_a_tree_can_not_hold() -> None:
-    with pytest.raises(TypeError, match=r"tree\.a\.0 is a set"):
-        tree_to_json({"a": [{1}]})
-    with pytest.raises(TypeError, match=r"key \(1, 2\) of type tuple"):
-        tree_to_json({(1, 2): 3})
+    assert_raises(TypeError, r"tree\.a\.0 is a set", tree_to_json, {"a": [{1}]})
+    assert_raises(TypeError, r"key \(1, 2\) of type tuple", tree_to_json, {(1, 2): 3})
     with pytest.raises(TypeError, match=r"both be called 'tree\.a\.b'"):
         tree_to_json({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
 
@@ -360,5 +348,4 @@ def test_what_a_tree_can_not_hold() -> None:
     ],
 )
 def test_a_malformed_tree_is_a_clear_error(encoded: Any) -> None:
-    with pytest.raises(ValueError, match=r"use another copy|malformed"):
-        tree_from_json(encoded, {})
+    assert_raises(ValueError, r"use another copy|malformed", tree_from_json, encoded, {})

@@ -17,7 +17,8 @@ from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Smoothing, Target, Tree, from_probs, mixture, one_hot, uniform
 from rlsmooth.training import Classifier, epoch_permutation
 from rlsmooth.training import classifier as classifier_module
-from rlsmooth.training.classifier_labels import hold_out
+from rlsmooth.training.classifier_samples import hold_out
+from support import assert_raises
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -106,8 +107,7 @@ def test_labels_that_are_lacking_can_be_named() -> None:
     X, y = noise(classes=2)
     classifier = make(smoothing=0.2).fit(X, y, classes=[0, 1, 2, 3])
     assert classifier.predict_proba(X).shape == (48, 4)
-    with pytest.raises(ValueError, match="none of the classes 0, 2"):
-        make(network(classes=2)).fit(X, y, classes=[0, 2])
+    assert_raises(ValueError, "none of the classes 0, 2", make(network(classes=2)).fit, X, y, classes=[0, 2])
 
 
 class Convolutions(nn.Module):
@@ -216,8 +216,7 @@ def test_a_warm_start_goes_on_in_new_orders() -> None:
         functional.cross_entropy(module(torch.tensor(X)[rows]), torch.tensor(y)[rows], label_smoothing=0.1).backward()
         optimizer.step()
     assert_close(classifier, module)
-    with pytest.raises(ValueError, match="same classes"):
-        classifier.fit(X, y + 1)
+    assert_raises(ValueError, "same classes", classifier.fit, X, y + 1)
     assert_same(make(max_epochs=1).fit(X, y), make(max_epochs=1).fit(X, y).fit(X, y))  # without it, from the start
 
 
@@ -519,8 +518,7 @@ def test_a_trees_leaves_are_matched_with_text_labels_by_name() -> None:
     assert probabilities["fox"] > 3 * probabilities["lion"]
     for name, value in expected.items():
         assert probabilities[name] == pytest.approx(value, abs=0.05)
-    with pytest.raises(ValueError, match="same names"):
-        Classifier(nn.Linear, smoothing=given).fit(X, np.char.upper(y))
+    assert_raises(ValueError, "same names", Classifier(nn.Linear, smoothing=given).fit, X, np.char.upper(y))
 
 
 def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
@@ -555,8 +553,8 @@ def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
         ({"max_epochs": 0}, ValueError, "max_epochs=0"),
         ({"mixup": -0.1}, ValueError, "mixup=-0.1"),
         ({"validation_fraction": 1.0}, ValueError, "validation_fraction"),
-        ({"validation_fraction": 0.01}, ValueError, "leaves no row"),
-        ({"validation_fraction": 0.9}, ValueError, "without a training row"),
+        ({"validation_fraction": 0.01}, ValueError, "leaves none on one side"),
+        ({"validation_fraction": 0.9}, ValueError, "without a training sample"),
         ({"early_stopping_patience": 3}, ValueError, "needs validation data"),
         ({"early_stopping_patience": 0, "validation_fraction": 0.25}, ValueError, "early_stopping_patience=0"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm"),
@@ -567,20 +565,19 @@ def one_epoch(model: Any = "mlp", **arguments: Any) -> Classifier:
         ({"class_weight": {0: 1.0, 9: 2.0}}, ValueError, "class_weight has 9"),
         ({"class_weight": [1.0, 2.0]}, ValueError, r"class_weight has shape \(2,\)"),
         ({"class_weight": [1.0, 2.0, -1.0]}, ValueError, "class_weight of 2"),
-        ({"class_weight": [0.0, 0.0, 0.0]}, ValueError, "leave no row"),
+        ({"class_weight": [0.0, 0.0, 0.0]}, ValueError, "leave no sample"),
         ({"model": "cnn"}, ValueError, "model='cnn'"),
         ({"model": 3}, TypeError, "model must be"),
         ({"model": lambda _features, _classes: None}, TypeError, "gave a NoneType"),
         ({"model": nn.Linear(5, 3)}, ValueError, "model can't read inputs"),
-        ({"model": nn.Linear(4, 2)}, ValueError, r"model gives torch.float32 \(2, 2\) for 2 rows"),
+        ({"model": nn.Linear(4, 2)}, ValueError, r"model gives torch.float32 \(2, 2\) for 2 samples"),
         ({"model": nn.ReLU()}, ValueError, r"needs floating-point logits \(2, 3\)"),
         ({"model": nn.Linear(4, 3).requires_grad_(False)}, ValueError, "nothing in it can be trained"),
         ({"device": "abacus"}, RuntimeError, "abacus"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        one_epoch(**arguments).fit(X, Y)
+    assert_raises(error, message, one_epoch(**arguments).fit, X, Y)
 
 
 def with_entry(array: Any, place: Any, value: Any) -> Any:
@@ -605,7 +602,7 @@ MASK = np.ones((12, 3), dtype=bool)
         ({"X": torch.tensor(X).to(torch.complex64)}, ValueError, "Complex data"),
         ({"X": [["a", "b"]] * 12}, ValueError, "could not convert"),
         ({"y": None}, ValueError, "requires y"),
-        ({"y": Y[:5]}, ValueError, "y has 5 labels, but X 12 rows"),
+        ({"y": Y[:5]}, ValueError, "y has 5 labels, but X has 12 samples"),
         ({"y": Y + 0.5}, ValueError, "Unknown label type"),
         ({"y": with_entry(Y.astype(float), 4, np.nan)}, ValueError, r"y\[4\] is NaN"),
         ({"y": np.eye(3)[Y]}, ValueError, r"give soft labels as target="),
@@ -633,38 +630,33 @@ MASK = np.ones((12, 3), dtype=bool)
     ],
 )
 def test_bad_data_are_named(given: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        one_epoch().fit(**{"X": X, "y": Y, **given})
+    assert_raises(error, message, one_epoch().fit, **{"X": X, "y": Y, **given})
 
 
 def test_what_does_not_go_together_is_named() -> None:
     with pytest.raises(ValueError, match="both given: choose one"):
         one_epoch(validation_fraction=0.25).fit(X, Y, validation=(X, Y))
-    with pytest.raises(ValueError, match="alpha for each training row"):
+    with pytest.raises(ValueError, match="alpha for each training sample"):
         one_epoch(smoothing=Smoothing(torch.full((12,), 0.1))).fit(X, Y, validation=(X, Y))
     with pytest.raises(ValueError, match="mixup can't mix"):
         one_epoch(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), mixup=0.2).fit(torch.zeros(12, 4, dtype=torch.int64), Y)
     normalised = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    with pytest.raises(ValueError, match="batch_size=11 leaves one row of 12"):
+    with pytest.raises(ValueError, match="batch_size=11 leaves one sample of 12"):
         one_epoch(normalised, batch_size=11).fit(X, Y)
     one_epoch(normalised, batch_size=6).fit(X, Y)
 
 
 def test_predictions_want_the_features_of_the_fit() -> None:
     fitted = one_epoch().fit(X, Y)
-    with pytest.raises(ValueError, match="X has 3 features, but Classifier is expecting 4"):
-        fitted.predict(X[:, :3])
-    with pytest.raises(ValueError, match=r"X\[0\] contains NaN"):
-        fitted.predict_proba(X * np.nan)
-    with pytest.raises(ValueError, match="mask has shape"):
-        fitted.predict(X, mask=MASK[:4])
+    assert_raises(ValueError, "X has 3 features, but Classifier is expecting 4", fitted.predict, X[:, :3])
+    assert_raises(ValueError, r"X\[0\] contains NaN", fitted.predict_proba, X * np.nan)
+    assert_raises(ValueError, "mask has shape", fitted.predict, X, mask=MASK[:4])
 
 
 def test_a_failed_fit_leaves_the_earlier_one() -> None:
     fitted = one_epoch().fit(X, Y)
     before = fitted.predict_proba(X)
-    with pytest.raises(ValueError, match="NaN"):
-        fitted.fit(X * np.nan, Y)
+    assert_raises(ValueError, "NaN", fitted.fit, X * np.nan, Y)
     np.testing.assert_array_equal(fitted.predict_proba(X), before)
 
 

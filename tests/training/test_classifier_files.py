@@ -1,14 +1,38 @@
-"""Logs and files of the classification trainer, and checkpoints of killed runs."""
+"""Logs and files of the classification trainer, checkpoints, and its place among scikit-learn's tools."""
 
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn import datasets
+from sklearn.base import (
+    clone,
+    is_classifier,
+)
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import (
+    BaggingClassifier,
+    VotingClassifier,
+)
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    cross_val_score,
+)
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -16,15 +40,9 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from rlsmooth.targets import Smoothing, uniform
-from rlsmooth.training import (
-    Classifier,
-    SafeFileError,
-    TrainingDivergedError,
-    checkpoint_steps,
-    classifier_files,
-    epoch_permutation,
-)
-from support import read_events
+from rlsmooth.training import Classifier, SafeFileError, TrainingDivergedError, checkpoint_steps, epoch_permutation
+from rlsmooth.training import run as engine
+from support import assert_raises, read_events
 
 
 def noise(rows: int = 60, classes: int = 3) -> tuple[Any, Any]:
@@ -82,31 +100,25 @@ def test_what_a_file_can_not_hold_is_asked_for(tmp_path: Path) -> None:
     model = network()
     given = make(model, smoothing=Smoothing(lambda progress: 0.1 * progress), learning_rate=lambda _: 1e-3).fit(X, y)
     path = given.save(tmp_path / "own.zip")
-    with pytest.raises(ValueError, match="give the model"):
-        Classifier.load(path)
-    with pytest.raises(ValueError, match="model does not fit the file"):
-        Classifier.load(path, nn.Linear(4, 3))
+    assert_raises(ValueError, "give the model", Classifier.load, path)
+    assert_raises(ValueError, "model does not fit the file", Classifier.load, path, nn.Linear(4, 3))
     loaded = Classifier.load(path, model, device="cpu")
     np.testing.assert_array_equal(loaded.predict_proba(X), given.predict_proba(X))
-    with pytest.raises(TypeError, match="NoneType"):
+    with pytest.raises(ValueError, match=r"^smoothing, learning_rate was a callable, which no file can hold"):
         loaded.fit(X, y)
     ready = Classifier.load(path, model, device="cpu", smoothing=0.1, learning_rate=1e-3)
     assert_same(ready.fit(X, y), make(model).fit(X, y))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not fitted"):
-        make().save(tmp_path / "none.zip")
+    assert_raises(ValueError, "not fitted", make().save, tmp_path / "none.zip")
     (tmp_path / "pickle.zip").write_bytes(pickle.dumps({"model": 1}))
-    with pytest.raises(SafeFileError):
-        Classifier.load(tmp_path / "pickle.zip", "mlp")
+    assert_raises(SafeFileError, None, Classifier.load, tmp_path / "pickle.zip", "mlp")
     X, y = noise()
     whole = make("mlp").fit(X, y).save(tmp_path / "whole.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SafeFileError):
-        Classifier.load(tmp_path / "cut.zip")
-    with pytest.raises(SafeFileError, match="does not exist"):
-        Classifier.load(tmp_path / "missing.zip")
+    assert_raises(SafeFileError, None, Classifier.load, tmp_path / "cut.zip")
+    assert_raises(SafeFileError, "does not exist", Classifier.load, tmp_path / "missing.zip")
 
 
 def test_a_fitted_classifier_can_be_pickled() -> None:
@@ -118,7 +130,7 @@ def test_a_fitted_classifier_can_be_pickled() -> None:
 # ---- checkpoints
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Make the run break off once the checkpoint of that epoch is written."""
-    original = classifier_files.save_checkpoint
+    original = engine.save_checkpoint
 
     def write(folder: Any, step: int, **content: Any) -> Path:
         path = original(folder, step, **content)
@@ -126,7 +138,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
             raise KeyboardInterrupt
         return path
 
-    monkeypatch.setattr(classifier_files, "save_checkpoint", write)
+    monkeypatch.setattr(engine, "save_checkpoint", write)
 
 
 HARD: dict[str, Any] = {
@@ -149,8 +161,7 @@ def test_a_run_that_was_broken_off_ends_as_a_whole_one(tmp_path: Path, monkeypat
     for epochs in (2, 4):
         with monkeypatch.context() as patch:
             stop_after(patch, epochs)
-            with pytest.raises(KeyboardInterrupt):
-                make(**broken).fit(X, y, weights, resume=True)
+            assert_raises(KeyboardInterrupt, None, make(**broken).fit, X, y, weights, resume=True)
         assert max(checkpoint_steps(tmp_path / "run")) == epochs
     resumed = make(**broken).fit(X, y, weights, resume=True)
     assert_same(whole, resumed)
@@ -170,8 +181,7 @@ def test_a_warm_start_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first.set_params(checkpoint_folder=tmp_path, checkpoint_every=3)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            first.fit(X, y)
+        assert_raises(KeyboardInterrupt, None, first.fit, X, y)
     resumed = make(checkpoint_folder=tmp_path).fit(X, y, resume=True)
     assert_same(whole, resumed)
 
@@ -185,7 +195,7 @@ def test_a_seed_that_was_drawn_is_that_of_the_run(tmp_path: Path) -> None:
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     X, y = noise()
-    with pytest.raises(ValueError, match="resume=True needs checkpoint_folder"):
+    with pytest.raises(ValueError, match="resume=True needs the run's checkpoint_folder"):
         make().fit(X, y, resume=True)
     make(checkpoint_folder=tmp_path).fit(X, y)
 
@@ -195,9 +205,9 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
     for changed in ({"smoothing": 0.2}, {"class_weight": "balanced"}):
         (name,) = changed
-        with pytest.raises(ValueError, match=f"^{name} is .* was started with"):
+        with pytest.raises(ValueError, match=f"^{name}=.* was started with"):
             resume(**changed)
-    with pytest.raises(ValueError, match="seed is 1"):
+    with pytest.raises(ValueError, match="seed=1 was 0"):
         resume(seed=1)
     with pytest.raises(ValueError, match="model does not fit"):
         resume(model=nn.Linear(4, 3))
@@ -211,7 +221,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
         {"mask": np.ones((60, 3), dtype=bool)},
     )
     for other in others:
-        with pytest.raises(ValueError, match="not what the run"):
+        with pytest.raises(ValueError, match=r"^X, y, .*: these are not those"):
             resume(**other)
     resume()
 
@@ -323,8 +333,7 @@ def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None
     arguments = {"tensorboard_log": tmp_path / "logs", "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
     model = Breaking(4, 3)
     stops["at"] = 14  # in the fourth epoch, after a log line that no checkpoint has
-    with pytest.raises(KeyboardInterrupt):
-        three_epochs(model, max_epochs=5, **arguments).fit(X, y)
+    assert_raises(KeyboardInterrupt, None, three_epochs(model, max_epochs=5, **arguments).fit, X, y)
     assert checkpoint_steps(tmp_path / "run") == [2]
     fitted = three_epochs(model, max_epochs=5, **arguments).fit(X, y, resume=True)
     (folder,) = (tmp_path / "logs").iterdir()
@@ -367,8 +376,7 @@ def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> Non
     assert caught.value.rows.tolist() == epoch_permutation(0, 2, 60)[16:32].tolist()
     assert checkpoint_steps(tmp_path) == [1, 2]
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(ValueError, match="not fitted"):
-        classifier.predict(X)
+    assert_raises(ValueError, "not fitted", classifier.predict, X)
 
 
 def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
@@ -384,3 +392,134 @@ def test_the_rows_of_a_held_out_fit_are_those_that_were_given() -> None:
     kept = set(caught.value.rows.tolist())
     assert len(kept) == 30
     assert max(kept) > 30  # rows of X, not of the training half
+
+
+# ---- among scikit-learn's own tools, and under its own checks
+
+
+sklearn = pytest.importorskip("sklearn", minversion="1.6")
+
+
+QUICK: dict[str, Any] = {"max_epochs": 10, "learning_rate": 0.03, "seed": 0, "device": "cpu"}
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": "equal to float32's rounding only: see the test in float64 below"
+}
+
+
+def all_checks() -> list[Any]:
+    """scikit-learn's checks of API and behaviour for a classifier."""
+    with warnings.catch_warnings():
+        # The package may not import scikit-learn, so that it can't inherit from its base class.
+        warnings.filterwarnings("ignore", "Estimator Classifier does not inherit")
+        return [
+            pytest.param(estimator, check, id=f"{number}_{check.func.__name__}")
+            for number, (estimator, check) in enumerate(
+                estimator_checks.estimator_checks_generator(Classifier(**QUICK), mark=None)
+            )
+        ]
+
+
+@pytest.mark.parametrize(("estimator", "check"), all_checks())
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scikit_learns_checks_pass(estimator: Classifier, check: Callable[[Any], None], request: Any) -> None:
+    name = check.func.__name__  # type: ignore[attr-defined]
+    if name in EXPECTED_FAILURES:
+        request.applymarker(pytest.mark.xfail(reason=EXPECTED_FAILURES[name], raises=AssertionError, strict=True))
+    try:
+        check(estimator)
+    except estimator_checks.SkipTest as skipped:
+        pytest.skip(str(skipped))
+
+
+def test_whole_weights_are_repeated_rows_by_scikit_learns_check_in_float64() -> None:
+    model = nn.Linear(30, 3, dtype=torch.float64)
+    estimator_checks.check_sample_weight_equivalence_on_dense_data("Classifier", Classifier(model, **QUICK))
+
+
+def test_columns_of_data_frames_are_checked_by_name() -> None:
+    pytest.importorskip("pandas")
+    estimator_checks.check_dataframe_column_names_consistency("Classifier", Classifier(**QUICK))
+
+
+def iris() -> tuple[Any, Any]:
+    X, y = datasets.load_iris(return_X_y=True)
+    return X, np.array(["setosa", "versicolor", "virginica"])[y]
+
+
+def test_clones_have_the_same_arguments_and_no_fit() -> None:
+    X, y = iris()
+    prior = Smoothing(0.2, reference=torch.tensor([0.5, 0.3, 0.2]))
+    given = Classifier(nn.Linear(4, 3), smoothing=prior, class_weight={"setosa": 2.0}, **QUICK)
+    copied = clone(given.fit(X, y))
+    assert copied.get_params().keys() == given.get_params().keys()
+    assert copied.class_weight == {"setosa": 2.0}
+    assert torch.equal(copied.model.weight, given.model.weight)
+    assert torch.equal(copied.smoothing.reference, prior.reference)
+    assert_raises(NotFittedError, None, copied.predict, X)
+    again = clone(given).fit(X, y)
+    assert torch.equal(again.module_.weight, given.module_.weight)
+
+
+def test_it_works_in_pipelines_searches_and_cross_validation() -> None:
+    X, y = iris()
+    pipeline = make_pipeline(StandardScaler(), Classifier(**QUICK))
+    assert cross_val_score(pipeline, X, y, cv=3).mean() > 0.9
+    search = GridSearchCV(pipeline, {"classifier__smoothing": [0.0, 0.1, Smoothing(0.2, spread="others")]}, cv=2)
+    search.fit(X, y)
+    assert len(search.cv_results_["params"]) == 3
+    assert search.best_score_ > 0.9
+    weighted = pipeline.fit(X, y, classifier__sample_weight=(y != "virginica").astype(float))
+    assert "virginica" not in weighted.predict(X)
+    assert is_classifier(pipeline)
+    assert "Classifier" in pipeline._repr_html_()
+
+
+def test_it_works_in_ensembles_and_under_calibration() -> None:
+    X, y = iris()
+    X = StandardScaler().fit_transform(X)
+    classifier = Classifier(**QUICK)
+    calibrated = CalibratedClassifierCV(classifier, cv=2, method="isotonic").fit(X, y)
+    assert calibrated.score(X, y) > 0.9
+    assert OneVsRestClassifier(classifier).fit(X, y).score(X, y) > 0.8
+    assert BaggingClassifier(classifier, n_estimators=2, random_state=0).fit(X, y).score(X, y) > 0.9
+    voting = VotingClassifier([("a", classifier), ("b", clone(classifier).set_params(seed=1))], voting="soft")
+    assert voting.fit(X, y).score(X, y) > 0.9
+
+
+def test_the_score_is_scikit_learns_accuracy() -> None:
+    X, y = iris()
+    classifier = Classifier(**{**QUICK, "max_epochs": 2}).fit(X, y)
+    weights = np.random.default_rng(0).random(len(y))
+    predicted = classifier.predict(X)
+    assert classifier.score(X, y) == accuracy_score(y, predicted)
+    assert classifier.score(X, y, weights) == pytest.approx(accuracy_score(y, predicted, sample_weight=weights))
+
+
+def test_the_repr_names_what_was_changed() -> None:
+    assert repr(Classifier()) == "Classifier()"
+    assert repr(Classifier(smoothing=0.2, seed=3)) == "Classifier(seed=3, smoothing=0.2)"
+    assert_raises(ValueError, "Invalid parameter 'alpha'", Classifier().set_params, alpha=0.1)
+
+
+@pytest.mark.slow
+def test_it_needs_neither_scikit_learn_nor_gymnasium() -> None:
+    """With both out of reach it fits, predicts, and says when it is not fitted."""
+    code = """
+        import sys
+        for name in ("sklearn", "gymnasium", "stable_baselines3", "pandas", "matplotlib"):
+            sys.modules[name] = None
+        import numpy as np
+        from rlsmooth.training import Classifier
+        X, y = np.eye(4), np.arange(4) % 2
+        fitted = Classifier(seed=0, max_epochs=1, device="cpu").fit(X, y)
+        assert fitted.predict(X).shape == (4,)
+        try:
+            Classifier().predict(X)
+        except ValueError as error:
+            assert "not fitted" in str(error)
+        else:
+            raise AssertionError
+    """
+    lines = [line[8:] for line in code.splitlines()]
+    done = subprocess.run([sys.executable, "-P", "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

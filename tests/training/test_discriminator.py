@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rlsmooth.losses import binary_cross_entropy
 from rlsmooth.training import check_targets, discriminator_loss, discriminator_statistics, discriminator_step
+from support import assert_raises
 
 
 def torch_loss(real: Tensor, fake: Tensor, real_target: float, fake_target: float) -> Tensor:
@@ -86,12 +87,9 @@ def test_half_precision_is_computed_in_single(device: torch.device) -> None:
 
 def test_what_can_not_be_meant_is_refused() -> None:
     logits = torch.zeros(2)
-    with pytest.raises(TypeError, match="floating-point"):
-        discriminator_loss(torch.zeros(2, dtype=torch.long), logits)
-    with pytest.raises(ValueError, match=r"real_target=1\.2"):
-        discriminator_loss(logits, logits, real_target=1.2)
-    with pytest.raises(ValueError, match="shape"):
-        discriminator_loss(logits, logits, real_weight=torch.ones(3))
+    assert_raises(TypeError, "floating-point", discriminator_loss, torch.zeros(2, dtype=torch.long), logits)
+    assert_raises(ValueError, r"real_target=1\.2", discriminator_loss, logits, logits, real_target=1.2)
+    assert_raises(ValueError, "shape", discriminator_loss, logits, logits, real_weight=torch.ones(3))
 
 
 # ---- the targets
@@ -122,8 +120,7 @@ def test_smoothed_fakes_warn_and_say_why() -> None:
     ],
 )
 def test_other_targets_are_refused(real_target: Any, fake_target: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        check_targets(real_target, fake_target)
+    assert_raises(error, message, check_targets, real_target, fake_target)
 
 
 # ---- the statistics

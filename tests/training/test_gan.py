@@ -32,7 +32,7 @@ from rlsmooth.training import (
     set_rng_state,
 )
 from rlsmooth.training.gan_cases import digit_measures, image_grid
-from support import read_events
+from support import assert_raises, read_events
 
 DATA = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
 
@@ -67,8 +67,7 @@ def test_the_generators_losses_are_torchs() -> None:
     zeros, ones = torch.zeros_like(logits), torch.ones_like(logits)
     torch.testing.assert_close(generator_loss(logits), F.binary_cross_entropy_with_logits(logits, ones))
     torch.testing.assert_close(generator_loss(logits, "saturating"), -F.binary_cross_entropy_with_logits(logits, zeros))
-    with pytest.raises(ValueError, match="kind='wasserstein'"):
-        generator_loss(logits, "wasserstein")  # type: ignore[arg-type]
+    assert_raises(ValueError, "kind='wasserstein'", generator_loss, logits, "wasserstein")
 
 
 @pytest.mark.parametrize("kind", ["non_saturating", "saturating"])
@@ -285,8 +284,7 @@ def test_rows_that_were_spoilt_after_they_were_checked_are_named() -> None:
     assert found.value.step == 3
     assert found.value.rows.tolist() == [int(trainer.data.places(2)[1])]
     drawn = make(data=lambda count: torch.full((count, 2), torch.nan))
-    with pytest.raises(TrainingDivergedError, match="stopped at step 1: the loss is nan"):
-        drawn.train(2)
+    assert_raises(TrainingDivergedError, "stopped at step 1: the loss is nan", drawn.train, 2)
 
 
 def test_smoothed_fakes_warn_at_the_callers_line() -> None:
@@ -322,8 +320,7 @@ def test_smoothed_fakes_warn_at_the_callers_line() -> None:
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make(**arguments)
+    assert_raises(error, message, make, **arguments)
 
 
 def test_wrong_networks_are_named() -> None:
@@ -333,10 +330,8 @@ def test_wrong_networks_are_named() -> None:
         GANTrainer(nn.Identity(), discriminator, DATA, latent_size=2)
     with pytest.raises(ValueError, match="discriminator gives"):
         GANTrainer(generator, nn.Sequential(nn.Linear(2, 1), nn.Flatten(0), nn.Linear(2, 3)), DATA, latent_size=3)
-    with pytest.raises(ValueError, match="data is None"):
-        make(data=None).train(1)
-    with pytest.raises(ValueError, match="total_steps=0"):
-        make().train(0)
+    assert_raises(ValueError, "data is None", make(data=None).train, 1)
+    assert_raises(ValueError, "total_steps=0", make().train, 0)
 
 
 # ---- its file, and checkpoints of runs that were killed
@@ -381,8 +376,7 @@ def break_at(step: int) -> Any:
 # ---- checkpoints
 def test_a_run_that_was_broken_off_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    with pytest.raises(BrokenOffError):
-        make_normed(folder).train(17, log_every=3, callback=break_at(13))
+    assert_raises(BrokenOffError, None, make_normed(folder).train, 17, log_every=3, callback=break_at(13))
     assert checkpoint_steps(folder) == [5, 10]
     resumed, whole = make_normed(folder).train(17, resume=True, log_every=3), make_normed().train(17, log_every=3)
     assert resumed.step == 17
@@ -399,19 +393,16 @@ def test_a_run_broken_off_before_its_first_update_and_one_that_was_over(tmp_path
     over = make_normed(folder).train(6, resume=True)
     assert same_networks(over, first)
     assert (over.history, over.evaluations) == (first.history, first.evaluations)
-    with pytest.raises(BrokenOffError):
-        make_normed(tmp_path / "early").train(6, callback=break_at(1))
+    assert_raises(BrokenOffError, None, make_normed(tmp_path / "early").train, 6, callback=break_at(1))
     assert checkpoint_steps(tmp_path / "early") == [0]
     assert same_networks(make_normed(tmp_path / "early").train(6, resume=True), first)
 
 
 def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BrokenOffError):
-        make_normed(tmp_path).train(9, callback=break_at(7))
+    assert_raises(BrokenOffError, None, make_normed(tmp_path).train, 9, callback=break_at(7))
     with pytest.raises(ValueError, match=r"real_target='lin_0\.7' was 'lin_0\.8'"):
         make_normed(tmp_path, real_target="lin_0.7").train(9, resume=True)
-    with pytest.raises(ValueError, match="needs the run's checkpoint_folder"):
-        make_normed().train(9, resume=True)
+    assert_raises(ValueError, "needs the run's checkpoint_folder", make_normed().train, 9, resume=True)
 
 
 def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
@@ -431,8 +422,7 @@ def test_a_loaded_trainer_samples_and_trains_on(tmp_path: Path) -> None:
     assert torch.equal(loaded.sample(5, seed=3), trainer.sample(5, seed=3))
     assert loaded.history == trainer.history
     assert (loaded.step, loaded.batch_size, loaded.real_target, loaded.betas) == (6, 8, 0.9, (0.5, 0.999))
-    with pytest.raises(ValueError, match="data is None"):
-        loaded.train(1)
+    assert_raises(ValueError, "data is None", loaded.train, 1)
     assert trainer.data.tensor is not None
     again = GANTrainer.load(path, normed_generator, normed_discriminator, trainer.data.tensor, device="cpu").train(4)
     assert again.step == 10
@@ -456,8 +446,7 @@ def test_what_does_not_fit_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="discriminator does not fit the file"):
         GANTrainer.load(path, normed_generator, nn.Linear(2, 1))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(SafeFileError):
-        GANTrainer.load(path, normed_generator, normed_discriminator)
+    assert_raises(SafeFileError, None, GANTrainer.load, path, normed_generator, normed_discriminator)
     with pytest.raises(SafeFileError, match="does not exist"):
         GANTrainer.load(tmp_path / "none.zip", normed_generator, normed_discriminator)
 
@@ -487,12 +476,9 @@ def test_the_centres_are_pacgans() -> None:
 
 
 def test_wrong_densities_are_refused() -> None:
-    with pytest.raises(ValueError, match="centres must be finite and of shape"):
-        GaussianMixture(np.zeros(3), 0.1)
-    with pytest.raises(ValueError, match="deviation=0"):
-        ring_of_gaussians(deviation=0)
-    with pytest.raises(ValueError, match="num_modes=0"):
-        ring_of_gaussians(0)
+    assert_raises(ValueError, "centres must be finite and of shape", GaussianMixture, np.zeros(3), 0.1)
+    assert_raises(ValueError, "deviation=0", ring_of_gaussians, deviation=0)
+    assert_raises(ValueError, "num_modes=0", ring_of_gaussians, 0)
 
 
 # ---- measures
@@ -527,8 +513,7 @@ def test_coverage_at_its_ends() -> None:
     none = mode_coverage(torch.tensor([[0.0, 0.0], [math.nan, 1.0], [math.inf, 0.0]]), ring)
     assert (int(none.modes), float(none.high_quality)) == (0, 0.0)
     assert math.isnan(float(none.reverse_kl))
-    with pytest.raises(ValueError, match=r"samples \(2, 3\) must be of shape \[N, 2\]"):
-        mode_coverage(torch.zeros(2, 3), ring)
+    assert_raises(ValueError, r"samples \(2, 3\) must be of shape \[N, 2\]", mode_coverage, torch.zeros(2, 3), ring)
 
 
 # ---- networks and cases
@@ -542,23 +527,16 @@ def test_the_image_networks_fit_each_other(image_size: int) -> None:
 
 def test_only_sizes_that_halve_are_taken() -> None:
     for size in (2, 12):
-        with pytest.raises(ValueError, match=rf"image_size={size} must be a power of 2"):
-            image_generator(5, image_size=size)
+        assert_raises(ValueError, rf"image_size={size} must be a power of 2", image_generator, 5, image_size=size)
 
 
 @pytest.mark.parametrize(("name", "measures"), [("ring", {"modes", "high_quality", "reverse_kl"}), ("grid", {"modes"})])
 def test_a_case_of_points_trains(name: str, measures: set[str]) -> None:
     case = gan_case(name, seed=0, hidden=(8,))
     assert case.data.shape == (100_000, 2)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=50,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 50}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert measures <= set(trainer.evaluations)
 
 
@@ -566,15 +544,9 @@ def test_the_digits_train_and_are_measured() -> None:
     case = gan_case("digits", seed=0, width=4, image_size=16)
     assert case.data.shape == (1797, 1, 16, 16)
     assert (float(case.data.min()), float(case.data.max())) == (-1.0, 1.0)
-    trainer = GANTrainer(
-        case.make_generator,
-        case.make_discriminator,
-        case.data,
-        latent_size=case.latent_size,
-        evaluate=case.evaluate,
-        evaluation_samples=20,
-        seed=0,
-    ).train(2)
+    given: dict[str, Any] = {"latent_size": case.latent_size, "evaluate": case.evaluate, "evaluation_samples": 20}
+    given |= {"seed": 0}
+    trainer = GANTrainer(case.make_generator, case.make_discriminator, case.data, **given).train(2)
     assert trainer.evaluations["distance"][0] > 1
 
 
@@ -597,8 +569,7 @@ def test_digit_measures_are_those_of_scikit_learns_neighbours() -> None:
 
 
 def test_no_other_case() -> None:
-    with pytest.raises(ValueError, match="name='spiral'"):
-        gan_case("spiral", seed=0)
+    assert_raises(ValueError, "name='spiral'", gan_case, "spiral", seed=0)
 
 
 def test_an_image_grid_has_each_image_at_its_place() -> None:

@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from rlsmooth.training import SafeFile, SafeFileError, read_safe_file, write_safe_file
-from support import Bomb, repack
+from support import Bomb, assert_raises, repack
 
 TENSORS = {
     "net": {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor(-0.0)},
@@ -135,8 +135,7 @@ def test_cut_short_anywhere_is_one_clear_error(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(SafeFileError, match=r"a\.zip"):
-            read(path)
+        assert_raises(SafeFileError, r"a\.zip", read, path)
 
 
 @pytest.mark.parametrize(("flip", "stride"), [(0x01, 1), (0x80, 5), (0xFF, 3)])
@@ -145,8 +144,7 @@ def test_a_flipped_byte_anywhere_is_one_clear_error(tmp_path: Path, flip: int, s
     whole = path.read_bytes()
     for offset in range(0, len(whole), stride):
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ flip]) + whole[offset + 1 :])
-        with pytest.raises(SafeFileError, match=r"a\.zip"):
-            read(path)
+        assert_raises(SafeFileError, r"a\.zip", read, path)
 
 
 def test_a_zeroed_byte_or_one_more_anywhere_is_one_clear_error(tmp_path: Path) -> None:
@@ -158,8 +156,7 @@ def test_a_zeroed_byte_or_one_more_anywhere_is_one_clear_error(tmp_path: Path) -
             changed.append(whole[:offset] + b"\0" + whole[offset + 1 :])
         for data in changed:
             path.write_bytes(data)
-            with pytest.raises(SafeFileError, match=r"a\.zip"):
-                read(path)
+            assert_raises(SafeFileError, r"a\.zip", read, path)
 
 
 def test_a_changed_member_of_a_repacked_file_is_found_by_its_hash(tmp_path: Path) -> None:
@@ -185,29 +182,24 @@ def test_a_changed_member_of_a_repacked_file_is_found_by_its_hash(tmp_path: Path
 def test_a_config_that_is_not_json_is_an_error_and_leaves_no_file(
     tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TypeError, match=message):
-        write(tmp_path / "a.zip", config=config)
+    assert_raises(TypeError, message, write, tmp_path / "a.zip", config=config)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("group", ["", "../a", "a b", "-a", "x" * 101, "a/b", "a.b"])
 def test_a_bad_group_name_is_an_error(tmp_path: Path, group: str) -> None:
-    with pytest.raises(ValueError, match="has the group"):
-        write(tmp_path / "a.zip", tensors={group: {}})
+    assert_raises(ValueError, "has the group", write, tmp_path / "a.zip", tensors={group: {}})
 
 
 def test_tensors_that_can_not_be_kept_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    with pytest.raises(TypeError, match=r"\['g'\]\['t'\] is a ndarray"):
-        write(path, tensors={"g": {"t": np.ones(2)}})  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match="sparse, quantized or meta"):
-        write(path, tensors={"g": {"t": torch.eye(2).to_sparse()}})
+    assert_raises(TypeError, r"\['g'\]\['t'\] is a ndarray", write, path, tensors={"g": {"t": np.ones(2)}})
+    assert_raises(TypeError, "sparse, quantized or meta", write, path, tensors={"g": {"t": torch.eye(2).to_sparse()}})
     with pytest.raises(TypeError, match="sparse, quantized or meta"):
         write(path, tensors={"g": {"t": torch.ones(2, device="meta")}})
     with pytest.raises(TypeError, match="dtype that safetensors can't hold"):
         write(path, tensors={"g": {"t": torch.ones(2, dtype=torch.complex128)}})
-    with pytest.raises(ValueError, match="__metadata__"):
-        write(path, tensors={"g": {"__metadata__": torch.ones(2)}})
+    assert_raises(ValueError, "__metadata__", write, path, tensors={"g": {"__metadata__": torch.ones(2)}})
     with pytest.raises(ValueError, match="format_version=0"):
         write_safe_file(path, {}, tensors={}, format_name="demo", format_version=0)
     assert not path.exists()
@@ -216,10 +208,8 @@ def test_tensors_that_can_not_be_kept_are_errors(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zip")
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write(path, config={"a": object()})
-    with pytest.raises(ValueError, match="none"):
-        write(tmp_path / "none" / "a.zip")
+    assert_raises(TypeError, None, write, path, config={"a": object()})
+    assert_raises(ValueError, "none", write, tmp_path / "none" / "a.zip")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
@@ -249,13 +239,10 @@ def change_head(**changes: Any) -> Callable[[dict[str, bytes]], object]:
 
 
 def test_a_missing_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(SafeFileError, match="does not exist"):
-        read_plain(tmp_path / "none.zip")
-    with pytest.raises(SafeFileError, match="can't be read"):
-        read_plain(tmp_path)
+    assert_raises(SafeFileError, "does not exist", read_plain, tmp_path / "none.zip")
+    assert_raises(SafeFileError, "can't be read", read_plain, tmp_path)
     (tmp_path / "empty.zip").touch()
-    with pytest.raises(SafeFileError, match="is empty"):
-        read_plain(tmp_path / "empty.zip")
+    assert_raises(SafeFileError, "is empty", read_plain, tmp_path / "empty.zip")
 
 
 def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
@@ -265,12 +252,9 @@ def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
     torch.save({"w": Bomb(mark)}, tmp_path / "new.pt")
     torch.save({"w": Bomb(mark)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("pickle", "old.pt"):
-        with pytest.raises(SafeFileError, match="is a pickle"):
-            read_plain(tmp_path / name)
-    with pytest.raises(SafeFileError, match=r"is a torch\.save file"):
-        read_plain(tmp_path / "new.pt")
-    with pytest.raises(SafeFileError, match="is not a zip"):
-        read_plain(tmp_path / "text")
+        assert_raises(SafeFileError, "is a pickle", read_plain, tmp_path / name)
+    assert_raises(SafeFileError, r"is a torch\.save file", read_plain, tmp_path / "new.pt")
+    assert_raises(SafeFileError, "is not a zip", read_plain, tmp_path / "text")
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))
     assert mark.exists(), "the bomb is a dud: the test would prove nothing"
@@ -278,8 +262,7 @@ def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
 
 def test_stable_baselines3s_own_zip_is_named(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").save(tmp_path / "ppo.zip")
-    with pytest.raises(SafeFileError, match=r"Stable-Baselines3's own zip.*PPO\.load"):
-        read_plain(tmp_path / "ppo.zip")
+    assert_raises(SafeFileError, r"Stable-Baselines3's own zip.*PPO\.load", read_plain, tmp_path / "ppo.zip")
 
 
 @pytest.mark.parametrize(
@@ -288,25 +271,20 @@ def test_stable_baselines3s_own_zip_is_named(tmp_path: Path) -> None:
 )
 def test_a_member_that_does_not_belong_is_an_error(tmp_path: Path, name: str) -> None:
     path = repack(write_plain(tmp_path / "a.zip"), lambda members: members.update({name: b"x"}))
-    with pytest.raises(SafeFileError, match="which does not belong there"):
-        read_plain(path)
+    assert_raises(SafeFileError, "which does not belong there", read_plain, path)
 
 
 def test_unlisted_missing_and_double_members(tmp_path: Path) -> None:
     extra = repack(write_plain(tmp_path / "extra.zip"), lambda members: members.update({"more.safetensors": b"x"}))
-    with pytest.raises(SafeFileError, match=r"more\.safetensors.*does not list"):
-        read_plain(extra)
+    assert_raises(SafeFileError, r"more\.safetensors.*does not list", read_plain, extra)
     missing = repack(write_plain(tmp_path / "missing.zip"), lambda members: members.pop("net.safetensors"))
-    with pytest.raises(SafeFileError, match=r"lacks its member 'net\.safetensors'"):
-        read_plain(missing)
+    assert_raises(SafeFileError, r"lacks its member 'net\.safetensors'", read_plain, missing)
     headless = repack(write_plain(tmp_path / "headless.zip"), lambda members: members.pop("config.json"))
-    with pytest.raises(SafeFileError, match=r"has no config\.json"):
-        read_plain(headless)
+    assert_raises(SafeFileError, r"has no config\.json", read_plain, headless)
     double = write_plain(tmp_path / "double.zip")
     with zipfile.ZipFile(double, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("net.safetensors", b"other")
-    with pytest.raises(SafeFileError, match=r"'net\.safetensors' twice"):
-        read_plain(double)
+    assert_raises(SafeFileError, r"'net\.safetensors' twice", read_plain, double)
 
 
 def test_compressed_members_are_refused_unread(tmp_path: Path) -> None:
@@ -314,8 +292,7 @@ def test_compressed_members_are_refused_unread(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b" " * 100_000_000)
     assert path.stat().st_size < 200_000
-    with pytest.raises(SafeFileError, match="compressed or encrypted"):
-        read_plain(path)
+    assert_raises(SafeFileError, "compressed or encrypted", read_plain, path)
 
 
 def test_members_that_declare_more_than_there_is_are_refused(tmp_path: Path) -> None:
@@ -324,8 +301,7 @@ def test_members_that_declare_more_than_there_is_are_refused(tmp_path: Path) -> 
     central = data.find(b"PK\x01\x02")
     data[central + 20 : central + 28] = struct.pack("<II", 2**31, 2**31)
     path.write_bytes(bytes(data))
-    with pytest.raises(SafeFileError, match="declares more bytes than it has"):
-        read_plain(path)
+    assert_raises(SafeFileError, "declares more bytes than it has", read_plain, path)
 
 
 def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
@@ -343,16 +319,14 @@ def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
     end_record[8:12] = struct.pack("<HH", 2, 2)
     end_record[12:16] = struct.pack("<I", len(body) - start)
     path.write_bytes(body + bytes(end_record))
-    with pytest.raises(SafeFileError, match="declares more bytes"):
-        read_plain(path)
+    assert_raises(SafeFileError, "declares more bytes", read_plain, path)
 
 
 def test_too_many_members(tmp_path: Path) -> None:
     path = repack(
         write_plain(tmp_path / "a.zip"), lambda members: members.update({f"m{i}.safetensors": b"" for i in range(70)})
     )
-    with pytest.raises(SafeFileError, match="members, more than 64"):
-        read_plain(path)
+    assert_raises(SafeFileError, "members, more than 64", read_plain, path)
 
 
 @pytest.mark.parametrize(
@@ -381,8 +355,7 @@ def test_too_many_members(tmp_path: Path) -> None:
 def test_a_bad_head_is_one_clear_error(
     tmp_path: Path, change: Callable[[dict[str, bytes]], object], message: str
 ) -> None:
-    with pytest.raises(SafeFileError, match=message):
-        read_plain(repack(write_plain(tmp_path / "a.zip"), change))
+    assert_raises(SafeFileError, message, read_plain, repack(write_plain(tmp_path / "a.zip"), change))
 
 
 def hostile_safetensors() -> list[bytes]:
@@ -412,8 +385,7 @@ def test_tensors_that_are_malformed_but_rightly_hashed_are_one_clear_error(tmp_p
         head["members"]["net.safetensors"] = hashlib.sha256(payload).hexdigest()
         members["config.json"] = json.dumps(head).encode()
 
-    with pytest.raises(SafeFileError, match="not in safetensors form"):
-        read_plain(repack(write_plain(tmp_path / "a.zip"), change))
+    assert_raises(SafeFileError, "not in safetensors form", read_plain, repack(write_plain(tmp_path / "a.zip"), change))
 
 
 def test_random_bytes_behind_a_zips_first_letters(tmp_path: Path) -> None:
@@ -421,5 +393,4 @@ def test_random_bytes_behind_a_zips_first_letters(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     for size in range(2, 200):
         path.write_bytes(b"PK\x03\x04" + generator.bytes(size) + b"PK\x05\x06" + generator.bytes(18))
-        with pytest.raises(SafeFileError):
-            read_plain(path)
+        assert_raises(SafeFileError, None, read_plain, path)

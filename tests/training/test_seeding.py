@@ -20,6 +20,7 @@ from rlsmooth.training import (
     warn_if_execution_differs,
     write_safe_file,
 )
+from support import assert_raises
 
 
 def draw(device: torch.device) -> list[float]:
@@ -83,8 +84,7 @@ def test_another_numpy_generator_is_a_clear_error() -> None:
     before = generators.get_bit_generator()
     generators.set_bit_generator(np.random.PCG64(0))
     try:
-        with pytest.raises(ValueError, match="PCG64"):
-            rng_state()
+        assert_raises(ValueError, "PCG64", rng_state)
     finally:
         generators.set_bit_generator(before)
 
@@ -124,16 +124,14 @@ def test_a_seeded_block_repeats() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_outside_are_errors(seed: int) -> None:
-    with pytest.raises(ValueError, match=f"seed={seed}"):
-        seed_everything(seed)
+    assert_raises(ValueError, f"seed={seed}", seed_everything, seed)
     with pytest.raises(ValueError, match=f"seed={seed}"), isolated_rng(seed):
         pass
 
 
 def test_seeds_that_are_no_whole_numbers_are_errors() -> None:
     for bad in (1.0, "1", True):
-        with pytest.raises(TypeError, match="seed must be a whole number"):
-            seed_everything(bad)  # type: ignore[arg-type]
+        assert_raises(TypeError, "seed must be a whole number", seed_everything, bad)
         with pytest.raises(TypeError, match="seed must be a whole number"), isolated_rng(bad):  # type: ignore[arg-type]
             pass
 
@@ -169,11 +167,9 @@ def test_small_and_bad_epochs() -> None:
     assert epoch_permutation(0, 0, 0).tolist() == []
     assert epoch_permutation(0, 0, 1).tolist() == [0]
     for name, arguments in {"seed": (-1, 0, 1), "epoch": (0, -1, 1), "n": (0, 0, -1)}.items():
-        with pytest.raises(ValueError, match=f"{name}=-1"):
-            epoch_permutation(*arguments)
+        assert_raises(ValueError, f"{name}=-1", epoch_permutation, *arguments)
     for name, floats in {"seed": (1.5, 0, 1), "epoch": (0, 1.5, 1), "n": (0, 0, 1.5)}.items():
-        with pytest.raises(TypeError, match=f"{name} must be a whole number"):
-            epoch_permutation(*floats)  # type: ignore[arg-type]
+        assert_raises(TypeError, f"{name} must be a whole number", epoch_permutation, *floats)
 
 
 def test_a_differing_thread_count_gives_one_clear_warning() -> None:

@@ -40,6 +40,7 @@ from rlsmooth.training import (
     logit_gradient_norms,
 )
 from rlsmooth.training.self_training_labels import average_into, select
+from support import assert_raises
 
 
 class Wrapped:
@@ -272,8 +273,7 @@ def test_a_run_that_was_cut_off_goes_on(arguments: dict[str, Any], tmp_path: Pat
         return update(self, *given_arguments)
 
     monkeypatch.setattr(Classifier, "_update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        model(tmp_path / "cut").fit(DIGITS, PARTLY)
+    assert_raises(KeyboardInterrupt, None, model(tmp_path / "cut").fit, DIGITS, PARTLY)
     assert len(list((tmp_path / "cut").iterdir())) == 2  # within the second fit
     resumed = model(tmp_path / "cut").fit(DIGITS, PARTLY, resume=True)
     np.testing.assert_array_equal(resumed.transduction_, whole.transduction_)
@@ -289,8 +289,7 @@ def test_is_an_estimator_of_scikit_learn() -> None:
     assert twin.get_params(deep=False).keys() == model.get_params(deep=False).keys()
     assert (twin.smoothing, twin.max_iter, twin.get_params()["classifier__max_epochs"]) == (0.1, 1, 3)
     assert "smoothing=0.1" in repr(model)
-    with pytest.raises(NotFittedError):
-        model.predict(DIGITS)
+    assert_raises(NotFittedError, None, model.predict, DIGITS)
     search = GridSearchCV(model, {"threshold": [0.5, 0.9], "classifier__smoothing": [0.0, 0.2]}, cv=2)
     search.fit(DIGITS, DIGIT_LABELS * (PARTLY >= 0) - (PARTLY < 0))
     assert set(search.best_params_) == {"threshold", "classifier__smoothing"}
@@ -322,21 +321,20 @@ def test_is_an_estimator_of_scikit_learn() -> None:
         ({"smoothing": "confidence_adaptive", "labels": "soft"}, "hold their confidence already"),
         ({"smoothing": "lin_0.1"}, "smoothing follows a schedule"),
         ({"smoothing": 1.5}, "alpha=1.5 must be finite and at most 1"),
-        ({"smoothing": Smoothing(alpha=torch.tensor([0.1, 0.2]))}, "an alpha for each row"),
+        ({"smoothing": Smoothing(alpha=torch.tensor([0.1, 0.2]))}, "an alpha for each sample"),
         ({"smoothing": Smoothing(alpha=None, reference="binomial"), "labels": "soft"}, "alpha=None"),
     ],
     ids=str,
 )
 def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SelfTraining(student(device="cpu"), **arguments).fit(DIGITS, PARTLY)
+    assert_raises(ValueError, message, SelfTraining(student(device="cpu"), **arguments).fit, DIGITS, PARTLY)
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"y": np.full(300, -1)}, ValueError, "y has no row with a label"),
-        ({"y": PARTLY[:10]}, ValueError, "y has 10 labels, but X 300 rows"),
+        ({"y": np.full(300, -1)}, ValueError, "y has no sample with a label"),
+        ({"y": PARTLY[:10]}, ValueError, "y has 10 labels, but X has 300 samples"),
         ({"y": np.eye(300)}, ValueError, r"y has shape \(300, 300\)"),
         ({"y": PARTLY + 0.5}, ValueError, "continuous"),
         ({"y": PARTLY.astype(str)}, ValueError, "y has dtype string"),
@@ -520,8 +518,7 @@ def test_the_average_is_torchs(device: torch.device) -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match="decay="):
-        average_into(nn.Linear(1, 1), nn.Linear(1, 1), decay)
+    assert_raises(ValueError, "decay=", average_into, nn.Linear(1, 1), nn.Linear(1, 1), decay)
 
 
 @given(
@@ -663,8 +660,7 @@ def test_confirmation_bias_by_hand() -> None:
     assert found.mean_confidence == pytest.approx((0.8 + 0.9 + 0.6) / 3)
     none = np.zeros(0)
     assert confirmation_bias(none, none, none.astype(bool)) == ConfirmationBias(0, None, None, None, None)
-    with pytest.raises(ValueError, match="must have one shape"):
-        confirmation_bias(before, after[:1], np.ones(4, dtype=bool))
+    assert_raises(ValueError, "must have one shape", confirmation_bias, before, after[:1], np.ones(4, dtype=bool))
 
 
 X, LABELS = load_digits(return_X_y=True)

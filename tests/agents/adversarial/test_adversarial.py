@@ -26,7 +26,7 @@ from rlsmooth.agents.adversarial.reward_nets import RewardNet, RunningNorm, Shap
 from rlsmooth.agents.adversarial.transitions import TransitionStore, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import accumulated_discriminator_step, discriminator_step
-from support import read_events, tensor_samples
+from support import assert_raises, read_events, tensor_samples
 
 BOX = spaces.Box(-1, 1, (3,))
 ACTIONS = [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-2, 2, (2,))]
@@ -87,8 +87,7 @@ def test_every_space_has_a_score_and_the_absorbing_state_one_of_its_own(
 
 
 def test_a_net_needs_an_input() -> None:
-    with pytest.raises(ValueError, match="use_state"):
-        RewardNet(BOX, spaces.Discrete(2), use_state=False, use_action=False)
+    assert_raises(ValueError, "use_state", RewardNet, BOX, spaces.Discrete(2), use_state=False, use_action=False)
 
 
 def test_the_shaped_score_is_its_formula() -> None:
@@ -118,14 +117,9 @@ def test_a_store_keeps_the_newest_rows_and_gives_them_back() -> None:
 
 
 def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
-    data = Demonstrations.from_arrays(
-        np.zeros((10, 3), np.float32),
-        np.zeros(10, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(4),
-        episode_ends=[4, 10],
-        terminations=np.arange(10) == 3,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(4), "episode_ends": [4, 10]}
+    given |= {"terminations": np.arange(10) == 3}
+    data = Demonstrations.from_arrays(np.zeros((10, 3), np.float32), np.zeros(10, np.int64), **given)
     store = expert_store(data, BOX, horizon=34, needs_next=False)
     assert store.absorbing_steps.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
@@ -262,11 +256,9 @@ def test_log_probabilities_are_the_policys_own() -> None:
 
 def test_airl_refuses_what_has_no_log_probability() -> None:
     model = DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=100)
-    with pytest.raises(TypeError, match="log-probability"):
-        AIRL(expert(), model)
+    assert_raises(TypeError, "log-probability", AIRL, expert(), model)
     recurrent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, device="cpu")
-    with pytest.raises(TypeError, match="without memory"):
-        AIRL(expert(), recurrent)
+    assert_raises(TypeError, "without memory", AIRL, expert(), recurrent)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
@@ -312,14 +304,9 @@ def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any)
 
 def test_a_replay_buffers_rewards_are_made_anew() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=100, policy_kwargs={"net_arch": [16]})
-    data = Demonstrations.from_arrays(
-        np.zeros((20, 3), np.float32),
-        np.ones((20, 1), np.float32),
-        observation_space=gym.make("Pendulum-v1").observation_space,
-        action_space=model.action_space,
-        episode_ends=[20],
-        terminations=np.zeros(20, bool),
-    )
+    given: dict[str, Any] = {"observation_space": gym.make("Pendulum-v1").observation_space}
+    given |= {"action_space": model.action_space, "episode_ends": [20], "terminations": np.zeros(20, bool)}
+    data = Demonstrations.from_arrays(np.zeros((20, 3), np.float32), np.ones((20, 1), np.float32), **given)
     trainer = GAIL(data, model, gen_train_timesteps=60, demo_batch_size=16, seed=0).learn(120)
     assert trainer.rounds == 2
     buffer: Any = model.replay_buffer
@@ -343,8 +330,7 @@ def test_smoothed_fakes_warn_and_spaces_must_agree() -> None:
     with pytest.warns(UserWarning, match="vanishes"):
         GAIL(expert(), ppo(), fake_target=0.1, seed=0)
     model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
-    with pytest.raises(ValueError, match="demonstrations"):
-        GAIL(expert(), model, seed=0)
+    assert_raises(ValueError, "demonstrations", GAIL, expert(), model, seed=0)
 
 
 # ---- options, warnings, and the tags that imitation's users look for
@@ -355,15 +341,10 @@ def short_ppo(**arguments: Any) -> PPO:
 
 def of_length(length: int, terminations: Any = None) -> Demonstrations:
     data = cartpole_v1()
-    return Demonstrations.from_arrays(
-        data.observations[:length],
-        data.actions[:length],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=[length],
-        terminations=terminations,
-        next_observations=data.next_observations[:length],
-    )
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": [length], "terminations": terminations}
+    given |= {"next_observations": data.next_observations[:length]}
+    return Demonstrations.from_arrays(data.observations[:length], data.actions[:length], **given)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
@@ -416,13 +397,10 @@ def test_the_optimiser_is_the_users() -> None:
     assert AIRL(expert(), short_ppo(), disc_learning_rate=0.5, seed=0).optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(ValueError, match="give one of them"):
         GAIL(expert(), short_ppo(), disc_learning_rate=1e-3, disc_opt_kwargs={"lr": 2e-3})
-    with pytest.raises(ValueError, match="disc_learning_rate"):
-        GAIL(expert(), short_ppo(), disc_learning_rate=0.0)
-    with pytest.raises(TypeError, match="disc_opt_kwargs"):
-        GAIL(expert(), short_ppo(), disc_opt_kwargs={"beta": 1})
+    assert_raises(ValueError, "disc_learning_rate", GAIL, expert(), short_ppo(), disc_learning_rate=0.0)
+    assert_raises(TypeError, "disc_opt_kwargs", GAIL, expert(), short_ppo(), disc_opt_kwargs={"beta": 1})
     wrong: Any = torch.nn.Linear
-    with pytest.raises(TypeError, match="disc_opt_cls"):
-        GAIL(expert(), short_ppo(), disc_opt_cls=wrong)
+    assert_raises(TypeError, "disc_opt_cls", GAIL, expert(), short_ppo(), disc_opt_cls=wrong)
 
 
 def test_a_minibatch_must_divide_the_batch() -> None:
@@ -433,8 +411,7 @@ def test_a_minibatch_must_divide_the_batch() -> None:
 
 
 def test_the_discriminator_needs_the_generators_rows() -> None:
-    with pytest.raises(RuntimeError, match="call learn first"):
-        GAIL(expert(), short_ppo(), seed=0).train_discriminator()
+    assert_raises(RuntimeError, "call learn first", GAIL(expert(), short_ppo(), seed=0).train_discriminator)
 
 
 def test_rounds_end_with_rollouts() -> None:
@@ -467,12 +444,10 @@ class Blind(torch.nn.Module):
 
 
 def test_networks_that_know_no_absorbing_state_are_refused_where_there_is_one() -> None:
-    with pytest.raises(ValueError, match="`absorbing` is True"):
-        GAIL(expert(), short_ppo(), Blind(), seed=0)
+    assert_raises(ValueError, "`absorbing` is True", GAIL, expert(), short_ppo(), Blind(), seed=0)
     net = Blind().train()
     GAIL(expert(), short_ppo(), net, terminal_states="as_is", demo_batch_size=16, seed=0).learn(128)
-    with pytest.raises(ValueError, match="`absorbing` is True"):
-        AIRL(expert(), short_ppo(), net, seed=0)
+    assert_raises(ValueError, "`absorbing` is True", AIRL, expert(), short_ppo(), net, seed=0)
     assert not net.training
 
 

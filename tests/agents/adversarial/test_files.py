@@ -37,7 +37,7 @@ from rlsmooth.agents.adversarial.reward_envs import install
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import SafeFileError
-from support import KillAt, KilledError, tensor_samples
+from support import KillAt, KilledError, assert_raises, tensor_samples
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SMALL = {"net_arch": [16]}
@@ -50,14 +50,10 @@ def expert() -> Demonstrations:
 def pendulum() -> Demonstrations:
     generator = np.random.default_rng(0)
     states = generator.normal(size=(201, 3)).clip(-1, 1).astype(np.float32)
-    return Demonstrations.from_arrays(
-        states[:-1],
-        generator.uniform(-2, 2, (200, 1)).astype(np.float32),
-        observation_space=make_vec_env("Pendulum-v1").observation_space,
-        action_space=make_vec_env("Pendulum-v1").action_space,
-        episode_ends=[200],
-        next_observations=states[1:],
-    )
+    given: dict[str, Any] = {"observation_space": make_vec_env("Pendulum-v1").observation_space}
+    given |= {"action_space": make_vec_env("Pendulum-v1").action_space, "episode_ends": [200]}
+    given |= {"next_observations": states[1:]}
+    return Demonstrations.from_arrays(states[:-1], generator.uniform(-2, 2, (200, 1)).astype(np.float32), **given)
 
 
 def ppo(model_class: Any = PPO, **arguments: Any) -> Any:
@@ -102,6 +98,17 @@ def assert_same(one: AdversarialImitation, other: AdversarialImitation) -> None:
     assert one.rounds == other.rounds
     assert one.draws.bit_generator.state == other.draws.bit_generator.state
     assert one.gen_algo.num_timesteps == other.gen_algo.num_timesteps
+
+
+def write_changed(path: Path, members: dict[str, bytes], head: Any, keys: tuple[str, ...], value: Any) -> None:
+    """Write the archive with one value of its config.json changed."""
+    place = changed = json.loads(json.dumps(head))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, payload in members.items():
+            archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,7 @@ def test_what_is_the_writers_own_is_asked_for(tmp_path: Path) -> None:
 
     trainer = GAIL(expert(), ppo(), Own(), disc_opt_cls=OwnAdam, demo_batch_size=32, seed=0).learn(128)
     path = trainer.save(tmp_path / "trainer")
-    with pytest.raises(SafeFileError, match="OwnAdam"):
-        GAIL.load(path, expert(), ppo(), Own())
+    assert_raises(SafeFileError, "OwnAdam", GAIL.load, path, expert(), ppo(), Own())
     with pytest.raises(SafeFileError, match="reward_net="):
         GAIL.load(path, expert(), ppo(), custom_objects={"disc_opt_cls": OwnAdam})
     net = RewardNet(trainer.gen_algo.observation_space, trainer.gen_algo.action_space)
@@ -177,18 +183,13 @@ def test_what_is_the_writers_own_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = GAIL(expert(), ppo(), demo_batch_size=32, seed=0).learn(128).save(tmp_path / "trainer")
-    with pytest.raises(SafeFileError, match="is of GAIL: use that class, not AIRL"):
-        AIRL.load(path, expert(), ppo())
+    assert_raises(SafeFileError, "is of GAIL: use that class, not AIRL", AIRL.load, path, expert(), ppo())
     with pytest.raises(SafeFileError, match="has a PPO, gen_algo is a A2C"):
         GAIL.load(path, expert(), A2C("MlpPolicy", "CartPole-v1", device="cpu"))
-    with pytest.raises(SafeFileError, match="does not fit"):
-        GAIL.load(path, expert(), ppo(policy_kwargs={"net_arch": [8]}))
-    with pytest.raises(SafeFileError, match="wrap it as before"):
-        GAIL.load(path, expert(), normalised())
-    with pytest.raises(ValueError, match="gen_algo"):
-        GAIL.load(path, expert(), PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
-    with pytest.raises(SafeFileError, match="does not exist"):
-        GAIL.load(tmp_path / "nothing", expert(), ppo())
+    assert_raises(SafeFileError, "does not fit", GAIL.load, path, expert(), ppo(policy_kwargs={"net_arch": [8]}))
+    assert_raises(SafeFileError, "wrap it as before", GAIL.load, path, expert(), normalised())
+    assert_raises(ValueError, "gen_algo", GAIL.load, path, expert(), PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
+    assert_raises(SafeFileError, "does not exist", GAIL.load, tmp_path / "nothing", expert(), ppo())
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -196,8 +197,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for broken in (whole[: len(whole) // 2], whole[:-1], b"", bytes([*whole[:2000], whole[2000] ^ 1, *whole[2001:]])):
         path.write_bytes(broken)
-        with pytest.raises(SafeFileError):
-            GAIL.load(path, expert(), ppo())
+        assert_raises(SafeFileError, None, GAIL.load, path, expert(), ppo())
     path.write_bytes(whole)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -216,16 +216,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (("generator", "attributes"), {"policy": 1}),
     ]
     for keys, value in changes:
-        changed = json.loads(json.dumps(head))
-        place = changed["config"]
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, payload in members.items():
-                archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
-        with pytest.raises(SafeFileError):
-            GAIL.load(path, expert(), ppo())
+        write_changed(path, members, head, ("config", *keys), value)
+        assert_raises(SafeFileError, None, GAIL.load, path, expert(), ppo())
 
 
 @pytest.mark.parametrize(
@@ -247,8 +239,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     given = {"demo_batch_size": 32, "gen_train_timesteps": 128, "gen_replay_buffer_capacity": 200, "seed": 3}
     whole = trainer_class(data(), build(), **given).learn(640)
     cut = trainer_class(data(), build(), **given)
-    with pytest.raises(KilledError):
-        cut.learn(640, [ExactCheckpointCallback(100, tmp_path), KillAt(420)])
+    assert_raises(KilledError, None, cut.learn, 640, [ExactCheckpointCallback(100, tmp_path), KillAt(420)])
 
     def env_again() -> Any:
         venv = make_vec_env(env, n_envs=whole.gen_algo.n_envs, seed=9)
@@ -269,10 +260,8 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     GAIL(expert(), ppo(), demo_batch_size=32, seed=0).learn(128, ExactCheckpointCallback(64, tmp_path / "gail"))
     ppo().learn(128, ExactCheckpointCallback(64, tmp_path / "ppo"))
     env = make_vec_env("CartPole-v1", n_envs=2)
-    with pytest.raises(SafeFileError, match="is of GAIL"):
-        AIRL.resume(tmp_path / "gail", expert(), env, device="cpu")
-    with pytest.raises(SafeFileError, match="without a discriminator"):
-        GAIL.resume(tmp_path / "ppo", expert(), env, device="cpu")
+    assert_raises(SafeFileError, "is of GAIL", AIRL.resume, tmp_path / "gail", expert(), env, device="cpu")
+    assert_raises(SafeFileError, "without a discriminator", GAIL.resume, tmp_path / "ppo", expert(), env, device="cpu")
 
 
 # ---- reward networks, and environments with a learned reward
@@ -327,16 +316,14 @@ class Twice(FlattenExtractor):
 def test_what_is_the_writers_own_is_asked_for_of_a_net(tmp_path: Path) -> None:
     net = RewardNet(BOX, spaces.Discrete(4), features_extractor_class=Twice)
     path = save_reward_net(net, tmp_path / "reward.zip")
-    with pytest.raises(SafeFileError, match="Twice"):
-        load_reward_net(path)
+    assert_raises(SafeFileError, "Twice", load_reward_net, path)
     loaded = load_reward_net(path, custom_objects={"features_extractor_class": Twice})
     rows = rows_of(BOX, spaces.Discrete(4))
     assert torch.equal(loaded(rows), net.eval()(rows))
     assert isinstance(loaded, RewardNet)
     assert isinstance(loaded.extractor, BaseFeaturesExtractor)
     other: Any = nn.Linear(3, 1)
-    with pytest.raises(TypeError, match="pass a RewardNet"):
-        save_reward_net(other, tmp_path / "other")
+    assert_raises(TypeError, "pass a RewardNet", save_reward_net, other, tmp_path / "other")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -344,10 +331,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", bytes([*whole[:-400], whole[-400] ^ 1, *whole[-399:]])):
         path.write_bytes(broken)
-        with pytest.raises(SafeFileError):
-            load_reward_net(path)
-    with pytest.raises(SafeFileError, match="does not exist"):
-        load_reward_net(tmp_path / "nothing")
+        assert_raises(SafeFileError, None, load_reward_net, path)
+    assert_raises(SafeFileError, "does not exist", load_reward_net, tmp_path / "nothing")
     path.write_bytes(whole)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -363,16 +348,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ("config", "arguments"): None,
         ("format",): "rlsmooth-agent",
     }.items():
-        changed = json.loads(json.dumps(head))
-        place = changed
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, payload in members.items():
-                archive.writestr(name, json.dumps(changed).encode() if name == "config.json" else payload)
-        with pytest.raises(SafeFileError):
-            load_reward_net(path)
+        write_changed(path, members, head, keys, value)
+        assert_raises(SafeFileError, None, load_reward_net, path)
 
 
 class Counter(gym.Env[Any, Any]):
@@ -431,11 +408,9 @@ def test_networks_are_taken_too_and_wrong_rewards_refused() -> None:
     for wrong in (np.zeros(3, np.float32), np.zeros((2, 1)), np.zeros(2, np.int64), 1.0):
         env = LearnedRewardVecEnv(make_vec_env(Counter, 2), lambda *_, wrong=wrong: wrong)
         env.reset()
-        with pytest.raises(ValueError, match="one floating-point number for each environment"):
-            env.step(np.array([0, 1]))
+        assert_raises(ValueError, "one floating-point number for each environment", env.step, np.array([0, 1]))
     no_function: Any = 3
-    with pytest.raises(TypeError, match="reward is a int"):
-        LearnedRewardVecEnv(make_vec_env(Counter, 2), no_function)
+    assert_raises(TypeError, "reward is a int", LearnedRewardVecEnv, make_vec_env(Counter, 2), no_function)
 
 
 @pytest.mark.parametrize("is_shaped", [False, True])

@@ -38,6 +38,7 @@ from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import SafeFileError, TrainingDivergedError, read_safe_file, write_safe_file
+from support import assert_raises
 
 BOX = spaces.Box(-9, 9, (2,))
 
@@ -84,15 +85,9 @@ def walks(*, has_next: bool = True, last_ends: bool = True) -> Demonstrations:
     states = np.arange(16, dtype=np.float32).reshape(8, 2) % 9
     terminations = np.arange(8) == 2
     terminations[-1] = last_ends
-    return Demonstrations.from_arrays(
-        states,
-        np.zeros(8, np.int64),
-        observation_space=BOX,
-        action_space=spaces.Discrete(2),
-        episode_ends=[3, 8],
-        terminations=terminations,
-        next_observations=states if has_next else None,
-    )
+    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(2), "episode_ends": [3, 8]}
+    given |= {"terminations": terminations, "next_observations": states if has_next else None}
+    return Demonstrations.from_arrays(states, np.zeros(8, np.int64), **given)
 
 
 def test_the_time_limit_of_an_environment_without_a_spec_is_found() -> None:
@@ -178,8 +173,7 @@ def test_buffers_that_can_not_be_relabelled_are_refused_at_once() -> None:
         pass
 
     own = dqn(replay_buffer_class=Own)
-    with pytest.raises(TypeError, match="Own"):
-        GAIL(expert(), own, seed=0)
+    assert_raises(TypeError, "Own", GAIL, expert(), own, seed=0)
     GAIL(expert(), own, relabel_replay_buffer=False, seed=0)
     steps = dqn(n_steps=3)
     assert isinstance(steps.replay_buffer, NStepReplayBuffer)
@@ -214,8 +208,7 @@ class OwnAdam(torch.optim.Adam):
 
 def test_custom_objects_are_named_as_they_are_given(tmp_path: Path) -> None:
     path = GAIL(expert(), ppo(), disc_opt_cls=OwnAdam, demo_batch_size=16, seed=0).learn(64).save(tmp_path / "own")
-    with pytest.raises(SafeFileError, match=r"custom_objects=\{'disc_opt_cls': OwnAdam\}"):
-        GAIL.load(path, expert(), ppo())
+    assert_raises(SafeFileError, r"custom_objects=\{'disc_opt_cls': OwnAdam\}", GAIL.load, path, expert(), ppo())
     custom = {"disc_opt_cls": OwnAdam, "disc_learning_rate": 0.25}
     assert GAIL.load(path, expert(), ppo(), custom_objects=custom).optimizer.param_groups[0]["lr"] == 0.25
     kept = GAIL.load(path, expert(), ppo(), custom_objects={"disc_opt_cls": OwnAdam})
@@ -244,13 +237,11 @@ def test_numbers_that_are_too_large_are_a_damaged_file(tmp_path: Path) -> None:
     config = {key: copy.deepcopy(content.config[key]) for key in ("trainer", "generator", "spaces")}
     config["trainer"]["rounds"] = float("1e999")
     write_safe_file(path, config, tensors=content.tensors, **name)
-    with pytest.raises(SafeFileError):
-        GAIL.load(path, expert(), ppo())
+    assert_raises(SafeFileError, None, GAIL.load, path, expert(), ppo())
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="gen_train_timesteps"):
-        GAIL(expert(), dqn(), gen_train_timesteps=0, seed=0)
+    assert_raises(ValueError, "gen_train_timesteps", GAIL, expert(), dqn(), gen_train_timesteps=0, seed=0)
     text: Any = "PPO"
     for trainer_class in (GAIL, AIRL):
         with pytest.raises(TypeError, match="gen_algo must be an algorithm of Stable-Baselines3, got str"):
@@ -277,8 +268,7 @@ def test_a_discriminator_that_diverges_stops_the_run_and_says_when() -> None:
     with torch.no_grad():
         next(trainer.reward_net.parameters()).fill_(torch.nan)
     message = r"stopped at step 3: the loss is nan.* discriminator diverged: lower disc_learning_rate \(it was 0\.5\)"
-    with pytest.raises(TrainingDivergedError, match=message):
-        trainer.train_discriminator()
+    assert_raises(TrainingDivergedError, message, trainer.train_discriminator)
 
 
 class Kept(KVWriter):
@@ -395,17 +385,11 @@ def test_masks_of_every_kind_of_action(trainer_class: Any, kind: str) -> None:
     assert_learns(trainer, 128)
     masks = trainer.generated.masks
     assert not masks.all()
-    unmasked = Demonstrations.from_arrays(
-        data.observations[:],
-        data.actions[:],
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        episode_ends=data.episode_ends,
-        next_observations=data.next_observations[:],
-        terminations=data.terminations[:],
-    )
-    with pytest.raises(ValueError, match="action_masks"):
-        trainer_class(unmasked, model, seed=0)
+    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
+    given |= {"episode_ends": data.episode_ends, "next_observations": data.next_observations[:]}
+    given |= {"terminations": data.terminations[:]}
+    unmasked = Demonstrations.from_arrays(data.observations[:], data.actions[:], **given)
+    assert_raises(ValueError, "action_masks", trainer_class, unmasked, model, seed=0)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
@@ -445,8 +429,7 @@ def test_generators(trainer_class: Any, name: str) -> None:
     else:
         data = cartpole_v1().sample_episodes(1, seed=0)
     if trainer_class is AIRL and name in ("dqn", "qrdqn", "td3"):
-        with pytest.raises(TypeError, match="log-probability"):
-            AIRL(data, model, seed=0)
+        assert_raises(TypeError, "log-probability", AIRL, data, model, seed=0)
         return
     trainer = trainer_class(data, model, demo_batch_size=16, gen_train_timesteps=32, seed=0)
     assert_learns(trainer, 96)

@@ -1,7 +1,8 @@
-"""What cloning converges to, where that is known: optimal smoothed policies, margins, entropies, Gaussians."""
+"""What cloning converges to, where that is known; actions in bins; agent files, data on the disk, warm starts."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,13 +10,21 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3 import A2C, DQN, PPO
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlsmooth.agents import BC
-from rlsmooth.data import Demonstrations, cartpole_v1
+from rlsmooth.agents import BC, TrainingDivergedError
+from rlsmooth.agents.cloning import training_data
+from rlsmooth.agents.spaces import ActionBins
+from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
-from rlsmooth.targets import Smoothing, Tree
+from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
+from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import run as engine
+from support import KillAt, assert_raises, draw, same_parameters
 
 PROBLEMS = [
     ("rlsmooth/Identity-v0", {}),
@@ -33,15 +42,9 @@ def every_state(env: TabularEnv, **more: Any) -> Demonstrations:
     count = env.problem.num_states
     actions = np.stack([np.asarray(env.expert_action(env.observation_of(state))) for state in range(count)])
     masks = env.problem.legal if isinstance(env, MaskedTabularEnv) else None
-    return Demonstrations.from_arrays(
-        np.eye(count, dtype=np.float32),
-        actions,
-        observation_space=spaces.Box(0.0, 1.0, (count,)),
-        action_space=env.action_space,
-        episode_ends=[count],
-        action_masks=masks,
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0.0, 1.0, (count,)), "action_space": env.action_space}
+    given |= {"episode_ends": [count], "action_masks": masks}
+    return Demonstrations.from_arrays(np.eye(count, dtype=np.float32), actions, **given, **more)
 
 
 def tabular(name: str, **arguments: Any) -> TabularEnv:
@@ -166,14 +169,9 @@ def test_soft_targets_are_matched_and_smoothed() -> None:
 
 def test_weights_decide_between_contradictory_rows() -> None:
     observations = np.ones((4, 1), dtype=np.float32)
-    demonstrations = Demonstrations.from_arrays(
-        observations,
-        [0, 1, 1, 1],
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=spaces.Discrete(2),
-        episode_ends=[4],
-        weights=[6.0, 1.0, 1.0, 0.0],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
+    given |= {"episode_ends": [4], "weights": [6.0, 1.0, 1.0, 0.0]}
+    demonstrations = Demonstrations.from_arrays(observations, [0, 1, 1, 1], **given)
     agent = fit(demonstrations, smoothing=0.0)
     np.testing.assert_allclose(probabilities(agent, demonstrations)[0], [0.75, 0.25], atol=1e-3)
 
@@ -193,13 +191,9 @@ def test_a_gaussian_has_the_moments_of_its_smoothed_target() -> None:
     assert isinstance(env, IdentityBoxEnv)
     state, _ = env.reset(seed=0)
     action = env.expert_action(state)
-    demonstrations = Demonstrations.from_arrays(
-        np.ones((1, 1), np.float32),
-        action[None],
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=env.action_space,
-        episode_ends=[1],
-    )
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": env.action_space}
+    given |= {"episode_ends": [1]}
+    demonstrations = Demonstrations.from_arrays(np.ones((1, 1), np.float32), action[None], **given)
     low, high = env.action_space.low, env.action_space.high
     assert np.allclose(low, -high)  # so that the reference's mean is 0
     agent = fit(demonstrations, batches=300, smoothing=0.3, reference_std=1.0, learning_rate="lin_0.05")
@@ -246,16 +240,8 @@ def test_entropy_rises_with_alpha_on_the_shipped_set() -> None:
 
 
 def test_the_shipped_set_is_enough_for_the_highest_return() -> None:
-    agent = BC(
-        "MlpPolicy",
-        "CartPole-v1",
-        cartpole_v1(),
-        batch_size=256,
-        learning_rate=3e-3,
-        seed=0,
-        device="cpu",
-        n_eval_episodes=3,
-    )
+    given: dict[str, Any] = {"batch_size": 256, "learning_rate": 3e-3, "seed": 0, "device": "cpu", "n_eval_episodes": 3}
+    agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1(), **given)
     agent.learn(total_epochs=8)
     found = agent.evaluate()
     assert found["mean_reward"] >= 475.0
@@ -295,3 +281,340 @@ def test_alpha_zero_is_exactly_the_hard_target() -> None:
     for other in runs[1:]:
         for one, two in zip(runs[0].policy.parameters(), other.policy.parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+# ---- a Box cut into bins
+
+
+BOX = spaces.Box(np.array([[-1.0, 0.0]], np.float32), np.array([[1.0, 10.0]], np.float32))
+
+
+@given(count=st.integers(2, 40), share=st.lists(st.floats(0.0, 1.0, width=32), min_size=2, max_size=2))
+def test_decoding_is_within_half_a_bin_and_encoding_undoes_it(count: int, share: list[float]) -> None:
+    bins = ActionBins(BOX, count)
+    low, high = BOX.low.astype(np.float64), BOX.high.astype(np.float64)
+    action = (low + np.array([share]) * (high - low)).reshape(1, 2)
+    places = bins.encode(action)
+    assert bins.space.contains(places[0])
+    back = bins.decode(places)
+    assert back.shape == (1, 1, 2)
+    assert BOX.contains(back[0])
+    assert (np.abs(back[0] - action) <= (high - low) / count / 2 + 1e-5).all()
+    assert np.array_equal(bins.encode(back.reshape(1, 2)), places)
+
+
+def two_modes() -> Demonstrations:
+    """An expert that turns sharply left or sharply right, never straight on."""
+    actions = np.array([[[-0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]]], np.float32)
+    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": BOX, "episode_ends": [4]}
+    return Demonstrations.from_arrays(np.ones((4, 1), np.float32), actions, **given)
+
+
+def clone(**arguments: Any) -> BC:
+    linear = {"net_arch": [], "optimizer_kwargs": {"betas": (0.8, 0.9), "eps": 1e-5}}
+    given: dict[str, Any] = {"learning_rate": "lin_0.3", "policy_kwargs": linear, "action_bins": 5, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, two_modes(), **given, **arguments)
+    return agent.learn(total_batches=150)
+
+
+def test_the_policy_keeps_both_modes_and_acts_in_the_box() -> None:
+    agent = clone(smoothing=0.0)
+    action, _ = agent.predict(np.ones(1, np.float32), deterministic=True)
+    np.testing.assert_allclose(action, [[0.8, 3.0]], atol=1e-6)  # 2.0 lies on the edge: it belongs to the bin above
+    assert action.dtype == np.float32
+    sampled, _ = agent.predict(np.ones((200, 1), np.float32))
+    assert sampled.shape == (200, 1, 2)
+    assert all(BOX.contains(one) for one in sampled)
+    sharply = np.abs(np.abs(sampled[:, 0, 0]) - 0.8) < 1e-6
+    assert sharply.mean() > 0.95
+    assert 0.1 < (sampled[:, 0, 0] < 0).mean() < 0.4
+
+
+def test_ordinal_smoothing_has_its_own_optimum() -> None:
+    agent = clone(smoothing=Smoothing(0.3, reference="triangular", width=2.0))
+    logits = agent.head.outputs(agent.policy.obs_to_tensor(np.ones((1, 1), np.float32))[0])  # type: ignore[arg-type]
+    found = logits[0].detach().softmax(-1)[0].numpy()
+    table = ordinal_kernel(5, "triangular", width=2.0).numpy()
+    hard = np.array([0.25, 0, 0, 0, 0.75])
+    np.testing.assert_allclose(found, 0.7 * hard + 0.3 * (0.25 * table[0] + 0.75 * table[4]), atol=1e-3)
+
+
+def test_a_file_keeps_the_bins(tmp_path: Path) -> None:
+    agent = clone(smoothing=0.1)
+    loaded = BC.load(agent.save(tmp_path / "agent"), demonstrations=two_modes(), device="cpu")
+    assert loaded.action_space == BOX
+    one, _ = agent.predict(np.ones(1, np.float32), deterministic=True)
+    two, _ = loaded.predict(np.ones(1, np.float32), deterministic=True)
+    assert np.array_equal(one, two)
+    loaded.learn(total_batches=1)
+
+
+def test_what_has_no_bins_is_refused() -> None:
+    unbounded = spaces.Box(-np.inf, np.inf, (2,))
+    for space, bins, error, message in [
+        (spaces.Discrete(3), 4, TypeError, "Box action space"),
+        (unbounded, 4, ValueError, "finite bounds"),
+        (BOX, 1, ValueError, "action_bins=1"),
+        (BOX, 2.5, TypeError, "action_bins"),
+    ]:
+        with pytest.raises(error, match=message):
+            BC("MlpPolicy", (spaces.Box(0, 1, (1,)), space), None, action_bins=bins, device="cpu")  # type: ignore[arg-type]
+    agent = BC("MlpPolicy", "Pendulum-v1", None, action_bins=4, device="cpu")
+    assert_raises(ValueError, "model has action_space", agent.warm_start, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
+
+
+# ---- agent files, checkpoints, data on the disk, warm starts
+
+
+def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
+    chosen = draw() if demonstrations is None else demonstrations
+    small = {"net_arch": [8]}
+    return BC("MlpPolicy", None, chosen, **{"seed": 0, "device": "cpu", "policy_kwargs": small, **arguments})
+
+
+# ---- agent files
+def test_three_lines_load_an_agent_that_acts(tmp_path: Path) -> None:
+    BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0).learn(total_batches=3).save(tmp_path / "agent")
+    agent = BC.load(tmp_path / "agent.zip")
+    env = gym.make("CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    action, _ = agent.predict(observation, deterministic=True)
+    assert env.action_space.contains(action.item())
+    assert_raises(ValueError, "demonstrations is None", agent.learn, total_batches=1)
+
+
+TREE = Tree.from_nested({"a": ["0", "1"], "b": ["2"]})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"smoothing": Smoothing(0.2, reference=TREE, decay=0.5), "max_grad_norm": 0.5, "l2_coef": 0.01},
+        {"smoothing": "lin_0.3", "learning_rate": "lin_0.01", "kl_coef": 0.2, "reference": TREE},
+        {"smoothing": Smoothing(torch.tensor(0.3)), "kl_coef": 0.1, "reference": torch.tensor([0.5, 0.25, 0.25])},
+        {"validation_fraction": 0.25, "early_stopping_patience": 4, "gradient_accumulation": 2},
+    ],
+    ids=["tree", "schedules", "prior", "early stopping"],
+)
+def test_a_loaded_agent_trains_on_as_if_it_had_never_been_saved(arguments: dict[str, Any], tmp_path: Path) -> None:
+    agent = make(batch_size=8, **arguments)
+    agent.learn(total_batches=4)
+    path = agent.save(tmp_path / "agent.zip")
+    loaded = BC.load(path, demonstrations=draw(), device="cpu")
+    assert same_parameters(agent, loaded)
+    assert loaded.num_timesteps == 4
+    for one in (agent, loaded):
+        one.learn(total_batches=6, reset_num_timesteps=False)
+    assert same_parameters(agent, loaded)
+    assert BC.load(path, device="cpu").demonstrations is None
+
+
+def test_callables_are_asked_for_again(tmp_path: Path) -> None:
+    schedules: dict[str, Any] = {
+        "learning_rate": lambda progress: 0.01 * progress,
+        "smoothing": Smoothing(lambda progress: 0.3 * progress),
+    }
+    agent = make(**schedules).learn(total_batches=2)
+    path = agent.save(tmp_path / "agent")
+    acting = BC.load(path, demonstrations=draw(), device="cpu")
+    acting.predict(np.zeros(3, np.float32))
+    assert_raises(ValueError, r"smoothing, learning_rate was a callable.*custom_objects", acting.learn, total_batches=1)
+    loaded = BC.load(path, demonstrations=draw(), device="cpu", custom_objects=schedules)
+    for one in (agent, loaded):
+        one.learn(total_batches=3, reset_num_timesteps=False)
+    assert same_parameters(agent, loaded)
+
+
+@pytest.mark.parametrize("saved", [0.01, lambda progress: 0.01 * progress])
+@pytest.mark.parametrize("given", [0.5, "lin_0.5"])
+def test_a_learning_rate_given_to_load_is_used(saved: Any, given: Any, tmp_path: Path) -> None:
+    path = make(learning_rate=saved).learn(total_batches=2).save(tmp_path / "agent")
+    loaded = BC.load(path, demonstrations=draw(), device="cpu", custom_objects={"learning_rate": given})
+    loaded.learn(total_batches=1)
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_images_and_starts_survive_a_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    demonstrations = Demonstrations.from_arrays(
+        rng.integers(256, size=(6, 36, 36, 3), dtype=np.uint8),
+        rng.integers(7, 10, size=6),
+        observation_space=spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8),
+        action_space=spaces.Discrete(3, start=7),
+        episode_ends=[6],
+    )
+    agent = BC("CnnPolicy", None, demonstrations, seed=0, device="cpu").learn(total_batches=1)
+    loaded = BC.load(agent.save(tmp_path / "agent"), demonstrations=demonstrations, device="cpu")
+    one, _ = agent.predict(demonstrations.observations, deterministic=True)
+    two, _ = loaded.predict(demonstrations.observations, deterministic=True)
+    assert np.array_equal(one, two)
+    assert one.min() >= 7
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "agent")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert_raises(SafeFileError, None, BC.load, path)
+    from rlsmooth.agents import save_agent_file
+
+    other = save_agent_file(tmp_path / "other", kind="dagger", policy=make().policy, config={})
+    assert_raises(SafeFileError, "dagger", BC.load, other)
+    malformed = save_agent_file(tmp_path / "malformed", kind="bc", policy=make().policy, config={"arguments": {}})
+    assert_raises(SafeFileError, "arguments", BC.load, malformed)
+    assert_raises(ValueError, "observation_space", BC.load, make().save(tmp_path / "whole"), env="CartPole-v1")
+
+
+# ---- checkpoints
+def checkpointed(folder: Path, **arguments: Any) -> BC:
+    return make(batch_size=4, checkpoint_folder=folder, checkpoint_every=3, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"smoothing": "lin_0.3", "learning_rate": "lin_0.01", "gradient_accumulation": 2},
+        {"validation_fraction": 0.25, "early_stopping_patience": 2, "learning_rate": 0.05},
+        {"policy_kwargs": {"optimizer_class": torch.optim.RMSprop}},
+    ],
+    ids=["plain", "schedules", "early stopping", "RMSprop"],
+)
+@pytest.mark.parametrize("cut", [1, 7])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
+    whole = make(batch_size=4, **arguments).learn(total_epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed(tmp_path, **arguments).learn(total_epochs=3, callback=KillAt(cut, KeyboardInterrupt))
+    resumed = BC.resume(tmp_path, None, draw(), device="cpu")
+    assert resumed.num_timesteps == cut - cut % 3 - (3 if cut % 3 == 0 else 0)
+    assert_raises(ValueError, "schedules depend on it", resumed.learn, total_epochs=4)
+    resumed.learn(total_epochs=3)
+    assert resumed.num_timesteps == whole.num_timesteps
+    assert same_parameters(whole, resumed)
+    again = BC.resume(tmp_path, None, draw(), device="cpu").learn(total_epochs=3)  # of a run that has ended
+    assert same_parameters(whole, again)
+    again.learn(total_batches=2, reset_num_timesteps=False)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_checkpoint", fail)
+        assert_raises(KeyboardInterrupt, None, checkpointed(tmp_path).learn, total_epochs=2)
+    assert checkpoint_steps(tmp_path) == []
+    resumed = BC.resume(tmp_path, None, draw(), device="cpu").learn(total_epochs=2)
+    assert same_parameters(resumed, make(batch_size=4).learn(total_epochs=2))
+
+
+def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -> None:
+    agent = checkpointed(tmp_path).learn(total_batches=4)
+    assert_raises(ValueError, "reset_num_timesteps=False", agent.learn, total_batches=4)
+    assert agent.num_timesteps == 4
+    agent.learn(total_batches=4, reset_num_timesteps=False)
+    assert checkpoint_steps(tmp_path) == [6, 8]
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(torch.nan)
+    assert_raises(TrainingDivergedError, None, agent.learn, total_batches=4, reset_num_timesteps=False)
+    good = BC.resume(tmp_path, None, draw(), device="cpu")
+    assert all(parameter.isfinite().all() for parameter in good.policy.parameters())
+
+
+def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
+    checkpointed(tmp_path).learn(total_batches=4)
+    assert_raises(ValueError, "demonstrations is None", BC.resume, tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="validation: these are not those"):
+        BC.resume(tmp_path, None, draw(), validation=draw(seed=2), device="cpu")
+    assert checkpoint_steps(tmp_path) == [3, 4]
+    (tmp_path / "checkpoint_4.zip").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="Passed over a bad checkpoint"):
+        assert BC.resume(tmp_path, None, draw(), device="cpu").num_timesteps == 3
+
+
+# ---- data on the disk
+@pytest.mark.parametrize(
+    "arguments", [{}, {"smoothing": "lin_0.2"}, {"kl_coef": 0.2, "reference": torch.tensor([0.5, 0.25, 0.25])}]
+)
+def test_a_memory_mapped_folder_trains_as_an_array_does(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_data, "BLOCK_BYTES", 1500)  # several blocks an epoch
+    masks = np.ones((40, 3), dtype=bool)
+    demonstrations = draw(weights=np.linspace(0.5, 2, 40), action_masks=masks)
+    demonstrations.save_folder(tmp_path / "folder")
+    mapped = Demonstrations.load(tmp_path / "folder")
+    agents = [
+        make(data, batch_size=8, validation_fraction=0.25, **arguments).learn(total_epochs=3)
+        for data in (demonstrations, mapped)
+    ]
+    assert [agent._data.is_streamed for agent in agents if agent._data is not None] == [False, True]
+    assert same_parameters(*agents)
+    assert agents[0].fingerprints == agents[1].fingerprints
+
+
+def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
+    agent = make(batch_size=6, gradient_accumulation=2)
+    order = torch.randperm(40)
+    updates = list(agent._data.updates(order, 6, 2))
+    assert [[len(part.labels) for part in update] for update in updates] == [[6, 6], [6, 6], [6, 6], [4]]
+    rows = torch.cat([part.observations for update in updates for part in update])  # type: ignore[misc]
+    torch.testing.assert_close(rows, torch.as_tensor(draw().observations)[order])
+    (last,) = agent._data.updates(order, 6, 2, skip=3)
+    assert torch.equal(last[0].observations, updates[3][0].observations)  # type: ignore[arg-type]
+
+
+# ---- warm starts
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_an_sb3_algorithm_starts_where_cloning_ended(algorithm: Any) -> None:
+    agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0, device="cpu").learn(total_epochs=2)
+    model = algorithm("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
+    critic = model.policy.value_net.weight.clone()
+    agent.warm_start(model)
+    observations = cartpole_v1().observations[:500]
+    one, _ = agent.predict(observations, deterministic=True)
+    two, _ = model.predict(observations, deterministic=True)
+    assert np.array_equal(one, two)
+    assert torch.equal(model.policy.value_net.weight, critic)
+    model.learn(256)
+
+
+def test_a_model_that_does_not_fit_is_not_warm_started() -> None:
+    agent = BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0, device="cpu")
+    with pytest.raises(ValueError, match="shape"):
+        agent.warm_start(PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [32, 32]}, device="cpu"))
+    with pytest.raises(ValueError, match="activation_fn"):
+        agent.warm_start(PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": torch.nn.ReLU}, device="cpu"))
+    assert_raises(ValueError, "architecture", agent.warm_start, DQN("MlpPolicy", "CartPole-v1", device="cpu"))
+    assert_raises(ValueError, "observation_space", agent.warm_start, PPO("MlpPolicy", "Acrobot-v1", device="cpu"))
+    assert_raises(TypeError, "PPO", agent.warm_start, torch.nn.Linear(1, 1))
+
+
+def test_maskable_ppo_starts_from_a_maskable_agent() -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    from rlsmooth.data import record
+
+    env = gym.make("rlsmooth.envs:rlsmooth/IdentityMasked-v0")
+    expert: Any = env.unwrapped
+    demonstrations = record(expert.expert_action, env, 10, seed=0)
+    agent = BC("MaskableMlpPolicy", env, demonstrations, learning_rate=1e-2, seed=0, device="cpu").learn(total_epochs=5)
+    model = contrib.MaskablePPO("MlpPolicy", env, device="cpu")
+    agent.warm_start(model)
+    masks = demonstrations.action_masks
+    one, _ = agent.predict(demonstrations.observations, deterministic=True, action_masks=masks)
+    two, _ = model.predict(demonstrations.observations, deterministic=True, action_masks=masks)
+    assert np.array_equal(one, two)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    agent = make(max_grad_norm=np.float32(0.5), tensorboard_log=tmp_path / "log")
+    assert type(agent.max_grad_norm) is float
+    assert agent.tensorboard_log == str(tmp_path / "log")
+    agent.save(tmp_path / "agent")
+    assert BC.load(tmp_path / "agent.zip").max_grad_norm == 0.5
+
+
+def test_resuming_without_demonstrations_says_what_to_give(tmp_path: Path) -> None:
+    make(checkpoint_folder=tmp_path).learn(total_batches=1)
+    with pytest.raises(ValueError, match=r"^demonstrations is None: a run is resumed with those that it was started"):
+        BC.resume(tmp_path)

@@ -27,7 +27,7 @@ from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
-from support import FLAT, Lines, draw, listen, read_events, same_parameters
+from support import FLAT, Lines, assert_raises, draw, listen, read_events, same_parameters
 
 
 def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
@@ -188,14 +188,9 @@ def test_sb3s_callbacks_take_the_agent(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"batch_size": 256, "learning_rate": 3e-3, "seed": 0, "device": "cpu"}
     agent = BC("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), cartpole_v1(), **arguments)
     stop = StopTrainingOnRewardThreshold(reward_threshold=450.0)
-    evaluation = EvalCallback(
-        make_vec_env("CartPole-v1", 1, seed=1),
-        callback_on_new_best=stop,
-        n_eval_episodes=1,
-        eval_freq=100,
-        best_model_save_path=str(tmp_path / "best"),
-        verbose=0,
-    )
+    given: dict[str, Any] = {"callback_on_new_best": stop, "n_eval_episodes": 1, "eval_freq": 100}
+    given |= {"best_model_save_path": str(tmp_path / "best"), "verbose": 0}
+    evaluation = EvalCallback(make_vec_env("CartPole-v1", 1, seed=1), **given)
     every = EveryNTimesteps(50, CheckpointCallback(1, str(tmp_path / "steps"), name_prefix="bc"))
     agent.learn(total_batches=2000, callback=[evaluation, every, ProgressBarCallback()])
     assert agent.num_timesteps < 2000
@@ -242,10 +237,8 @@ def test_environments_are_held_as_sb3_holds_them() -> None:
     assert agent.n_envs == 2
     agent.logger.record("a", 1)
     agent.dump_logs()
-    with pytest.raises(ValueError, match="observation_space"):
-        agent.set_env("Acrobot-v1")
-    with pytest.raises(TypeError, match="must be an id"):
-        agent.set_env(3)  # type: ignore[arg-type]
+    assert_raises(ValueError, "observation_space", agent.set_env, "Acrobot-v1")
+    assert_raises(TypeError, "must be an id", agent.set_env, 3)
 
 
 # ---- log lines, TensorBoard files, validation, evaluations, divergence
@@ -260,19 +253,9 @@ TAGS = {
 
 
 def test_tensorboard_files_hold_every_tag(tmp_path: Path) -> None:
-    agent = BC(
-        "MlpPolicy",
-        None,
-        cartpole_v1().select_episodes(range(4)),
-        batch_size=256,
-        validation_fraction=0.25,
-        eval_env="CartPole-v1",
-        eval_every=8,
-        n_eval_episodes=1,
-        tensorboard_log=tmp_path,
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"batch_size": 256, "validation_fraction": 0.25, "eval_env": "CartPole-v1", "eval_every": 8}
+    given |= {"n_eval_episodes": 1, "tensorboard_log": tmp_path, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, cartpole_v1().select_episodes(range(4)), **given)
     agent.learn(total_batches=12, log_interval=5)
     events = read_events(tmp_path / "BC_1")
     found = events.Tags()
@@ -381,24 +364,15 @@ def test_an_evaluation_without_numbers_writes_no_empty_table(tmp_path: Path, cap
 
 def test_evaluation_repeats_and_does_not_disturb_training() -> None:
     def run(eval_env: str | None) -> BC:
-        agent = BC(
-            "MlpPolicy",
-            None,
-            cartpole_v1_noisy(),
-            eval_env=eval_env,
-            eval_every=2,
-            n_eval_episodes=2,
-            policy_kwargs={"features_extractor_class": Dropping},
-            seed=0,
-            device="cpu",
-        )
+        given: dict[str, Any] = {"eval_env": eval_env, "eval_every": 2, "n_eval_episodes": 2}
+        given |= {"policy_kwargs": {"features_extractor_class": Dropping}, "seed": 0, "device": "cpu"}
+        agent = BC("MlpPolicy", None, cartpole_v1_noisy(), **given)
         return agent.learn(total_batches=6)
 
     with_evaluation, without = run("CartPole-v1"), run(None)
     assert same_parameters(with_evaluation, without)
     assert with_evaluation.evaluate() == with_evaluation.evaluate()
-    with pytest.raises(ValueError, match="eval_env"):
-        without.evaluate()
+    assert_raises(ValueError, "eval_env", without.evaluate)
 
 
 def test_maskable_agents_are_evaluated_under_masks() -> None:

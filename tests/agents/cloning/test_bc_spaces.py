@@ -22,7 +22,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, entropy, kl_divergence
 from rlsmooth.schedules import as_schedule
 from rlsmooth.targets import Smoothing
-from support import samples
+from support import assert_raises, samples
 
 ROWS = 12
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
@@ -60,14 +60,9 @@ def draw(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], 
     """Demonstrations of random observations and actions."""
     observation_space.seed(0)
     action_space.seed(1)
-    return Demonstrations.from_arrays(
-        samples(observation_space, rows),
-        samples(action_space, rows),
-        observation_space=observation_space,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": observation_space, "action_space": action_space}
+    given |= {"episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(samples(observation_space, rows), samples(action_space, rows), **given, **more)
 
 
 def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,15 +86,9 @@ def metrics(agent: BC) -> dict[str, float]:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_numbers_are_those_of_sb3s_distribution(name: str, shared: bool) -> None:
     demonstrations = draw(FLAT, ACTIONS[name])
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.1,
-        policy_kwargs={"share_features_extractor": shared, "ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.1}
+    given |= {"policy_kwargs": {"share_features_extractor": shared, "ortho_init": False}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     agent.learn(total_epochs=3)
     assert agent.head.direct
     log_probability, entropy = evaluate_actions(agent, demonstrations)
@@ -232,14 +221,8 @@ def test_entropy_fraction_leaves_out_rows_without_a_choice() -> None:
     actions = draw(FLAT, ACTIONS["discrete"]).actions
     masks[:6] = False
     masks[np.arange(ROWS), actions] = True
-    agent = BC(
-        "MlpPolicy",
-        None,
-        draw(FLAT, ACTIONS["discrete"], action_masks=masks),
-        policy_kwargs={"net_arch": []},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, draw(FLAT, ACTIONS["discrete"], action_masks=masks), **given)
     with torch.no_grad():
         nn.init.zeros_(agent.policy.action_net.weight)  # type: ignore[arg-type, union-attr]
     assert metrics(agent)["entropy_frac"] == pytest.approx(1.0, abs=1e-6)
@@ -275,26 +258,19 @@ def test_unsupported_policies_and_spaces_are_refused() -> None:
     demonstrations = draw(FLAT, ACTIONS["box"])
     with pytest.raises(ValueError, match="squash"):
         BC("MlpPolicy", None, demonstrations, policy_kwargs={"use_sde": True, "squash_output": True}, device="cpu")
-    with pytest.raises(TypeError, match="Mine"):
-        BC(Unreadable, None, demonstrations, device="cpu")
-    with pytest.raises(TypeError, match="actor-critic"):
-        BC(nn.Linear, None, demonstrations, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Mlp"):
-        BC("NoSuchPolicy", None, demonstrations, device="cpu")
+    assert_raises(TypeError, "Mine", BC, Unreadable, None, demonstrations, device="cpu")
+    assert_raises(TypeError, "actor-critic", BC, nn.Linear, None, demonstrations, device="cpu")
+    assert_raises(ValueError, "Mlp", BC, "NoSuchPolicy", None, demonstrations, device="cpu")
     contrib = pytest.importorskip("sb3_contrib.common.recurrent.policies")
-    with pytest.raises(TypeError, match="recurrent"):
-        BC(contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
+    assert_raises(TypeError, "recurrent", BC, contrib.RecurrentActorCriticPolicy, None, demonstrations, device="cpu")
     with pytest.raises(TypeError, match="whole numbers"):
         BC("MlpPolicy", (FLAT, spaces.Box(0, 3, (2,), dtype=np.int64)), None, device="cpu")
-    with pytest.raises(TypeError, match="Tuple"):
-        BC("MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
-    with pytest.raises(ValueError, match="one axis"):
-        BC("MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
+    assert_raises(TypeError, "Tuple", BC, "MlpPolicy", (FLAT, spaces.Tuple([spaces.Discrete(2)])), None, device="cpu")
+    assert_raises(ValueError, "one axis", BC, "MlpPolicy", (FLAT, spaces.MultiBinary([2, 2])), None, device="cpu")
     with pytest.raises(ValueError, match="start at 0"):
         BC("MlpPolicy", (spaces.Discrete(3, start=1), spaces.Discrete(2)), None, device="cpu")
     nested = spaces.Dict({"a": spaces.Dict({"b": FLAT})})
-    with pytest.raises(TypeError, match="Dict in a Dict"):
-        BC("MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
+    assert_raises(TypeError, "Dict in a Dict", BC, "MultiInputPolicy", (nested, spaces.Discrete(2)), None, device="cpu")
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -320,16 +296,9 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     dims = {"discrete": [3], "multi_discrete": [3, 2], "multi_binary": [2, 2, 2]}[name]
     masks = legal_masks(draw(FLAT, MASKED[name]), dims)
     demonstrations = draw(FLAT, MASKED[name], action_masks=masks, weights=np.linspace(0.0, 2.0, ROWS))
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        smoothing=0.2,
-        kl_coef=kl_coef,
-        policy_kwargs={"ortho_init": False},
-        seed=0,
-        device="cpu",
-    )
+    given: dict[str, Any] = {"smoothing": 0.2, "kl_coef": kl_coef, "policy_kwargs": {"ortho_init": False}, "seed": 0}
+    given |= {"device": "cpu"}
+    agent = BC("MlpPolicy", None, demonstrations, **given)
     batch = agent.measures._training.sample
     assert isinstance(agent.head, CategoricalHead)
     with torch.no_grad():
@@ -380,14 +349,8 @@ SPACES: dict[str, spaces.Space[Any]] = {
 
 def draw_zeros(action_space: spaces.Space[Any], rows: int = 8, **more: Any) -> Demonstrations:
     action_space.seed(0)
-    return Demonstrations.from_arrays(
-        np.zeros((rows, 3), np.float32),
-        samples(action_space, rows),
-        observation_space=FLAT,
-        action_space=action_space,
-        episode_ends=[rows // 2, rows],
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": FLAT, "action_space": action_space, "episode_ends": [rows // 2, rows]}
+    return Demonstrations.from_arrays(np.zeros((rows, 3), np.float32), samples(action_space, rows), **given, **more)
 
 
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
@@ -444,20 +407,15 @@ def test_a_wrong_argument_is_named(space: str, arguments: dict[str, Any], error:
     others = {"same": demonstrations, "other": draw_zeros(spaces.Discrete(5))}
     if isinstance(arguments.get("validation"), str):
         arguments = {**arguments, "validation": others[arguments["validation"]]}
-    with pytest.raises(error, match=message):
-        BC("MlpPolicy", None, demonstrations, **{"device": "cpu", **arguments})
+    assert_raises(error, message, BC, "MlpPolicy", None, demonstrations, **{"device": "cpu", **arguments})
 
 
 def test_spaces_must_come_from_somewhere_and_agree() -> None:
     demonstrations = draw_zeros(SPACES["discrete"])
-    with pytest.raises(ValueError, match="both None"):
-        BC("MlpPolicy", None, None)
-    with pytest.raises(TypeError, match="env_or_spaces"):
-        BC("MlpPolicy", (FLAT, 3), demonstrations)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must be an id"):
-        BC("MlpPolicy", 3, demonstrations)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="can't be made"):
-        BC("MlpPolicy", "NoSuchEnv-v0", demonstrations)
+    assert_raises(ValueError, "both None", BC, "MlpPolicy", None, None)
+    assert_raises(TypeError, "env_or_spaces", BC, "MlpPolicy", (FLAT, 3), demonstrations)
+    assert_raises(TypeError, "must be an id", BC, "MlpPolicy", 3, demonstrations)
+    assert_raises(ValueError, "can't be made", BC, "MlpPolicy", "NoSuchEnv-v0", demonstrations)
     with pytest.raises(ValueError, match="demonstrations has observation_space"):
         BC("MlpPolicy", gym.make("CartPole-v1"), demonstrations)
     with pytest.raises(ValueError, match="demonstrations has action_space"):
@@ -467,8 +425,7 @@ def test_spaces_must_come_from_somewhere_and_agree() -> None:
     narrower = spaces.Box(-1.0, 1.0, (3,))
     assert BC("MlpPolicy", (narrower, SPACES["discrete"]), demonstrations, device="cpu").observation_space == narrower
     built = BC("MlpPolicy", None, demonstrations, device="cpu").policy
-    with pytest.raises(ValueError, match="policy_kwargs"):
-        BC(built, None, demonstrations, policy_kwargs={"net_arch": []})
+    assert_raises(ValueError, "policy_kwargs", BC, built, None, demonstrations, policy_kwargs={"net_arch": []})
     assert BC(built, None, demonstrations, device="cpu").policy is built
 
 
@@ -481,8 +438,7 @@ def test_spaces_must_come_from_somewhere_and_agree() -> None:
     ],
 )
 def test_a_policy_that_can_not_read_the_observations_is_named(policy: str, space: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BC(policy, (space, SPACES["discrete"]), None, device="cpu")
+    assert_raises(ValueError, message, BC, policy, (space, SPACES["discrete"]), None, device="cpu")
 
 
 def test_demonstrations_must_be_demonstrations() -> None:
@@ -503,8 +459,7 @@ LEARN: list[tuple[Callable[[BC], object], type[Exception], str]] = [
 @pytest.mark.parametrize(("call", "error", "message"), LEARN)
 def test_a_wrong_total_trains_nothing(call: Callable[[BC], object], error: type[Exception], message: str) -> None:
     agent = BC("MlpPolicy", None, draw_zeros(SPACES["discrete"]), seed=0, device="cpu")
-    with pytest.raises(error, match=message):
-        call(agent)
+    assert_raises(error, message, call, agent)
     assert agent.num_timesteps == 0
 
 
@@ -517,13 +472,11 @@ def test_soft_targets_need_an_alpha() -> None:
 def test_an_unwritable_folder_is_no_place_for_an_agent(tmp_path: Path) -> None:
     agent = BC("MlpPolicy", None, draw_zeros(SPACES["discrete"]), device="cpu")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="can't be written"):
-        agent.save(tmp_path / "file" / "agent")
+    assert_raises(ValueError, "can't be written", agent.save, tmp_path / "file" / "agent")
 
 
 def test_schedules_are_functions_of_the_progress_remaining() -> None:
     assert as_schedule(0.5)(0.1) == 0.5
     assert as_schedule("lin_0.5")(0.1) == pytest.approx(0.05)
     assert as_schedule(lambda progress: progress**2)(0.5) == 0.25
-    with pytest.raises(TypeError, match="learning_rate"):
-        as_schedule(None)  # type: ignore[arg-type]
+    assert_raises(TypeError, "learning_rate", as_schedule, None)

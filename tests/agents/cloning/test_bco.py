@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -24,7 +24,7 @@ from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, concatenate, record
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parameters
+from support import Counter, KillAt, Lines, assert_raises, read_events, same_parameters
 
 PLACES = 5
 
@@ -122,20 +122,9 @@ def watched(kind: str = "discrete", form: str = "flat", n_episodes: int = 12) ->
 
 
 def make(data: Any, env: Any = None, **arguments: Any) -> BCO:
-    given = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 8,
-        "batch_size": 32,
-        "learning_rate": 0.02,
-        "inverse_learning_rate": 0.02,
-        "inverse_epochs": 8,
-        "policy_kwargs": {"net_arch": [16]},
-        "inverse_net_arch": (32,),
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 8, "batch_size": 32, "learning_rate": 0.02}
+    given |= {"inverse_learning_rate": 0.02, "inverse_epochs": 8, "policy_kwargs": {"net_arch": [16]}}
+    given |= {"inverse_net_arch": (32,), "seed": 0, "device": "cpu", **arguments}
     policy = given.pop("policy", "MlpPolicy")
     return BCO(policy, Walk() if env is None else env, data, **given)
 
@@ -301,37 +290,23 @@ def test_later_rounds_act_by_the_policy() -> None:
 # ---- mistakes
 def test_mistakes_are_told() -> None:
     data = watched()
-    with pytest.raises(TypeError, match=r"use ObservationOnly\.from_trajectories"):
-        make([1, 2])
-    with pytest.raises(ValueError, match="pseudo_labels='firm'"):
-        make(data, pseudo_labels="firm")
-    with pytest.raises(ValueError, match="n_rounds=0"):
-        make(data, n_rounds=0)
-    with pytest.raises(ValueError, match="transitions_per_round=9 must be at least 10"):
-        make(data, transitions_per_round=9)
-    with pytest.raises(ValueError, match="demonstrations has observation_space"):
-        make(watched("multi_discrete"))
-    with pytest.raises(ValueError, match="demonstrations has action_space"):
-        make(watched("masked"))
-    with pytest.raises(ValueError, match="eval_env has action_space"):
-        make(data, eval_env=Walk("masked"))
-    with pytest.raises(TypeError, match="inverse_learning_rate"):
-        make(data, inverse_learning_rate=lambda _: 0.1)
-    with pytest.raises(ValueError, match="inverse_learning_rate='slow'"):
-        make(data, inverse_learning_rate="slow")
-    with pytest.raises(ValueError, match="inverse_inputs='all'"):
-        make(data, inverse_inputs="all")
+    assert_raises(TypeError, r"use ObservationOnly\.from_trajectories", make, [1, 2])
+    assert_raises(ValueError, "pseudo_labels='firm'", make, data, pseudo_labels="firm")
+    assert_raises(ValueError, "n_rounds=0", make, data, n_rounds=0)
+    assert_raises(ValueError, "transitions_per_round=9 must be at least 10", make, data, transitions_per_round=9)
+    assert_raises(ValueError, "demonstrations has observation_space", make, watched("multi_discrete"))
+    assert_raises(ValueError, "demonstrations has action_space", make, watched("masked"))
+    assert_raises(ValueError, "eval_env has action_space", make, data, eval_env=Walk("masked"))
+    assert_raises(TypeError, "inverse_learning_rate", make, data, inverse_learning_rate=lambda _: 0.1)
+    assert_raises(ValueError, "inverse_learning_rate='slow'", make, data, inverse_learning_rate="slow")
+    assert_raises(ValueError, "inverse_inputs='all'", make, data, inverse_inputs="all")
     with pytest.raises(TypeError, match="inverse_smoothing has a callable alpha"):
         make(data, inverse_smoothing=Smoothing(lambda progress: 0.1 * progress))
-    with pytest.raises(ValueError, match="demonstrations is None"):
-        make(None).learn()
+    assert_raises(ValueError, "demonstrations is None", make(None).learn)
     spaces_only = make(data, (data.observation_space, data.action_space))
-    with pytest.raises(ValueError, match="no environment to act in"):
-        spaces_only.learn()
-    with pytest.raises(ValueError, match="no environment to evaluate in"):
-        spaces_only.evaluate()
-    with pytest.raises(TypeError, match="env is None"):
-        BCO("MlpPolicy", None, data)  # type: ignore[arg-type]
+    assert_raises(ValueError, "no environment to act in", spaces_only.learn)
+    assert_raises(ValueError, "no environment to evaluate in", spaces_only.evaluate)
+    assert_raises(TypeError, "env is None", BCO, "MlpPolicy", None, data)
     spaces_only.set_env(Walk())
     assert spaces_only.learn().round == 2
 
@@ -368,17 +343,8 @@ def watched_cartpole() -> Demonstrations:
 
 
 def make_short(data: Demonstrations, env: Any = ENV, **arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 2,
-        "transitions_per_round": 100,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [16]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 2, "transitions_per_round": 100, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", env, data, **given)
 
 
@@ -401,30 +367,6 @@ def test_a_second_call_goes_on() -> None:
     whole = make_short(data, n_rounds=2).learn()
     assert same_parameters(agent, whole)
     assert agent.round == 2
-
-
-class Counter(BaseCallback):
-    """Counts what a callback is told; stops after `most` steps."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.told: list[str] = []
-
-    def _on_training_start(self) -> None:
-        self.told.append(f"total {self.locals['total_timesteps']}")
-
-    def _on_rollout_start(self) -> None:
-        self.told.append("rollout")
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.most
-
-    def _on_rollout_end(self) -> None:
-        self.told.append(f"{self.num_timesteps}")
-
-    def _on_training_end(self) -> None:
-        self.told.append("end")
 
 
 def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
@@ -492,30 +434,9 @@ DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, see
 
 
 def make_rounds(**arguments: Any) -> BCO:
-    given: dict[str, Any] = {
-        "n_rounds": 3,
-        "transitions_per_round": 40,
-        "n_epochs": 1,
-        "inverse_epochs": 2,
-        "inverse_net_arch": (8,),
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"n_rounds": 3, "transitions_per_round": 40, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": (8,), "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return BCO("MlpPolicy", "CartPole-v1", DATA, **given)
-
-
-class Cut:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps == self.step:
-            raise KeyboardInterrupt
-        return True
 
 
 # ---- agent files
@@ -533,8 +454,7 @@ def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     # From here on both learn alike: from the same policy, optimiser and seed, with round 1.
     agent.round, agent.parts, agent.transitions = 0, [], None
     assert same_parameters(agent.learn(), again.learn())
-    with pytest.raises(ValueError, match="no environment to act in"):
-        BCO.load(path, device="cpu").learn()
+    assert_raises(ValueError, "no environment to act in", BCO.load(path, device="cpu").learn)
 
 
 def test_actions_in_bins_and_images_survive(tmp_path: Path) -> None:
@@ -555,24 +475,19 @@ def test_actions_in_bins_and_images_survive(tmp_path: Path) -> None:
 def test_callables_are_asked_for_again(tmp_path: Path) -> None:
     agent = make_rounds(learning_rate=lambda progress: 0.01 * progress)
     path = agent.save(tmp_path / "agent")
-    with pytest.raises(ValueError, match="learning_rate was a callable"):
-        BCO.load(path, "CartPole-v1", DATA, device="cpu").learn()
+    assert_raises(ValueError, "learning_rate was a callable", BCO.load(path, "CartPole-v1", DATA, device="cpu").learn)
     given = BCO.load(path, "CartPole-v1", DATA, device="cpu", custom_objects={"learning_rate": 0.01})
     assert given.learn().round == 3
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     clone = BC("MlpPolicy", None, cartpole_v1(), device="cpu")
-    with pytest.raises(SafeFileError, match="no agent of BCO"):
-        BCO.load(clone.save(tmp_path / "clone"))
+    assert_raises(SafeFileError, "no agent of BCO", BCO.load, clone.save(tmp_path / "clone"))
     path = make_rounds().save(tmp_path / "agent")
-    with pytest.raises(ValueError, match="env has observation_space"):
-        BCO.load(path, "Acrobot-v1")
-    with pytest.raises(TypeError, match="demonstrations must be"):
-        BCO.load(path, "CartPole-v1", [1])  # type: ignore[arg-type]
+    assert_raises(ValueError, "env has observation_space", BCO.load, path, "Acrobot-v1")
+    assert_raises(TypeError, "demonstrations must be", BCO.load, path, "CartPole-v1", [1])
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(SafeFileError):
-        BCO.load(path)
+    assert_raises(SafeFileError, None, BCO.load, path)
     assert save_agent(clone, tmp_path / "saved").name == "saved.zip"
 
 
@@ -590,7 +505,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make_rounds(**arguments).learn()
     with pytest.raises(KeyboardInterrupt):
-        make_rounds(**arguments, checkpoint_folder=tmp_path).learn(Cut(cut))
+        make_rounds(**arguments, checkpoint_folder=tmp_path).learn(KillAt(cut, KeyboardInterrupt))
     resumed = BCO.resume(tmp_path, "CartPole-v1", DATA, device="cpu")
     assert resumed.round == (cut - 1) // 40
     resumed.learn()
@@ -606,8 +521,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", n_envs=3)
     whole = make_rounds(n_rounds=1).learn().learn()
     agent = make_rounds(n_rounds=1, checkpoint_folder=tmp_path / "one").learn()
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(Cut(60))
+    assert_raises(KeyboardInterrupt, None, agent.learn, KillAt(60, KeyboardInterrupt))
     resumed = BCO.resume(tmp_path / "one", "CartPole-v1", DATA, device="cpu").learn()
     assert resumed.round == 2
     assert same_parameters(whole, resumed)

@@ -26,7 +26,7 @@ from rlsmooth.envs import (
     IdentityMultiBinaryEnv,
     IdentityMultiDiscreteEnv,
 )
-from support import same_parameters
+from support import assert_raises, same_parameters
 
 QUICK: dict[str, Any] = {
     "rollout_round_min_timesteps": 100,
@@ -140,14 +140,9 @@ def test_the_policy_becomes_the_optimal_smoothed_one(smoothing: float) -> None:
 def test_all_of_an_experts_probabilities_can_be_cloned() -> None:
     env = IdentityEnv(4)
     soft = env.soft_optimal_policy(0.5)
-    agent = make(
-        env,
-        lambda observation: soft[int(observation)],
-        expert_targets="probabilities",
-        smoothing=0.0,
-        beta_schedule=0.5,
-        bc_train_n_epochs=30,
-    ).learn(300)
+    given: dict[str, Any] = {"expert_targets": "probabilities", "smoothing": 0.0, "beta_schedule": 0.5}
+    given |= {"bc_train_n_epochs": 30}
+    agent = make(env, lambda observation: soft[int(observation)], **given).learn(300)
     assert 0.6 < soft[0, 0] < 0.9  # a policy far from certain
     np.testing.assert_allclose(probabilities_of(agent, env), soft, atol=0.01)
 
@@ -222,16 +217,8 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
     agent, twin = (make(env, env.expert_action, smoothing=0.2) for _ in range(2))
     seed = agent._seed_of(1)
     agent.learn(100)
-    plain = BC(
-        twin.policy,
-        None,
-        agent.demonstrations,
-        smoothing=0.2,
-        learning_rate=0.02,
-        batch_size=32,
-        seed=seed,
-        device="cpu",
-    ).learn(total_epochs=8)
+    given: dict[str, Any] = {"smoothing": 0.2, "learning_rate": 0.02, "batch_size": 32, "seed": seed, "device": "cpu"}
+    plain = BC(twin.policy, None, agent.demonstrations, **given).learn(total_epochs=8)
     assert same_parameters(agent, plain)
     assert same_parameters(agent.bc, plain)
 
@@ -239,15 +226,9 @@ def test_a_round_is_cloning_of_what_it_saw() -> None:
 def test_initial_demonstrations_are_part_of_every_round() -> None:
     env = IdentityEnv(5, observation="image")
     given = record(env.expert_action, env, 2, seed=3)
-    weighed = Demonstrations.from_arrays(
-        given.observations,
-        given.actions,
-        observation_space=given.observation_space,
-        action_space=given.action_space,
-        episode_ends=given.episode_ends,
-        rewards=given.rewards,
-        weights=np.full(len(given), 2.0),
-    )
+    settings: dict[str, Any] = {"observation_space": given.observation_space, "action_space": given.action_space}
+    settings |= {"episode_ends": given.episode_ends, "rewards": given.rewards, "weights": np.full(len(given), 2.0)}
+    weighed = Demonstrations.from_arrays(given.observations, given.actions, **settings)
     agent = make(
         env, env.expert_action, policy="CnnPolicy", policy_kwargs=None, demonstrations=weighed, bc_train_n_epochs=1
     )
@@ -285,28 +266,20 @@ def test_mistakes_are_told() -> None:
     env = IdentityEnv(4)
     expert = env.expert_action
     for name in ("rollout_round_min_episodes", "rollout_round_min_timesteps", "bc_train_n_epochs", "n_eval_episodes"):
-        with pytest.raises(ValueError, match=f"{name}=0"):
-            make(env, expert, **{name: 0})
-    with pytest.raises(ValueError, match="expert_targets='logits'"):
-        make(env, expert, expert_targets="logits")
-    with pytest.raises(TypeError, match="env is None"):
-        make(None, expert)
+        assert_raises(ValueError, f"{name}=0", make, env, expert, **{name: 0})
+    assert_raises(ValueError, "expert_targets='logits'", make, env, expert, expert_targets="logits")
+    assert_raises(TypeError, "env is None", make, None, expert)
     with pytest.raises(TypeError, match=r"demonstrations must be rlsmooth\.data\.Demonstrations"):
         make(env, expert, demonstrations=[1, 2])
     wider = IdentityEnv(5)
     with pytest.raises(ValueError, match="demonstrations has observation_space"):
         make(env, expert, demonstrations=record(wider.expert_action, wider, 1))
-    with pytest.raises(ValueError, match="eval_env has observation_space"):
-        make(env, expert, eval_env=wider)
-    with pytest.raises(ValueError, match="total_timesteps=0"):
-        make(env, expert).learn(0)
-    with pytest.raises(ValueError, match="expert is None"):
-        make(env, None).learn(100)
+    assert_raises(ValueError, "eval_env has observation_space", make, env, expert, eval_env=wider)
+    assert_raises(ValueError, "total_timesteps=0", make(env, expert).learn, 0)
+    assert_raises(ValueError, "expert is None", make(env, None).learn, 100)
     spaces_only = make((env.observation_space, env.action_space), expert)
-    with pytest.raises(ValueError, match="no environment to act in"):
-        spaces_only.learn(100)
-    with pytest.raises(ValueError, match="no environment to evaluate in"):
-        spaces_only.evaluate()
+    assert_raises(ValueError, "no environment to act in", spaces_only.learn, 100)
+    assert_raises(ValueError, "no environment to evaluate in", spaces_only.evaluate)
     spaces_only.set_env(env)
     assert spaces_only.learn(100).round == 1
 
@@ -326,8 +299,7 @@ def test_demonstrations_and_environment_agree_on_masks() -> None:
 def test_rounds_and_environment_agree_on_masks() -> None:
     agent = make(IdentityMaskedEnv(4), IdentityMaskedEnv(4).expert_action, rollout_round_min_timesteps=20).learn(20)
     agent.set_env(IdentityEnv(4))
-    with pytest.raises(ValueError, match="transitions of round 0 have action_masks"):
-        agent.learn(20)
+    assert_raises(ValueError, "transitions of round 0 have action_masks", agent.learn, 20)
 
 
 # ---- collection: who acts, when a round ends, what is kept; and the schedules that decide it
@@ -338,15 +310,8 @@ def make_collecting(env: Any, expert: Any, **arguments: Any) -> DAgger:
 
 def collect(env: Any, expert: Any, learner: BC, **arguments: Any) -> Collected:
     asked = Expert(expert, env, targets="actions", deterministic=True, batched=False)
-    given: dict[str, Any] = {
-        "beta": 0.5,
-        "min_episodes": 1,
-        "min_timesteps": 1,
-        "seed": 0,
-        "learner_deterministic": False,
-        "after_step": lambda _: True,
-        **arguments,
-    }
+    given: dict[str, Any] = {"beta": 0.5, "min_episodes": 1, "min_timesteps": 1, "seed": 0}
+    given |= {"learner_deterministic": False, "after_step": lambda _: True, **arguments}
     made = collect_round(learner, asked, env, **given)
     assert made is not None
     return made
@@ -425,14 +390,8 @@ def test_a_round_holds_whole_episodes_and_reaches_both_minima() -> None:
 
     for min_episodes, min_timesteps in ((1, 40), (9, 1), (4, 30)):
         kept.clear()
-        made = collect(
-            env,
-            IdentityEnv(3).expert_action,
-            learner,
-            min_episodes=min_episodes,
-            min_timesteps=min_timesteps,
-            after_step=after_step,
-        )
+        given: dict[str, Any] = {"min_episodes": min_episodes, "min_timesteps": min_timesteps, "after_step": after_step}
+        made = collect(env, IdentityEnv(3).expert_action, learner, **given)
         data = made.demonstrations
         assert data.num_episodes >= min_episodes
         assert len(data) >= min_timesteps
@@ -467,11 +426,9 @@ def test_schedules() -> None:
     agent = make_collecting(env, env.expert_action, beta_schedule=lambda number: 1 / (1 + number)).learn(300)
     assert [line["beta"] for line in agent.history] == [1.0, 0.5, 1 / 3]
     for wrong in (0.0, -0.1, 1.1, 2.0, 0, -3):
-        with pytest.raises(ValueError, match="beta_schedule="):
-            make_collecting(env, env.expert_action, beta_schedule=wrong)
+        assert_raises(ValueError, "beta_schedule=", make_collecting, env, env.expert_action, beta_schedule=wrong)
     for odd in ("15", None, True):
-        with pytest.raises(TypeError, match="beta_schedule must be"):
-            make_collecting(env, env.expert_action, beta_schedule=odd)
+        assert_raises(TypeError, "beta_schedule must be", make_collecting, env, env.expert_action, beta_schedule=odd)
     with pytest.raises(ValueError, match=r"beta_schedule\(0\)=1.5"):
         make_collecting(env, env.expert_action, beta_schedule=lambda _: 1.5).learn(100)
 

@@ -1,4 +1,4 @@
-"""Runs of DAgger: repeats, callbacks, logs, agent files, episodes on the disk and checkpoints."""
+"""Runs of DAgger: experts, repeats, callbacks, logs, agent files, episodes on the disk and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, load_agent
-from rlsmooth.data import Demonstrations, record
-from rlsmooth.envs import IdentityBoxEnv, IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
+from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, load_agent, save_agent
+from rlsmooth.agents.cloning.expert import Expert
+from rlsmooth.agents.spaces import wrap_env
+from rlsmooth.data import Demonstrations, ObservationOnly, record
+from rlsmooth.data.actors import checked_action
+from rlsmooth.envs import (
+    IdentityBoxEnv,
+    IdentityEnv,
+    IdentityMaskedEnv,
+    IdentityMultiBinaryEnv,
+    IdentityMultiDiscreteEnv,
+)
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Lines, read_events, same_parameters
+from support import Counter, KillAt, Lines, assert_raises, read_events, same_parameters
 
 
 def make(env: Any = None, **arguments: Any) -> DAgger:
     world = IdentityEnv(4) if env is None else env
-    given: dict[str, Any] = {
-        "rollout_round_min_timesteps": 50,
-        "bc_train_n_epochs": 2,
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"rollout_round_min_timesteps": 50, "bc_train_n_epochs": 2}
+    given |= {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     return DAgger("MlpPolicy", world, given.pop("expert", lambda seen: int(seen)), **given)
 
 
@@ -68,30 +74,6 @@ def test_rounds_are_whole() -> None:
     assert agent.num_timesteps == 140
     assert [line["round_timestep_count"] for line in agent.history] == [70.0, 70.0]
     assert [line["round_episode_count"] for line in agent.history] == [7.0, 7.0]
-
-
-class Counter(BaseCallback):
-    """Counts what a callback is told; stops after `most` steps."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-        self.told: list[str] = []
-
-    def _on_training_start(self) -> None:
-        self.told.append(f"total {self.locals['total_timesteps']}")
-
-    def _on_rollout_start(self) -> None:
-        self.told.append("rollout")
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.most
-
-    def _on_rollout_end(self) -> None:
-        self.told.append(f"{self.num_timesteps}")
-
-    def _on_training_end(self) -> None:
-        self.told.append("end")
 
 
 def test_callbacks_see_rounds_as_rollouts_and_may_stop() -> None:
@@ -200,29 +182,10 @@ def expert(seen: Any) -> Any:
 
 
 def make_rounds(env: Any = None, **arguments: Any) -> DAgger:
-    given: dict[str, Any] = {
-        "rollout_round_min_timesteps": ROUND,
-        "bc_train_n_epochs": 1,
-        "beta_schedule": 2,
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-        **arguments,
-    }
+    given: dict[str, Any] = {"rollout_round_min_timesteps": ROUND, "bc_train_n_epochs": 1, "beta_schedule": 2}
+    given |= {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu", **arguments}
     policy = given.pop("policy", "MlpPolicy")
     return DAgger(policy, IdentityEnv(4) if env is None else env, given.pop("expert", expert), **given)
-
-
-class Cut:
-    """A callback that ends a run as an exception would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> bool:
-        if local["self"].num_timesteps >= self.step:
-            raise KeyboardInterrupt
-        return True
 
 
 # ---- agent files
@@ -244,8 +207,7 @@ def test_the_file_is_that_of_the_clone_and_more(tmp_path: Path) -> None:
     assert same_parameters(agent.learn(ROUND), again.learn(ROUND))
     with pytest.raises(ValueError, match="no environment to act in: give env to DAgger"):
         DAgger.load(path, device="cpu").learn(ROUND)
-    with pytest.raises(ValueError, match="expert is None"):
-        DAgger.load(path, IdentityEnv(4), device="cpu").learn(ROUND)
+    assert_raises(ValueError, "expert is None", DAgger.load(path, IdentityEnv(4), device="cpu").learn, ROUND)
 
 
 def test_a_whole_number_of_rounds_stays_one(tmp_path: Path) -> None:
@@ -275,18 +237,13 @@ def test_functions_are_asked_for_again(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     clone = BC("MlpPolicy", IdentityEnv(4), None, device="cpu")
-    with pytest.raises(SafeFileError, match="no agent of DAgger"):
-        DAgger.load(clone.save(tmp_path / "clone"))
+    assert_raises(SafeFileError, "no agent of DAgger", DAgger.load, clone.save(tmp_path / "clone"))
     path = make_rounds().save(tmp_path / "agent")
-    with pytest.raises(SafeFileError, match="no agent of BCO"):
-        BCO.load(path)
-    with pytest.raises(ValueError, match="env has observation_space"):
-        DAgger.load(path, IdentityEnv(5))
-    with pytest.raises(TypeError, match="expert must have"):
-        DAgger.load(path, IdentityEnv(4), 3)  # type: ignore[arg-type]
+    assert_raises(SafeFileError, "no agent of BCO", BCO.load, path)
+    assert_raises(ValueError, "env has observation_space", DAgger.load, path, IdentityEnv(5))
+    assert_raises(TypeError, "expert must have", DAgger.load, path, IdentityEnv(4), 3)
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(SafeFileError):
-        DAgger.load(path)
+    assert_raises(SafeFileError, None, DAgger.load, path)
 
 
 # ---- episodes
@@ -334,7 +291,7 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(arguments: dict[str, Any], cut: int, tmp_path: Path) -> None:
     whole = make_rounds(**arguments).learn(TOTAL)
     with pytest.raises(KeyboardInterrupt):
-        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, Cut(cut))
+        make_rounds(**arguments, scratch_dir=tmp_path).learn(TOTAL, KillAt(cut, KeyboardInterrupt))
     resume: dict[str, Any] = {"eval_env": arguments.get("eval_env"), "device": "cpu"}
     given = arguments.get("expert", expert)
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), given, **resume)
@@ -357,8 +314,7 @@ def test_several_environments_and_a_second_call(tmp_path: Path) -> None:
     env = make_vec_env(lambda: IdentityEnv(4), n_envs=2)
     whole = make_rounds().learn(ROUND).learn(2 * ROUND)
     agent = make_rounds(scratch_dir=tmp_path / "one").learn(ROUND)
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(2 * ROUND, Cut(100))
+    assert_raises(KeyboardInterrupt, None, agent.learn, 2 * ROUND, KillAt(100, KeyboardInterrupt))
     resumed = DAgger.resume(tmp_path / "one", IdentityEnv(4), expert, device="cpu").learn(2 * ROUND)
     assert resumed.round == 3
     assert same_parameters(whole, resumed)
@@ -388,8 +344,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="round-001' does not hold the episodes of this run"):
         DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu")
     episode.write_bytes(content[:-40])
-    with pytest.raises(ValueError, match=r"002\.npz"):
-        DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu")
+    assert_raises(ValueError, r"002\.npz", DAgger.resume, tmp_path, IdentityEnv(4), expert, device="cpu")
     episode.write_bytes(content)
     other.save(tmp_path / "demos" / "initial.npz")
     with pytest.raises(ValueError, match=r"initial\.npz' does not hold what the run was started with"):
@@ -398,8 +353,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(TOTAL, Cut(1))
+    assert_raises(KeyboardInterrupt, None, agent.learn, TOTAL, KillAt(1, KeyboardInterrupt))
     (tmp_path / "checkpoint_0.zip").unlink()
     resumed = DAgger.resume(tmp_path, IdentityEnv(4), expert, device="cpu").learn(TOTAL)
     assert same_parameters(resumed, make_rounds().learn(TOTAL))
@@ -407,15 +361,13 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 def test_ones_own_folder_is_never_refused_and_anothers_always(tmp_path: Path) -> None:
     agent = make_rounds(scratch_dir=tmp_path / "own")
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(ROUND, Cut(5))
+    assert_raises(KeyboardInterrupt, None, agent.learn, ROUND, KillAt(5, KeyboardInterrupt))
     assert agent.num_timesteps == 0  # the round that was broken off leaves nothing
     assert agent.learn(ROUND).round == 1
     other = make_rounds().learn(2 * ROUND)
     assert other.round > agent.round
     other.scratch_dir = tmp_path / "own"
-    with pytest.raises(ValueError, match="another run's checkpoints"):
-        other.learn(ROUND)
+    assert_raises(ValueError, "another run's checkpoints", other.learn, ROUND)
     resumed = DAgger.resume(tmp_path / "own", IdentityEnv(4), expert, device="cpu").learn(ROUND)
     assert resumed.learn(ROUND).round > 1
 
@@ -436,3 +388,276 @@ def test_only_leftovers_of_our_own_are_deleted(tmp_path: Path) -> None:
 def test_numpys_numbers_are_kept(schedule: Any, tmp_path: Path) -> None:
     path = make_rounds(beta_schedule=schedule).save(tmp_path / "agent")
     assert DAgger.load(path, device="cpu").beta_schedule == schedule
+
+
+# ---- whom DAgger can ask: models, policies, agents, files, functions
+
+
+def small() -> dict[str, Any]:
+    """New ones each time: SB3's constructors write into `policy_kwargs`."""
+    return {"seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+
+
+def ask(given: Any, env: Any, **arguments: Any) -> Expert:
+    settings: dict[str, Any] = {"targets": "actions", "deterministic": True, "batched": False, **arguments}
+    return Expert(given, env if isinstance(env, VecEnv) else wrap_env("env", env), **settings)
+
+
+def learn(env: Any, expert: Any, **arguments: Any) -> DAgger:
+    settings = {**small(), "rollout_round_min_timesteps": 40, "bc_train_n_epochs": 1, **arguments}
+    return DAgger("MlpPolicy", env, expert, **settings).learn(80)
+
+
+def labels_of(agent: DAgger) -> Any:
+    return np.asarray(agent.demonstrations.observations), np.asarray(agent.demonstrations.actions)
+
+
+# ---- every kind
+def test_models_policies_agents_and_files_say_the_same(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", IdentityEnv(6), n_steps=16, batch_size=16, **small())
+    agents = [learn(IdentityEnv(6), given) for given in (model, model.policy, save_agent(model, tmp_path / "expert"))]
+    agents.append(learn(IdentityEnv(6), str(tmp_path / "expert.zip")))
+    seen, labels = labels_of(agents[0])
+    assert np.array_equal(labels, model.predict(seen, deterministic=True)[0])
+    for other in agents[1:]:
+        assert np.array_equal(labels_of(other)[1], labels)
+        assert other.history == agents[0].history
+
+
+def test_our_own_agents_are_experts() -> None:
+    env = IdentityEnv(5)
+    data = record(env.expert_action, env, 4)
+    cloned = BC("MlpPolicy", env, data, **small()).learn(total_epochs=1)
+    watched = ObservationOnly.from_demonstrations(data)
+    found = BCO("MlpPolicy", env, watched, n_rounds=1, transitions_per_round=50, n_epochs=1, **small()).learn()
+    for agent in (cloned, found, learn(env, env.expert_action)):
+        seen, labels = labels_of(learn(env, agent))
+        assert np.array_equal(labels, agent.predict(seen, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("kind", ["SAC", "DQN", "multi_binary"])
+def test_off_policy_models_and_bits(kind: str) -> None:
+    if kind == "SAC":
+        env: Any = IdentityBoxEnv(2)
+        model: Any = SAC("MlpPolicy", env, buffer_size=10, **small())
+    elif kind == "DQN":
+        env = IdentityEnv(4)
+        model = DQN("MlpPolicy", env, buffer_size=10, **small())
+    else:
+        env = IdentityMultiBinaryEnv(3)
+        model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
+    seen, labels = labels_of(learn(env, model))
+    np.testing.assert_allclose(labels, model.predict(seen, deterministic=True)[0], atol=1e-6)
+
+
+def test_functions_get_one_observation_or_batches_as_of_record() -> None:
+    def one(seen: Any) -> Any:
+        assert np.shape(seen) == ()
+        return int(seen)
+
+    def many(seen: Any) -> Any:
+        assert np.shape(seen) == (3,)
+        return seen
+
+    def as_imitation(seen: Any, state: Any, episode_start: Any) -> Any:
+        assert np.shape(seen) == np.shape(episode_start) == (3,)
+        steps = np.zeros(3, int) if state is None else state[0] + 1
+        steps[episode_start] = 0
+        assert steps.max() < 10  # an episode's length: the state starts anew
+        return seen, (steps,)
+
+    vectorised = make_vec_env(lambda: IdentityEnv(4), n_envs=3)
+    for env, expert in ((IdentityEnv(4), one), (vectorised, many), (vectorised, as_imitation)):
+        seen, labels = labels_of(learn(env, expert))
+        assert np.array_equal(seen, labels)
+
+
+def test_a_recurrent_experts_state_goes_with_the_episode() -> None:
+    env = make_vec_env(lambda: IdentityEnv(4, episode_length=10), n_envs=2)
+    model = RecurrentPPO("MlpLstmPolicy", env, n_steps=16, batch_size=16, **small())
+    with torch.no_grad():  # a fresh one says the same whatever it remembers
+        for parameter in model.policy.parameters():
+            parameter.mul_(5)
+    agent = learn(env, model, beta_schedule=1.0)
+    data = agent.demonstrations
+    forgetful = model.predict(np.asarray(data.observations), deterministic=True)[0]
+    assert not np.array_equal(forgetful, data.actions)
+    for number in range(data.num_episodes):
+        episode = data.select_episodes([number])
+        state = None
+        for step, (seen, label) in enumerate(zip(episode.observations, episode.actions, strict=True)):
+            action, state = model.predict(
+                np.array([seen, seen]), state=state, episode_start=np.full(2, step == 0), deterministic=True
+            )
+            assert action[0] == label
+
+
+def test_a_model_of_normalised_observations_sees_them_normalised(tmp_path: Path) -> None:
+    normalised = VecNormalize(DummyVecEnv([lambda: IdentityBoxEnv(2)]))
+    model = PPO("MlpPolicy", normalised, n_steps=64, batch_size=64, **small()).learn(256)
+    normalised.training = False
+    path = save_agent(model, tmp_path / "expert")
+    statistics = normalised.obs_rms.mean.copy()
+    for expert in (model, path):
+        seen, labels = labels_of(learn(IdentityBoxEnv(2), expert))
+        expected = model.predict(normalised.normalize_obs(seen), deterministic=True)[0]
+        np.testing.assert_allclose(labels, expected, atol=1e-6)
+        assert not np.allclose(labels, model.predict(seen, deterministic=True)[0], atol=1e-3)
+    # In the environment that normalises, both see what it shows.
+    normalised.norm_reward = False
+    seen, labels = labels_of(learn(normalised, model))
+    np.testing.assert_allclose(labels, model.predict(seen, deterministic=True)[0], atol=1e-6)
+    assert np.array_equal(normalised.obs_rms.mean, statistics)
+
+
+def test_a_normaliser_that_moves_is_refused() -> None:
+    with pytest.raises(ValueError, match="statistics would move"):
+        learn(VecNormalize(DummyVecEnv([lambda: IdentityBoxEnv(2)])), lambda seen: seen)
+
+
+# ---- masks
+def test_masks_reach_whoever_takes_them() -> None:
+    env = IdentityMaskedEnv(5, illegal_action="raise")
+    model = MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
+    agent = learn(env, model, beta_schedule=0.5)
+    data = agent.demonstrations
+    masks = np.asarray(data.action_masks)
+    seen, labels = labels_of(agent)
+    assert np.array_equal(labels, model.predict(seen, deterministic=True, action_masks=masks)[0])
+    assert not np.array_equal(labels, model.predict(seen, deterministic=True)[0])
+    # A clone whose policy knows no masks is held to them.
+    cloned = BC("MlpPolicy", (env.observation_space, env.action_space), None, **small())
+    assert (labels_of(learn(env, cloned))[1] != cloned.predict(seen[:1], deterministic=True)[0]).any()
+
+
+def test_an_illegal_action_of_the_expert_is_told_before_it_is_done() -> None:
+    env = IdentityMaskedEnv(4, illegal_action="raise")
+    with pytest.raises(ValueError, match=r"the expert chose 3 in environment 0, which its action mask forbids"):
+        learn(env, lambda _: 3)
+    with pytest.raises(ValueError, match="the expert chose 7, which is outside action_space=Discrete"):
+        learn(IdentityEnv(4), lambda _: 7)
+    with pytest.raises(ValueError, match=r"illegal action's must be 0"):
+        learn(env, lambda _: np.full(4, 0.25), expert_targets="probabilities")
+
+
+# ---- probabilities
+def test_probabilities_of_models_are_those_they_act_by() -> None:
+    env = IdentityMaskedEnv(4, illegal_action="raise")
+    model = MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
+    plain = PPO("MlpPolicy", IdentityEnv(4), n_steps=16, batch_size=16, **small())
+    floor = SmoothedPPO("MlpPolicy", IdentityEnv(4), n_steps=16, batch_size=16, exploration_floor=0.4, **small())
+    generator = np.random.default_rng(0)
+    masks = np.array([[True, False, True, True]])
+    seen = [np.int64(2)]
+    for asked, given in (
+        (ask(model, env, targets="probabilities"), model),
+        (ask(plain, IdentityEnv(4), targets="probabilities"), plain),
+    ):
+        mask = masks if given is model else None
+        labels = asked.label(seen, mask, generator)
+        tensors, _ = given.policy.obs_to_tensor(np.array(seen))
+        more = {"action_masks": masks} if given is model else {}
+        expected = given.policy.get_distribution(tensors, **more).distribution.probs.detach().numpy()
+        np.testing.assert_allclose(labels.probabilities, expected, atol=1e-6)
+        assert labels.actions[0] == expected.argmax()
+    (row,) = ask(floor, IdentityEnv(4), targets="probabilities").label(seen, None, generator).probabilities  # type: ignore[misc]
+    np.testing.assert_allclose(row, floor.policy.action_probabilities(np.array(seen))[0].detach().numpy(), atol=1e-6)
+
+
+def test_sampled_labels_follow_the_probabilities() -> None:
+    given = np.array([0.0, 0.6, 0.1, 0.3])
+    asked = ask(lambda _: given, IdentityEnv(4), targets="probabilities", deterministic=False)
+    generator = np.random.default_rng(0)
+    drawn = np.array([asked.label([np.int64(0)], None, generator).actions[0] for _ in range(2000)])
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[0] == 0
+    assert (np.abs(counts / 2000 - given) < 0.04).all()
+
+
+def test_soft_targets_come_from_a_file_or_an_agent(tmp_path: Path) -> None:
+    env = IdentityEnv(4)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, **small())
+    agent = learn(env, save_agent(model, tmp_path / "expert"), expert_targets="probabilities")
+    again = learn(env, agent, expert_targets="probabilities")
+    for one in (agent, again):
+        assert np.asarray(one.demonstrations.action_probs).shape == (len(one.demonstrations), 4)
+
+
+# ---- mistakes
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    env = IdentityEnv(4)
+    wide, box = IdentityEnv(5), IdentityBoxEnv(2)
+    with pytest.raises(ValueError, match="expert has observation_space=Discrete"):
+        learn(env, PPO("MlpPolicy", wide, n_steps=16, batch_size=16, **small()))
+    with pytest.raises(ValueError, match="expert has action_space=Box"):
+        learn(env, BC("MlpPolicy", (env.observation_space, box.action_space), None, **small()))
+    with pytest.raises(TypeError, match="expert must have SB3's predict, be a function or name an agent file, got int"):
+        learn(env, 3)
+    assert_raises(SafeFileError, r"none\.zip' does not exist", learn, env, tmp_path / "none.zip")
+    with pytest.raises(ValueError, match="needs a Discrete action space"):
+        learn(box, box.expert_action, expert_targets="probabilities")
+    with pytest.raises(TypeError, match="expert has the policy DQNPolicy, which does not provide the probabilities"):
+        learn(env, DQN("MlpPolicy", env, buffer_size=10, **small()), expert_targets="probabilities")
+    recurrent = RecurrentPPO("MlpLstmPolicy", env, n_steps=16, batch_size=16, **small())
+    with pytest.raises(TypeError, match="expert has the policy RecurrentActorCriticPolicy"):
+        learn(env, recurrent, expert_targets="probabilities")
+
+    class Acting:
+        def predict(
+            self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        ) -> Any:
+            return observation, state
+
+    with pytest.raises(TypeError, match="expert is a Acting, whose predict gives actions, no probabilities"):
+        learn(env, Acting(), expert_targets="probabilities")
+    for row, words in (
+        (np.full(4, 0.3), "sum to 1"),
+        (np.array([1.5, -0.5, 0.0, 0.0]), ">= 0"),
+        (np.array([np.nan, 1.0, 0.0, 0.0]), "finite"),
+        (np.full(3, 1 / 3), r"floats of shape \(1, 4\)"),
+        (np.array([1, 0, 0, 0]), "dtype int64"),
+    ):
+        assert_raises(ValueError, words, learn, env, lambda _, row=row: row, expert_targets="probabilities")
+    with pytest.raises(ValueError, match="returned 1 actions for 2 environments"):
+        learn(make_vec_env(lambda: IdentityEnv(4), n_envs=2), lambda seen: seen[:1])
+
+
+def test_an_expert_of_other_statistics_is_refused(tmp_path: Path) -> None:
+    def plain() -> VecEnv:
+        return make_vec_env("CartPole-v1")
+
+    trained = VecNormalize(plain())
+    model = PPO("MlpPolicy", trained, n_steps=16, batch_size=16, **small()).learn(16)
+    alike = VecNormalize(plain(), norm_reward=False, training=False)
+    alike.obs_rms = trained.obs_rms
+    other = VecNormalize(plain(), norm_reward=False, training=False)
+    for given in (model, save_agent(model, tmp_path / "expert")):
+        assert ask(given, alike).normalizer is None
+        for env, what in (
+            (other, r"obs_rms\.mean is"),
+            (VecNormalize(plain(), norm_obs=False, norm_reward=False, training=False), "norm_obs is True"),
+        ):
+            assert_raises(ValueError, f"another VecNormalize than env has.*{what}", ask, given, env)
+    assert not np.array_equal(other.obs_rms.mean, trained.obs_rms.mean)  # type: ignore[union-attr]
+    alike.clip_obs = 5.0
+    assert_raises(ValueError, r"clip_obs is 10\.0 in one, 5\.0 in the other", ask, model, alike)
+
+
+def test_an_action_outside_the_bounds_by_rounding_is_the_bound() -> None:
+    space = spaces.Box(np.float32(-0.3), np.float32(0.9), (1,))
+    above = np.nextafter(space.high, np.float32(2))
+    assert np.array_equal(checked_action(above, space), space.high)
+    inside = np.array([0.1], np.float32)
+    assert np.array_equal(checked_action(inside, space), inside)
+    assert_raises(ValueError, "outside action_space", checked_action, space.high + np.float32(1e-4), space)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SmoothedPPO])
+def test_probabilities_of_a_policy_without_masks_are_those_of_the_legal_actions(algorithm: Any) -> None:
+    model = algorithm("MlpPolicy", IdentityEnv(3), n_steps=16, batch_size=16, **small())
+    expert = ask(model, IdentityEnv(3), targets="probabilities")
+    seen, masks = [np.array(1)], np.array([[True, True, False]])
+    whole = expert.label(seen, None, np.random.default_rng(0)).probabilities
+    legal = expert.label(seen, masks, np.random.default_rng(0)).probabilities
+    assert legal[0, 2] == 0
+    assert legal[0, :2] == pytest.approx(whole[0, :2] / whole[0, :2].sum(), rel=1e-5)

@@ -15,7 +15,7 @@ from rlsmooth.agents.cloning.transition_features import TransitionFeatures, tran
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError
-from support import same_parameters
+from support import assert_raises, same_parameters
 
 NOISE = spaces.Box(-np.inf, np.inf, (3,))
 
@@ -34,15 +34,10 @@ def moved(action_space: spaces.Space[Any], rows: int = 300, seed: int = 0, **mor
         actions = np.stack([rng.integers(size, size=rows) for size in dims], axis=1)
         steps = np.pad(actions, ((0, 0), (0, 3 - actions.shape[1])))
     before = rng.normal(size=(rows, 3)).astype(np.float32)
-    return Demonstrations.from_arrays(
-        before,
-        actions,
-        observation_space=NOISE,
-        action_space=action_space,
-        episode_ends=np.arange(10, rows + 1, 10),
-        next_observations=before + 0.01 * steps.astype(np.float32),
-        **more,
-    )
+    given: dict[str, Any] = {"observation_space": NOISE, "action_space": action_space}
+    given |= {"episode_ends": np.arange(10, rows + 1, 10)}
+    given |= {"next_observations": before + 0.01 * steps.astype(np.float32)}
+    return Demonstrations.from_arrays(before, actions, **given, **more)
 
 
 def make(data: Demonstrations, **arguments: Any) -> InverseDynamics:
@@ -80,8 +75,7 @@ def test_it_reads_continuous_actions(bins: int | None) -> None:
     assert np.sqrt(np.mean((predicted - unseen.actions) ** 2)) < 0.2  # of random guesses: 0.8
     assert space.contains(predicted[0])
     if bins is None:
-        with pytest.raises(ValueError, match="densities"):
-            model.probabilities(unseen.observations, unseen.next_observations)
+        assert_raises(ValueError, "densities", model.probabilities, unseen.observations, unseen.next_observations)
         with pytest.raises(ValueError, match="action_masks can't be used"):
             model.predict(unseen.observations, unseen.next_observations, np.ones((300, 2), bool))
 
@@ -109,14 +103,9 @@ def circle(form: str, rows: int = 200, seed: int = 0) -> Demonstrations:
         ),
     }
     space, show = forms[form]
-    return Demonstrations.from_arrays(
-        show(before),
-        actions,
-        observation_space=space,
-        action_space=spaces.Discrete(3),
-        episode_ends=np.arange(10, rows + 1, 10),
-        next_observations=show(after),
-    )
+    given: dict[str, Any] = {"observation_space": space, "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": np.arange(10, rows + 1, 10), "next_observations": show(after)}
+    return Demonstrations.from_arrays(show(before), actions, **given)
 
 
 @pytest.mark.parametrize("form", ["discrete", "multi_discrete", "multi_binary", "image", "dict"])
@@ -143,15 +132,9 @@ def twins(rows: int = 2000, seed: int = 0) -> Demonstrations:
     before = rng.normal(size=(rows, 3)).astype(np.float32)
     after = before.copy()
     after[:, 0] += np.where(actions == 2, 0.5, -0.5)
-    return Demonstrations.from_arrays(
-        before,
-        actions,
-        observation_space=NOISE,
-        action_space=spaces.Discrete(3),
-        episode_ends=np.arange(20, rows + 1, 20),
-        next_observations=after,
-        action_masks=masks,
-    )
+    given: dict[str, Any] = {"observation_space": NOISE, "action_space": spaces.Discrete(3)}
+    given |= {"episode_ends": np.arange(20, rows + 1, 20), "next_observations": after, "action_masks": masks}
+    return Demonstrations.from_arrays(before, actions, **given)
 
 
 def test_illegal_actions_are_neither_learned_nor_predicted() -> None:
@@ -186,8 +169,7 @@ def test_illegal_actions_are_neither_learned_nor_predicted() -> None:
 def test_masks_that_do_not_fit_are_refused(masks: Any, problem: str) -> None:
     data = moved(spaces.Discrete(3), rows=40)
     model = make(data, max_epochs=1, validation_fraction=0.25).fit(data)
-    with pytest.raises(ValueError, match=problem):
-        model.predict(data.observations, data.next_observations, masks)
+    assert_raises(ValueError, problem, model.predict, data.observations, data.next_observations, masks)
 
 
 def test_smoothing_reaches_the_model() -> None:
@@ -273,39 +255,29 @@ def test_a_callable_is_not_forgotten_in_silence(tmp_path: Path) -> None:
         loaded.predict(data.observations, data.next_observations),
         model.predict(data.observations, data.next_observations),
     )
-    with pytest.raises(ValueError, match="learning_rate was a callable"):
-        loaded.fit(data)
+    assert_raises(ValueError, "learning_rate was a callable", loaded.fit, data)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     data = moved(spaces.Discrete(3), rows=100)
     plain = BC("MlpPolicy", None, data, device="cpu")
-    with pytest.raises(SafeFileError, match="no inverse dynamics model"):
-        InverseDynamics.load(plain.save(tmp_path / "plain"))
+    assert_raises(SafeFileError, "no inverse dynamics model", InverseDynamics.load, plain.save(tmp_path / "plain"))
     forged = save_agent_file(
         tmp_path / "forged", kind="bc", policy=plain.policy, config={"inverse_dynamics": {"max_epochs": 1}}
     )
-    with pytest.raises(SafeFileError, match="no inverse dynamics model"):
-        InverseDynamics.load(forged)
+    assert_raises(SafeFileError, "no inverse dynamics model", InverseDynamics.load, forged)
 
 
 def test_mistakes_are_told() -> None:
     data = moved(spaces.Discrete(3), rows=100)
     model = make(data)
-    with pytest.raises(ValueError, match="call fit"):
-        model.predict(data.observations, data.next_observations)
-    with pytest.raises(ValueError, match="call fit"):
-        model.save("nowhere")
-    with pytest.raises(TypeError, match="transitions must be"):
-        model.fit([1, 2])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="next_observations"):
-        model.fit(data.replace_unchecked(next_observations=None))
-    with pytest.raises(ValueError, match="transitions has action_space"):
-        model.fit(moved(spaces.Discrete(4), rows=100))
-    with pytest.raises(ValueError, match="inputs='both'"):
-        make(data, inputs="both")
+    assert_raises(ValueError, "call fit", model.predict, data.observations, data.next_observations)
+    assert_raises(ValueError, "call fit", model.save, "nowhere")
+    assert_raises(TypeError, "transitions must be", model.fit, [1, 2])
+    assert_raises(ValueError, "next_observations", model.fit, data.replace_unchecked(next_observations=None))
+    assert_raises(ValueError, "transitions has action_space", model.fit, moved(spaces.Discrete(4), rows=100))
+    assert_raises(ValueError, "inputs='both'", make, data, inputs="both")
     with pytest.raises(TypeError, match="Dict in a Dict"):
         InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": NOISE})}), spaces.Discrete(2))
     model.fit(data)
-    with pytest.raises(ValueError, match="transitions: as many"):
-        model.predict(data.observations, data.next_observations[:5])
+    assert_raises(ValueError, "transitions: as many", model.predict, data.observations, data.next_observations[:5])

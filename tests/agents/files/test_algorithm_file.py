@@ -30,10 +30,10 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from rlsmooth.agents import BC, load_agent_file
-from rlsmooth.agents.files.algorithm_file import load_agent, noise_to_plain, save_agent
-from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, set_buffer_state
+from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
+from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
-from support import Bomb, assert_equal
+from support import Bomb, assert_equal, assert_raises
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SHORT: dict[str, Any] = {"n_steps": 32, "batch_size": 32}
@@ -200,10 +200,8 @@ def test_callables_and_classes_of_ones_own_are_asked_for(tmp_path: Path) -> None
 
     model = MyPPO(MyPolicy, "CartPole-v1", n_steps=32, batch_size=32, learning_rate=halved, clip_range=halved)
     path = save_agent(model, tmp_path / "agent.zip")
-    with pytest.raises(SafeFileError, match="load with policy_class=MyPolicy"):
-        load_agent(path)
-    with pytest.raises(SafeFileError, match="load with model_class=MyPPO"):
-        load_agent(path, policy_class=MyPolicy)
+    assert_raises(SafeFileError, "load with policy_class=MyPolicy", load_agent, path)
+    assert_raises(SafeFileError, "load with model_class=MyPPO", load_agent, path, policy_class=MyPolicy)
     with pytest.raises(SafeFileError, match=r"learning_rate that no file can hold \(.*halved\)"):
         load_agent(path, policy_class=MyPolicy, model_class=MyPPO)
     custom = {"learning_rate": halved, "clip_range": 0.25, "n_steps": 64}
@@ -216,14 +214,10 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="model is a ARS: pass one of A2C, PPO"):
         save_agent(ARS("LinearPolicy", "CartPole-v1"), tmp_path / "x")  # type: ignore[arg-type]
     path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match="env has observation_space"):
-        load_agent(path, env="Pendulum-v1")
-    with pytest.raises(TypeError, match=r"model_class=.*ARS.* is no algorithm"):
-        load_agent(path, model_class=ARS)  # type: ignore[arg-type]
-    with pytest.raises(SafeFileError, match="DQN can't be built from the file's arguments"):
-        load_agent(path, model_class=DQN)
-    with pytest.raises(SafeFileError, match="does not exist"):
-        load_agent(tmp_path / "nothing.zip")
+    assert_raises(ValueError, "env has observation_space", load_agent, path, env="Pendulum-v1")
+    assert_raises(TypeError, r"model_class=.*ARS.* is no algorithm", load_agent, path, model_class=ARS)
+    assert_raises(SafeFileError, "DQN can't be built from the file's arguments", load_agent, path, model_class=DQN)
+    assert_raises(SafeFileError, "does not exist", load_agent, tmp_path / "nothing.zip")
 
 
 # ---- files from a stranger
@@ -239,8 +233,7 @@ def test_pickles_run_no_code(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "member.zip", "a") as archive:
         archive.writestr("policy.pth", pickle.dumps(Bomb(marker)))
     for name in ("sb3", "pickle", "torch", "member"):
-        with pytest.raises(SafeFileError):
-            load_agent(tmp_path / f"{name}.zip")
+        assert_raises(SafeFileError, None, load_agent, tmp_path / f"{name}.zip")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Bomb(marker)))
     assert marker.exists()  # the payload does work
@@ -379,10 +372,8 @@ def test_what_is_ones_own_is_asked_for(tmp_path: Path) -> None:
     noise = MyNoise(np.zeros(1), np.ones(1))
     model = MySAC(MySACPolicy, "Pendulum-v1", buffer_size=10, action_noise=noise, policy_kwargs=dict(NARROW))
     path = save_agent(model, tmp_path / "agent.zip")
-    with pytest.raises(SafeFileError, match="load with policy_class=MySACPolicy"):
-        load_agent(path)
-    with pytest.raises(SafeFileError, match="load with model_class=MySAC"):
-        load_agent(path, policy_class=MySACPolicy)
+    assert_raises(SafeFileError, "load with policy_class=MySACPolicy", load_agent, path)
+    assert_raises(SafeFileError, "load with model_class=MySAC", load_agent, path, policy_class=MySACPolicy)
     with pytest.raises(SafeFileError, match=r"action_noise that no file can hold \(.*MyNoise\)"):
         load_agent(path, policy_class=MySACPolicy, model_class=MySAC)
     custom = {"action_noise": noise, "gamma": 0.5}
@@ -412,6 +403,8 @@ def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
     given = {"n_steps": 2, "gamma": 0.9}
     model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=given)
     assert type(load_agent(save_agent(model, path)).replay_buffer) is NStepReplayBuffer  # n_steps=1 would not choose it
+    config = read_safe_file(path, format_name="rlsmooth-agent", format_version=1).config["config"]
+    assert config["arguments"]["replay_buffer_class"] == {"__buffer__": "NStepReplayBuffer"}  # as in files of before
 
 
 def test_noises_of_several_environments(tmp_path: Path) -> None:
@@ -428,8 +421,7 @@ def test_noises_of_several_environments(tmp_path: Path) -> None:
     assert noise.noise_prev == noise.initial_noise  # a new process
     unlike: list[ActionNoise] = [copy.deepcopy(OU), OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1))]
     model.action_noise.noises = unlike
-    with pytest.raises(SafeFileError, match="VectorizedActionNoise"):
-        load_agent(save_agent(model, path))
+    assert_raises(SafeFileError, "VectorizedActionNoise", load_agent, save_agent(model, path))
 
 
 def test_a_policy_alone(tmp_path: Path) -> None:
@@ -446,8 +438,7 @@ def test_a_q_network_in_a_file_of_a_ppo_is_refused(tmp_path: Path) -> None:
     for kind in ("PPO", "bc", "SAC"):
         config = {**file.config, "kind": kind}
         write_safe_file(path, config, tensors=file.tensors, format_name="rlsmooth-agent", format_version=1)
-        with pytest.raises(SafeFileError):
-            load_agent(path)
+        assert_raises(SafeFileError, None, load_agent, path)
 
 
 def test_contrib_is_asked_for(programs: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from rlsmooth.data import cartpole_v1
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import rng_state, seed_everything
-from support import Hidden, KillAt, KilledError, assert_equal, same_tensors
+from support import Hidden, KillAt, KilledError, assert_equal, assert_raises, same_tensors
 
 
 class Rewarded(TransientVecEnvWrapper):
@@ -112,12 +112,12 @@ class TrainerCallback(BaseCallback):
             "observations": trainer.wrapper.observations,
         }
 
-    def set_exact_state(self, state: dict[str, Any], *, episodes_go_on: bool) -> None:
+    def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
         trainer = self.trainer
         trainer.net.load_state_dict(state["net"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.draws, trainer.rounds = state["draws"], state["rounds"]
-        if episodes_go_on:
+        if episodes_continue:
             trainer.wrapper.observations = state["observations"]
 
 
@@ -130,8 +130,7 @@ def started(**how: Any) -> tuple[PPO, Trainer]:
 
 def cut_off(folder: Path, **how: Any) -> None:
     model, trainer = started(**how)
-    with pytest.raises(KilledError):
-        trainer.learn(model, 640, ExactCheckpointCallback(100, folder), KillAt(300))
+    assert_raises(KilledError, None, trainer.learn, model, 640, ExactCheckpointCallback(100, folder), KillAt(300))
 
 
 def test_a_trainer_around_an_algorithm_is_resumed_with_it(tmp_path: Path) -> None:
@@ -187,13 +186,13 @@ def test_a_callback_can_refuse_its_state(tmp_path: Path) -> None:
     own = ExactCheckpointCallback(1, tmp_path)
     states = own_states(callback, own)
     assert callback_states(callback, own) == []
-    assert set_own_states(callback, own, states, episodes_go_on=True) == ""
+    assert set_own_states(callback, own, states, episodes_continue=True) == ""
     states[0]["state"]["items"][0][1] = {"kind": "dict", "number": 1, "items": []}
     with pytest.raises(RuntimeError, match="Missing key"):
-        set_own_states(callback, own, states, episodes_go_on=True)
+        set_own_states(callback, own, states, episodes_continue=True)
     states[0]["state"] = {"kind": "dict", "number": 0, "items": 3}
     with pytest.raises(CannotSnapshotError, match="malformed"):
-        set_own_states(callback, own, states, episodes_go_on=True)
+        set_own_states(callback, own, states, episodes_continue=True)
     assert isinstance(callback, HasExactState)
     assert not isinstance(own, HasExactState)
 
@@ -223,8 +222,7 @@ def test_every_kind_of_value_comes_back() -> None:
     assert back == state
     assert back["deque"].maxlen == 4
     for bad, message in ((object(), "state is a builtins.object"), (torch.ones(1, dtype=torch.bfloat16), "bfloat16")):
-        with pytest.raises(CannotSnapshotError, match=message):
-            state_to_tree(bad, "state")
+        assert_raises(CannotSnapshotError, message, state_to_tree, bad, "state")
     weight = torch.zeros(2)
     tree = state_to_tree(weight, "weight")
     weight += 1
@@ -352,6 +350,5 @@ def test_a_callable_coefficient_is_asked_for(tmp_path: Path) -> None:
     smoothing = Smoothing(alpha=lambda progress: 0.1 * progress)
     model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=smoothing, **SHORT)
     path = save_agent(model, tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match="smoothing that no file can hold"):
-        load_agent(path)
+    assert_raises(ValueError, "smoothing that no file can hold", load_agent, path)
     assert load_agent(path, custom_objects={"smoothing": smoothing}).smoothing.alpha_at(0.5) == 0.05

@@ -176,13 +176,9 @@ def test_checkpoints_fall_in_the_middle_of_episodes(tmp_path: Path) -> None:
 
 def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
-        return make_vec_env(
-            "Pendulum-v1",
-            2,
-            wrapper_class=Resumable,
-            vec_env_cls=SubprocVecEnv,
-            vec_env_kwargs={"start_method": "fork"},
-        )
+        given: dict[str, Any] = {"wrapper_class": Resumable, "vec_env_cls": SubprocVecEnv}
+        given |= {"vec_env_kwargs": {"start_method": "fork"}}
+        return make_vec_env("Pendulum-v1", 2, **given)
 
     def build(env: VecEnv) -> OnPolicyAlgorithm:
         return PPO("MlpPolicy", env, n_steps=64, seed=1)
@@ -226,15 +222,9 @@ def test_other_callbacks_go_on_where_they_were(tmp_path: Path) -> None:
 
     def evaluation(log: Path, frequency: int = 50) -> EvalCallback:
         eval_env = make_vec_env("CartPole-v1", 1, seed=3)
-        return EvalCallback(
-            eval_env,
-            eval_freq=frequency,
-            n_eval_episodes=2,
-            deterministic=False,
-            log_path=str(log),
-            verbose=0,
-            warn=False,
-        )
+        given: dict[str, Any] = {"eval_freq": frequency, "n_eval_episodes": 2, "deterministic": False}
+        given |= {"log_path": str(log), "verbose": 0, "warn": False}
+        return EvalCallback(eval_env, **given)
 
     def results(callback: EvalCallback) -> Any:
         return callback.n_calls, callback.best_mean_reward, callback.evaluations_results, callback.evaluations_timesteps

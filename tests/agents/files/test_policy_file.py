@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
 from rlsmooth.training import SafeFileError, rng_state
-from support import Bomb
+from support import Bomb, assert_raises
 
 VECTOR = spaces.Box(-1, 1, (4,))
 IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
@@ -254,15 +254,13 @@ def test_suffix_and_folder_are_made_as_in_stable_baselines3(tmp_path: Path) -> N
     assert save(tmp_path / "agent.bin", policy) == tmp_path / "agent.bin"
     assert load_agent_file(tmp_path / "new" / "agent").kind == "bc"
     assert load_agent_file(str(tmp_path / "new" / "agent.zip")).kind == "bc"
-    with pytest.raises(SafeFileError, match=r"none\.zip' does not exist"):
-        load_agent_file(tmp_path / "none")
+    assert_raises(SafeFileError, r"none\.zip' does not exist", load_agent_file, tmp_path / "none")
 
 
 def test_saving_replaces_the_old_file_or_leaves_it(tmp_path: Path) -> None:
     first, second = make(), make()
     path = save(tmp_path / "a.zip", first)
-    with pytest.raises(TypeError, match=r"config\['x'\]"):
-        save_agent_file(path, kind="bc", policy=second, config={"x": object()})
+    assert_raises(TypeError, r"config\['x'\]", save_agent_file, path, kind="bc", policy=second, config={"x": object()})
     assert_same_policy(first, load_agent_file(path, device="cpu").policy)
     save(path, second)
     assert_same_policy(second, load_agent_file(path, device="cpu").policy)
@@ -272,11 +270,9 @@ def test_saving_replaces_the_old_file_or_leaves_it(tmp_path: Path) -> None:
 def test_a_policy_class_of_ones_own_must_be_passed(tmp_path: Path) -> None:
     policy = make(MyPolicy)
     path = save(tmp_path / "a.zip", policy)
-    with pytest.raises(SafeFileError, match=r"test_policy_file\.MyPolicy.*policy_class=MyPolicy"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, r"test_policy_file\.MyPolicy.*policy_class=MyPolicy", load_agent_file, path)
     assert_same_policy(policy, load_agent_file(path, policy_class=MyPolicy, device="cpu").policy)
-    with pytest.raises(TypeError, match=r"policy_class=.*is no policy class"):
-        load_agent_file(path, policy_class=nn.Linear)  # type: ignore[arg-type]
+    assert_raises(TypeError, r"policy_class=.*is no policy class", load_agent_file, path, policy_class=nn.Linear)
     with pytest.raises(TypeError, match="policy_class='MyPolicy' is no policy class"):
         load_agent_file(path, policy_class="MyPolicy")  # type: ignore[arg-type]
 
@@ -284,8 +280,7 @@ def test_a_policy_class_of_ones_own_must_be_passed(tmp_path: Path) -> None:
 def test_a_namesake_of_a_known_class_is_ones_own(tmp_path: Path) -> None:
     namesake = type("ActorCriticPolicy", (ActorCriticPolicy,), {})
     path = save(tmp_path / "a.zip", make(namesake))
-    with pytest.raises(SafeFileError, match="policy_class=ActorCriticPolicy"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "policy_class=ActorCriticPolicy", load_agent_file, path)
     extractor = type("FlattenExtractor", (FlattenExtractor,), {})
     path = save(tmp_path / "a.zip", make(features_extractor_class=extractor))
     with pytest.raises(SafeFileError, match=r"custom_objects=\{'features_extractor_class': FlattenExtractor\}"):
@@ -295,8 +290,7 @@ def test_a_namesake_of_a_known_class_is_ones_own(tmp_path: Path) -> None:
 def test_an_extractor_of_ones_own_must_be_passed(tmp_path: Path) -> None:
     policy = make(features_extractor_class=MyExtractor, features_extractor_kwargs={"width": 3})
     path = save(tmp_path / "a.zip", policy)
-    with pytest.raises(SafeFileError, match=r"custom_objects=\{'features_extractor_class': MyExtractor\}"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, r"custom_objects=\{'features_extractor_class': MyExtractor\}", load_agent_file, path)
     given = {"features_extractor_class": MyExtractor}
     assert_same_policy(policy, load_agent_file(path, custom_objects=given, device="cpu").policy)
 
@@ -374,11 +368,9 @@ def test_another_kind_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_what_is_no_policy_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="policy is a Linear"):
-        save_plain(tmp_path / "a", nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert_raises(TypeError, "policy is a Linear", save_plain, tmp_path / "a", nn.Linear(1, 1))
     dqn = DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")
-    with pytest.raises(TypeError, match="policy is a QNetwork"):
-        save_plain(tmp_path / "a", dqn.policy.q_net)
+    assert_raises(TypeError, "policy is a QNetwork", save_plain, tmp_path / "a", dqn.policy.q_net)
     assert not (tmp_path / "a.zip").exists()
 
 
@@ -393,8 +385,7 @@ def test_a_policy_that_could_not_be_built_again_is_an_error_when_it_is_saved(tmp
 
 def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="can't be written"):
-        save_plain(tmp_path / "file" / "agent", make_plain())
+    assert_raises(ValueError, "can't be written", save_plain, tmp_path / "file" / "agent", make_plain())
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, bytes]], object]) -> Path:
@@ -488,29 +479,25 @@ def test_pickled_members_are_never_run(tmp_path: Path, name: str) -> None:
         save_plain(tmp_path / "a.zip", make_plain()),
         lambda _, members: members.update({name: pickle.dumps(Bomb(mark))}),
     )
-    with pytest.raises(SafeFileError, match=r"a\.zip"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, r"a\.zip", load_agent_file, path)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("lost", ["kind", "policy", "config"])
 def test_a_lost_part_is_a_clear_error(tmp_path: Path, lost: str) -> None:
     path = rewrite(save_plain(tmp_path / "a.zip", make_plain()), lambda config, _: config.pop(lost))
-    with pytest.raises(SafeFileError, match="lacks a part of an agent file"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "lacks a part of an agent file", load_agent_file, path)
 
 
 @pytest.mark.parametrize("lost", ["class", "arguments"])
 def test_a_lost_part_of_the_policy_is_a_clear_error(tmp_path: Path, lost: str) -> None:
     path = rewrite(save_plain(tmp_path / "a.zip", make_plain()), lambda config, _: config["policy"].pop(lost))
-    with pytest.raises(SafeFileError, match="lacks a part of an agent file"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "lacks a part of an agent file", load_agent_file, path)
 
 
 def test_a_lost_member_is_a_clear_error(tmp_path: Path) -> None:
     path = rewrite(save_plain(tmp_path / "a.zip", make_plain()), lambda _, members: members.pop("extra.safetensors"))
-    with pytest.raises(SafeFileError, match="lacks a part of an agent file"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "lacks a part of an agent file", load_agent_file, path)
 
 
 @pytest.mark.parametrize(
@@ -543,15 +530,12 @@ def test_cut_short_or_flipped_at_many_places_is_one_clear_error(tmp_path: Path) 
     for offset in range(0, len(whole), 37):
         for data in (whole[:offset], whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :]):
             path.write_bytes(data)
-            with pytest.raises(SafeFileError, match=r"a\.zip"):
-                load_agent_file(path)
+            assert_raises(SafeFileError, r"a\.zip", load_agent_file, path)
 
 
 def test_other_files_are_clear_errors(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
     model.save(tmp_path / "ppo.zip")
-    with pytest.raises(SafeFileError, match="Load it with Stable-Baselines3"):
-        load_agent_file(tmp_path / "ppo.zip")
+    assert_raises(SafeFileError, "Load it with Stable-Baselines3", load_agent_file, tmp_path / "ppo.zip")
     model.policy.save(str(tmp_path / "policy.pt"))
-    with pytest.raises(SafeFileError, match=r"torch\.save file"):
-        load_agent_file(tmp_path / "policy.pt")
+    assert_raises(SafeFileError, r"torch\.save file", load_agent_file, tmp_path / "policy.pt")

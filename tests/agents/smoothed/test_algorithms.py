@@ -18,11 +18,11 @@ from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed.entropy import EntropySlot
-from rlsmooth.agents.smoothed.entropy_target import EntropyTarget, entropy_target_for
+from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, entropy_target_for
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
+from support import assert_raises
 
 Model = OnPolicyAlgorithm
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
@@ -159,43 +159,34 @@ def test_the_loss_holds_both_terms_with_their_own_coefficients() -> None:
 
 
 def test_learning_ends_at_the_known_optimum_of_expected_reward_minus_alpha_times_kl() -> None:
-    model = SmoothedA2C(
-        "MlpPolicy",
-        make_vec_env(lambda: IdentityEnv(3), n_envs=16),
-        smoothing=0.5,
-        n_steps=8,
-        gamma=0.0,
-        learning_rate=LinearSchedule(2e-2, 0.0, 1.0),
-        use_rms_prop=False,
-        seed=0,
-        device="cpu",
-    ).learn(15_000)
+    given: dict[str, Any] = {"smoothing": 0.5, "n_steps": 8, "gamma": 0.0}
+    given |= {"learning_rate": LinearSchedule(2e-2, 0.0, 1.0), "use_rms_prop": False, "seed": 0, "device": "cpu"}
+    model = SmoothedA2C("MlpPolicy", make_vec_env(lambda: IdentityEnv(3), n_envs=16), **given).learn(15_000)
     optimum = IdentityEnv(3).soft_optimal_policy(0.5, direction="reference_to_policy")
     found = model.policy.action_probabilities(np.arange(3))
     np.testing.assert_allclose(found.numpy(), optimum, atol=0.05)
 
 
 @pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
-def test_ent_coef_and_slot_are_put_back_even_when_train_raises(
+def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(algorithm, policy, env, arguments, smoothing=0.1, ent_coef=0.02)
     seen = []
 
     def interrupt(*_: Any, action_masks: Any = None) -> Any:
-        seen.append((model.ent_coef, model.policy.slot))
+        seen.append((model.ent_coef, model.policy.entropy_term))
         raise KeyboardInterrupt
 
     model.learn(model.n_steps)
     monkeypatch.setattr(model.policy, "evaluate_actions", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model.train()
-    [(ent_coef, slot)] = seen
+    assert_raises(KeyboardInterrupt, None, model.train)
+    [(ent_coef, term)] = seen
     assert ent_coef == 1.0
-    assert isinstance(slot, EntropySlot)
-    assert slot.entropy_coef == 0.02
+    assert isinstance(term, EntropyTerm)
+    assert term.entropy_coef == 0.02
     assert model.ent_coef == 0.02
-    assert model.policy.slot is None
+    assert model.policy.entropy_term is None
     assert "get" not in vars(model.rollout_buffer)
 
 
@@ -280,12 +271,12 @@ def test_a_callback_may_stop_a_rollout_early() -> None:
     model = ppo(smoothing=0.1, exploration_floor="lin_0.1", target_entropy_frac=None)
     model.learn(1000, callback=Stop())
     assert model.num_timesteps == 100
-    assert model.policy.slot is None
+    assert model.policy.entropy_term is None
     assert model.learn(128).num_timesteps == 128
 
 
 class PlainPolicy(ActorCriticPolicy):
-    """One that knows nothing of slots."""
+    """One that knows nothing of entropy terms."""
 
 
 @pytest.mark.parametrize(
@@ -329,17 +320,15 @@ class PlainPolicy(ActorCriticPolicy):
         ({"env": "Pendulum-v1", "use_sde": True, "exploration_floor": 0.1}, ValueError, "gSDE"),
     ],
 )
-def test_wrong_arguments_are_told(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"policy": "MlpPolicy", "env": "CartPole-v1", **arguments}
-    with pytest.raises(error, match=message):
-        build(SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
+    assert_raises(error, message, build, SmoothedPPO, given.pop("policy"), given.pop("env"), PPO_ARGUMENTS, **given)
 
 
-def test_a_schedule_that_gives_nonsense_is_told() -> None:
+def test_a_schedule_that_gives_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"exploration_floor, a callable, gave 2\.0 at progress 1"):
         ppo(exploration_floor=lambda progress: 2.0 * progress).learn(64)
-    with pytest.raises(ValueError, match="smoothing"):
-        ppo(smoothing=Smoothing(lambda progress: -progress)).learn(256)
+    assert_raises(ValueError, "smoothing", ppo(smoothing=Smoothing(lambda progress: -progress)).learn, 256)
 
 
 class OwnPolicy(SmoothedPolicy, ActorCriticPolicy):
@@ -347,7 +336,7 @@ class OwnPolicy(SmoothedPolicy, ActorCriticPolicy):
 
 
 class OwnEvaluation(SmoothedActorCriticPolicy):
-    """One whose loss goes past the slot."""
+    """One whose loss does not read the entropy term."""
 
     def evaluate_actions(self, obs: Any, actions: Any, *more: Any, **named: Any) -> Any:
         """A copy of SB3's older code."""
@@ -355,7 +344,7 @@ class OwnEvaluation(SmoothedActorCriticPolicy):
         return self.predict_values(obs), found.log_prob(actions), found.entropy()
 
 
-def test_a_policy_of_ones_own_carries_the_slot_or_is_told() -> None:
+def test_a_policy_of_ones_own_carries_the_entropy_term_or_is_refused() -> None:
     own = build(SmoothedPPO, OwnPolicy, "CartPole-v1", PPO_ARGUMENTS, smoothing=0.1).learn(64)
     ours = ppo(smoothing=0.1).learn(64)
     assert all(map(torch.equal, own.policy.parameters(), ours.policy.parameters()))
@@ -372,8 +361,7 @@ def test_arguments_may_be_changed_between_two_learns() -> None:
     assert model.learn(64).alpha == 0.25
     plain = build(SmoothedPPO, PlainPolicy, "CartPole-v1", PPO_ARGUMENTS)
     plain.smoothing = 0.1
-    with pytest.raises(TypeError, match="PlainPolicy can't be used with smoothing"):
-        plain.learn(64)
+    assert_raises(TypeError, "PlainPolicy can't be used with smoothing", plain.learn, 64)
 
 
 def test_a_callable_is_a_schedule_of_smoothing() -> None:
@@ -389,11 +377,11 @@ class NothingLegal(IdentityMaskedEnv):
         return np.zeros_like(super().action_masks())
 
 
-def test_a_mask_that_allows_nothing_is_told_where_it_has_no_answer() -> None:
+def test_a_mask_that_allows_nothing_is_refused_where_it_has_no_answer() -> None:
     env = NothingLegal(4)
     assert SmoothedMaskablePPO("MlpPolicy", env, device="cpu", **PPO_ARGUMENTS).learn(64).num_timesteps == 64
     for on in ({"smoothing": 0.1}, {"exploration_floor": 0.1}):
-        with pytest.raises(ValueError, match="action_masks allows nothing in row 0"):
+        with pytest.raises(ValueError, match="action_masks allows nothing in state 0"):
             SmoothedMaskablePPO("MlpPolicy", env, device="cpu", **PPO_ARGUMENTS, **on).learn(64)
 
 
@@ -405,7 +393,7 @@ def target_of(action_space: spaces.Space[Any], reference: Any = None, **wanted: 
     """The feedback for a policy of that space and reference."""
     policy = SmoothedActorCriticPolicy(OBSERVATIONS, action_space, lambda _: 1e-3, reference=reference)
     given = {"frac": None, "nats": None, "initial_alpha": 0.0, **wanted}
-    return entropy_target_for(policy, device="cpu", **given)  # type: ignore[arg-type]
+    return entropy_target_for(action_space, policy.references, device="cpu", **given)  # type: ignore[arg-type]
 
 
 def test_alpha_rises_below_the_target_and_falls_above_within_its_bounds(device: torch.device) -> None:
@@ -455,7 +443,7 @@ def test_rows_without_a_choice_and_padding_do_not_count() -> None:
 
 
 def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
-    """The state changes in place after the slot was computed: its gradient must not."""
+    """The state changes in place after the term was computed: its gradient must not."""
 
     class Fixed:
         def __init__(self, logits: torch.Tensor) -> None:
@@ -464,7 +452,7 @@ def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
         def network_entropy(self) -> torch.Tensor:
             return self.logits.detach().sum(-1)
 
-        acting_entropy = network_entropy
+        mixture_entropy = network_entropy
 
         def kl_reference(self) -> torch.Tensor:
             return self.logits.square().sum(-1)
@@ -474,8 +462,8 @@ def test_the_coefficient_of_a_minibatch_is_kept_for_its_backward_pass() -> None:
 
     logits = torch.ones(3, 2, requires_grad=True)
     feedback = EntropyTarget(5.0, is_fraction=False, scale=1.0, initial_alpha=0.25)
-    slot = EntropySlot(entropy_coef=0.0, target=feedback)
-    slot.rows(Fixed(logits)).sum().backward()  # type: ignore[no-untyped-call]
+    term = EntropyTerm(entropy_coef=0.0, target=feedback)
+    term.values(Fixed(logits)).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.full((3, 2), -0.5))
     assert float(feedback.coefficient()) > 0.25
@@ -503,8 +491,7 @@ def test_targets_up_to_the_references_entropy_are_taken_and_no_higher() -> None:
         with pytest.raises(ValueError, match=r"target_entropy_nats=.* exceeds the entropy of the reference"):
             target_of(space, reference, nats=greatest + 1e-3)
     assert target_of(spaces.Discrete(3), frac=1.0).is_fraction
-    with pytest.raises(ValueError, match=r"target_entropy_frac=0\.9"):
-        target_of(spaces.Discrete(3), "adjacent", frac=0.9)
+    assert_raises(ValueError, r"target_entropy_frac=0\.9", target_of, spaces.Discrete(3), "adjacent", frac=0.9)
     assert target_of(box, nats=-4.0).scale == 3.0
 
 
@@ -530,18 +517,10 @@ def test_a_target_holds_where_entropy_would_fall() -> None:
     found = {}
     for target in (None, 0.6):
         seen = Fractions(4)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env(lambda: IdentityEnv(4), n_envs=8),
-            n_steps=32,
-            batch_size=64,
-            n_epochs=5,
-            gamma=0.0,
-            learning_rate=2e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 64, "n_epochs": 5, "gamma": 0.0, "learning_rate": 2e-3, "seed": 0}
+        env = make_vec_env(lambda: IdentityEnv(4), n_envs=8)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, device="cpu", **given)
+        model.learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
         found[target] = np.array(seen.values)
     assert found[None][-5:].mean() < 0.2
     late = found[0.6][len(found[0.6]) // 2 :]
@@ -554,19 +533,10 @@ def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
     late = {}
     for target in (None, 0.9):
         seen = Fractions(2)
-        SmoothedPPO(
-            "MlpPolicy",
-            make_vec_env("CartPole-v1", n_envs=8, seed=0),
-            n_steps=32,
-            batch_size=256,
-            n_epochs=10,
-            gae_lambda=0.8,
-            gamma=0.98,
-            learning_rate=3e-3,
-            target_entropy_frac=target,
-            seed=0,
-            device="cpu",
-        ).learn(10_000, callback=seen, log_interval=None)
+        given = {"n_steps": 32, "batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "seed": 0}
+        env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
+        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, learning_rate=3e-3, device="cpu", **given)
+        model.learn(10_000, callback=seen, log_interval=None)
         late[target] = np.array(seen.values[len(seen.values) // 2 :])
     assert late[None].mean() < 0.81
     assert late[0.9].mean() == pytest.approx(0.9, abs=0.03)
@@ -615,18 +585,9 @@ def test_recurrent_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
         with monkeypatch.context() as patch:
             patch.setattr(RecurrentRolloutBuffer, "_get_samples", get_samples)
-            model = SmoothedRecurrentPPO(
-                "MlpLstmPolicy",
-                "CartPole-v1",
-                n_steps=64,
-                batch_size=32,
-                n_epochs=2,
-                target_entropy_frac=0.9,
-                ent_coef=0.01,
-                policy_kwargs={"lstm_hidden_size": 8},
-                seed=0,
-                device="cpu",
-            ).learn(128)
+            given: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "target_entropy_frac": 0.9}
+            given |= {"ent_coef": 0.01, "policy_kwargs": {"lstm_hidden_size": 8}, "seed": 0, "device": "cpu"}
+            model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", **given).learn(128)
         assert sum(padded) > 0
         return model
 

@@ -1,4 +1,4 @@
-"""CategoricalActing and GaussianActing against SB3's, sb3-contrib's and torch's distributions, and by statistics."""
+"""MixedCategorical and MixedGaussian against SB3's, sb3-contrib's and torch's distributions, and by statistics."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from rlsmooth.agents.smoothed.distributions import CategoricalActing, GaussianActing
-from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
+from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.losses import kl_divergence
 from rlsmooth.targets import Smoothing, Tree
+from support import assert_raises
 
 Kind = Literal["discrete", "multi_discrete", "multi_binary"]
 F64 = torch.float64
@@ -80,21 +81,21 @@ def as_float(actions: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kind", "dims", "width"), CASES)
 def test_without_a_floor_it_is_the_parents(kind: Kind, dims: tuple[int, ...], width: int, device: torch.device) -> None:
     outputs = 2 * torch.randn(50, width, device=device)
-    acting, theirs = CategoricalActing(kind, dims).proba_distribution(outputs), parent(kind, dims, outputs)
+    mixture, theirs = MixedCategorical(kind, dims).proba_distribution(outputs), parent(kind, dims, outputs)
     actions = theirs.sample()
-    torch.testing.assert_close(acting.log_prob(actions), theirs.log_prob(actions))
-    torch.testing.assert_close(acting.log_prob(as_float(actions)), theirs.log_prob(actions))
-    torch.testing.assert_close(acting.entropy(), theirs.entropy())
-    for ours, other in ((acting.mode(), theirs.mode()), (acting.sample(), actions)):
+    torch.testing.assert_close(mixture.log_prob(actions), theirs.log_prob(actions))
+    torch.testing.assert_close(mixture.log_prob(as_float(actions)), theirs.log_prob(actions))
+    torch.testing.assert_close(mixture.entropy(), theirs.entropy())
+    for ours, other in ((mixture.mode(), theirs.mode()), (mixture.sample(), actions)):
         assert (ours.dtype, ours.shape) == (other.dtype, other.shape)
-    assert torch.equal(acting.mode(), theirs.mode())
+    assert torch.equal(mixture.mode(), theirs.mode())
 
 
 def test_discrete_draws_are_those_of_the_parent(device: torch.device) -> None:
     outputs = torch.randn(100, 4, device=device)
     draws = []
     for distribution in (
-        CategoricalActing("discrete", (4,)).proba_distribution(outputs),
+        MixedCategorical("discrete", (4,)).proba_distribution(outputs),
         parent("discrete", (4,), outputs),
     ):
         torch.manual_seed(3)
@@ -110,9 +111,9 @@ def test_floor_by_sums_over_joint_actions(
     rows, floor = 6, 0.3
     outputs = 2 * torch.randn(rows, width, dtype=F64, device=device)
     masks = draw_masks(dims, rows, device) if masked else torch.ones(rows, sum(dims), dtype=torch.bool, device=device)
-    acting = CategoricalActing(kind, dims, floor=floor).proba_distribution(outputs)
+    mixture = MixedCategorical(kind, dims, floor=floor).proba_distribution(outputs)
     if masked:
-        acting.apply_masking(masks)
+        mixture.apply_masking(masks)
     marginals = []
     for logits, legal in zip(logits_by_dimension(dims, outputs), masks.split(list(dims), -1), strict=True):
         p = logits.masked_fill(~legal, -torch.inf).softmax(-1)
@@ -124,19 +125,19 @@ def test_floor_by_sums_over_joint_actions(
     log_probs = []
     for action in joint:
         tensor = torch.tensor(action, device=device).expand(rows, len(dims))
-        log_probs.append(acting.log_prob(tensor[:, 0] if kind == "discrete" else tensor))
+        log_probs.append(mixture.log_prob(tensor[:, 0] if kind == "discrete" else tensor))
     found = torch.stack(log_probs, -1)
     torch.testing.assert_close(found.exp(), probabilities, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(acting.entropy(), -torch.xlogy(probabilities, probabilities).sum(-1))
-    torch.testing.assert_close(sum(acting.entropies_by_dimension()), acting.acting_entropy())
+    torch.testing.assert_close(mixture.entropy(), -torch.xlogy(probabilities, probabilities).sum(-1))
+    torch.testing.assert_close(sum(mixture.entropies_by_dimension()), mixture.mixture_entropy())
     best = torch.tensor([joint[i] for i in probabilities.argmax(-1)], device=device)
-    assert torch.equal(acting.mode().long().reshape(rows, -1), best)
-    for ours, expected in zip(acting.probabilities(), marginals, strict=True):
+    assert torch.equal(mixture.mode().long().reshape(rows, -1), best)
+    for ours, expected in zip(mixture.probabilities(), marginals, strict=True):
         torch.testing.assert_close(ours, expected)
     legal_actions = (probabilities > 0).sum(-1)
-    fractions, has_choice = acting.entropy_fractions()
+    fractions, has_choice = mixture.entropy_fractions()
     assert torch.equal(has_choice, legal_actions > 1)
-    expected = acting.entropy() / legal_actions.double().log()
+    expected = mixture.entropy() / legal_actions.double().log()
     torch.testing.assert_close(fractions, torch.where(legal_actions > 1, expected, 0.0))
 
 
@@ -150,44 +151,44 @@ def test_masks_are_sb3_contribs_but_exact(
     theirs: Any = make_masked_proba_distribution(space_of(kind, dims)).proba_distribution(logits)
     theirs.apply_masking(masks.cpu().numpy())
     leaf = (logits if fill is None else logits.masked_fill(~masks, fill)).requires_grad_(True)
-    acting = CategoricalActing(kind, dims, floor=0.1).proba_distribution(leaf)
-    acting.apply_masking(masks)
+    mixture = MixedCategorical(kind, dims, floor=0.1).proba_distribution(leaf)
+    mixture.apply_masking(masks)
     actions = theirs.sample()
-    network = CategoricalActing(kind, dims).proba_distribution(leaf)
+    network = MixedCategorical(kind, dims).proba_distribution(leaf)
     network.apply_masking(masks.cpu().numpy())
     torch.testing.assert_close(network.log_prob(actions), theirs.log_prob(actions))
-    torch.testing.assert_close(acting.network_entropy(), theirs.entropy())
+    torch.testing.assert_close(mixture.network_entropy(), theirs.entropy())
     torch.testing.assert_close(network.mode(), theirs.mode())
-    rows_of_loss = acting.log_prob(actions) + acting.entropy() + acting.kl_reference() + acting.network_entropy()
+    rows_of_loss = mixture.log_prob(actions) + mixture.entropy() + mixture.kl_reference() + mixture.network_entropy()
     (gradient,) = torch.autograd.grad(rows_of_loss.sum(), leaf)
     assert gradient.isfinite().all()
     assert (gradient[~masks] == 0).all()
     assert (gradient[0] == 0).all()
-    for value in (acting.entropy(), acting.kl_reference(), acting.kl_uniform(), acting.log_prob(acting.mode())):
+    for value in (mixture.entropy(), mixture.kl_reference(), mixture.kl_uniform(), mixture.log_prob(mixture.mode())):
         assert value[0] == 0  # one legal action
-    acting.apply_masking(None)
+    mixture.apply_masking(None)
     if fill is None:
-        plain = CategoricalActing(kind, dims, floor=0.1).proba_distribution(leaf)
-        torch.testing.assert_close(acting.entropy(), plain.entropy())
+        plain = MixedCategorical(kind, dims, floor=0.1).proba_distribution(leaf)
+        torch.testing.assert_close(mixture.entropy(), plain.entropy())
 
 
 def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
-    acting = CategoricalActing("discrete", (4,)).proba_distribution(torch.zeros(3, 4))
+    mixture = MixedCategorical("discrete", (4,)).proba_distribution(torch.zeros(3, 4))
     for shape in ((4, 3), (12, 1), (2, 3), (5,)):
         with pytest.raises(ValueError, match=r"needs \[B, 4\]: one entry for each choice"):
-            acting.apply_masking(np.ones(shape, dtype=bool))
+            mixture.apply_masking(np.ones(shape, dtype=bool))
     for fits in ((3, 4), (3, 2, 2), (12,), (1, 4), (4,), (2, 2)):
-        acting.apply_masking(np.ones(fits, dtype=bool))
-        assert acting.probabilities()[0].shape == (3, 4)
+        mixture.apply_masking(np.ones(fits, dtype=bool))
+        assert mixture.probabilities()[0].shape == (3, 4)
 
 
 def test_an_array_of_masks_that_allows_nothing_is_an_error() -> None:
-    acting = CategoricalActing("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
+    mixture = MixedCategorical("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
     masks = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=bool)
-    with pytest.raises(ValueError, match="row 1, component 1"):
-        acting.apply_masking(masks)
+    with pytest.raises(ValueError, match="state 1, component 1"):
+        mixture.apply_masking(masks)
     with pytest.raises(ValueError, match=r"needs \[B, 5\]"):
-        acting.apply_masking(np.ones((1, 4), dtype=bool))
+        mixture.apply_masking(np.ones((1, 4), dtype=bool))
 
 
 RECIPES = {
@@ -211,15 +212,15 @@ def test_the_reference_is_what_the_recipe_puts_beside_the_greedy_action(
     one = recipe.alpha is None
     target = Smoothing(None if one else 1.0, recipe.reference, spread=recipe.spread)(greedy, 3, mask)
     expected = kl_divergence(logits, target, direction="reference_to_policy", mask=mask, reduction="none")
-    acting = CategoricalActing("discrete", (3,), references=(recipe,), floor=0.4, regularised=True)
-    acting.proba_distribution(logits)
-    acting.apply_masking(mask)
-    torch.testing.assert_close(acting.kl_reference(), expected)
-    torch.testing.assert_close(acting.entropy(), -expected)
-    gradients = [torch.autograd.grad(v.sum(), logits, retain_graph=True)[0] for v in (acting.kl_reference(), expected)]
+    mixture = MixedCategorical("discrete", (3,), references=(recipe,), floor=0.4, regularised=True)
+    mixture.proba_distribution(logits)
+    mixture.apply_masking(mask)
+    torch.testing.assert_close(mixture.kl_reference(), expected)
+    torch.testing.assert_close(mixture.entropy(), -expected)
+    gradients = [torch.autograd.grad(v.sum(), logits, retain_graph=True)[0] for v in (mixture.kl_reference(), expected)]
     torch.testing.assert_close(*gradients)
     p = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
-    torch.testing.assert_close(acting.probabilities()[0], 0.6 * p + 0.4 * target.dense(F64))
+    torch.testing.assert_close(mixture.probabilities()[0], 0.6 * p + 0.4 * target.dense(F64))
     if not one and name != "prior":
         assert (target.dense().gather(-1, greedy.unsqueeze(-1))[:, 0] > 0).any() == masked  # only where nothing else is
 
@@ -228,33 +229,33 @@ def test_each_dimension_has_its_own_reference(device: torch.device) -> None:
     outputs = torch.randn(9, 3 + 2 + 3, device=device)
     references = (RECIPES["kernel"], None, RECIPES["prior"])
     for masks in (None, draw_masks((3, 2, 3), 9, device)):
-        acting = CategoricalActing("multi_discrete", (3, 2, 3), references=references, floor=0.2)
-        acting.proba_distribution(outputs).apply_masking(masks)
+        mixture = MixedCategorical("multi_discrete", (3, 2, 3), references=references, floor=0.2)
+        mixture.proba_distribution(outputs).apply_masking(masks)
         total, parts = torch.zeros(9, device=device), []
         for d, (reference, logits) in enumerate(zip(references, outputs.split([3, 2, 3], -1), strict=True)):
-            single = CategoricalActing("discrete", (logits.shape[-1],), references=(reference,), floor=0.2)
+            single = MixedCategorical("discrete", (logits.shape[-1],), references=(reference,), floor=0.2)
             single.proba_distribution(logits)
             single.apply_masking(None if masks is None else masks.split([3, 2, 3], -1)[d])
             total = total + single.kl_reference()
             parts.append(single)
-        torch.testing.assert_close(acting.kl_reference(), total)
-        for ours, single in zip(acting.probabilities(), parts, strict=True):
+        torch.testing.assert_close(mixture.kl_reference(), total)
+        for ours, single in zip(mixture.probabilities(), parts, strict=True):
             torch.testing.assert_close(ours, single.probabilities()[0])
 
 
 def test_a_reference_policy_is_the_reference_of_kl_but_not_of_the_floor(device: torch.device) -> None:
     own, other = torch.randn(2, 8, 5, device=device)
     masks = draw_masks((2, 3), 8, device)
-    acting = CategoricalActing("multi_discrete", (2, 3), floor=0.1).proba_distribution(own, other)
-    acting.apply_masking(masks)
-    plain = CategoricalActing("multi_discrete", (2, 3), floor=0.1).proba_distribution(own)
+    mixture = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own, other)
+    mixture.apply_masking(masks)
+    plain = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own)
     plain.apply_masking(masks)
-    torch.testing.assert_close(acting.entropy(), plain.entropy())
+    torch.testing.assert_close(mixture.entropy(), plain.entropy())
     expected = torch.zeros(8, device=device)
     for p, q, legal in zip(other.split([2, 3], -1), own.split([2, 3], -1), masks.split([2, 3], -1), strict=True):
         pair = [Categorical(logits=logits.masked_fill(~legal, -1e8)) for logits in (p, q)]
         expected = expected + torch.distributions.kl_divergence(*pair)
-    torch.testing.assert_close(acting.kl_reference(), expected)
+    torch.testing.assert_close(mixture.kl_reference(), expected)
 
 
 @pytest.mark.parametrize(("kind", "dims", "width"), SMALL)
@@ -264,10 +265,10 @@ def test_draws_have_the_acting_probabilities(
     rows = 20_000
     outputs = torch.randn(1, width, device=device).expand(rows, width)
     masks = draw_masks(dims, 2, device)[1:].expand(rows, -1) if width == sum(dims) else None
-    acting = CategoricalActing(kind, dims, floor=0.3).proba_distribution(outputs)
-    acting.apply_masking(masks)
-    draws = acting.sample().long().reshape(rows, -1).cpu()
-    for d, probabilities in enumerate(acting.probabilities()):
+    mixture = MixedCategorical(kind, dims, floor=0.3).proba_distribution(outputs)
+    mixture.apply_masking(masks)
+    draws = mixture.sample().long().reshape(rows, -1).cpu()
+    for d, probabilities in enumerate(mixture.probabilities()):
         p = probabilities[0].double().cpu().numpy()
         counts = np.bincount(draws[:, d], minlength=len(p))
         assert counts[p == 0].sum() == 0
@@ -276,20 +277,20 @@ def test_draws_have_the_acting_probabilities(
             assert stats.chisquare(counts[p > 0], expected).pvalue > 1e-3
 
 
-def test_the_slot_and_its_graph(device: torch.device) -> None:
+def test_the_entropy_term_and_its_graph(device: torch.device) -> None:
     logits = torch.randn(5, 3, device=device, requires_grad=True)
-    slot = EntropySlot(entropy_coef=0.5, kl_coef=2.0)
-    acting = CategoricalActing("discrete", (3,), floor=0.2, slot=slot).proba_distribution(logits)
+    term = EntropyTerm(entropy_coef=0.5, kl_coef=2.0)
+    mixture = MixedCategorical("discrete", (3,), floor=0.2, entropy_term=term).proba_distribution(logits)
     policy = Categorical(logits=logits)
     kl = torch.distributions.kl_divergence(Categorical(torch.ones_like(logits)), policy)
     expected = 0.5 * policy.entropy() - 2.0 * kl
     with torch.no_grad():
-        acting.network_entropy(), acting.acting_entropy()  # what was looked at without a graph, has one when wanted
-    found = acting.entropy()
+        mixture.network_entropy(), mixture.mixture_entropy()  # what was looked at without a graph, has one when wanted
+    found = mixture.entropy()
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(rows.sum(), logits, retain_graph=True)[0] for rows in (found, expected)]
     torch.testing.assert_close(*gradients)
-    assert slot.mean_entropy() == pytest.approx(policy.entropy().mean().item())
+    assert term.mean_entropy() == pytest.approx(policy.entropy().mean().item())
 
 
 @pytest.mark.parametrize(
@@ -306,73 +307,73 @@ def test_from_sb3_reads_an_unmodified_policys(
         theirs.apply_masking(draw_masks(dims, 7, device).cpu().numpy())
     else:
         theirs = parent(kind, dims, outputs)
-    acting = CategoricalActing.from_sb3(theirs)
-    torch.testing.assert_close(acting.entropy(), theirs.entropy())
+    mixture = MixedCategorical.from_sb3(theirs)
+    torch.testing.assert_close(mixture.entropy(), theirs.entropy())
     actions = theirs.sample()
-    torch.testing.assert_close(acting.log_prob(actions), theirs.log_prob(actions))
-    assert acting.kl_uniform().isfinite().all()
-    assert CategoricalActing.from_sb3(acting) is acting
+    torch.testing.assert_close(mixture.log_prob(actions), theirs.log_prob(actions))
+    assert mixture.kl_uniform().isfinite().all()
+    assert MixedCategorical.from_sb3(mixture) is mixture
 
 
 def test_torchs_own_form_is_the_acting_one(device: torch.device) -> None:
     logits = torch.randn(4, 3, device=device)
-    single = CategoricalActing("discrete", (3,), floor=0.5).proba_distribution(logits).distribution
+    single = MixedCategorical("discrete", (3,), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(single, Categorical)
     torch.testing.assert_close(single.probs, 0.5 * logits.softmax(-1) + 0.5 / 3)
-    bits = CategoricalActing("multi_binary", (2, 2, 2), floor=0.5).proba_distribution(logits).distribution
+    bits = MixedCategorical("multi_binary", (2, 2, 2), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(bits, Bernoulli)
     torch.testing.assert_close(bits.probs, 0.5 * logits.sigmoid() + 0.25)
-    several = CategoricalActing("multi_discrete", (1, 2), floor=0.5).proba_distribution(logits).distribution
+    several = MixedCategorical("multi_discrete", (1, 2), floor=0.5).proba_distribution(logits).distribution
     assert isinstance(several, list)
     assert [part.probs.shape[-1] for part in several] == [1, 2]
 
 
 def test_parameters_to_actions(device: torch.device) -> None:
-    acting = CategoricalActing("multi_discrete", (2, 3))
-    layer = acting.proba_distribution_net(7).to(device)
+    mixture = MixedCategorical("multi_discrete", (2, 3))
+    layer = mixture.proba_distribution_net(7).to(device)
     outputs = layer(torch.randn(4, 7, device=device))
-    assert torch.equal(acting.actions_from_params(outputs, deterministic=True), acting.mode())
-    actions, log_prob = acting.log_prob_from_params(outputs)
+    assert torch.equal(mixture.actions_from_params(outputs, deterministic=True), mixture.mode())
+    actions, log_prob = mixture.log_prob_from_params(outputs)
     torch.testing.assert_close(log_prob, parent("multi_discrete", (2, 3), outputs).log_prob(actions))
 
 
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="kind"):
-        CategoricalActing("box", (2,))  # type: ignore[arg-type]
+        MixedCategorical("box", (2,))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dims"):
-        CategoricalActing("discrete", (2, 3))
+        MixedCategorical("discrete", (2, 3))
     with pytest.raises(ValueError, match="references has 1 entries for 2 components"):
-        CategoricalActing("multi_discrete", (2, 3), references=(None,))
+        MixedCategorical("multi_discrete", (2, 3), references=(None,))
     with pytest.raises(ValueError, match="floor"):
-        CategoricalActing("discrete", (2,), floor=1.5)
+        MixedCategorical("discrete", (2,), floor=1.5)
     gaussian = make_proba_distribution(spaces.Box(-1, 1, (2,))).proba_distribution(torch.zeros(1, 2), torch.zeros(2))
     with pytest.raises(TypeError, match="categorical or Bernoulli"):
-        CategoricalActing.from_sb3(gaussian)
+        MixedCategorical.from_sb3(gaussian)
 
 
 # ---- Gaussians
-def make(device: torch.device, floor: float, rows: int = 6, **options: Any) -> tuple[GaussianActing, Tensor, Tensor]:
+def make(device: torch.device, floor: float, rows: int = 6, **options: Any) -> tuple[MixedGaussian, Tensor, Tensor]:
     mean = torch.randn(rows, 2, dtype=F64, device=device, requires_grad=True)
     log_std = torch.tensor([-1.0, -0.3], dtype=F64, device=device, requires_grad=True)
     reference = torch.tensor([0.5, -0.5], dtype=F64, device=device), torch.tensor([1.0, 2.0], dtype=F64, device=device)
-    return GaussianActing(*reference, floor=floor, **options).proba_distribution(mean, log_std), mean, log_std
+    return MixedGaussian(*reference, floor=floor, **options).proba_distribution(mean, log_std), mean, log_std
 
 
 def test_without_a_floor_it_is_the_parents_of_gaussians(device: torch.device) -> None:
-    acting, mean, log_std = make(device, 0.0)
+    mixture, mean, log_std = make(device, 0.0)
     theirs = DiagGaussianDistribution(2).proba_distribution(mean, log_std)
     draws = []
-    for distribution in (acting, theirs):
+    for distribution in (mixture, theirs):
         torch.manual_seed(4)
         draws.append(distribution.get_actions())
     torch.testing.assert_close(*draws, rtol=0, atol=1e-12)
-    pairs = [(acting.log_prob(draws[1]), theirs.log_prob(draws[1])), (acting.entropy(), theirs.entropy())]
+    pairs = [(mixture.log_prob(draws[1]), theirs.log_prob(draws[1])), (mixture.entropy(), theirs.entropy())]
     for ours, other in pairs:
         assert ours is not None
         torch.testing.assert_close(ours, other)
         gradients = [torch.autograd.grad(rows.sum(), log_std, retain_graph=True)[0] for rows in (ours, other)]
         torch.testing.assert_close(*gradients)
-    assert torch.equal(acting.mode(), theirs.mode())
+    assert torch.equal(mixture.mode(), theirs.mode())
     torch.testing.assert_close(
         torch.autograd.grad(draws[0].sum(), log_std), torch.autograd.grad(draws[1].sum(), log_std)
     )
@@ -380,35 +381,35 @@ def test_without_a_floor_it_is_the_parents_of_gaussians(device: torch.device) ->
 
 @pytest.mark.parametrize("floor", [0.1, 0.6, 1.0])
 def test_floor_is_torchs_mixture_of_whole_vectors(floor: float, device: torch.device) -> None:
-    acting, mean, log_std = make(device, floor)
+    mixture, mean, log_std = make(device, floor)
     actions = 2 * torch.randn_like(mean)
-    torchs = acting.distribution
+    torchs = mixture.distribution
     assert isinstance(torchs, MixtureSameFamily)
-    found, expected = acting.log_prob(actions), torchs.log_prob(actions)
+    found, expected = mixture.log_prob(actions), torchs.log_prob(actions)
     torch.testing.assert_close(found, expected)
     by_hand = torch.stack(
         [
             (1 - floor) * Normal(mean[b], log_std.exp()).log_prob(actions[b]).sum().exp()
-            + floor * Normal(acting.reference_mean, acting.reference_std).log_prob(actions[b]).sum().exp()
+            + floor * Normal(mixture.reference_mean, mixture.reference_std).log_prob(actions[b]).sum().exp()
             for b in range(len(mean))
         ]
     )
     torch.testing.assert_close(found.exp(), by_hand)
     gradients = [torch.autograd.grad(rows.sum(), (mean, log_std)) for rows in (found, expected)]
     torch.testing.assert_close(*gradients)
-    assert acting.entropy() is None
-    assert acting.acting_entropy() is None
-    assert acting.entropies_by_dimension() is None
-    assert torch.equal(acting.mode(), mean)
-    assert not acting.sample().requires_grad
+    assert mixture.entropy() is None
+    assert mixture.mixture_entropy() is None
+    assert mixture.entropies_by_dimension() is None
+    assert torch.equal(mixture.mode(), mean)
+    assert not mixture.sample().requires_grad
 
 
 def test_draws_of_the_floor(device: torch.device) -> None:
     rows, floor = 20_000, 0.3
     mean, log_std = torch.tensor([2.0, -1.0], device=device).expand(rows, 2), torch.tensor([-1.0, 0.0], device=device)
     zeros, ones = torch.zeros(2, device=device), torch.ones(2, device=device)
-    acting = GaussianActing(zeros - 4, ones, floor=floor).proba_distribution(mean, log_std)
-    draws = acting.sample().double().cpu().numpy()
+    mixture = MixedGaussian(zeros - 4, ones, floor=floor).proba_distribution(mean, log_std)
+    draws = mixture.sample().double().cpu().numpy()
     for d in range(2):
         own, other = stats.norm(float(mean[0, d]), float(log_std[d].exp())), stats.norm(-4.0, 1.0)
         result = stats.kstest(draws[:, d], lambda x, own=own, other=other: 0.7 * own.cdf(x) + 0.3 * other.cdf(x))
@@ -421,33 +422,33 @@ def test_draws_of_the_floor(device: torch.device) -> None:
 
 
 def test_kl_is_torchs(device: torch.device) -> None:
-    acting, mean, log_std = make(device, 0.2)
+    mixture, mean, log_std = make(device, 0.2)
     policy = Normal(mean, log_std.exp().expand_as(mean))
-    expected = torch_kl(Normal(acting.reference_mean, acting.reference_std), policy).sum(-1)
-    torch.testing.assert_close(acting.kl_reference(), expected)
+    expected = torch_kl(Normal(mixture.reference_mean, mixture.reference_std), policy).sum(-1)
+    torch.testing.assert_close(mixture.kl_reference(), expected)
     other = torch.randn_like(mean), torch.tensor([0.2, -0.2], dtype=F64, device=device)
-    acting.proba_distribution(mean, log_std, other)
+    mixture.proba_distribution(mean, log_std, other)
     expected = torch_kl(Normal(other[0], other[1].exp().expand_as(mean)), policy).sum(-1)
-    torch.testing.assert_close(acting.kl_reference(), expected)
-    torch.testing.assert_close(acting.network_entropy(), policy.entropy().sum(-1))
-    assert acting.kl_uniform() is None
-    assert acting.entropy_fractions() is None
+    torch.testing.assert_close(mixture.kl_reference(), expected)
+    torch.testing.assert_close(mixture.network_entropy(), policy.entropy().sum(-1))
+    assert mixture.kl_uniform() is None
+    assert mixture.entropy_fractions() is None
 
 
-def test_entropy_is_the_slot_or_minus_kl(device: torch.device) -> None:
+def test_entropy_is_the_entropy_term_or_minus_kl(device: torch.device) -> None:
     for floor in (0.0, 0.2):
-        acting, _, _ = make(device, floor, regularised=True)
-        torch.testing.assert_close(acting.entropy(), -acting.kl_reference())
-        slot = EntropySlot(entropy_coef=0.5, kl_coef=2.0)
-        acting, _, _ = make(device, floor, slot=slot)
-        torch.testing.assert_close(acting.entropy(), 0.5 * acting.network_entropy() - 2.0 * acting.kl_reference())
-        assert slot.mean_entropy() == pytest.approx(acting.network_entropy().mean().item())
+        mixture, _, _ = make(device, floor, regularised=True)
+        torch.testing.assert_close(mixture.entropy(), -mixture.kl_reference())
+        term = EntropyTerm(entropy_coef=0.5, kl_coef=2.0)
+        mixture, _, _ = make(device, floor, entropy_term=term)
+        torch.testing.assert_close(mixture.entropy(), 0.5 * mixture.network_entropy() - 2.0 * mixture.kl_reference())
+        assert term.mean_entropy() == pytest.approx(mixture.network_entropy().mean().item())
 
 
 def test_entropy_estimate_by_integration(device: torch.device) -> None:
     floor, mean, std = 0.3, 1.0, 0.5
-    acting = GaussianActing(torch.zeros(1, device=device), 2 * torch.ones(1, device=device), floor=floor)
-    acting.proba_distribution(torch.full((40, 1), mean, device=device), torch.tensor([std], device=device).log())
+    mixture = MixedGaussian(torch.zeros(1, device=device), 2 * torch.ones(1, device=device), floor=floor)
+    mixture.proba_distribution(torch.full((40, 1), mean, device=device), torch.tensor([std], device=device).log())
 
     def plogp(x: float) -> float:
         density = (1 - floor) * stats.norm.pdf(x, mean, std) + floor * stats.norm.pdf(x, 0, 2)
@@ -455,21 +456,20 @@ def test_entropy_estimate_by_integration(device: torch.device) -> None:
 
     expected = integrate.quad(plogp, -20, 20)[0]
     state = torch.get_rng_state()
-    found = acting.acting_entropy_estimate(500)
+    found = mixture.mixture_entropy_estimate(500)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(acting.acting_entropy_estimate(500), found)
+    assert torch.equal(mixture.mixture_entropy_estimate(500), found)
     error = float(found.std()) / len(found) ** 0.5
     assert abs(float(found.mean()) - expected) < 4 * error < 0.05
-    with pytest.raises(ValueError, match="num_samples"):
-        acting.acting_entropy_estimate(0)
+    assert_raises(ValueError, "num_samples", mixture.mixture_entropy_estimate, 0)
 
 
 def test_entropies_by_dimension_add_up(device: torch.device) -> None:
-    acting, _, _ = make(device, 0.0)
-    parts = acting.entropies_by_dimension()
+    mixture, _, _ = make(device, 0.0)
+    parts = mixture.entropies_by_dimension()
     assert len(parts) == 2
-    torch.testing.assert_close(sum(parts), acting.acting_entropy())
-    torch.testing.assert_close(acting.acting_entropy_estimate(), acting.acting_entropy())
+    torch.testing.assert_close(sum(parts), mixture.mixture_entropy())
+    torch.testing.assert_close(mixture.mixture_entropy_estimate(), mixture.mixture_entropy())
 
 
 @pytest.mark.parametrize("kind", ["plain", "squashed", "gSDE"])
@@ -485,29 +485,29 @@ def test_from_sb3_reads_the_gaussian_before_squashing(kind: str, device: torch.d
     else:
         cls = DiagGaussianDistribution if kind == "plain" else SquashedDiagGaussianDistribution
         theirs = cls(2).proba_distribution(mean, log_std)
-    acting = GaussianActing.from_sb3(theirs)
+    mixture = MixedGaussian.from_sb3(theirs)
     normal = theirs.distribution
-    torch.testing.assert_close(acting.network_entropy(), normal.entropy().sum(-1))
-    torch.testing.assert_close(acting.log_prob(mean), normal.log_prob(mean).sum(-1))
+    torch.testing.assert_close(mixture.network_entropy(), normal.entropy().sum(-1))
+    torch.testing.assert_close(mixture.log_prob(mean), normal.log_prob(mean).sum(-1))
     expected = torch_kl(Normal(torch.zeros_like(mean), 1.0), normal).sum(-1)
-    torch.testing.assert_close(acting.kl_reference(), expected)
-    assert GaussianActing.from_sb3(acting) is acting
+    torch.testing.assert_close(mixture.kl_reference(), expected)
+    assert MixedGaussian.from_sb3(mixture) is mixture
 
 
 def test_parameters_to_actions_of_gaussians(device: torch.device) -> None:
-    acting = GaussianActing(torch.zeros(2), torch.ones(2))
-    layer, log_std = acting.proba_distribution_net(3, log_std_init=-0.5)
+    mixture = MixedGaussian(torch.zeros(2), torch.ones(2))
+    layer, log_std = mixture.proba_distribution_net(3, log_std_init=-0.5)
     assert log_std.tolist() == [-0.5, -0.5]
     mean = layer(torch.randn(4, 3))
-    assert torch.equal(acting.actions_from_params(mean, log_std, deterministic=True), mean)
-    actions, log_prob = acting.log_prob_from_params(mean, log_std)
+    assert torch.equal(mixture.actions_from_params(mean, log_std, deterministic=True), mean)
+    actions, log_prob = mixture.log_prob_from_params(mean, log_std)
     expected = DiagGaussianDistribution(2).proba_distribution(mean, log_std).log_prob(actions)
     torch.testing.assert_close(log_prob, expected)
 
 
 def test_wrong_arguments_of_gaussians() -> None:
     with pytest.raises(ValueError, match="floor"):
-        GaussianActing(torch.zeros(1), torch.ones(1), floor=-0.1)
+        MixedGaussian(torch.zeros(1), torch.ones(1), floor=-0.1)
     categorical = make_proba_distribution(spaces.Discrete(2)).proba_distribution(torch.zeros(1, 2))
     with pytest.raises(TypeError, match="must be a Gaussian"):
-        GaussianActing.from_sb3(categorical)
+        MixedGaussian.from_sb3(categorical)

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy
-from rlsmooth.agents.smoothed.entropy import EntropySlot
+from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
+from support import assert_raises
 
 ROWS = 16
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (4,))
@@ -131,11 +132,11 @@ REFERENCES: dict[str, tuple[spaces.Space[Any], Any, list[Tensor | None]]] = {
 }
 
 
-@pytest.mark.parametrize("with_slot", [False, True])
+@pytest.mark.parametrize("with_term", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_slot_and_gradients_equal_the_dense_formulas(
-    name: str, masked: bool, with_slot: bool, device: torch.device
+def test_entropy_term_and_gradients_equal_the_dense_formulas(
+    name: str, masked: bool, with_term: bool, device: torch.device
 ) -> None:
     space, reference, rows = REFERENCES[name]
     policy = policy_of(space, maskable=masked, reference=reference).to(device)
@@ -146,25 +147,25 @@ def test_slot_and_gradients_equal_the_dense_formulas(
     sizes = [part.shape[-1] for part in logits]
     flat = random_masks(sizes) if masked else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
     entropy, divergence = oracle(logits, rows, list(flat.split(sizes, dim=1)))
-    expected = 0.5 * entropy - 2.0 * divergence if with_slot else -divergence
+    expected = 0.5 * entropy - 2.0 * divergence if with_term else -divergence
     more = (flat.to(device),) if masked else ()
     actions = policy(observed, False, *more)[0]
     actions = actions.flatten() if isinstance(space, spaces.Discrete) else actions
-    if with_slot:
-        policy.slot = EntropySlot(entropy_coef=0.5, kl_coef=torch.tensor(2.0, device=device))
+    if with_term:
+        policy.entropy_term = EntropyTerm(entropy_coef=0.5, kl_coef=torch.tensor(2.0, device=device))
     _, _, found = policy.evaluate_actions(observed, actions, *more)
     assert found.shape == (ROWS,)
     assert torch.allclose(found.cpu().double(), expected, atol=1e-5, rtol=1e-5)
-    row_weights = torch.linspace(-1.0, 2.0, ROWS)
+    weights = torch.linspace(-1.0, 2.0, ROWS)
     found_gradients = torch.autograd.grad(
-        found @ row_weights.to(device), [policy.action_net.weight, policy.action_net.bias]
+        found @ weights.to(device), [policy.action_net.weight, policy.action_net.bias]
     )
-    expected_gradients = torch.autograd.grad(expected @ row_weights.double(), [weight, bias])
+    expected_gradients = torch.autograd.grad(expected @ weights.double(), [weight, bias])
     for ours, theirs in zip(found_gradients, expected_gradients, strict=True):
         assert torch.allclose(ours.cpu().double(), theirs, atol=1e-5, rtol=1e-5)
         assert theirs.abs().max() > 1e-2
-    if with_slot:
-        assert policy.slot.mean_entropy() == pytest.approx(entropy.mean().item(), abs=1e-5)
+    if with_term:
+        assert policy.entropy_term.mean_entropy() == pytest.approx(entropy.mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("illegal", [-1e8, -math.inf])
@@ -192,11 +193,11 @@ def test_the_logits_of_illegal_actions_do_not_matter(floor: float, illegal: floa
 def test_one_legal_action_leaves_nothing_to_regularise(floor: float, reference: Any) -> None:
     policy = policy_of(DISCRETE, maskable=True, reference=reference, exploration_floor=floor)
     legal = torch.eye(4, dtype=torch.bool)[torch.arange(ROWS) % 4]
-    policy.slot = EntropySlot(entropy_coef=1.0, kl_coef=1.0)
-    _, log_prob, slot = policy.evaluate_actions(observations(), torch.arange(ROWS) % 4, legal)
+    policy.entropy_term = EntropyTerm(entropy_coef=1.0, kl_coef=1.0)
+    _, log_prob, term = policy.evaluate_actions(observations(), torch.arange(ROWS) % 4, legal)
     assert log_prob.abs().max() < 1e-6
-    assert slot.abs().max() < 1e-6
-    (slot.sum() + log_prob.sum()).backward()
+    assert term.abs().max() < 1e-6
+    (term.sum() + log_prob.sum()).backward()
     assert policy.action_net.weight.grad.abs().max() < 1e-6
     assert torch.equal(policy.entropy(observations().numpy(), legal.numpy()), torch.zeros(ROWS))
 
@@ -213,22 +214,22 @@ def test_the_floor_is_the_exact_mixture(family: str, space: spaces.Space[Any]) -
     )
     sizes = [part.shape[-1] for part in logits]
     flat = random_masks(sizes) if family == "masks" else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
-    acting = []
+    mixture = []
     for values, legal in zip(logits, flat.split(sizes, dim=1), strict=True):
         pi = values.masked_fill(~legal, -math.inf).softmax(-1)
-        acting.append(0.7 * pi + 0.3 * legal / legal.sum(-1, keepdim=True))
+        mixture.append(0.7 * pi + 0.3 * legal / legal.sum(-1, keepdim=True))
     more = (flat,) if family == "masks" else ()
     actions, _, log_prob = policy(observations(), False, *more)
     columns = actions.reshape(ROWS, -1).long().unbind(-1)
     expected = torch.stack(
-        [part.gather(-1, column[:, None])[:, 0].log() for part, column in zip(acting, columns, strict=True)]
+        [part.gather(-1, column[:, None])[:, 0].log() for part, column in zip(mixture, columns, strict=True)]
     ).sum(0)
     assert torch.allclose(log_prob.double(), expected, atol=1e-5)
     flat_actions = actions.flatten() if isinstance(space, spaces.Discrete) else actions
     _, again, entropy = policy.evaluate_actions(observations(), flat_actions, *more)
     assert torch.allclose(again, log_prob, atol=1e-6)
-    # No reference, no slot: the entropy is that of what acts.
-    entropies = torch.stack([-(part * safe_log(part)).sum(-1) for part in acting]).sum(0)
+    # No reference, no entropy term: the entropy is that of the mixture.
+    entropies = torch.stack([-(part * safe_log(part)).sum(-1) for part in mixture]).sum(0)
     assert torch.allclose(entropy.double(), entropies, atol=1e-5)
     named = {"action_masks": flat.numpy()} if family == "masks" else {}
     assert torch.allclose(policy.entropy(observations().numpy(), **named).double(), entropies, atol=1e-5)
@@ -237,9 +238,9 @@ def test_the_floor_is_the_exact_mixture(family: str, space: spaces.Space[Any]) -
     if isinstance(space, spaces.MultiBinary):
         assert found.shape == (ROWS, 3, 2)
         parts = found.unbind(1)
-    assert all(torch.allclose(ours.double(), goal, atol=1e-6) for ours, goal in zip(parts, acting, strict=True))
+    assert all(torch.allclose(ours.double(), goal, atol=1e-6) for ours, goal in zip(parts, mixture, strict=True))
     best, _ = policy.predict(observations().numpy(), deterministic=True, **named)
-    assert np.array_equal(best.reshape(ROWS, -1), torch.stack([part.argmax(-1) for part in acting], 1).numpy())
+    assert np.array_equal(best.reshape(ROWS, -1), torch.stack([part.argmax(-1) for part in mixture], 1).numpy())
 
 
 def test_actions_are_drawn_as_often_as_the_floor_says() -> None:
@@ -262,24 +263,23 @@ def test_a_box_has_a_broad_gaussian(floor: float, std: float | None) -> None:
     broad = Independent(Normal(torch.tensor([0.0, 0.5]).double().expand(ROWS, 2), stds), 1)
     network = Independent(Normal(mean, policy.log_std.detach().double().exp().expand(ROWS, 2)), 1)
     actions, _, log_prob = policy(observations())
-    _, again, slot = policy.evaluate_actions(observations(), actions)
+    _, again, term = policy.evaluate_actions(observations(), actions)
     both = Normal(torch.stack((network.mean, broad.mean), 1), torch.stack((network.stddev, broad.stddev), 1))
-    acting = MixtureSameFamily(
+    mixture = MixtureSameFamily(
         Categorical(torch.tensor([1 - floor, floor]).double().expand(ROWS, 2)), Independent(both, 1)
     )
-    assert torch.allclose(log_prob.double(), acting.log_prob(actions.double()), atol=1e-5)
+    assert torch.allclose(log_prob.double(), mixture.log_prob(actions.double()), atol=1e-5)
     assert torch.allclose(again, log_prob, atol=1e-5)
-    assert torch.allclose(slot.double(), -kl_divergence(broad, network), atol=1e-5)
+    assert torch.allclose(term.double(), -kl_divergence(broad, network), atol=1e-5)
     assert torch.allclose(policy(observations(), deterministic=True)[0].double(), mean, atol=1e-5)
     estimate = policy.entropy(observations().numpy())
     if floor:
-        samples = acting.sample((20_000,))
-        expected = -acting.log_prob(samples).mean(0)
+        samples = mixture.sample((20_000,))
+        expected = -mixture.log_prob(samples).mean(0)
         assert (estimate.double() - expected).abs().mean() < 0.2
     else:
         assert torch.allclose(estimate.double(), network.entropy(), atol=1e-5)
-    with pytest.raises(ValueError, match="densities"):
-        policy.action_probabilities(observations().numpy())
+    assert_raises(ValueError, "densities", policy.action_probabilities, observations().numpy())
 
 
 def test_a_floor_alone_leaves_a_box_without_an_entropy() -> None:
@@ -297,21 +297,20 @@ def test_gsde_can_be_regularised_but_not_mixed(squash: bool, entropy_coef: float
     actions = torch.rand(ROWS, 2) - 0.5
     _, log_prob, parents = parent.evaluate_actions(observations(), actions)
     if entropy_coef is not None:
-        policy.slot = EntropySlot(entropy_coef=entropy_coef, kl_coef=1.0)
-    _, found, slot = policy.evaluate_actions(observations(), actions)
+        policy.entropy_term = EntropyTerm(entropy_coef=entropy_coef, kl_coef=1.0)
+    _, found, term = policy.evaluate_actions(observations(), actions)
     assert torch.equal(found, log_prob)
     network = Independent(parent.get_distribution(observations()).distribution, 1)
     broad = Independent(Normal(torch.tensor([0.0, 0.5]).expand(ROWS, 2), torch.tensor([2.0, 0.5])), 1)
     expected = -kl_divergence(broad, network)
     if entropy_coef is not None:
         expected = expected + entropy_coef * (-log_prob if parents is None else parents)
-    assert slot is not None
-    assert torch.allclose(slot, expected, atol=1e-5)
+    assert term is not None
+    assert torch.allclose(term, expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"exploration_floor=0\.1 can't be used with gSDE"):
         policy.exploration_floor = 0.1
     if squash:
-        with pytest.raises(ValueError, match="squashed outputs have no entropy"):
-            policy.entropy(observations().numpy())
+        assert_raises(ValueError, "squashed outputs have no entropy", policy.entropy, observations().numpy())
 
 
 @pytest.mark.parametrize("space", [DISCRETE, MULTI, BITS, BOX])
@@ -327,7 +326,7 @@ def test_a_reference_policy_takes_the_place_of_the_reference(space: spaces.Space
     assert len(list(policy.parameters())) == count
     actions = policy(observations())[0]
     actions = actions.flatten() if isinstance(space, spaces.Discrete) else actions
-    _, log_prob, slot = policy.evaluate_actions(observations(), actions)
+    _, log_prob, term = policy.evaluate_actions(observations(), actions)
     network = ActorCriticPolicy(OBSERVATIONS, space, lambda _: 1e-3)
     network.load_state_dict(policy.state_dict())
     theirs, ours = (one.get_distribution(observations()).distribution for one in (other, network))
@@ -336,8 +335,8 @@ def test_a_reference_policy_takes_the_place_of_the_reference(space: spaces.Space
     else:
         rows = kl_divergence(theirs, ours)
         expected = rows if rows.ndim == 1 else rows.sum(1)
-    assert torch.allclose(slot, -expected, atol=1e-5)
-    slot.sum().backward()
+    assert torch.allclose(term, -expected, atol=1e-5)
+    term.sum().backward()
     assert all(weights.grad is None for weights in other.parameters())
     assert torch.allclose(policy.smoothed_distribution(observations()).kl_reference(), expected, atol=1e-5)
     policy.set_reference_policy(None)
@@ -360,40 +359,40 @@ def steep_policy(actions: spaces.Space[Any], **arguments: Any) -> Any:
 
 def test_a_padded_row_does_not_count_in_the_mean_entropy() -> None:
     policy = steep_policy(ACTIONS)
-    policy.slot = slot = EntropySlot(entropy_coef=1.0)
-    assert math.isnan(slot.mean_entropy())
+    policy.entropy_term = term = EntropyTerm(entropy_coef=1.0)
+    assert math.isnan(term.mean_entropy())
     means = []
     for counted in (torch.arange(ROWS) < 5, torch.arange(ROWS) % 2 == 0):
-        slot.row_mask = counted
+        term.mask = counted
         rows = policy.evaluate_actions(SEEN, torch.zeros(ROWS))[2]
         means.append(rows[counted].mean().item())
     assert means[0] != pytest.approx(means[1], abs=1e-3)
-    assert slot.mean_entropy() == pytest.approx(sum(means) / 2, abs=1e-5)
+    assert term.mean_entropy() == pytest.approx(sum(means) / 2, abs=1e-5)
 
 
 class Controller:
-    """A coefficient of 3 that remembers what it was told."""
+    """A coefficient of 3 that remembers its updates."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Tensor, Any, Tensor | None]] = []
+        self.updates: list[tuple[Tensor, Any, Tensor | None]] = []
 
     def coefficient(self) -> Tensor:
         return torch.tensor(3.0)
 
-    def update(self, entropies: Tensor, fractions: Any, row_weights: Tensor | None) -> None:
-        self.told.append((entropies, fractions, row_weights))
+    def update(self, entropies: Tensor, fractions: Any, weights: Tensor | None) -> None:
+        self.updates.append((entropies, fractions, weights))
 
 
-def test_a_controller_gives_the_coefficient_and_is_told_of_what_acts() -> None:
+def test_a_controller_gives_the_coefficient_and_gets_the_entropies_of_the_mixture() -> None:
     policy = steep_policy(ACTIONS, exploration_floor=0.5)
     controller = Controller()
-    policy.slot = EntropySlot(target=controller)
-    policy.slot.row_mask = torch.arange(ROWS) < 5
-    slot = policy.evaluate_actions(SEEN, torch.zeros(ROWS))[2]
-    acting = policy.smoothed_distribution(SEEN)
-    assert torch.allclose(slot, -3.0 * acting.kl_reference())
-    [(entropies, fractions, weights)] = controller.told
-    assert torch.allclose(entropies, acting.acting_entropy())
+    policy.entropy_term = EntropyTerm(target=controller)
+    policy.entropy_term.mask = torch.arange(ROWS) < 5
+    term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))[2]
+    mixture = policy.smoothed_distribution(SEEN)
+    assert torch.allclose(term, -3.0 * mixture.kl_reference())
+    [(entropies, fractions, weights)] = controller.updates
+    assert torch.allclose(entropies, mixture.mixture_entropy())
     assert torch.allclose(fractions[0], entropies / math.log(4))
     assert fractions[1].all()
     assert weights.sum() == 5
@@ -413,7 +412,7 @@ ALGORITHMS = [
 @pytest.mark.parametrize(
     ("reference", "ent_coef", "warned"), [("uniform", 0.0, True), ("uniform", 0.01, False), (None, 0.0, False)]
 )
-def test_a_reference_that_nothing_uses_is_told_once(
+def test_a_reference_that_nothing_uses_is_reported_once(
     algorithm: Any, policy_class: Any, env: Any, reference: Any, ent_coef: float, warned: bool
 ) -> None:
     arguments: dict[str, Any] = {} if algorithm is A2C else {"batch_size": 8}
@@ -425,13 +424,13 @@ def test_a_reference_that_nothing_uses_is_told_once(
     assert [WARNED in str(warning.message) for warning in caught] == [True] * warned
 
 
-def test_an_algorithm_of_ours_that_brings_a_slot_hears_no_warning() -> None:
+def test_an_algorithm_of_ours_that_brings_an_entropy_term_hears_no_warning() -> None:
     policy = steep_policy(ACTIONS, reference="uniform")
-    policy.slot = EntropySlot(kl_coef=0.0)
-    _, log_prob, slot = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
-    assert torch.equal(slot, torch.zeros(ROWS))
-    assert not slot.requires_grad
-    (log_prob.mean() + 0.0 * slot.mean()).backward()
-    policy.slot = EntropySlot(kl_coef=torch.tensor(0.0))
-    _, log_prob, slot = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
-    (log_prob.mean() + 0.0 * slot.mean()).backward()
+    policy.entropy_term = EntropyTerm(kl_coef=0.0)
+    _, log_prob, term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
+    assert torch.equal(term, torch.zeros(ROWS))
+    assert not term.requires_grad
+    (log_prob.mean() + 0.0 * term.mean()).backward()
+    policy.entropy_term = EntropyTerm(kl_coef=torch.tensor(0.0))
+    _, log_prob, term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
+    (log_prob.mean() + 0.0 * term.mean()).backward()

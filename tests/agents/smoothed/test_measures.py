@@ -40,6 +40,7 @@ from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
 from rlsmooth.training import rng_state
+from support import assert_raises
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 DISCRETE, MULTI = spaces.Discrete(5), spaces.MultiDiscrete([3, 4])
@@ -185,7 +186,7 @@ def test_floor_and_reference_of_a_smoothed_policy(device: torch.device) -> None:
 def test_dqn_is_the_softmax_of_its_values_on_normalised_states(algorithm: type[Any]) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", 2))
     model = algorithm("MlpPolicy", env, buffer_size=64, learning_starts=10**6, seed=0, device="cpu").learn(200)
-    found = measure_rollout(model, max_rows=10**6)
+    found = measure_rollout(model, max_states=10**6)
     stored = env.normalize_obs(model.replay_buffer.observations).swapaxes(0, 1).reshape(-1, 4)
     with torch.no_grad():
         policy, seen = model.policy, torch.as_tensor(stored)
@@ -193,7 +194,7 @@ def test_dqn_is_the_softmax_of_its_values_on_normalised_states(algorithm: type[A
     entropies = Categorical(logits=values.double()).entropy()
     assert len(found.entropies) == 64
     close(found.entropies.sort()[0], entropies.sort()[0])  # the buffer is a ring
-    assert len(measure_rollout(model, max_rows=7).entropies) == 7
+    assert len(measure_rollout(model, max_states=7).entropies) == 7
 
 
 # ---- the rollout
@@ -295,7 +296,7 @@ def test_rows_are_spread_over_time_and_environments() -> None:
     with torch.no_grad():
         model.policy.action_net.weight.mul_(200.0)
     every = measure_rollout(model).entropies
-    some = measure_rollout(model, max_rows=16).entropies
+    some = measure_rollout(model, max_states=16).entropies
     places = [int((every == entropy).nonzero()[0]) for entropy in some]
     assert places[0] == 0
     assert places[-1] == 255
@@ -354,8 +355,7 @@ def test_no_generator_moves_and_dropout_rests(space: spaces.Space[Any], floor: f
 def test_mode_comes_back_after_an_error(device: torch.device) -> None:
     made = build(ActorCriticPolicy, DISCRETE, device)
     made.set_training_mode(True)
-    with pytest.raises(RuntimeError):
-        measure_policy(made, torch.zeros(1, 7, device=device))
+    assert_raises(RuntimeError, None, measure_policy, made, torch.zeros(1, 7, device=device))
     assert made.training
 
 
@@ -374,8 +374,7 @@ def test_record_writes_each_mean_once() -> None:
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, DQN])
 def test_an_empty_buffer_is_an_error(algorithm: type[Any]) -> None:
-    with pytest.raises(ValueError, match="buffer is empty"):
-        measure_rollout(algorithm("MlpPolicy", "CartPole-v1", device="cpu"))
+    assert_raises(ValueError, "buffer is empty", measure_rollout, algorithm("MlpPolicy", "CartPole-v1", device="cpu"))
 
 
 def test_bad_arguments_are_named(device: torch.device) -> None:
@@ -386,8 +385,8 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
         measure_policy(made, seen, episode_starts=torch.zeros(20, device=device))
     with pytest.raises(TypeError, match="got SACPolicy"):
         measure_policy(SAC("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10).policy, seen)
-    with pytest.raises(ValueError, match="max_rows"):
-        measure_rollout(PPO("MlpPolicy", "CartPole-v1", device="cpu"), max_rows=0)
+    with pytest.raises(ValueError, match="max_states"):
+        measure_rollout(PPO("MlpPolicy", "CartPole-v1", device="cpu"), max_states=0)
 
 
 # ---- what the callback and our algorithms write to TensorBoard, and that looking changes nothing
@@ -649,8 +648,7 @@ def test_training_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
 # ---- errors
 def test_an_algorithm_without_such_a_policy_is_refused_before_it_trains() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
-    with pytest.raises(TypeError, match="got SACPolicy"):
-        model.learn(10, callback=PolicyEntropyCallback())
+    assert_raises(TypeError, "got SACPolicy", model.learn, 10, callback=PolicyEntropyCallback())
     assert model.num_timesteps == 0
 
 
@@ -665,5 +663,4 @@ def test_an_algorithm_without_such_a_policy_is_refused_before_it_trains() -> Non
     ],
 )
 def test_bad_arguments_are_named_of_the_callback(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        PolicyEntropyCallback(**arguments)
+    assert_raises(error, words, PolicyEntropyCallback, **arguments)

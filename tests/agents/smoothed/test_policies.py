@@ -1,10 +1,12 @@
-"""The smoothed policies beside their parents, under unmodified algorithms, in files, and with references."""
+"""The smoothed policies beside their parents, under unmodified algorithms, in RL Zoo, in files, and with references."""
 
 from __future__ import annotations
 
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,19 +37,17 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import rlsmooth.agents
 from rlsmooth.agents import BC, load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import reference_from_plain, reference_to_plain
 from rlsmooth.agents.smoothed import contrib as smoothed_contrib
 from rlsmooth.agents.smoothed import policies as smoothed
 from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, SmoothedRecurrentActorCriticPolicy
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
-from rlsmooth.agents.smoothed.references import (
-    box_reference,
-    reference_from_plain,
-    reference_recipes,
-    reference_to_plain,
-)
+from rlsmooth.agents.smoothed.references import reference_recipes
+from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from support import assert_raises
 
 ROWS = 6
 VECTOR = spaces.Box(-1.0, 1.0, (4,))
@@ -238,16 +238,9 @@ def test_an_unmodified_algorithm_trains_with_both_knobs_on(
     _, policy_class, layers = pair(family, form)
     batches = {} if algorithm is A2C else {"batch_size": 8, "n_epochs": 2}
     knobs = {"reference": reference, "exploration_floor": 0.2}
-    model = algorithm(
-        policy_class,
-        env(),
-        n_steps=16,
-        ent_coef=0.1,
-        seed=0,
-        device="cpu",
-        policy_kwargs={**layers, **knobs},
-        **batches,
-    )
+    given: dict[str, Any] = {"n_steps": 16, "ent_coef": 0.1, "seed": 0, "device": "cpu"}
+    given |= {"policy_kwargs": {**layers, **knobs}}
+    model = algorithm(policy_class, env(), **given, **batches)
     assert isinstance(model.policy, SmoothedPolicy)
     before = model.policy.parameters_to_vector()
     # MaskablePPO takes masks from environments that have them only.
@@ -260,7 +253,7 @@ def test_an_unmodified_algorithm_trains_with_both_knobs_on(
     after = model.policy.parameters_to_vector()
     assert np.isfinite(after).all()
     assert np.abs(after - before).max() > 1e-6
-    # KL(reference‖pi), which is positive, stands in the entropy slot with the other sign.
+    # KL(reference‖pi), which is positive, is in place of the entropy, with the other sign.
     assert model.logger.name_to_value["train/entropy_loss"] > 0
 
 
@@ -270,11 +263,8 @@ def test_policies_come_back_from_a_file_a_copy_and_a_pickle(family: str, referen
     _, policy_class, layers = pair(family, "mlp")
     policy = build(policy_class, VECTOR, DISCRETE[0], reference=reference, exploration_floor=0.25, **layers)
     policy.save(str(tmp_path / "policy.pth"))
-    copies = [
-        policy_class.load(str(tmp_path / "policy.pth"), device="cpu"),
-        copy.deepcopy(policy),
-        pickle.loads(pickle.dumps(policy)),
-    ]
+    copies = [policy_class.load(str(tmp_path / "policy.pth"), device="cpu"), copy.deepcopy(policy)]
+    copies += [pickle.loads(pickle.dumps(policy))]
     tensors, _ = policy.obs_to_tensor(batch(VECTOR))
     expected = policy.smoothed_distribution(tensors)
     for other in copies:
@@ -313,8 +303,8 @@ def test_a_policy_moves_to_the_device_with_its_reference(floor: float, device: t
         policy = build(smoothed.SmoothedActorCriticPolicy, VECTOR, actions, **knobs).to(device)
         tensors, _ = policy.obs_to_tensor(batch(VECTOR))
         chosen, _, log_prob = policy(tensors)
-        _, again, slot = policy.evaluate_actions(tensors, chosen)
-        assert slot.device.type == log_prob.device.type == device.type
+        _, again, term = policy.evaluate_actions(tensors, chosen)
+        assert term.device.type == log_prob.device.type == device.type
         assert torch.allclose(log_prob, again, atol=1e-5)
 
 
@@ -397,8 +387,7 @@ def test_a_spoilt_reference_in_a_file_is_a_clear_error(encoded: Any, tmp_path: P
     config["policy"]["arguments"]["reference"] = encoded
     kept = {key: config[key] for key in ("kind", "policy", "config")}
     write_safe_file(path, kept, tensors=file.tensors, **names)
-    with pytest.raises(SafeFileError, match="reference"):
-        load_agent_file(path)
+    assert_raises(SafeFileError, "reference", load_agent_file, path)
 
 
 @pytest.mark.parametrize("value", [*REFERENCES[:4], TREE, REFERENCES[6], (TREE, "uniform"), ["adjacent"]])
@@ -431,8 +420,7 @@ def test_references_survive_json(value: Any) -> None:
 def test_wrong_arguments_are_named(
     actions: spaces.Space[Any], arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
-        SmoothedActorCriticPolicy(OBSERVATIONS, actions, lambda _: 1e-3, **arguments)
+    assert_raises(error, message, SmoothedActorCriticPolicy, OBSERVATIONS, actions, lambda _: 1e-3, **arguments)
 
 
 def test_wrong_reference_policies_are_named() -> None:
@@ -442,11 +430,9 @@ def test_wrong_reference_policies_are_named() -> None:
         (torch.nn.Linear(1, 1), TypeError, "must be an actor-critic policy"),
         (policy_of(ActorCriticPolicy, spaces.Discrete(3)), ValueError, "action_space"),
     ]:
-        with pytest.raises(error, match=message):
-            policy.set_reference_policy(other)
+        assert_raises(error, message, policy.set_reference_policy, other)
     noisy = policy_of(ActorCriticPolicy, BOX, use_sde=True)
-    with pytest.raises(ValueError, match="gSDE"):
-        policy_of(SmoothedActorCriticPolicy, BOX).set_reference_policy(noisy)
+    assert_raises(ValueError, "gSDE", policy_of(SmoothedActorCriticPolicy, BOX).set_reference_policy, noisy)
     bits = spaces.MultiBinary(3)
     with pytest.raises(ValueError, match="3 outputs, this one's 6"):
         policy_of(SmoothedMaskableActorCriticPolicy, bits).set_reference_policy(policy_of(ActorCriticPolicy, bits))
@@ -490,8 +476,7 @@ def test_after_a_look_or_an_error_an_unmixed_policy_has_its_parents_distribution
     for call in (policy.smoothed_distribution, lambda rows: policy.evaluate_actions(rows, torch.zeros(2))):
         call(torch.zeros(2, 3))
         assert type(policy.get_distribution(torch.zeros(2, 3))) is CategoricalDistribution
-        with pytest.raises(RuntimeError, match="shapes"):
-            call(wrong)
+        assert_raises(RuntimeError, "shapes", call, wrong)
         assert type(policy.get_distribution(torch.zeros(2, 3))) is CategoricalDistribution
 
 
@@ -502,8 +487,7 @@ def test_box_references_keep_to_finite_bounds() -> None:
     assert mean.tolist() == [1.0, 0.0, 0.0, 5.0]
     assert std.tolist() == [2.0, 1.0, 1.0, 1.0]  # a std of 0 would make KL infinite and the floor NaN
     assert box_reference(space, 0.5)[1].tolist() == [0.5] * 4
-    with pytest.raises(TypeError, match="Box"):
-        box_reference(CHOICE)
+    assert_raises(TypeError, "Box", box_reference, CHOICE)
     assert reference_recipes("uniform", BOX) is None
     assert reference_recipes(Smoothing(alpha=0.1), MULTI) == (None, None)
 
@@ -536,13 +520,8 @@ def test_cloning_trains_the_networks_own_policy_whatever_the_floor(
 
 def test_a_clone_in_a_smoothed_policy_is_saved_and_loaded(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((64, 3), np.float32)
-    demonstrations = Demonstrations.from_arrays(
-        rows,
-        (rows[:, 0] * 4).astype(np.int64),
-        observation_space=OBSERVATIONS,
-        action_space=CHOICE,
-        episode_ends=np.array([64]),
-    )
+    given: dict[str, Any] = {"observation_space": OBSERVATIONS, "action_space": CHOICE, "episode_ends": np.array([64])}
+    demonstrations = Demonstrations.from_arrays(rows, (rows[:, 0] * 4).astype(np.int64), **given)
     knobs = {"exploration_floor": 0.25, "reference": TREE}
     agent = BC(SmoothedActorCriticPolicy, None, demonstrations, seed=0, device="cpu", policy_kwargs=knobs)
     agent.learn(total_batches=5)
@@ -573,3 +552,45 @@ for name in ("SmoothedMaskablePPO", "SmoothedRecurrentActorCriticPolicy"):
     found = programs.run(program, tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("needs sb3-contrib. Install it: pip install 'rlsmooth[contrib]'.") == 2
+
+
+# ---- RL Zoo uses our policies by their import path
+
+
+CONFIGURATION = """\
+CartPole-v1:
+  n_timesteps: 500
+  n_envs: 2
+  policy: "rlsmooth.agents.{policy}"
+  policy_kwargs: "dict(reference='uniform', exploration_floor=0.1)"
+  n_steps: 32
+  batch_size: 32
+  ent_coef: 0.05
+"""
+
+
+@pytest.mark.parametrize(
+    ("algo", "policy"),
+    [
+        ("ppo", "SmoothedActorCriticPolicy"),
+        pytest.param("ppo_lstm", "SmoothedRecurrentActorCriticPolicy", marks=pytest.mark.slow),
+    ],
+)
+def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> None:
+    import sb3_contrib
+    import stable_baselines3
+
+    (tmp_path / "conf.yml").write_text(CONFIGURATION.format(policy=policy))
+    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", "CartPole-v1", "-n", "500"]
+    command += ["--conf-file", "conf.yml", "-f", "logs", "--eval-freq", "-1", "--seed", "0", "--device", "cpu"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    algorithm: Any = stable_baselines3.PPO if algo == "ppo" else sb3_contrib.RecurrentPPO
+    (saved,) = (tmp_path / "logs" / algo / "CartPole-v1_1").glob("*.zip")
+    model = algorithm.load(saved, device="cpu")
+    assert type(model.policy).__name__ == policy
+    assert model.num_timesteps >= 500
+    assert model.policy.exploration_floor == 0.1
+    # SB3's tag holds what stood in the slot of the entropy: KL, which is positive and small for so young a policy.
+    (line,) = [line for line in finished.stdout.splitlines() if "entropy_loss" in line][-1:]
+    assert 0 <= float(line.split("|")[2]) < 0.2

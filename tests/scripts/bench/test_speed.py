@@ -1,7 +1,8 @@
-"""The speed benchmarks run from start to end without the peers, and their statistics, ratios and verdicts are right."""
+"""The benchmarks run from start to end without the peers; statistics, ratios, pages, records and verdicts are right."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -12,29 +13,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from stable_baselines3 import PPO
 
 from rlsmooth.agents import SmoothedPPO
 from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
-from rlsmooth.scripts.bench import bc_speed, loss_speed, ppo_overhead
+from rlsmooth.scripts.bench import (
+    bc_speed,
+    loss_speed,
+    peers_adversarial_report,
+    peers_adversarial_worker,
+    ppo_overhead,
+    same_numbers,
+    sb3_conformance,
+)
+from rlsmooth.scripts.bench import peers_adversarial as bench
 from rlsmooth.scripts.bench.measure import command_line, paired_ratio, spread
 from rlsmooth.scripts.bench.ppo_overhead import LABELS, SETTINGS, build, order_of, summarise, verdict
+from rlsmooth.scripts.bench.same_numbers import Args as RecordingArgs
+from rlsmooth.scripts.bench.same_numbers import Log, digest, largest_difference
+from rlsmooth.scripts.bench.same_numbers import compare as compare_recordings
+from rlsmooth.scripts.bench.same_numbers import main as record_main
+from rlsmooth.scripts.bench.sb3_conformance import Args, check_checkout, compare, fingerprints, main
+from rlsmooth.scripts.command import run_command
+from rlsmooth.scripts.studies.bco_experts import swing_up
+from rlsmooth.scripts.studies.ordinal_bins import controller
+from support import assert_raises
 
 BENCH = Path(bc_speed.__file__).resolve().parent
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCH / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+    given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    return subprocess.run([sys.executable, str(BENCH / script), *arguments], **given)
 
 
 def rows_of(result: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
@@ -131,10 +147,8 @@ def test_spread_and_paired_ratio_against_numpy() -> None:
     assert (result.minimum, result.maximum, result.count) == (1.0, 9.0, 6)
     baseline = [2.0, 4.0, 1.0, 5.0, 3.0, 8.0]
     assert paired_ratio(values, baseline).median == pytest.approx(np.median(np.divide(values, baseline)))
-    with pytest.raises(ValueError, match="empty"):
-        spread([])
-    with pytest.raises(ValueError, match="6 rounds and baseline 1"):
-        paired_ratio(values, [1.0])
+    assert_raises(ValueError, "empty", spread, [])
+    assert_raises(ValueError, "6 rounds and baseline 1", paired_ratio, values, [1.0])
 
 
 def test_command_line_gives_what_differs_from_the_defaults() -> None:
@@ -165,10 +179,8 @@ def test_shipped_data_keeps_its_rows() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="batch_sizes has 100"):
-        bc_speed.main(bc_speed.Args(batch_sizes=(100,)))
-    with pytest.raises(ValueError, match="shapes has '4by5'"):
-        loss_speed.parse_shape("4by5")
+    assert_raises(ValueError, "batch_sizes has 100", bc_speed.main, bc_speed.Args(batch_sizes=(100,)))
+    assert_raises(ValueError, "shapes has '4by5'", loss_speed.parse_shape, "4by5")
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.95, "met"), (0.85, "NOT met")])
@@ -213,8 +225,7 @@ def test_quick_writes_nothing_unless_told_of_ppo_overhead(monkeypatch: pytest.Mo
     monkeypatch.setattr(ppo_overhead, "write_result", refuse)
     monkeypatch.setattr(ppo_overhead, "measure", lambda _: [{**run, "steps": 1} for run in records(seconds)])
     ppo_overhead.main(ppo_overhead.Args(quick=True, settings=("zoo",)))
-    with pytest.raises(AssertionError, match="overwritten"):
-        ppo_overhead.main(ppo_overhead.Args(settings=("zoo",)))
+    assert_raises(AssertionError, "overwritten", ppo_overhead.main, ppo_overhead.Args(settings=("zoo",)))
 
 
 def test_each_contender_is_what_its_label_says() -> None:
@@ -262,7 +273,340 @@ def test_the_verdict_is_about_the_upper_end() -> None:
 
 
 def test_bad_arguments_are_named_of_ppo_overhead() -> None:
-    with pytest.raises(ValueError, match="settings has"):
-        ppo_overhead.main(ppo_overhead.Args(settings=("atari",)))
-    with pytest.raises(ValueError, match="rounds=0"):
-        ppo_overhead.main(ppo_overhead.Args(rounds=0))
+    assert_raises(ValueError, "settings has", ppo_overhead.main, ppo_overhead.Args(settings=("atari",)))
+    assert_raises(ValueError, "rounds=0", ppo_overhead.main, ppo_overhead.Args(rounds=0))
+
+
+# ---- beside imitation: its experts, its settings, its page, and a small run of our side
+
+
+EXPERTS = peers_adversarial_worker.EXPERTS
+MACHINE = {"cpu": "a CPU", "cores": 2, "system": "Linux", "date": "today"}
+
+
+def a_run(arm: str, seed: int, value: float, *, seconds: float = 1.0) -> dict[str, Any]:
+    side = "imitation" if arm.startswith("imitation") else "rlsmooth"
+    return {
+        "job": {"side": side, "algorithm": "GAIL", "env": "CartPole-v1", "arm": arm, "seed": seed},
+        "result": {"deterministic": value, "sampled": value, "seconds": seconds, "cpu_seconds": seconds},
+        "environment": {"torch": "2"},
+    }
+
+
+@pytest.mark.parametrize(("env", "one_by_one"), [("Acrobot-v1", swing_up), ("Pendulum-v1", controller)])
+def test_experts_are_those_of_the_studies(env: str, one_by_one: Any) -> None:
+    generator = np.random.default_rng(0)
+    angles = generator.uniform(-np.pi, np.pi, (200, 2))
+    speeds = generator.uniform(-6, 6, (200, 2))
+    columns = [np.cos(angles[:, 0]), np.sin(angles[:, 0]), np.cos(angles[:, 1]), np.sin(angles[:, 1])]
+    if env == "Pendulum-v1":
+        columns = columns[:2]
+    observations = np.stack([*columns, *speeds.T[: 2 if env == "Acrobot-v1" else 1]], axis=1).astype(np.float32)
+    expected = np.stack([np.asarray(one_by_one(observation)) for observation in observations])
+    np.testing.assert_allclose(EXPERTS[env](observations), expected, rtol=1e-6)
+
+
+def test_the_expert_of_cartpole_balances() -> None:
+    env = gym.make("CartPole-v1")
+    for seed in range(5):
+        observation, _ = env.reset(seed=seed)
+        steps, is_over = 0, False
+        while not is_over:
+            observation, _, terminated, truncated, _ = env.step(int(EXPERTS["CartPole-v1"](observation[None])[0]))
+            steps, is_over = steps + 1, terminated or truncated
+        assert steps == 500
+
+
+def test_every_cell_is_the_same_for_both_sides(tmp_path: Path) -> None:
+    jobs = bench.jobs_of(bench.Args(seeds=1), tmp_path, timed=False)
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for job in jobs:
+        cells.setdefault((job["env"], job["algorithm"]), []).append(job)
+    assert len(cells) == 12
+    own = ("key", "side", "arm", "options")
+    for cell, some in cells.items():
+        shared = [{name: value for name, value in job.items() if name not in own} for job in some]
+        assert all(one == shared[0] for one in shared), cell
+        assert [job["side"] for job in some].count("imitation") == 1
+    assert len({job["key"] for job in jobs}) == len(jobs)
+    assert (tmp_path / "demonstrations" / jobs[0]["demonstrations"]).is_file()
+
+
+def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
+    (job, *_) = bench.jobs_of(bench.Args(small=True, algorithms=("BC",)), tmp_path, timed=False)
+    assert not bench.is_done(job, tmp_path)
+    path = tmp_path / f"{job['key']}.json"
+    path.write_text(json.dumps({"job": job, "result": {}}))
+    assert bench.is_done(job, tmp_path)
+    path.write_text(json.dumps({"job": {**job, "epochs": 99}, "result": {}}))
+    assert_raises(ValueError, "other settings", bench.is_done, job, tmp_path)
+
+
+def test_the_page_compares_seed_by_seed_and_repeat_by_repeat() -> None:
+    runs = [a_run(arm, seed, value) for arm, value in (("imitation", 100.0), ("defaults", 130.0)) for seed in range(4)]
+    times = [a_run("imitation", seed, 0.0, seconds=2.0 + seed) for seed in range(3)]
+    times += [a_run("defaults", seed, 0.0, seconds=(2.0 + seed) / 4) for seed in reversed(range(3))]
+    page = peers_adversarial_report.report("Title.\n\nText.", runs, times, command="python x", machine=MACHINE)
+    assert "| GAIL, CartPole-v1: defaults | 4 | 130.0 (130.0 to 130.0) | +30.0 (+30.0 to +30.0) |" in page
+    assert "0.25 (0.25 to 0.25)" in page
+    assert "not installed" not in page
+
+
+def test_a_peer_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = tmp_path / "no-such-python"
+    arguments = ["--peer-python", str(absent), "--folder", str(tmp_path), "--small", "--sides", "imitation"]
+    code = run_command("bench peers-adversarial", bench.Args, bench.main, [*arguments, "--algorithms", "BC"])
+    assert code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--peer-python" in line
+    assert "can't be run" in line
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "envs"),
+    [(("BC",), ("CartPole-v1",)), pytest.param(("BC", "DAgger", "GAIL", "AIRL"), bench.ENVS, marks=pytest.mark.slow)],
+)
+def test_our_side_runs_alone(algorithms: Any, envs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = bench.Args(small=True, folder=tmp_path, workers=1, algorithms=algorithms, envs=envs)
+    bench.main(args)
+    said = capsys.readouterr().out
+    assert "imitation: no --peer-python, so its runs are left out" in said.splitlines()
+    data = json.loads((tmp_path / "peers_adversarial.json").read_text())
+    cells = {(run["job"]["env"], run["job"]["algorithm"], run["job"]["arm"]) for run in data["runs"]}
+    expected = {
+        (env, algorithm, arm)
+        for env in envs
+        for algorithm in algorithms
+        for arm, (side, _) in bench.arms_of(algorithm, env).items()
+        if side == "rlsmooth"
+    }
+    assert cells == expected
+    assert {(run["job"]["env"], run["job"]["algorithm"], run["job"]["arm"]) for run in data["times"]} == expected
+    assert str(tmp_path) not in json.dumps(data)
+    assert data["environments"]["rlsmooth"]["threads"] == 1
+    page = (tmp_path / "peers_adversarial.md").read_text()
+    assert "imitation: not installed" in page
+    bench.main(args)  # all is done
+    assert "0 runs to make" in capsys.readouterr().out
+
+
+# ---- SB3's own tests with our classes
+
+
+TESTS = """
+import pytest
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.ppo import MlpPolicy
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_the_name(algorithm):
+    assert algorithm.__name__ in ("PPO", "A2C")
+
+
+def test_smoothing():
+    assert getattr(PPO("MlpPolicy", "CartPole-v1", device="cpu"), "smoothing", None) is None
+
+
+def test_nothing_on():
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    assert not getattr(model, "is_smoothed", False)
+
+
+def test_policies():
+    model = PPO(MlpPolicy, "CartPole-v1", device="cpu")
+    assert isinstance(model.policy, ActorCriticPolicy) and MlpPolicy is ActorCriticPolicy
+
+
+@pytest.mark.skip
+def test_left_out():
+    pass
+
+
+@pytest.mark.xfail
+def test_wrong():
+    assert 1 == 2
+
+
+def test_sac():
+    assert False
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "stable_baselines3").mkdir()
+    (folder / "stable_baselines3" / "version.txt").write_text(f"{stable_baselines3.__version__}\n")
+    (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (folder / "tests" / "test_small.py").write_text(TESTS)
+    (folder / "tests" / "test_other.py").write_text(
+        "from stable_baselines3 import SAC\n\ndef test_it(): assert False\n"
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_it_finds_what_ends_otherwise(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sb3_conformance, "fingerprints", list)
+    work = tmp_path / "work"
+    work.mkdir()
+    # As if an earlier process had been cut off after this test, which would pass if it ran again.
+    kept = {"test": "tests/test_small.py::test_policies", "outcome": "failed", "message": "kept", "built": []}
+    (work / "checkout-on.jsonl").write_text(json.dumps(kept) + "\n")
+    result = main(Args(checkout, output=tmp_path / "results", work=work, workers=2))
+    named = {(found["test"].partition("::")[2], found["mode"]) for found in result["differences"]}
+    both = {("test_the_name[PPO]", "off"), ("test_the_name[A2C]", "off"), ("test_smoothing", "off")}
+    assert named == both | {(test, "on") for test, _ in both} | {("test_nothing_on", "on"), ("test_policies", "on")}
+    endings = result["tests"]["stable-baselines3"]
+    assert endings["tests/test_small.py::test_policies"] == ["passed", "passed", "failed"]
+    assert endings["tests/test_small.py::test_left_out"] == ["skipped"] * 3
+    assert endings["tests/test_small.py::test_wrong"] == ["xfailed"] * 3
+    assert result["counts"]["stable-baselines3"]["parents"] == {"passed": 5, "skipped": 1, "xfailed": 1}
+    assert result["built_ours"]["stable-baselines3"] == {"parents": 0, "off": 3, "on": 2}
+    assert json.loads((tmp_path / "results" / "sb3_conformance.json").read_text()) == result
+    page = (tmp_path / "results" / "sb3_conformance.md").read_text()
+    assert "`tests/test_small.py::test_nothing_on`, ours, smoothing on: failed" in page
+    assert str(tmp_path) not in page
+
+
+def test_a_test_that_is_missing_is_a_difference() -> None:
+    passed: dict[str, Any] = {"outcome": "passed", "message": ""}
+    found = compare(
+        "a", {"parents": {"t": passed, "u": passed}, "off": {"t": passed}, "on": {"t": passed, "u": passed}}
+    )
+    assert [(one.test, one.mode, one.parents, one.ours) for one in found] == [("u", "off", "passed", "not run")]
+
+
+@pytest.mark.slow
+def test_off_is_the_parent_and_on_is_not() -> None:
+    rows = fingerprints(128)
+    assert len(rows) == 7
+    for row in rows:
+        assert row["parents"] == row["off"] != row["on"], row
+
+
+def test_another_version_is_told(checkout: Path) -> None:
+    (checkout / "stable_baselines3" / "version.txt").write_text("2.0.0")
+    with pytest.raises(ValueError, match=r"checkout is of version 2\.0\.0, installed is"):
+        check_checkout("checkout", checkout, "stable_baselines3")
+    with pytest.raises(ValueError, match="is no source folder of stable_baselines3"):
+        check_checkout("checkout", checkout / "tests", "stable_baselines3")
+
+
+# ---- the recorder of digests
+
+
+ENVIRONMENT = {"torch": "2"}
+RECORDING: dict[str, Any] = {
+    "environment": ENVIRONMENT,
+    "runs": {
+        "first": {"parameters": "a1", "tags": {"bc/loss": [[1, 2], [0.5, 0.25]], "bc/ece": [[2], ["nan"]]}},
+        "second": {"parameters": "b2", "tags": {"train/loss": [[8], [300.0]]}},
+    },
+}
+
+
+@pytest.fixture
+def after() -> dict[str, Any]:
+    """A second recording, equal to the first."""
+    return copy.deepcopy(RECORDING)
+
+
+def test_equal_recordings_have_no_difference(after: dict[str, Any]) -> None:
+    table, faults = compare_recordings(RECORDING, after)
+    assert faults == []
+    assert table.splitlines()[2:] == ["| first | yes | 2 | 0 |", "| second | yes | 1 | 0 |"]
+
+
+def test_another_digest_is_found(after: dict[str, Any]) -> None:
+    after["runs"]["second"]["parameters"] = "b3"
+    table, faults = compare_recordings(RECORDING, after)
+    assert faults == ["second: the parameters differ"]
+    assert "| second | NO | 1 | 0 |" in table
+
+
+def test_another_value_is_found(after: dict[str, Any]) -> None:
+    after["runs"]["first"]["tags"]["bc/loss"][1][1] += 5e-7
+    after["runs"]["second"]["tags"]["train/loss"][1][0] += 2e-4  # relative: 7e-7
+    assert compare_recordings(RECORDING, after)[1] == []
+    after["runs"]["first"]["tags"]["bc/loss"][1][1] = 0.26
+    table, faults = compare_recordings(RECORDING, after)
+    assert faults == ["first: bc/loss differs by 0.01"]
+    assert "| first | yes | 2 | 0.01 |" in table
+
+
+@pytest.mark.parametrize(
+    "other", [[[1, 3], [0.5, 0.25]], [[1], [0.5]], [[1, 2], [0.5, "nan"]], [[1, 2], ["inf", 0.25]]]
+)
+def test_other_steps_and_lost_numbers_are_found(other: list[Any]) -> None:
+    assert largest_difference([[1, 2], [0.5, 0.25]], other) == float("inf")
+    assert largest_difference(other, [[1, 2], [0.5, 0.25]]) == float("inf")
+
+
+def test_a_missing_tag_and_a_missing_run_are_found_and_a_new_tag_is_shown(after: dict[str, Any]) -> None:
+    tags = after["runs"]["first"]["tags"]
+    tags["bc/error"] = tags.pop("bc/ece")
+    del after["runs"]["second"]
+    table, faults = compare_recordings(RECORDING, after)
+    assert faults == ["first: bc/ece is missing", "second: the run is missing"]
+    assert "| first | yes | 1, 1 missing, 1 new | 0 |" in table
+
+
+def test_the_exit_status_says_whether_files_differ(tmp_path: Path, after: dict[str, Any]) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(RECORDING))
+    second.write_text(json.dumps(after))
+    assert record_main(RecordingArgs(compare=(first, second))) == 0
+    del after["runs"]["first"]["tags"]["bc/loss"]
+    second.write_text(json.dumps(after))
+    assert record_main(RecordingArgs(compare=(first, second))) == 1
+
+
+def test_a_digest_sees_one_bit() -> None:
+    linear = torch.nn.Linear(2, 2)
+    found = digest([linear])
+    assert found == digest([copy.deepcopy(linear)])
+    with torch.no_grad():
+        linear.bias[0] = torch.nextafter(linear.bias[0], torch.tensor(2.0))
+    assert found != digest([linear])
+
+
+def test_a_log_keeps_all_but_timings() -> None:
+    log = Log()
+    logger = log.logger
+    logger.record("train/loss", 1 / 3)
+    logger.record("train/n_updates", 4, exclude="tensorboard")
+    logger.record("train/histogram", torch.tensor([1.0, 3.0]))
+    logger.record("time/fps", 100)
+    logger.dump(7)
+    assert log.tags == {
+        "train/loss": ([7], [0.333333333]),
+        "train/n_updates": ([7], [4.0]),
+        "train/histogram/mean": ([7], [2.0]),
+        "train/histogram/std": ([7], [1.0]),
+    }
+
+
+def test_a_run_is_recorded_and_repeats(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    name = "inverse-dynamics-box"
+    for file in (first, second):
+        torch.rand(3)
+        assert record_main(RecordingArgs(output=file, only=(name,))) == 0
+    assert first.read_text() == second.read_text()
+    run = json.loads(first.read_text())["runs"][name]
+    assert len(run["parameters"]) == 64
+    assert run["tags"]["inverse_dynamics/val_accuracy"][1][0] > 0
+
+
+def test_an_unknown_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no such run: nothing\. There are bc-discrete, "):
+        record_main(RecordingArgs(only=("nothing",)))
+
+
+def test_the_reference_holds_every_run() -> None:
+    reference = Path(same_numbers.__file__).parent / "results" / "same_numbers_before.json"
+    assert json.loads(reference.read_text())["runs"].keys() == same_numbers.RUNS.keys()

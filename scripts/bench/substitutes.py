@@ -1,7 +1,7 @@
 """A pytest plugin that puts our classes in the place of Stable-Baselines3's names, for its own tests.
 
-    export RLSMOOTH_STAND_IN=on RLSMOOTH_STAND_IN_RECORD=tests.jsonl
-    python -P -m pytest -p rlsmooth.scripts.bench.stand_ins tests
+    export RLSMOOTH_SUBSTITUTE=on RLSMOOTH_SUBSTITUTE_RECORD=tests.jsonl
+    python -P -m pytest -p rlsmooth.scripts.bench.substitutes tests
 
 The parents' modules hold their own names already: only what imports them afterwards, which is the tests, gets ours.
 For each test it appends one JSON line: outcome, seconds, and the names of the on-policy models and policies it built.
@@ -23,11 +23,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rlsmooth import agents
 
-__all__ = ["ALGORITHMS", "MODES", "SMOOTHING", "Mode", "pytest_runtest_protocol", "stand_in_for", "substitute"]
+__all__ = ["ALGORITHMS", "MODES", "SMOOTHING", "Mode", "pytest_runtest_protocol", "substitute", "substitute_for"]
 
 Mode = Literal["parents", "off", "on"]
 MODES: tuple[Mode, ...] = ("parents", "off", "on")
-MODE_VARIABLE, RECORD_VARIABLE = "RLSMOOTH_STAND_IN", "RLSMOOTH_STAND_IN_RECORD"
+MODE_VARIABLE, RECORD_VARIABLE = "RLSMOOTH_SUBSTITUTE", "RLSMOOTH_SUBSTITUTE_RECORD"
 SMOOTHING = 0.1
 """What `smoothing` is with everything on, where a test does not give it."""
 
@@ -65,13 +65,13 @@ ALIASES = {
 """Modules that give the policies of POLICIES, in that order, short names."""
 
 
-def stand_in_for(name: str, mode: Mode) -> type[OnPolicyAlgorithm]:
+def substitute_for(name: str, mode: Mode) -> type[OnPolicyAlgorithm]:
     """Our algorithm for SB3's `name`; with smoothing on its `smoothing` is SMOOTHING unless an argument says otherwise.
 
     Example:
-        >>> stand_in_for("PPO", "off").__name__
+        >>> substitute_for("PPO", "off").__name__
         'SmoothedPPO'
-        >>> stand_in_for("A2C", "on")("MlpPolicy", "CartPole-v1").smoothing.alpha
+        >>> substitute_for("A2C", "on")("MlpPolicy", "CartPole-v1").smoothing.alpha
         0.1
     """
     ours: type[OnPolicyAlgorithm] = getattr(agents, f"Smoothed{name}")
@@ -95,7 +95,7 @@ def substitute(mode: Mode) -> None:
     if mode == "parents":
         return
     for name, modules in ALGORITHMS.items():
-        ours = stand_in_for(name, mode)
+        ours = substitute_for(name, mode)
         for module in modules:
             setattr(importlib.import_module(module), name, ours)
     smoothed = {

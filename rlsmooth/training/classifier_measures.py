@@ -1,0 +1,93 @@
+"""Measures of a network on the samples of a fit, once an epoch, and the figures of its targets and calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlsmooth.audits import calibration_error, reliability_bins
+from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.losses.arguments import reduce
+from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
+from rlsmooth.targets import Smoothing
+from rlsmooth.training.classifier_samples import ClassifierData, ClassifierSamples
+from rlsmooth.training.run import spread_evenly
+
+__all__ = ["draw_calibration", "draw_targets", "mean_alpha", "measure", "training_sample"]
+
+MEASURED_SAMPLES = 2048
+MEASURED_BYTES = 64 * 2**20
+DRAWN_CLASSES = 64
+
+
+def training_sample(samples: ClassifierSamples) -> ClassifierSamples:
+    """Up to 2048 samples and 64 MiB of them, evenly spread."""
+    sample_bytes = max(1, samples.inputs.element_size() * samples.inputs[:1].numel())
+    most = min(MEASURED_SAMPLES, max(1, MEASURED_BYTES // sample_bytes))
+    if most >= len(samples):
+        return samples
+    return samples[spread_evenly(len(samples), most).to(samples.labels.device)]
+
+
+def measure(module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float) -> dict[str, Tensor]:
+    """Means over some samples, 0-dim on the device. The module is in training mode afterwards.
+
+    Args:
+        module: the network as it is.
+        samples: measured in blocks of 2048.
+        data: whose targets are made where the samples have none.
+        remaining: the progress remaining, which such targets follow.
+    """
+    module.eval()
+    found, weights = _predictions(module, samples, data, remaining)
+    module.train()
+    return {
+        "cross_entropy": reduce(found.cross_entropy, weights, "mean"),
+        "nll_hard": found.nll.mean(),
+        "accuracy": found.hit.to(torch.float32).mean(),
+        "ece": calibration_error(found.confidence, found.hit),
+        "entropy": found.entropy.mean(),
+    }
+
+
+@torch.no_grad()
+def _predictions(
+    module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float
+) -> tuple[PredictionMeasures, Tensor]:
+    """The measures of each sample, and their weights."""
+    found = []
+    for start in range(0, len(samples), MEASURED_SAMPLES):
+        block = samples[start : start + MEASURED_SAMPLES]
+        target = data.target_of(block, remaining)
+        found.append(measure_predictions(module(block.inputs), target, block.mask, labels=block.labels))
+    joined = PredictionMeasures.concatenate(found)
+    return joined, torch.ones_like(joined.nll) if samples.weights is None else samples.weights
+
+
+def mean_alpha(smoothing: Smoothing, remaining: float) -> float:
+    """Alpha in force; None (a whole distribution) counts as 1."""
+    alpha = smoothing.alpha_at(remaining)
+    return 1.0 if alpha is None else float(alpha.mean() if isinstance(alpha, Tensor) else alpha)
+
+
+def draw_targets(writer: Any, data: ClassifierData) -> None:
+    """Add a figure of each label's target to TensorBoard, if all samples of a label have the same."""
+    num_classes, alpha = len(data.classes), data.smoothing.alpha
+    if data.has_given_target or (isinstance(alpha, Tensor) and alpha.ndim > 0) or num_classes > DRAWN_CLASSES:
+        return
+    figure, axes = new_figure()
+    matrix = data.smoothing(torch.arange(num_classes), num_classes).dense()
+    draw_target_matrix(axes, matrix, names=[str(name) for name in data.classes])
+    writer.add_figure("classifier/target_matrix", figure, 0, close=False)
+
+
+def draw_calibration(writer: Any, step: int, module: nn.Module, data: ClassifierData, remaining: float) -> None:
+    """Add the reliability diagram of the validation samples, or of training samples, to TensorBoard."""
+    samples = training_sample(data.samples) if data.validation is None else data.validation
+    found, _ = _predictions(module, samples, data, remaining)
+    figure, axes = new_figure()
+    ece = float(calibration_error(found.confidence, found.hit))
+    draw_reliability(axes, reliability_bins(found.confidence, found.hit), ece=ece)
+    writer.add_figure("classifier/reliability", figure, step, close=False)

@@ -1,0 +1,219 @@
+"""Speed of two checkouts beside each other: behaviour cloning, PPO with and without smoothing, the cross-entropy.
+
+A process for each checkout lives as long as the run. The driver asks them in turn for the same segment, which comes
+first changes from round to round, and ratios are taken within a round, so that a slow moment of the machine strikes
+both. Time is CPU time of the process, on one thread. Only public names of `rlsmooth` are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from rlsmooth.scripts.bench.measure import (
+    Spread,
+    command_line,
+    load_average,
+    machine,
+    markdown_table,
+    paired_ratio,
+    spread,
+    write_result,
+)
+
+SCRIPT = "scripts/bench/before_after.py"
+WORKER = "--worker"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+Step = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to compare."""
+
+    before: Path
+    """Checkout of the state before."""
+    after: Path = Path()
+    """Checkout of the state after."""
+    rounds: int = 9
+    """Timed segments of each checkout and task."""
+    output: Path | None = None
+    """Folder of `before_after.json` and `.md`; default: results/ beside this file, or nowhere with --quick."""
+    quick: bool = False
+    """Two rounds of short segments: shows that the benchmark works, measures nothing worth keeping."""
+
+
+# ---- what is timed
+
+
+def cloning(batch_size: int, batches: int) -> Step:
+    """Updates of `BC`, its log lines to TensorBoard included."""
+    from rlsmooth.agents import BC
+    from rlsmooth.data import cartpole_v1
+
+    folder = tempfile.mkdtemp()
+    agent = BC("MlpPolicy", None, cartpole_v1(), batch_size=batch_size, seed=0, device="cpu", tensorboard_log=folder)
+    return lambda: agent.learn(total_batches=batches, reset_num_timesteps=False)
+
+
+def ppo(smoothing: float) -> Step:
+    """Two rollouts and their updates with Stable-Baselines3's defaults on CartPole-v1."""
+    from rlsmooth.agents import SmoothedPPO
+
+    algorithm = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=smoothing, seed=0, device="cpu")
+    return lambda: algorithm.learn(4096, reset_num_timesteps=False)
+
+
+def loss(batch: int, classes: int, calls: int) -> Step:
+    """Forward and backward of the cross-entropy with a smoothed target."""
+    import torch
+
+    from rlsmooth.losses import cross_entropy
+    from rlsmooth.targets import Smoothing
+
+    torch.manual_seed(0)
+    logits = torch.randn(batch, classes, requires_grad=True)
+    target = Smoothing(0.1)(torch.randint(classes, (batch,)), classes)
+
+    def step() -> None:
+        for _ in range(calls):
+            logits.grad = None
+            cross_entropy(logits, target).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+TASKS: dict[str, Callable[[], Step]] = {
+    "BC, batch 32": lambda: cloning(32, 2500),
+    "BC, batch 256": lambda: cloning(256, 1500),
+    "BC, batch 4096": lambda: cloning(4096, 200),
+    "SmoothedPPO, off": lambda: ppo(0.0),
+    "SmoothedPPO, smoothing 0.1": lambda: ppo(0.1),
+    "cross-entropy [64, 4]": lambda: loss(64, 4, 6000),
+    "cross-entropy [4096, 18]": lambda: loss(4096, 18, 600),
+    "cross-entropy [1024, 1000]": lambda: loss(1024, 1000, 60),
+}
+
+
+def work() -> None:
+    """Answer the driver's requests: a task's name a line, its CPU seconds back."""
+    warnings.simplefilter("ignore")
+    import torch
+
+    import rlsmooth
+
+    torch.set_num_threads(1)
+    steps: dict[str, Step] = {}
+    print(Path(rlsmooth.__file__).resolve().parent.parent, flush=True)
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in steps:
+            steps[name] = TASKS[name]()
+        start = time.process_time()
+        steps[name]()
+        print(time.process_time() - start, flush=True)
+
+
+# ---- the driver
+
+
+def start(checkout: Path) -> subprocess.Popen[str]:
+    """A worker that runs the code of `checkout`."""
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(checkout.resolve()), "CUDA_VISIBLE_DEVICES": ""}
+    # The script's own folder must not be searched: it holds a module called `measure`.
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), WORKER]
+    worker = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=tempfile.mkdtemp()
+    )
+    assert worker.stdout is not None
+    found = worker.stdout.readline().strip()
+    if found != str(checkout.resolve()):
+        raise SystemExit(f"the worker for {checkout} runs the code of {found!r}: name the root of a checkout.")
+    return worker
+
+
+def ask(worker: subprocess.Popen[str], name: str) -> float:
+    """CPU seconds of one segment."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    print(name, file=worker.stdin, flush=True)
+    return float(worker.stdout.readline())
+
+
+def measure(args: Args) -> dict[str, dict[str, list[float]]]:
+    """CPU seconds of each segment, by task and checkout; the first round warms up and is not kept."""
+    workers = {"before": start(args.before), "after": start(args.after)}
+    found: dict[str, dict[str, list[float]]] = {name: {"before": [], "after": []} for name in TASKS}
+    for number in range((2 if args.quick else args.rounds) + 1):
+        for name in TASKS:
+            for side in sorted(workers, reverse=number % 2 == 0):
+                seconds = ask(workers[side], name)
+                if number:
+                    found[name][side].append(seconds)
+        print(f"round {number} of {args.rounds}", file=sys.stderr)
+    for worker in workers.values():
+        worker.communicate()
+    return found
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The table that a person reads."""
+
+    def words(value: Spread, digits: int) -> str:
+        return f"{value.median:.{digits}f} [{value.lower_quartile:.{digits}f}, {value.upper_quartile:.{digits}f}]"
+
+    rows = []
+    for name, sides in result["seconds"].items():
+        ratio = paired_ratio(sides["after"], sides["before"])
+        rows.append((name, words(spread(sides["before"]), 3), words(spread(sides["after"]), 3), words(ratio, 3)))
+    header = ("task", "before, CPU s", "after, CPU s", "after / before")
+    return (
+        f"# Speed before and after\n\n    {result['command']}\n\n"
+        f"{markdown_table(header, rows)}\n\nMedians of {result['rounds']} interleaved rounds with their quartiles. "
+        f"Before: {result['before']}, after: {result['after']}. One thread, load average before and after the run "
+        f"{result['load_before']} and {result['load_after']}.\n"
+    )
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, abbreviated."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    return finished.stdout.strip() or "unknown"
+
+
+def main(args: Args) -> None:
+    """Compare, print the table and write the result."""
+    load = load_average()
+    result = {
+        "command": command_line(SCRIPT, args),
+        "before": commit(args.before),
+        "after": commit(args.after),
+        "rounds": 2 if args.quick else args.rounds,
+        "machine": machine(),
+        "load_before": load,
+        "seconds": measure(args),
+        "load_after": load_average(),
+    }
+    markdown = to_markdown(result)
+    print(markdown)
+    folder = args.output or (None if args.quick else Path(__file__).with_name("results"))
+    if folder is not None:
+        write_result(folder, "before_after", result, markdown)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == [WORKER]:
+        work()
+    else:
+        main(tyro.cli(Args))
