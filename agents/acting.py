@@ -37,6 +37,7 @@ class ActingModel:
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
         bins: decodes the policy's actions where a Box is cut into bins, else None.
+        action_start: added to the policy's actions, which count from 0; None: nothing is.
     """
 
     policy: BasePolicy

@@ -27,6 +27,7 @@ __all__ = [
     "action_start",
     "box_reference",
     "check_all_spaces",
+    "check_demonstrations",
     "check_same_spaces",
     "policy_space",
     "resolve_spaces",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias, final
 
@@ -183,14 +182,15 @@ class BC(ActingModel):
         self.lr_schedule = as_schedule(learning_rate)
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.gradient_accumulation = check_positive_int("gradient_accumulation", gradient_accumulation)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = None
         if max_grad_norm is not None:
-            check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
+            self.max_grad_norm = check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
         self.amp = amp
         self.validation_fraction = check_in_range("validation_fraction", validation_fraction, 0.0, 1.0, high_open=True)
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         self.device = get_device(device)
-        self.tensorboard_log = check_optional_folder("tensorboard_log", tensorboard_log)
+        log = check_optional_folder("tensorboard_log", tensorboard_log)
+        self.tensorboard_log = None if log is None else str(log)
         self.verbose = verbose
         self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
@@ -266,9 +266,9 @@ class BC(ActingModel):
         if self._data is not None:
             self._data.prepare_sample()
 
-    @cached_property
+    @property
     def measures(self) -> CloningMeasures:
-        """Measures of the policy on the demonstrations and the held-out ones."""
+        """Measures of the policy on the demonstrations and the held-out ones, with the coefficients in force."""
         own_reference = self.kl_coef == 0 and self.references is None
         return CloningMeasures(
             self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
@@ -282,6 +282,14 @@ class BC(ActingModel):
     @num_timesteps.setter
     def num_timesteps(self, count: int) -> None:
         self.progress.step = count
+
+    @property
+    def _total_timesteps(self) -> int:  # by the name that callbacks know from Stable-Baselines3, like the next one
+        return self.progress.end
+
+    @property
+    def _current_progress_remaining(self) -> float:
+        return self.progress.remaining_of_all
 
     @property
     def batches_per_epoch(self) -> int:
@@ -328,11 +336,10 @@ class BC(ActingModel):
         self._plan(total_epochs, total_batches, reset_num_timesteps)
         counts_anew = reset_num_timesteps and not self.is_resumed
         if not self._has_custom_logger and (self._logger is None or counts_anew):
-            folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
-            self._logger = configure_logger(self.verbose, folder, tb_log_name, counts_anew)
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, counts_anew)
         logger = self._logger
         assert logger is not None
-        listener = None if callback is None else init_callback(self, callback)
+        listener = init_callback(self, callback)
         with (
             isolated_rng(),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
@@ -643,7 +650,8 @@ class BC(ActingModel):
         """
         run = _folder_of_run(checkpoint_folder)
         run.check_resumable()
-        check_given("demonstrations", demonstrations, "BC.resume")
+        if demonstrations is None:
+            raise ValueError("demonstrations is None: a run is resumed with those that it was started with.")
         agent = cls._read(
             run.path / RESUME_FILE,
             env,

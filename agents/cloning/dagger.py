@@ -261,6 +261,10 @@ class DAgger(RoundsModel):
         self._progress.step = count
 
     @property
+    def _total_timesteps(self) -> int:  # by the name that callbacks know from Stable-Baselines3
+        return self._progress.end
+
+    @property
     def demonstrations(self) -> Demonstrations | None:
         """All transitions so far, labelled by the expert; None where there are none."""
         if self._aggregated is None and (self.initial is not None or self.rounds):

@@ -28,6 +28,7 @@ from rlsmooth.targets import GaussianTarget, gaussian
 __all__ = [
     "CloningMeasures",
     "TransitionMeasures",
+    "concatenate",
     "distribution_figures",
     "has_tensorboard",
     "l2_norm",

@@ -306,6 +306,9 @@ class TrainingData:
         ValueError: an alpha by transition of another length, or beside a schedule; soft targets with `alpha=None`.
     """
 
+    sample: TensorBatch
+    alpha: float
+
     def __init__(
         self,
         demonstrations: Demonstrations,
@@ -338,9 +341,6 @@ class TrainingData:
         arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
         self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
-
-    sample: TensorBatch
-    alpha: float
 
     def __len__(self) -> int:
         return self._count
@@ -462,7 +462,7 @@ def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
 
 
 def tensors_of(batch: TensorBatch) -> list[Tensor]:
-    """All that a batch holds but its targets."""
+    """All tensors of a batch, those of its targets' atoms and references included."""
     observations = batch.observations
     parts = [*observations.values()] if isinstance(observations, dict) else [observations]
     parts += [tensor for tensor in (batch.labels, batch.masks, batch.weights, batch.probs) if tensor is not None]

@@ -604,3 +604,17 @@ def test_maskable_ppo_starts_from_a_maskable_agent() -> None:
     one, _ = agent.predict(demonstrations.observations, deterministic=True, action_masks=masks)
     two, _ = model.predict(demonstrations.observations, deterministic=True, action_masks=masks)
     assert np.array_equal(one, two)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    agent = make(max_grad_norm=np.float32(0.5), tensorboard_log=tmp_path / "log")
+    assert type(agent.max_grad_norm) is float
+    assert agent.tensorboard_log == str(tmp_path / "log")
+    agent.save(tmp_path / "agent")
+    assert BC.load(tmp_path / "agent.zip").max_grad_norm == 0.5
+
+
+def test_resuming_without_demonstrations_says_what_to_give(tmp_path: Path) -> None:
+    make(checkpoint_folder=tmp_path).learn(total_batches=1)
+    with pytest.raises(ValueError, match=r"^demonstrations is None: a run is resumed with those that it was started"):
+        BC.resume(tmp_path)

@@ -426,3 +426,25 @@ def test_a_diverging_policy_stops_with_its_likely_cause() -> None:
         agent.learn(total_epochs=20)
     assert 1 <= error.value.step <= 20
     assert len(error.value.rows) == 40
+
+
+def test_a_coefficient_that_changes_between_calls_is_logged_as_it_is() -> None:
+    agent = make(kl_coef=0.0)
+    lines = listen(agent)
+    agent.learn(total_batches=1)
+    agent.kl_coef = 0.5
+    agent.learn(total_batches=1)
+    (_, first), (_, second) = lines.column("bc/ent_loss")
+    assert first == 0.0
+    assert second > 0.0
+
+
+def test_callbacks_find_total_and_progress_by_the_names_of_stable_baselines3() -> None:
+    seen = []
+
+    def note(found: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append((found["self"]._total_timesteps, found["self"]._current_progress_remaining))
+        return True
+
+    make().learn(total_batches=4, callback=note)
+    assert seen == [(4, 0.75), (4, 0.5), (4, 0.25), (4, 0.0)]
