@@ -76,7 +76,7 @@ def check_weight(weight: Tensor | None, batch_shape: torch.Size, reduction: str)
         TypeError: weights that are no tensor.
         ValueError: an unknown reduction, weights of another shape than the batch.
     """
-    if reduction not in ("none", "mean", "sum"):  # tried first: this stands in the hot path
+    if reduction not in ("none", "mean", "sum"):  # tried first: this is in the hot path
         check_choice("reduction", reduction, ("none", "mean", "sum"))
     if weight is not None and not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor of one factor a row, got {type(weight).__name__}.")

@@ -290,7 +290,7 @@ def legend(ax: Axes) -> None:
 
 
 def write_into(ax: Axes, words: str, *, title: str | None = None, x: float = 0.5, y: float = 0.5) -> None:
-    """Words inside a panel; with a title, they stand in place of the axes."""
+    """Words inside a panel; with a title, they replace the axes."""
     if title is not None:
         ax.set_title(title)
         ax.set_axis_off()
