@@ -42,8 +42,8 @@ LOG_LINES = 50  # at least, so that a short run has a curve too
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnArgs(CloningArgs):
-    """Options that no other command has."""
+class Args(RunArgs, CloningArgs):
+    """Train behaviour cloning on demonstrations, and evaluate it in the environment."""
 
     action_noise: float = 0.0
     """Replace each demonstrated action by another one with this probability, for studies."""
@@ -67,20 +67,8 @@ class OwnArgs(CloningArgs):
     """Decides the choice of episodes, the initial weights, the order of the data and the evaluations."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Args(RunArgs, OwnArgs):
-    """Train behaviour cloning on demonstrations, and evaluate it in the environment."""
-
-    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
-    """The run goes to <log folder>/bc/<env>_<n>/."""
-
-
 def main(args: Args) -> Path:
-    """Train, or resume training, and return the run's folder.
-
-    Raises:
-        ValueError: an argument is wrong, or names something that is not there or can't be written to.
-    """
+    """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bc")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs

@@ -11,9 +11,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import (
@@ -36,12 +34,10 @@ if TYPE_CHECKING:
     from rlsmooth.data import Demonstrations, ObservationOnly
     from rlsmooth.scripts.training_run import TrainingRun
 
-alias = tyro.conf.arg
-
 
 @dataclasses.dataclass(frozen=True)
-class OwnArgs(CloningArgs):
-    """Options that no other command has, or that mean something else here."""
+class Args(RunArgs, CloningArgs):
+    """Train behavioural cloning from observation (BCO), and evaluate it in the environment after each round."""
 
     demonstrations: str | None = None
     """An .npz or a folder, with or without actions, or a set of the package: cartpole-v1 (the default for CartPole-v1),
@@ -79,20 +75,8 @@ class OwnArgs(CloningArgs):
     """Decides the choice of episodes, the initial weights, the order of the data, what is done and the evaluations."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Args(RunArgs, OwnArgs):
-    """Train behavioural cloning from observation (BCO), and evaluate it in the environment after each round."""
-
-    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
-    """The run goes to <log folder>/bco/<env>_<n>/."""
-
-
 def main(args: Args) -> Path:
-    """Train, or resume training, and return the run's folder.
-
-    Raises:
-        ValueError: an argument is wrong, or names something that is not there or can't be written to.
-    """
+    """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bco")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs

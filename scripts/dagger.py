@@ -45,8 +45,8 @@ N_EVAL_ENVS = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnArgs(CloningArgs):
-    """Options that no other command has, or that mean something else here."""
+class Args(RunArgs, CloningArgs):
+    """Train DAgger on what an expert says, and evaluate it in the environment after each round."""
 
     demonstrations: str | None = None
     """Begin with these, which the expert gave: an .npz, a folder, or a set of the package. Default: with none."""
@@ -88,20 +88,8 @@ class OwnArgs(CloningArgs):
     """Decides the initial weights, the order of the data, what is done, the evaluations, and a new expert."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Args(RunArgs, OwnArgs):
-    """Train DAgger on what an expert says, and evaluate it in the environment after each round."""
-
-    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
-    """The run goes to <log folder>/dagger/<env>_<n>/."""
-
-
 def main(args: Args) -> Path:
-    """Train, or resume training, and return the run's folder.
-
-    Raises:
-        ValueError: an argument is wrong, or names something that is not there or can't be written to.
-    """
+    """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "dagger")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs

@@ -32,8 +32,13 @@ SHOWN_IMAGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnArgs:
-    """Options that no other command has."""
+class Args(RunArgs):
+    """Train a GAN on a density of known modes or on images of digits."""
+
+    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
+    """The run goes to <log folder>/gan/<case>_<n>/."""
+    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
+    """Where TensorBoard's files go, as <tensorboard log>/<case>_<n>/. Default: to the run's folder."""
 
     case: Literal["ring", "grid", "digits"] = "ring"
     """8 Gaussians on a circle or 25 on a grid, as in PacGAN; or scikit-learn's digits (extra: datasets)."""
@@ -78,22 +83,8 @@ class OwnArgs:
     """Decides points, initial weights, noise and the order of the data."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Args(RunArgs, OwnArgs):
-    """Train a GAN on a density of known modes or on images of digits."""
-
-    log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
-    """The run goes to <log folder>/gan/<case>_<n>/."""
-    tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None
-    """Where TensorBoard's files go, as <tensorboard log>/<case>_<n>/. Default: to the run's folder."""
-
-
 def main(args: Args) -> Path:
-    """Train, or resume training, and return the run's folder.
-
-    Raises:
-        ValueError: an argument is wrong, or names something that is not there or can't be written to.
-    """
+    """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "gan")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import check_seed, limit_threads

@@ -1,7 +1,7 @@
 """Losses, divergences and measures that compare logits with a target.
 
 A loss knows no alpha: all smoothing is in the target. `reference` holds the definitions, dense and exact; `closed_form`
-the fast layer behind the public functions; `measures` all that a log line says of predictions, in one pass.
+the fast layer behind the public functions; `categorical` also measures all that a log line says of predictions.
 """
 
 from rlsmooth.losses.binary import binary_cross_entropy

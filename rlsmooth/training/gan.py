@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
+from rlsmooth.checks import check_choice, check_in_range, check_optional_folder, check_positive_int
 from rlsmooth.losses import binary_cross_entropy
 from rlsmooth.schedules import LearningRate, ScheduleLike, as_schedule, value_at
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
@@ -226,13 +226,9 @@ class GANTrainer:
         self.evaluation_samples = check_positive_int("evaluation_samples", evaluation_samples)
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         self.device = as_device(device)
-        self.tensorboard_log = None
-        if tensorboard_log is not None:
-            self.tensorboard_log = check_writable_folder("tensorboard_log", tensorboard_log)
+        self.tensorboard_log = check_optional_folder("tensorboard_log", tensorboard_log)
         self.verbose = verbose
-        self.checkpoint_folder = None
-        if checkpoint_folder is not None:
-            self.checkpoint_folder = check_writable_folder("checkpoint_folder", checkpoint_folder)
+        self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self._build(generator, discriminator, data)
         self.history: dict[str, list[float]] = {}

@@ -284,3 +284,11 @@ def test_the_two_libraries_have_examples() -> None:
         for test in doctest.DocTestFinder().find(importlib.import_module(name))
     ]
     assert sum(bool(test.examples) for test in tests) >= 20
+
+
+@pytest.mark.parametrize("package", ["agents", "audits", "data", "envs", "losses", "targets", "training"])
+def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> None:
+    module = importlib.import_module(f"rlsmooth.{package}")
+    folder = Path(str(module.__file__)).parent
+    named = re.findall(r"`([a-z_]+)`", module.__doc__ or "")
+    assert not [name for name in named if not (hasattr(module, name) or (folder / f"{name}.py").is_file())]
