@@ -339,7 +339,7 @@ class BC(ActingModel):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, counts_anew)
         logger = self._logger
         assert logger is not None
-        listener = init_callback(self, callback)
+        listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
