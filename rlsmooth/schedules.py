@@ -139,7 +139,9 @@ def as_schedule(learning_rate: LearningRate, name: str = "learning_rate") -> Sch
     if callable(learning_rate):
         return learning_rate
     if isinstance(learning_rate, str):
-        start = check_in_range(name, start_of(name, learning_rate), 0.0, math.inf, low_open=True)
+        start = start_of(name, learning_rate)
+        if not 0.0 < start < math.inf:
+            raise ValueError(f"{name}={learning_rate!r} must start from a finite number above 0.")
         return lambda progress: progress * start
     rate = check_in_range(name, learning_rate, 0.0, low_open=True)
     return lambda _: rate

@@ -263,8 +263,8 @@ class BC(ActingModel):
             for part in (self.demonstrations, self.validation)
         )
         self._held_out = held_out
-        if self._data is not None:
-            self._data.prepare_sample()
+        if self._data is not None and not self._data.is_streamed:
+            _ = self._data.sample  # made here, before the first log line is due
 
     @property
     def measures(self) -> CloningMeasures:

@@ -8,6 +8,7 @@ same to the bit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -299,15 +300,11 @@ class TrainingData:
         transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
-        sample: up to 2048 transitions, evenly spread, that represent all in log lines; see `prepare_sample`.
-        alpha: of smoothing at the start, the mean over transitions and components.
+        alpha: of smoothing where it is constant, the mean over transitions and components; else NaN.
 
     Raises:
         ValueError: an alpha by transition of another length, or beside a schedule; soft targets with `alpha=None`.
     """
-
-    sample: TensorBatch
-    alpha: float
 
     def __init__(
         self,
@@ -341,6 +338,8 @@ class TrainingData:
         arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
         self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
+        self._sample: TensorBatch | None = None
+        self.alpha = alpha_in_force(smoothings, 1.0) if self.is_constant else math.nan
 
     def __len__(self) -> int:
         return self._count
@@ -408,11 +407,13 @@ class TrainingData:
         target = to_dense(action_target(self.head, smoothings, batch))
         return batch._replace(target=target, reference=reference)
 
-    def prepare_sample(self) -> None:
-        """Make `sample` and `alpha`, before the first log line is due."""
-        self.alpha = alpha_in_force(self.smoothings, 1.0)
-        count = min(len(self), SAMPLED_TRANSITIONS, max(1, BLOCK_BYTES // self.transition_bytes))
-        self.sample = self.compact(run.spread_evenly(len(self), count))
+    @property
+    def sample(self) -> TensorBatch:
+        """Up to 2048 transitions, evenly spread, that represent all in log lines; made once."""
+        if self._sample is None:
+            count = min(len(self), SAMPLED_TRANSITIONS, max(1, BLOCK_BYTES // self.transition_bytes))
+            self._sample = self.compact(run.spread_evenly(len(self), count))
+        return self._sample
 
     def compact(self, chosen: Tensor) -> TensorBatch:
         """Copies of some transitions whose targets, where alpha is constant, contain their labels and references."""
