@@ -20,8 +20,6 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
 from rlsmooth.training import isolated_rng
 
-__all__ = ["ActingModel", "copy_actor", "play", "play_episodes"]
-
 
 class ActingModel:
     """An agent with a policy, a logger and perhaps environments. Subclasses set the fields.

@@ -18,16 +18,6 @@ from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_d
 from rlsmooth.losses.arguments import Reduction, reduce
 from rlsmooth.targets import GaussianTarget, Target
 
-__all__ = [
-    "ActionHead",
-    "ActionTarget",
-    "CategoricalHead",
-    "GaussianHead",
-    "TensorBatch",
-    "TensorObservations",
-    "actor_output",
-]
-
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 ActionTarget: TypeAlias = tuple[Target, ...] | GaussianTarget
 """One `Target` for each group of components (see `CategoricalHead`), or a Gaussian's."""

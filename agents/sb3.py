@@ -16,33 +16,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-__all__ = [
-    "MASKABLE",
-    "RECURRENT",
-    "Callbacks",
-    "begin_update",
-    "constructor_parameters",
-    "contrib_is_loaded",
-    "contrib_policies",
-    "count_updates",
-    "forget_last_observation",
-    "has_base",
-    "init_callback",
-    "is_maskable",
-    "lstm_states",
-    "noise_parameters",
-    "normalized_observations",
-    "recurrent_arguments",
-    "same_latent_distribution",
-    "set_lstm_states",
-    "set_pending_reset",
-    "set_up_model",
-    "stats_window_size",
-    "torch_parts",
-    "total_timesteps",
-    "wrap_in_vec_env",
-]
-
 
 def is_maskable(policy: BasePolicy) -> bool:
     """Whether it is one of sb3-contrib's maskable policies, which take `action_masks` in `predict`."""

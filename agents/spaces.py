@@ -20,20 +20,6 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts
 
-__all__ = [
-    "ActionBins",
-    "ActionKind",
-    "action_components",
-    "action_start",
-    "box_reference",
-    "check_all_spaces",
-    "check_demonstrations",
-    "check_same_spaces",
-    "policy_space",
-    "resolve_spaces",
-    "wrap_env",
-]
-
 
 def wrap_env(name: str, env: GymEnv | str, verbose: int = 0) -> VecEnv:
     """A vectorised environment, made and wrapped as SB3's algorithms do (Monitor, channel-first images).

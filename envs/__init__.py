@@ -16,7 +16,8 @@ from rlsmooth.envs.masked import IdentityMaskedEnv, IdentityMaskedMultiBinaryEnv
 from rlsmooth.envs.optima import soft_optimum
 from rlsmooth.envs.ordered import IdentityOrderedEnv
 from rlsmooth.envs.registration import ENVIRONMENTS, register_environments
-from rlsmooth.envs.snapshot import CannotSnapshotError, Resumable
+from rlsmooth.envs.snapshot import Resumable
+from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
 

@@ -15,8 +15,6 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.envs.images import BLACK, WHITE, RenderMode, check_render_mode, paint_bands, warn_no_render_mode
 from rlsmooth.targets import gaussian
 
-__all__ = ["IdentityBoxEnv"]
-
 
 @final
 class IdentityBoxEnv(gym.Env[NDArray[np.float32], NDArray[np.floating]]):

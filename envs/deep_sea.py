@@ -14,8 +14,6 @@ from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.envs.images import BLACK, GREEN, WHITE, RenderMode, check_render_mode, warn_no_render_mode
 from rlsmooth.envs.tabular_env import read_action
 
-__all__ = ["DeepSeaEnv"]
-
 _SIZES = np.array([2])
 _CELL = 16  # pixels
 

@@ -14,14 +14,6 @@ from rlsmooth.envs.observations import ObservationForm
 from rlsmooth.envs.tabular import TabularProblem, enumerate_states
 from rlsmooth.envs.tabular_env import TabularEnv
 
-__all__ = [
-    "IdentityEnv",
-    "IdentityMultiBinaryEnv",
-    "IdentityMultiDiscreteEnv",
-    "check_sizes",
-    "identity_problem",
-]
-
 
 def identity_problem(dims: tuple[int, ...], *, masked: bool = False) -> TabularProblem:
     """Return the problem in which an action earns the share of its components that equal the state's.

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from rlsmooth.checks import check_choice
 
-__all__ = ["RenderMode", "check_render_mode", "paint_bands", "warn_no_render_mode"]
-
 RenderMode = Literal["rgb_array"]
 
 BLACK, WHITE, GREEN, RED = (0, 0, 0), (255, 255, 255), (0, 110, 60), (90, 20, 20)

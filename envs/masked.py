@@ -13,8 +13,6 @@ from rlsmooth.envs.images import RenderMode
 from rlsmooth.envs.observations import ObservationForm
 from rlsmooth.envs.tabular_env import IllegalAction, MaskedTabularEnv
 
-__all__ = ["IdentityMaskedEnv", "IdentityMaskedMultiBinaryEnv", "IdentityMaskedMultiDiscreteEnv"]
-
 
 @final
 class IdentityMaskedEnv(MaskedTabularEnv):

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from rlsmooth.checks import check_choice
 
-__all__ = ["IMAGE_SIDE", "Observation", "ObservationForm", "StateObserver"]
-
 Observation = np.int64 | NDArray[Any] | dict[str, Any]
 ObservationForm = Literal["native", "one_hot", "dict", "image"]
 

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from rlsmooth.checks import check_choice, check_in_range
 from rlsmooth.targets import boltzmann
 
-__all__ = ["Direction", "soft_optimum"]
-
 Direction = Literal["policy_to_reference", "reference_to_policy"]
 
 _HALVINGS = 100  # the bracket shrinks by 2**-100: below the spacing of float64 whatever the number of actions

@@ -13,8 +13,6 @@ from rlsmooth.envs.observations import ObservationForm
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import TabularEnv
 
-__all__ = ["IdentityOrderedEnv"]
-
 
 @final
 class IdentityOrderedEnv(TabularEnv):

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 
-__all__ = ["ENVIRONMENTS", "Entry", "register_environments"]
-
 
 @dataclass(frozen=True)
 class Entry:

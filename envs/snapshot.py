@@ -36,15 +36,6 @@ from rlsmooth.envs.snapshot_values import (
     same_class,
 )
 
-__all__ = [
-    "CannotSnapshotError",
-    "Resumable",
-    "env_state",
-    "object_state",
-    "set_env_state",
-    "set_object_state",
-]
-
 # Constants, or belonging to the process: what the new environment has of these is right already.
 LEFT_NAMES = frozenset(
     {

@@ -16,19 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CannotSnapshotError",
-    "Same",
-    "class_name",
-    "decode_value",
-    "encode_value",
-    "may_hold_data",
-    "plain_value",
-    "same_class",
-    "stable_name",
-    "value_from_plain",
-]
-
 ARRAY_KINDS = "biufc"
 PACKED_LENGTH = 32
 BIT_GENERATORS: dict[str, Any] = {

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from rlsmooth.envs.optima import Direction, soft_optimum
 from rlsmooth.targets import Smoothing, as_smoothing
 
-__all__ = ["TabularProblem", "enumerate_states"]
-
 MAX_STATES = 65_536
 
 Scalar = TypeVar("Scalar", bound=np.generic)

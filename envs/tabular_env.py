@@ -26,8 +26,6 @@ from rlsmooth.envs.optima import Direction
 from rlsmooth.envs.tabular import TabularProblem, enumerate_states
 from rlsmooth.targets import Smoothing
 
-__all__ = ["Action", "IllegalAction", "MaskedTabularEnv", "TabularEnv"]
-
 Action = int | np.integer[Any] | NDArray[Any]
 IllegalAction = Literal["penalise", "raise"]
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_file", "write_bytes_atomically"]
-
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:

@@ -7,8 +7,6 @@ import numbers
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["check_choice", "check_in_range", "check_optional_folder", "check_positive_int", "check_writable_folder"]
-
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""

@@ -12,18 +12,6 @@ from typing import TypeAlias
 
 from rlsmooth.checks import check_in_range
 
-__all__ = [
-    "LearningRate",
-    "Schedule",
-    "ScheduleLike",
-    "as_schedule",
-    "check_schedule",
-    "is_zero",
-    "linear_start",
-    "start_of",
-    "value_at",
-]
-
 Schedule: TypeAlias = Callable[[float], float]
 """A function of the progress remaining: 1 at the start of a run, 0 at its end, as in Stable-Baselines3."""
 

@@ -43,8 +43,6 @@ from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 from rlsmooth.scripts.run_folder import plain
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 
-__all__ = ["score_net", "train"]
-
 SMOOTHED = ("ppo", "a2c", "maskable-ppo")
 OF_SMOOTHED = (
     "smoothing",

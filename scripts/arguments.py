@@ -14,22 +14,6 @@ if TYPE_CHECKING:
     from rlsmooth.data import Demonstrations, ObservationOnly
     from rlsmooth.targets import Smoothing
 
-__all__ = [
-    "AdversarialArgs",
-    "ClassReference",
-    "ClassificationArgs",
-    "CloningArgs",
-    "DemonstrationArgs",
-    "OnPolicyArgs",
-    "Reference",
-    "RunArgs",
-    "demonstrations_name",
-    "make_smoothing",
-    "number_or_word",
-    "read_demonstrations",
-    "resumed",
-    "size_words",
-]
 
 alias = tyro.conf.arg
 Ordinal = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]

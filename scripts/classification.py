@@ -17,17 +17,6 @@ from rlsmooth.data.labelled import column_scale
 from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word
 from rlsmooth.scripts.environment import check_seed, limit_threads
 
-__all__ = [
-    "Standardise",
-    "check_numbers",
-    "data_name",
-    "load_parts",
-    "make_network",
-    "network",
-    "training_arguments",
-    "with_noise",
-]
-
 
 def check_numbers(args: ClassificationArgs) -> None:
     """Raise unless threads and seed are such as torch and numpy take; the rest is checked where it is used."""

@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import tyro
 
-__all__ = ["fail", "run_command"]
-
 ArgsT = TypeVar("ArgsT")
 
 # Errors of wrong input. Ours are ValueError (SafeFileError and DemonstrationsFileError among them), TypeError and, of

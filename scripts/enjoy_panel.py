@@ -24,18 +24,6 @@ from rlsmooth.agents.smoothed.measures import read_distribution
 from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE
 from rlsmooth.scripts.loading import off_policy_acting
 
-__all__ = [
-    "BoxChoice",
-    "Choices",
-    "Entropy",
-    "action_names",
-    "beside",
-    "choices_of",
-    "draw_panel",
-    "entropy_of_choice",
-    "read_choice",
-]
-
 Frame = NDArray[np.uint8]
 Pen = ImageDraw.ImageDraw
 

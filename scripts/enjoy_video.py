@@ -16,8 +16,6 @@ from PIL import Image
 
 from rlsmooth.atomic import atomic_file
 
-__all__ = ["FilmMaker", "GifFile", "Mp4File", "Sink", "Window", "check_film", "has_screen", "open_sink"]
-
 Frame = NDArray[np.uint8]
 
 

@@ -17,8 +17,6 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import Resumable
 
-__all__ = ["check_device", "check_seed", "default_policy", "limit_threads", "make_envs", "policy_alias"]
-
 assert rlsmooth.envs.ENVIRONMENTS
 
 

@@ -16,8 +16,6 @@ from rlsmooth.agents.files.known_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZ
 from rlsmooth.checks import check_positive_int
 from rlsmooth.schedules import linear_start
 
-__all__ = ["Hyperparameters", "read_hyperparameters", "resolve_hyperparameters"]
-
 FOLDER = Path(__file__).parent / "hyperparams"
 OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
 NOT_SUPPORTED = ("env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs")

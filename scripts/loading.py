@@ -20,8 +20,6 @@ from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 
-__all__ = ["NormalisedAgent", "is_agent_file", "load_to_play", "measure_on_states", "off_policy_acting"]
-
 MOST_ROWS = 4096
 GAUSSIAN = ("SACPolicy", "TQCPolicy", "CrossQPolicy")
 """By name: sb3-contrib, which has two of them, may be missing."""

@@ -16,8 +16,6 @@ from rlsmooth.data import Demonstrations, LabelledData
 from rlsmooth.losses.categorical import measure_predictions
 from rlsmooth.targets import Tree
 
-__all__ = ["Measured", "bins_from_json", "bins_to_json", "measure", "measure_samples"]
-
 MEASURED = ("accuracy", "nll_hard", "ece", "policy_entropy", "entropy_frac", "kl_uniform")
 CURVE_POINTS = 200
 

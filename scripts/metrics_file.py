@@ -13,8 +13,6 @@ from stable_baselines3.common.logger import CSVOutputFormat
 
 from rlsmooth.atomic import write_bytes_atomically
 
-__all__ = ["Curve", "MetricsFile", "curves_of", "read_metrics", "write_history"]
-
 STEP = "step"
 Curve: TypeAlias = tuple[list[float], list[float]]
 """Steps and values."""

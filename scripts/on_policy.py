@@ -24,19 +24,6 @@ from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
 
-__all__ = [
-    "check_numbers",
-    "evaluation_envs",
-    "evaluation_seed",
-    "hyperparameter_values",
-    "make_journal",
-    "new_algorithm",
-    "summarise_run",
-    "train",
-    "training_envs",
-    "uses_masks",
-]
-
 AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
 
 EVALUATION_SEED = 1_000_000  # other episodes than those to train on

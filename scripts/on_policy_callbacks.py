@@ -22,8 +22,6 @@ from rlsmooth.agents import save_agent
 from rlsmooth.agents.acting import play_episodes
 from rlsmooth.atomic import write_bytes_atomically
 
-__all__ = ["Evaluations", "Journal", "ProgressBar"]
-
 
 class Evaluations:
     """The returns of all evaluations, kept in `evaluations.npz` as SB3's `EvalCallback` keeps it.

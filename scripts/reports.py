@@ -16,22 +16,6 @@ from rlsmooth.scripts.run_folder import read_json, read_settings, write_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "Comparison",
-    "ReportKind",
-    "Row",
-    "RunReport",
-    "Runs",
-    "best_rows",
-    "entropy_rows",
-    "layers_words",
-    "print_evaluation",
-    "print_table",
-    "return_rows",
-    "return_words",
-    "speed_rows",
-    "with_unit",
-]
 
 Row: TypeAlias = tuple[str, ...]
 """Of a table: a name, and a value with its unit, or several."""

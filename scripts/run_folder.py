@@ -13,19 +13,6 @@ from typing import Any
 
 from rlsmooth.atomic import write_bytes_atomically
 
-__all__ = [
-    "agent_file",
-    "env_of_run",
-    "new_run_folder",
-    "plain",
-    "read_command",
-    "read_json",
-    "read_settings",
-    "versions",
-    "write_json",
-    "write_settings",
-]
-
 LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
 
 

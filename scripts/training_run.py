@@ -20,8 +20,6 @@ from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
 
-__all__ = ["TrainingRun", "saved_checkpoints"]
-
 
 class TrainingRun:
     """A run of a training command, from its folder to its report.

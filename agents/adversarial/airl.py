@@ -22,8 +22,6 @@ from rlsmooth.agents.adversarial.reward_nets import (
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.sb3 import is_maskable
 
-__all__ = ["AIRL"]
-
 
 @final
 class AIRL(AdversarialImitation):

@@ -15,9 +15,6 @@ from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import binary_cross_entropy
 
-__all__ = ["GAIL"]
-
-
 RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
 
 

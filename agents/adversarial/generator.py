@@ -32,17 +32,6 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_dims
 from rlsmooth.training import SafeFileError
 
-__all__ = [
-    "check_algorithm",
-    "check_generator",
-    "episode_horizon",
-    "generator_state",
-    "num_masks",
-    "outer_stacklevel",
-    "round_timesteps",
-    "set_generator_state",
-]
-
 OFF_POLICY_ROUND = 1024
 """Default of `gen_train_timesteps` for algorithms without rollouts."""
 ROOM = "rlsmooth.agents.adversarial."

@@ -22,18 +22,6 @@ from rlsmooth.agents.files.algorithm_state import KNOWN_BUFFERS
 from rlsmooth.agents.files.run_state import TransientVecEnvWrapper
 from rlsmooth.agents.sb3 import forget_last_observation
 
-__all__ = [
-    "LearnedRewardVecEnv",
-    "RecordingRewardVecEnv",
-    "can_defer",
-    "check_relabelling",
-    "deferred_rewards",
-    "install",
-    "relabel",
-    "uninstall",
-]
-
-
 Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
 CHUNK = 4096

@@ -31,29 +31,6 @@ from rlsmooth.checks import check_in_range, check_positive_int, check_writable_f
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
 from rlsmooth.training.safe_file import with_zip_suffix
 
-__all__ = [
-    "RewardFunction",
-    "RewardNet",
-    "RunningNorm",
-    "ShapedRewardNet",
-    "Transitions",
-    "absorbing_transition",
-    "build_net",
-    "build_optimizer",
-    "check_absorbing",
-    "check_minibatch",
-    "decode_net",
-    "encode_net",
-    "load_reward_net",
-    "map_parts",
-    "misfits_refused",
-    "oriented",
-    "reward_of",
-    "save_reward_net",
-    "transitions_from_arrays",
-]
-
-
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 
 INDICATOR = 10.0

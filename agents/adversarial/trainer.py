@@ -84,8 +84,6 @@ from rlsmooth.training.discriminator import (
 from rlsmooth.training.run import FiniteWatch, check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
 
-__all__ = ["AdversarialImitation", "ResumedImitation", "Rounds", "TerminalStates"]
-
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
 Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
 

@@ -18,9 +18,6 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.observation_only import transitions_with_next
 
-__all__ = ["TransitionStore", "absorbing_steps", "expert_store", "joined"]
-
-
 Array = NDArray[Any]
 Observations = Array | dict[str, Array]
 

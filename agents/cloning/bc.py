@@ -72,8 +72,6 @@ from rlsmooth.training.run import (
 )
 from rlsmooth.training.safe_file import encode_smoothing
 
-__all__ = ["BC", "SmoothingLike"]
-
 SmoothingLike: TypeAlias = float | str | Smoothing
 KIND = "bc"
 DATA = ("demonstrations", "validation")

@@ -31,8 +31,6 @@ from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import RESUME_FILE, check_given_again, open_progress_bar
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
-__all__ = ["BCO"]
-
 PseudoLabels: TypeAlias = Literal["hard", "soft"]
 INVERSE_SHOWN = ("accuracy", "cross_entropy", "ece")
 TRANSITIONS_FILE = "transitions_{}.npz"

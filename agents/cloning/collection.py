@@ -19,9 +19,6 @@ from rlsmooth.data.arrays import action_dims, stack_observations, stored_dtype
 from rlsmooth.data.vec_env_adapter import Step, action_seed, open_stream
 from rlsmooth.training import isolated_rng
 
-__all__ = ["Collected", "agreement", "collect", "collect_round"]
-
-
 MOST_PIECES = 50
 LONGEST_PIECE = 50
 

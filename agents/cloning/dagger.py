@@ -29,8 +29,6 @@ from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_leftovers, open_progress_bar
 
-__all__ = ["BetaSchedule", "DAgger", "as_beta_schedule"]
-
 BetaSchedule: TypeAlias = int | float | Callable[[int], float]
 PLACEHOLDER_SCHEDULE = 15
 """For a function that a file could not keep; `learn` refuses to start."""

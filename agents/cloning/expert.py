@@ -30,8 +30,6 @@ from rlsmooth.data.actors import Actor, Predictor, checked_action
 from rlsmooth.data.arrays import action_dims, action_starts, stack_observations
 from rlsmooth.losses import log_probabilities
 
-__all__ = ["Expert", "ExpertLike", "ExpertTargets", "Labels", "action_probabilities", "legal_actions"]
-
 
 def legal_actions(
     agent: BC, observations: Any, masks: NDArray[np.bool_] | None, *, deterministic: bool = False

@@ -35,9 +35,6 @@ from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import check_no_missing
 
-__all__ = ["InverseDynamics", "Observations"]
-
-
 Observations: TypeAlias = Any
 """`[N, ...]`, or a dict of such for a Dict space."""
 

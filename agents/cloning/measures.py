@@ -25,19 +25,6 @@ from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
 
-__all__ = [
-    "CloningMeasures",
-    "TransitionMeasures",
-    "concatenate",
-    "distribution_figures",
-    "has_tensorboard",
-    "l2_norm",
-    "measure_transitions",
-    "summarise",
-    "target_figures",
-    "write_to_tensorboard",
-]
-
 NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
 VALIDATED = (
     "loss",

@@ -28,8 +28,6 @@ from rlsmooth.agents.spaces import action_components, box_reference, check_same_
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing
 
-__all__ = ["ARGUMENTS", "build_policy", "decode_arguments", "make_head"]
-
 ARGUMENTS = (
     "smoothing",
     "reference",

@@ -28,8 +28,6 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
 
-__all__ = ["COLLECTING", "LEARNING", "RoundsFile", "RoundsModel", "train_quietly"]
-
 COLLECTING, LEARNING = 0, 1
 """What a round's seeds are for."""
 CLONE_SHOWN = (

@@ -26,25 +26,6 @@ from rlsmooth.data.arrays import action_starts, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
 
-__all__ = [
-    "ReferenceLike",
-    "Smoothings",
-    "TrainingData",
-    "action_target",
-    "alpha_in_force",
-    "as_references",
-    "as_smoothings",
-    "fingerprint",
-    "minibatch_weight",
-    "one_or_list",
-    "refuse_alphas_by_transition",
-    "split_validation",
-    "target_matrices",
-    "tensors_of",
-    "to_dense",
-]
-
-
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
 ReferenceLike: TypeAlias = str | Tensor | Tree

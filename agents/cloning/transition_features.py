@@ -14,18 +14,6 @@ from torch import Tensor, nn
 
 from rlsmooth.checks import check_choice
 
-__all__ = [
-    "FIRST",
-    "INPUTS",
-    "SECOND",
-    "Inputs",
-    "TransitionFeatures",
-    "pair_names",
-    "pair_space",
-    "transition_statistics",
-]
-
-
 Inputs: TypeAlias = Literal["difference", "pair"]
 INPUTS = ("difference", "pair")
 FIRST, SECOND = "observation", "next_observation"

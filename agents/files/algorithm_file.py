@@ -72,23 +72,6 @@ from rlsmooth.training import (
     tree_to_json,
 )
 
-__all__ = [
-    "ALGORITHM_BASES",
-    "KNOWN_ALGORITHMS",
-    "Algorithm",
-    "algorithm_class_by_name",
-    "extra_modules",
-    "listed_algorithm",
-    "load_agent",
-    "load_extra_modules",
-    "load_optimizers",
-    "optimizers",
-    "plain_attributes",
-    "save_agent",
-    "set_plain_attributes",
-]
-
-
 Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 ALGORITHM_BASES = (OnPolicyAlgorithm, OffPolicyAlgorithm)
 """The base classes of all algorithms here."""

@@ -24,20 +24,6 @@ from torch import Tensor
 from rlsmooth.agents.sb3 import noise_parameters
 from rlsmooth.training import tree_from_json, tree_to_json
 
-__all__ = [
-    "KNOWN_BUFFERS",
-    "apply_normalization",
-    "buffer_state",
-    "check_buffer",
-    "cut_off_episodes",
-    "encode_normalization",
-    "has_automatic_buffer",
-    "noise_from_plain",
-    "noise_to_plain",
-    "observations_differ",
-    "set_buffer_state",
-]
-
 # ---- VecNormalize
 
 SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")

@@ -86,20 +86,6 @@ from rlsmooth.envs.snapshot_values import (
 from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
 from rlsmooth.training.run import RunFolder, check_num_envs
 
-__all__ = [
-    "MODEL_FILE",
-    "ExactCheckpointCallback",
-    "HasExactState",
-    "ResumedRun",
-    "callback_states",
-    "changed_states",
-    "load_checkpoint",
-    "own_states",
-    "set_callback_states",
-    "set_own_states",
-]
-
-
 MODEL_FILE = "model.zip"
 """The agent file in a checkpoint folder, which says how to build the algorithm."""
 

@@ -28,19 +28,6 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedMultiInputActorCriticPolicy,
 )
 
-__all__ = [
-    "ACTIVATIONS",
-    "CONTRIB_OFF_POLICY_POLICIES",
-    "EXTRACTORS",
-    "OFF_POLICY_POLICIES",
-    "OPTIMIZERS",
-    "is_known_policy",
-    "listed_policy_name",
-    "off_policy_name",
-    "policy_class_by_name",
-]
-
-
 ACTIVATIONS: dict[str, type] = {
     name: getattr(nn, name)
     for name in (

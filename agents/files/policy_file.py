@@ -32,27 +32,6 @@ from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
 
-__all__ = [
-    "AgentFile",
-    "agent_from_safe_file",
-    "constant_zero",
-    "constructor_arguments",
-    "custom_name",
-    "decode_argument",
-    "decode_arguments",
-    "encode_argument",
-    "encode_arguments",
-    "load_agent_file",
-    "load_parameters",
-    "mark_custom",
-    "read_agent_file",
-    "reference_from_plain",
-    "reference_to_plain",
-    "resample_noise",
-    "save_agent_file",
-]
-
-
 # ---- constructor arguments
 
 CUSTOM = "__custom__"

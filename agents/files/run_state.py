@@ -34,25 +34,6 @@ from rlsmooth.envs.snapshot_values import (
     value_from_plain,
 )
 
-__all__ = [
-    "TransientVecEnvWrapper",
-    "action_noise_state",
-    "arrays_from_tensors",
-    "interaction_state",
-    "logger_state",
-    "noise_state",
-    "set_action_noise_state",
-    "set_interaction_state",
-    "set_logger_state",
-    "set_noise_state",
-    "set_vec_env_state",
-    "state_from_tree",
-    "state_to_tree",
-    "tensors_from_arrays",
-    "vec_env_state",
-]
-
-
 TENSOR = "tensor"
 DTYPES = {
     torch.bool,

@@ -37,9 +37,6 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
 
-__all__ = ["SmoothedA2C", "SmoothedPPO", "SmoothedTraining", "fit_critic"]
-
-
 # ---- arguments
 
 

@@ -15,9 +15,6 @@ from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.losses import gaussian_entropy
 
-__all__ = ["PolicyEntropyCallback"]
-
-
 NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
 COLLAPSED_STD = 0.05  # of the broad Gaussian's
 

@@ -20,15 +20,6 @@ from torch import Tensor
 from rlsmooth.agents.sb3 import recurrent_arguments
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
 
-__all__ = [
-    "SmoothedMaskableActorCriticCnnPolicy",
-    "SmoothedMaskableActorCriticPolicy",
-    "SmoothedMaskableMultiInputActorCriticPolicy",
-    "SmoothedRecurrentActorCriticCnnPolicy",
-    "SmoothedRecurrentActorCriticPolicy",
-    "SmoothedRecurrentMultiInputActorCriticPolicy",
-]
-
 
 class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolicy):
     """sb3-contrib's `MaskableActorCriticPolicy` with the knobs of `SmoothedPolicy`, which keep to the legal actions.

@@ -21,8 +21,6 @@ from rlsmooth.agents.smoothed.distributions import check_masks
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy
 from rlsmooth.agents.spaces import action_components
 
-__all__ = ["SmoothedMaskablePPO", "SmoothedRecurrentPPO"]
-
 
 class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
     """sb3-contrib's MaskablePPO with KL to a reference in its loss, an entropy target and an exploration floor.

@@ -38,17 +38,6 @@ from rlsmooth.losses import (
 )
 from rlsmooth.targets import Smoothing
 
-__all__ = [
-    "GSDEEntropyTerm",
-    "MixedCategorical",
-    "MixedGaussian",
-    "check_masks",
-    "component_logits",
-    "component_masks",
-    "reference_distributions",
-]
-
-
 _LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
 
 

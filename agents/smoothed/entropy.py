@@ -20,9 +20,6 @@ from rlsmooth.checks import check_in_range
 from rlsmooth.losses import gaussian_entropy
 from rlsmooth.targets import Smoothing
 
-__all__ = ["EntropyTarget", "EntropyTerm", "RegularisedDistribution", "check_targets", "entropy_target_for"]
-
-
 LOWEST_ALPHA, HIGHEST_ALPHA = 1e-6, 1e2
 INITIAL_ALPHA = 0.01
 LOG_RANGE = (math.log(LOWEST_ALPHA) + 3e-6, math.log(HIGHEST_ALPHA) - 3e-6)  # float32's rounding stays inside

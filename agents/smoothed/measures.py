@@ -23,16 +23,6 @@ from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribu
 from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_positive_int
 
-__all__ = [
-    "PolicyMeasures",
-    "check_measurable",
-    "measure_policy",
-    "measure_rollout",
-    "read_distribution",
-    "record_measures",
-]
-
-
 MEASURED_STATES = 2048
 MEASURED_BYTES = 32 * 2**20  # of observations as float32: a few hundred large images, whose forward pass is slow
 DRAWS = 16_384  # over all states, for an entropy without a closed form

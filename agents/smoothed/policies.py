@@ -33,18 +33,6 @@ from rlsmooth.agents.smoothed.references import (
 from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 
-__all__ = [
-    "Mixture",
-    "PolicyQueries",
-    "SmoothedActorCriticCnnPolicy",
-    "SmoothedActorCriticPolicy",
-    "SmoothedMultiInputActorCriticPolicy",
-    "SmoothedPolicy",
-    "initial_lstm_states",
-    "recurrent_distribution",
-]
-
-
 Mixture: TypeAlias = MixedCategorical | MixedGaussian
 """A smoothed policy's behaviour policy."""
 

@@ -21,17 +21,6 @@ from rlsmooth.agents.sb3 import has_base, is_maskable
 from rlsmooth.agents.spaces import action_components, check_same_spaces
 from rlsmooth.targets import Smoothing, Tree
 
-__all__ = [
-    "PolicyReference",
-    "References",
-    "canonical_reference",
-    "check_reference_policy",
-    "has_default_reference",
-    "reference_outputs",
-    "reference_recipes",
-]
-
-
 PolicyReference: TypeAlias = (
     "str | Tensor | np.ndarray[Any, Any] | Tree | Smoothing | Sequence[str | Tensor | Tree | Smoothing] | None"
 )

@@ -5,18 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "as_samples",
-    "check_distances",
-    "check_floating",
-    "check_labels",
-    "check_same_shape",
-    "mean_of",
-    "nan_unless",
-    "result_dtype",
-    "wide_dtype",
-]
-
 
 def check_floating(name: str, values: Tensor) -> None:
     """Raise TypeError unless `values` is a floating-point tensor."""

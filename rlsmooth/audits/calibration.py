@@ -14,15 +14,6 @@ from torch import Tensor
 from rlsmooth.audits.arguments import as_samples, check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
 from rlsmooth.checks import check_choice, check_positive_int
 
-__all__ = [
-    "ReliabilityBins",
-    "adaptive_calibration_error",
-    "calibration_error",
-    "classwise_calibration_error",
-    "confidence_gap",
-    "reliability_bins",
-]
-
 
 class ReliabilityBins(NamedTuple):
     """The numbers of a reliability diagram, bin by bin, ascending.

@@ -12,8 +12,6 @@ from torch import Tensor
 from rlsmooth.audits.arguments import as_samples, mean_of
 from rlsmooth.losses import cross_entropy
 
-__all__ = ["accuracy", "brier_score", "negative_log_likelihood"]
-
 
 def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Share of samples whose most probable class is the label; among equals the first class is taken, as in numpy.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_entropy_histogram", "draw_reliability", "draw_risk_coverage", "draw_target_matrix", "new_figure"]
 
 MODEL_COLOUR, IDEAL_COLOUR, COUNT_COLOUR = "#1f5fa8", "#555555", "#c9d6e6"
 

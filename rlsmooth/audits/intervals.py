@@ -17,16 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlsmooth.checks import check_in_range, check_positive_int
 
-__all__ = [
-    "Band",
-    "Interval",
-    "interquartile_mean",
-    "interquartile_mean_band",
-    "interquartile_mean_difference",
-    "interquartile_mean_interval",
-    "proportion_interval",
-]
-
 _TRIMMED = 0.25  # from each end
 
 

@@ -8,8 +8,6 @@ from torch import Tensor
 from rlsmooth.audits.arguments import as_samples, check_distances, check_floating, mean_of
 from rlsmooth.targets import Target
 
-__all__ = ["implied_alpha", "mean_logit_margin", "optimal_margin"]
-
 
 def mean_logit_margin(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean over samples of `x(label) - mean_{k ≠ label} x(k)`, in nats.

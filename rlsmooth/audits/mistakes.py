@@ -23,8 +23,6 @@ from rlsmooth.audits.arguments import (
 from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.targets import Tree
 
-__all__ = ["distance_at_k", "mistake_severity", "tree_distances"]
-
 
 def tree_distances(tree: Tree, *, measure: Literal["height", "edges"] = "height") -> Tensor:
     """How far apart two classes are in a hierarchy.

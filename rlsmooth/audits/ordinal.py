@@ -11,8 +11,6 @@ from torch import Tensor
 from rlsmooth.audits.arguments import as_samples, check_labels, check_same_shape, mean_of, nan_unless, wide_dtype
 from rlsmooth.checks import check_positive_int
 
-__all__ = ["average_mean_absolute_error", "mean_absolute_error", "ranked_probability_score"]
-
 
 def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
     """Mean over samples of `|prediction - label|`, in classes: scikit-learn's function of the same name.

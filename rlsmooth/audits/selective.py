@@ -13,8 +13,6 @@ from torch import Tensor
 
 from rlsmooth.audits.arguments import check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
 
-__all__ = ["RiskCoverage", "risk_coverage"]
-
 
 class RiskCoverage(NamedTuple):
     """The curve of a classifier that answers the samples it is surest of, and its area.

@@ -20,8 +20,6 @@ from rlsmooth.audits.selective import risk_coverage
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import log_probabilities
 
-__all__ = ["classification_summary"]
-
 DISTANCES_AT = (1, 5, 20)
 
 

@@ -11,8 +11,6 @@ from rlsmooth.audits.arguments import as_samples, nan_unless
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import cross_entropy
 
-__all__ = ["fit_temperature"]
-
 # Each halves the interval of log T: from 1e-3 to 1e3 it is then 5e-14 wide.
 _HALVINGS = 48
 

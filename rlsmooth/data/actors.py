@@ -12,8 +12,6 @@ from gymnasium import spaces
 from rlsmooth.data.arrays import AnyArray, stack_observations, stored_dtype
 from rlsmooth.data.vec_env_adapter import Observation
 
-__all__ = ["Actor", "PolicyLike", "Predictor", "checked_action"]
-
 STATEFUL_ARGUMENTS = 3
 """Observations, state and episode starts: what a function of the imitation library takes."""
 

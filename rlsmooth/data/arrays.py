@@ -9,28 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-__all__ = [
-    "TRANSITION_FIELDS",
-    "AnyArray",
-    "Array",
-    "EpisodeView",
-    "Fields",
-    "Index",
-    "Observations",
-    "action_dims",
-    "action_starts",
-    "as_array",
-    "as_observations",
-    "chunks",
-    "in_memory",
-    "join_observations",
-    "select_episodes",
-    "stack_observations",
-    "stored_dtype",
-    "take",
-]
-
-
 TRANSITION_FIELDS = (
     "actions",
     "rewards",

@@ -34,7 +34,6 @@ from rlsmooth.data.validation import checked_fields, ends_of_flags
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
-__all__ = ["Batch", "Demonstrations", "concatenate", "sampled_episodes"]
 
 NOISE_CHUNK = 65_536
 """Transitions whose noise is drawn at once. Fixed, since it is part of what a seed means."""

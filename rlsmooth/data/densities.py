@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from rlsmooth.checks import check_in_range, check_positive_int
 
-__all__ = ["GaussianMixture", "grid_of_gaussians", "ring_of_gaussians"]
-
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:

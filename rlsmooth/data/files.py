@@ -35,18 +35,6 @@ from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.arrays import TRANSITION_FIELDS, AnyArray, Array, Fields, chunks
 from rlsmooth.data.space_json import space_from_json, space_to_json
 
-__all__ = [
-    "FORMAT",
-    "OBSERVATION_FORMAT",
-    "DemonstrationsFileError",
-    "file_path",
-    "naming_file",
-    "read_folder",
-    "read_npz",
-    "write_folder",
-    "write_npz",
-]
-
 FORMAT = "rlsmooth-demonstrations"
 OBSERVATION_FORMAT = "rlsmooth-observations"
 NAMES = {FORMAT: "demonstrations", OBSERVATION_FORMAT: "observations without actions"}

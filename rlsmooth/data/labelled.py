@@ -23,8 +23,6 @@ from rlsmooth.atomic import atomic_file
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data.arrays import AnyArray
 
-__all__ = ["LABELLED", "LabelledData", "column_scale", "load_labelled"]
-
 INSTALL = 'pip install "rlsmooth[datasets]"'
 
 

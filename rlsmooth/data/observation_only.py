@@ -34,8 +34,6 @@ from rlsmooth.data.files import (
 )
 from rlsmooth.data.validation import checked_fields
 
-__all__ = ["ObservationOnly", "transitions_with_next"]
-
 NO_ACTIONS = spaces.Discrete(1)
 """The placeholder of an action space where there are no actions."""
 

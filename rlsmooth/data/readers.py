@@ -25,8 +25,6 @@ from rlsmooth.data.files import DemonstrationsFileError, file_path
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
-__all__ = ["read_imitation", "read_minari", "read_replay_buffer", "read_rollout_buffer"]
-
 
 @runtime_checkable
 class Trajectory(Protocol):

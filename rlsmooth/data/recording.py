@@ -16,8 +16,6 @@ from rlsmooth.data.arrays import AnyArray, stack_observations
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.vec_env_adapter import Observation, Step, Stream, open_stream
 
-__all__ = ["record"]
-
 
 def record(
     policy: PolicyLike,

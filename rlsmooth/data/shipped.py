@@ -7,8 +7,6 @@ from pathlib import Path
 from rlsmooth.data.demonstrations import Demonstrations
 from rlsmooth.data.files import DemonstrationsFileError
 
-__all__ = ["SHIPPED", "cartpole_v1", "cartpole_v1_noisy", "load_demonstrations"]
-
 SHIPPED = ("cartpole-v1", "cartpole-v1-noisy")
 
 

@@ -11,8 +11,6 @@ from gymnasium import spaces
 
 from rlsmooth.data.arrays import AnyArray
 
-__all__ = ["space_from_json", "space_to_json"]
-
 MAX_DEPTH = 16
 MAX_ELEMENTS = 2**28
 DTYPES = frozenset(

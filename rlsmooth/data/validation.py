@@ -22,9 +22,6 @@ from rlsmooth.data.arrays import (
     stored_dtype,
 )
 
-__all__ = ["checked_fields", "ends_of_flags"]
-
-
 PROBABILITY_TOLERANCE = 1e-4
 
 

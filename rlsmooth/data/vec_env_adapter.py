@@ -19,7 +19,6 @@ from rlsmooth.data.arrays import AnyArray
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-__all__ = ["Step", "Stream", "action_seed", "open_stream"]
 
 Observation = Any  # one environment's observation: an array, a number, or a dict of those
 

@@ -12,8 +12,6 @@ from rlsmooth.targets.arguments import broadcast_mask
 from rlsmooth.targets.labelled import one_hot
 from rlsmooth.targets.target import Target
 
-__all__ = ["Reduction", "as_labels", "as_target", "check_logits", "check_weight", "compute_dtype", "reduce"]
-
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 
 

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses.arguments import Reduction, check_weight, compute_dtype, reduce
 
-__all__ = ["binary_cross_entropy"]
-
 
 def binary_cross_entropy(
     logits: Tensor,

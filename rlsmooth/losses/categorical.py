@@ -25,17 +25,6 @@ from rlsmooth.losses.closed_form import (
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
 
-__all__ = [
-    "PredictionMeasures",
-    "Statistics",
-    "cross_entropy",
-    "entropy",
-    "entropy_fractions",
-    "kl_divergence",
-    "measure_predictions",
-    "statistics",
-]
-
 
 def cross_entropy(
     logits: Tensor,

@@ -27,8 +27,6 @@ from rlsmooth.losses.arguments import compute_dtype
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
 
-__all__ = ["cross_entropy_rows", "policy_divergence_rows"]
-
 _BLOCK_ELEMENTS = {"cpu": 1 << 19}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
@@ -84,6 +82,7 @@ class Weights(NamedTuple):
 
     @staticmethod
     def of(target: Target, dtype: torch.dtype) -> Weights:
+        """The weights of a target in the dtype of the arithmetic."""
         atoms = target.atom_weights.to(dtype)
         if target.background_weight is None or target.reference is None:
             return Weights(atoms, None, sum_atoms(atoms))

@@ -7,8 +7,6 @@ from torch import Tensor
 from rlsmooth.losses.policy import log_probabilities
 from rlsmooth.targets.values import to_support
 
-__all__ = ["expected_value"]
-
 
 def expected_value(logits: Tensor, support: Tensor) -> Tensor:
     """`sum_k softmax(logits)(k) · support(k)`, `[...]`, in the support's unit: the value that `two_hot` encodes.

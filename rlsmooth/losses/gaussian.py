@@ -12,8 +12,6 @@ from rlsmooth.checks import check_choice
 from rlsmooth.losses.arguments import Reduction, check_weight, compute_dtype, reduce
 from rlsmooth.targets.gaussian import GaussianTarget
 
-__all__ = ["gaussian_cross_entropy", "gaussian_entropy", "gaussian_kl_divergence"]
-
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 

@@ -16,17 +16,6 @@ from rlsmooth.losses.arguments import check_logits, compute_dtype
 from rlsmooth.losses.gaussian import HALF_LOG_TWO_PI
 from rlsmooth.targets.target import Target
 
-__all__ = [
-    "entropy_of",
-    "gaussian_log_prob",
-    "gaussian_mixture_entropy_estimate",
-    "gaussian_mixture_log_prob",
-    "kl_from_log_probabilities",
-    "log_probabilities",
-    "mixture_log_probabilities",
-]
-
-
 _NO_PROBABILITY = -1e4  # exp() of it is 0 in float64 too, and no gradient times it overflows
 
 

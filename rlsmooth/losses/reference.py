@@ -14,8 +14,6 @@ from rlsmooth.checks import check_choice
 from rlsmooth.losses.arguments import Reduction, as_target, check_logits, check_weight, compute_dtype, reduce
 from rlsmooth.targets.target import Target
 
-__all__ = ["cross_entropy", "cross_entropy_rows", "entropy", "kl_divergence", "policy_divergence_rows"]
-
 
 def log_probabilities(logits: Tensor, mask: Tensor | None) -> Tensor:
     """`log softmax` over the legal classes, in float32 or better."""

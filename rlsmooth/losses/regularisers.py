@@ -11,8 +11,6 @@ from rlsmooth.losses.categorical import entropy
 from rlsmooth.losses.closed_form import legal_logits
 from rlsmooth.targets.target import Target
 
-__all__ = ["confidence_penalty", "label_relaxation", "margin_penalty"]
-
 
 def label_relaxation(
     logits: Tensor,

@@ -13,24 +13,6 @@ from torch import Tensor
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 
-__all__ = [
-    "Alpha",
-    "Labels",
-    "at",
-    "broadcast_alpha",
-    "broadcast_mask",
-    "check_alpha",
-    "check_labels",
-    "check_mask",
-    "check_ordinal_parameters",
-    "check_probabilities",
-    "first_row",
-    "from_array",
-    "to_labels",
-    "values_can_be_checked",
-]
-
-
 Alpha: TypeAlias = float | Tensor
 Labels: TypeAlias = Tensor | Sequence[int] | int
 

@@ -19,8 +19,6 @@ from rlsmooth.targets.labelled import uniform
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["confidence_adaptive"]
-
 
 def confidence_adaptive(
     labels: Labels,

@@ -24,8 +24,6 @@ from rlsmooth.targets.arguments import (
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["boltzmann", "check_float", "from_probs", "teacher", "visit_counts", "without_label"]
-
 
 def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = True) -> Target:
     """Any distribution, written out. It is kept in the dtype that it has.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from rlsmooth.targets.arguments import Alpha, broadcast_alpha, check_alpha, first_row, values_can_be_checked
 
-__all__ = ["GaussianTarget", "gaussian"]
-
 
 @dataclass(frozen=True, eq=False)
 class GaussianTarget:

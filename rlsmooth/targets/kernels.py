@@ -12,9 +12,6 @@ from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.targets.arguments import check_ordinal_parameters, first_row, from_array, values_can_be_checked
 from rlsmooth.targets.special import regularised_incomplete_beta
 
-__all__ = ["ORDINAL_SCHEMES", "OrdinalScheme", "off_label_rows", "ordinal_kernel"]
-
-
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
 

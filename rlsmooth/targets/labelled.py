@@ -26,8 +26,6 @@ from rlsmooth.targets.arguments import (
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["around_label", "mixture", "one_hot", "prior", "sparse", "uniform"]
-
 
 def one_hot(labels: Labels, num_classes: int, *, mask: Tensor | None = None, validate: bool = True) -> Target:
     """The hard target: all on the label.

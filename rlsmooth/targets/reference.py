@@ -9,8 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Reference", "weight_dtype"]
-
 _Select = Callable[[Tensor], Tensor]
 
 

@@ -11,8 +11,6 @@ from rlsmooth.targets.dense import boltzmann, check_float
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["completed_q"]
-
 _NARROWEST_RANGE = 1e-8
 """The least range of values, when they are rescaled by it: mctx's `epsilon`."""
 

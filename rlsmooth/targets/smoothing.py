@@ -27,8 +27,6 @@ from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows
 from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
 
-__all__ = ["Smoothing", "as_smoothing"]
-
 
 @dataclass(frozen=True, eq=False)
 class Smoothing:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["regularised_incomplete_beta"]
-
 _MAX_STEPS = 10_000
 _ROUNDING = 1e-15  # a few ulps: rounding keeps the change from ever being exactly 0
 _TINY = 1e-300

@@ -16,8 +16,6 @@ from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 from rlsmooth.targets.tree import Tree
 
-__all__ = ["from_rows", "hierarchical", "kernel", "ordinal"]
-
 
 def kernel(
     labels: Labels, kernel: Tensor, alpha: Alpha = 0.1, *, mask: Tensor | None = None, validate: bool = True

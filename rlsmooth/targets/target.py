@@ -12,8 +12,6 @@ from torch import Tensor
 from rlsmooth.targets.arguments import from_array
 from rlsmooth.targets.reference import Reference, check_broadcast, take_rows, weight_dtype
 
-__all__ = ["Target"]
-
 Index = int | slice | Tensor | EllipsisType | tuple[int | slice | Tensor | EllipsisType, ...]
 
 

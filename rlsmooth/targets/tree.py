@@ -12,8 +12,6 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 
-__all__ = ["Tree"]
-
 
 @dataclass(frozen=True)
 class Tree:

@@ -17,8 +17,6 @@ from rlsmooth.targets.dense import without_label
 from rlsmooth.targets.reference import Reference, take_rows, weight_dtype
 from rlsmooth.targets.target import Target
 
-__all__ = ["hl_gauss", "to_support", "two_hot"]
-
 
 def two_hot(values: Tensor, support: Tensor, *, validate: bool = True) -> Target:
     """Each value on the two points of the support around it, so that the mean is the value (Bellemare et al. 2017).

@@ -15,16 +15,6 @@ from torch import Tensor, nn
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 
-__all__ = [
-    "Checkpoint",
-    "checkpoint_steps",
-    "latest_checkpoint",
-    "load_module",
-    "load_optimizer",
-    "optimizer_to_tensors",
-    "save_checkpoint",
-]
-
 FORMAT_NAME = "rlsmooth-checkpoint"
 FORMAT_VERSION = 1
 FILE_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.zip")

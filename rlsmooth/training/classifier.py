@@ -79,8 +79,6 @@ from rlsmooth.training.safe_file import (
 )
 from rlsmooth.training.seeding import epoch_permutation, isolated_rng, rng_state, set_rng_state
 
-__all__ = ["Classifier"]
-
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
 EVENTS_FOLDER = "Classifier"

@@ -15,8 +15,6 @@ from rlsmooth.targets import Smoothing
 from rlsmooth.training.classifier_samples import ClassifierData, ClassifierSamples
 from rlsmooth.training.run import spread_evenly
 
-__all__ = ["draw_calibration", "draw_targets", "mean_alpha", "measure", "training_sample"]
-
 MEASURED_SAMPLES = 2048
 MEASURED_BYTES = 64 * 2**20
 DRAWN_CLASSES = 64

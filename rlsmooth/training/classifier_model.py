@@ -14,20 +14,6 @@ from torch import Tensor, nn
 
 from rlsmooth.training.seeding import isolated_rng
 
-__all__ = [
-    "ModelLike",
-    "ScikitLearnEstimator",
-    "as_device",
-    "build_model",
-    "check_feature_names",
-    "check_last_minibatch",
-    "check_model",
-    "make_optimizer",
-    "mlp",
-    "model_dtype",
-    "not_fitted_error",
-]
-
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -17,22 +17,6 @@ from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, Tree
 from rlsmooth.training.run import fingerprint, spread_evenly
 
-__all__ = [
-    "ClassifierData",
-    "ClassifierSamples",
-    "as_array",
-    "as_inputs",
-    "as_label_array",
-    "as_mask",
-    "as_weights",
-    "encode_labels",
-    "feature_names",
-    "hold_out",
-    "in_class_order",
-    "mix_samples",
-    "prepare_data",
-]
-
 BLOCK_BYTES = 64 * 2**20
 DENSE_CLASSES = 32
 """Up to so many classes a smoothed target is kept dense: faster to compare with, at 4 bytes a class and sample."""

@@ -13,15 +13,6 @@ from torch import Tensor
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import binary_cross_entropy
 
-__all__ = [
-    "DiscriminatorStatistics",
-    "accumulated_discriminator_step",
-    "check_targets",
-    "discriminator_loss",
-    "discriminator_statistics",
-    "discriminator_step",
-]
-
 
 class DiscriminatorStatistics(NamedTuple):
     """How well a discriminator tells the two sides apart, always on hard labels: smoothing changes the loss only.

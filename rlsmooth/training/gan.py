@@ -49,8 +49,6 @@ from rlsmooth.training.run import (
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
 from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 
-__all__ = ["GANTrainer", "generator_loss"]
-
 GeneratorLoss: TypeAlias = Literal["non_saturating", "saturating"]
 Evaluate: TypeAlias = Callable[[Tensor], Mapping[str, float | Tensor]]
 

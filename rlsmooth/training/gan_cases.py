@@ -21,20 +21,6 @@ if TYPE_CHECKING:
 
     from rlsmooth.data import GaussianMixture
 
-__all__ = [
-    "CASES",
-    "GANCase",
-    "ModeCoverage",
-    "digit_measures",
-    "draw_points",
-    "gan_case",
-    "image_discriminator",
-    "image_generator",
-    "image_grid",
-    "mlp",
-    "mode_coverage",
-    "scatter",
-]
 
 CASES = ("ring", "grid", "digits")
 POINTS = 100_000  # as many as PacGAN has

@@ -11,8 +11,6 @@ from torch import Tensor
 from rlsmooth.training.run import fingerprint, spread_evenly
 from rlsmooth.training.seeding import epoch_permutation, isolated_rng
 
-__all__ = ["RealData", "RealSamples"]
-
 RealData: TypeAlias = Tensor | Callable[[int], Tensor]
 
 HASHED_SAMPLES = 4096

@@ -33,33 +33,6 @@ from rlsmooth.checks import check_writable_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
 
-__all__ = [
-    "RESUME_FILE",
-    "EarlyStopping",
-    "EventLog",
-    "FiniteWatch",
-    "MinibatchOf",
-    "OnLog",
-    "Progress",
-    "RunFolder",
-    "Stopwatch",
-    "TrainingDivergedError",
-    "append_values",
-    "check_folder_given",
-    "check_given",
-    "check_given_again",
-    "check_no_missing",
-    "check_num_envs",
-    "check_same_arguments",
-    "delete_leftovers",
-    "fingerprint",
-    "learning_rate_of",
-    "log_line",
-    "open_progress_bar",
-    "set_learning_rate",
-    "spread_evenly",
-]
-
 RESUME_FILE = "resume.zip"
 """The file in a run's folder that says how the run began: what checkpoints leave out because it never changes."""
 CHECKPOINT_FILE = r"checkpoint_\d+\.zip"

@@ -31,19 +31,6 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.checks import check_positive_int
 from rlsmooth.targets import Smoothing
 
-__all__ = [
-    "SafeFile",
-    "SafeFileError",
-    "check_json",
-    "decode_smoothing",
-    "encode_smoothing",
-    "read_safe_file",
-    "tree_from_json",
-    "tree_to_json",
-    "with_zip_suffix",
-    "write_safe_file",
-]
-
 T = TypeVar("T")
 
 CONFIG_MEMBER = "config.json"

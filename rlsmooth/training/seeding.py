@@ -14,16 +14,6 @@ from torch import Tensor
 
 from rlsmooth.checks import check_positive_int
 
-__all__ = [
-    "epoch_permutation",
-    "execution_state",
-    "isolated_rng",
-    "rng_state",
-    "seed_everything",
-    "set_rng_state",
-    "warn_if_execution_differs",
-]
-
 CUDA_PREFIX = "cuda_"
 CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
 

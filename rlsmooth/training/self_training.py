@@ -38,8 +38,6 @@ from rlsmooth.training.self_training_report import (
     share_of_right,
 )
 
-__all__ = ["SelfTraining"]
-
 
 @final
 class SelfTraining(ScikitLearnEstimator):

@@ -15,20 +15,6 @@ from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, as_smoothing, confidence_adaptive, from_probs
 from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels
 
-__all__ = [
-    "UNLABELLED",
-    "PseudoSmoothing",
-    "Recipes",
-    "SelfTrainingSamples",
-    "as_given",
-    "as_pseudo",
-    "average_into",
-    "pseudo_target",
-    "select",
-    "take",
-]
-
-
 PseudoSmoothing: TypeAlias = Smoothing | Literal["confidence_adaptive"]
 
 

@@ -16,16 +16,6 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Target, one_hot
 
-__all__ = [
-    "ConfirmationBias",
-    "GradientBins",
-    "RoundReport",
-    "confirmation_bias",
-    "gradient_bins",
-    "logit_gradient_norms",
-    "share_of_right",
-]
-
 NUM_BINS = 10
 
 

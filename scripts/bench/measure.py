@@ -15,18 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "Spread",
-    "command_line",
-    "load_average",
-    "machine",
-    "markdown_table",
-    "paired_ratio",
-    "spread",
-    "versions",
-    "write_result",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Spread:

@@ -9,8 +9,6 @@ from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_in
 from rlsmooth.audits.intervals import Interval
 from rlsmooth.scripts.bench.measure import markdown_table, paired_ratio, spread
 
-__all__ = ["report"]
-
 PEER, QUIET = "imitation", "imitation, quiet"
 KINDS = ("deterministic", "sampled")
 ARMS = (PEER, QUIET, "hard labels", "smoothing 0.1", "as imitation", "defaults", "real_target 0.9")

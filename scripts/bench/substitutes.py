@@ -23,8 +23,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rlsmooth import agents
 
-__all__ = ["ALGORITHMS", "MODES", "SMOOTHING", "Mode", "pytest_runtest_protocol", "substitute", "substitute_for"]
-
 Mode = Literal["parents", "off", "on"]
 MODES: tuple[Mode, ...] = ("parents", "off", "on")
 MODE_VARIABLE, RECORD_VARIABLE = "RLSMOOTH_SUBSTITUTE", "RLSMOOTH_SUBSTITUTE_RECORD"

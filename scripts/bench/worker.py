@@ -11,8 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Worker"]
-
 REPLY_LIMIT_S = 300.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 

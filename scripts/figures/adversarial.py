@@ -29,8 +29,6 @@ from rlsmooth.scripts.reports import (
     speed_rows,
 )
 
-__all__ = ["ADVERSARIAL", "KIND"]
-
 ADVERSARIAL = {"gail": "GAIL", "airl": "AIRL"}
 """The commands, and what they train."""
 AXIS = RunAxis(label="steps of the generator")

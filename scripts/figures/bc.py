@@ -31,8 +31,6 @@ from rlsmooth.scripts.reports import (
     with_unit,
 )
 
-__all__ = ["KIND"]
-
 # Logs count updates; each log line says how many transitions those were.
 AXIS = RunAxis(label="transitions trained on", counted_by="bc/samples_so_far")
 LIKELIHOOD = "Negative log-likelihood (held-out data where there are any)"

@@ -16,8 +16,6 @@ from rlsmooth.scripts.metrics_file import Curve, curves_of
 from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs, layers_words
 from rlsmooth.training import checkpoint_steps, latest_checkpoint
 
-__all__ = ["KIND", "score_row"]
-
 AXIS = RunAxis(label="epochs", prefix="classifier/", whole=True)
 SCORES = {
     "accuracy": ("accuracy", "%"),

@@ -21,8 +21,6 @@ from rlsmooth.scripts.figures.page import (
 from rlsmooth.scripts.reports import ReportKind, Row, RunReport
 from rlsmooth.training.gan_cases import image_grid, scatter
 
-__all__ = ["KIND"]
-
 AXIS = RunAxis(label="steps")
 RESULTS = {
     "modes": ("modes recovered", ".0f"),

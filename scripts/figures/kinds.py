@@ -13,8 +13,6 @@ from rlsmooth.scripts.figures.page import comparison_figure, report_figure, save
 from rlsmooth.scripts.reports import ReportKind, RunReport
 from rlsmooth.scripts.run_folder import read_command
 
-__all__ = ["KINDS", "draw_reports", "load_reports", "new_report", "publish_report"]
-
 KINDS = {
     command: kind
     for kind in (

@@ -30,8 +30,6 @@ from rlsmooth.scripts.reports import (
     speed_rows,
 )
 
-__all__ = ["KIND", "smoothing_words"]
-
 ON_POLICY = {"ppo": "PPO", "a2c": "A2C", "maskable-ppo": "MaskablePPO", "recurrent-ppo": "RecurrentPPO"}
 AXIS = RunAxis(label="steps in the environment")
 

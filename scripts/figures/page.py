@@ -20,32 +20,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rlsmooth.atomic import atomic_file
 from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "INK",
-    "ORANGE",
-    "PURPLE",
-    "RED",
-    "SKY",
-    "STYLE",
-    "RunAxis",
-    "Values",
-    "comparison_figure",
-    "draw_largest_entropy",
-    "draw_level",
-    "draw_line",
-    "draw_uniform_entropy",
-    "legend",
-    "report_figure",
-    "results_table",
-    "save_figure",
-    "show_shares",
-    "table",
-    "write_into",
-]
-
 Values: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
 """Places on the horizontal axis, and values."""
 

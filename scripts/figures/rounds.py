@@ -30,8 +30,6 @@ from rlsmooth.scripts.reports import (
     return_words,
 )
 
-__all__ = ["BCO", "DAGGER", "beta_words"]
-
 # BCO's logs count transitions; each log line says which round those made.
 BCO_AXIS = RunAxis(label="round", prefix="bco/", counted_by="bco/round", whole=True)
 DAGGER_AXIS = RunAxis(label="steps in the environment", prefix="dagger/")

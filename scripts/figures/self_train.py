@@ -27,8 +27,6 @@ from rlsmooth.scripts.figures.page import (
 )
 from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport
 
-__all__ = ["KIND", "pseudo_label_words"]
-
 LATER = "drawn when the run ends"
 AXIS = RunAxis(label="round (0: given labels only)", prefix="self_train/", whole=True, empty=LATER)
 SHOWN = ("accuracy", "nll", "brier", "ece", "confidence_gap", "distance_at_1", "mistake_severity", "mae", "rps")

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.run_folder import read_json, write_json
 
-__all__ = ["ENVS", "demonstrations", "make_experts", "references"]
-
 ENVS = ("CartPole-v1", "MountainCar-v0", "Acrobot-v1")
 EPISODES = 50
 RANDOM_EPISODES = 100
@@ -108,6 +106,7 @@ class MountainCarExpert:
             self.values = new
 
     def __call__(self, observation: Floats) -> int:
+        """The action with the highest value; of several equal ones the last."""
         position, velocity = (np.array([float(part)]) for part in observation)
         values = np.array([self._action_value(*_moved(position, velocity, action))[0] for action in range(3)])
         return int(np.flatnonzero(values > values.max() - TIE)[-1])

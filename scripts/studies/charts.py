@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from rlsmooth.audits import interquartile_mean_band
 from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE
 
-__all__ = ["COLOURS", "curves_chart"]
-
 COLOURS = (GREY, BLUE, RED, GREEN, PURPLE, ORANGE)
 
 

@@ -22,18 +22,6 @@ from rlsmooth.scripts.studies.study_callbacks import mean_return
 from rlsmooth.targets import boltzmann
 from rlsmooth.training import isolated_rng
 
-__all__ = [
-    "BARS",
-    "BUDGETS",
-    "TEACHERS",
-    "TEMPERATURES",
-    "ValuePlayer",
-    "median_gap",
-    "taught",
-    "values_in",
-    "values_of",
-]
-
 TEACHERS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "learning_rate": 2.3e-3,

@@ -13,8 +13,6 @@ from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.studies.bco_experts import swing_up
 from rlsmooth.scripts.studies.study_callbacks import mean_return
 
-__all__ = ["HORIZON", "KINDS", "TrainingReturns", "demonstrations", "final_returns", "make_generator"]
-
 N_ENVS = 16
 HORIZON = 500
 """The time limit of CartPole-v1 and of Acrobot-v1."""

@@ -16,8 +16,6 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits.intervals import Interval
 from rlsmooth.scripts.run_folder import versions, write_json
 
-__all__ = ["Args", "Job", "Result", "by_arm", "in_words", "results_folder", "run_jobs", "write_study"]
-
 Result: TypeAlias = dict[str, Any]
 
 

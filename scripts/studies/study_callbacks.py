@@ -15,8 +15,6 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.training import isolated_rng
 
-__all__ = ["Watch", "mean_return"]
-
 
 class Watch(BaseCallback):
     """Look at the model at the start, every `every` steps and at the end; stop when `is_done` says so.

@@ -84,17 +84,6 @@ def test_all_leaves_out_no_public_name(package: str) -> None:
     assert public <= set(module.__all__)
 
 
-@pytest.mark.parametrize("name", ["sb3", "spaces"])
-def test_all_of_a_module_of_services_lists_each_of_them(name: str) -> None:
-    module = importlib.import_module(f"rlsmooth.agents.{name}")
-    own = {
-        found
-        for found, value in vars(module).items()
-        if inspect.isroutine(value) and value.__module__ == module.__name__ and not found.startswith("_")
-    }
-    assert own <= set(module.__all__)
-
-
 @pytest.mark.parametrize("package", sorted(BINDING))
 def test_the_names_that_the_design_binds_are_there(package: str) -> None:
     assert set(importlib.import_module(package).__all__) >= set(BINDING[package].split())
