@@ -609,7 +609,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, l
     for name, old in before["runs"].items():
         new = after["runs"].get(name)
         if new is None:
-            rows.append((name, "missing", "", ""))
+            rows.append((name, old["parameters"][:12], "missing", "", "", ""))
             faults.append(f"{name}: the run is missing")
             continue
         is_equal = old["parameters"] == new["parameters"]
@@ -623,8 +623,10 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, l
         extra = len(new["tags"].keys() - old["tags"].keys())
         count = f"{len(shared)}" + f", {len(missing)} missing" * bool(missing) + f", {extra} new" * bool(extra)
         largest = max(differences.values(), default=0.0)
-        rows.append((name, "yes" if is_equal else "NO", count, f"{largest:.2g}"))
-    lines = ["| run | parameters equal bit for bit | tags | largest difference |", "| --- | ---: | ---: | ---: |"]
+        digests = (old["parameters"][:12], new["parameters"][:12])
+        rows.append((name, *digests, "yes" if is_equal else "NO", count, f"{largest:.2g}"))
+    head = ("run", "digest before", "digest after", "equal bit for bit", "tags", "largest difference of a tag")
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- | --- | ---: | ---: | ---: |"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines), faults
 

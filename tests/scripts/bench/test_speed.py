@@ -518,14 +518,14 @@ def after() -> dict[str, Any]:
 def test_equal_recordings_have_no_difference(after: dict[str, Any]) -> None:
     table, faults = compare_recordings(RECORDING, after)
     assert faults == []
-    assert table.splitlines()[2:] == ["| first | yes | 2 | 0 |", "| second | yes | 1 | 0 |"]
+    assert table.splitlines()[2:] == ["| first | a1 | a1 | yes | 2 | 0 |", "| second | b2 | b2 | yes | 1 | 0 |"]
 
 
 def test_another_digest_is_found(after: dict[str, Any]) -> None:
     after["runs"]["second"]["parameters"] = "b3"
     table, faults = compare_recordings(RECORDING, after)
     assert faults == ["second: the parameters differ"]
-    assert "| second | NO | 1 | 0 |" in table
+    assert "| second | b2 | b3 | NO | 1 | 0 |" in table
 
 
 def test_another_value_is_found(after: dict[str, Any]) -> None:
@@ -535,7 +535,7 @@ def test_another_value_is_found(after: dict[str, Any]) -> None:
     after["runs"]["first"]["tags"]["bc/loss"][1][1] = 0.26
     table, faults = compare_recordings(RECORDING, after)
     assert faults == ["first: bc/loss differs by 0.01"]
-    assert "| first | yes | 2 | 0.01 |" in table
+    assert "| first | a1 | a1 | yes | 2 | 0.01 |" in table
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_a_missing_tag_and_a_missing_run_are_found_and_a_new_tag_is_shown(after:
     del after["runs"]["second"]
     table, faults = compare_recordings(RECORDING, after)
     assert faults == ["first: bc/ece is missing", "second: the run is missing"]
-    assert "| first | yes | 1, 1 missing, 1 new | 0 |" in table
+    assert "| first | a1 | a1 | yes | 1, 1 missing, 1 new | 0 |" in table
 
 
 def test_the_exit_status_says_whether_files_differ(tmp_path: Path, after: dict[str, Any]) -> None:
