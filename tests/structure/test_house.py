@@ -23,9 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "self-cast": set(),
     "long function": set(),
     "long module": set(),
-    "foreign private": {
-        "scripts/bench/ppo_overhead.py",
-    },
+    "foreign private": set(),
 }
 
 

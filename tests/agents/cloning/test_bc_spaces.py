@@ -376,7 +376,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("discrete", {"reference_std": 1.0}, ValueError, "reference_std"),
     ("box", {"reference_std": 0.0}, ValueError, "reference_std"),
     ("discrete", {"learning_rate": 0.0}, ValueError, "learning_rate"),
-    ("discrete", {"learning_rate": "lin_-1"}, ValueError, "learning_rate=-1"),
+    ("discrete", {"learning_rate": "lin_-1"}, ValueError, "learning_rate='lin_-1'"),
     ("discrete", {"batch_size": 0}, ValueError, "batch_size"),
     ("discrete", {"batch_size": 2.5}, TypeError, "batch_size"),
     ("discrete", {"gradient_accumulation": 0}, ValueError, "gradient_accumulation"),
