@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 
+from rlsmooth.agents.sb3 import count_updates
 from rlsmooth.agents.smoothed.algorithms import SmoothedPPO
 from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.audits.intervals import interquartile_mean_interval
@@ -122,7 +123,7 @@ def timed(contender: str, setting: Setting, seed: int, *, steps: int, tensorboar
         found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         model.logger.close()
         model.get_env().close()  # type: ignore[union-attr]
-        return {**found, "steps": model.num_timesteps, "updates": model._n_updates}
+        return {**found, "steps": model.num_timesteps, "updates": count_updates(model, 0)}
 
 
 def measure(args: Args) -> list[dict[str, Any]]:
