@@ -383,6 +383,8 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_parameters(tmp_path: Path
     assert same_networks(resumed, whole)
     assert resumed.history == whole.history  # also the line at 12, whose steps lie on both sides of the checkpoint
     assert resumed.evaluations == whole.evaluations
+    over = make_normed(folder).train(17, resume=True, log_every=3)
+    assert (over.history, over.evaluations) == (whole.history, whole.evaluations)
     assert same_networks(resumed.train(3), whole.train(3))
 
 
