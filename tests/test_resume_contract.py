@@ -93,8 +93,7 @@ def test_a_run_that_diverges_stops_and_names_the_step(trainer: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("trainer", "times"),
-    [*KILLED.items(), *(pytest.param(*one, marks=pytest.mark.slow) for one in KILLED_TOO.items())],
+    ("trainer", "times"), [*KILLED.items(), *(pytest.param(*one, marks=pytest.mark.slow) for one in KILLED_TOO.items())]
 )
 def test_a_run_that_is_killed_again_and_again_ends_the_same(
     trainer: str, times: int, programs: Any, tmp_path: Path

@@ -45,8 +45,12 @@ class Args:
     """Checkout of the state before."""
     after: Path = Path()
     """Checkout of the state after."""
-    rounds: int = 9
-    """Timed segments of each checkout and task."""
+    processes: int = 3
+    """Processes of each checkout, one after the other: where one gets its memory moves a segment by some percent."""
+    rounds: int = 5
+    """Timed segments of each process and task."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to time, by the start of their names; none: all."""
     output: Path | None = None
     """Folder of `before_after.json` and `.md`; default: results/ beside this file, or nowhere with --quick."""
     quick: bool = False
@@ -151,18 +155,20 @@ def ask(worker: subprocess.Popen[str], name: str) -> float:
 
 
 def measure(args: Args) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds of each segment, by task and checkout; the first round warms up and is not kept."""
-    workers = {"before": start(args.before), "after": start(args.after)}
-    found: dict[str, dict[str, list[float]]] = {name: {"before": [], "after": []} for name in TASKS}
-    for number in range((2 if args.quick else args.rounds) + 1):
-        for name in TASKS:
-            for side in sorted(workers, reverse=number % 2 == 0):
-                seconds = ask(workers[side], name)
-                if number:
-                    found[name][side].append(seconds)
-        print(f"round {number} of {args.rounds}", file=sys.stderr)
-    for worker in workers.values():
-        worker.communicate()
+    """CPU seconds of each segment, by task and checkout; a process's first round warms up and is not kept."""
+    names = [name for name in TASKS if name.startswith(args.tasks or "")]
+    found: dict[str, dict[str, list[float]]] = {name: {"before": [], "after": []} for name in names}
+    for process in range(1 if args.quick else args.processes):
+        workers = {"before": start(args.before), "after": start(args.after)}
+        for number in range((2 if args.quick else args.rounds) + 1):
+            for name in names:
+                for side in sorted(workers, reverse=(number + process) % 2 == 0):
+                    seconds = ask(workers[side], name)
+                    if number:
+                        found[name][side].append(seconds)
+            print(f"process {process + 1}, round {number}", file=sys.stderr)
+        for worker in workers.values():
+            worker.communicate()
     return found
 
 
@@ -199,7 +205,7 @@ def main(args: Args) -> None:
         "command": command_line(SCRIPT, args),
         "before": commit(args.before),
         "after": commit(args.after),
-        "rounds": 2 if args.quick else args.rounds,
+        "rounds": 2 if args.quick else args.processes * args.rounds,
         "machine": machine(),
         "load_before": load,
         "seconds": measure(args),

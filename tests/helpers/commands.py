@@ -118,3 +118,19 @@ def assert_refused(says: str, words: Sequence[str], capsys: Any) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rlsmooth {words[0]}: error: ")
     assert says in line
+
+
+# Mistakes that every training command reports in the same words: the arguments, and a part of the message.
+MISTAKES = [
+    ("--seed -1", "seed=-1"),
+    ("--device toaster", "device='toaster' can't be used"),
+    ("-f {file}/below", "can't be written to"),
+    ("-tb {file}/below", "tensorboard_log="),
+    ("--resume nowhere", "'nowhere' is no folder of a run"),
+]
+MISTAKES_IN_ENVIRONMENTS = [
+    ("--env Nope-v0", "env='Nope-v0' can't be made"),
+    ("--eval-episodes 0", "eval_episodes=0"),
+    ("--n-envs 0", "n_envs=0"),
+    *MISTAKES,
+]

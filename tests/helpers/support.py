@@ -21,10 +21,27 @@ from torch import Tensor
 from rlsmooth.data import Demonstrations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = ("rlsmooth", "agents", "envs", "scripts")
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
 
 
 # ---- the same, bit for bit
+def product_files() -> dict[str, Path]:
+    """Map the dotted name of each product module to its file. The links inside rlsmooth/ are not followed."""
+    files = {}
+    for top in FOLDERS:
+        for path in sorted((REPOSITORY / top).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            if not (top == "rlsmooth" and parts[1] in FOLDERS):
+                files[".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__")] = path
+    return files
+
+
+def sources() -> dict[str, str]:
+    """Map the path of each product module, from the repository's root, to its source."""
+    return {path.relative_to(REPOSITORY).as_posix(): path.read_text("utf-8") for path in product_files().values()}
+
+
 def assert_equal(one: Any, other: Any, where: str = "value", *, types: bool = False) -> None:
     """Compare nested values: tensors and arrays by dtype and bits, the rest by `==`, and by type where `types`."""
     if isinstance(one, Mapping):

@@ -159,7 +159,9 @@ class Fragile:
 
     def __call__(self, features: int, classes: int) -> nn.Module:
         torch.manual_seed(3)
-        net = nn.Sequential(nn.Linear(features, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, classes))
+        net = nn.Sequential(
+            nn.Linear(features, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, classes)
+        )
         net.register_forward_pre_hook(self.count)
         return net
 
@@ -172,21 +174,23 @@ class Fragile:
 class OfClassifier(Trainer):
     at, begins_anew = 12, True
     X, y = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    weights = np.linspace(0.5, 1.5, 60)
 
     def build(self, folder: Path | None, die_at: int = NEVER, epochs: int = 6, **changed: Any) -> Any:
         given = {"batch_size": 16, "smoothing": "lin_0.2", "learning_rate": "lin_0.01", "mixup": 0.2, **SMALL}
-        given |= changed
+        given |= {"weight_decay": 0.01, "max_grad_norm": 1.0, "class_weight": "balanced", **changed}
         given |= {"validation_fraction": 0.2, "early_stopping_patience": 100, "max_epochs": epochs * self.times}
         return Classifier(Fragile(die_at), checkpoint_folder=folder, checkpoint_every=2, **given)
 
     def start(self, folder: Path | None, die_at: int = NEVER, **changed: Any) -> Any:
-        return self.build(folder, die_at, **changed).fit(self.X, self.y)
+        return self.build(folder, die_at, **changed).fit(self.X, self.y, self.weights)
 
     def resume(self, folder: Path, X: Any = None, **changed: Any) -> Any:
-        return self.build(folder, **changed).fit(self.X if X is None else X, self.y, resume=True)
+        return self.build(folder, **changed).fit(self.X if X is None else X, self.y, self.weights, resume=True)
 
     def state(self, trained: Any) -> Any:
-        return {"module": trained.module_.state_dict(), "history": trained.history_}
+        epochs = trained.n_iter_, trained.best_epoch_
+        return {"module": trained.module_.state_dict(), "history": trained.history_, "epochs": epochs}
 
 
 class OfSelfTraining(OfClassifier):

@@ -12,22 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from support import FOLDERS, product_files, sources
+
 MOST_BODY_LINES = 60
 MOST_MODULE_LINES = 800
 SB3_ROOM = "agents/sb3.py"  # the one place for the private names of Stable-Baselines3
 SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")
-
-
-def product_files(root: Path) -> dict[str, Path]:
-    """Map the dotted name of each product module to its file. The links inside rlsmooth/ are not followed."""
-    files = {}
-    for top in ("rlsmooth", "agents", "envs", "scripts"):
-        for path in sorted((root / top).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            if top == "rlsmooth" and parts[1] in ("agents", "envs", "scripts"):
-                continue
-            files[".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__")] = path
-    return files
 
 
 def imported_modules(source: str, known: set[str]) -> set[str]:
@@ -82,49 +72,35 @@ def long_functions(source: str) -> Iterator[tuple[str, int]]:
                 yield node.name, lines
 
 
-def test_no_modules_import_each_other(repository: Path) -> None:
-    files = product_files(repository)
+def test_no_modules_import_each_other() -> None:
+    files = product_files()
     graph = {module: imported_modules(path.read_text("utf-8"), set(files)) - {module} for module, path in files.items()}
-    found = circles(graph)
-    assert not found, "\n".join(" <-> ".join(group) for group in found)
+    assert circles(graph) == []
 
 
-def test_no_class_casts_itself_to_its_child(repository: Path) -> None:
-    found = {
-        str(path.relative_to(repository))
-        for path in product_files(repository).values()
-        if SELF_CAST.search(path.read_text("utf-8"))
-    }
-    assert not found, sorted(found)
+def test_no_class_casts_itself_to_its_child() -> None:
+    assert [name for name, source in sources().items() if SELF_CAST.search(source)] == []
 
 
-def test_every_function_can_be_seen_at_once(repository: Path) -> None:
-    found = {
-        f"{path.relative_to(repository)}:{name}": lines
-        for path in product_files(repository).values()
-        for name, lines in long_functions(path.read_text("utf-8"))
-    }
-    assert not found, found
+def test_every_function_can_be_seen_at_once() -> None:
+    found = {name: list(long_functions(source)) for name, source in sources().items()}
+    assert {name: functions for name, functions in found.items() if functions} == {}
 
 
-def test_every_module_has_one_topic(repository: Path) -> None:
-    lengths = {
-        str(path.relative_to(repository)): len(path.read_text("utf-8").splitlines())
-        for path in product_files(repository).values()
-    }
-    found = {name for name, lines in lengths.items() if lines > MOST_MODULE_LINES}
-    assert not found, {name: lengths[name] for name in found}
+def test_every_module_has_one_topic() -> None:
+    lengths = {name: len(source.splitlines()) for name, source in sources().items()}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_MODULE_LINES} == {}
 
 
 def test_no_module_reaches_into_the_privates_of_another(repository: Path) -> None:
     command = [sys.executable, "-m", "ruff", "check", "--select", "SLF001", "--no-cache", "--output-format", "json"]
-    folders = ["rlsmooth", "agents", "envs", "scripts"]
-    finished = subprocess.run([*command, *folders], cwd=repository, capture_output=True, text=True, check=False)
-    found: dict[str, list[str]] = {}
-    for problem in json.loads(finished.stdout):
-        name = str(Path(problem["filename"]).relative_to(repository))
-        found.setdefault(name, []).append(f"{name}:{problem['location']['row']} {problem['message']}")
-    assert found.keys() <= {SB3_ROOM}, "\n".join(line for name in found.keys() - {SB3_ROOM} for line in found[name])
+    finished = subprocess.run([*command, *FOLDERS], cwd=repository, capture_output=True, text=True, check=False)
+    found = [
+        f"{problem['filename']}:{problem['location']['row']} {problem['message']}"
+        for problem in json.loads(finished.stdout)
+        if Path(problem["filename"]) != repository / SB3_ROOM
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_a_planted_circle_is_found() -> None:

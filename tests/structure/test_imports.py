@@ -7,9 +7,10 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+
+from support import product_files
 
 FLOORS = {
     "checks": 0,  # and every other single file directly in rlsmooth/
@@ -25,16 +26,6 @@ FLOORS = {
 OUTSIDE = {"agents", "envs", "scripts"}  # folders at the top of the tree, imported as rlsmooth.<name>
 THIRD_PARTY = {"checks": {"torch"}, "targets": {"torch"}, "losses": {"torch", "triton"}}  # the lower floors stay light
 HEAVY = {"stable_baselines3", "gymnasium", "matplotlib", "sklearn", "tensorboard", "pandas"}
-
-
-def source_files(root: Path) -> dict[str, Path]:
-    """Map the dotted name of each module to its file. The links inside rlsmooth/ are not followed."""
-    files = {}
-    for top in ("rlsmooth", *sorted(OUTSIDE)):
-        for path in sorted((root / top).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            files[".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__")] = path
-    return files
 
 
 def imported(source: str, module: str, *, is_package: bool) -> list[tuple[int, str]]:
@@ -82,8 +73,8 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     return found
 
 
-def test_every_import_points_down(repository: Path) -> None:
-    files = source_files(repository)
+def test_every_import_points_down() -> None:
+    files = product_files()
     assert {"rlsmooth", "rlsmooth.checks", "rlsmooth.agents", "rlsmooth.envs", "rlsmooth.scripts.main"} <= files.keys()
     found = [
         violation
@@ -93,9 +84,8 @@ def test_every_import_points_down(repository: Path) -> None:
     assert not found, "\n".join(found)
 
 
-def test_every_package_stands_in_the_table(repository: Path) -> None:
-    files = source_files(repository)
-    packages = {name.split(".")[1] for name, path in files.items() if path.parent.name != "rlsmooth"}
+def test_every_package_stands_in_the_table() -> None:
+    packages = {name.split(".")[1] for name, path in product_files().items() if path.parent.name != "rlsmooth"}
     assert packages == FLOORS.keys() - {"checks"}
 
 
@@ -132,13 +122,11 @@ def test_a_relative_import_is_resolved_from_its_own_package() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        (
-            "rlsmooth.losses.dense",
-            "import math\nimport torch\nfrom torch import nn\nfrom rlsmooth.targets import Target",
-        ),
+        ("rlsmooth.losses.dense", "import math\nimport torch\nfrom torch import nn"),
+        ("rlsmooth.losses.dense", "from rlsmooth.targets import Target"),
         (
             "rlsmooth.agents.bc",
-            "import numpy as np\nfrom rlsmooth.checks import check_choice\nfrom rlsmooth.agents import files",
+            "import numpy\nfrom rlsmooth.checks import check_choice\nfrom rlsmooth.agents import files",
         ),
         ("rlsmooth.scripts.main", "from rlsmooth import __version__\nfrom rlsmooth.scripts import bc"),
     ],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
+
+from support import sources
 
 PACKAGES = [
     "rlsmooth",
@@ -105,26 +106,15 @@ def test_every_public_function_of_the_libraries_shows_an_example() -> None:
 
 
 # Wherever they come from, except from our own libraries.
-FORMULAS = {
-    "BCELoss",
-    "BCEWithLogitsLoss",
-    "CrossEntropyLoss",
-    "KLDivLoss",
-    "LogSoftmax",
-    "NLLLoss",
-    "binary_cross_entropy_with_logits",
-    "kl_div",
-    "log_softmax",
-    "logsigmoid",
-    "logsumexp",
-    "nll_loss",
-    "rel_entr",
-    "xlogy",
-}
+FORMULA_NAMES = """
+    BCELoss BCEWithLogitsLoss CrossEntropyLoss KLDivLoss LogSoftmax NLLLoss binary_cross_entropy_with_logits kl_div
+    log_softmax logsigmoid logsumexp nll_loss rel_entr xlogy
+"""
+FORMULAS = set(FORMULA_NAMES.split())
 # Ours have the same names: these are foreign only where they come from one of these packages.
 SHARED_FORMULAS = {"binary_cross_entropy", "cross_entropy", "entr", "entropy", "kl_divergence"}
 FOREIGN = {"jax", "numpy", "scipy", "torch", "torchmetrics"}
-ALLOWED = ("rlsmooth/losses/", "rlsmooth/targets/", "scripts/bench/", "tests/")  # benchmarks time hand-written formulas
+MAY_HAVE_FORMULAS = ("rlsmooth/losses/", "rlsmooth/targets/", "scripts/bench/")  # benchmarks time hand-written ones
 
 
 def origins(tree: ast.AST) -> dict[str, str]:
@@ -155,9 +145,8 @@ def is_formula(node: ast.AST, names: dict[str, str]) -> bool:
     if isinstance(node, ast.keyword):
         return node.arg == "label_smoothing"
     if isinstance(node, ast.FunctionDef):
-        return node.name in FORMULAS | SHARED_FORMULAS - {
-            "entropy"
-        }  # SB3's distributions have an entropy() to override
+        # SB3's distributions have an entropy() to override.
+        return node.name in FORMULAS | SHARED_FORMULAS - {"entropy"}
     if not isinstance(node, (ast.Attribute, ast.Name)):
         return False
     name = dotted(node, names)
@@ -174,19 +163,9 @@ def formulas(source: str) -> list[int]:
     return [node.lineno for node in ast.walk(tree) if is_formula(node, names)]
 
 
-def python_files(repository: Path) -> list[Path]:
-    """List the tree's own Python files, each once: the links inside rlsmooth/ are not followed."""
-    folders = [repository / name for name in ("rlsmooth", "agents", "envs", "scripts", "tests")]
-    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-
-
-def test_formulas_live_in_the_two_libraries(repository: Path) -> None:
-    found = []
-    for path in python_files(repository):
-        relative = path.relative_to(repository).as_posix()
-        if relative.startswith(ALLOWED):
-            continue
-        found += [f"{relative}:{line}" for line in formulas(path.read_text(encoding="utf-8"))]
+def test_formulas_live_in_the_two_libraries() -> None:
+    files = {name: source for name, source in sources().items() if not name.startswith(MAY_HAVE_FORMULAS)}
+    found = [f"{name}:{line}" for name, source in files.items() for line in formulas(source)]
     assert not found, "use rlsmooth.losses instead:\n" + "\n".join(found)
 
 

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from support import REPOSITORY
+from support import REPOSITORY, sources
 
 PAGES = ("*.md", "docs/*.md", "docs/examples/*.md", "scripts/bench/*.md", "scripts/*/results/*.md")
-FOLDERS = ("rlsmooth", "agents", "envs", "scripts")
 
 # What to say, and the words not to say it with. Names between backticks and code are not read.
 FORBIDDEN = {
@@ -96,25 +95,11 @@ def prose_of_module(source: str, name: str) -> Iterator[Prose]:
             yield Prose(name, token.start[0], "comment", without_code(token.string))
 
 
-def source_files(root: Path) -> Iterator[Path]:
-    """The Python files of the product, of the benchmarks and of the studies. Links are not followed."""
-    for top in FOLDERS:
-        for path in sorted((root / top).rglob("*.py")):
-            if not (top == "rlsmooth" and path.relative_to(root).parts[1] in FOLDERS):
-                yield path
-
-
-def all_prose(root: Path) -> Iterator[Prose]:
-    for pattern in PAGES:
-        for path in sorted(root.glob(pattern)):
-            yield from prose_of_page(path, str(path.relative_to(root)))
-    for path in source_files(root):
-        yield from prose_of_module(path.read_text("utf-8"), str(path.relative_to(root)))
-
-
 @functools.cache
 def prose() -> tuple[Prose, ...]:
-    return tuple(all_prose(REPOSITORY))
+    pages = {path for pattern in PAGES for path in REPOSITORY.glob(pattern)}
+    lines = [line for path in sorted(pages) for line in prose_of_page(path, str(path.relative_to(REPOSITORY)))]
+    return *lines, *(line for name, source in sources().items() for line in prose_of_module(source, name))
 
 
 def broken(rule: str, lines: Iterable[Prose]) -> list[Prose]:
@@ -128,11 +113,6 @@ def broken(rule: str, lines: Iterable[Prose]) -> list[Prose]:
         return [line for line in lines if line.kind == "docstring" and line.line == 1 and line.text.startswith("What ")]
     pattern = re.compile(FORBIDDEN[rule], re.IGNORECASE)
     return [line for line in lines if pattern.search(line.text)]
-
-
-def listed(rule: str, found: list[Prose]) -> str:
-    """The message about what breaks the rule, with its places."""
-    return "\n".join([rule, *(f"{file}:{line}: {text.strip()}" for file, line, _, text in found)])
 
 
 def names_of(source: str) -> Iterator[tuple[int, str]]:
@@ -150,40 +130,28 @@ def names_of(source: str) -> Iterator[tuple[int, str]]:
 
 def classes() -> Iterator[tuple[str, str]]:
     """(file, name) of each public class at the top of a product module; each command has its `Args`."""
-    for path in source_files(REPOSITORY):
-        file = str(path.relative_to(REPOSITORY))
+    for file, source in sources().items():
         if not file.startswith(("scripts/bench", "scripts/studies")):
-            for node in ast.parse(path.read_text("utf-8")).body:
-                if (
-                    isinstance(node, ast.ClassDef)
-                    and node.name not in ("Args", "OwnArgs")
-                    and not node.name.startswith("_")
-                ):
-                    yield file, node.name
+            names = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+            yield from ((file, name) for name in names if name not in ("Args", "OwnArgs") and name[0] != "_")
 
 
 @pytest.mark.parametrize("rule", [*FORBIDDEN, "rows", "only a reference", "What ..."])
 def test_no_line_uses_words_of_the_forbidden_kind(rule: str) -> None:
     found = broken(rule, prose())
-    assert not found, listed(rule, found)
+    assert not found, "\n".join(f"{line.file}:{line.line}: {line.text.strip()}" for line in found)
 
 
 def test_no_name_uses_them() -> None:
-    found = []
-    for path in source_files(REPOSITORY):
-        names = names_of(path.read_text("utf-8"))
-        bad = [(line, name) for line, name in names if NAMES.fullmatch(name) and name not in SLOTS]
-        found += [Prose(str(path.relative_to(REPOSITORY)), line, "name", name) for line, name in bad]
-    assert not found, listed("names", found)
+    names = [(f"{file}:{line}", name) for file, source in sources().items() for line, name in names_of(source)]
+    assert [(place, name) for place, name in names if NAMES.fullmatch(name) and name not in SLOTS] == []
 
 
 def test_a_class_name_means_one_thing() -> None:
     files: dict[str, list[str]] = {}
     for file, name in classes():
         files.setdefault(name, []).append(file)
-    found = [f"{name}: {', '.join(where)}" for name, where in files.items() if CLASS_NAMES.fullmatch(name)]
-    found += [f"{name}: {', '.join(where)}" for name, where in files.items() if len(where) > 1]
-    assert not found, "\n".join(found)
+    assert {name: where for name, where in files.items() if CLASS_NAMES.fullmatch(name) or len(where) > 1} == {}
 
 
 @pytest.mark.parametrize(

@@ -89,33 +89,12 @@ def assert_same(target: Target, expected: Tensor) -> None:
         torch.testing.assert_close(target.entropy(), entropy, rtol=0, atol=1e-13)
 
 
-INDICES: list[Any] = [
-    0,
-    -1,
-    slice(None),
-    slice(1, None),
-    slice(0, 0),
-    slice(None, None, 2),
-    torch.tensor([1, 0, 1]),
-    torch.tensor([], dtype=torch.int64),
-    torch.tensor([[1, 0], [0, 0]]),
-    torch.tensor(1),
-    torch.tensor([True, False]),
-    torch.tensor([[True, False, True], [False, False, True]]),
-    (1,),
-    (0, 2),
-    (slice(None), 1),
-    (slice(None), torch.tensor([2, 0])),
-    (torch.tensor([0, 1]), torch.tensor([2, 0])),
-    (..., 0),
-    (..., slice(1)),
-    ...,
-    (),
-    None,
-    [1, 0],
-    np.int64(1),
-    np.array([1, 1]),
-]
+PLACES = torch.tensor([[True, False, True], [False, False, True]])
+INDICES: list[Any] = [0, -1, slice(None), slice(1, None), slice(0, 0), slice(None, None, 2), ..., (), None, [1, 0]]
+INDICES += [torch.tensor(index) for index in ([1, 0, 1], [[1, 0], [0, 0]], 1, [True, False])]
+INDICES += [torch.tensor([], dtype=torch.int64), PLACES, np.int64(1), np.array([1, 1])]
+INDICES += [(1,), (0, 2), (slice(None), 1), (slice(None), torch.tensor([2, 0])), (..., 0), (..., slice(1))]
+INDICES += [(torch.tensor([0, 1]), torch.tensor([2, 0]))]
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -14,21 +14,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn import datasets
-from sklearn.base import (
-    clone,
-    is_classifier,
-)
+from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import (
-    BaggingClassifier,
-    VotingClassifier,
-)
+from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import (
-    GridSearchCV,
-    cross_val_score,
-)
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -151,21 +142,6 @@ HARD: dict[str, Any] = {
     "early_stopping_patience": 20,
     "class_weight": "balanced",
 }
-
-
-def test_a_run_that_was_broken_off_ends_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = noise()
-    weights = np.linspace(0.5, 1.5, 60)
-    whole = make(**HARD).fit(X, y, weights)
-    broken = {**HARD, "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
-    for epochs in (2, 4):
-        with monkeypatch.context() as patch:
-            stop_after(patch, epochs)
-            assert_raises(KeyboardInterrupt, None, make(**broken).fit, X, y, weights, resume=True)
-        assert max(checkpoint_steps(tmp_path / "run")) == epochs
-    resumed = make(**broken).fit(X, y, weights, resume=True)
-    assert_same(whole, resumed)
-    assert_same(whole, make(**broken).fit(X, y, weights, resume=True))  # over already: nothing is trained
 
 
 def test_checkpoints_do_not_change_a_run(tmp_path: Path) -> None:

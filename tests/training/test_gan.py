@@ -383,19 +383,15 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_parameters(tmp_path: Path
     assert same_networks(resumed, whole)
     assert resumed.history == whole.history  # also the line at 12, whose steps lie on both sides of the checkpoint
     assert resumed.evaluations == whole.evaluations
+    over = make_normed(folder).train(17, resume=True, log_every=3)
+    assert (over.history, over.evaluations) == (whole.history, whole.evaluations)
     assert same_networks(resumed.train(3), whole.train(3))
 
 
-def test_a_run_broken_off_before_its_first_update_and_one_that_was_over(tmp_path: Path) -> None:
-    folder = tmp_path / "none"
-    first = make_normed(folder).train(6, resume=True)  # nothing there yet: the run begins
-    assert same_networks(first, make_normed().train(6))
-    over = make_normed(folder).train(6, resume=True)
-    assert same_networks(over, first)
-    assert (over.history, over.evaluations) == (first.history, first.evaluations)
-    assert_raises(BrokenOffError, None, make_normed(tmp_path / "early").train, 6, callback=break_at(1))
-    assert checkpoint_steps(tmp_path / "early") == [0]
-    assert same_networks(make_normed(tmp_path / "early").train(6, resume=True), first)
+def test_a_run_broken_off_before_its_first_update_begins_anew(tmp_path: Path) -> None:
+    assert_raises(BrokenOffError, None, make_normed(tmp_path).train, 6, callback=break_at(1))
+    assert checkpoint_steps(tmp_path) == [0]
+    assert same_networks(make_normed(tmp_path).train(6, resume=True), make_normed().train(6))
 
 
 def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:

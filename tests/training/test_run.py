@@ -267,9 +267,7 @@ def test_parameters_and_drawn_minibatches_are_watched_too() -> None:
 
 # ---- events
 def test_values_go_to_tensorboard_the_caller_and_the_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-        EventAccumulator,
-    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     seen: list[tuple[int, dict[str, float]]] = []
     for first, resumed_at in ((0, None), (2, 2)):

@@ -409,18 +409,8 @@ def test_a_rewritten_file_is_read_like_any_other(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in policy.state_dict().items())
 
 
-HOSTILE = [
-    "os.system",
-    "builtins.eval",
-    "eval",
-    "__import__('os').system",
-    "canary",
-    "canary.run",
-    "torch.nn.Tanh",
-    "",
-    3,
-    None,
-]
+HOSTILE = ["os.system", "builtins.eval", "eval", "__import__('os').system", "canary", "canary.run", "torch.nn.Tanh"]
+HOSTILE += ["", 3, None]
 
 
 @pytest.mark.parametrize(

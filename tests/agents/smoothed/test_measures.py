@@ -430,16 +430,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 
 def ours(tags: Any) -> set[str]:
     """Of all tags those that this test is about, without the prefix."""
-    known = (
-        "policy_entropy",
-        "entropy_frac",
-        "kl_uniform",
-        "kl_reference",
-        "entropy_dim",
-        "entropy_collapse",
-        "smoothing",
-        "exploration",
-    )
+    known = ("policy_entropy", "entropy_frac", "kl_uniform", "kl_reference", "entropy_dim", "entropy_collapse")
+    known += ("smoothing", "exploration")
     return {tag.removeprefix("train/") for tag in tags if tag.removeprefix("train/").startswith(known)}
 
 

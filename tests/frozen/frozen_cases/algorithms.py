@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,7 @@ from frozen_cases.common import (
     of_optimizer,
     uniform,
 )
-from frozen_cases.data import (
-    cartpole_data,
-)
+from frozen_cases.data import cartpole_data
 from rlsmooth.agents import (
     BC,
     ExactCheckpointCallback,
@@ -76,91 +73,68 @@ def algorithm(model_class: Any, env: str, *, normalises: bool = False, policy: s
 
 def kickstarted() -> Any:
     """PPO that starts from a clone, in the middle of the critic's warm-up."""
-    return SmoothedPPO.from_bc(
-        make_clone(), vec_env(CARTPOLE), smoothing="lin_0.2", value_warmup_steps=64, **FEW, seed=0, device="cpu"
-    )
+    given: dict[str, Any] = {"smoothing": "lin_0.2", "value_warmup_steps": 64, **FEW, "seed": 0, "device": "cpu"}
+    return SmoothedPPO.from_bc(make_clone(), vec_env(CARTPOLE), **given)
 
 
 MULTI_DISCRETE = "rlsmooth.envs:rlsmooth/IdentityMultiDiscrete-v0"
 DICT = "FrozenIdentityDict-v0"
 gym.register(DICT, entry_point=IdentityEnv, kwargs={"observation": "dict"})
 LSTM = {"net_arch": [4], "lstm_hidden_size": 4, "enable_critic_lstm": False, "shared_lstm": True}
+RECURRENT: dict[str, Any] = {"policy": "MlpLstmPolicy", "policy_kwargs": LSTM, **FEW}
+SKEWED = Smoothing("lin_0.2", reference=torch.tensor([0.3, 0.7]))
 NOISE = OrnsteinUhlenbeckActionNoise(np.zeros(1), np.full(1, 0.2))
 
-ALGORITHMS: dict[str, tuple[str, bool, Callable[[], Any]]] = {
-    # name: environment, whether it is normalised, how it is built
-    "ppo": (PENDULUM, True, lambda: algorithm(PPO, PENDULUM, normalises=True, use_sde=True, sde_sample_freq=4, **FEW)),
-    "a2c": (CARTPOLE, False, lambda: algorithm(A2C, CARTPOLE, n_steps=8, policy_kwargs={"net_arch": {"pi": [4]}})),
+ALGORITHMS: dict[str, tuple[Any, str, dict[str, Any]]] = {  # name: class, environment, arguments of `algorithm`
+    "ppo": (PPO, PENDULUM, {"normalises": True, "use_sde": True, "sde_sample_freq": 4, **FEW}),
+    "a2c": (A2C, CARTPOLE, {"n_steps": 8, "policy_kwargs": {"net_arch": {"pi": [4]}}}),
     "smoothed_ppo": (
+        SmoothedPPO,
         CARTPOLE,
-        False,
-        lambda: algorithm(
-            SmoothedPPO,
-            CARTPOLE,
-            smoothing=Smoothing("lin_0.2", reference=torch.tensor([0.3, 0.7])),
-            exploration_floor="lin_0.1",
-            learning_rate=0.01,
-            **FEW,
-        ),
+        {"smoothing": SKEWED, "exploration_floor": "lin_0.1", "learning_rate": 0.01, **FEW},
     ),
-    "smoothed_ppo_target": (
-        CARTPOLE,
-        True,
-        lambda: algorithm(SmoothedPPO, CARTPOLE, normalises=True, target_entropy_frac=0.9, **FEW),
-    ),
-    "smoothed_ppo_sde": (
-        PENDULUM,
-        False,
-        lambda: algorithm(SmoothedPPO, PENDULUM, target_entropy_nats=1.0, use_sde=True, **FEW),
-    ),
-    "smoothed_ppo_from_bc": (CARTPOLE, False, kickstarted),
+    "smoothed_ppo_target": (SmoothedPPO, CARTPOLE, {"normalises": True, "target_entropy_frac": 0.9, **FEW}),
+    "smoothed_ppo_sde": (SmoothedPPO, PENDULUM, {"target_entropy_nats": 1.0, "use_sde": True, **FEW}),
+    "smoothed_ppo_from_bc": (kickstarted, CARTPOLE, {}),
     "smoothed_ppo_dict": (
+        SmoothedPPO,
         DICT,
-        False,
-        lambda: algorithm(
-            SmoothedPPO, DICT, policy="MultiInputPolicy", smoothing=Smoothing(0.1, reference=TREE), **FEW
-        ),
+        {"policy": "MultiInputPolicy", "smoothing": Smoothing(0.1, reference=TREE), **FEW},
     ),
     "smoothed_ppo_multi_discrete": (
+        SmoothedPPO,
         MULTI_DISCRETE,
-        False,
-        lambda: algorithm(SmoothedPPO, MULTI_DISCRETE, target_entropy_frac=0.9, exploration_floor=0.1, **FEW),
+        {"target_entropy_frac": 0.9, "exploration_floor": 0.1, **FEW},
     ),
-    "smoothed_a2c": (PENDULUM, False, lambda: algorithm(SmoothedA2C, PENDULUM, smoothing="lin_0.2", n_steps=8)),
-    "maskable_ppo": (MASKED, False, lambda: algorithm(MaskablePPO, MASKED, **FEW)),
+    "smoothed_a2c": (SmoothedA2C, PENDULUM, {"smoothing": "lin_0.2", "n_steps": 8}),
+    "maskable_ppo": (MaskablePPO, MASKED, FEW),
     "smoothed_maskable_ppo": (
+        SmoothedMaskablePPO,
         MASKED,
-        False,
-        lambda: algorithm(
-            SmoothedMaskablePPO, MASKED, smoothing=Smoothing(0.1, reference=PRIOR), exploration_floor=0.1, **FEW
-        ),
+        {"smoothing": Smoothing(0.1, reference=PRIOR), "exploration_floor": 0.1, **FEW},
     ),
-    "recurrent_ppo": (
-        CARTPOLE,
-        False,
-        lambda: algorithm(RecurrentPPO, CARTPOLE, policy="MlpLstmPolicy", **{**FEW, "policy_kwargs": LSTM}),
-    ),
-    "smoothed_recurrent_ppo": (
-        CARTPOLE,
-        False,
-        lambda: algorithm(
-            SmoothedRecurrentPPO,
-            CARTPOLE,
-            policy="MlpLstmPolicy",
-            target_entropy_frac=0.9,
-            **{**FEW, "policy_kwargs": LSTM},
-        ),
-    ),
-    "dqn": (CARTPOLE, False, lambda: algorithm(DQN, CARTPOLE, target_update_interval=8, train_freq=2, **BUFFER)),
-    "qrdqn": (
-        CARTPOLE,
-        False,
-        lambda: algorithm(QRDQN, CARTPOLE, policy_kwargs={"net_arch": [4], "n_quantiles": 5}, train_freq=2, **BUFFER),
-    ),
-    "sac": (PENDULUM, True, lambda: algorithm(SAC, PENDULUM, normalises=True, train_freq=2, **BUFFER)),
-    "td3": (PENDULUM, False, lambda: algorithm(TD3, PENDULUM, train_freq=2, action_noise=NOISE, **BUFFER)),
-    "tqc": (PENDULUM, False, lambda: algorithm(TQC, PENDULUM, train_freq=2, **BUFFER)),
+    "recurrent_ppo": (RecurrentPPO, CARTPOLE, RECURRENT),
+    "smoothed_recurrent_ppo": (SmoothedRecurrentPPO, CARTPOLE, {"target_entropy_frac": 0.9, **RECURRENT}),
+    "dqn": (DQN, CARTPOLE, {"target_update_interval": 8, "train_freq": 2, **BUFFER}),
+    "qrdqn": (QRDQN, CARTPOLE, {"policy_kwargs": {"net_arch": [4], "n_quantiles": 5}, "train_freq": 2, **BUFFER}),
+    "sac": (SAC, PENDULUM, {"normalises": True, "train_freq": 2, **BUFFER}),
+    "td3": (TD3, PENDULUM, {"train_freq": 2, "action_noise": NOISE, **BUFFER}),
+    "tqc": (TQC, PENDULUM, {"train_freq": 2, **BUFFER}),
 }
+
+
+def build(name: str) -> Any:
+    """The algorithm of a case."""
+    model_class, env, arguments = ALGORITHMS[name]
+    return model_class() if model_class is kickstarted else algorithm(model_class, env, **arguments)
+
+
+def new_env(name: str) -> VecEnv:
+    """Fresh environments for the algorithm of a case."""
+    _, env, arguments = ALGORITHMS[name]
+    return vec_env(env, normalises=arguments.get("normalises", False))
+
+
 OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "tqc")
 
 
@@ -199,15 +173,14 @@ def algorithm_answers(model: Any) -> Tensors:
 
 def algorithm_file(name: str) -> File:
     """The file of an algorithm, with its replay buffer if it has one."""
-    env, normalises, build = ALGORITHMS[name]
     off_policy = name in OFF_POLICY
 
     def write(folder: Path) -> None:
-        model = build().learn(40, log_interval=None)
+        model = build(name).learn(40, log_interval=None)
         save_agent(model, folder / "agent", include_replay_buffer=off_policy)
 
     def read(folder: Path) -> Any:
-        return load_agent(folder / "agent", env=vec_env(env, normalises=normalises), device="cpu")
+        return load_agent(folder / "agent", env=new_env(name), device="cpu")
 
     def train_on(model: Any) -> Tensors:
         model.set_random_seed(3)  # of the environments, too
@@ -231,32 +204,31 @@ class Seen(Logger):
         super().record(key, value, exclude)
 
 
+def checkpoints(folder: Path | None, cut: int) -> list[Any]:
+    """Callbacks that keep checkpoints in a folder, if there is one, and cut the run off."""
+    return [] if folder is None else [ExactCheckpointCallback(16, folder, keep=1), ConvertCallback(cut_at(cut))]
+
+
 def algorithm_run(name: str, total: int = 128, cut: int = 72) -> Run:
     """A run that is cut off, with a callback of ours beside the checkpoints, whose state is kept too."""
-    env, normalises, build = ALGORITHMS[name]
     every = 24  # more than a rollout of an off-policy algorithm: when it looks next depends on its state
 
-    def beside(model: Any) -> PolicyEntropyCallback:
+    def beside(model: Any) -> list[Any]:
+        if name in ("sac", "td3", "tqc"):
+            return []
         model.set_logger(Seen(model))
-        return PolicyEntropyCallback(measure_freq=every, collapse_threshold=0.999, histogram=False)
+        return [PolicyEntropyCallback(measure_freq=every, collapse_threshold=0.999, histogram=False)]
 
     def start(folder: Path | None) -> Any:
-        model = build()
-        callbacks: list[Any] = []
-        if name not in ("sac", "td3", "tqc"):
-            callbacks.append(beside(model))
-        if folder is not None:
-            callbacks += [ExactCheckpointCallback(16, folder, keep=1), ConvertCallback(cut_at(cut))]
-        return model.learn(total, callbacks, log_interval=None)
+        model = build(name)
+        return model.learn(total, [*beside(model), *checkpoints(folder, cut)], log_interval=None)
 
     def resume(folder: Path) -> Any:
-        run = load_checkpoint(folder, vec_env(env, normalises=normalises), device="cpu")
+        run = load_checkpoint(folder, new_env(name), device="cpu")
         assert run.is_exact
         assert 0 < run.remaining_timesteps < total
-        callbacks: list[Any] = [] if name in ("sac", "td3", "tqc") else [beside(run.model)]
-        return run.model.learn(
-            run.remaining_timesteps, [*callbacks, run.callback], log_interval=None, reset_num_timesteps=False
-        )
+        callbacks = [*beside(run.model), run.callback]
+        return run.model.learn(run.remaining_timesteps, callbacks, log_interval=None, reset_num_timesteps=False)
 
     def state(model: Any) -> Tensors:
         found = of_algorithm(model)
@@ -267,17 +239,9 @@ def algorithm_run(name: str, total: int = 128, cut: int = 72) -> Run:
     return Run(start, resume, state)
 
 
-FILES: dict[str, File] = {**{name: algorithm_file(name) for name in ALGORITHMS}}
-RUNS: dict[str, Run] = {
-    f"run_{name}": algorithm_run(name)
-    for name in (
-        "ppo",
-        "smoothed_ppo",
-        "smoothed_ppo_target",
-        "smoothed_ppo_from_bc",
-        "smoothed_maskable_ppo",
-        "smoothed_recurrent_ppo",
-        "dqn",
-        "sac",
-    )
-}
+RESUMED = (
+    *("ppo", "smoothed_ppo", "smoothed_ppo_target", "smoothed_ppo_from_bc"),
+    *("smoothed_maskable_ppo", "smoothed_recurrent_ppo", "dqn", "sac"),
+)
+FILES: dict[str, File] = {name: algorithm_file(name) for name in ALGORITHMS}
+RUNS: dict[str, Run] = {f"run_{name}": algorithm_run(name) for name in RESUMED}

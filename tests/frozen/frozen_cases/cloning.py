@@ -33,13 +33,7 @@ from frozen_cases.data import (
     multi_discrete_data,
     soft_data,
 )
-from rlsmooth.agents import (
-    BC,
-    BCO,
-    DAgger,
-    InverseDynamics,
-    load_agent,
-)
+from rlsmooth.agents import BC, BCO, DAgger, InverseDynamics, load_agent
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.targets import Smoothing
@@ -136,9 +130,8 @@ def bc_run(case: str) -> Run:
     def start(folder: Path | None) -> BC:
         if folder is None:
             return make_bc(case).learn(total_batches=total)
-        return make_bc(case, checkpoint_folder=folder, checkpoint_every=4).learn(
-            total_batches=total, callback=cut_at(cut)
-        )
+        agent = make_bc(case, checkpoint_folder=folder, checkpoint_every=4)
+        return agent.learn(total_batches=total, callback=cut_at(cut))
 
     def resume(folder: Path) -> BC:
         return BC.resume(folder, None, BC_CASES[case][0](), device="cpu").learn(total_batches=total)
@@ -146,12 +139,17 @@ def bc_run(case: str) -> Run:
     return Run(start, resume, of_policy)
 
 
+def observed() -> ObservationOnly:
+    """One shipped episode without its actions."""
+    return ObservationOnly.from_demonstrations(cartpole_data())
+
+
 def make_bco(**more: Any) -> BCO:
     """Cloning from observation, with schedules and soft pseudo-labels."""
     return BCO(
         "MlpPolicy",
         CARTPOLE,
-        ObservationOnly.from_demonstrations(cartpole_data()),
+        observed(),
         n_rounds=3,
         transitions_per_round=40,
         n_epochs=1,
@@ -168,11 +166,10 @@ def make_bco(**more: Any) -> BCO:
     )
 
 
-def of_bco(agent: BCO) -> Tensors:
-    """Also what was made in the environment, and what it logged."""
-    assert agent.transitions is not None
-    made = {"actions": agent.transitions.actions, "observations": agent.transitions.observations}
-    return of_policy(agent) | of_arrays(made | of_history(agent.history))
+def of_made(agent: Any, made: Any) -> Tensors:
+    """The policy, what was collected in the environment, and what was logged."""
+    arrays = {"actions": made.actions, "observations": made.observations}
+    return of_policy(agent) | of_arrays(arrays | of_history(agent.history))
 
 
 def of_history(history: list[dict[str, float]]) -> dict[str, Any]:
@@ -208,13 +205,6 @@ def make_dagger(**more: Any) -> DAgger:
     )
 
 
-def of_dagger(agent: DAgger) -> Tensors:
-    """Also what was seen, and what it logged."""
-    assert agent.demonstrations is not None
-    made = {"actions": agent.demonstrations.actions, "observations": agent.demonstrations.observations}
-    return of_policy(agent) | of_arrays(made | of_history(agent.history))
-
-
 def make_inverse() -> InverseDynamics:
     """A model of the actions of two numbers."""
     data = box_data()
@@ -243,19 +233,17 @@ FILES: dict[str, File] = {
     **{name: bc_file(name) for name in BC_CASES},
     "bco": File(
         write=lambda folder: make_bco().learn().save(folder / "agent"),
-        read=lambda folder: BCO.load(
-            folder / "agent.zip", CARTPOLE, ObservationOnly.from_demonstrations(cartpole_data()), device="cpu"
-        ),
+        read=lambda folder: BCO.load(folder / "agent.zip", CARTPOLE, observed(), device="cpu"),
         kept=of_policy,
         answers=lambda agent: of_arrays({"actions": agent.predict(uniform(6, 4), deterministic=True)[0]}),
-        train_on=lambda agent: of_bco(agent.learn()),
+        train_on=lambda agent: of_made(agent.learn(), agent.transitions),
     ),
     "dagger": File(
         write=lambda folder: make_dagger().learn(80).save(folder / "agent"),
         read=lambda folder: DAgger.load(folder / "agent.zip", IdentityEnv(4), expert, device="cpu"),
         kept=of_policy,
         answers=lambda agent: of_arrays({"actions": agent.predict(np.arange(4), deterministic=True)[0]}),
-        train_on=lambda agent: of_dagger(agent.learn(40)),
+        train_on=lambda agent: of_made(agent.learn(40), agent.demonstrations),
     ),
     "inverse_dynamics": File(
         write=lambda folder: make_inverse().fit(box_data()).save(folder / "model"),
@@ -268,17 +256,13 @@ FILES: dict[str, File] = {
 RUNS: dict[str, Run] = {
     **{f"run_{name}": bc_run(name) for name in ("bc_masks", "bc_multi_discrete", "bc_box_bins", "bc_early_stopping")},
     "run_bco": Run(
-        start=lambda folder: make_bco(checkpoint_folder=folder).learn(None if folder is None else cut_at(101)),
-        resume=lambda folder: BCO.resume(
-            folder, CARTPOLE, ObservationOnly.from_demonstrations(cartpole_data()), device="cpu"
-        ).learn(),
-        state=of_bco,
+        start=lambda folder: make_bco(checkpoint_folder=folder).learn(folder and cut_at(101)),
+        resume=lambda folder: BCO.resume(folder, CARTPOLE, observed(), device="cpu").learn(),
+        state=lambda agent: of_made(agent, agent.transitions),
     ),
     "run_dagger": Run(
-        start=lambda folder: make_dagger(scratch_dir=folder).learn(
-            120, callback=None if folder is None else cut_at(101)
-        ),
+        start=lambda folder: make_dagger(scratch_dir=folder).learn(120, callback=folder and cut_at(101)),
         resume=lambda folder: DAgger.resume(folder, IdentityEnv(4), expert, device="cpu").learn(120),
-        state=of_dagger,
+        state=lambda agent: of_made(agent, agent.demonstrations),
     ),
 }

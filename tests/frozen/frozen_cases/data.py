@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from frozen_cases.common import (
-    PENDULUM,
-    File,
-    of_arrays,
-    uniform,
-)
+from frozen_cases.common import PENDULUM, File, of_arrays, uniform
 from rlsmooth.data import Demonstrations, LabelledData, ObservationOnly, cartpole_v1, load_demonstrations, load_labelled
 
 

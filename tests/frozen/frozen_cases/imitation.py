@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, SAC
-from stable_baselines3.common.callbacks import ConvertCallback
 from torch import nn
 
-from frozen_cases.algorithms import BUFFER, FEW, algorithm, algorithm_answers, of_algorithm, vec_env
+from frozen_cases.algorithms import BUFFER, FEW, algorithm, algorithm_answers, checkpoints, of_algorithm
 from frozen_cases.common import (
     CARTPOLE,
     MASKED,
@@ -20,21 +19,15 @@ from frozen_cases.common import (
     File,
     Run,
     Tensors,
-    cut_at,
     of_arrays,
     of_module,
     of_optimizer,
     uniform,
 )
-from frozen_cases.data import (
-    cartpole_data,
-    identity_data,
-    pendulum_data,
-)
+from frozen_cases.data import cartpole_data, identity_data, pendulum_data
 from rlsmooth.agents import (
     AIRL,
     GAIL,
-    ExactCheckpointCallback,
     RewardNet,
     ShapedRewardNet,
     SmoothedMaskablePPO,
@@ -52,35 +45,33 @@ def of_imitation(trainer: Any) -> Tensors:
     return found | of_optimizer("reward_optimizer", trainer.optimizer) | of_arrays({"rounds": trainer.rounds})
 
 
-IMITATIONS: dict[str, tuple[Any, Callable[[], Demonstrations], str, Callable[[], Any], dict[str, Any]]] = {
+IMITATIONS: dict[str, tuple[Any, Callable[[], Demonstrations], Callable[[], Any], dict[str, Any]]] = {
+    # name: class, demonstrations, algorithm, arguments
     "gail": (
         GAIL,
         cartpole_data,
-        CARTPOLE,
         lambda: algorithm(SmoothedPPO, CARTPOLE, normalises=True, target_entropy_frac=0.9, **FEW),
         {"real_target": 0.9, "terminal_states": "absorbing", "gen_replay_buffer_capacity": 50},
     ),
     "gail_dqn": (
         GAIL,
         cartpole_data,
-        CARTPOLE,
         lambda: algorithm(DQN, CARTPOLE, train_freq=2, **BUFFER),
         {"reward_form": "log_d", "disc_learning_rate": 0.01},
     ),
     "airl": (
         AIRL,
         identity_data,
-        MASKED,
         lambda: algorithm(SmoothedMaskablePPO, MASKED, smoothing=0.1, **FEW),
         {"disc_opt_cls": torch.optim.RMSprop, "horizon": 10},
     ),
-    "airl_sac": (AIRL, pendulum_data, PENDULUM, lambda: algorithm(SAC, PENDULUM, train_freq=2, **BUFFER), {}),
+    "airl_sac": (AIRL, pendulum_data, lambda: algorithm(SAC, PENDULUM, train_freq=2, **BUFFER), {}),
 }
 
 
 def make_imitation(name: str) -> Any:
     """The trainer of a case."""
-    trainer_class, data, _, build, arguments = IMITATIONS[name]
+    trainer_class, data, build, arguments = IMITATIONS[name]
     model = build()
     if trainer_class is AIRL:
         reward = RewardNet(model.observation_space, model.action_space, net_arch=[4], use_action=True)
@@ -93,7 +84,7 @@ def make_imitation(name: str) -> Any:
 
 def imitation_file(name: str) -> File:
     """The file of a whole trainer."""
-    trainer_class, data, _, build, _ = IMITATIONS[name]
+    trainer_class, data, build, _ = IMITATIONS[name]
 
     def train_on(trainer: Any) -> Tensors:
         trainer.gen_algo.set_random_seed(3)
@@ -110,17 +101,13 @@ def imitation_file(name: str) -> File:
 
 def imitation_run(name: str, total: int = 160, cut: int = 110) -> Run:
     """A run that is cut off in a round."""
-    trainer_class, data, env, build, _ = IMITATIONS[name]
+    trainer_class, data, build, _ = IMITATIONS[name]
 
     def start(folder: Path | None) -> Any:
-        callbacks = (
-            [] if folder is None else [ExactCheckpointCallback(16, folder, keep=1), ConvertCallback(cut_at(cut))]
-        )
-        return make_imitation(name).learn(total, callbacks)
+        return make_imitation(name).learn(total, checkpoints(folder, cut))
 
     def resume(folder: Path) -> Any:
-        normalises = build().get_vec_normalize_env() is not None
-        run = trainer_class.resume(folder, data(), vec_env(env, normalises=normalises), device="cpu")
+        run = trainer_class.resume(folder, data(), build().get_env(), device="cpu")
         assert run.is_exact
         assert 0 < run.remaining_timesteps < total
         return run.trainer.learn(run.remaining_timesteps, run.callback, reset_num_timesteps=False)

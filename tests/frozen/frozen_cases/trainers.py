@@ -10,16 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frozen_cases.common import (
-    CutOffError,
-    File,
-    Run,
-    Tensors,
-    of_arrays,
-    of_module,
-    of_optimizer,
-    uniform,
-)
+from frozen_cases.common import CutOffError, File, Run, Tensors, of_arrays, of_module, of_optimizer, uniform
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import Classifier, GANTrainer, SelfTraining
 
