@@ -209,6 +209,8 @@ class RunFolder:
     def begin(self, *, resume: bool, own_up_to: int | None = None) -> Checkpoint | None:
         """The checkpoint to resume from; None: start at the beginning, in a folder that is free.
 
+        Temporary files of saves that a kill broke off are deleted when a run is resumed.
+
         Args:
             resume: whether a run is to be resumed. One that has no checkpoint yet starts at the beginning.
             own_up_to: checkpoints up to this one are of the run that begins here; None: it has none.
@@ -221,6 +223,7 @@ class RunFolder:
             self.check_free(own_up_to)
             return None
         check_writable_folder(self.name, self.path)
+        self.delete_leftovers()
         return self.latest()
 
     def save(

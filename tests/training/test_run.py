@@ -400,3 +400,16 @@ def test_the_samples_of_a_gan_keep_their_fingerprint(count: int, dtype: torch.dt
     data = torch.stack([steps / 8, -steps], 1).to(dtype)
     head, _ = described(data)
     assert fingerprint(head, data[spread_evenly(count, MOST)]) == digest
+
+
+def test_a_resumed_run_deletes_what_killed_saves_left(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, unit="step", resume="train(..., resume=True)")
+    folder.save(1, {}, {})
+    left, kept = tmp_path / ".checkpoint_2.zip.abcd1234.tmp", tmp_path / ".notes.tmp"
+    left.touch()
+    kept.touch()
+    checkpoint = folder.begin(resume=True)
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert not left.exists()
+    assert kept.exists()
