@@ -79,55 +79,55 @@ DATA = ("demonstrations", "validation")
 
 @final
 class BC(ActingModel):
-    """Clone demonstrations by supervised learning, with a target that keeps the policy from certainty.
+    """Behavioural cloning: supervised learning on demonstrations, with targets that keep the policy from certainty.
 
         loss = CE(smoothed target, pi) + kl_coef · KL(reference‖pi) + l2_coef / 2 · sum of squared parameters     (nats)
 
     Smoothing `a` towards the uniform is `(1 - a) · CE(hard target) + a · KL(uniform‖pi)` up to a constant, so that
     `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
-    cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. Of the demonstrations,
-    `action_masks` keep smoothing mass and policy off illegal actions, `weights` weigh the transitions (the mean is
-    divided by their sum), and `action_probs` replace the labels as soft targets, smoothed as labels are.
+    cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. The demonstrations may contain
+    `action_masks` (illegal actions get probability 0 in targets and policy), `weights` of the transitions (the loss is
+    the weighted mean) and `action_probs` (soft targets that replace the labels and are smoothed like them).
 
-    The agent is used as an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`), whose
-    timesteps are batches here. A seeded run repeats bit for bit; training draws from random generators of its own.
+    The agent is used like an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`); what
+    SB3 counts as timesteps are updates here. A seeded run repeats bit for bit; training has its own random state.
 
     Args:
         policy: `"MlpPolicy"`, `"CnnPolicy"`, `"MultiInputPolicy"`, sb3-contrib's as `"MaskableMlpPolicy"` and so on
-            (for acting under masks), an actor-critic policy class, or a policy that is built already.
+            (for acting under masks), an actor-critic policy class, or an instance of one.
         env_or_spaces: an environment (id, Gymnasium or VecEnv; only callbacks need one), `(observation_space,
             action_space)`, or None for the demonstrations' spaces.
-        demonstrations: what to clone; None for an agent that only acts. Memory-mapped ones are read block by block.
-        smoothing: alpha, or a schedule `"lin_0.1"`, or a `Smoothing`; or a list of such, one a MultiDiscrete dimension.
+        demonstrations: what to clone; None for an agent that only predicts. Memory-mapped data are read in blocks.
+        smoothing: alpha, a schedule `"lin_0.1"`, or a `Smoothing`; or a list, one for each MultiDiscrete dimension.
         kl_coef: coefficient of the KL term, 0 or more.
-        reference: of the KL term and of the tag `kl_reference`: None (uniform over the legal actions), or what
-            `Smoothing(reference=)` takes; or a list of such, one a MultiDiscrete dimension.
-        reference_std: Box only. The broad Gaussian's mean is the middle of the action space and its standard deviation
-            half the width (0 and 1 where there are no bounds), or this number.
-        action_bins: Box only. Cut each dimension into so many bins and clone them with a categorical policy, for which
-            `Smoothing(reference="exponential")` and the other ordinal schemes are made; None: a Gaussian policy.
+        reference: for the KL term and the tag `kl_reference`: None (uniform over the legal actions), or what
+            `Smoothing(reference=)` takes; or a list, one for each MultiDiscrete dimension.
+        reference_std: Box only: the standard deviation of the broad Gaussian; None: half the width of the action space
+            (1 without bounds). Its mean is the middle of the action space (0 without bounds).
+        action_bins: Box only: discretise each dimension into this many bins and clone them with a categorical policy,
+            for which the ordinal schemes, such as `Smoothing(reference="exponential")`, are made; None: a Gaussian.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
-        batch_size: transitions of one forward pass; an epoch's last batch may have fewer.
-        gradient_accumulation: forward passes of one update, which then equals one of `batch_size ·
-            gradient_accumulation` transitions. Batches (`total_batches`, `num_timesteps`, intervals) are updates.
-        max_grad_norm: to which the gradient's norm is clipped; None: not.
-        l2_coef: as imitation's `l2_weight`, over all parameters of the policy.
+        batch_size: transitions in a forward pass; an epoch's last batch may have fewer.
+        gradient_accumulation: forward passes per update, which then equals one update on `batch_size ·
+            gradient_accumulation` transitions. `total_batches`, `num_timesteps` and intervals count updates.
+        max_grad_norm: the gradient's norm is clipped to it; None: no clipping.
+        l2_coef: the coefficient of the L2 term over all parameters of the policy, as imitation's `l2_weight`.
         amp: forward passes in bfloat16 (losses stay in float32); meant for CUDA.
         validation: held-out demonstrations, for the tags `val_*` and early stopping.
-        validation_fraction: hold out this share of the episodes instead.
-        early_stopping_patience: stop after so many epochs without a lower validation loss (the smoothed one), and go
-            back to the best parameters; None: neither.
+        validation_fraction: hold out this fraction of the episodes instead.
+        early_stopping_patience: stop after this many epochs without a lower validation loss (with smoothed targets),
+            and restore the best parameters; None: neither.
         policy_kwargs: as SB3's.
-        seed: of the initial weights, the order of the data, dropout, evaluations; None: drawn from torch's generator.
+        seed: for initial weights, order of the data, dropout and evaluations; None: drawn from torch's generator.
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        checkpoint_folder: where checkpoints go that `resume` continues from; None: none are written.
-        checkpoint_every: batches from one checkpoint to the next.
+        checkpoint_folder: the folder for the checkpoints that `resume` continues from; None: none are written.
+        checkpoint_every: updates between two checkpoints.
         eval_env: environment of the evaluations; None: there are none.
-        eval_every: batches from one evaluation to the next; None: one at the end.
-        n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
+        eval_every: updates between two evaluations; None: one at the end.
+        n_eval_episodes: episodes with deterministic actions in each evaluation, and as many with sampled actions.
 
     Raises:
         TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
@@ -210,7 +210,7 @@ class BC(ActingModel):
             self.policy = build_policy(
                 policy, self.observation_space, policy_actions, rate, policy_kwargs=policy_kwargs, device=self.device
             )
-        with isolated_rng((self.seed + 1) % 2**32):  # whether the policy was built here or read from a file
+        with isolated_rng((self.seed + 1) % 2**32):  # the same whether the policy is built here or read from a file
             self._rng = rng_state()
         self.head = make_head(self.policy, policy_actions, reference_std)
         self.smoothings = as_smoothings(smoothing, self.head)
@@ -219,7 +219,7 @@ class BC(ActingModel):
 
         self.progress = Progress()
         self.n_envs = 1 if self.env is None else self.env.num_envs
-        self._first_epoch = 0  # of this run: a second run takes other orders than the first
+        self._first_epoch = 0  # of this run; a later run shuffles in new orders
         self._rate_changes = callable(learning_rate) or isinstance(learning_rate, str)
         self._watch = FiniteWatch(self.policy, data="demonstrations", model="policy")
         self._clock = Stopwatch()
@@ -232,7 +232,7 @@ class BC(ActingModel):
     def _take_data(
         self, demonstrations: Demonstrations | None, validation: Demonstrations | None, patience: int | None
     ) -> None:
-        """Split the demonstrations and move them to the device, with what reads them."""
+        """Split the demonstrations, and prepare both parts for training on the device."""
         self.fingerprints = [None if data is None else fingerprint(data) for data in (demonstrations, validation)]
         self.early_stopping: EarlyStopping | None = None
         if patience is not None:
@@ -262,11 +262,11 @@ class BC(ActingModel):
         )
         self._held_out = held_out
         if self._data is not None and not self._data.is_streamed:
-            _ = self._data.sample  # made here, before the first log line is due
+            _ = self._data.sample  # cached here, before the first log line needs it
 
     @property
     def measures(self) -> CloningMeasures:
-        """Measures of the policy on the demonstrations and the held-out ones, with the coefficients in force."""
+        """Measures of the policy on the demonstrations and the held-out ones, with the current coefficients."""
         own_reference = self.kl_coef == 0 and self.references is None
         return CloningMeasures(
             self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
@@ -274,7 +274,7 @@ class BC(ActingModel):
 
     @property
     def num_timesteps(self) -> int:
-        """The number of updates so far: what Stable-Baselines3's callbacks take for environment steps."""
+        """The number of updates so far; Stable-Baselines3's callbacks treat them as environment steps."""
         return self.progress.step
 
     @num_timesteps.setter
@@ -282,7 +282,7 @@ class BC(ActingModel):
         self.progress.step = count
 
     @property
-    def _total_timesteps(self) -> int:  # by the name that callbacks know from Stable-Baselines3, like the next one
+    def _total_timesteps(self) -> int:  # this name and the next are those that SB3's callbacks read
         return self.progress.end
 
     @property
@@ -291,7 +291,7 @@ class BC(ActingModel):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Updates of one pass over the demonstrations."""
+        """The number of updates in one pass over the demonstrations."""
         count = 0 if self._data is None else len(self._data)
         return -(-count // (self.batch_size * self.gradient_accumulation))
 
@@ -309,17 +309,17 @@ class BC(ActingModel):
     ) -> Self:
         """Train. Give exactly one of `total_epochs` and `total_batches`.
 
-        A second call trains on: with the same optimiser state, from new orders of the data, and counting anew unless
-        `reset_num_timesteps=False`. After `resume` it must have the same total as the call that was cut off.
+        A second call continues training with the same optimiser state and new orders of the data. It counts from 0
+        unless `reset_num_timesteps=False`. After `resume`, give the same total as in the interrupted call.
 
         Args:
             total_epochs: passes over the demonstrations.
             total_batches: updates.
             callback: SB3's callbacks, one or a list; `_on_step` is called after each update, `_on_rollout_*` never.
-            log_interval: batches from one log line to the next; there is always one at the end.
-            tb_log_name: of the run's folder in `tensorboard_log`.
+            log_interval: updates between two log lines; there is always one at the end.
+            tb_log_name: the name of the run's folder in `tensorboard_log`.
             reset_num_timesteps: as SB3's.
-            progress_bar: show one.
+            progress_bar: show a progress bar.
 
         Returns:
             The agent itself.
@@ -327,7 +327,7 @@ class BC(ActingModel):
         Raises:
             TypeError: a total or an interval is no whole number.
             ValueError: not exactly one total, or one below 1; no demonstrations; an argument that the file could not
-                keep; another total than that of the run that is resumed; a checkpoint folder with another run in it.
+                keep; a total that differs from the resumed run's; a checkpoint folder with another run in it.
             TrainingDivergedError: the loss or a parameter became NaN or infinite; no checkpoint is written then.
         """
         check_positive_int("log_interval", log_interval)
@@ -384,7 +384,7 @@ class BC(ActingModel):
         self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
 
     def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any) -> None:
-        """The loop: orders of the data, updates, and what is due after each."""
+        """The training loop: shuffle the data, update, and log, validate, evaluate and save at their intervals."""
         assert self._data is not None
         progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
         continues = stopping is None or not stopping.should_stop
@@ -414,7 +414,7 @@ class BC(ActingModel):
                     break
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
-        """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
+        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
         optimizer = self.policy.optimizer
         if self._rate_changes:
             set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
@@ -441,7 +441,7 @@ class BC(ActingModel):
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _finish(self) -> None:
-        """The last checkpoint, the best parameters, the last log line and evaluation."""
+        """Write the last checkpoint, restore the best parameters, and write the last log line and evaluation."""
         step, stopping = self.num_timesteps, self.early_stopping
         self._check_finite()
         if self.checkpoint_folder is not None:
@@ -454,7 +454,7 @@ class BC(ActingModel):
             self._evaluate()
         self.policy.set_training_mode(False)
 
-    # ---- what is due between updates: none of it moves the random generators
+    # ---- logs, validation, evaluation: none of these changes the state of training's random generators
 
     def _check_finite(self) -> None:
         """Raise TrainingDivergedError unless all losses and parameters so far are finite."""
@@ -462,7 +462,7 @@ class BC(ActingModel):
         self._watch.check(self.num_timesteps, self._minibatch_of, rate=rate, checkpoint_folder=self.checkpoint_folder)
 
     def _minibatch_of(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The transitions that an update was made from, by number, and what they hold."""
+        """The indices of the transitions in the minibatch of an update, and their tensors."""
         assert self._data is not None
         epoch, update = divmod(step - 1, self.batches_per_epoch)
         size = self.batch_size * self.gradient_accumulation
@@ -518,7 +518,7 @@ class BC(ActingModel):
         self.policy.set_training_mode(True)
 
     def _evaluate(self) -> None:
-        """Play in the evaluation environment, and draw how the policy's probabilities are distributed."""
+        """Evaluate in the evaluation environment, and log figures of the policy's action probabilities."""
         self._check_finite()
         with self._clock.paused():
             if self.eval_env is not None:
@@ -532,10 +532,10 @@ class BC(ActingModel):
         self.policy.set_training_mode(True)
 
     def evaluate(self) -> dict[str, float]:
-        """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
+        """Run `n_eval_episodes` with deterministic actions and as many with sampled ones, in `eval_env` or else `env`.
 
         Returns:
-            `mean_reward`, `std_reward`, `mean_ep_length`, and the same with `_sampled`.
+            `mean_reward`, `std_reward`, `mean_ep_length`, and the same names with `_sampled` for sampled actions.
 
         Raises:
             ValueError: there is no environment.
@@ -543,12 +543,12 @@ class BC(ActingModel):
         return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
 
     def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts where cloning ended.
+        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts with the clone's policy.
 
-        The algorithm's critic stays untrained: keep `learning_rate` or `clip_range` small until it is not.
+        The algorithm's critic is still untrained: keep `learning_rate` or `clip_range` small until it is fitted.
 
         Raises:
-            TypeError: `model` is no SB3 algorithm.
+            TypeError: `model` is not an SB3 algorithm.
             ValueError: spaces or architectures differ.
         """
         copy_actor(self.policy, model)
@@ -558,11 +558,11 @@ class BC(ActingModel):
     def save(self, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
         """Write an agent file (see `rlsmooth.agents.files.policy_file`) with policy, optimiser, arguments and counters.
 
-        Callables (`learning_rate`, a `Smoothing`'s alpha) can't be kept: to train on after `load`, pass them again.
+        Callables (`learning_rate`, a `Smoothing`'s alpha) are not stored: to train further after `load`, pass them.
 
         Args:
             path: `.zip` is added to a name without a suffix.
-            more: JSON-able values of the caller's, by names that are free; `load` passes over them.
+            more: JSON-able values of the caller, under names that the file does not use; `load` ignores them.
 
         Returns:
             The path written.
@@ -595,15 +595,15 @@ class BC(ActingModel):
 
         Args:
             path: the file.
-            env: an environment with the same spaces; acting needs none.
-            demonstrations: to train on; acting needs none.
+            env: an environment with the same spaces; `predict` needs none.
+            demonstrations: the data to train on; `predict` needs none.
             device: as SB3's.
-            policy_class: of a policy of your own.
-            custom_objects: `learning_rate`, `smoothing` and `reference` in place of the file's, and constructor
-                arguments of a policy of your own.
+            policy_class: the class of the policy, if it is your own.
+            custom_objects: `learning_rate`, `smoothing` and `reference` that replace the file's, and constructor
+                arguments of your own policy class.
 
         Raises:
-            SafeFileError: the file is damaged, no agent of this kind, or names a class that is not known.
+            SafeFileError: the file is damaged, is not a BC agent's, or names an unknown class.
             ValueError: spaces that differ.
         """
         return cls._read(
@@ -627,24 +627,24 @@ class BC(ActingModel):
     ) -> Self:
         """The agent of the last good checkpoint; `learn` with the same total then resumes the run.
 
-        On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. Callbacks start
-        anew: their own state is not kept.
+        On the CPU, the final parameters equal those of an uninterrupted run, bit for bit. Callbacks start afresh: their
+        state is not saved.
 
         Args:
-            checkpoint_folder: of the run.
+            checkpoint_folder: the `checkpoint_folder` of the run.
             env: an environment like the run's.
             demonstrations: the same as those of the run.
             validation: the same as those of the run, if they were given separately.
             eval_env: an evaluation environment like the run's.
-            tensorboard_log: the folder for TensorBoard files that the run had.
+            tensorboard_log: the run's folder for TensorBoard files.
             verbose: 0 nothing, 1 logs on the terminal.
             device: as SB3's.
-            policy_class: of a policy of your own.
-            custom_objects: in place of what the file has, as in `load`.
+            policy_class: the class of the policy, if it is your own.
+            custom_objects: replacements for what the file contains, as in `load`.
 
         Raises:
             SafeFileError: no checkpoint can be read.
-            ValueError: there is no run, or the demonstrations are others.
+            ValueError: there is no run, or the demonstrations differ from the run's.
         """
         run = _folder_of_run(checkpoint_folder)
         run.check_resumable()
@@ -708,7 +708,7 @@ class BC(ActingModel):
         return agent
 
     def _arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as a file holds them; a callable becomes None, see `decode_arguments`."""
+        """The constructor's arguments as a file stores them; a callable becomes None (see `decode_arguments`)."""
         special = {
             "smoothing": encode_smoothing(self.smoothings),
             "reference": encode_smoothing(self.references),
@@ -738,10 +738,10 @@ class BC(ActingModel):
         return _folder_of_run(self.checkpoint_folder)
 
     def _begin_checkpoints(self) -> None:
-        """Put into the folder what does not change during a run, and the run's first checkpoint.
+        """Write the resume file, with everything that stays constant during a run, and the run's first checkpoint.
 
-        Where an earlier run of the agent left checkpoints, the new one comes first: a kill in between then leaves a
-        pair that fits. Where there are none, the resume file alone is how the run began.
+        If an earlier run of this agent left checkpoints, the new checkpoint is written first, so that a kill between
+        the two writes leaves a matching pair. If there are none, the resume file alone describes the run's start.
         """
         run = self._run_folder()
         if run.steps():
@@ -772,7 +772,7 @@ class BC(ActingModel):
         self.policy.set_training_mode(True)
 
     def _restore_checkpoint(self) -> None:
-        """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
+        """Restore the latest checkpoint. A run that was killed before its first one restarts from the resume file."""
         checkpoint = self._run_folder().latest()
         self.is_resumed = True
         if checkpoint is None:
