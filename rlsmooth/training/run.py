@@ -1,15 +1,16 @@
 """The engine of every training run: services that a trainer's own loop calls.
 
-    Progress        where a call begins and ends; the same total when it is resumed
-    RunFolder       a folder of checkpoints: refuses another run's, saves, finds the latest good one
+    Progress        where a call begins, stands and ends; a resumed call keeps its total
+    RunFolder       a folder of checkpoints: refuses those of another run, saves, finds the latest good one
     FiniteWatch     stops a run whose loss or parameters are not finite (`TrainingDivergedError`)
-    EventLog        log values to TensorBoard, to the caller's function, and the progress bar
-    EarlyStopping   the best parameters by a validation loss
-    Stopwatch       seconds of training alone
-    check_…         refusals of a resumed run: other data, other arguments, a callable that is missing
+    EventLog        logs values to TensorBoard and the caller's function, and moves the progress bar
+    EarlyStopping   keeps the parameters with the lowest validation loss
+    Stopwatch       measures the seconds of training alone
+    check_…         refuse to resume a run with other data, other arguments, or a missing callable
 
-Nothing here calls a trainer: each keeps its own visible loop. What users read when a run is refused or breaks off is
-written here once, in the same words for BC, BCO, DAgger, GAIL, AIRL, `Classifier`, `SelfTraining` and `GANTrainer`.
+Nothing here calls a trainer: each trainer contains its own training loop. The messages of runs that are refused or stop
+are written here once, with the same words for BC, BCO, DAgger, GAIL, AIRL, `Classifier`, `SelfTraining` and
+`GANTrainer`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_ch
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
 
 RESUME_FILE = "resume.zip"
-"""The file in a run's folder that says how the run began: what checkpoints leave out because it never changes."""
+"""The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
 CHECKPOINT_FILE = r"checkpoint_\d+\.zip"
 SHOWN_SAMPLES = 8
 
@@ -48,8 +49,8 @@ class Progress:
 
     Attributes:
         step: how many are done, over all calls.
-        start: where the call began.
-        end: where it ends.
+        start: the value of `step` when the call began.
+        end: the value of `step` at which the call ends.
 
     Example:
         >>> progress = Progress()
@@ -65,17 +66,17 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """Of this call."""
+        """The number of steps of this call."""
         return self.end - self.start
 
     @property
     def remaining(self) -> float:
-        """The share of this call that is left before the next step: 1 at its start, 0 at its end."""
+        """The fraction of this call that remains before the next step: 1 at its start, 0 at its end."""
         return 1.0 - (self.step - self.start) / max(self.total, 1)
 
     @property
     def remaining_of_all(self) -> float:
-        """The share of all steps that is left, as Stable-Baselines3 counts where a call does not count anew."""
+        """The fraction of all steps that remains, as in SB3 with `reset_num_timesteps=False`."""
         return 1.0 - self.step / max(self.end, 1)
 
     @property
@@ -84,15 +85,15 @@ class Progress:
         return self.step >= self.end
 
     def begin(self, total: int, name: str, *, is_resumed: bool = False) -> None:
-        """Plan a call of `total` steps from where the run stands; a resumed one keeps the plan that it had.
+        """Plan a call of `total` steps that starts at the current step; a resumed call keeps its plan.
 
         Args:
-            total: of this call.
-            name: of the argument that said so, for example `"total_steps"`.
-            is_resumed: whether a call that was cut off continues.
+            total: the number of steps of this call.
+            name: the name of the argument that set it, for example `"total_steps"`.
+            is_resumed: whether this call continues an interrupted one.
 
         Raises:
-            ValueError: the call that was cut off had another total.
+            ValueError: the interrupted call had another total.
         """
         if not is_resumed:
             self.start, self.end = self.step, self.step + total
@@ -104,7 +105,7 @@ class Progress:
 
 
 class Stopwatch:
-    """Seconds of training, without what is done beside it.
+    """Measures the seconds of training, without those of evaluation, logging and saving.
 
     Example:
         >>> watch = Stopwatch()
@@ -123,7 +124,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens in the block."""
+        """Do not count the time that passes inside the `with` block."""
         before = time.perf_counter()
         try:
             yield
@@ -132,12 +133,12 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Since the last restart; never 0."""
+        """The seconds since the last restart; never 0."""
         return max(time.perf_counter() - self._since, 1e-9)
 
 
 def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate in force."""
+    """The current learning rate."""
     return float(optimizer.param_groups[0]["lr"])
 
 
@@ -153,11 +154,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class RunFolder:
     """A folder for the checkpoints of one run.
 
-    It is only a name and words, made where it is needed: nothing is read or written before a method is called.
+    The object stores only a path and texts for messages. Nothing is read or written before a method is called.
 
     Args:
-        folder: where it is.
-        name: of the argument that named it.
+        folder: its path.
+        name: the name of the argument that set it.
         unit: what a checkpoint's number counts: `"step"`, `"batch"`, `"epoch"`, `"round"`.
         resume: how a run in it is resumed, for messages: `"train(..., resume=True)"`.
 
@@ -178,7 +179,7 @@ class RunFolder:
         self.resume = resume
 
     def steps(self) -> list[int]:
-        """The numbers of the checkpoints in it, ascending, unread."""
+        """The numbers of the checkpoints in the folder, ascending, from their names alone."""
         return checkpoint_steps(self.path)
 
     def check_free(self, own_up_to: int | None = None) -> None:
@@ -241,7 +242,7 @@ class RunFolder:
             step: its number.
             config: JSON-able settings and counters.
             tensors: named groups of named tensors.
-            keeps_rng: False: the run draws each part from seeds of its own, so that the generators do not matter.
+            keeps_rng: False if each part of the run is seeded separately, so that the generators do not matter.
             keep: how many checkpoints to keep.
 
         Returns:
@@ -262,7 +263,7 @@ class RunFolder:
             SafeFileError: there are checkpoints, and none can be read.
 
         Warns:
-            RuntimeWarning: a damaged one was passed over, or the run will not repeat bit for bit.
+            RuntimeWarning: a damaged checkpoint was skipped, or the run will not repeat bit for bit.
         """
         checkpoint = latest_checkpoint(self.path)
         saved = None if checkpoint is None else checkpoint.config.get("execution")
@@ -271,20 +272,20 @@ class RunFolder:
         return checkpoint
 
     def delete_leftovers(self, *names: str) -> None:
-        """Delete the temporary files of saves in this folder that were killed.
+        """Delete the temporary files that killed saves left in this folder.
 
         Args:
-            names: regular expressions of file names beside the resume file's and the checkpoints'.
+            names: regular expressions of further file names, besides the resume file and the checkpoints.
         """
         delete_leftovers(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
 
 
 def delete_leftovers(folder: Path, *names: str) -> None:
-    """Delete the temporary files, as `atomic_file` names them, of killed saves of files with these names.
+    """Delete the temporary files that `atomic_file` leaves when a save of a file with one of these names is killed.
 
     Args:
-        folder: where to look, not below it.
-        names: regular expressions.
+        folder: the folder to search, without its subfolders.
+        names: regular expressions of file names.
     """
     temporary = re.compile(rf"\.({'|'.join(names)})\.\w{{8}}\.tmp")
     for path in folder.iterdir():
@@ -292,7 +293,7 @@ def delete_leftovers(folder: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
-# ---- what a run needs, and what a resumed one must have as it was
+# ---- checks of a run's arguments, and of those that a resumed run must have again
 
 
 def check_folder_given(folder: object, *, resume: bool) -> None:
@@ -300,7 +301,7 @@ def check_folder_given(folder: object, *, resume: bool) -> None:
 
     Args:
         folder: the trainer's `checkpoint_folder`.
-        resume: whether it is to be resumed.
+        resume: whether a run is to be resumed.
 
     Example:
         >>> check_folder_given(None, resume=False)
@@ -310,12 +311,12 @@ def check_folder_given(folder: object, *, resume: bool) -> None:
 
 
 def check_given(name: str, value: object, owner: str) -> None:
-    """Raise ValueError if `value`, without which there is nothing to learn from, is None.
+    """Raise ValueError if an argument that training needs is None.
 
     Args:
-        name: of the argument.
-        value: what it is.
-        owner: of the class that takes it.
+        name: the argument's name.
+        value: its value.
+        owner: the name of the class that has the argument.
 
     Example:
         >>> check_given("data", [1], "GANTrainer")
@@ -331,7 +332,7 @@ def check_no_missing(missing: Sequence[str], fix: str | None = None) -> None:
 
     Args:
         missing: names of such arguments.
-        fix: what to do; None: give it among `custom_objects`.
+        fix: the advice in the message; None: to pass it in `custom_objects`.
 
     Example:
         >>> check_no_missing(())
@@ -345,8 +346,8 @@ def check_given_again(saved: Mapping[str, object], given: Mapping[str, object], 
     """Raise ValueError unless a resumed run is given the data that it was started with.
 
     Args:
-        saved: name of the data to the fingerprint that the checkpoint holds.
-        given: the same of what is given now.
+        saved: the fingerprints in the checkpoint, by the name of the data.
+        given: the fingerprints of the data that are given now.
         run: the folder of the run.
 
     Example:
@@ -361,8 +362,8 @@ def check_same_arguments(saved: Mapping[str, object], given: Mapping[str, object
     """Raise ValueError unless a resumed run has the arguments that it was started with.
 
     Args:
-        saved: argument to value, as the checkpoint holds them.
-        given: the same of the trainer now, as JSON would hold them: lists, not tuples.
+        saved: the values in the checkpoint, by argument.
+        given: the trainer's current values, in the form that JSON has: lists, not tuples.
         run: the folder of the run.
 
     Example:
@@ -378,7 +379,7 @@ def check_same_arguments(saved: Mapping[str, object], given: Mapping[str, object
 
 
 def check_num_envs(saved: int, given: int) -> None:
-    """Raise ValueError unless a resumed run has as many environments as it had."""
+    """Raise ValueError unless a resumed run has as many environments as before."""
     if saved != given:
         raise ValueError(f"env has {given} environments, the run had {saved}: build as many.")
 
@@ -406,7 +407,7 @@ def fingerprint(*parts: str | Tensor | NDArray[Any]) -> str:
 
 
 def spread_evenly(count: int, most: int) -> Tensor:
-    """Up to `most` of the places 0 to `count - 1`, evenly spread: int64, on the CPU.
+    """Up to `most` of the indices 0 to `count - 1`, evenly spaced: int64, on the CPU.
 
     Example:
         >>> spread_evenly(10, 4).tolist()
@@ -424,7 +425,7 @@ class TrainingDivergedError(FloatingPointError):
 
     Attributes:
         step: the first step (counted from 1) whose loss or parameters are not finite.
-        rows: int64, which samples of the data it was trained on; those that hold such a number if there are any.
+        rows: int64, the indices of that step's samples in the data; only the non-finite samples, if there are any.
     """
 
     def __init__(self, message: str, step: int, rows: NDArray[np.int64]) -> None:
@@ -434,17 +435,17 @@ class TrainingDivergedError(FloatingPointError):
 
 
 MinibatchOf: TypeAlias = Callable[[int], tuple[Tensor, Sequence[Tensor]]]
-"""The minibatch of a step (counted from 1): int64 `[B]`, which samples of the data, and their tensors `[B, ...]`."""
+"""The minibatch of a step (counted from 1): int64 `[B]`, the indices of its samples, and their tensors `[B, ...]`."""
 
 
 class FiniteWatch:
-    """Stops a run whose loss or parameters are not finite, without a wait for the device at each step.
+    """Stops a run whose loss or parameters are not finite. Does not wait for the device at each step.
 
     Args:
-        modules: whose parameters must be finite.
+        modules: the modules whose parameters must be finite.
         losses_per_step: how many losses each step has.
-        data: what messages call the data.
-        model: what they call the modules.
+        data: the word for the data in messages.
+        model: the word for the modules in messages.
         learning_rate: the name of the argument to lower.
         can_clip: whether there is a `max_grad_norm` to set.
 
@@ -484,11 +485,11 @@ class FiniteWatch:
         self._checked = 0
 
     def add(self, *losses: Tensor) -> None:
-        """Keep a step's losses, detached and 0-dim, without a wait for them."""
+        """Store a step's losses (detached, 0-dim) without waiting for the device."""
         self.losses += losses
 
     def mean_loss(self) -> Tensor:
-        """Of all steps since `clear`, 0-dim on the device."""
+        """The mean loss of all steps since `clear`, 0-dim, on the device."""
         return torch.stack(self.losses).mean()
 
     def clear(self) -> None:
@@ -503,12 +504,12 @@ class FiniteWatch:
 
         Args:
             step: how many steps are done.
-            minibatch_of: asked only if something is not finite; None where minibatches are drawn and gone.
-            rate: the learning rate in force.
+            minibatch_of: called only if something is not finite; None if minibatches cannot be reproduced.
+            rate: the current learning rate.
             checkpoint_folder: where the last good checkpoint is, or None.
 
         Raises:
-            TrainingDivergedError: they are not; it names the first step whose loss is not.
+            TrainingDivergedError: one of them is not finite; the error names the first such step.
         """
         fresh = self.losses[self._checked :]
         parameters = [parameter.isfinite().all() for module in self.modules for parameter in module.parameters()]
@@ -549,7 +550,7 @@ def _divergence_error(
     argument: str,
     can_clip: bool,
 ) -> TrainingDivergedError:
-    """The error of a step, whose minibatch was `samples` (None: drawn and gone) with `values` `[B, ...]`."""
+    """The error of a step with the minibatch `samples` (None: cannot be reproduced) and its `values`, `[B, ...]`."""
     lower = f"lower {argument} (it was {learning_rate:g}){', or set max_grad_norm' if can_clip else ''}."
     seen = torch.zeros(0, dtype=torch.int64) if samples is None else samples.cpu()
     if samples is None:
@@ -580,17 +581,17 @@ def _divergence_error(
 
 
 OnLog: TypeAlias = Callable[[int, Mapping[str, float]], object]
-"""The caller's function of a step and the numbers of a log line, by tag."""
+"""The caller's function; it is called with the step and the values of a log line, by tag."""
 
 
 class EventLog:
     """Log values to TensorBoard and to the caller's function, and move the progress bar. A context manager.
 
-    Agents log to Stable-Baselines3's `Logger` instead, and take the bar from `open_progress_bar`.
+    Agents log to Stable-Baselines3's `Logger` instead, and get their progress bar from `open_progress_bar`.
 
     Args:
         tensorboard: the folder for TensorBoard's files; None: none are written.
-        resumed_at: the step that a resumed run stands at: what it logged after that before it was killed is dropped.
+        resumed_at: the step from which a run is resumed; TensorBoard drops what the killed run logged after it.
         on_log: called with the step and the values of each `write`.
         bar: `(total, done, unit)` of a progress bar; None: none is shown.
 
@@ -654,8 +655,8 @@ def open_progress_bar(total: int, done: int, unit: str, *, shown: bool = True) -
     """A progress bar of tqdm's: `update(n)`, `set_postfix_str(text)`, `close()`; a context manager.
 
     Args:
-        total: where it ends.
-        done: where it begins.
+        total: the bar's end.
+        done: the bar's start.
         unit: what it counts.
         shown: False: nothing is printed.
     """
@@ -667,13 +668,13 @@ def open_progress_bar(total: int, done: int, unit: str, *, shown: bool = True) -
 
 
 def append_values(history: dict[str, list[float]], values: Mapping[str, float]) -> None:
-    """Add a log line to a history: by name one number a line."""
+    """Append the values of a log line to a history, which has one list for each name."""
     for name, value in values.items():
         history.setdefault(name, []).append(value)
 
 
 def log_line(head: str, values: Mapping[str, float], names: Sequence[str]) -> str:
-    """A log line as text, of those of `names` that there are.
+    """A log line as text, with those of `names` that are in `values`.
 
     Example:
         >>> log_line("epoch 1/2", {"loss": 0.25, "accuracy": 1.0}, ("loss", "val_loss"))
@@ -689,12 +690,12 @@ class EarlyStopping:
     """Keeps the parameters of the lowest validation loss.
 
     Args:
-        patience: how many validations in succession may bring nothing better before training stops.
+        patience: stop after this many validations in succession without a lower loss.
 
     Attributes:
-        best_loss: the lowest so far; infinity before the first.
-        best_step: when it was.
-        validations_without_gain: since then.
+        best_loss: the lowest loss so far; infinity before the first validation.
+        best_step: the step of that loss.
+        validations_without_gain: the number of validations since then.
     """
 
     def __init__(self, patience: int) -> None:
@@ -722,7 +723,7 @@ class EarlyStopping:
             self.validations_without_gain += 1
 
     def restore(self, module: nn.Module, step: int) -> bool:
-        """Put the best parameters back; return whether they are of an earlier step than `step`."""
+        """Restore the best parameters. Returns False, and does nothing, if `step` is the best or none are stored."""
         if not self.parameters or self.best_step == step:
             return False
         module.load_state_dict(self.parameters)
@@ -737,7 +738,7 @@ class EarlyStopping:
         }
 
     def load(self, config: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Continue from what `to_config` and `parameters` were."""
+        """Restore the state from `to_config` and `parameters`."""
         self.best_loss = float(config["best_loss"])
         self.best_step = int(config["best_step"])
         self.validations_without_gain = int(config["validations_without_gain"])
