@@ -1,4 +1,4 @@
-"""`Smoothing`: the recipe of label smoothing that agents and trainers take."""
+"""`Smoothing`: the settings of label smoothing, as agents and trainers accept them."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Smoothing:
     Attributes:
         alpha: the mass that leaves the label for the reference. A number at most 1; a schedule, as a callable of the
             progress remaining (1 at the start, 0 at the end, as in SB3) or as `"lin_0.1"` (from 0.1 down to 0);
-            a tensor that broadcasts over the batch; or None (trees and ordinal schemes only): the whole distribution
-            that the reference gives, label included. 0 means exactly the hard target.
+            a tensor that broadcasts over the batch; or None (trees and ordinal schemes only): the target is the
+            reference's whole distribution, label included. 0 means exactly the hard target.
         reference: `"uniform"`; a prior `[K]`; a similarity kernel `[K, K]`; a `Tree`; or the name of an ordinal scheme
             (`"adjacent"`, `"triangular"`, `"binomial"`, `"poisson"`, `"beta"`, `"exponential"`).
-        spread: of `"uniform"`: over `"all"` classes or the `"others"`.
-        decay: of a `Tree` (per edge) and of `"exponential"`.
-        power: of `"exponential"`.
-        width: of `"triangular"`.
-        concentration: of `"beta"`.
-        edge: of `"adjacent"`.
+        spread: for `"uniform"`: over `"all"` classes, or over the `"others"` without the label.
+        decay: for a `Tree` (per edge) and for `"exponential"`.
+        power: for `"exponential"`.
+        width: for `"triangular"`.
+        concentration: for `"beta"`.
+        edge: for `"adjacent"`.
 
     Raises:
         TypeError: an alpha or reference of an unknown kind.
@@ -103,16 +103,16 @@ class Smoothing:
 
     @property
     def is_constant(self) -> bool:
-        """Whether alpha stays the same over a run, so that targets can be made once."""
+        """Whether alpha stays the same over a run, so that targets can be computed once."""
         return not (isinstance(self.alpha, str) or callable(self.alpha))
 
     def alpha_at(self, progress: float = 1.0) -> float | Tensor | None:
-        """Alpha in force when `progress` (1 at the start, 0 at the end) remains."""
+        """Alpha at the progress remaining, `progress` (1 at the start, 0 at the end)."""
         if isinstance(self.alpha, str):
             return _linear(self.alpha) * progress
         if callable(self.alpha):
             value = self.alpha(progress)
-            # A tensor's value is the builder's to check: reading it would wait for the device.
+            # The target's builder checks the value of a tensor: reading it here would wait for the device.
             check_alpha(value, torch.Size(), values=False)
             return value
         return self.alpha
@@ -129,14 +129,14 @@ class Smoothing:
 
         Args:
             labels: int64 `[...]`.
-            num_classes: `K`; must be what the reference is made for.
+            num_classes: `K`; must agree with the reference.
             mask: bool, broadcasts to `[..., K]`; True = legal.
-            progress: remaining, 1 at the start, for a schedule.
-            validate: False skips what waits for the device; a trainer that has checked its data set passes it.
+            progress: the progress remaining, 1 at the start, for a schedule.
+            validate: False skips the checks that wait for the device, for trainers that have checked their data set.
 
         Raises:
-            TypeError: as the builders.
-            ValueError: as the builders; or a reference made for another number of classes.
+            TypeError: as the builders of targets, such as `uniform`.
+            ValueError: as those builders; or the reference is made for another number of classes.
         """
         labels = to_labels(labels)
         alpha = self.alpha_at(progress)
@@ -156,9 +156,9 @@ class Smoothing:
         key = (num_classes, include_label, device)
         table = self._tables.get(key)
         if table is None:
-            with torch.inference_mode(False):  # it is kept, and may serve a training that comes later
+            with torch.inference_mode(False):  # it is cached, and a later training may use it
                 table = self._make_table(num_classes, include_label).to(device, weight_dtype(device))
-            if not torch.compiler.is_compiling():  # a compiler's tensor is no table
+            if not torch.compiler.is_compiling():  # a tensor of the compiler's tracing must not be cached
                 self._tables[key] = table
         return table
 
@@ -183,10 +183,10 @@ class Smoothing:
         return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
 
     def to_config(self) -> dict[str, Any]:
-        """The recipe as JSON can hold it; `Smoothing.from_config` reads it back.
+        """The settings as JSON-able values; `Smoothing.from_config` reads them.
 
         Raises:
-            ValueError: alpha is a callable, which no file of data can hold; `"lin_…"` can be kept.
+            ValueError: alpha is a callable, which a file without code cannot contain; use `"lin_…"` instead.
         """
         if callable(self.alpha) and not isinstance(self.alpha, Tensor):
             raise ValueError('A callable alpha can\'t be written to a file: use a number or "lin_…".')
@@ -209,10 +209,10 @@ class Smoothing:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Smoothing:
-        """The recipe that `to_config` wrote.
+        """The `Smoothing` with the settings that `to_config` wrote.
 
         Raises:
-            ValueError: a key that is missing or unknown; and as the class.
+            ValueError: a key is missing or unknown, or a value is refused by `Smoothing`.
         """
         known = {entry.name for entry in fields(Smoothing) if entry.init}
         if set(config) != known:
