@@ -41,10 +41,10 @@ from rlsmooth.targets import Smoothing, as_smoothing
 
 
 def training_smoothing(value: ScheduleLike | Smoothing) -> Smoothing:
-    """An algorithm's `smoothing=` argument, whose alpha is the coefficient of KL(reference‖pi), as a `Smoothing`.
+    """Convert an algorithm's `smoothing=` to a `Smoothing`, whose alpha is the coefficient of KL(reference‖pi).
 
     Raises:
-        TypeError: it is neither a callable nor what `as_smoothing` takes.
+        TypeError: it is neither a callable nor a value that `as_smoothing` accepts.
         ValueError: alpha is below 0, None, or not a single number.
 
     Example:
@@ -70,10 +70,10 @@ def training_smoothing(value: ScheduleLike | Smoothing) -> Smoothing:
 
 
 def coefficient_at(smoothing: Smoothing, progress: float) -> float:
-    """The coefficient in force when `progress` remains.
+    """The coefficient at the progress remaining, `progress`.
 
     Raises:
-        ValueError: a schedule gave a number below 0.
+        ValueError: a schedule returned a number below 0.
 
     Example:
         >>> coefficient_at(training_smoothing(0.1), 0.5)
@@ -98,12 +98,12 @@ def check_policy_class(policy_class: type, *, is_smoothed: bool, floor: Schedule
 def policy_arguments_of(
     policy_kwargs: Mapping[str, Any], smoothing: Smoothing, *, is_smoothed: bool, floor: ScheduleLike
 ) -> dict[str, Any]:
-    """The policy's arguments, with the smoothing's reference where it has one of its own.
+    """The policy's arguments, with the reference of `smoothing` unless that is the default.
 
-    The uniform reference is the default and leaves the policy's as it is.
+    The uniform reference is the default; with it, a reference in `policy_kwargs` is kept.
 
     Raises:
-        ValueError: reference or floor are in both places and differ.
+        ValueError: the reference or the floor is given in both places, with different values.
     """
     arguments = dict(policy_kwargs)
     if not is_zero(floor) and arguments.get("exploration_floor", floor) != floor:
@@ -150,8 +150,8 @@ def check_clone(bc_agent: BC, smoothing: ScheduleLike | Smoothing) -> None:
     """Check that an on-policy algorithm can start from the clone.
 
     Raises:
-        TypeError: it is no `BC`.
-        ValueError: its actions are binned or do not count from 0; `smoothing` has a reference of its own.
+        TypeError: it is not a `BC`.
+        ValueError: its actions are binned or do not count from 0; `smoothing` has a reference other than the default.
     """
     if not isinstance(bc_agent, BC):
         raise TypeError(f"bc_agent must be an rlsmooth.agents.BC, got {type(bc_agent).__name__}: load it by BC.load.")
@@ -173,10 +173,10 @@ def check_clone(bc_agent: BC, smoothing: ScheduleLike | Smoothing) -> None:
 
 
 def smoothed_form(policy: BasePolicy, aliases: Mapping[str, type[BasePolicy]], algorithm: str) -> type[BasePolicy]:
-    """The algorithm's form of a cloned policy's class, from its policies by alias.
+    """The smoothed counterpart of a cloned policy's class, among the policies that the algorithm has by alias.
 
     Raises:
-        TypeError: the algorithm has no form of it.
+        TypeError: the algorithm has no counterpart of it.
     """
     name = type(policy).__name__.removeprefix("Smoothed")
     is_maskable = name.startswith("Maskable")
@@ -198,7 +198,7 @@ def smoothed_form(policy: BasePolicy, aliases: Mapping[str, type[BasePolicy]], a
 
 
 def layer_arguments(bc_agent: BC) -> dict[str, Any]:
-    """The policy's arguments that decide its layers."""
+    """Those arguments of the cloned policy that determine its layers."""
     is_box = isinstance(bc_agent.action_space, spaces.Box)
     left_out = (*NOT_COPIED, *SMOOTHED_ONLY, *(() if is_box else GAUSSIAN_ONLY))
     found = {name: value for name, value in constructor_arguments(bc_agent.policy).items() if name not in left_out}
@@ -212,12 +212,12 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
 
         loss = vf_coef · mean((returns - V)²)
 
-    A features extractor that actor and critic share stays as it is, and so do statistics of normalisation layers.
+    A features extractor that actor and critic share is not changed, nor are the statistics of normalisation layers.
 
     Args:
-        algorithm: PPO, A2C, MaskablePPO, with a full rollout.
+        algorithm: PPO, A2C or MaskablePPO, with a full rollout buffer.
         n_epochs: passes over the rollout.
-        batch_size: steps in one gradient step; None: all.
+        batch_size: samples of a minibatch; None: the whole rollout.
     """
     policy = algorithm.policy
     policy.set_training_mode(False)
@@ -244,25 +244,25 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
 
 
 class SmoothedTraining(OnPolicyAlgorithm):
-    """A base to put before an on-policy algorithm in the bases of a class; see `SmoothedPPO` for the arguments.
+    """A mixin that adds smoothing to an on-policy algorithm of SB3; see `SmoothedPPO` for the arguments.
 
     With everything off, `train` is the parent's. With smoothing on, the parent's `train` runs with `ent_coef = 1` while
     the policy returns `ent_coef · H(pi) - alpha · KL(reference‖pi)` where the parent expects an entropy, so that its
-    loss, `policy loss - ent_coef · mean(entropy term) + vf_coef · value loss`, holds both with their own coefficients.
+    loss, `policy loss - ent_coef · mean(entropy term) + vf_coef · value loss`, contains both with their coefficients.
 
     Attributes:
         smoothing: its alpha is the coefficient of KL(reference‖pi). A number or schedule may be assigned between two
             calls of `learn`; a reference is read when the algorithm is built or loaded.
         target_entropy_frac: the target as a fraction of log n_legal, or None.
         target_entropy_nats: the target in nats, or None.
-        exploration_floor: the argument; `policy.exploration_floor` is the floor in force.
-        entropy_target: the feedback that finds alpha, or None.
+        exploration_floor: the argument; `policy.exploration_floor` is the current floor.
+        entropy_target: the feedback that adjusts alpha, or None.
         reference_policy: a frozen policy whose distribution is the reference of the KL term, or None.
-        value_warmup_left: environment steps for which only the critic will be trained.
+        value_warmup_left: the remaining environment steps for which only the critic is trained.
     """
 
     MEASURE_EVERY = 0
-    """Environment steps that must pass between two measurements of the policy; 0: measured at each update."""
+    """The minimum of environment steps between two measurements of the policy; 0: measure at each call of `train`."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         self._has_reference_policy = False
         self._rollout_floor: float | None = None
         self._measured_at: int | None = None
-        # The entropy target's own state, which exists even when `load` is given arguments without a target.
+        # The entropy target's state. It exists even when `load` is given arguments without a target.
         self._entropy_state = torch.zeros(2)
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -305,21 +305,21 @@ class SmoothedTraining(OnPolicyAlgorithm):
         """Continue training a cloned policy, which stays the reference of the KL term (kickstarting).
 
         The actor starts with the clone's weights. First only the critic is trained, on rollouts of the clone, since the
-        advantages of an untrained one would soon spoil the actor; then `smoothing` times KL(clone‖pi) keeps the policy
-        near the clone, less and less.
+        advantages of an untrained one would soon ruin the actor. Then the penalty `smoothing` times KL(clone‖pi) keeps
+        the policy near the clone; by default, it falls to 0.
 
         Args:
-            bc_agent: from `BC(...)` or `BC.load`, without `action_bins`.
-            env: with the agent's spaces (normalised as the demonstrations were).
-            policy: a class for an agent whose policy has a class of its own; None: the smoothed form of the agent's.
+            bc_agent: a trained or loaded `BC`, without `action_bins`.
+            env: an environment with the agent's spaces (and the normalisation of the demonstrations).
+            policy: the policy class, needed if the agent's policy is a class of your own; None: its smoothed form.
             smoothing: the coefficient of KL(clone‖pi): a number, a schedule such as `"lin_0.1"`, or 0 for no KL.
             exploration_floor: the share of the reference in the behaviour policy, a number or a schedule.
             value_warmup_steps: environment steps of the first phase, rounded up to whole rollouts; 0: none.
-            policy_kwargs: added to those that the agent's layers need.
-            arguments: the algorithm's, by name.
+            policy_kwargs: added to the arguments that the agent's layers need.
+            arguments: further arguments of the algorithm, by name.
 
         Raises:
-            TypeError: `bc_agent` is no `BC`; its policy's class has no smoothed form, or another algorithm's.
+            TypeError: `bc_agent` is not a `BC`, or this algorithm has no smoothed form of its policy's class.
             ValueError: spaces or architectures differ, binned actions, actions that do not count from 0.
 
         Source:
@@ -357,25 +357,25 @@ class SmoothedTraining(OnPolicyAlgorithm):
 
     @property
     def is_smoothed(self) -> bool:
-        """Whether KL(reference‖pi) is part of the loss, even while a schedule has its coefficient at 0."""
+        """Whether KL(reference‖pi) is part of the loss, even while its coefficient is 0 because of a schedule."""
         return not self.smoothing.is_off or self.target_entropy_frac is not None or self.target_entropy_nats is not None
 
     @property
     def alpha(self) -> float:
-        """The coefficient of KL(reference‖pi) in force; with an entropy target, it waits for the device."""
+        """The current coefficient of KL(reference‖pi). With an entropy target, reading it waits for the device."""
         if self.entropy_target is not None:
             return float(self.entropy_target.coefficient())
-        # The last rollout ends beyond the total where that is no multiple of its size: SB3's progress is then below 0.
+        # If the total is not a multiple of the rollout's size, the last rollout exceeds it: SB3's progress is below 0.
         return coefficient_at(self.smoothing, max(self._current_progress_remaining, 0.0))
 
     def _setup_model(self) -> None:
-        # All checks are here: `load` calls this after it has put the file's attributes, and the caller's, in place.
+        # All checks are here because `load` calls this after it has set the attributes of the file and of the caller.
         self.smoothing = training_smoothing(self.smoothing)
         check_targets(self.target_entropy_frac, self.target_entropy_nats, self.smoothing, self.action_space)
         check_schedule("exploration_floor", self.exploration_floor, low=0.0, high=1.0)
         check_policy_class(self.policy_class, is_smoothed=self.is_smoothed, floor=self.exploration_floor)
         given = self.policy_kwargs
-        # For the time of the building: the arguments that are kept, shown and saved stay the caller's own.
+        # Only while the policy is built: the arguments that are stored, shown and saved remain those of the caller.
         self.policy_kwargs = policy_arguments_of(
             given, self.smoothing, is_smoothed=self.is_smoothed, floor=self.exploration_floor
         )
@@ -390,7 +390,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
             self._set_floor(self._rollout_floor if is_schedule else None, self._current_progress_remaining)
         if self._has_reference_policy:
             self.keep_reference_policy()
-            if not self.is_smoothed:  # off by an argument of `load`: `ent_coef` is then of the entropy again
+            if not self.is_smoothed:  # turned off by an argument of `load`: `ent_coef` applies to the entropy again
                 assert isinstance(self.policy, SmoothedPolicy)
                 self.policy.set_reference_policy(None)
         if self.target_entropy_frac is not None or self.target_entropy_nats is not None:
@@ -415,17 +415,17 @@ class SmoothedTraining(OnPolicyAlgorithm):
         n_rollout_steps: int,
         use_masking: bool | None = None,
     ) -> bool:
-        """Collect as the parent does, with the exploration floor of this rollout, which its updates will use again.
+        """Collect a rollout as the parent does. The exploration floor is set here and kept for the updates that follow.
 
         Args:
             env: the environments.
             callback: called at each step.
-            rollout_buffer: filled.
+            rollout_buffer: the buffer to fill.
             n_rollout_steps: steps of each environment.
-            use_masking: MaskablePPO's own argument; the others don't take it.
+            use_masking: an argument of MaskablePPO only.
         """
         if not is_zero(self.exploration_floor) or self._rollout_floor:  # or it was on until now
-            # In the first rollout of a second `learn`, SB3's own progress is still that of the first one's end.
+            # In the first rollout of a second `learn`, SB3's own progress is still that at the end of the first call.
             total = self._total_timesteps
             progress = 1.0 - self.num_timesteps / total if total else self._current_progress_remaining
             self._set_floor(None, max(progress, 0.0))
@@ -433,7 +433,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *more)
 
     def train(self) -> None:
-        """Update the policy as the parent does, with smoothing if it is on; in the warm-up, fit the critic alone."""
+        """Update the policy as the parent does, with smoothing if it is on. During the warm-up, fit only the critic."""
         self.smoothing = training_smoothing(self.smoothing)  # the user may have assigned a number
         self._record_policy()
         if self.value_warmup_left > 0:
@@ -464,11 +464,11 @@ class SmoothedTraining(OnPolicyAlgorithm):
                 "evaluate_actions or distribution does not ask SmoothedPolicy's for the entropy. Call "
                 "super().evaluate_actions there, and put SmoothedPolicy before the class that has them."
             )
-        # The parent has recorded the mean of the term; with everything off its tag is the mean of -H(pi).
+        # The parent has recorded the mean of the whole term; this restores the tag's usual meaning, -H(pi).
         self.logger.record("train/entropy_loss", -term.mean_entropy())
 
     def _record_policy(self) -> None:
-        """Record the policy's measures before the update, and the alpha and floor in force."""
+        """Record the measures of the policy before the update, and the current alpha and floor."""
         policy, steps = self.policy, self.num_timesteps
         self.logger.record("train/smoothing", self.alpha)
         floor = policy.exploration_floor if isinstance(policy, SmoothedPolicy) else 0.0
@@ -499,7 +499,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         self.policy.set_reference_policy(frozen)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
-        # The parent's advice goes by the name of its own policy.
+        # The parent gives its advice only for policies of this name.
         is_ours = isinstance(self.policy, SmoothedPolicy)
         super()._maybe_recommend_cpu(f"Smoothed{mlp_class_name}" if is_ours else mlp_class_name)
 
@@ -535,29 +535,29 @@ class SmoothedPPO(SmoothedTraining, PPO):
     With all three off it equals `stable_baselines3.PPO` bit for bit. It is used as PPO is: callbacks, `predict`,
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
-    Tags under `train/`, before each update and on at most 2048 of the rollout's states: `policy_entropy`,
-    `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and `smoothing` and `exploration_floor`, which are
-    in force then. `entropy_loss` is -H(pi), as the parent's, whatever else is on.
+    Tags under `train/`, measured before each call of `train` on at most 2048 states of the rollout: `policy_entropy`,
+    `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing` and
+    `exploration_floor`. `entropy_loss` is -H(pi), as in the parent, whichever options are on.
 
     Args:
-        policy: as PPO's; the names stand for the smoothed policies. With everything off any actor-critic policy
-            will do, else it must be a `SmoothedPolicy`.
+        policy: as PPO's; the names select the smoothed policies. With everything off, any actor-critic policy is
+            allowed; otherwise it must be a `SmoothedPolicy`.
         env: as PPO's.
         args: PPO's further arguments.
         smoothing: alpha, the coefficient of KL(reference‖pi): a number in [0, 1], `"lin_0.1"` (from 0.1 down to 0), a
-            callable of the progress remaining, or a `Smoothing` with another reference than the uniform one over the
-            legal actions (a Box: a broad Gaussian). `policy_kwargs=dict(reference=...)` can give
-            the reference as well.
-        target_entropy_frac: find alpha in [1e-6, 1e2] by feedback so that H / log n_legal of the behaviour policy, as a
-            mean over states with at least two legal actions, stays at or above this; in (0, 1], not for a Box.
-            A number as `smoothing` is then the alpha to start from.
-        target_entropy_nats: a target for H in nats; a Box's is differential and may be negative.
+            callable of the progress remaining, or a `Smoothing`, which can also set the reference. By default, that is
+            uniform over the legal actions (for a Box, a broad Gaussian). `policy_kwargs=dict(reference=...)` can set
+            it, too.
+        target_entropy_frac: adjust alpha in [1e-6, 1e2] by feedback so that H / log n_legal of the behaviour policy,
+            averaged over states with at least two legal actions, stays at or above this; in (0, 1], not for a Box.
+            A number given as `smoothing` is then the initial alpha.
+        target_entropy_nats: the same with H in nats; for a Box, H is a differential entropy and may be negative.
         exploration_floor: draw actions from `(1 - floor) · pi + floor · reference`; a number in [0, 1], `"lin_0.1"`, or
-            a callable of the progress remaining. It is fixed for a rollout and its updates.
+            a callable of the progress remaining. It is constant during a rollout and its updates.
         kwargs: PPO's further arguments by name.
 
     Raises:
-        TypeError: an argument of another kind; a policy that is no `SmoothedPolicy` while something is on.
+        TypeError: an argument of another kind; a policy that is not a `SmoothedPolicy` while an option is on.
         ValueError: a number out of range, both targets, a target above the reference's entropy or together with a
             schedule, a fraction for a Box, a reference or floor in `policy_kwargs` that differs.
 
@@ -577,8 +577,8 @@ class SmoothedA2C(SmoothedTraining, A2C):
 
     The policy is measured every 500 environment steps.
 
-    The arguments are A2C's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
-    `exploration_floor` of `SmoothedPPO`.
+    The arguments are those of A2C, plus `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
+    `exploration_floor` as in `SmoothedPPO`.
 
     Example:
         >>> model = SmoothedA2C("MlpPolicy", "CartPole-v1", exploration_floor="lin_0.1", seed=0, device="cpu")
