@@ -20,65 +20,66 @@ RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
 
 @final
 class GAIL(AdversarialImitation):
-    """Imitate by a discriminator: the generator is paid for transitions that look like the expert's (Ho & Ermon 2016).
+    """GAIL (Ho & Ermon 2016): the generator is rewarded for transitions that the discriminator takes for the expert's.
 
     With D the discriminator's probability that a transition is the expert's, the discriminator minimises
 
         CE(real_target, D(expert)) / 2 + CE(fake_target, D(generator)) / 2     (nats)
 
-    and the generator maximises the sum of `-log(1 - D)`, or of one of the other forms. With densities `p_E` and `p_G`
-    and targets a and b the best D is `(a p_E + b p_G) / (p_E + p_G)`: one-sided smoothing (`real_target=0.9`) caps the
-    logit at `log(a / (1 - a))`, and the reward with it. At the equilibrium, `p_E = p_G`, the logit is
-    `log((a + b) / (2 - a - b))` instead of 0; `correct_offset` takes that off, so that the cap of the reward becomes
-    `-log(1 - sigmoid(log(a / (1 - a)) - offset))`.
+    and the generator maximises the return of the reward `-log(1 - D)`, or of another `reward_form`. For densities `p_E`
+    and `p_G` and targets a and b, the optimal D is `(a p_E + b p_G) / (p_E + p_G)`: one-sided smoothing
+    (`real_target=0.9`) caps the logit at `log(a / (1 - a))`, and the reward with it. At the equilibrium, `p_E = p_G`,
+    the logit is `log((a + b) / (2 - a - b))` instead of 0; `correct_offset` subtracts this offset, so that the cap of
+    the reward becomes `-log(1 - sigmoid(log(a / (1 - a)) - offset))`.
 
-    Where episodes terminate early, the sign of the reward alone makes the generator live long or terminate soon,
-    whatever the expert does. `terminal_states="absorbing"` (Kostrikov et al. 2019, Discriminator-Actor-Critic) lets the
-    terminal state lead to an absorbing one, which the discriminator judges too and which earns its reward for ever
-    after. That reward is taken off every step instead, which moves all returns by the same constant: termination is
-    worth 0, and a step what it is better than having terminated. A `reward_net` of your own must then give absorbing
-    transitions one score. Both sides are drawn from as if each had terminated once more than was seen (Laplace's rule
-    of succession), since else D of an absorbing state that only one side knows would go to 0 or 1, and the reward of
-    every step with it. `"as_is"` leaves all that out, as imitation does with `allow_variable_horizon=True`.
+    If episodes can terminate early, the sign of the reward alone makes the generator survive long or terminate soon,
+    whatever the expert does. With `terminal_states="absorbing"` (Kostrikov et al. 2019, Discriminator-Actor-Critic), a
+    terminal state leads to an absorbing state, which the discriminator scores too and which earns its reward for ever.
+    The implementation subtracts that reward from every step instead, which shifts all returns by the same constant:
+    termination is worth 0, and a step is worth as much as it is better than having terminated. Your own `reward_net`
+    must then give all absorbing transitions the same score. Minibatches of both sides are drawn as if each side had
+    terminated once more than observed (Laplace's rule of succession). Otherwise, D of an absorbing state that only one
+    side reaches would go to 0 or 1, and the reward of every step would follow. `"as_is"` does nothing of this, like
+    imitation with `allow_variable_horizon=True`.
 
     Args:
-        demonstrations: the expert's. `next_observations` are only needed where the reward net reads them.
+        demonstrations: the expert's. `next_observations` are needed only if the reward net uses them.
         gen_algo: an algorithm of SB3 or sb3-contrib with its environment, smoothed ones included. An outermost
             `VecNormalize` is allowed: the discriminator sees raw observations.
-        reward_net: the discriminator's logit, of `Transitions`, `[B]`; None: a `RewardNet` of observation and action.
+        reward_net: maps `Transitions` to the discriminator's logits `[B]`; None: `RewardNet` of observation and action.
         reward_form: `"minus_log_one_minus_d"` (`>= 0`, the usual one), `"log_d"` (`<= 0`) or `"logit"` (their sum,
             which has both signs).
-        demo_batch_size: the expert's transitions in a discriminator update, and as many of the generator's; drawn with
-            replacement, so that it may be larger than the demonstrations.
-        demo_minibatch_size: transitions of each side that one backward pass takes, a divisor of `demo_batch_size`; the
-            gradients are added up. The result is that of one pass but for rounding and the network's running
+        demo_batch_size: the number of expert transitions in a discriminator update, which has as many of the generator;
+            drawn with replacement, so that it may exceed the number of demonstrated transitions.
+        demo_minibatch_size: transitions of each side per backward pass, a divisor of `demo_batch_size`; gradients are
+            accumulated. The result equals that of one pass, except for rounding and the network's running
             statistics. None: all at once.
-        n_disc_updates_per_round: discriminator updates of a round.
-        gen_train_timesteps: environment steps of a round; None: a rollout of an on-policy algorithm, 1024 of another
-            (imitation's default there is one for each environment). A round ends with a rollout.
-        gen_replay_buffer_capacity: how many of the generator's latest transitions are drawn from; None: those of one
-            round.
+        n_disc_updates_per_round: discriminator updates per round.
+        gen_train_timesteps: environment steps per round; None: one rollout for an on-policy algorithm, 1024 steps for
+            an off-policy one (for which imitation's default is one per environment). A round ends with a rollout.
+        gen_replay_buffer_capacity: how many of the generator's latest transitions the discriminator samples from; None:
+            those of one round.
         disc_learning_rate: None: 1e-3, or the `lr` of `disc_opt_kwargs`.
         disc_opt_cls: the discriminator's optimiser.
         disc_opt_kwargs: its other arguments.
         real_target: the value of D that the expert's transitions are trained towards.
         fake_target: the value of D that the generator's transitions are trained towards; leave it at 0.
-        correct_offset: take the logit of the equilibrium off before the reward is made.
-        terminal_states: `"absorbing"`: a terminal state leads to an absorbing one; `"as_is"`: termination is not seen.
-        horizon: steps after which episodes are truncated, for `"absorbing"`; None: the environment's time limit, else
-            the longest demonstration.
-        relabel_replay_buffer: off-policy algorithms: make the rewards in the replay buffer anew after each round.
-        seed: of the reward net's weights and of the draws; None: drawn from torch's generator.
+        correct_offset: subtract the logit at the equilibrium before the reward is computed.
+        terminal_states: `"absorbing"`: a terminal state leads to an absorbing one; `"as_is"`: termination is ignored.
+        horizon: steps after which episodes are truncated, for `"absorbing"`; None: the environment's time limit, or
+            else the length of the longest demonstration.
+        relabel_replay_buffer: for off-policy algorithms: recompute the rewards in the replay buffer after each round.
+        seed: for the reward net's weights and the minibatches; None: drawn from torch's generator.
 
     Raises:
-        TypeError: `gen_algo` is no SB3 algorithm, `disc_opt_cls` no optimiser; see `RewardNet`.
+        TypeError: `gen_algo` is not an SB3 algorithm, or `disc_opt_cls` not an optimiser; see also `RewardNet`.
         ValueError: spaces that differ, no environment, a value outside its range, two learning rates, a `reward_net`
-            that does not know the absorbing state.
+            that does not support absorbing states.
 
     Warns:
         UserWarning: `fake_target` is above 0 (see `rlsmooth.training.discriminator.check_targets`);
-            `gen_train_timesteps` is no multiple of a rollout; the demonstrations are longer than the horizon, don't say
-            whether they terminated, or have weights, which are not used; no time limit is known.
+            `gen_train_timesteps` is not a multiple of a rollout; the demonstrations are longer than the horizon, don't
+            say whether they terminated, or have weights, which are not used; no time limit is known.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -147,7 +148,7 @@ class GAIL(AdversarialImitation):
         return logits
 
     def reward(self, transitions: Transitions) -> Tensor:
-        """`-log(1 - D)`, or another `reward_form`, `[B]`, of the logit less the offset."""
+        """The reward, `-log(1 - D)` or another `reward_form`, of the logit minus the offset, `[B]`."""
         logits: Tensor = self.reward_net(transitions) - self.offset
         if self.reward_form == "logit":
             return logits
