@@ -1,14 +1,19 @@
 """`Classifier`: classification with smoothed targets, on any torch module, with scikit-learn's conventions.
 
-`history_` has one number an epoch, TensorBoard the same under `classifier/`: `loss` (mean over the epoch's updates);
-under the model as it is after the epoch, as means over up to 2048 training samples, `cross_entropy` (with the targets
-that are trained on), `nll_hard`, `accuracy`, `ece`, `entropy`; `smoothing` (the mean alpha in force), `learning_rate`;
-and `val_*` over all validation samples. Early stopping looks at `val_loss`: `val_cross_entropy`, or `val_nll_hard`
-where alpha follows a schedule, since a loss whose target moves can't be compared between epochs. `cross_entropy` weighs
-samples as training does, all others count each once. Nats. TensorBoard's steps are updates; at the start it gets a
-figure of the targets, at the end a reliability diagram.
+`history_` has one value per epoch of each quantity below, and TensorBoard shows the same under `classifier/`:
 
-Logging does not touch the random generators that training draws from, and nothing waits for the device within an epoch.
+- `loss`: the mean over the epoch's updates;
+- `cross_entropy` (with the targets of training), `nll_hard`, `accuracy`, `ece`, `entropy`: measured with the parameters
+  after the epoch, as means over up to 2048 training samples;
+- `smoothing` (the current mean alpha) and `learning_rate`;
+- `val_*`: the same measures over all validation samples.
+
+Early stopping uses `val_loss`. It is `val_cross_entropy`, or `val_nll_hard` if alpha follows a schedule, because losses
+with different targets can't be compared between epochs. `cross_entropy` weights samples as training does; all other
+measures count each sample once. Losses and entropies are in nats. TensorBoard's steps are updates; it also gets a
+figure of the targets at the start and a reliability diagram at the end.
+
+Logging does not change the state of training's random generators, and nothing waits for the device within an epoch.
 """
 
 from __future__ import annotations
@@ -96,26 +101,26 @@ TRAINING_ARGUMENTS = (
     "max_grad_norm",
     "amp",
 )
-"""Beside `smoothing`, `class_weight` and `learning_rate`: what a resumed run must have as it was."""
+"""Arguments that a resumed run must keep, besides `smoothing`, `class_weight` and `learning_rate`."""
 
 
 @dataclass
 class _FitState:
-    """One call of `fit`: what training reads and changes. The classifier keeps an earlier fit until this one ends well.
+    """The state of one call of `fit`. The classifier keeps the result of an earlier fit until this one has succeeded.
 
     Attributes:
-        data: what was given.
-        module: in training.
-        optimizer: over its parameters.
-        rate_at: the learning rate at a progress remaining.
-        seed: of this run.
-        first_epoch: epochs that the module has behind it (`warm_start`): it sees other orders then.
-        batches_per_epoch: updates.
-        progress: in updates.
+        data: the prepared arguments of `fit`.
+        module: the network in training.
+        optimizer: the optimiser of its parameters.
+        rate_at: the learning rate as a function of the progress remaining.
+        seed: the seed of this run.
+        first_epoch: epochs trained by earlier fits (`warm_start`), so that the data are shuffled in new orders.
+        batches_per_epoch: updates per epoch.
+        progress: counted in updates.
         stopping: early stopping, or None.
-        rng: the state of the random generators with which training starts.
+        rng: the state of the random generators at the start of training.
         watch: the losses of the epoch.
-        history: of each quantity one number an epoch.
+        history: one value per epoch of each quantity.
     """
 
     data: ClassifierData
@@ -133,7 +138,7 @@ class _FitState:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
+        """The number of completed epochs."""
         return self.progress.step // self.batches_per_epoch
 
     @property
@@ -144,50 +149,50 @@ class _FitState:
 
 @final
 class Classifier(ScikitLearnEstimator):
-    """Train a network to classify, with a target that keeps it from certainty.
+    """A classifier that is trained on smoothed targets, which keep it from certainty.
 
         loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / sum_i w_i     (nats, over a batch)
 
-    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 is the sample twice. Torch
-    weighs a smoothed target class by class instead (`Target.weight_classes`); without smoothing both are the same.
-    Uniform, prior, hierarchical, ordinal and kernel targets are `Smoothing(reference=...)`; any other target, hybrids
-    and teachers among them, is given to `fit(target=)`. Whatever it is, only the target changes, never the loss.
+    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 counts a sample twice. Torch
+    weights each class of a smoothed target instead (`Target.weight_classes`); without smoothing, both are the same.
+    Uniform, prior, hierarchical, ordinal and kernel targets are set by `Smoothing(reference=...)`; any other target,
+    such as one of hybrids or of a teacher, is passed as `fit(target=)`. Only the target changes, never the loss.
 
     It is a scikit-learn classifier (pipelines, searches, cross-validation, calibration), without needing scikit-learn:
-    arguments are kept as given and checked by `fit`. A seeded fit repeats bit for bit; training draws from random
-    generators of its own. What is logged is listed in `rlsmooth.training.classifier`.
+    arguments are stored as given and checked by `fit`. A seeded fit repeats bit for bit; training has its own random
+    state. The logged quantities are listed in `rlsmooth.training.classifier`.
 
     Args:
         model: a module that maps `[N, ...]` to logits `[N, K]` (copied by `fit`; its parameters are the start), or a
             callable `(num_features, num_classes) -> Module` (with seeded initial weights, for example `nn.Linear`), or
             `"mlp"`: two hidden layers of 64. A module's frozen parameters stay as they are.
-        smoothing: alpha, or a schedule `"lin_0.1"`, or a `Smoothing`; 0: hard targets.
+        smoothing: alpha, a schedule `"lin_0.1"`, or a `Smoothing`; 0: hard targets.
         class_weight: `"balanced"`, a dict of label to factor, or an array `[K]` in the order of `classes_`.
-        learning_rate: of Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
+        learning_rate: for Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
         weight_decay: decoupled from the gradient (AdamW).
-        batch_size: samples of an update; an epoch's last minibatch may have fewer.
+        batch_size: samples per update; an epoch's last minibatch may have fewer.
         max_epochs: passes over the data.
         mixup: mix pairs of samples and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
-        validation_fraction: hold out this share of the samples, class by class.
-        early_stopping_patience: stop after so many epochs without a lower validation loss, and go back to the best
+        validation_fraction: hold out this fraction of the samples, class by class (stratified).
+        early_stopping_patience: stop after this many epochs without a lower validation loss, and restore the best
             parameters; None: neither.
-        max_grad_norm: to which the gradient's norm is clipped; None: not.
+        max_grad_norm: the gradient's norm is clipped to it; None: no clipping.
         amp: forward passes of training in bfloat16 (losses stay in float32); meant for CUDA.
-        seed: of initial weights, order of the data, dropout, mixup, held-out samples; None: drawn by torch's generator.
-        device: `"auto"` is the GPU where there is one.
+        seed: for initial weights, order of the data, dropout, mixup, held-out samples; None: from torch's generator.
+        device: `"auto"` is the GPU if there is one.
         warm_start: a second `fit` continues with the parameters of the first, in new orders of the data.
-        checkpoint_folder: where checkpoints go that `fit(resume=True)` resumes from; None: none are written.
-        checkpoint_every: epochs from one checkpoint to the next.
-        tensorboard_log: folder for TensorBoard files, each fit in a folder `Classifier_<n>` of its own; None: none.
-        verbose: 1 prints a line an epoch.
-        progress_bar: show one, of updates.
+        checkpoint_folder: the folder for the checkpoints that `fit(resume=True)` resumes from; None: none are written.
+        checkpoint_every: epochs between two checkpoints.
+        tensorboard_log: folder for TensorBoard files; each fit has its own subfolder `Classifier_<n>`. None: none.
+        verbose: 1 prints a line per epoch.
+        progress_bar: show a progress bar of updates.
 
     Attributes:
-        classes_: `[K]`, the labels, sorted: what the places of the logits mean.
-        n_features_in_: second axis of `X`; `feature_names_in_` where `X` was a data frame.
+        classes_: `[K]`, the sorted labels, in the order of the logits.
+        n_features_in_: the size of the second axis of `X`; `feature_names_in_` exists if `X` was a data frame.
         module_: the trained network, in evaluation mode.
-        history_: of each quantity one number an epoch.
-        n_iter_: epochs trained; `best_epoch_` (from 1) is that of the parameters: the last, or early stopping's best.
+        history_: one value per epoch of each quantity.
+        n_iter_: epochs trained; `best_epoch_` (from 1) is the epoch of the parameters: the last, or early stopping's.
 
     Example:
         >>> import torch
@@ -269,25 +274,25 @@ class Classifier(ScikitLearnEstimator):
         """Train.
 
         Args:
-            X: `[N, ...]`: an array, data frame or list, whose numbers become the model's floating-point type; or a
-                tensor, of which integers (pixels, tokens) are left to the model.
+            X: `[N, ...]`: an array, data frame or list, which is converted to the model's floating-point type; or a
+                tensor, which is passed on as it is if it has integers (pixels, tokens).
             y: `[N]` labels: whole numbers, text or bools.
-            sample_weight: `[N]`, 0 or more; a sample of weight 0 has no part in the loss.
+            sample_weight: `[N]`, 0 or more; a sample of weight 0 does not contribute to the loss.
             validation: held-out `(X, y)`, for `val_*` and early stopping.
-            target: of batch shape `[N]`, over the classes in sorted order: used in place of `smoothing(y)`. The labels
-                then only say what a hit is.
+            target: a target of batch shape `[N]`, over the sorted classes, that replaces `smoothing(y)`. The labels are
+                then used only to count correct predictions.
             mask: bool `[N, K]`, True = legal: the softmax and the smoothing are over a sample's legal classes.
-            classes: all labels, where `y` may lack some.
-            resume: continue from the last checkpoint of a run that was cut off, or start if it has none. The parameters
-                at the end are those of a run that never was, bit for bit.
+            classes: all labels, if some may be missing from `y`.
+            resume: continue from the last checkpoint of an interrupted run, or start if it has none. On the CPU, the
+                final parameters are those of an uninterrupted run, bit for bit.
 
         Returns:
             The classifier itself.
 
         Raises:
             TypeError: an argument of a kind that is not listed.
-            ValueError: a value out of range, shapes that do not fit, NaN in `X`, a label that is illegal, validation
-                that early stopping lacks, a checkpoint folder of another run, a resumed run with other data (up to 4096
+            ValueError: a value out of range, shapes that do not match, NaN in `X`, an illegal label, early stopping
+                without validation data, a checkpoint folder of another run, a resumed run with other data (up to 4096
                 samples of `X` are compared).
             TrainingDivergedError: the loss or a parameter became NaN or infinite.
         """
@@ -325,7 +330,7 @@ class Classifier(ScikitLearnEstimator):
     def _check_arguments(self) -> None:
         """Raise TypeError or ValueError for an argument of the constructor that is outside its range.
 
-        Not in the constructor: there scikit-learn's tools want every argument kept as it was given.
+        The constructor does not check them, because scikit-learn's tools require that it stores arguments unchanged.
         """
         check_no_missing([name for name in self._missing if getattr(self, name) is None], "give it to Classifier.load")
         check_positive_int("batch_size", self.batch_size)
@@ -353,12 +358,12 @@ class Classifier(ScikitLearnEstimator):
             return self.seed
         if checkpoint is not None:
             return int(checkpoint.config["seed"])
-        if self._is_warm:  # samples once held out stay so
+        if self._is_warm:  # the same samples are held out again
             return self._seed
         return int(torch.randint(2**31, ()))
 
     def _begin(self, data: ClassifierData, seed: int) -> _FitState:
-        """The run before its first update."""
+        """Prepare the state of a run before its first update."""
         start, first_epoch = (self.module_, self._total_epochs) if self._is_warm else (self.model, 0)
         if self._is_warm and self.classes_.tolist() != data.classes.tolist():
             raise ValueError(
@@ -382,7 +387,7 @@ class Classifier(ScikitLearnEstimator):
         check_last_minibatch(module, num_samples, self.batch_size)
         rate_at = as_schedule(self.learning_rate)
         batches_per_epoch = -(-num_samples // self.batch_size)
-        with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws other noise than what came before
+        with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()
         return _FitState(
             data,
@@ -399,7 +404,7 @@ class Classifier(ScikitLearnEstimator):
         )
 
     def _train(self, state: _FitState, events: EventLog) -> None:
-        """The loop: orders of the data, updates, and what is due after each epoch."""
+        """The training loop: shuffle the data, update, log after each epoch, and save checkpoints at intervals."""
         samples, progress = state.data.samples, state.progress
         measured = training_sample(samples)
         fingerprint = "" if self.checkpoint_folder is None else state.data.fingerprint()
@@ -415,7 +420,7 @@ class Classifier(ScikitLearnEstimator):
                 self._save_checkpoint(state, fingerprint)
 
     def _update(self, state: _FitState, batch: ClassifierSamples) -> Tensor:
-        """One step of the optimiser on the mean loss of a minibatch; returns that loss, without a wait for it."""
+        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
         progress = state.progress.remaining
         if not isinstance(self.learning_rate, (int, float)):
             set_learning_rate(state.optimizer, state.rate_at(progress))
@@ -437,7 +442,7 @@ class Classifier(ScikitLearnEstimator):
         return loss.detach()
 
     def _finish(self, state: _FitState, events: EventLog) -> None:
-        """Go back to the best parameters, if training looked for them, and draw the reliability diagram."""
+        """Restore the best parameters if there is early stopping, and draw the reliability diagram."""
         if state.stopping is not None:
             state.stopping.restore(state.module, state.epoch)
         state.module.eval()
@@ -457,7 +462,7 @@ class Classifier(ScikitLearnEstimator):
         self.module_ = state.module
         self.history_ = state.history
         self.n_iter_ = state.epoch
-        # Where no validation loss was finite there is no best: the last parameters stay.
+        # If no validation loss was finite, there is no best epoch, and the last parameters are kept.
         self.best_epoch_ = state.epoch if state.stopping is None else state.stopping.best_step or state.epoch
         self._input_shape = tuple(inputs.shape[1:])
         self._total_epochs = state.first_epoch + state.epoch
@@ -503,7 +508,7 @@ class Classifier(ScikitLearnEstimator):
         state.watch.clear()
 
     def _minibatch_of(self, state: _FitState, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The samples that an update was made on, as places in `X`."""
+        """The samples in the minibatch of an update, as indices into `X`, and their tensors."""
         epoch, update = divmod(step - 1, state.batches_per_epoch)
         order = epoch_permutation(state.seed, state.first_epoch + epoch, len(state.data.samples))
         seen = order[update * self.batch_size : (update + 1) * self.batch_size]
@@ -532,13 +537,13 @@ class Classifier(ScikitLearnEstimator):
         return self.module_
 
     def logits(self, X: Any) -> Tensor:
-        """What the network gives, in evaluation mode: `[N, K]` on the CPU, float32 (float64 of a float64 network).
+        """The logits in evaluation mode: `[N, K]` on the CPU, float32 (float64 for a float64 network).
 
         Args:
             X: as in `fit`.
 
         Raises:
-            ValueError: it is not fitted; other features than in `fit`; NaN in `X`.
+            ValueError: the classifier is not fitted; the features differ from those in `fit`; NaN in `X`.
         """
         module = self._fitted().eval()
         check_feature_names(feature_names(X), vars(self).get("feature_names_in_"))
@@ -583,7 +588,7 @@ class Classifier(ScikitLearnEstimator):
         return found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy: the share of samples whose most probable label is `y`, counted by `sample_weight`."""
+        """Accuracy: the fraction of samples whose most probable label is `y`, weighted by `sample_weight`."""
         hits = self.predict(X)
         truth = as_label_array(y, len(hits))
         return float(np.average(hits == truth, weights=as_weights(sample_weight, len(hits))))
@@ -591,9 +596,9 @@ class Classifier(ScikitLearnEstimator):
     # ---- files
 
     def save(self, path: str | Path) -> Path:
-        """Write parameters, classes, history and arguments to a file that holds no code (see `write_safe_file`).
+        """Write parameters, classes, history and arguments to a file without code (see `write_safe_file`).
 
-        A module's code can't be kept, nor callables (`learning_rate`, a `Smoothing`'s alpha): give them to `load`.
+        A module's code and callables (`learning_rate`, a `Smoothing`'s alpha) are not stored: pass them to `load`.
 
         Args:
             path: `.zip` is added to a name without a suffix.
@@ -602,7 +607,7 @@ class Classifier(ScikitLearnEstimator):
             The path written.
 
         Raises:
-            ValueError: it is not fitted, or the folder can't be written to.
+            ValueError: the classifier is not fitted, or the folder can't be written to.
         """
         module = self._fitted()
         path = with_zip_suffix(path)
@@ -643,15 +648,15 @@ class Classifier(ScikitLearnEstimator):
 
         Args:
             path: the file.
-            model: what the classifier was made with: a module of the same shapes (copied), or the callable. None is
-                enough for `"mlp"`.
-            device: where it goes.
-            smoothing: in place of the file's; to fit again, a callable one must be given.
-            learning_rate: the same.
+            model: the classifier's `model`: a module of the same shapes (copied), or the callable. None suffices for
+                `"mlp"`.
+            device: the device of the network.
+            smoothing: replaces the file's. If it was a callable, it must be passed again to fit again.
+            learning_rate: replaces the file's, as for `smoothing`.
 
         Raises:
-            SafeFileError: the file is damaged or no classifier's.
-            ValueError: `model` is needed, or its parameters are others than the file's.
+            SafeFileError: the file is damaged or not a classifier's.
+            ValueError: `model` is needed, or its parameters do not match the file's.
         """
         path = Path(path).expanduser()
         file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
@@ -690,7 +695,7 @@ class Classifier(ScikitLearnEstimator):
         return classifier
 
     def _arguments(self) -> dict[str, Any]:
-        """The arguments that decide how a run ends, as JSON; a callable learning rate is None."""
+        """The arguments that affect the result of a run, as JSON-able values; a callable learning rate becomes None."""
         return {
             **{name: getattr(self, name) for name in TRAINING_ARGUMENTS},
             "smoothing": encode_smoothing([as_smoothing(self.smoothing)]),
@@ -703,7 +708,7 @@ class Classifier(ScikitLearnEstimator):
         return RunFolder(self.checkpoint_folder, unit="epoch", resume="fit(..., resume=True)")
 
     def _save_checkpoint(self, state: _FitState, fingerprint: str) -> None:
-        """Write all that changes during a run."""
+        """Write a checkpoint of everything that changes during a run."""
         tensors, optimizer = optimizer_to_tensors(state.optimizer)
         stopping = state.stopping
         config = {
@@ -721,7 +726,7 @@ class Classifier(ScikitLearnEstimator):
         self._run_folder().save(state.epoch, config, {"module": module, "optimizer": tensors, "best": best})
 
     def _restore(self, state: _FitState, checkpoint: Checkpoint) -> None:
-        """Bring a run to where a checkpoint was written, if it has the same data and arguments."""
+        """Restore the state from a checkpoint, after a check that data and arguments are the same."""
         config, tensors, folder = checkpoint.config, checkpoint.tensors, self._run_folder().path
         seed = {"seed": config["seed"]}
         check_same_arguments(config["arguments"] | seed, self._arguments() | {"seed": state.seed}, folder)
