@@ -535,8 +535,8 @@ class SmoothedPPO(SmoothedTraining, PPO):
     With all three off it equals `stable_baselines3.PPO` bit for bit. It is used as PPO is: callbacks, `predict`,
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
-    Tags under `train/`, measured at the start of each call of `train`, on at most 2048 states of the rollout: `policy_entropy`,
-    `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing` and
+    Tags under `train/`, measured at the start of each call of `train`, on at most 2048 states of the rollout:
+    `policy_entropy`, `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing` and
     `exploration_floor`. `entropy_loss` is -H(pi), as in the parent, whichever options are on.
 
     Args:
