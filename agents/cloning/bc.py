@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.cloning.action_units import make_units, step_optimizer
 from rlsmooth.agents.cloning.measures import (
     CloningMeasures,
     distribution_figures,
@@ -86,7 +87,8 @@ class BC(ActingModel):
     Smoothing `a` towards the uniform is `(1 - a) · CE(hard target) + a · KL(uniform‖pi)` up to a constant, so that
     `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
-    cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. The demonstrations may contain
+    cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian; the optimiser sees the action
+    layer in normalised units, so that any width is learned as fast as [-1, 1]. The demonstrations may contain
     `action_masks` (illegal actions get probability 0 in targets and policy), `weights` of the transitions (the loss is
     the weighted mean) and `action_probs` (soft targets that replace the labels and are smoothed like them).
 
@@ -103,8 +105,8 @@ class BC(ActingModel):
         kl_coef: coefficient of the KL term, 0 or more.
         reference: for the KL term and the tag `kl_reference`: None (uniform over the legal actions), or what
             `Smoothing(reference=)` takes; or a list, one for each MultiDiscrete dimension.
-        reference_std: Box only: the standard deviation of the broad Gaussian; None: half the width of the action space
-            (1 without bounds). Its mean is the middle of the action space (0 without bounds).
+        reference_std: Box only: the standard deviation of the broad Gaussian; None: half the width of the action space.
+            Its mean is the middle. Without bounds both are those of the demonstrated actions.
         action_bins: Box only: discretise each dimension into this many bins and clone them with a categorical policy,
             for which the ordinal schemes, such as `Smoothing(reference="exponential")`, are made; None: a Gaussian.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
@@ -212,7 +214,9 @@ class BC(ActingModel):
             )
         with isolated_rng((self.seed + 1) % 2**32):  # the same whether the policy is built here or read from a file
             self._rng = rng_state()
-        self.head = make_head(self.policy, policy_actions, reference_std)
+        self.units = make_units(self.policy, policy_actions, demonstrations, given=policy, policy_kwargs=policy_kwargs)
+        self.normalises_actions = True
+        self.head = make_head(self.policy, policy_actions, reference_std, self.units)
         self.smoothings = as_smoothings(smoothing, self.head)
         self.references = as_references(reference, self.head)
         self._take_data(demonstrations, validation, early_stopping_patience)
@@ -432,12 +436,10 @@ class BC(ActingModel):
             else:  # the parts add up to the mean over the minibatch
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
             if self.l2_coef and not losses:
-                loss = loss + self.l2_coef * l2_norm(self.policy)
+                loss = loss + self.l2_coef * l2_norm(self.policy, self.units)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        optimizer.step()
+        step_optimizer(optimizer, self.policy.parameters(), self.max_grad_norm, self.units)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _finish(self) -> None:
@@ -483,7 +485,7 @@ class BC(ActingModel):
             fresh = len(losses) * min(size, len(self._data))
             logger.record("bc/samples_per_second", fresh / self._clock.seconds)
         found = self.measures.training(remaining)
-        norm = float(l2_norm(self.policy).detach())
+        norm = float(l2_norm(self.policy, self.units).detach())
         if losses:
             found["loss"] = float(self._watch.mean_loss())
         epoch, done = divmod(step, self.batches_per_epoch)
@@ -577,6 +579,7 @@ class BC(ActingModel):
             "arguments": self._arguments(),
             "counters": self._counters(),
             "optimizer": optimizer,
+            "normalises_actions": self.normalises_actions,
         }
         return save_agent_file(path, kind=KIND, policy=self.policy, config=config, tensors=tensors)
 
@@ -704,6 +707,8 @@ class BC(ActingModel):
                 set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
         except (KeyError, TypeError, ValueError) as error:
             raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
+        if not file.config.get("normalises_actions", False):  # of an earlier version, whose runs end as they began
+            agent.units, agent.normalises_actions = None, False
         agent.missing = tuple(name for name in missing if name not in own)
         return agent
 

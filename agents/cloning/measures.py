@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 from torch import Tensor, nn
 
+from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import (
     Smoothings,
     TrainingData,
@@ -253,9 +254,11 @@ def summarise(measures: TransitionMeasures, *, kl_coef: float, by_component: boo
     return dict(zip(found, values, strict=True))
 
 
-def l2_norm(policy: nn.Module) -> Tensor:
-    """Half the sum of the squared parameters, as imitation defines it."""
-    return torch.stack([parameter.square().sum() for parameter in policy.parameters()]).sum() / 2
+def l2_norm(policy: nn.Module, units: ActionUnits | None = None) -> Tensor:
+    """Half the sum of the squared parameters, as imitation defines it, the action layer's in normalised units."""
+    own = {} if units is None else units.normalised_parameters()
+    values = [own.get(id(parameter), parameter) for parameter in policy.parameters()]
+    return torch.stack([value.square().sum() for value in values]).sum() / 2
 
 
 def target_figures(head: ActionHead, smoothings: Smoothings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
+from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.files.policy_file import AgentFile
@@ -110,10 +111,16 @@ def build_policy(
     return built.to(device)
 
 
-def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std: float | None) -> ActionHead:
+def make_head(
+    policy: BasePolicy,
+    action_space: spaces.Space[Any],
+    reference_std: float | None,
+    units: ActionUnits | None = None,
+) -> ActionHead:
     """The head of the policy's action space.
 
-    For a Box `reference_std` is the width of the broad Gaussian, see `box_reference`.
+    For a Box `reference_std` is the width of the broad Gaussian, see `box_reference`; where the Box has no bounds, that
+    Gaussian is the one of `units`.
 
     Raises:
         TypeError: the policy's distribution is one of its own that can't be read.
@@ -127,7 +134,10 @@ def make_head(policy: BasePolicy, action_space: spaces.Space[Any], reference_std
     direct = _is_standard(policy)
     if isinstance(action_space, spaces.Box):
         mean, std = box_reference(action_space, reference_std)
-        return GaussianHead(policy, direct, mean.to(policy.device), std.to(policy.device))
+        mean, std = mean.to(policy.device), std.to(policy.device)
+        if units is not None:
+            mean, std = units.reference(mean, std, std_given=reference_std is not None)
+        return GaussianHead(policy, direct, mean, std)
     if reference_std is not None:
         raise ValueError(f"reference_std={reference_std!r} is for a Box action space, this one is {action_space!r}.")
     components = action_components(action_space)

@@ -260,6 +260,8 @@ class RoundsModel(ActingModel):
             device=self.device,
             **self._clone_arguments,
         )
+        if not self.bc.normalises_actions:
+            clone.units, clone.normalises_actions = None, False
         found = train_quietly(clone, epochs)
         return clone, {name: found[name] for name in CLONE_SHOWN if name in found}
 

@@ -147,7 +147,7 @@ def test_gsde_is_a_gaussian_that_depends_on_the_state() -> None:
     assert not agent.head.direct
     batch = agent._data.take(torch.arange(ROWS))
     before = (agent.head.outputs(batch.observations)[0] - batch.labels).abs().mean()
-    agent.learn(total_epochs=50)
+    agent.learn(total_epochs=150)
     log_probability, entropy = evaluate_actions(agent, demonstrations)
     assert metrics(agent)["nll_hard"] == pytest.approx(float(-log_probability.mean()), abs=1e-4)
     assert metrics(agent)["policy_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-4)
