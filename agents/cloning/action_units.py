@@ -87,7 +87,7 @@ def make_units(
         space: of its actions.
         demonstrations: where dimensions without bounds take their units from.
         given: what the user gave as the policy; an instance is not moved.
-        policy_kwargs: with `log_std_init`, the initial standard deviation is the user's and stays.
+        policy_kwargs: with a `log_std_init` other than 0, the initial standard deviation is the user's and stays.
 
     Returns:
         None if the units are the environment's own already: another space than a Box, one of about [-1, 1], or a policy
@@ -108,7 +108,7 @@ def make_units(
             layer.weight.mul_(scale.unsqueeze(1))
             layer.bias.mul_(scale).add_(shift)
             log_std = getattr(policy, "log_std", None)
-            if isinstance(log_std, Tensor) and "log_std_init" not in (policy_kwargs or {}):
+            if isinstance(log_std, Tensor) and not (policy_kwargs or {}).get("log_std_init", 0.0):
                 log_std.add_(width.log())
     return ActionUnits(layer, shift, scale, width, torch.as_tensor(~bounded, device=layer.weight.device))
 
