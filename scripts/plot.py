@@ -3,6 +3,8 @@
 rlsmooth plot logs/bc/CartPole-v1_1
 rlsmooth plot logs/bc/CartPole-v1_* --output comparison.png
 rlsmooth plot logs/ppo/CartPole-v1_1 logs/a2c/CartPole-v1_1
+
+Runs that differ in their seed alone are drawn as one line, with the interval of its mean.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main(args: Args) -> Path:
     """Draw, and return the figure's path.
 
     Raises:
-        ValueError: a folder is none of a run, runs of two kinds are to be compared, or the figure can't be written.
+        ValueError: a folder is none of a run, runs of two kinds or environments are compared, or the figure can't be
+            written.
     """
     if not args.folders:
         raise ValueError("name at least one folder of a run.")

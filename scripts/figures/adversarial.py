@@ -44,9 +44,11 @@ def _result_rows(report: RunReport) -> list[Row]:
     if "ep_rew_wrapped_mean" in found:
         rows.append(("learned return", return_words(found["ep_rew_wrapped_mean"])))
     for side, name in (("expert", "on the expert"), ("gen", "on the generator")):
-        if f"disc/disc_acc_{side}" in found:
-            accuracy, probability = found[f"disc/disc_acc_{side}"], found[f"disc/disc_probability_{side}"]
-            rows.append((f"D {name}", f"{probability:.3f}, right {100 * accuracy:.1f} %"))
+        if f"disc/disc_probability_{side}" in found:
+            # The share of right answers is left out: where smoothing ends below 1/2, it is 0 for a perfect D.
+            rows.append((f"D {name}", f"{found[f'disc/disc_probability_{side}']:.3f}"))
+    if "disc/disc_probability_expert" in found:
+        rows.append(("D where both are alike", f"{_alike(report):.3g}"))
     return rows + entropy_rows(found) + speed_rows(found)
 
 
@@ -62,6 +64,11 @@ def _setting_rows(report: RunReport) -> list[Row]:
     rows.append(("terminal states", settings["terminal_states"].replace("_", " ")))
     rows.append(("updates of D", f"{updates} a round, {size} + {size} samples"))
     return rows
+
+
+def _alike(report: RunReport) -> float:
+    """The best discriminator's answer where expert and generator are alike."""
+    return float(report.settings["real_target"] + report.settings["fake_target"]) / 2
 
 
 def _target_words(report: RunReport) -> str:
@@ -111,14 +118,13 @@ def _draw_both_sides(ax: Axes, report: RunReport, tag: str) -> None:
 
 def _draw_probabilities(ax: Axes, report: RunReport) -> None:
     _draw_both_sides(ax, report, "probability")
-    # Where both sides are alike: the best discriminator's answer everywhere.
-    draw_level(ax, (report.settings["real_target"] + report.settings["fake_target"]) / 2, "where both are alike")
+    draw_level(ax, _alike(report), "where both are alike")
     AXIS.finish(ax, "D: probability of the expert", "mean probability")
 
 
 def _draw_accuracies(ax: Axes, report: RunReport) -> None:
     _draw_both_sides(ax, report, "acc")
-    AXIS.finish(ax, "D: transitions classified right", "share")
+    AXIS.finish(ax, "D: transitions on the right side of 1/2", "share")
 
 
 def _run_name(report: RunReport) -> str:

@@ -33,6 +33,8 @@ from rlsmooth.scripts.reports import (
 
 # Logs count updates; each log line says how many transitions those were.
 AXIS = RunAxis(label="transitions trained on", counted_by="bc/samples_so_far")
+MOST_MATRICES = 6
+"""More in one panel can't be read."""
 LIKELIHOOD = "Negative log-likelihood (held-out data where there are any)"
 
 
@@ -111,10 +113,27 @@ def _draw_targets(ax: Axes, report: RunReport) -> None:
     if not matrices:
         _write_why_not(ax, "Target probabilities", report)
         return
-    several = f", dimension 1 of {len(matrices)}" if len(matrices) > 1 else ""
     title = "Targets at the start" if str(report.settings["smoothing"]).startswith("lin_") else "Target probabilities"
-    draw_target_matrix(ax, torch.tensor(next(iter(matrices.values()))), title=f"{title}{several}")
-    ax.grid(False)
+    tables = [torch.tensor(matrix) for matrix in matrices.values()]
+    if len(tables) == 1:
+        draw_target_matrix(ax, tables[0], title=title)
+        ax.grid(False)
+        return
+    shown = tables[:MOST_MATRICES]
+    several = f"dimensions 1 to {len(shown)} of {len(tables)}" if len(shown) < len(tables) else "every dimension"
+    ax.set_title(f"{title}, {several}")
+    ax.set_axis_off()
+    rows = 1 if len(shown) < 3 else 2
+    columns = -(-len(shown) // rows)
+    for place, table in enumerate(shown):
+        row, column = divmod(place, columns)
+        corner = (column / columns, 1 - (row + 1) / rows)
+        part = ax.inset_axes((*corner, 0.86 / columns, 0.8 / rows))
+        draw_target_matrix(part, table, title="")
+        part.set(xlabel="", ylabel="")
+        part.set_title(f"dimension {place + 1}", fontsize=10.5, fontweight="normal", pad=3)
+        part.tick_params(labelsize=8)
+        part.grid(False)
 
 
 def _write_why_not(ax: Axes, title: str, report: RunReport) -> None:

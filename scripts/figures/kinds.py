@@ -66,13 +66,16 @@ def draw_reports(reports: Sequence[RunReport]) -> Figure:
     """One run at a glance, or several of one kind compared.
 
     Raises:
-        ValueError: the runs are of several kinds, or of a kind that can't be compared.
+        ValueError: the runs are of several kinds, of a kind that can't be compared, or on several environments or data.
     """
     kind = _common_kind([report.command for report in reports])
     if len(reports) == 1:
         return report_figure(kind, reports[0])
     if kind.comparison is None:
         raise ValueError(f"runs of {kind.name} can't be compared: name one folder.")
+    subjects = sorted({str(report.settings[kind.subject]) for report in reports})
+    if len(subjects) > 1:  # their returns have nothing in common
+        raise ValueError(f"runs on {', '.join(subjects)} don't share an axis: name those on one {kind.subject}.")
     return comparison_figure(kind.comparison, reports)
 
 

@@ -31,6 +31,8 @@ from rlsmooth.scripts.reports import (
 )
 
 ON_POLICY = {"ppo": "PPO", "a2c": "A2C", "maskable-ppo": "MaskablePPO", "recurrent-ppo": "RecurrentPPO"}
+DEFAULT_RATES = {"ppo": 3e-4, "a2c": 7e-4, "maskable-ppo": 3e-4, "recurrent-ppo": 3e-4}
+"""SB3's and sb3-contrib's; a test compares them with the signatures."""
 AXIS = RunAxis(label="steps in the environment")
 
 
@@ -60,9 +62,15 @@ def _setting_rows(report: RunReport) -> list[Row]:
         path = Path(settings["from_bc"])
         rows.append(("begun with", (path.parent.name or path.name) if path.suffix == ".zip" else path.name))
     rows.append(("entropy coefficient", f"{values.get('ent_coef', 0.0):g}"))
-    rows.append(("learning rate", str(values.get("learning_rate", "SB3's default"))))
+    rows.append(("learning rate", _learning_rate(report)))
     rows.append(("environments", f"{values.get('n_envs', 1)}{', normalised' if values.get('normalize') else ''}"))
     return rows
+
+
+def _learning_rate(report: RunReport) -> str:
+    """The number or schedule of the hyperparameters; where they name none, the algorithm's default."""
+    value = report.extras["hyperparameters"].get("learning_rate")
+    return f"{DEFAULT_RATES[report.command]:g}" if value is None else str(value)
 
 
 def smoothing_words(report: RunReport) -> str:

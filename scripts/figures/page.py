@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rlsmooth.atomic import atomic_file
+from rlsmooth.scripts.figures.seeds import HIGH, LEAST_RUNS, LOW, merge_seeds
 from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs
 
 Values: TypeAlias = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
@@ -59,20 +60,26 @@ def report_figure(kind: ReportKind, report: RunReport) -> Figure:
 
 
 def comparison_figure(comparison: Comparison, reports: Sequence[RunReport]) -> Figure:
-    """Several runs, 1600 x 1000 pixels: four panels, a shade for each run, and one legend below all."""
-    ordered = list(reports) if comparison.order is None else sorted(reports, key=comparison.order)
+    """Several runs, 1600 x 1000 pixels: four panels, a shade for each setting, and one legend below all.
+
+    Runs that differ in their seed alone are one line, with a band of its interval.
+    """
+    merged = merge_seeds(reports)
+    ordered = merged if comparison.order is None else sorted(merged, key=comparison.order)
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
     runs = [(report, comparison.name(report), colour) for report, colour in zip(ordered, shades, strict=True)]
     with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        figure = _page(f"Comparison of {len(runs)} runs")
+        settings = f", {len(runs)} settings" if len(runs) < len(reports) else ""
+        figure = _page(f"Comparison of {len(reports)} runs{settings}")
         places = figure.subplots(2, 2).ravel()
         for ax, draw in zip(places, comparison.panels, strict=True):
             draw(ax, runs)
         handles, names = places[0].get_legend_handles_labels()
+        words = f". Several seeds: mean; of {LEAST_RUNS} or more, the interquartile mean and its 95 % interval"
         figure.legend(
             handles,
             names,
-            title=comparison.legend_title,
+            title=comparison.legend_title + (words if settings else ""),
             loc="outside lower left",
             alignment="left",
             ncols=comparison.ncols,
@@ -181,6 +188,10 @@ class RunAxis:
                 values = self.curve(report, tag)
                 is_marked = len(values[0]) <= FEW_POINTS if marked is None else marked
                 draw_line(ax, values, name, colour, marker="o" if is_marked else None)
+                places, low = self.curve(report, tag + LOW)
+                _, high = self.curve(report, tag + HIGH)
+                if len(places):  # of one point, a bar
+                    ax.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0 if len(places) > 1 else 3)
             if unit == "share" and ax.lines:
                 show_shares(ax)
             self.finish(ax, title, unit, with_legend=False)
@@ -197,17 +208,17 @@ class RunAxis:
         else:
             ax.set_xlim(left=0)
             ax.xaxis.set_major_locator(MaxNLocator(5))
-            ax.xaxis.set_major_formatter(FuncFormatter(_thousands))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, ax.get_xlim()[1])))
         if not (bool(ax.lines) if has_data is None else has_data):
             write_into(ax, self.empty)
         elif with_legend:
             legend(ax)
 
 
-def _thousands(value: float, _: object) -> str:
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1000:g}k" if value else "0"
+def _tick(value: float, largest: float) -> str:
+    """The words of a tick, in the unit of its axis: `800`, `25k`, `1.5M`."""
+    divisor, unit = (1e6, "M") if largest >= 1e6 else (1e3, "k") if largest >= 1e4 else (1.0, "")
+    return f"{value / divisor:,g}{unit}" if value else "0"
 
 
 # ---- parts of panels

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import sb3_contrib
+import stable_baselines3
 
+from rlsmooth.audits import interquartile_mean_band
 from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report, publish_report
+from rlsmooth.scripts.figures.on_policy import DEFAULT_RATES
+from rlsmooth.scripts.figures.seeds import HIGH, LOW, merge_seeds
 from rlsmooth.scripts.reports import RunReport
 from support import assert_raises
 
 FROZEN = next(folder / "frozen" / "reports" for folder in Path(__file__).parents if (folder / "frozen").is_dir())
 RUNS = sorted(folder.name for folder in FROZEN.iterdir())
 FILES = {"config.json", "report.json", "table.txt"}  # as a run wrote and printed them; of the GANs' samples, a few
+
+
+ALGORITHMS = {
+    "ppo": stable_baselines3.PPO,
+    "a2c": stable_baselines3.A2C,
+    "maskable-ppo": sb3_contrib.MaskablePPO,
+    "recurrent-ppo": sb3_contrib.RecurrentPPO,
+}
 
 
 def load(name: str) -> RunReport:
@@ -66,6 +83,9 @@ def test_every_panel_has_a_title_and_data(name: str) -> None:
 )
 def test_several_are_compared_by_name(names: tuple[str, ...]) -> None:
     reports = load_reports([FROZEN / name for name in names])
+    subject = KINDS[reports[0].command].subject
+    together = {subject: reports[0].settings[subject]}
+    reports = [dataclasses.replace(report, settings={**report.settings, **together}) for report in reports]
     figure = draw_reports(reports)
     assert len(figure.axes) == 4
     (legend,) = figure.legends
@@ -78,6 +98,79 @@ def test_what_can_not_be_compared() -> None:
     with pytest.raises(ValueError, match="runs of gan can't be compared: name one folder"):
         draw_reports([load("gan_points"), load("gan_images")])
     assert_raises(ValueError, "runs of bc and on-policy can't be compared", draw_reports, [load("bc"), load("ppo")])
+    with pytest.raises(ValueError, match="on CartPole-v1, Pendulum-v1 don't share an axis: name those on one env"):
+        draw_reports([load("bc"), load("bc_box")])
+    with pytest.raises(ValueError, match="on iris, olive don't share an axis: name those on one data"):
+        draw_reports([load("classify"), load("classify_unscaled")])
+
+
+def seeded(name: str, seed: int, value: float, **settings: Any) -> RunReport:
+    """A report of two points per curve, and another seed."""
+    report = load(name)
+    curves = {tag: ([0, 100], [value, value + 1]) for tag in report.curves}
+    changed = {**report.settings, "seed": seed, **settings}
+    return dataclasses.replace(report, settings=changed, curves=curves, summary={"policy_entropy": value})
+
+
+def test_seeds_of_one_setting_are_one_line_with_an_interval() -> None:
+    values = [0.0, 1.0, 5.0]
+    runs = [seeded("ppo", seed, value, device=f"cuda:{seed}") for seed, value in enumerate(values)]
+    other = seeded("ppo", 0, 9.0, smoothing="0.2")
+    merged, alone = merge_seeds([runs[0], other, *runs[1:]])
+    assert alone is other
+    assert (merged.name, merged.settings["seed"], merged.summary) == ("3 runs", "0 to 2", {"policy_entropy": 2.0})
+    tag = "train/policy_entropy"
+    assert merged.curves[tag] == ([0, 100], [2.0, 3.0])  # a quarter of three runs is less than one
+    band = interquartile_mean_band(np.add.outer(values, [0.0, 1.0]))
+    assert merged.curves[tag + LOW][1] == band.low.tolist()
+    assert merged.curves[tag + HIGH][1] == band.high.tolist()
+    figure = draw_reports([runs[0], other, *runs[1:]])
+    panel = next(ax for ax in figure.axes if ax.get_title(loc="left") == "Policy entropy")
+    assert sorted(list(line.get_ydata()) for line in panel.lines) == [[2.0, 3.0], [9.0, 10.0]]  # type: ignore[arg-type]
+    assert len(panel.collections) == 1  # the band of the setting that has several runs
+    assert "4 runs, 2 settings" in figure.get_suptitle()
+    assert any("3 runs" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_what_seeds_do_not_share() -> None:
+    pair = [seeded("bc", 3, 1.0), seeded("bc", 8, 2.0)]
+    (merged,) = merge_seeds(pair)
+    assert merged.settings["seed"] == "3, 8"
+    assert not [tag for tag in merged.curves if tag.endswith(LOW)]  # two runs have no interval
+    assert len(merge_seeds([*pair, pair[0]])) == 2  # the same run again
+    later = dataclasses.replace(pair[1], curves={tag: ([50, 150], [0.0, 0.0]) for tag in pair[1].curves})
+    (merged,) = merge_seeds([pair[0], later])
+    assert merged.curves["bc/loss"] == ([50, 100], [0.75, 1.0])  # where both have data
+    apart = dataclasses.replace(pair[1], curves={tag: ([500], [0.0]) for tag in pair[1].curves})
+    assert merge_seeds([pair[0], apart])[0].curves == {}
+
+
+def test_ticks_are_in_the_unit_of_their_axis() -> None:
+    for largest, unit, size in ((80, "", 1.0), (1_500, "", 1.0), (30_000, "k", 1e3), (2_500_000, "M", 1e6)):
+        report = load("ppo")
+        curves = {tag: ([0, largest], [0.0, 0.0]) for tag in report.curves}
+        figure = draw_reports([dataclasses.replace(report, curves=curves)])
+        figure.canvas.draw()
+        for place, label in zip(figure.axes[1].get_xticks(), figure.axes[1].get_xticklabels(), strict=True):
+            words = label.get_text()
+            assert words == "0" or (words.endswith(unit) and float(words.rstrip("kM").replace(",", "")) * size == place)
+
+
+def test_every_dimension_has_its_targets() -> None:
+    report = load("bc")
+    matrix = next(iter(report.extras["target_matrices"].values()))
+    for count in (2, 5, 8):
+        extras = {**report.extras, "target_matrices": {str(place): matrix for place in range(count)}}
+        panel = draw_reports([dataclasses.replace(report, extras=extras)]).axes[4]
+        assert len(panel.child_axes) == min(count, 6)
+        assert f"dimensions 1 to 6 of {count}" in panel.get_title(loc="left") or count <= 6
+
+
+def test_the_learning_rate_of_an_algorithm_is_a_number() -> None:
+    for command, algorithm in ALGORITHMS.items():
+        assert inspect.signature(algorithm).parameters["learning_rate"].default == DEFAULT_RATES[command]
+    words = [text.get_text() for ax in draw_reports([load("ppo")]).axes for text in ax.texts]
+    assert not [word for word in words if "default" in word]
 
 
 def test_a_report_has_the_entries_of_its_command() -> None:
