@@ -347,7 +347,8 @@ class BC(ActingModel):
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
         ):
             set_rng_state(self._rng)
-            self._watch.clear()
+            if not self.is_resumed:
+                self._watch.restart()
             self._logged_at = self._evaluated_at = -1
             if self.num_timesteps == 0 and has_tensorboard(logger):
                 write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
@@ -482,7 +483,7 @@ class BC(ActingModel):
         assert logger is not None  # from `learn`
         size = self.batch_size * self.gradient_accumulation
         if losses:
-            fresh = len(losses) * min(size, len(self._data))
+            fresh = (len(losses) - self._watch.restored) * min(size, len(self._data))
             logger.record("bc/samples_per_second", fresh / self._clock.seconds)
         found = self.measures.training(remaining)
         norm = float(l2_norm(self.policy, self.units).detach())
@@ -772,6 +773,7 @@ class BC(ActingModel):
                 "policy": self.policy.state_dict(),
                 "optimizer": tensors,
                 "best": {} if stopping is None else stopping.parameters,
+                "losses": self._watch.tensors(),
             }
             self._run_folder().save(self.num_timesteps, config, parts)
         self.policy.set_training_mode(True)
@@ -792,6 +794,7 @@ class BC(ActingModel):
             best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
             self.early_stopping.load(config["early_stopping"], best)
         self._set_counters(config["counters"])
+        self._watch.restore({name: loss.to(self.device) for name, loss in tensors.get("losses", {}).items()})
         self._rng = tensors["rng"]
 
 

@@ -42,6 +42,7 @@ from rlsmooth.training.run import (
     check_given_again,
     check_no_missing,
     check_same_arguments,
+    last_interval,
     learning_rate_of,
     log_line,
     set_learning_rate,
@@ -262,6 +263,7 @@ class GANTrainer:
         # Of the steps since the last log line, on the device.
         self._statistics: list[DiscriminatorStatistics] = []
         self._generator_losses: list[Tensor] = []
+        self._earlier: tuple[list[DiscriminatorStatistics], list[Tensor]] = ([], [])  # of the last log line
         self._evaluated_step = -1
         self._stopwatch = Stopwatch()
         self.logits: tuple[Tensor, Tensor] | None = None
@@ -344,8 +346,7 @@ class GANTrainer:
         if self.checkpoint_folder is not None:
             checkpoint = self._run_folder(self.checkpoint_folder).begin(resume=resume, own_up_to=self.step or None)
         if checkpoint is None:
-            self._statistics.clear()
-            self._generator_losses.clear()
+            self._statistics, self._generator_losses, self._earlier = [], [], ([], [])
         else:
             self._restore(checkpoint)
         self._watch.clear()
@@ -474,12 +475,13 @@ class GANTrainer:
         """Write one log line."""
         self._check_finite()
         assert self.logits is not None
-        table = torch.stack([torch.stack(statistics) for statistics in self._statistics]).mean(0)
+        statistics = last_interval(self._earlier[0], self._statistics)  # a short interval at the end would jump
+        table = torch.stack([torch.stack(update) for update in statistics]).mean(0)
         means = dict(zip(DiscriminatorStatistics._fields, table.unbind(), strict=True))
         gradients = [part.grad for part in self._generator_parameters if part.grad is not None]
         found = {
             "discriminator_loss": means["loss"],
-            "generator_loss": torch.stack(self._generator_losses).mean(),
+            "generator_loss": torch.stack(last_interval(self._earlier[1], self._generator_losses)).mean(),
             **{name: means[name] for name in MEANS},
             "probability_real_max": self.logits[0].max().sigmoid(),
             "generator_gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
@@ -494,8 +496,8 @@ class GANTrainer:
         if self.verbose:
             print(log_line(f"step {self.step}", values, SHOWN))
         self._watch.clear()
-        self._statistics.clear()
-        self._generator_losses.clear()
+        self._earlier = self._statistics, self._generator_losses
+        self._statistics, self._generator_losses = [], []
         self._stopwatch.restart()
 
     def _evaluate(self, events: EventLog) -> None:
@@ -659,10 +661,14 @@ class GANTrainer:
             "end": self._progress.end,
             "fingerprint": self.data.fingerprint(),
         }
-        window: dict[str, Tensor] = {}
-        if self._generator_losses:  # so that the next log line is about the same steps
-            window["statistics"] = torch.stack([torch.stack(statistics) for statistics in self._statistics])
-            window["generator_losses"] = torch.stack(self._generator_losses)
+        window: dict[str, Tensor] = {}  # so that the next log line is about the same steps
+        for prefix, (statistics, losses) in (
+            ("", (self._statistics, self._generator_losses)),
+            ("earlier_", self._earlier),
+        ):
+            if losses:
+                window[f"{prefix}statistics"] = torch.stack([torch.stack(update) for update in statistics])
+                window[f"{prefix}generator_losses"] = torch.stack(losses)
         self._run_folder(self.checkpoint_folder).save(self.step, config, tensors | {"window": window})
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -675,11 +681,17 @@ class GANTrainer:
         self._set_state(config, tensors, f"the run in {str(folder)!r}")
         self._progress.start, self._progress.end = int(config["start"]), int(config["end"])
         self._rng = tensors["rng"]
-        self._statistics, self._generator_losses = [], []
         window = {name: kept.to(self.device) for name, kept in tensors["window"].items()}
-        if window:
-            self._statistics = [DiscriminatorStatistics(*row.unbind()) for row in window["statistics"].unbind()]
-            self._generator_losses = list(window["generator_losses"].unbind())
+        self._statistics, self._generator_losses = _window(window, "")
+        self._earlier = _window(window, "earlier_")
+
+
+def _window(saved: Mapping[str, Tensor], prefix: str) -> tuple[list[DiscriminatorStatistics], list[Tensor]]:
+    """The statistics and losses of some steps, as a checkpoint holds them."""
+    if f"{prefix}statistics" not in saved:
+        return [], []
+    statistics = [DiscriminatorStatistics(*row.unbind()) for row in saved[f"{prefix}statistics"].unbind()]
+    return statistics, list(saved[f"{prefix}generator_losses"].unbind())
 
 
 # ---- arguments, checked and built

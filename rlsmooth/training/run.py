@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -434,8 +434,24 @@ class TrainingDivergedError(FloatingPointError):
         self.rows = rows
 
 
+T = TypeVar("T")
 MinibatchOf: TypeAlias = Callable[[int], tuple[Tensor, Sequence[Tensor]]]
 """The minibatch of a step (counted from 1): int64 `[B]`, the indices of its samples, and their tensors `[B, ...]`."""
+
+
+def last_interval(earlier: list[T], fresh: list[T]) -> list[T]:
+    """Add to the entries since the last log line those before it, until there are as many as that line was about.
+
+    Args:
+        earlier: the entries that the last line was about.
+        fresh: those since then.
+
+    Example:
+        >>> last_interval([1, 2, 3], [4]), last_interval([1], [2, 3])
+        ([2, 3, 4], [2, 3])
+    """
+    missing = len(earlier) - len(fresh)
+    return earlier[-missing:] + fresh if missing > 0 else fresh
 
 
 class FiniteWatch:
@@ -451,6 +467,7 @@ class FiniteWatch:
 
     Attributes:
         losses: of each step since `clear`, on the device.
+        restored: how many of them an earlier process computed.
 
     Example:
         >>> net = nn.Linear(1, 1)
@@ -482,6 +499,8 @@ class FiniteWatch:
         self.learning_rate = learning_rate
         self.can_clip = can_clip
         self.losses: list[Tensor] = []
+        self.restored = 0
+        self._earlier: list[Tensor] = []
         self._checked = 0
 
     def add(self, *losses: Tensor) -> None:
@@ -489,13 +508,34 @@ class FiniteWatch:
         self.losses += losses
 
     def mean_loss(self) -> Tensor:
-        """The mean loss of all steps since `clear`, 0-dim, on the device."""
-        return torch.stack(self.losses).mean()
+        """The mean loss since `clear`, 0-dim, on the device.
+
+        Of a run's last interval, which may be short, it is the mean over as many steps as the interval before had:
+        that of a few steps would jump.
+        """
+        return torch.stack(last_interval(self._earlier, self.losses)).mean()
 
     def clear(self) -> None:
-        """Forget the losses."""
-        self.losses.clear()
-        self._checked = 0
+        """Begin a new interval."""
+        self._earlier, self.losses = self.losses, []
+        self.restored = self._checked = 0
+
+    def restart(self) -> None:
+        """Forget all losses."""
+        self.clear()
+        self.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The losses of this interval and the one before, for a checkpoint; empty where there are none."""
+        parts = {"losses": self.losses, "earlier": self._earlier}
+        return {name: torch.stack(losses) for name, losses in parts.items() if losses}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue with the losses of `tensors`, which had been checked."""
+        self._earlier, self.losses = (
+            list(tensors[name].unbind()) if name in tensors else [] for name in ("earlier", "losses")
+        )
+        self.restored = self._checked = len(self.losses)
 
     def check(
         self, step: int, minibatch_of: MinibatchOf | None, *, rate: float, checkpoint_folder: Path | None = None

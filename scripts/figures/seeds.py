@@ -72,8 +72,8 @@ def _merged_curve(tag: str, curves: Sequence[Curve]) -> dict[str, Curve]:
     if not places:
         return {}
     table = np.stack([np.interp(places, steps, values) for steps, values in curves])
-    finite = np.isfinite(table).all(0)
-    places, table = [place for place, keep in zip(places, finite, strict=True) if keep], table[:, finite]
+    finite = np.flatnonzero(np.isfinite(table).all(axis=0))
+    places, table = [places[place] for place in finite], table[:, finite]
     if not places:
         return {}
     if len(curves) < LEAST_RUNS:

@@ -224,6 +224,10 @@ def test_history_holds_the_means_since_the_last_line() -> None:
     for name in ("probability_real_max", "generator_gradient_norm"):
         assert seldom.history[name] == every.history[name][2::3], name
     assert all(map(math.isfinite, every.history["generator_gradient_norm"]))
+    longer, cut = make(real_target=0.9).train(7, log_every=1), make(real_target=0.9).train(7, log_every=3)
+    assert cut.history["step"] == [3.0, 6.0, 7.0]
+    for name in ("generator_loss", "discriminator_loss"):  # the last line is about three steps too
+        assert cut.history[name][-1] == pytest.approx(np.mean(longer.history[name][4:]), rel=1e-5)
 
 
 def test_log_lines_and_evaluations_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,6 +213,32 @@ def minibatch(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
     return torch.arange(10) * 2, [torch.ones(10, 3, dtype=torch.int64), *values]
 
 
+def test_a_short_last_interval_is_averaged_over_a_whole_one() -> None:
+    watch, resumed = FiniteWatch(nn.Linear(1, 1)), FiniteWatch(nn.Linear(1, 1))
+    losses = torch.arange(12.0)
+    for loss in losses[:4]:
+        watch.add(loss)
+    assert float(watch.mean_loss()) == 1.5  # the first interval has none before it
+    watch.clear()
+    for loss in losses[4:8]:
+        watch.add(loss)
+    assert float(watch.mean_loss()) == 5.5
+    watch.clear()
+    watch.add(losses[8])
+    assert float(watch.mean_loss()) == float(losses[5:9].mean())
+    resumed.restore(watch.tensors())
+    assert (resumed.restored, len(resumed.losses)) == (1, 1)
+    for loss in losses[9:11]:
+        watch.add(loss)
+        resumed.add(loss)
+    assert torch.equal(watch.mean_loss(), resumed.mean_loss())
+    resumed.check(11, None, rate=0.1)
+    for one in (watch, resumed):
+        one.restart()
+        one.add(losses[11])
+        assert float(one.mean_loss()) == 11.0
+
+
 def test_the_watch_names_the_first_step_and_its_minibatch() -> None:
     watch = FiniteWatch(nn.Linear(1, 1), losses_per_step=2, data="training data", model="model")
     watch.check(0, None, rate=0.1)

@@ -27,7 +27,7 @@ from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import checkpoint_steps
-from support import FLAT, Lines, assert_raises, draw, listen, read_events, same_parameters
+from support import FLAT, KillAt, KilledError, Lines, assert_raises, draw, listen, read_events, same_parameters
 
 
 def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
@@ -448,3 +448,23 @@ def test_callbacks_find_total_and_progress_by_the_names_of_stable_baselines3() -
 
     make().learn(total_batches=4, callback=note)
     assert seen == [(4, 0.75), (4, 0.5), (4, 0.25), (4, 0.0)]
+
+
+def test_every_line_averages_the_loss_over_a_whole_interval_also_after_a_kill(tmp_path: Path) -> None:
+    def run(interval: int, folder: Path | None, callback: Any = None) -> tuple[BC, Any]:
+        arguments: dict[str, Any] = {"batch_size": 8, "seed": 0, "device": "cpu", "checkpoint_every": 25}
+        agent = BC("MlpPolicy", None, draw(), checkpoint_folder=folder, **arguments)
+        lines = listen(agent)
+        return agent.learn(total_batches=100, log_interval=interval, callback=callback), lines
+
+    def losses(lines: Lines) -> list[float]:
+        return [value for _, value in lines.column("bc/loss")]
+
+    each, seldom = (losses(run(interval, None)[1]) for interval in (1, 30))
+    assert seldom == pytest.approx([np.mean(each[end - 30 : end]) for end in (30, 60, 90, 100)], rel=1e-5)
+    with pytest.raises(KilledError):
+        run(30, tmp_path, KillAt(80))
+    agent = BC.resume(tmp_path, None, draw(), device="cpu")
+    lines = listen(agent)
+    agent.learn(total_batches=100, log_interval=30)
+    assert losses(lines) == seldom[-2:]  # from the checkpoint at 75
