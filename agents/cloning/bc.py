@@ -76,6 +76,7 @@ from rlsmooth.training.safe_file import encode_smoothing
 SmoothingLike: TypeAlias = float | str | Smoothing
 KIND = "bc"
 DATA = ("demonstrations", "validation")
+HOW_TO_RESUME = "BC.resume or, in its own agent, learn(..., reset_num_timesteps=False)"
 
 
 @final
@@ -650,7 +651,7 @@ class BC(ActingModel):
             SafeFileError: no checkpoint can be read.
             ValueError: there is no run, or the demonstrations differ from the run's.
         """
-        run = _folder_of_run(checkpoint_folder)
+        run = RunFolder(checkpoint_folder, unit="batch", resume=HOW_TO_RESUME)
         run.check_resumable()
         if demonstrations is None:
             raise ValueError("demonstrations is None: a run is resumed with those that it was started with.")
@@ -741,7 +742,7 @@ class BC(ActingModel):
 
     def _run_folder(self) -> RunFolder:
         assert self.checkpoint_folder is not None
-        return _folder_of_run(self.checkpoint_folder)
+        return RunFolder(self.checkpoint_folder, unit="batch", resume=HOW_TO_RESUME)
 
     def _begin_checkpoints(self) -> None:
         """Write the resume file, with everything that stays constant during a run, and the run's first checkpoint.
@@ -796,9 +797,3 @@ class BC(ActingModel):
         self._set_counters(config["counters"])
         self._watch.restore({name: loss.to(self.device) for name, loss in tensors.get("losses", {}).items()})
         self._rng = tensors["rng"]
-
-
-def _folder_of_run(folder: str | Path) -> RunFolder:
-    return RunFolder(
-        folder, unit="batch", resume="BC.resume or, in its own agent, learn(..., reset_num_timesteps=False)"
-    )
