@@ -22,6 +22,7 @@ from rlsmooth.losses.closed_form import (
     shift,
     target_entropies,
 )
+from rlsmooth.targets.arguments import is_traced
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
 
@@ -68,7 +69,7 @@ def cross_entropy(
         if rows is not None:
             return reduce(rows, None, reduction)
     target = as_target(target, logits)
-    if weight is not None and torch.compiler.is_compiling():
+    if weight is not None and is_traced():
         logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
     rows = cross_entropy_rows(logits, target, legal, ignore_rows=weight is not None)
     return reduce(rows, weight, reduction)
