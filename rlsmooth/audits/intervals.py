@@ -3,12 +3,13 @@
 Scores are numbers on the host, one a run, so these are functions of numpy arrays and not of tensors.
 
 From ten runs on intervals are bootstrapped. The bootstrap of fewer runs is too narrow: where 95 % is said, it covers
-the truth 73 % of the time with three runs and 90 % with five. There the interval is Student's t of the trimmed mean,
-with the spread of the winsorised scores. Every result says its `method`.
+the truth 73 % of the time with three runs and 90 % with five. There the interval is Student's t, which covers it 93 to
+97 % of the time for normal, exponential and bimodal scores (simulated in `tests/audits/test_coverage.py`). Where runs
+either succeed or fail, all of three may do the same by chance: no interval of three scores shows that. Every result
+says its `method`.
 
 Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (the package
-`rliable`), whose interquartile mean and stratified bootstrap these are. Yuen 1974, "The two-sample trimmed t for
-unequal population variances".
+`rliable`), whose interquartile mean and stratified bootstrap these are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from rlsmooth.targets.special import log_incomplete_beta
 
 _TRIMMED = 0.25  # from each end
 _FEWEST_RUNS, _FEWEST_RESAMPLED = 3, 10
-TRIMMED_T, BOOTSTRAP, WILSON = "t interval of the trimmed mean", "percentile bootstrap", "Wilson's score interval"
+STUDENT, BOOTSTRAP, WILSON = "t interval of few runs", "percentile bootstrap", "Wilson's score interval"
+_WIDENED = 1.15
+"""An interquartile mean of normal scores spreads up to 1.1 times as much as their mean; the rest is for skewed ones."""
 
 
 class _Numbers(NamedTuple):
@@ -101,13 +104,10 @@ def interquartile_mean_interval(
 
     From ten runs on it is a stratified percentile bootstrap: each task's runs are drawn again with replacement within
     the task (its stratum), so that each resample has as many runs of each task as there were; the interval lies
-    between the quantiles of the resamples' interquartile means. Of fewer runs it is `mean ± t · spread`: with `w` the
-    scores moved in to the lowest and highest of the `h` that count, `s_t²` the variance of a task's `w`, and n scores
-    in all,
-
-        spread² = runs · Σ_t s_t² · (n - 1) / (n h (h - 1))
-
-    and t Student's quantile, of h - 1 degrees of freedom for one task.
+    between the quantiles of the resamples' interquartile means. Of fewer runs it is `estimate ± 1.15 t s / sqrt(n)`,
+    with n scores in all, `s²` the mean over tasks of the variance of a task's scores, and t Student's quantile of
+    `n - 1` degrees of freedom (Welch's over several tasks). The winsorised spread, which belongs to trimmed means, is
+    blind to the tails where scores are few: it covers less.
 
     Args:
         scores: `[runs]`, or `[runs, tasks]` with scores that are comparable across tasks.
@@ -120,9 +120,9 @@ def interquartile_mean_interval(
         ValueError: another shape, fewer than three runs, a score that is not finite, or a number out of range.
 
     Example:
-        >>> interval = interquartile_mean_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 80.0])
+        >>> interval = interquartile_mean_interval([1.0, 2.0, 3.0])
         >>> interval.estimate, round(interval.low, 2), round(interval.high, 2), interval.method
-        (4.5, 0.43, 8.57, 't interval of the trimmed mean')
+        (2.0, -0.86, 4.86, 't interval of few runs')
     """
     values = _by_task(scores)  # [R, T]
     level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
@@ -200,7 +200,7 @@ def interquartile_mean_band(
     Example:
         >>> band = interquartile_mean_band([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
         >>> band.estimate.tolist(), band.low.round(2).tolist(), band.high.round(2).tolist()
-        ([0.0, 2.0], [0.0, -0.48], [0.0, 4.48])
+        ([0.0, 2.0], [0.0, -0.86], [0.0, 4.86])
     """
     values = _checked(curves)
     if values.ndim not in (2, 3):
@@ -298,27 +298,29 @@ def _resampled_means(
 def _spread(values: NDArray[np.float64]) -> tuple[float, float]:
     """The variance of the interquartile mean of `values` `[R, T]`, and its degrees of freedom."""
     num_runs, num_tasks = values.shape
-    n = values.size
-    cut = int(_TRIMMED * n)
-    h = n - 2 * cut
-    ordered = np.sort(values, axis=None)
-    variances = np.clip(values, ordered[cut], ordered[n - cut - 1]).var(axis=0, ddof=1)  # [T]
+    variances = values.var(axis=0, ddof=1)  # [T]
     total = float(variances.sum())
     if total == 0:
         return 0.0, 1.0
-    # Welch's sum over tasks, whose runs have R - 1 each; trimming takes its share of them.
-    freedom = (num_runs - 1) * total**2 / float((variances**2).sum()) * (h - num_tasks) / (n - num_tasks)
-    return num_runs * total * (n - 1) / (n * h * (h - 1)), max(freedom, 1.0)
+    freedom = (num_runs - 1) * total**2 / float((variances**2).sum())
+    variance = total / (num_runs * num_tasks**2)
+    if num_tasks > 1:  # some tasks may be trimmed away, and the others then weigh more
+        n = values.size
+        cut = int(_TRIMMED * n)
+        ordered = np.sort(values, axis=None)
+        inner = np.clip(values, ordered[cut], ordered[n - cut - 1]).var(axis=0, ddof=1)
+        variance = max(variance, num_runs * float(inner.sum()) / (n - 2 * cut) ** 2)
+    return _WIDENED**2 * variance, freedom
 
 
 def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence: float) -> Interval:
     """The interval of a sum of independent means, each with its variance and degrees of freedom."""
     total = sum(variance for variance, _ in spreads)
     if total == 0:
-        return Interval(estimate, estimate, estimate, TRIMMED_T)
+        return Interval(estimate, estimate, estimate, STUDENT)
     freedom = total**2 / sum(variance**2 / each for variance, each in spreads)
-    half = _t_quantile(confidence, freedom) * math.sqrt(total)
-    return Interval(estimate, estimate - half, estimate + half, TRIMMED_T)
+    half = _t_quantile(confidence, round(freedom, 9)) * math.sqrt(total)
+    return Interval(estimate, estimate - half, estimate + half, STUDENT)
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from rlsmooth.losses.closed_form import (
     Weights,
     cross_entropy_rows,
     inner_with_target,
+    is_traced,
     label_rows,
     legal_logits,
     policy_divergence_rows,
@@ -22,7 +23,6 @@ from rlsmooth.losses.closed_form import (
     shift,
     target_entropies,
 )
-from rlsmooth.targets.arguments import is_traced
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
 

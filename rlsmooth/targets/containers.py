@@ -32,7 +32,7 @@ def _as_pytree(kind: type, names_of: Callable[[Any], tuple[str, ...]]) -> None:
         return changed(rest, dict(zip(names, children, strict=True)))
 
     def changed(value: Any, fields: dict[str, Any]) -> Any:
-        made = object.__new__(kind)  # unchecked: the children of a pytree may be anything
+        made: Any = object.__new__(kind)  # unchecked: the children of a pytree may be anything
         vars(made).update(vars(value), **fields)
         return made
 

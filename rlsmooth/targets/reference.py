@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ class Reference:
 
     def joins(self, other: Reference) -> bool:
         """Whether the two differ only in what belongs to single rows, so that `cat` can join them."""
-        none = dict.fromkeys(("rows", "mask", "scale", "shift", "total"))
+        none: dict[str, Any] = dict.fromkeys(("rows", "mask", "scale", "shift", "total"))
         if self.kind in ("dense", "logits"):
             none["values"] = None
         given = [[getattr(one, name) is None for name in none] for one in (self, other)]
@@ -182,21 +182,22 @@ class Reference:
     def cat(references: Sequence[Reference], dim: int) -> Reference:
         """References that join each other, joined along a batch axis."""
         first = references[0]
-        return replace(
-            first, **{name: torch.cat([getattr(one, name) for one in references], dim) for name in first.row_names}
-        )
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(one, name) for one in references], dim) for name in first.row_names
+        }
+        return replace(first, **joined)
 
     @property
     def row_names(self) -> tuple[str, ...]:
         """The fields that belong to single rows; all other tensors are shared by all rows."""
-        names = ("rows", "mask", "scale", "shift")
+        names: tuple[str, ...] = ("rows", "mask", "scale", "shift")
         names += ("values",) if self.kind in ("dense", "logits") else ()
         one_for_all = self.kind == "vector" and isinstance(self.total, Tensor) and not self.total.ndim
         names += () if one_for_all else ("total",)
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def _map(self, per_row: _Select, shared: _Select) -> Reference:
-        changes = {name: per_row(getattr(self, name)) for name in self.row_names}
+        changes: dict[str, Any] = {name: per_row(getattr(self, name)) for name in self.row_names}
         for name in ("values", "total"):
             if name not in changes and getattr(self, name) is not None:
                 changes[name] = shared(getattr(self, name))

@@ -86,7 +86,7 @@ class Tree:
                 return [number_of(one) for one in part]
             if part not in numbers:
                 raise ValueError(f"labels: {part!r} is no class of the tree: {list(self.class_names)[:10]}.")
-            return numbers[cast("str", part)]
+            return numbers[part]
 
         return torch.tensor(number_of(values))
 
