@@ -136,7 +136,7 @@ def make_smoothing(args: Args, training: LabelledData) -> Smoothing:
                 f"--reference tree needs classes with a hierarchy, and data={args.data!r} has none: use olive, "
                 "rodents, or an .npz with one."
             )
-        reference = Tree.from_nested(training.hierarchy)
+        reference = Tree.from_nested(training.hierarchy, class_names=training.class_names)
     alpha = None if args.smoothing == "none" else number_or_word(args.smoothing)
     try:
         return Smoothing(alpha, reference, args.spread, decay=args.decay)

@@ -74,7 +74,9 @@ def measure_samples(
         data: whose hierarchy and order of classes are used.
         temperature: the logits are divided by it first; None: they are taken as they are.
     """
-    distances = None if data.hierarchy is None else tree_distances(Tree.from_nested(data.hierarchy))
+    distances = None
+    if data.hierarchy is not None:
+        distances = tree_distances(Tree.from_nested(data.hierarchy, class_names=data.class_names))
     summary = classification_summary(
         logits, labels, distances=distances, ordered=data.is_ordered, temperature=temperature
     )

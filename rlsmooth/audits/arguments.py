@@ -1,21 +1,56 @@
-"""Checks of the arguments of every audit: shape and dtype, but no value is read."""
+"""Arguments of every audit: arrays become tensors, shape and dtype are checked, but no value is read."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def takes_arrays(audit: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Let an audit take numpy's arrays, and whatever turns into one (a column of a table), wherever it takes tensors.
+
+    Whole numbers of any width become int64.
+    """
+
+    @functools.wraps(audit)
+    def with_tensors(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        tensors: Any = [_tensor_of(value) for value in args], {name: _tensor_of(each) for name, each in kwargs.items()}
+        return audit(*tensors[0], **tensors[1])
+
+    return with_tensors
+
+
+def _tensor_of(value: Any) -> Any:
+    """An array of numbers as a tensor of its own; all else as it is."""
+    if isinstance(value, (Tensor, np.generic)) or not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        return value
+    kind = np.dtype(np.int64) if array.dtype.kind in "iu" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype=kind, order="C"))
 
 
 def check_floating(name: str, values: Tensor) -> None:
     """Raise TypeError unless `values` is a floating-point tensor."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(f"{name} has dtype {getattr(values, 'dtype', type(values))}: pass a floating-point tensor.")
+        found = f"has dtype {values.dtype}" if isinstance(values, Tensor) else f"is a {type(values).__name__}"
+        raise TypeError(f"{name} {found}: pass a floating-point tensor or array.")
 
 
 def check_labels(name: str, labels: Tensor) -> None:
     """Raise TypeError unless `labels` is an int64 tensor."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"{name} must be an int64 tensor of classes, got {getattr(labels, 'dtype', type(labels))}.")
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name} must be an int64 tensor of classes, or an array of whole numbers, got {found}.")
 
 
 def check_same_shape(name: str, other: Tensor, reference_name: str, shape: torch.Size) -> None:
@@ -34,8 +69,8 @@ def check_distances(distances: Tensor, num_classes: int | None = None, *, name: 
         ValueError: it is not square, or of another size.
     """
     if not isinstance(distances, Tensor) or distances.dtype == torch.bool or distances.is_complex():
-        kind = getattr(distances, "dtype", type(distances))
-        raise TypeError(f"{name} must be a tensor of numbers [K, K], got {kind}.")
+        kind = distances.dtype if isinstance(distances, Tensor) else type(distances).__name__
+        raise TypeError(f"{name} must be a tensor or array of numbers [K, K], got {kind}.")
     size = distances.shape[0] if distances.ndim else 0
     if distances.shape != (size, size) or size == 0 or num_classes not in (None, size):
         wanted = "[K, K]" if num_classes is None else f"({num_classes}, {num_classes})"

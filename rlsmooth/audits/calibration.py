@@ -1,4 +1,4 @@
-"""Calibration: does a policy that says 90 % hit nine times in ten? Pure functions on tensors, no host sync.
+"""Calibration: does a policy that says 90 % hit nine times in ten? Pure functions on tensors or arrays, no host sync.
 
 Source: Guo et al., "On calibration of modern neural networks" (2017); Naeini et al., "Obtaining well calibrated
 probabilities using Bayesian binning" (2015).
@@ -11,7 +11,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples, check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
+from rlsmooth.audits.arguments import (
+    as_samples,
+    check_floating,
+    check_same_shape,
+    nan_unless,
+    result_dtype,
+    takes_arrays,
+    wide_dtype,
+)
 from rlsmooth.checks import check_choice, check_positive_int
 
 
@@ -31,6 +39,7 @@ class ReliabilityBins(NamedTuple):
     accuracy: Tensor
 
 
+@takes_arrays
 def calibration_error(
     confidences: Tensor,
     hits: Tensor,
@@ -43,8 +52,8 @@ def calibration_error(
 
     With `g_b = |accuracy_b - mean confidence_b|` and `p_b` the share of samples in bin b:
     `"l1"` is the expected calibration error `Σ p_b g_b`, `"l2"` is `sqrt(Σ p_b g_b²)`, `"max"` is `max g_b` over the
-    bins that have samples. Bins are `[edge_i, edge_{i+1})`, and a confidence of exactly 1 is a bin of its own, as in
-    torchmetrics, whose figures these are (`reliability_bins` counts it to the last bin: a bar needs a width).
+    bins that have samples. The bins are those of `reliability_bins`, `[edge_i, edge_{i+1})` and the last one closed.
+    torchmetrics gives a confidence of exactly 1 a bin of its own, and is the same without one.
 
     Args:
         confidences: float [...], the probability given to the action (or class) chosen, in [0, 1].
@@ -69,7 +78,7 @@ def calibration_error(
     check_choice("norm", norm, ("l1", "l2", "max"))
     confidence, hit, weight = _prepare(confidences, hits, weights)
     edges = _edges(confidence, num_bins)
-    counts, mean_confidence, accuracy = _bin(confidence, hit, weight, edges, num_bins + 1)
+    counts, mean_confidence, accuracy = _bin(confidence, hit, weight, edges, num_bins)
     share = counts / counts.sum()
     gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(share))
     if norm == "l1":
@@ -82,6 +91,7 @@ def calibration_error(
     return nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
 
 
+@takes_arrays
 def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: int = 15) -> Tensor:
     """Expected calibration error over bins that hold equally many samples: `Σ_b p_b |accuracy_b - mean confidence_b|`.
 
@@ -130,11 +140,12 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: i
     return nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
 
 
+@takes_arrays
 def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
     """Mean over classes of the expected calibration error of "it is this class": `p(k)` against `[k = label]`.
 
-    Unlike `calibration_error` it reads every probability, not just the greatest. It is the mean of torchmetrics'
-    `binary_calibration_error` over the classes, with the bins of `calibration_error`.
+    Unlike `calibration_error` it reads every probability, not just the greatest. It is the mean over the classes of
+    `calibration_error`, with its bins.
 
     Args:
         probabilities: float [..., K], in [0, 1].
@@ -158,10 +169,10 @@ def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bi
     """
     samples, label, weight, valid = as_samples(probabilities, labels)
     edges = _edges(samples, num_bins)
-    num_classes, columns = samples.shape[-1], num_bins + 1
+    num_classes, columns = samples.shape[-1], num_bins
     classes = torch.arange(num_classes, device=samples.device)
     # All classes at once: class k has the bins from k · columns on.
-    index = (torch.bucketize(samples.contiguous(), edges, right=True) - 1).clamp(0, num_bins) + classes * columns
+    index = (torch.bucketize(samples.contiguous(), edges, right=True) - 1).clamp(0, num_bins - 1) + classes * columns
     hit = (label.unsqueeze(-1) == classes).to(weight.dtype)
     each = weight.unsqueeze(-1).expand_as(hit).flatten()
     sums = _sum_bins(index.flatten(), samples.flatten(), hit.flatten(), each, num_classes * columns)
@@ -171,6 +182,7 @@ def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bi
     return nan_unless(valid.all() & _all_valid(samples.flatten(), each), error).to(samples.dtype)
 
 
+@takes_arrays
 def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean confidence minus accuracy: positive is overconfident, negative (smoothing tends to it) underconfident.
 
@@ -197,6 +209,7 @@ def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None 
     return nan_unless(_all_valid(confidence, weight), gap).to(confidence.dtype)
 
 
+@takes_arrays
 def reliability_bins(
     confidences: Tensor, hits: Tensor, *, num_bins: int = 15, weights: Tensor | None = None
 ) -> ReliabilityBins:

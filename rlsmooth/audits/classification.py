@@ -1,4 +1,6 @@
-"""Scores of a classifier: accuracy, Brier score, negative log-likelihood. Pure functions on tensors, no host sync.
+"""Scores of a classifier: accuracy, Brier score, negative log-likelihood.
+
+Pure functions on tensors or arrays, no host sync.
 
 All of them are NaN without samples, and NaN if a sample that counts holds a NaN or a label that is no class: a check
 here would wait for the device. `classification_summary` does check.
@@ -9,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples, mean_of
+from rlsmooth.audits.arguments import as_samples, mean_of, takes_arrays
 from rlsmooth.losses import cross_entropy
 
 
+@takes_arrays
 def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Share of samples whose most probable class is the label; among equals the first class is taken, as in numpy.
 
@@ -38,6 +41,7 @@ def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = 
     return mean_of(samples.argmax(-1) == label, weight, valid).to(samples.dtype)
 
 
+@takes_arrays
 def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean over samples of `Σ_k (p(k) - [k = label])²`.
 
@@ -69,6 +73,7 @@ def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None
     return mean_of(wide.square().sum(-1) + (1 - 2 * at_label), weight, valid).to(samples.dtype)
 
 
+@takes_arrays
 def negative_log_likelihood(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean over samples of `-log p(label)`, in nats, with `p = softmax(logits)`.
 

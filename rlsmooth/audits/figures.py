@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlsmooth.audits.arguments import takes_arrays
 from rlsmooth.audits.calibration import ReliabilityBins
 from rlsmooth.audits.selective import RiskCoverage
 
@@ -109,6 +110,7 @@ def draw_risk_coverage(
     axes.legend(loc="upper left", fontsize="small", framealpha=0.9)
 
 
+@takes_arrays
 def draw_target_matrix(
     axes: Axes, matrix: Tensor, *, names: Sequence[str] | None = None, title: str = "Target of each label"
 ) -> None:
@@ -144,6 +146,7 @@ def draw_target_matrix(
                 )
 
 
+@takes_arrays
 def draw_entropy_histogram(
     axes: Axes, entropies: Tensor, *, maximum: float | None = None, title: str = "Entropy of the policy"
 ) -> None:

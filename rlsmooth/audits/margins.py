@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples, check_distances, check_floating, mean_of
+from rlsmooth.audits.arguments import as_samples, check_distances, check_floating, mean_of, takes_arrays
 from rlsmooth.targets import Target
 
 
+@takes_arrays
 def mean_logit_margin(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean over samples of `x(label) - mean_{k ≠ label} x(k)`, in nats.
 
@@ -60,6 +61,7 @@ def optimal_margin(target: Target) -> Tensor:
     return _margin(dense.log(), label)
 
 
+@takes_arrays
 def implied_alpha(kernel: Tensor) -> Tensor:
     """The smoothing that a table `[K, K]` holds for each class: the share of its row that is off the label.
 

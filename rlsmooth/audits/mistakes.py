@@ -1,6 +1,6 @@
 """Severity of a classifier's mistakes: distances in a hierarchy, or in any table `[K, K]` of costs.
 
-Pure functions on tensors, no host sync. Source: Bertinetto et al., "Making better mistakes: leveraging class
+Pure functions on tensors or arrays, no host sync. Source: Bertinetto et al., "Making better mistakes: leveraging class
 hierarchies with deep networks" (2020).
 """
 
@@ -18,6 +18,7 @@ from rlsmooth.audits.arguments import (
     check_same_shape,
     mean_of,
     nan_unless,
+    takes_arrays,
     wide_dtype,
 )
 from rlsmooth.checks import check_choice, check_positive_int
@@ -73,6 +74,7 @@ def tree_distances(tree: Tree, *, measure: Literal["height", "edges"] = "height"
     return torch.tensor(heights, dtype=torch.float64, device="cpu")[ancestors].fill_diagonal_(0.0)
 
 
+@takes_arrays
 def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) -> Tensor:
     """Hierarchical distance of the top k: the mean distance from the label of the k most probable classes.
 
@@ -107,6 +109,7 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) 
     return mean_of(table[label.unsqueeze(-1), nearest].mean(-1), weight, valid).to(samples.dtype)
 
 
+@takes_arrays
 def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor) -> Tensor:
     """Mean distance between prediction and label over the mistakes alone.
 

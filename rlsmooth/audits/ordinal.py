@@ -1,6 +1,6 @@
 """Scores of a classifier whose classes are ordered, the distance between neighbours being 1.
 
-Pure functions on tensors, no host sync.
+Pure functions on tensors or arrays, no host sync.
 """
 
 from __future__ import annotations
@@ -8,10 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples, check_labels, check_same_shape, mean_of, nan_unless, wide_dtype
+from rlsmooth.audits.arguments import (
+    as_samples,
+    check_labels,
+    check_same_shape,
+    mean_of,
+    nan_unless,
+    takes_arrays,
+    wide_dtype,
+)
 from rlsmooth.checks import check_positive_int
 
 
+@takes_arrays
 def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
     """Mean over samples of `|prediction - label|`, in classes: scikit-learn's function of the same name.
 
@@ -34,6 +43,7 @@ def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
     return (error.sum() / error.numel()).to(torch.float32)
 
 
+@takes_arrays
 def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
     """Mean over classes of the mean absolute error of the samples of that label: each class weighs the same (AMAE).
 
@@ -67,6 +77,7 @@ def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_clas
     return nan_unless(valid, means.sum() / (counts > 0).sum()).to(torch.float32)
 
 
+@takes_arrays
 def ranked_probability_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean over samples of `Σ_{k < K-1} (F(k) - [label <= k])²`, with `F` the cumulative probabilities.
 

@@ -1,7 +1,7 @@
 """Selective prediction: the risk of a classifier that may leave its least confident samples unanswered.
 
-Pure functions on tensors, no host sync. Source: Geifman and El-Yaniv, "Selective classification for deep neural
-networks" (2017).
+Pure functions on tensors or arrays, no host sync. Source: Geifman and El-Yaniv, "Selective classification for deep
+neural networks" (2017).
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import check_floating, check_same_shape, nan_unless, result_dtype, wide_dtype
+from rlsmooth.audits.arguments import (
+    check_floating,
+    check_same_shape,
+    nan_unless,
+    result_dtype,
+    takes_arrays,
+    wide_dtype,
+)
 
 
 class RiskCoverage(NamedTuple):
@@ -28,6 +35,7 @@ class RiskCoverage(NamedTuple):
     area: Tensor
 
 
+@takes_arrays
 def risk_coverage(confidences: Tensor, hits: Tensor) -> RiskCoverage:
     """Risk against coverage, the samples taken from the most to the least confident, and the area under it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples
+from rlsmooth.audits.arguments import as_samples, takes_arrays
 from rlsmooth.audits.calibration import (
     adaptive_calibration_error,
     calibration_error,
@@ -23,6 +23,7 @@ from rlsmooth.losses import log_probabilities
 DISTANCES_AT = (1, 5, 20)
 
 
+@takes_arrays
 def classification_summary(
     logits: Tensor,
     labels: Tensor,

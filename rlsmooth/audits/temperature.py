@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlsmooth.audits.arguments import as_samples, nan_unless
+from rlsmooth.audits.arguments import as_samples, nan_unless, takes_arrays
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import cross_entropy
 
@@ -15,6 +15,7 @@ from rlsmooth.losses import cross_entropy
 _HALVINGS = 48
 
 
+@takes_arrays
 def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, float] = (1e-3, 1e3)) -> Tensor:
     """The temperature T whose `softmax(logits / T)` has the least negative log-likelihood. Divide logits by it.
 

@@ -36,7 +36,7 @@ class LabelledData:
         class_names: the `K` classes' names, all different.
         feature_names: the `D` features' names.
         name: of the set.
-        hierarchy: nested mappings and sequences of the class names, in the order of `class_names`, as
+        hierarchy: nested mappings and sequences of the class names, in any order, as
             `rlsmooth.targets.Tree.from_nested` takes them; None where the classes have no hierarchy.
         is_ordered: whether the classes are ordered, 0 the lowest.
         source: one sentence: where the samples are from, and which were left out.
@@ -72,9 +72,9 @@ class LabelledData:
         object.__setattr__(self, "feature_names", _check_names("feature_names", names))
         if len(self.feature_names) != width:
             raise ValueError(f"feature_names has {len(self.feature_names)} names for {width} features.")
-        if self.hierarchy is not None and _leaves(self.hierarchy) != list(self.class_names):
+        if self.hierarchy is not None and sorted(_leaves(self.hierarchy)) != sorted(self.class_names):
             raise ValueError(
-                f"hierarchy has the leaves {_leaves(self.hierarchy)}: they must be class_names, in the same order."
+                f"hierarchy has the leaves {_leaves(self.hierarchy)}: they must be class_names, each once."
             )
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice
-from rlsmooth.targets.arguments import broadcast_mask
+from rlsmooth.targets.arguments import broadcast_mask, kind_of
 from rlsmooth.targets.labelled import one_hot
 from rlsmooth.targets.target import Target
 
@@ -28,7 +28,7 @@ def check_logits(logits: Tensor, mask: Tensor | None, name: str = "logits") -> T
         ValueError: logits without a class axis, a mask that does not broadcast.
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits))}.")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind_of(logits)}.")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}, needs [..., K] with at least one class.")
     return None if mask is None else broadcast_mask(mask, logits.shape[:-1], logits.shape[-1])

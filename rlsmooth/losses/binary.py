@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses.arguments import Reduction, check_weight, compute_dtype, reduce
+from rlsmooth.targets.arguments import kind_of
 
 
 def binary_cross_entropy(
@@ -42,7 +43,7 @@ def binary_cross_entropy(
         tensor(0.6931)
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits))}.")
+        raise TypeError(f"logits must be a floating-point tensor, got {kind_of(logits)}.")
     if not isinstance(labels_real_is_one, Tensor):
         raise TypeError(f"labels_real_is_one must be a tensor, got {type(labels_real_is_one).__name__}.")
     if labels_real_is_one.shape != logits.shape:

@@ -14,6 +14,7 @@ from rlsmooth.losses.closed_form import (
     Weights,
     cross_entropy_rows,
     inner_with_target,
+    is_traced,
     label_rows,
     legal_logits,
     policy_divergence_rows,
@@ -68,7 +69,7 @@ def cross_entropy(
         if rows is not None:
             return reduce(rows, None, reduction)
     target = as_target(target, logits)
-    if weight is not None and torch.compiler.is_compiling():
+    if weight is not None and is_traced():
         logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
     rows = cross_entropy_rows(logits, target, legal, ignore_rows=weight is not None)
     return reduce(rows, weight, reduction)

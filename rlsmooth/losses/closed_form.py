@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 
-from rlsmooth.losses import reference
 from rlsmooth.losses.arguments import compute_dtype
 from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.target import Target
@@ -32,6 +32,14 @@ _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
+
+
+def is_traced() -> bool:
+    """Whether torch compiles or transforms (`torch.func`) the loss: then it is plain operations, which torch derives.
+
+    The same as `rlsmooth.targets.arguments.is_traced`, here as well so that a loss passes through few files.
+    """
+    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
 
 
 def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:
@@ -61,7 +69,7 @@ def product(weights: Tensor, values: Tensor) -> Tensor:
 
     A NaN among the values disappears too, and may: `log d` of its row is NaN, and so is the loss.
     """
-    if torch.compiler.is_compiling():  # differentiated there, and only a selection has the right gradient at -inf
+    if is_traced():  # differentiated then, and only a selection has the right gradient at -inf
         return torch.where(weights != 0, weights * values, 0.0)
     return (weights * values).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
@@ -118,7 +126,7 @@ def inner_with_target(shifted: Tensor, target: Target, weights: Weights) -> Tens
     if weights.background is not None and target.reference is not None:
         if has_atoms and target.weights_may_cancel:
             atoms = once_a_class(target.atom_indices, target.at_atoms().to(atoms.dtype))
-            if torch.compiler.is_compiling():
+            if is_traced():
                 places = torch.zeros_like(shifted, dtype=torch.bool).scatter(-1, target.atom_indices, True)
                 inner = inner_with_reference(shifted.masked_fill(places, 0.0), target.reference)
             else:  # in place, and put back
@@ -198,8 +206,13 @@ def _gradient(
             gradient.sub_(background, alpha=1 / target.num_classes)
         else:
             gradient.addcmul_(target.reference.block(gradient.dtype), background, value=-1)
-    if target.atom_indices.shape[-1]:
-        gradient.scatter_add_(-1, target.atom_indices, weights.atoms * -upstream.unsqueeze(-1))
+    places = target.atom_indices
+    if places.shape[-1] and weights.background is not None and target.weights_may_cancel:
+        # An atom may take off what the background put on its class: the difference of the two is taken exactly.
+        slope = exponentials.gather(-1, places) * (weights.mass / total).unsqueeze(-1)
+        gradient.scatter_(-1, places, (slope - target.at_atoms().to(slope.dtype)) * upstream.unsqueeze(-1))
+    elif places.shape[-1]:
+        gradient.scatter_add_(-1, places, weights.atoms * -upstream.unsqueeze(-1))
     if mask is not None:
         gradient.masked_fill_(~mask, 0.0)
     if ignore_rows:  # selected, not multiplied: an ignored row may hold NaN
@@ -259,11 +272,22 @@ class _PolicyDivergence(torch.autograd.Function):
 def _differentiable_divergence_gradient(
     logits: Tensor, q: Target | None, mask: Tensor | None, upstream: Tensor
 ) -> Tensor:
-    log_p = reference.log_probabilities(logits, mask)
-    p = log_p.exp()
-    score = torch.where(p > 0, log_p if q is None else log_p - q.dense(log_p.dtype).log(), 0.0)
+    p, score, _ = _divergence_terms(logits, q, mask)
     mean = (p * score).sum(-1, keepdim=True)
     return (p * (score - mean) * upstream.unsqueeze(-1)).to(logits.dtype)
+
+
+def _divergence_terms(logits: Tensor, q: Target | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`p`, `log p - log q + log d` and `log d` in plain operations; `log d`, which cancels in gradients, would round.
+
+    Where p is 0 the second is 0 too.
+    """
+    values = legal_logits(logits, mask)
+    shifted = values - values.detach().amax(-1, keepdim=True)
+    exponentials = shifted.exp()
+    total = exponentials.sum(-1, keepdim=True)
+    score = shifted if q is None else shifted - q.dense(shifted.dtype).log()
+    return exponentials / total, torch.where(exponentials > 0, score, 0.0), total.squeeze(-1).log()
 
 
 def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, ignore_rows: bool = False) -> Tensor:
@@ -275,7 +299,7 @@ def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, i
         mask: bool `[..., K]`, or None.
         ignore_rows: rows whose upstream gradient is 0 get a gradient of exactly 0 even where their logits are NaN.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return _fusible_rows(logits, target, mask)
     if not ignore_rows and _is_small(logits):
         if target.is_positive_probabilities and mask is None:
@@ -302,7 +326,7 @@ def label_rows(logits: Tensor, labels: Tensor) -> Tensor | None:
 
     torch is right at every edge here: nothing is multiplied by a target of 0.
     """
-    if torch.compiler.is_compiling() or not _is_small(logits):
+    if is_traced() or not _is_small(logits):
         return None
     values, classes = legal_logits(logits, None), logits.shape[-1]
     rows = F.cross_entropy(values.reshape(-1, classes), labels.reshape(-1), reduction="none", ignore_index=_NO_LABEL)
@@ -342,7 +366,7 @@ def _fusible_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor
 
 def target_entropies(target: Target) -> Tensor:
     """`target.entropy()`, `[...]`, a block of rows at a time: it may have to be written out in float64."""
-    if torch.compiler.is_compiling() or not target.batch_shape.numel():
+    if is_traced() or not target.batch_shape.numel():
         return target.entropy()
     flat = target.reshape(target.batch_shape.numel())
     rows = max(1, _BLOCK_ELEMENTS.get(target.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // target.num_classes)
@@ -360,9 +384,9 @@ def policy_divergence_rows(logits: Tensor, q: Target | None, mask: Tensor | None
         q: of the same batch shape, or None.
         mask: bool `[..., K]`, or None.
     """
-    if torch.compiler.is_compiling():
-        log_q = None if q is None else q.dense(compute_dtype(logits.dtype)).log()
-        return reference.policy_divergence_rows(logits, log_q, mask)
+    if is_traced():
+        p, score, log_sum = _divergence_terms(logits, q, mask)
+        return (p * score).sum(-1) - log_sum
     classes, batch_shape = logits.shape[-1], logits.shape[:-1]
     flat_mask = None if mask is None else mask.reshape(-1, classes)
     flat_q = None if q is None else q.reshape(batch_shape.numel())

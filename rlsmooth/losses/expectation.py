@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rlsmooth.losses.policy import log_probabilities
+from rlsmooth.targets.reference import weight_dtype
 from rlsmooth.targets.values import to_support
 
 
@@ -31,4 +33,8 @@ def expected_value(logits: Tensor, support: Tensor) -> Tensor:
     probabilities = log_probabilities(logits).exp()
     if len(points) != logits.shape[-1]:
         raise ValueError(f"support has {len(points)} points, logits have shape {tuple(logits.shape)}: one logit each.")
-    return (probabilities * points.to(logits.device, probabilities.dtype)).sum(-1)
+    # In the support's precision: its points may be beyond the logits', and the mean within it.
+    wide = torch.promote_types(probabilities.dtype, points.dtype)
+    if wide == torch.float64:
+        wide = weight_dtype(logits.device)
+    return (probabilities.to(wide) * points.to(logits.device, wide)).sum(-1).to(probabilities.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice
 from rlsmooth.losses.arguments import Reduction, check_weight, compute_dtype, reduce
+from rlsmooth.targets.arguments import kind_of
 from rlsmooth.targets.gaussian import GaussianTarget
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -142,6 +143,6 @@ def _check_log_std(mean: Tensor, log_std: Tensor) -> None:
 
 def _in_compute_dtype(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(mean, Tensor) or not mean.is_floating_point():
-        raise TypeError(f"mean must be a floating-point tensor [..., D], got {getattr(mean, 'dtype', type(mean))}.")
+        raise TypeError(f"mean must be a floating-point tensor [..., D], got {kind_of(mean)}.")
     dtype = compute_dtype(mean.dtype)
     return mean.to(dtype), log_std.to(dtype)

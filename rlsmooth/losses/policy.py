@@ -14,6 +14,7 @@ from torch import Tensor
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses.arguments import check_logits, compute_dtype
 from rlsmooth.losses.gaussian import HALF_LOG_TWO_PI
+from rlsmooth.targets.arguments import kind_of
 from rlsmooth.targets.target import Target
 
 _NO_PROBABILITY = -1e4  # exp() of it is 0 in float64 too, and no gradient times it overflows
@@ -257,7 +258,6 @@ def _probabilities(reference: Target | Tensor, log_probs: Tensor) -> Tensor:
         return reference.dense(log_probs.dtype)
     if not isinstance(reference, Tensor) or not reference.is_floating_point():
         raise TypeError(
-            "reference must be a Target, a floating-point tensor of probabilities or None, got "
-            f"{getattr(reference, 'dtype', type(reference))}."
+            f"reference must be a Target, a floating-point tensor of probabilities or None, got {kind_of(reference)}."
         )
     return reference.detach().to(log_probs.dtype)

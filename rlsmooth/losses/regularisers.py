@@ -53,16 +53,15 @@ def label_relaxation(
     values = legal_logits(logits, legal)
     label = target.atom_indices[..., :1]
     wanted = target.at_atoms()[..., 0].to(values.dtype)
-    log_sum = values.logsumexp(-1)
-    log_label = values.gather(-1, label).squeeze(-1) - log_sum
+    log_p = values.log_softmax(-1)  # not differences of logits and their sum, which a common offset would round
+    log_label = log_p.gather(-1, label).squeeze(-1)
     # The lowest finite number, not -inf: where the label is the only legal class, the gradient stays a number.
-    others = values.scatter(-1, label, torch.finfo(values.dtype).min)
-    log_others = others.logsumexp(-1) - log_sum
+    log_others = log_p.scatter(-1, label, torch.finfo(log_p.dtype).min).logsumexp(-1)
     rest = 1 - wanted
     satisfied = log_label.exp() >= wanted
     divergence = torch.xlogy(wanted, wanted) - wanted * torch.where(satisfied, 0.0, log_label)
     divergence = divergence + torch.xlogy(rest, rest) - rest * torch.where(satisfied | (rest <= 0), 0.0, log_others)
-    divergence = torch.where(log_sum < torch.inf, divergence, torch.nan)  # +inf or NaN among the logits
+    divergence = torch.where(log_label.isnan(), torch.nan, divergence)  # +inf or NaN among the logits
     return reduce(torch.where(satisfied, 0.0, divergence), weight, reduction)
 
 

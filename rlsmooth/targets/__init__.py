@@ -5,6 +5,7 @@ One file a family: `labelled` (hard, uniform, prior, mixtures, atoms), `structur
 `confidence` (pseudo-labels), `gaussian` (continuous actions).
 """
 
+from rlsmooth.targets import containers as _containers  # noqa: F401  for what it registers
 from rlsmooth.targets.confidence import confidence_adaptive
 from rlsmooth.targets.dense import boltzmann, from_probs, teacher, visit_counts
 from rlsmooth.targets.gaussian import GaussianTarget, gaussian

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
@@ -20,15 +21,25 @@ SUM_TOLERANCE = 1e-4
 """How far a distribution's sum may be from 1: wide enough for float32 counts, too narrow for a forgotten division."""
 
 
+def is_traced() -> bool:
+    """Whether torch compiles what runs, or transforms it (`torch.func`): no value can be read, no tensor changed."""
+    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
+
+
 def values_can_be_checked(validate: bool) -> bool:
-    """Whether to read values: not while compiling, where there are none yet."""
-    return validate and not torch.compiler.is_compiling()
+    """Whether to read values: not while torch compiles or transforms what runs, where there are none yet."""
+    return validate and not is_traced()
 
 
 def first_row(bad: Tensor) -> tuple[int, ...] | None:
     """The index of the first True, or None."""
     places = bad.nonzero()
     return tuple(places[0].tolist()) if len(places) else None
+
+
+def kind_of(value: object) -> str:
+    """How a message calls what is no tensor of the right kind: a tensor by its dtype, all else by its type."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def at(index: tuple[int, ...]) -> str:
@@ -44,6 +55,8 @@ def from_array(values: Any) -> Any:
     if values is None or isinstance(values, (Tensor, bool, int, float, str, list, tuple, dict)):
         return values
     try:
+        if hasattr(values, "__array__"):  # a column of a table too
+            return torch.as_tensor(values.__array__().copy())  # torch reads no array that is turned around
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError):  # no array: the caller says what it wants
         return values

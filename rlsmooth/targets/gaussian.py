@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlsmooth.targets.arguments import Alpha, broadcast_alpha, check_alpha, first_row, values_can_be_checked
+from rlsmooth.targets.arguments import (
+    Alpha,
+    broadcast_alpha,
+    check_alpha,
+    first_row,
+    from_array,
+    kind_of,
+    values_can_be_checked,
+)
+from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +40,42 @@ class GaussianTarget:
     reference_mean: Tensor
     reference_std: Tensor
 
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of_fields(self)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
+
+    @staticmethod
+    def cat(targets: Sequence[GaussianTarget]) -> GaussianTarget:
+        """Targets joined along the first batch axis.
+
+        Raises:
+            ValueError: no target; targets of other references.
+        """
+        targets = list(targets)
+        if not targets:
+            raise ValueError("targets is empty: give at least one.")
+        first = targets[0]
+        for other in targets[1:]:
+            same = torch.equal(first.reference_mean, other.reference_mean)
+            if not same or not torch.equal(first.reference_std, other.reference_std):
+                raise ValueError("cat needs targets of the same reference_mean and reference_std.")
+        weights = [
+            torch.zeros_like(one.atom_weight) if one.background_weight is None else one.background_weight
+            for one in targets
+        ]
+        return GaussianTarget(
+            torch.cat([one.actions for one in targets]),
+            torch.cat([one.atom_weight for one in targets]),
+            None if all(one.background_weight is None for one in targets) else torch.cat(weights),
+            first.reference_mean,
+            first.reference_std,
+        )
+
     @property
     def batch_shape(self) -> torch.Size:
         """The leading shape `[...]`."""
@@ -47,6 +92,10 @@ class GaussianTarget:
             return tensor[index]
 
         return self._map_rows(select)
+
+    def with_batch_axis(self) -> GaussianTarget:
+        """The same as a batch of one: a first axis of size 1."""
+        return self._map_rows(lambda tensor: tensor.unsqueeze(0))
 
     def to(self, device: torch.device | str) -> GaussianTarget:
         """The same target on another device."""
@@ -97,8 +146,10 @@ def gaussian(
         >>> gaussian(torch.tensor([[0.5]]), alpha=0.25).mass()
         tensor([1.], dtype=torch.float64)
     """
+    actions = from_array(actions)
     if not isinstance(actions, Tensor) or not actions.is_floating_point() or actions.ndim == 0:
-        raise TypeError(f"actions must be a floating-point tensor [..., D], got {getattr(actions, 'dtype', actions)}.")
+        found = f"{kind_of(actions)} of shape {tuple(actions.shape)}" if isinstance(actions, Tensor) else repr(actions)
+        raise TypeError(f"actions must be a floating-point tensor [..., D], got {found}.")
     check_values = values_can_be_checked(validate)
     batch = actions[..., 0] if actions.shape[-1] else actions.new_zeros(actions.shape[:-1])
     check_alpha(alpha, batch.shape, values=check_values)

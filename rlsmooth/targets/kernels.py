@@ -10,18 +10,23 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_positive_int
 from rlsmooth.targets.arguments import check_ordinal_parameters, first_row, from_array, values_can_be_checked
-from rlsmooth.targets.special import regularised_incomplete_beta
+from rlsmooth.targets.special import log_incomplete_beta
 
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
 
 
-def off_label_rows(kernel: Tensor, name: str = "kernel") -> Tensor:
+_FAR = 1e30
+"""An exponent so great that `exp(-x)` is 0 beside that of any smaller one."""
+
+
+def off_label_rows(kernel: Tensor, name: str = "kernel", *, in_logarithms: bool = False) -> Tensor:
     """A similarity's rows without their label: diagonal 0, each row summing to 1.
 
     Args:
         kernel: float `[K, K]`, finite and non-negative. Its diagonal is ignored.
         name: what messages call it.
+        in_logarithms: return the logarithms instead, each row up to a constant: none of them underflows.
 
     Raises:
         TypeError: it is not a floating-point tensor.
@@ -40,15 +45,16 @@ def off_label_rows(kernel: Tensor, name: str = "kernel") -> Tensor:
         raise ValueError(f"{name}[{bad[0]}, {bad[1]}]={float(kernel[bad])!r} must be finite and at least 0.")
     rows.fill_diagonal_(0.0)
     if len(rows) == 1:
-        return rows
-    rows = rows / rows.amax(-1, keepdim=True)  # so that the sum neither overflows nor underflows
-    total = rows.sum(-1, keepdim=True)
-    bad = first_row(~(total.squeeze(-1) > 0)) if check_values else None
+        return rows.log() if in_logarithms else rows
+    bad = first_row((rows == 0).all(-1)) if check_values else None
     if bad is not None:
         raise ValueError(
             f"{name}[{bad[0]}] is 0 for every class but its own: give class {bad[0]} some similarity to another class."
         )
-    return rows / total
+    if in_logarithms:
+        return rows.log()
+    rows = rows / rows.amax(-1, keepdim=True)  # so that the sum neither overflows nor underflows
+    return rows / rows.sum(-1, keepdim=True)
 
 
 def ordinal_kernel(
@@ -61,6 +67,7 @@ def ordinal_kernel(
     decay: float = 1.0,
     power: float = 2.0,
     edge: Literal["all", "half"] = "all",
+    in_logarithms: bool = False,
 ) -> Tensor:
     """The table of an ordinal scheme: row `t` says how a label `t` spreads over the ordered classes `k`.
 
@@ -83,9 +90,10 @@ def ordinal_kernel(
         power: of `"exponential"`, above 0.
         edge: of `"adjacent"`, at the first and the last class: `"all"` gives the only neighbour everything, `"half"`
             gives it a half and leaves the rest on the label.
+        in_logarithms: return the logarithms instead, each row up to a constant: none of them underflows.
 
     Returns:
-        float64 `[K, K]`, rows summing to 1 (for one class: 0, or 1 with `include_label`).
+        float64 `[K, K]`, rows summing to 1 (for one class: 0, or 1 with `include_label`), or their logarithms.
 
     Raises:
         ValueError: an unknown scheme or a parameter outside its range; `"adjacent"` with `include_label`.
@@ -100,22 +108,17 @@ def ordinal_kernel(
     if scheme == "adjacent" and include_label:
         raise ValueError('scheme="adjacent" says nothing of the label itself: give alpha, the mass of its neighbours.')
     if num_classes == 1:
-        return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
+        alone = torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
+        return alone.log() if in_logarithms else alone
     classes = torch.arange(num_classes, dtype=torch.float64, device="cpu")  # whatever torch's default device
     label, other = classes.unsqueeze(1), classes.unsqueeze(0)
     log_weights = _log_weights(scheme, label, other, num_classes, width, concentration, decay, power)
     if not include_label:
         log_weights = log_weights.masked_fill(torch.eye(num_classes, dtype=torch.bool, device="cpu"), -math.inf)
-    empty = first_row(log_weights.isneginf().all(-1)) if values_can_be_checked(True) else None
-    if empty is not None:
-        raise ValueError(
-            f"{scheme} puts nothing outside label {empty[0]} in float64: lower concentration={concentration!r}."
-        )
-    table = log_weights.softmax(-1)
     if scheme == "adjacent" and edge == "half":
-        for end, neighbour in ((0, 1), (num_classes - 1, num_classes - 2)):
-            table[end, end] = table[end, neighbour] = 0.5
-    return table
+        for end in (0, num_classes - 1):
+            log_weights[end, end] = 0.0
+    return log_weights if in_logarithms else log_weights.softmax(-1)
 
 
 def _log_weights(
@@ -129,7 +132,7 @@ def _log_weights(
     if scheme == "triangular":
         return (1 - distance / width).clamp_min(0).log()
     if scheme == "exponential":
-        return -decay * distance**power if decay else torch.zeros_like(distance)  # the power may be inf
+        return minus_exponents(decay, distance, power)
     if scheme == "poisson":
         return other * (label + 0.5).log() - torch.lgamma(other + 1)
     if scheme == "binomial":
@@ -139,7 +142,19 @@ def _log_weights(
     mode = (label + 0.5) / num_classes
     edges = torch.arange(num_classes + 1, dtype=torch.float64, device="cpu") / num_classes
     first, second = mode * (concentration - 2) + 1, (1 - mode) * (concentration - 2) + 1
-    below, above = regularised_incomplete_beta(first, second, edges)
+    below, above = log_incomplete_beta(first, second, edges)
     # Each bin is a difference of the tail that it lies in: the other one would cancel.
-    inside = torch.where(edges[:-1] > mode, above[:, :-1] - above[:, 1:], below[:, 1:] - below[:, :-1])
-    return inside.clamp_min(0).log()
+    right = edges[:-1] > mode
+    whole, rest = torch.where(right, above[:, :-1], below[:, 1:]), torch.where(right, above[:, 1:], below[:, :-1])
+    return whole + torch.log1p(-(rest - whole).exp().clamp_max(1.0))
+
+
+def minus_exponents(decay: float, distance: Tensor, power: float = 1.0) -> Tensor:
+    """`-decay · distance^power`, float64; what is beyond every number still falls with the distance.
+
+    So the nearest of the classes that a mask leaves takes all, and none is left out because all of them overflow.
+    """
+    if not decay:
+        return torch.zeros_like(distance)
+    exponents = decay * distance**power  # the power may be inf
+    return -torch.where(exponents > _FAR, _FAR * (1 + 1e-5 * distance), exponents)

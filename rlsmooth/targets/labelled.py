@@ -20,6 +20,7 @@ from rlsmooth.targets.arguments import (
     check_probabilities,
     first_row,
     from_array,
+    kind_of,
     to_labels,
     values_can_be_checked,
 )
@@ -152,7 +153,10 @@ def prior(
     if values_can_be_checked(validate):
         check_probabilities("prior", prior, "give counts / counts.sum()")
     vector = prior.detach().to(labels.device, weight_dtype(labels.device))
-    reference = Reference(len(vector), "vector", vector, total=vector.sum())
+    if mask is None:
+        reference = Reference(len(vector), "vector", vector, total=vector.sum())
+    else:
+        reference = Reference(len(vector), "vector", vector.log())
     return around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
 
 
@@ -167,7 +171,8 @@ def around_label(
 ) -> Target:
     """`(1 - alpha) · onehot + alpha · reference`; alpha None is 1 with the label as a weightless atom.
 
-    Where a mask leaves the reference nothing, nothing can be smoothed to, so the target is hard.
+    Under a mask the reference's values are logarithms. Where it leaves the reference nothing, nothing can be smoothed
+    to, so the target is hard.
     """
     num_classes = reference.num_classes
     check_values = values_can_be_checked(validate)
@@ -182,16 +187,12 @@ def around_label(
             check_mask(mask, labels)
     background = broadcast_alpha(alpha, labels)
     if mask is not None:
-        reference = Reference(num_classes, reference.kind, reference.values, reference.rows, mask)
-        legal_mass = reference.block(background.dtype).sum(-1)
+        reference, has_mass = reference.restricted(mask)
         if check_values and empty_is_an_error:
-            bad = first_row(legal_mass <= 0)
+            bad = first_row(~has_mass)
             if bad is not None:
                 raise ValueError(f"mask{at(bad)} leaves only classes of prior 0: give them some prior.")
-        has_mass = legal_mass >= torch.finfo(legal_mass.dtype).tiny  # the inverse of less is inf
         background = torch.where(has_mass, background, 0.0)
-        scale = torch.where(has_mass, 1 / legal_mass, 0.0)
-        reference = Reference(num_classes, reference.kind, reference.values, reference.rows, mask, scale)
     atoms = labels.unsqueeze(-1), (1 - background).unsqueeze(-1)
     return Target(num_classes, *atoms, background, reference, weights_may_cancel=not _is_share(alpha))
 
@@ -301,7 +302,7 @@ def sparse(indices: Tensor, weights: Tensor, num_classes: int, *, validate: bool
     """
     indices, weights = to_labels(indices, "indices"), from_array(weights)
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        raise TypeError(f"weights must be a floating-point tensor, got {getattr(weights, 'dtype', type(weights))}.")
+        raise TypeError(f"weights must be a floating-point tensor, got {kind_of(weights)}.")
     if indices.shape != weights.shape or indices.ndim == 0:
         raise ValueError(
             f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)} must have one shape [..., A]."

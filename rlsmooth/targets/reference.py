@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 
 _Select = Callable[[Tensor], Tensor]
 
@@ -26,8 +28,12 @@ class Reference:
     | `"dense"` | `values[..., k]` | `values [..., K]` |
     | `"logits"` | `exp((values[..., k] - shift) / temperature)`, shift the row's maximum | `values`, `shift [...]` |
 
+    With a `shift` (`[...]`), the values of `"vector"` and `"rows"` are logarithms too, and the base is
+    `exp(values - shift)`: what a mask leaves of a steep table may be too small to be written out.
+
     `mask` (bool `[..., K]`, True = legal) and `scale` (`[...]`, what renormalises over the legal classes) are optional.
-    `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction.
+    `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction. Two references are
+    equal where all of this is.
     """
 
     num_classes: int
@@ -58,7 +64,7 @@ class Reference:
             if self.kind == "rows":
                 assert self.rows is not None
                 base = take_rows(base, self.rows)
-            base = self._softmax_terms(base, dtype) if self.kind == "logits" else base.to(dtype)
+            base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
             if self.mask is not None:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
@@ -77,14 +83,15 @@ class Reference:
         if self.values is None:
             each = 1.0 if self.mask is not None else 1.0 / self.num_classes
             base = torch.full((), each, dtype=dtype, device=indices.device).expand(indices.shape)
-        elif self.kind == "vector":
-            base = take_rows(self.values, indices).to(dtype)
-        elif self.kind == "rows":
-            assert self.rows is not None
-            base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices).to(dtype)
         else:
-            base = self.values.gather(-1, indices)
-            base = self._softmax_terms(base, dtype) if self.kind == "logits" else base.to(dtype)
+            if self.kind == "vector":
+                base = take_rows(self.values, indices)
+            elif self.kind == "rows":
+                assert self.rows is not None
+                base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices)
+            else:
+                base = self.values.gather(-1, indices)
+            base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
         if self.mask is not None:
             base = base.masked_fill(~self.mask.gather(-1, indices), 0.0)
         return base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
@@ -93,8 +100,25 @@ class Reference:
         """`exp((values - shift) / temperature)`, the difference taken in the wider dtype: float32 has no 1e8 + 1."""
         assert self.shift is not None
         wide = torch.promote_types(values.dtype, dtype)
-        exponents = (values.to(wide) - self.shift.to(wide).unsqueeze(-1)) / self.temperature
-        return exponents.exp().to(dtype)
+        exponents = values.to(wide) - self.shift.to(wide).unsqueeze(-1)
+        return (exponents if self.temperature == 1.0 else exponents / self.temperature).exp().to(dtype)
+
+    def restricted(self, mask: Tensor) -> tuple[Reference, Tensor]:
+        """A `"vector"` or `"rows"` of logarithms over the legal classes alone, and where there is one, `[...]`.
+
+        It is renormalised in logarithms, so that legal classes far from the label keep their shares however small
+        those were among all classes. Where no legal class has any, the reference is 0.
+
+        Args:
+            mask: bool `[..., K]`, True = legal.
+        """
+        assert self.values is not None
+        legal = (self.values if self.rows is None else take_rows(self.values, self.rows)).masked_fill(~mask, -torch.inf)
+        largest = legal.amax(-1)
+        has_mass = largest > -torch.inf
+        shift = torch.where(has_mass, largest, 0.0)
+        scale = 1 / torch.where(has_mass, (legal - shift.unsqueeze(-1)).exp().sum(-1), 1.0)
+        return replace(self, mask=mask, shift=shift, scale=scale, total=None), has_mass
 
     def entropy(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`-sum_k r(k) log r(k)` in nats, broadcasting over the batch; from `[K]` or `[R, K]` where that is all."""
@@ -124,7 +148,7 @@ class Reference:
 
     def weight_classes(self, weights: Tensor) -> Reference:
         """`r(k) · weights[k]`, which no longer sums to 1."""
-        if self.kind == "logits":
+        if self.shift is not None:
             weighted = Reference(self.num_classes, "dense", self.block(weights.dtype) * weights)
         elif self.values is None:
             values = weights if self.mask is not None else weights / self.num_classes
@@ -137,19 +161,47 @@ class Reference:
         """Apply `select` to what belongs to single rows; vectors and kernels are shared by all rows."""
         return self._map(select, shared=identity)
 
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of_fields(self)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
+
+    def joins(self, other: Reference) -> bool:
+        """Whether the two differ only in what belongs to single rows, so that `cat` can join them."""
+        none: dict[str, Any] = dict.fromkeys(("rows", "mask", "scale", "shift", "total"))
+        if self.kind in ("dense", "logits"):
+            none["values"] = None
+        given = [[getattr(one, name) is None for name in none] for one in (self, other)]
+        return given[0] == given[1] and same_fields(replace(self, **none), replace(other, **none))
+
+    @staticmethod
+    def cat(references: Sequence[Reference], dim: int) -> Reference:
+        """References that join each other, joined along a batch axis."""
+        first = references[0]
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(one, name) for one in references], dim) for name in first.row_names
+        }
+        return replace(first, **joined)
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """The fields that belong to single rows; all other tensors are shared by all rows."""
+        names: tuple[str, ...] = ("rows", "mask", "scale", "shift")
+        names += ("values",) if self.kind in ("dense", "logits") else ()
+        one_for_all = self.kind == "vector" and isinstance(self.total, Tensor) and not self.total.ndim
+        names += () if one_for_all else ("total",)
+        return tuple(name for name in names if getattr(self, name) is not None)
+
     def _map(self, per_row: _Select, shared: _Select) -> Reference:
-        values_per_row = self.kind in ("dense", "logits")
-        return Reference(
-            self.num_classes,
-            self.kind,
-            None if self.values is None else (per_row if values_per_row else shared)(self.values),
-            None if self.rows is None else per_row(self.rows),
-            None if self.mask is None else per_row(self.mask),
-            None if self.scale is None else per_row(self.scale),
-            None if self.shift is None else per_row(self.shift),
-            self.temperature,
-            None if self.total is None else (per_row if self.total.ndim else shared)(self.total),
-        )
+        changes: dict[str, Any] = {name: per_row(getattr(self, name)) for name in self.row_names}
+        for name in ("values", "total"):
+            if name not in changes and getattr(self, name) is not None:
+                changes[name] = shared(getattr(self, name))
+        return replace(self, **changes)
 
 
 def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:

@@ -11,6 +11,7 @@ from rlsmooth.targets.dense import boltzmann, check_float
 from rlsmooth.targets.reference import check_broadcast, weight_dtype
 from rlsmooth.targets.target import Target
 
+_EPSILON = torch.finfo(torch.float32).eps
 _NARROWEST_RANGE = 1e-8
 """The least range of values, when they are rescaled by it: mctx's `epsilon`."""
 
@@ -35,8 +36,11 @@ def completed_q(
         sigma(q) = (maxvisit_init + max visits) · value_scale · q,    q rescaled to [0, 1] first
 
     A better policy than the prior for any number of visits, where visit counts need many. It is mctx's
-    `qtransform_completed_by_mix_value`, with one difference: an illegal action is as if it did not exist. mctx gives it
-    the mixed value, and so counts that in the range that rescales, also where every legal action is visited.
+    `qtransform_completed_by_mix_value`, with two differences. An illegal action is as if it did not exist: mctx gives
+    it the mixed value, and so counts that in the range that rescales, also where every legal action is visited. And
+    rounding is no preference: each mean lies between the values that it is a mean of, and the range that rescales is
+    at least 4 ulps of the greatest value. In mctx, actions whose values are all alike but large are told apart by the
+    rounding of the mixed value.
 
     Args:
         prior_logits: float `[..., K]`, the policy network's.
@@ -46,7 +50,7 @@ def completed_q(
         value_scale: at least 0; of `sigma`.
         maxvisit_init: at least 0; of `sigma`.
         rescale_values: whether to bring the completed values of each row to [0, 1] first (by their range, at least
-            1e-8).
+            1e-8, and 4 ulps of the greatest).
         mask: bool, broadcasts to `[..., K]`; True = legal. Illegal actions may hold any logit and value, but no visits.
         validate: check values, which waits for the device.
 
@@ -90,7 +94,11 @@ def completed_q(
     if rescale_values:
         lowest = completed.masked_fill(~legal, torch.inf).amin(-1, keepdim=True)
         highest = completed.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)
-        completed = (completed - lowest) / (highest - lowest).clamp_min(_NARROWEST_RANGE)
+        # What float32 or better tells apart: the greatest value is known no better than that.
+        ulp = max(torch.finfo(dtype).eps, torch.finfo(q_values.dtype).eps if q_values.dtype.itemsize >= 4 else _EPSILON)
+        narrowest = (4 * ulp * torch.maximum(lowest.abs(), highest.abs())).clamp_min(_NARROWEST_RANGE)
+        # In halves: the range of values near the ends of the number range is beyond them.
+        completed = (completed / 2 - lowest / 2) / torch.maximum(highest / 2 - lowest / 2, narrowest / 2)
     sigma = scale * (first_visits + visits.masked_fill(~legal, 0.0).amax(-1, keepdim=True))
     return boltzmann(logits + sigma * completed, mask=mask, validate=False)
 
@@ -101,11 +109,17 @@ def _mixed_value(logits: Tensor, q: Tensor, visits: Tensor, visited: Tensor, val
     probs = logits.softmax(-1).clamp_min(torch.finfo(logits.dtype).tiny).masked_fill(~visited, 0.0)
     total = probs.sum(-1)
     has_visit = total > 0
-    weighted = (probs * torch.where(visited, q, 0.0)).sum(-1) / torch.where(has_visit, total, 1.0)
+    shares = probs / torch.where(has_visit, total, 1.0).unsqueeze(-1)
+    weighted = (shares * torch.where(visited, q, 0.0)).sum(-1)
+    # A mean lies between what it is a mean of: rounding must not make a preference of values that are alike.
+    lowest, highest = q.masked_fill(~visited, torch.inf).amin(-1), q.masked_fill(~visited, -torch.inf).amax(-1)
+    weighted = torch.where(has_visit, torch.minimum(torch.maximum(weighted, lowest), highest), weighted)
     if value is None:
         return weighted
-    number = visits.sum(-1)
-    return (value + number * weighted) / (number + 1)
+    share = 1 / (visits.sum(-1) + 1)
+    mixed = share * value + (1 - share) * weighted
+    lowest, highest = torch.minimum(value, weighted), torch.maximum(value, weighted)
+    return torch.where(has_visit, torch.minimum(torch.maximum(mixed, lowest), highest), value)
 
 
 def _network_value(value: Tensor | float | None, batch_shape: torch.Size, logits: Tensor) -> Tensor | None:

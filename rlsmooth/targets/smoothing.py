@@ -18,8 +18,10 @@ from rlsmooth.targets.arguments import (
     check_ordinal_parameters,
     check_probabilities,
     from_array,
+    is_traced,
     to_labels,
 )
+from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows
 from rlsmooth.targets.labelled import one_hot, prior, uniform
 from rlsmooth.targets.reference import weight_dtype
@@ -64,7 +66,9 @@ class Smoothing:
     width: float = 2.0
     concentration: float = 20.0
     edge: Literal["all", "half"] = "all"
-    _tables: dict[tuple[int, bool, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _tables: dict[tuple[int, bool, bool, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_choice("spread", self.spread, ("all", "others"))
@@ -128,7 +132,7 @@ class Smoothing:
         """The target of `labels`.
 
         Args:
-            labels: int64 `[...]`.
+            labels: int64 `[...]`; names of classes too where the reference is a `Tree`.
             num_classes: `K`; must agree with the reference.
             mask: bool, broadcasts to `[..., K]`; True = legal.
             progress: the progress remaining, 1 at the start, for a schedule.
@@ -138,31 +142,32 @@ class Smoothing:
             TypeError: as the builders of targets, such as `uniform`.
             ValueError: as those builders; or the reference is made for another number of classes.
         """
-        labels = to_labels(labels)
+        labels = self.reference.to_labels(labels) if isinstance(self.reference, Tree) else to_labels(labels)
         alpha = self.alpha_at(progress)
         if not isinstance(alpha, Tensor) and alpha == 0:
             return one_hot(labels, num_classes, mask=mask, validate=validate)
         if isinstance(self.reference, str) and self.reference == "uniform":
             assert alpha is not None
             return uniform(labels, num_classes, alpha, self.spread, mask=mask, validate=validate)
-        table = self._table(num_classes, alpha is None, labels.device)
+        table = self._table(num_classes, alpha is None, mask is not None, labels.device)
         if table.ndim == 1:
             assert alpha is not None
             return prior(labels, table, alpha, mask=mask, validate=validate)
         return from_rows(labels, table, alpha, mask=mask, validate=validate)
 
-    def _table(self, num_classes: int, include_label: bool, device: torch.device) -> Tensor:
-        """The reference's prior or normalised kernel, made once for each device."""
-        key = (num_classes, include_label, device)
+    def _table(self, num_classes: int, include_label: bool, in_logarithms: bool, device: torch.device) -> Tensor:
+        """The reference's prior or normalised kernel, or the logarithms of a kernel, made once for each device."""
+        key = (num_classes, include_label, in_logarithms, device)
         table = self._tables.get(key)
         if table is None:
             with torch.inference_mode(False):  # it is cached, and a later training may use it
-                table = self._make_table(num_classes, include_label).to(device, weight_dtype(device))
-            if not torch.compiler.is_compiling():  # a tensor of the compiler's tracing must not be cached
+                made = self._make_table(num_classes, include_label, in_logarithms)
+                table = made.to(device, weight_dtype(device))
+            if not is_traced():  # a tensor of the compiler's tracing must not be cached
                 self._tables[key] = table
         return table
 
-    def _make_table(self, num_classes: int, include_label: bool) -> Tensor:
+    def _make_table(self, num_classes: int, include_label: bool, in_logarithms: bool) -> Tensor:
         if isinstance(self.reference, str):
             table: Tensor = cached_ordinal_kernel(
                 num_classes,
@@ -173,14 +178,26 @@ class Smoothing:
                 self.decay,
                 self.power,
                 self.edge,
+                in_logarithms,
             )
             return table
         size = self.reference.num_classes if isinstance(self.reference, Tree) else self.reference.shape[-1]
         if size != num_classes:
             raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
         if isinstance(self.reference, Tree):
-            return self.reference.kernel(self.decay, include_label=include_label)
-        return self.reference.detach() if self.reference.ndim == 1 else off_label_rows(self.reference)
+            return self.reference.kernel(self.decay, include_label=include_label, in_logarithms=in_logarithms)
+        if self.reference.ndim == 1:
+            return self.reference.detach()
+        return off_label_rows(self.reference, in_logarithms=in_logarithms)
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of_fields(self)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
 
     def to_config(self) -> dict[str, Any]:
         """The settings as JSON-able values; `Smoothing.from_config` reads them.

@@ -10,8 +10,8 @@ _ROUNDING = 1e-15  # a few ulps: rounding keeps the change from ever being exact
 _TINY = 1e-300
 
 
-def regularised_incomplete_beta(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`I_x(a, b)` and `1 - I_x(a, b)`, each exact in its own tail.
+def log_incomplete_beta(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`log I_x(a, b)` and `log(1 - I_x(a, b))`, each exact in its own tail, where it may be far below any float.
 
     Lentz's evaluation of the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions, on the
     side of the mean where it converges fast. It reads values (to see convergence), so it belongs in tables.
@@ -22,7 +22,7 @@ def regularised_incomplete_beta(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor
         x: float64 in `[0, 1]`, broadcasting with both.
 
     Returns:
-        The lower and the upper tail, of the broadcast shape.
+        The logarithms of the lower and the upper tail, of the broadcast shape.
     """
     a, b, x = torch.broadcast_tensors(a, b, x)  # type: ignore[no-untyped-call]
     swap = x > (a + 1) / (a + b + 2)
@@ -32,8 +32,9 @@ def regularised_incomplete_beta(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor
         + torch.special.xlog1py(second, -place)
         - (torch.lgamma(first) + torch.lgamma(second) - torch.lgamma(first + second))
     )
-    tail = log_front.exp() / first / _continued_fraction(first, second, place)
-    return torch.where(swap, 1 - tail, tail), torch.where(swap, tail, 1 - tail)
+    tail = log_front - first.log() - _continued_fraction(first, second, place).log()
+    other = torch.log1p(-tail.exp().clamp_max(1.0))
+    return torch.where(swap, other, tail), torch.where(swap, tail, other)
 
 
 def _continued_fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -42,11 +43,12 @@ def kernel(
         >>> kernel(torch.tensor([0]), similarity, alpha=0.2).dense()
         tensor([[0.8000, 0.1500, 0.0500]])
     """
-    return from_rows(to_labels(labels), off_label_rows(kernel), alpha, mask=mask, validate=validate)
+    rows = off_label_rows(kernel, in_logarithms=mask is not None)
+    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
 
 
 def hierarchical(
-    labels: Labels,
+    labels: Labels | str | Sequence[str],
     tree: Tree,
     alpha: Alpha | None = 0.1,
     decay: float = 1.0,
@@ -60,7 +62,7 @@ def hierarchical(
     `exp(-decay · d) / sum`, whose mass on the label follows from the tree (Bertinetto et al. 2020).
 
     Args:
-        labels: int64 `[...]`, in the order of `tree.class_names`.
+        labels: int64 `[...]`, numbered as `tree.class_names` says, or those names.
         tree: whose leaves are the classes.
         alpha: at most 1; a number, or a tensor that broadcasts over the batch; None: the Boltzmann form.
         decay: per edge, at least 0; 0 is `uniform` with `spread="others"`.
@@ -72,14 +74,14 @@ def hierarchical(
         ValueError: a negative decay, and as `uniform`.
 
     Example:
-        >>> tree = Tree.from_nested({"left": ["a", "b"], "right": ["c"]})
+        >>> tree = Tree.from_nested({"left": ["a", "b"], "right": ["c"]}, class_names=["a", "c", "b"])
         >>> hierarchical(torch.tensor([0]), tree, alpha=0.1).dense()
-        tensor([[0.9000, 0.0881, 0.0119]])
+        tensor([[0.9000, 0.0119, 0.0881]])
     """
     if not isinstance(tree, Tree):
         raise TypeError(f"tree must be a rlsmooth.targets.Tree, got {type(tree).__name__}: see Tree.from_nested.")
-    rows = tree.kernel(decay, include_label=alpha is None)
-    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
+    rows = tree.kernel(decay, include_label=alpha is None, in_logarithms=mask is not None)
+    return from_rows(tree.to_labels(labels), rows, alpha, mask=mask, validate=validate)
 
 
 def ordinal(
@@ -124,7 +126,8 @@ def ordinal(
         >>> ordinal(torch.tensor([1]), 4, None, "exponential").dense()  # SORD
         tensor([[0.2097, 0.5701, 0.2097, 0.0104]])
     """
-    rows = cached_ordinal_kernel(num_classes, scheme, alpha is None, width, concentration, decay, power, edge)
+    arguments = width, concentration, decay, power, edge, mask is not None
+    rows = cached_ordinal_kernel(num_classes, scheme, alpha is None, *arguments)
     return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
 
 
@@ -137,11 +140,13 @@ def cached_ordinal_kernel(
     decay: float,
     power: float,
     edge: Literal["all", "half"],
+    in_logarithms: bool,
 ) -> Tensor:
     """`ordinal_kernel`, made once for each set of arguments: training asks for the same table again and again."""
     check_choice("scheme", scheme, ORDINAL_SCHEMES)  # before the cache, which could not look it up
     check_choice("edge", edge, ("all", "half"))
-    return _cached_ordinal_kernel(num_classes, scheme, include_label, width, concentration, decay, power, edge)
+    arguments = width, concentration, decay, power, edge, in_logarithms
+    return _cached_ordinal_kernel(num_classes, scheme, include_label, *arguments)
 
 
 # What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that
@@ -159,6 +164,7 @@ def _cached_ordinal_kernel(
     decay: float,
     power: float,
     edge: Literal["all", "half"],
+    in_logarithms: bool,
 ) -> Tensor:
     # Inside the compiler's constant folding and the first caller's inference mode alike, a plain tensor is wanted.
     with torch.inference_mode(False):
@@ -171,12 +177,16 @@ def _cached_ordinal_kernel(
             decay=decay,
             power=power,
             edge=edge,
+            in_logarithms=in_logarithms,
         )
 
 
 def from_rows(labels: Tensor, rows: Tensor, alpha: Alpha | None, *, mask: Tensor | None, validate: bool) -> Target:
-    """`(1 - alpha) · onehot + alpha · rows[label]`, of normalised rows. alpha None: `rows[label]` alone."""
+    """`(1 - alpha) · onehot + alpha · rows[label]`, alpha None: `rows[label]` alone.
+
+    The rows are normalised; under a mask they are logarithms, each row up to a constant.
+    """
     table = rows.to(labels.device, weight_dtype(labels.device))
     if len(table) == 1:  # no other class to smooth to
-        table = torch.ones_like(table)
+        table = torch.ones_like(table) if mask is None else torch.zeros_like(table)
     return around_label(labels, Reference(len(table), "rows", table, labels), alpha, mask, validate=validate)

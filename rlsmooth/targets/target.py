@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
-from rlsmooth.targets.arguments import from_array
+from rlsmooth.targets.arguments import from_array, is_traced
+from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 from rlsmooth.targets.reference import Reference, check_broadcast, take_rows, weight_dtype
+
+_ROUNDING = 8
+"""Where atoms cancel the background, so many ulps of what was added are taken for rounding, and 0 is left."""
 
 Index = int | slice | Tensor | EllipsisType | tuple[int | slice | Tensor | EllipsisType, ...]
 
@@ -22,7 +26,9 @@ class Target:
         q = sum_i atom_weights_i · onehot(atom_indices_i) + background_weight · reference
 
     Atoms may repeat (they add up), weights may be negative (negative smoothing) and the mass need not be 1. A target
-    is a constant: no gradient flows into it. The builders of `rlsmooth.targets` make targets; losses read them.
+    is a constant: no gradient flows into it. The builders of `rlsmooth.targets` make targets; losses read them. Targets
+    are values: equal where their fields are, safe to load with `torch.load(weights_only=True)`, and pytrees of what
+    belongs to single rows, so that `torch.func.vmap` takes them.
 
     Attributes:
         num_classes: `K`, the number of classes.
@@ -75,13 +81,22 @@ class Target:
         Args:
             dtype: of the result; the sum itself is made in the weights' dtype.
         """
-        total: Tensor = torch.zeros(
-            (*self.batch_shape, self.num_classes), dtype=self.atom_weights.dtype, device=self.device
-        ).scatter_add_(-1, self.atom_indices, self.atom_weights)
+        total = self._scattered(self.atom_weights)
         if self.background_weight is not None and self.reference is not None:
             reference = self.reference.dense(self.batch_shape, total.dtype, self.device)
-            total.add_(self.background_weight.unsqueeze(-1) * reference)
+            background = self.background_weight.unsqueeze(-1) * reference
+            total = total + background if is_traced() else total.add_(background)
+        if self.weights_may_cancel:
+            at_atoms = self.at_atoms()
+            places = self.atom_indices
+            total = total.scatter(-1, places, at_atoms) if is_traced() else total.scatter_(-1, places, at_atoms)
         return total.to(dtype)
+
+    def _scattered(self, values: Tensor) -> Tensor:
+        """The sums of `values` `[..., A]` by the atoms' classes, `[..., K]`."""
+        zeros = values.new_zeros((*self.batch_shape, self.num_classes))
+        places = self.atom_indices
+        return zeros.scatter_add(-1, places, values) if is_traced() else zeros.scatter_add_(-1, places, values)
 
     def written_out(self, dtype: torch.dtype = torch.float32, *, find_positive: bool = False) -> Target:
         """The same target as one dense tensor: where classes are few, a loss reads that faster than three small ones.
@@ -96,40 +111,49 @@ class Target:
         positive = find_positive and bool((dense > 0).all())
         none = self.atom_indices[..., :0]
         one = torch.ones((), dtype=dtype, device=self.device).expand(self.batch_shape)
-        return Target(
-            self.num_classes,
-            none,
-            none.to(dtype),
-            one,
-            Reference(self.num_classes, "dense", dense, total=dense.sum(-1)),
-            positive,
-        )
+        mass = dense.sum(-1, dtype=weight_dtype(self.device))
+        reference = Reference(self.num_classes, "dense", dense, total=mass)
+        return Target(self.num_classes, none, none.to(dtype), one, reference, positive)
 
     def at_atoms(self) -> Tensor:
-        """`q` at the atoms' classes, `[..., A]`, without writing out the rest."""
-        weights = self.atom_weights
-        if weights.shape[-1] > 1:  # atoms may repeat
-            shape = (*self.batch_shape, self.num_classes)
-            zeros = torch.zeros(shape, dtype=weights.dtype, device=self.device)
-            weights = zeros.scatter_add_(-1, self.atom_indices, weights).gather(-1, self.atom_indices)
-        if self.background_weight is None or self.reference is None:
+        """`q` at the atoms' classes, `[..., A]`, without writing out the rest.
+
+        What atoms leave of the background, or of each other, is 0 where it is no more than rounding: the label of
+        `uniform(alpha=1, spread="others")` has no probability, also once mixed or weighed.
+        """
+        weights = self._sums_of_classes(self.atom_weights)
+        sizes = self._sums_of_classes(self.atom_weights.abs())
+        if self.background_weight is not None and self.reference is not None:
+            background = self.background_weight.unsqueeze(-1) * self.reference.at(self.atom_indices, weights.dtype)
+            weights, sizes = weights + background, sizes + background.abs()
+        if not self.weights_may_cancel:
             return weights
-        return weights + self.background_weight.unsqueeze(-1) * self.reference.at(self.atom_indices, weights.dtype)
+        return torch.where(weights.abs() <= _ROUNDING * torch.finfo(weights.dtype).eps * sizes, 0.0, weights)
+
+    def _sums_of_classes(self, values: Tensor) -> Tensor:
+        """For each atom the sum of `values` `[..., A]` over the atoms of its class."""
+        count = values.shape[-1]
+        if count == 1:
+            return values
+        if count * count <= self.num_classes:
+            same = self.atom_indices.unsqueeze(-1) == self.atom_indices.unsqueeze(-2)  # [..., A, A]
+            return torch.where(same, values.unsqueeze(-2), 0.0).sum(-1)
+        return self._scattered(values).gather(-1, self.atom_indices)
 
     def mass(self) -> Tensor:
         """`sum_k q(k)`, `[...]`: 1 for every builder but `sparse`, to 1e-4; less or more once weighed."""
-        total = self.atom_weights.sum(-1)
+        dtype = weight_dtype(self.device)
+        total = self.atom_weights.sum(-1, dtype=dtype)
         if self.background_weight is not None and self.reference is not None:
-            reference_mass = self.reference.mass()
-            weight = self.background_weight
-            total = total + (weight if reference_mass is None else weight * reference_mass.to(weight.dtype))
+            mass, weight = self.reference.mass(), self.background_weight.to(dtype)
+            total = total + (weight if mass is None else weight * mass.to(dtype))
         return total
 
     def entropy(self) -> Tensor:
         """`-sum_k q(k) log q(k)` in nats, `[...]`, with `0 log 0 = 0`; NaN where a weight is negative."""
         if self.background_weight is not None and self.reference is not None and not self.atom_indices.shape[-1]:
             return _entropy_of_background(self.background_weight, self.reference)
-        dense = self.dense(self.atom_weights.dtype)
+        dense = self.dense(weight_dtype(self.device))
         plogp: Tensor = torch.special.xlogy(dense, dense)
         return -plogp.sum(-1)
 
@@ -241,6 +265,72 @@ class Target:
             reference,
         )
 
+    @staticmethod
+    def cat(targets: Sequence[Target], dim: int = 0) -> Target:
+        """Targets joined along a batch axis, as `torch.cat` joins tensors.
+
+        References of one kind stay small; where they differ, the backgrounds are written out.
+
+        Args:
+            targets: at least one; of the same classes, and batch shapes that agree in all but `dim`.
+            dim: the batch axis, counted from the front, or from the back if negative.
+
+        Raises:
+            TypeError: something that is no target.
+            ValueError: no target, other classes, batch shapes that do not fit.
+
+        Example:
+            >>> from rlsmooth.targets import one_hot
+            >>> Target.cat([one_hot([0], 2), one_hot([1, 1], 2)]).dense()
+            tensor([[1., 0.],
+                    [0., 1.],
+                    [0., 1.]])
+        """
+        targets = list(targets)
+        if not targets:
+            raise ValueError("targets is empty: give at least one.")
+        for target in targets:
+            if not isinstance(target, Target):
+                raise TypeError(f"targets must hold targets, got {type(target).__name__}.")
+            if target.num_classes != targets[0].num_classes:
+                raise ValueError(
+                    f"cat needs targets of the same classes, got {targets[0].num_classes} and {target.num_classes}."
+                )
+        shapes, dims = [target.batch_shape for target in targets], len(targets[0].batch_shape)
+        axis = dim + dims if dim < 0 else dim
+        others = {(len(shape), shape[:axis], shape[axis + 1 :]) for shape in shapes}
+        if not 0 <= axis < dims or len(others) > 1:
+            raise ValueError(
+                f"batch shapes {[tuple(shape) for shape in shapes]} do not join along dim={dim}: all other axes must "
+                "agree, and single targets have none (reshape(1) gives one)."
+            )
+        most = max(target.atom_indices.shape[-1] for target in targets)
+        targets = [_with_atoms(target, most) for target in targets]
+        backgrounds = _alike_backgrounds(targets)
+
+        def join(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(parts), axis)
+
+        first = targets[0]
+        return Target(
+            first.num_classes,
+            join([target.atom_indices for target in targets]),
+            join([target.atom_weights for target in targets]),
+            None if backgrounds is None else join([weight for weight, _ in backgrounds]),
+            None if backgrounds is None else Reference.cat([reference for _, reference in backgrounds], axis),
+            all(target.is_positive_probabilities for target in targets),
+            any(target.weights_may_cancel for target in targets),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of_fields(self)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
+
     def _weights_like(self, name: str, weights: Tensor | float) -> Tensor:
         weights = from_array(weights)
         if isinstance(weights, Tensor):
@@ -264,10 +354,47 @@ class Target:
 
 def _entropy_of_background(weight: Tensor, reference: Reference) -> Tensor:
     """`H(b · r) = b · H(r) - b log b · mass(r)`: no atom to add, so `r` need not be written out for every row."""
+    weight = weight.to(weight_dtype(weight.device))
     entropy = weight * reference.entropy(weight.dtype, weight.device)
     mass = reference.mass()
     weight_term: Tensor = torch.special.xlogy(weight, weight)
     return entropy - (weight_term if mass is None else weight_term * mass.to(weight.dtype))
+
+
+def _with_atoms(target: Target, count: int) -> Target:
+    """The same with `count` atoms: the new ones weigh 0 and repeat the label, which they must not change."""
+    missing = count - target.atom_indices.shape[-1]
+    if not missing:
+        return target
+    label = target.atom_indices[..., :1] if missing < count else target.dense().argmax(-1, keepdim=True)
+    return replace(
+        target,
+        atom_indices=torch.cat((target.atom_indices, label.expand(*target.batch_shape, missing)), -1),
+        atom_weights=torch.cat((target.atom_weights, target.atom_weights.new_zeros(*target.batch_shape, missing)), -1),
+        is_positive_probabilities=False,
+    )
+
+
+def _alike_backgrounds(targets: Sequence[Target]) -> list[tuple[Tensor, Reference]] | None:
+    """Weight and reference of each target's background, in one form that can be joined; None where none has any."""
+    first = next((target.reference for target in targets if target.reference is not None), None)
+    if first is None:
+        return None
+    none = any(target.reference is None for target in targets)
+    alike = all(target.reference is None or target.reference.joins(first) for target in targets)
+    backgrounds = []
+    for target in targets:
+        weight, reference, shape = target.background_weight, target.reference, target.batch_shape
+        if weight is None or reference is None:
+            weight, reference = target.atom_weights.new_zeros(shape), Reference(target.num_classes)
+        if not alike or (none and not first.is_plain_uniform):
+            values = weight.unsqueeze(-1) * reference.dense(shape, weight.dtype, weight.device)
+            weight = torch.ones_like(weight)
+            reference = Reference(target.num_classes, "dense", values, total=values.sum(-1))
+        elif reference.total is not None:
+            reference = replace(reference, total=reference.total.expand(shape))
+        backgrounds.append((weight, reference))
+    return backgrounds
 
 
 def _mix_backgrounds(one: Target, two: Target) -> tuple[Tensor | None, Reference | None]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
+from rlsmooth.targets.arguments import Labels, to_labels
+from rlsmooth.targets.fields import rebuild
+from rlsmooth.targets.kernels import minus_exponents
 
 
 @dataclass(frozen=True)
 class Tree:
     """One rooted tree. Its leaves, in the order of `classes`, are the classes 0 to `K - 1`.
 
-    Make one with `from_parents`, `from_nested` or `from_table`.
+    Make one with `from_parents`, `from_nested` or `from_table`, and say with `class_names=` which class is which
+    number: without it the classes are numbered as the tree is read, which need not be how your labels are.
 
     Attributes:
         names: every node's name.
@@ -29,11 +33,12 @@ class Tree:
         ValueError: it is not one tree, or its leaves are not the classes; the message names the node.
 
     Example:
-        >>> tree = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf"]})
+        >>> nested = {"cats": ["lion", "tiger"], "dogs": ["wolf"]}
+        >>> tree = Tree.from_nested(nested, class_names=["lion", "wolf", "tiger"])
         >>> tree.class_names
-        ('lion', 'tiger', 'wolf')
+        ('lion', 'wolf', 'tiger')
         >>> tree.distances.tolist()
-        [[0, 2, 4], [2, 0, 4], [4, 4, 0]]
+        [[0, 4, 2], [4, 0, 4], [2, 4, 0]]
     """
 
     names: tuple[str, ...]
@@ -55,36 +60,72 @@ class Tree:
         """The leaves' names in class order."""
         return tuple(self.names[leaf] for leaf in self.classes)
 
-    def kernel(self, decay: float = 1.0, *, include_label: bool = False) -> Tensor:
+    def to_labels(self, labels: Labels | str | Sequence[str]) -> Tensor:
+        """Labels as int64: names of classes become their numbers, numbers stay as they are.
+
+        Raises:
+            TypeError: they are neither names nor whole numbers.
+            ValueError: a name that is no class.
+
+        Example:
+            >>> Tree.from_nested([["b"], ["a"]], class_names=["a", "b"]).to_labels(["b", "a"])
+            tensor([1, 0])
+        """
+        values = labels
+        if not isinstance(values, (Tensor, str)) and hasattr(values, "tolist"):
+            values = values.tolist()  # an array
+        first: object = values
+        while isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        if not isinstance(first, str):
+            return to_labels(cast("Labels", labels))
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+
+        def number_of(part: object) -> object:
+            if isinstance(part, (list, tuple)):
+                return [number_of(one) for one in part]
+            if part not in numbers:
+                raise ValueError(f"labels: {part!r} is no class of the tree: {list(self.class_names)[:10]}.")
+            return numbers[part]
+
+        return torch.tensor(number_of(values))
+
+    def kernel(self, decay: float = 1.0, *, include_label: bool = False, in_logarithms: bool = False) -> Tensor:
         """Row `t`: `exp(-decay · d(t, j))`, normalised; float64 `[K, K]`.
 
         Args:
             decay: per edge, at least 0.
             include_label: False: the label's own entry is 0 and the rest sums to 1. True: the Boltzmann form over all
                 classes (Bertinetto et al. 2020 scale by the greatest distance; here `decay` is per edge).
+            in_logarithms: return the logarithms instead, each row up to a constant: none of them underflows.
         """
-        check_in_range("decay", decay, 0.0)
-        log_weights = -float(decay) * self.distances.to(torch.float64)
-        if self.num_classes == 1:
-            return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
+        log_weights = minus_exponents(check_in_range("decay", decay, 0.0), self.distances.to(torch.float64))
         if not include_label:
             log_weights = log_weights.masked_fill(
                 torch.eye(self.num_classes, dtype=torch.bool, device="cpu"), -torch.inf
             )
+        if in_logarithms:
+            return log_weights
+        if self.num_classes == 1:
+            return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
         return log_weights.softmax(-1)
 
     @staticmethod
     def from_parents(
-        parents: Sequence[int | None] | Mapping[str, str | None], classes: Sequence[int | str] | None = None
+        parents: Sequence[int | None] | Mapping[str, str | None],
+        classes: Sequence[int | str] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
     ) -> Tree:
         """A tree from parent pointers.
 
         Args:
             parents: `parents[i]` is node `i`'s parent (None or -1 for the root); or a mapping of names to names.
             classes: the leaves in class order, as indices or names. Default: all leaves in the order of `parents`.
+            class_names: the leaves' names in class order, as the other constructors take them; instead of `classes`.
 
         Raises:
-            ValueError: as the class; or an unknown parent or class.
+            ValueError: as the class; or an unknown parent or class; both `classes` and `class_names`.
 
         Example:
             >>> Tree.from_parents([-1, 0, 0, 1, 1]).class_names
@@ -106,9 +147,12 @@ class Tree:
                     raise ValueError(
                         f"parents[{place}]={pointer} is not a node: use 0 to {len(pointers) - 1}, or -1 for the root."
                     )
+        if classes is not None and class_names is not None:
+            raise ValueError("classes and class_names both say the order of the classes: give one of them.")
         if classes is None:
             inner = set(pointers)
-            return Tree(names, pointers, tuple(place for place in range(len(names)) if place not in inner))
+            leaves = tuple(place for place in range(len(names)) if place not in inner)
+            return _ordered(Tree(names, pointers, leaves), class_names)
         chosen = []
         for entry in classes:
             if str(entry) not in places:
@@ -117,14 +161,23 @@ class Tree:
         return Tree(names, pointers, tuple(chosen))
 
     @staticmethod
-    def from_nested(nested: Mapping[str, Any] | Sequence[Any]) -> Tree:
+    def from_nested(nested: Mapping[str, Any] | Sequence[Any], *, class_names: Sequence[str] | None = None) -> Tree:
         """A tree from nested mappings (inner nodes) and sequences of names (leaves).
 
         Mappings hold named inner nodes; a sequence holds leaves or, unnamed, further inner nodes. An empty mapping or
         sequence under a name is an error: it would be a leaf by accident.
 
+        Args:
+            nested: the tree.
+            class_names: all leaves, the first that of label 0, and so on. Default: in the order of `nested`.
+
         Raises:
-            ValueError: a name that stands twice among the leaves, an empty group, something that is neither.
+            ValueError: a name that stands twice among the leaves, an empty group, something that is neither; names
+                that are not the leaves'.
+
+        Example:
+            >>> Tree.from_nested({"cats": ["lion"], "dogs": ["wolf"]}, class_names=["wolf", "lion"]).class_names
+            ('wolf', 'lion')
         """
         names, parents, leaves = ["root"], [-1], []
 
@@ -148,17 +201,21 @@ class Tree:
                 )
 
         grow(nested, 0, "root")
-        return Tree(tuple(names), tuple(parents), tuple(leaves))
+        return _ordered(Tree(tuple(names), tuple(parents), tuple(leaves)), class_names)
 
     @staticmethod
-    def from_table(rows: Iterable[Sequence[str]] | Mapping[str, Sequence[str]]) -> Tree:
+    def from_table(
+        rows: Iterable[Sequence[str]] | Mapping[str, Sequence[str]], *, class_names: Sequence[str] | None = None
+    ) -> Tree:
         """A tree from a taxonomy table: one row a class, its ranks from the broadest to the class itself.
 
         Args:
             rows: sequences of equal length, or a mapping of rank to column (a table's columns), broadest rank first.
+            class_names: all classes, the first that of label 0, and so on. Default: in the order of the rows.
 
         Raises:
-            ValueError: rows of unequal length, a class that stands twice, a taxon that has two parents.
+            ValueError: rows of unequal length, a class that stands twice, a taxon that has two parents; names that are
+                not the classes'.
 
         Example:
             >>> Tree.from_table([("cats", "lion"), ("cats", "tiger"), ("dogs", "wolf")]).distances[0].tolist()
@@ -199,7 +256,7 @@ class Tree:
                     )
                 parent = place
             leaves.append(parent)
-        return Tree(tuple(names), tuple(parents), tuple(leaves))
+        return _ordered(Tree(tuple(names), tuple(parents), tuple(leaves)), class_names)
 
     def in_order(self, class_names: Sequence[str]) -> Tree:
         """The same tree with its classes in another order.
@@ -216,12 +273,16 @@ class Tree:
             ('wolf', 'lion', 'tiger')
         """
         place = dict(zip(self.class_names, self.classes, strict=True))
-        if sorted(class_names) != sorted(place):
-            odd = sorted(set(class_names) ^ set(place)) or sorted(class_names)
+        wanted = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names]
+        if sorted(wanted) != sorted(place):
+            odd = sorted(set(wanted) ^ set(place)) or sorted(wanted)
             raise ValueError(
                 f"The tree's leaves and the classes must have the same names, once each; compare {odd[:5]}."
             )
-        return Tree(self.names, self.parents, tuple(place[name] for name in class_names))
+        return Tree(self.names, self.parents, tuple(place[name] for name in wanted))
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
 
     def to_config(self) -> dict[str, list[Any]]:
         """The tree as JSON can hold it; `Tree.from_config` reads it back."""
@@ -231,6 +292,10 @@ class Tree:
     def from_config(config: Mapping[str, Sequence[Any]]) -> Tree:
         """The tree that `to_config` wrote."""
         return Tree(tuple(config["names"]), tuple(config["parents"]), tuple(config["classes"]))
+
+
+def _ordered(tree: Tree, class_names: Sequence[str] | None) -> Tree:
+    return tree if class_names is None else tree.in_order(class_names)
 
 
 def _pointer(place: int, parent: int | None) -> int:

@@ -17,6 +17,9 @@ from rlsmooth.targets.dense import without_label
 from rlsmooth.targets.reference import Reference, take_rows, weight_dtype
 from rlsmooth.targets.target import Target
 
+_NARROW = 0.02
+"""Bins narrower than this beside sigma, and the more so the farther from the value, are integrated by their density."""
+
 
 def two_hot(values: Tensor, support: Tensor, *, validate: bool = True) -> Target:
     """Each value on the two points of the support around it, so that the mean is the value (Bellemare et al. 2017).
@@ -43,9 +46,11 @@ def two_hot(values: Tensor, support: Tensor, *, validate: bool = True) -> Target
     upper = torch.searchsorted(points, inside, right=True).clamp(min(1, last), last)  # a NaN is sorted last
     lower = (upper - 1).clamp_min(0)
     below = take_rows(points, lower)
-    # 1 for the width of a support of one point, where both atoms are that point.
-    width = take_rows(points, upper) - below if last else torch.ones_like(inside)
-    share = (inside - below) / width
+    above = take_rows(points, upper)
+    share = (inside - below) / (above - below)
+    # In halves where the width is beyond every number; a support of one point has both atoms on it.
+    share = torch.where((above - below).isinf(), (inside / 2 - below / 2) / (above / 2 - below / 2), share)
+    share = share if last else torch.where(inside.isnan(), inside, 0.0)
     return Target(
         len(points),
         torch.stack((lower, upper), -1),
@@ -63,7 +68,8 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
         q(k) = (Q((e_k - v) / sigma) - Q((e_{k+1} - v) / sigma)) / sum,    sigma = sigma_to_bin_ratio · bin width at v,
 
     the bin width being interpolated between the centres where they are not evenly spaced. Each tail is taken from its
-    own side (`erfc`), so that far bins keep their relative precision and no row is ever 0/0.
+    own side (`erfc`), and bins that are narrow beside sigma are integrated by their density, so that every bin keeps
+    its relative precision whatever the ratio, and no row is ever 0/0.
 
     Cutting the Gaussian at the support's bounds pulls the mean inwards there. At the ratio 0.75 `expected_value` gives
     back the value to 5e-6 of a bin four bins inside the support, to 0.05 of a bin one bin inside, and at the bound
@@ -90,15 +96,38 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
     if len(centres) == 1:
         masses = inside.unsqueeze(-1) - centres + 1  # 1, and NaN where the value is
         return without_label(Reference(1, "dense", masses), masses)
+    scale = _scale_of(centres)  # a power of two: exact
+    centres, inside = centres * scale, inside * scale
     gaps = centres.diff()
     edges = torch.cat((centres[:1] - gaps[:1] / 2, centres[:-1] + gaps / 2, centres[-1:] + gaps[-1:] / 2))  # [K + 1]
-    distances = (edges - inside.unsqueeze(-1)) / (ratio * _width_at(inside, centres, edges.diff())).unsqueeze(-1)
-    tails = torch.special.erfc(distances.abs() / math.sqrt(2)) / 2  # beyond each edge, away from the value
-    left, right = tails[..., :-1], tails[..., 1:]
-    value_in_bin = (distances[..., :-1] < 0) & (distances[..., 1:] > 0)
-    masses = torch.where(value_in_bin, 1 - left - right, (left - right).abs())
+    bins = (edges - inside.unsqueeze(-1)) / _width_at(inside, centres, edges.diff()).unsqueeze(-1)
+    masses = _gaussian_masses(bins, ratio)
     probs = masses / masses.sum(-1, keepdim=True)
     return without_label(Reference(len(centres), "dense", probs), probs)
+
+
+def _gaussian_masses(edges: Tensor, sigma: float) -> Tensor:
+    """The mass of `N(0, sigma^2)` between neighbouring edges `[..., K + 1]`, times `max(1, sigma)`: `[..., K]`."""
+    distances = edges / sigma
+    left, right = distances[..., :-1], distances[..., 1:]
+    tails = torch.special.erfc(distances.abs() / math.sqrt(2)) / 2  # beyond each edge, away from the value
+    beside = (tails[..., :-1] - tails[..., 1:]).abs()
+    around = (torch.erf(right / math.sqrt(2)) - torch.erf(left / math.sqrt(2))) / 2
+    wide = torch.where((left < 0) & (right > 0), around, beside) * max(1.0, sigma)
+    # The tails of a narrow bin cancel. Gauss and Legendre's three points: relative error under 1e-16 there.
+    middle, half = (left + right) / 2, (right - left) / 2
+    density = torch.zeros_like(middle)
+    for weight, place in ((5 / 18, -math.sqrt(0.6)), (4 / 9, 0.0), (5 / 18, math.sqrt(0.6))):
+        density += weight * torch.exp(-0.5 * (middle + place * half).square())
+    narrow = density * edges.diff() / (math.sqrt(2 * math.pi) * min(1.0, sigma))
+    return torch.where((right - left) * (1 + middle.abs()) < _NARROW, narrow, wide)
+
+
+def _scale_of(points: Tensor) -> Tensor:
+    """A power of two that keeps differences of the points within the number range."""
+    limits, largest = torch.finfo(points.dtype), points.abs().amax()
+    shrink, grow = largest > limits.max * 2.0**-20, largest < limits.tiny * 2.0**20
+    return torch.where(shrink, 2.0**-30, torch.where(grow, 2.0**60, 1.0)).to(points.dtype)
 
 
 def to_support(support: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.audits.intervals import Interval
 from rlsmooth.scripts.bench.measure import markdown_table, paired_ratio, spread
@@ -59,16 +61,17 @@ def report(head: str, runs: Sequence[Run], times: Sequence[Run], *, command: str
 
 
 def returns_table(cells: Cells) -> str:
-    """Interquartile means over seeds with 95 % bootstrap intervals, and what the arm has more than the peer's."""
+    """Interquartile means over seeds, with 95 % intervals of three and more, and the lead over the peer."""
     rows = []
     for (env, algorithm), arms in cells.items():
         for arm, runs in arms.items():
             row = [f"{algorithm}, {env}: {arm}", str(len(runs))]
             for kind in KINDS:
                 values = [run["result"][kind] for run in runs]
-                row.append(_words(interquartile_mean_interval(values), ".1f"))
+                enough = len(values) >= 3
+                row.append(_words(interquartile_mean_interval(values), ".1f") if enough else f"{np.mean(values):.1f}")
                 peer = [run["result"][kind] for run in arms.get(PEER, [])]
-                is_compared = bool(peer) and arm != PEER
+                is_compared = enough and len(peer) >= 3 and arm != PEER
                 row.append(_words(interquartile_mean_difference(values, peer), "+.1f") if is_compared else "")
             rows.append(row)
     return markdown_table(("cell", "seeds", "deterministic", "less imitation's", "sampled", "less imitation's"), rows)

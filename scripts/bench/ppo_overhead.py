@@ -93,7 +93,7 @@ class Args:
     output: Path | None = None
     """Folder of `ppo_overhead.json` and `.md`; default: results/ beside this file, or nowhere with --quick."""
     quick: bool = False
-    """Two rounds of a few updates: shows that the benchmark works, measures nothing worth keeping."""
+    """Three rounds of a few updates: shows that the benchmark works, measures nothing worth keeping."""
 
 
 def order_of(round_number: int) -> list[str]:
@@ -131,7 +131,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
     records = []
     for name in args.settings:
         setting = SETTINGS[name]
-        steps, rounds = (QUICK_STEPS, 2) if args.quick else (setting.steps, args.rounds)
+        steps, rounds = (QUICK_STEPS, 3) if args.quick else (setting.steps, args.rounds)
         if args.quick:
             small = {"n_steps": 16, "batch_size": 64, "n_epochs": 2}
             setting = dataclasses.replace(setting, arguments={**setting.arguments, **small})

@@ -63,7 +63,7 @@ def train(settings: dict[str, Any]) -> Result:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "bc_to_ppo")
-    seeds, budget = (range(2), 1_024) if args.small else (range(10), 20_000)
+    seeds, budget = (range(3), 1_024) if args.small else (range(10), 20_000)
     jobs = [
         Job(f"{arm.replace(' ', '_')}_{seed}", {"arm": arm, "seed": seed, "budget": budget, "arguments": ARMS[arm]})
         for seed in seeds

@@ -81,7 +81,7 @@ def main(args: Args) -> None:
             f"{env}_{arm.replace(', smoothing ', '_')}_{seed}",
             {**settings, "env": env, "arm": arm, "seed": seed},
         )
-        for seed in range(2 if args.small else 10)
+        for seed in range(3 if args.small else 10)
         for env in ENVS
         for arm in ARMS
     ]

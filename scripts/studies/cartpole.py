@@ -66,7 +66,7 @@ def train(settings: dict[str, Any]) -> Result:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "cartpole")
-    seeds, budget, episodes = (range(2), 1_024, 10) if args.small else (range(10), 100_000, 100)
+    seeds, budget, episodes = (range(3), 1_024, 10) if args.small else (range(10), 100_000, 100)
     settings = {"smoothing": SMOOTHING, "budget": budget, "episodes": episodes}
     jobs = [Job(f"seed_{seed}", {**settings, "seed": seed}) for seed in seeds]
     results = run_jobs(jobs, train, folder=runs, workers=args.workers)

@@ -87,7 +87,7 @@ def shares(run: Result, target: float, *, budget: int) -> tuple[float, float]:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "collapse")
-    seeds, budget, episodes = (range(2), 1_024, 4) if args.small else (range(10), 24_000, 100)
+    seeds, budget, episodes = (range(3), 1_024, 4) if args.small else (range(10), 24_000, 100)
     fixed = {"budget": budget, "episodes": episodes, "env": ENV_KWARGS, "hyperparameters": HYPERPARAMETERS}
     jobs = [
         Job(f"{arm.replace(' ', '_')}_{seed}", {"arm": arm, "seed": seed, **fixed}) for seed in seeds for arm in ARMS

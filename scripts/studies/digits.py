@@ -199,7 +199,7 @@ def chart(path: Path, arms: dict[str, list[Result]]) -> None:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "digits")
-    seeds, epochs = (range(2), 2) if args.small else (range(10), 60)
+    seeds, epochs = (range(3), 2) if args.small else (range(10), 60)
     jobs = [
         Job(
             f"{arm_of(alpha, noise).replace(', ', '_').replace(' ', '_')}_{seed}",

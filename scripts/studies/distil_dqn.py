@@ -205,7 +205,7 @@ def section(
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "distil_dqn")
-    seeds, num_teachers = (range(2), 1) if args.small else (range(10), NUM_TEACHERS)
+    seeds, num_teachers = (range(3), 1) if args.small else (range(10), NUM_TEACHERS)
     episodes, evaluation, batches = (4, 2, 100) if args.small else (20, 30, 1_000)
     budgets = {"CartPole-v1": 1_200} if args.small else BUDGETS
     teachers, failed, jobs = {}, {}, []

@@ -135,7 +135,7 @@ def main(args: Args) -> None:
             f"{env}_{targets}_{seed}".replace(" ", "_"),
             {**common, "env": env, "targets": targets, "seed": seed, "steps": steps[env]},
         )
-        for seed in range(2 if args.small else 10)
+        for seed in range(3 if args.small else 10)
         for env in STEPS
         for targets in TARGETS
     ]

@@ -170,7 +170,7 @@ def _measure(found: ModeCoverage, name: str) -> Tensor:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     folder, summary = results_folder(args, "gan_modes")
-    runs, steps, points = (2, 100, 1_000) if args.small else (10, 5_000, POINTS)
+    runs, steps, points = (3, 100, 1_000) if args.small else (10, 5_000, POINTS)
     common = {"runs": runs, "steps": steps, "points": points, "seed": 0}
     jobs = [
         Job(f"{case}_{arm.replace(' ', '_')}", {"case": case, "arm": arm, "targets": ARMS[arm], **common})

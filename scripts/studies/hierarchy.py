@@ -87,7 +87,7 @@ def train(settings: dict[str, Any]) -> Result:
     fitting, test = chosen.split(settings["test"] / len(chosen), seed)
     training, tuning = fitting.split(settings["tune"] / len(fitting), seed)
     assert data.hierarchy is not None
-    tree = Tree.from_nested(data.hierarchy)
+    tree = Tree.from_nested(data.hierarchy, class_names=data.class_names)
     classifier = Classifier(
         "mlp",
         smoothing=smoothing_of(tree, alpha=settings["alpha"], decay=settings["decay"]),
@@ -175,7 +175,7 @@ def chart(path: Path, by_data: dict[str, dict[str, list[Result]]]) -> None:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "hierarchy")
-    seeds = range(2) if args.small else range(10)
+    seeds = range(3) if args.small else range(10)
     small = {"train": 100, "tune": 100, "test": 100, "epochs": 3}
     jobs = [
         Job(
@@ -197,7 +197,9 @@ def main(args: Args) -> None:
         by_data[name] = arms
         data = load_labelled(name)
         assert data.hierarchy is not None
-        mass = implied_alpha(Tree.from_nested(data.hierarchy).kernel(1.0, include_label=True))
+        mass = implied_alpha(
+            Tree.from_nested(data.hierarchy, class_names=data.class_names).kernel(1.0, include_label=True)
+        )
         lines.append(f"## {name}\n")
         lines.append(
             f"{data.num_classes} classes. The Boltzmann form takes {float(mass.min()):.2f} to {float(mass.max()):.2f} "

@@ -145,7 +145,7 @@ def chart(path: Path, arms: dict[str, list[Result]]) -> None:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "hybrid_iris")
-    seeds, epochs = (range(2), 20) if args.small else (range(10), 200)
+    seeds, epochs = (range(3), 20) if args.small else (range(10), 200)
     jobs = [
         Job(f"{number}_{seed}", {"arm": arm, "seed": seed, "epochs": epochs, **settings})
         for seed in seeds

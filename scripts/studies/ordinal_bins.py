@@ -89,7 +89,7 @@ def train(settings: dict[str, Any]) -> Result:
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "ordinal_bins")
-    seeds = range(2) if args.small else range(10)
+    seeds = range(3) if args.small else range(10)
     budget = {"batches": 20, "tests": 2} if args.small else {"batches": 4_000, "tests": 20}
     jobs = [
         Job(

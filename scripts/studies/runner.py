@@ -30,7 +30,7 @@ class Args:
     workers: int = max(1, os.cpu_count() or 1)
     """How many runs to do at once, each with one thread."""
     small: bool = False
-    """Two seeds and a small budget: shows that the study runs, not what it would find."""
+    """Three seeds and a small budget: shows that the study runs, not what it would find."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ def score(model: Classifier | SelfTraining, features: Any, labels: Any) -> Resul
 def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "self_training")
-    seeds, epochs = (range(2), 3) if args.small else (range(10), 30)
+    seeds, epochs = (range(3), 3) if args.small else (range(10), 30)
     arms: dict[str, dict[str, Any]] = {BOUNDS[0]: {}, **ARMS, BOUNDS[1]: {}}
     jobs = [
         Job(

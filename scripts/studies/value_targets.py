@@ -186,7 +186,7 @@ def main(args: Args) -> None:
     runs, summary = results_folder(args, "value_targets")
     seeds, sizes = range(10), {"transitions": 3_000, "iterations": 60, "batches": 60, "learning_rate": 0.003}
     if args.small:
-        seeds, sizes = range(2), {**sizes, "transitions": 300, "iterations": 12, "batches": 2}
+        seeds, sizes = range(3), {**sizes, "transitions": 300, "iterations": 12, "batches": 2}
     jobs = [
         Job(
             f"{head.replace(' ', '_')}_{noise}_{seed}",

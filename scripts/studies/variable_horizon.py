@@ -161,7 +161,7 @@ def main(args: Args) -> None:
             f"{env}_{place}_{seed}",
             {"env": env, "arm": arm, "seed": seed, "steps": steps[env], "episodes": episodes},
         )
-        for seed in range(2 if args.small else 10)
+        for seed in range(3 if args.small else 10)
         for env, arms in ARMS.items()
         for place, arm in enumerate(arms)
     ]

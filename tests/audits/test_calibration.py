@@ -31,7 +31,13 @@ NORMS: list[Any] = ["l1", "l2", "max"]
 
 
 def theirs(confidences: Tensor, hits: Tensor, num_bins: int, norm: Any) -> Tensor:
-    return binary_calibration_error(confidences, hits.long(), n_bins=num_bins, norm=norm)
+    return binary_calibration_error(below_one(confidences), hits.long(), n_bins=num_bins, norm=norm)
+
+
+def below_one(confidences: Tensor) -> Tensor:
+    """As torchmetrics must get them: it would put a confidence of exactly 1 into a bin of its own."""
+    one = torch.ones_like(confidences)
+    return torch.minimum(confidences, torch.nextafter(one, 0 * one))
 
 
 def degenerate(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
@@ -105,6 +111,17 @@ def test_the_error_by_hand(device: torch.device) -> None:
         ours = calibration_error(confidences, hits, num_bins=2, norm=norm)  # type: ignore[arg-type]
         assert ours.item() == pytest.approx(expected, abs=1e-6)
     assert confidence_gap(confidences, hits).item() == pytest.approx(2.7 / 5 - 3 / 5, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_confidence_of_one_is_in_the_last_bin(device: torch.device, norm: Any) -> None:
+    confidences, hits = torch.tensor([0.95, 1.0], device=device), torch.tensor([1, 0], device=device)
+    assert calibration_error(confidences, hits, norm=norm).item() == pytest.approx(0.475)
+    bins = reliability_bins(confidences, hits)
+    assert (bins.counts[-1].item(), (bins.mean_confidence - bins.accuracy)[-1].item()) == (2, pytest.approx(0.475))
+    both = torch.stack((1 - confidences, confidences), -1)  # a hit and a miss, in the first and in the last bin
+    assert classwise_calibration_error(both, 1 - hits).item() == pytest.approx(0.475, abs=1e-6)
+    assert classwise_calibration_error(both, hits).item() == pytest.approx(0.475, abs=1e-6)
 
 
 def test_the_bins_by_hand(device: torch.device) -> None:
@@ -238,7 +255,7 @@ def by_histogram(confidences: Tensor, hits: Tensor, num_bins: int) -> float:
 def class_by_class(probabilities: Tensor, labels: Tensor, num_bins: int) -> Tensor:
     """torchmetrics, one class at a time."""
     errors = [
-        binary_calibration_error(probabilities[:, place].contiguous(), (labels == place).long(), n_bins=num_bins)
+        theirs(probabilities[:, place].contiguous(), labels == place, num_bins, "l1")
         for place in range(probabilities.shape[-1])
     ]
     return torch.stack(errors).mean()
@@ -394,7 +411,9 @@ def test_a_view_is_read_without_a_warning() -> None:
 def test_bad_arguments_of_variants() -> None:
     rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
     assert_raises(TypeError, r"probabilities has dtype torch\.int64", classwise_calibration_error, labels, labels)
-    with pytest.raises(TypeError, match=r"labels must be an int64 tensor of classes, got torch\.float32"):
+    with pytest.raises(
+        TypeError, match=r"labels must be an int64 tensor of classes, or an array of whole numbers, got torch\.float32"
+    ):
         classwise_calibration_error(rows, labels.float())
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), needs one per sample of probabilities: \(3,\)"):
         classwise_calibration_error(rows, labels[:2])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +20,7 @@ from sklearn.metrics import mean_absolute_error as sklearn_mean_absolute_error
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from rlsmooth import audits
+from rlsmooth import audits, losses
 from rlsmooth.audits import (
     accuracy,
     brier_score,
@@ -30,7 +31,7 @@ from rlsmooth.audits import (
     tree_distances,
 )
 from rlsmooth.targets import Tree
-from support import assert_raises
+from support import assert_equal, assert_raises
 
 Score = Callable[..., Tensor]
 SCORES: list[Score] = [accuracy, brier_score, negative_log_likelihood]
@@ -182,7 +183,13 @@ def test_a_million_rows_lose_nothing() -> None:
 def test_bad_arguments(score: Score) -> None:
     rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
     assert_raises(TypeError, r"has dtype torch\.int64: pass a floating-point tensor", score, labels, labels)
-    assert_raises(TypeError, r"labels must be an int64 tensor of classes, got torch\.int32", score, rows, labels.int())
+    assert_raises(
+        TypeError,
+        r"labels must be an int64 tensor of classes, or an array of whole numbers, got torch\.int32",
+        score,
+        rows,
+        labels.int(),
+    )
     assert_raises(ValueError, r"labels has shape \(2,\), needs one per sample", score, rows, labels[:2])
     with pytest.raises(ValueError, match=r"weights has shape \(1,\), needs one per sample"):
         score(rows, labels, weights=torch.ones(1))
@@ -401,3 +408,61 @@ def test_bad_arguments_of_the_summary() -> None:
     with pytest.raises(ValueError, match=r"distances has shape \(3, 3\), needs \(2, 2\)"):
         classification_summary(logits, labels.clamp(max=1), distances=torch.eye(3))
     assert_raises(TypeError, r"logits has dtype torch\.int64", classification_summary, labels, labels)
+
+
+# ---- arrays
+
+
+LOGITS = np.random.default_rng(0).normal(size=(20, 4))
+LABELS = np.random.default_rng(1).integers(0, 4, 20)
+CONFIDENCES, HITS = np.exp(-abs(LOGITS[:, 0])), LABELS < 2
+COSTS = abs(np.arange(4)[:, None] - np.arange(4))
+ARRAYS: dict[str, tuple[Any, ...]] = {
+    "accuracy": (LOGITS, LABELS),
+    "brier_score": (LOGITS, LABELS),
+    "negative_log_likelihood": (LOGITS, LABELS),
+    "mean_logit_margin": (LOGITS, LABELS),
+    "ranked_probability_score": (LOGITS, LABELS),
+    "classification_summary": (LOGITS, LABELS),
+    "fit_temperature": (LOGITS, LABELS),
+    "classwise_calibration_error": (abs(LOGITS) / 5, LABELS),
+    "calibration_error": (CONFIDENCES, HITS),
+    "adaptive_calibration_error": (CONFIDENCES, HITS),
+    "confidence_gap": (CONFIDENCES, HITS),
+    "reliability_bins": (CONFIDENCES, HITS),
+    "risk_coverage": (CONFIDENCES, HITS),
+    "distance_at_k": (LOGITS, LABELS, COSTS),
+    "mistake_severity": (LABELS[::-1], LABELS, COSTS),
+    "mean_absolute_error": (LABELS[::-1], LABELS),
+    "average_mean_absolute_error": (LABELS[::-1], LABELS),
+    "implied_alpha": (abs(LOGITS[:4]) + 1,),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_audits_take_arrays_of_any_kind(name: str) -> None:
+    audit, given = getattr(audits, name), ARRAYS[name]
+    more = {"distance_at_k": {"k": 2}, "average_mean_absolute_error": {"num_classes": 4}}.get(name, {})
+    expected = audit(*(torch.from_numpy(one.copy()) for one in given), **more)
+    foreign = [one.astype(one.dtype.newbyteorder(">")) for one in given]  # of another machine's file
+    read_only = [np.broadcast_to(one, one.shape) for one in given]
+    narrow = [one.astype(np.int32) if one.dtype.kind == "i" else one for one in given]
+    turned = [one[::-1].copy()[::-1] for one in given]  # strides below 0
+    columns = [pd.Series(one, index=np.arange(len(one)) + 7) if one.ndim == 1 else pd.DataFrame(one) for one in given]
+    for arrays in (given, foreign, read_only, narrow, turned, columns):
+        assert_equal(audit(*arrays, **more), expected)
+
+
+def test_audits_take_weights_as_arrays_and_name_what_they_refuse() -> None:
+    weights = np.arange(20)
+    assert audits.accuracy(LOGITS, LABELS, weights=weights) == audits.accuracy(
+        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), weights=torch.from_numpy(weights)
+    )
+    assert_raises(
+        TypeError, "probabilities is a list: pass a floating-point tensor or array", audits.accuracy, [[0.5]], LABELS
+    )
+    assert_raises(TypeError, r"probabilities has dtype torch\.int64", audits.accuracy, LABELS[:, None], LABELS)
+    assert_raises(TypeError, "array of whole numbers, got torch.float64", audits.accuracy, LOGITS, LABELS * 1.0)
+    assert_raises(TypeError, "probabilities is a ndarray", audits.accuracy, LOGITS.astype(str), LABELS)
+    message = "logits must be a floating-point tensor, got ndarray"
+    assert_raises(TypeError, message, losses.cross_entropy, LOGITS, torch.from_numpy(LABELS))

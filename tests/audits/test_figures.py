@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -151,18 +153,18 @@ def test_the_interval_of_one_task_is_scipys_percentile_bootstrap(confidence: flo
 
 def test_runs_are_drawn_again_within_their_task() -> None:
     # A task's runs are all alike, so that a resample within tasks is the sample
-    tasks = np.tile([0.0, 1.0, 5.0], (6, 1))
+    tasks = np.tile([0.0, 1.0, 5.0], (12, 1))
     found = interquartile_mean_interval(tasks)
     assert found.low == found.estimate == found.high
-    # As runs of a single task the same 18 scores do vary
+    # As runs of a single task the same 36 scores do vary
     assert interquartile_mean_interval(tasks.ravel()).low < found.low
 
 
 def test_several_tasks_against_a_plain_loop() -> None:
-    scores = np.random.default_rng(3).normal(size=(5, 4)) + np.arange(4)
+    scores = np.random.default_rng(3).normal(size=(12, 4)) + np.arange(4)
     rng = np.random.default_rng(4)
     means = [
-        trimmed(np.concatenate([rng.choice(column, size=5) for column in scores.T]))  # a task at a time
+        trimmed(np.concatenate([rng.choice(column, size=12) for column in scores.T]))  # a task at a time
         for _ in range(4000)
     ]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -204,8 +206,46 @@ def test_a_band_has_the_interval_of_each_point() -> None:
         assert (band.estimate[point], band.low[point], band.high[point]) == expected
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("runs", [3, 4, 7, 9])
+def test_of_few_runs_it_is_students_interval_widened(runs: int, confidence: float) -> None:
+    scores = np.random.default_rng(runs).exponential(size=runs)
+    found = interquartile_mean_interval(scores, confidence=confidence)
+    middle, half = trimmed(scores), stats.t.interval(confidence, runs - 1, scale=stats.sem(scores))[1]
+    assert found == pytest.approx((middle, middle - 1.15 * half, middle + 1.15 * half), rel=1e-8)
+    assert found.method == "t interval of few runs"
+    assert interquartile_mean_band(scores[:, None]).method == found.method
+    one, other = scores, np.random.default_rng(1).normal(size=8)
+    welch = stats.ttest_ind(one, other, equal_var=False).confidence_interval(confidence)
+    found = interquartile_mean_difference(one, other, confidence=confidence)
+    assert found.high - found.low == pytest.approx(1.15 * (welch.high - welch.low), rel=1e-8)
+
+
+def test_the_result_says_its_method_and_is_a_tuple_of_three() -> None:
+    scores = np.random.default_rng(0).normal(size=10)
+    found = interquartile_mean_interval(scores)
+    assert found.method == interquartile_mean_difference(scores, scores).method == "percentile bootstrap"
+    assert interquartile_mean_difference(scores, scores[:9]).method == "t interval of few runs"
+    assert interquartile_mean_band(scores[:, None]).method == "percentile bootstrap"
+    assert proportion_interval(1, 2).method == "Wilson's score interval"
+    for again in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert (again, again.method) == (found, found.method)
+        assert len(again) == 3
+    assert interquartile_mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_fewer_than_three_runs_have_no_interval(runs: int) -> None:
+    few, enough = [float(run) for run in range(runs)], [1.0, 2.0, 3.0]
+    message = f"has {runs} runs: an interval needs at least 3"
+    assert_raises(ValueError, f"scores {message}", interquartile_mean_interval, few)
+    assert_raises(ValueError, f"baseline {message}", interquartile_mean_difference, enough, few)
+    assert_raises(ValueError, f"scores {message}", interquartile_mean_band, [[1.0, 2.0]] * runs)
+    assert interquartile_mean(few) == np.mean(few)
+
+
 def test_one_seed_gives_one_interval() -> None:
-    scores = np.random.default_rng(10).normal(size=9)
+    scores = np.random.default_rng(10).normal(size=12)
     assert interquartile_mean_interval(scores, seed=1) == interquartile_mean_interval(scores, seed=1)
     assert interquartile_mean_interval(scores, seed=1) != interquartile_mean_interval(scores, seed=2)
 
@@ -225,8 +265,8 @@ def test_the_proportions_interval_is_scipys_wilson(confidence: float, trials: in
         (lambda: interquartile_mean([]), ValueError, "at least one run"),
         (lambda: interquartile_mean([1.0, math.nan]), ValueError, r"scores\[1\] is nan"),
         (lambda: interquartile_mean_interval(np.zeros((2, 2, 2))), ValueError, r"\[runs, tasks\]"),
-        (lambda: interquartile_mean_interval([1.0], confidence=1.0), ValueError, "confidence"),
-        (lambda: interquartile_mean_interval([1.0], num_resamples=0), ValueError, "num_resamples"),
+        (lambda: interquartile_mean_interval([1.0] * 3, confidence=1.0), ValueError, "confidence"),
+        (lambda: interquartile_mean_interval([1.0] * 3, num_resamples=0), ValueError, "num_resamples"),
         (lambda: interquartile_mean_difference(np.zeros((3, 2)), np.zeros((3, 1))), ValueError, "2 tasks"),
         (lambda: interquartile_mean_band([1.0, 2.0]), ValueError, r"\[runs, points\]"),
         (lambda: proportion_interval(3, 2), ValueError, "successes=3"),

@@ -183,7 +183,9 @@ def test_bad_arguments() -> None:
         mistake_severity(labels, labels, distances[:2])
     with pytest.raises(ValueError, match=r"distances has shape \(\), needs \[K, K\]"):
         mistake_severity(labels, labels, torch.tensor(1.0))
-    assert_raises(TypeError, "distances must be a tensor of numbers", mistake_severity, labels, labels, distances > 0)
+    assert_raises(
+        TypeError, "distances must be a tensor or array of numbers", mistake_severity, labels, labels, distances > 0
+    )
     assert_raises(TypeError, "predictions must be an int64 tensor", mistake_severity, scores[:, 0], labels, distances)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\), predictions has \(4,\)"):
         mistake_severity(labels, labels[:2], distances)

@@ -232,7 +232,7 @@ def test_two_plain_arrays_are_a_set(tmp_path: Path) -> None:
         ({"features": np.array([[1.0], [1e300]]), "labels": [0, 1]}, r"features\[1, 0\]=1e\+300 is not finite"),
         ({"features": np.array([["a"]]), "labels": [0]}, "features must be numbers"),
         ({"features": np.eye(2), "labels": [0, 1], "hierarchy": "{"}, "hierarchy is no JSON text"),
-        ({"features": np.eye(2), "labels": [0, 1], "hierarchy": '["1", "0"]'}, "in the same order"),
+        ({"features": np.eye(2), "labels": [0, 1], "hierarchy": '["1", "2"]'}, "must be class_names, each once"),
         ({"features": np.eye(2), "labels": [0, 1], "hierarchy": "[0, 1]"}, "hierarchy holds 0"),
         ({"features": np.eye(2), "labels": [0, 1], "class_names": ["a", "a"]}, "'a' stands twice"),
         ({"features": np.eye(2), "labels": [0, 1], "feature_names": ["a"]}, "1 names for 2 features"),

@@ -257,9 +257,8 @@ def test_ordinal_schemes_that_say_nothing() -> None:
         ordinal_kernel(3, "adjacent", include_label=True)
     with raises(ValueError, message):
         ordinal([0], 3, None, "adjacent")
-    message = "beta puts nothing outside label 0 in float64: lower concentration=1000000.0."
-    with raises(ValueError, message):
-        ordinal_kernel(3, "beta", concentration=1e6)
+    nearest = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]])  # whatever is left of it by then
+    np.testing.assert_allclose(ordinal_kernel(3, "beta", concentration=1e6), nearest, rtol=1e-7)
     np.testing.assert_array_equal(ordinal_kernel(3, "beta", include_label=True, concentration=1e6), np.eye(3))
 
 
@@ -302,7 +301,7 @@ def test_sparse() -> None:
         sparse(indices.float(), torch.ones(1, 2), 3)
     with raises(TypeError, "weights must be a floating-point tensor, got torch.int64."):
         sparse(indices, torch.ones(1, 2).long(), 3)
-    with raises(TypeError, "weights must be a floating-point tensor, got <class 'list'>."):
+    with raises(TypeError, "weights must be a floating-point tensor, got list."):
         sparse(indices, [[1.0, 0.0]], 3)  # type: ignore[arg-type]
     with raises(ValueError, "indices (1, 2) and weights (2,) must have one shape [..., A]."):
         sparse(indices, torch.ones(2), 3)

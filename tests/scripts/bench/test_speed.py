@@ -207,7 +207,7 @@ def test_quick_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.get_num_threads() == threads
     result = json.loads((tmp_path / "ppo_overhead.json").read_text())
     assert [row["contender"] for row in result["rows"]] == list(LABELS)
-    assert len(result["trainings"]) == 2 * len(LABELS)
+    assert len(result["trainings"]) == 3 * len(LABELS)
     assert len({(run["steps"], run["updates"]) for run in result["trainings"]}) == 1  # all do the same work
     for row in result["rows"]:
         own = [run["seconds"] for run in result["trainings"] if run["contender"] == row["contender"]]
@@ -221,7 +221,7 @@ def test_quick_writes_nothing_unless_told_of_ppo_overhead(monkeypatch: pytest.Mo
     def refuse(*_: object) -> None:
         raise AssertionError("the committed result would be overwritten")
 
-    seconds = {name: [1.0, 1.0] for name in LABELS}
+    seconds = {name: [1.0, 1.0, 1.0] for name in LABELS}
     monkeypatch.setattr(ppo_overhead, "write_result", refuse)
     monkeypatch.setattr(ppo_overhead, "measure", lambda _: [{**run, "steps": 1} for run in records(seconds)])
     ppo_overhead.main(ppo_overhead.Args(quick=True, settings=("zoo",)))

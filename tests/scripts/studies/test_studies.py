@@ -78,14 +78,14 @@ def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
     result = summary("cartpole", tmp_path)
     page = (tmp_path / "cartpole.md").read_text()
     assert page in first.stdout
-    assert f"{sum(run['deterministic'] == 500 for run in result['runs'])} of 2 seeds" in page
+    assert f"{sum(run['deterministic'] == 500 for run in result['runs'])} of 3 seeds" in page
     kept, lost = tmp_path / "runs" / "seed_0.json", tmp_path / "runs" / "seed_1.json"
     before, content = kept.stat().st_mtime_ns, lost.read_bytes()
     assert json.loads(content)["result"] == result["runs"][1]
     lost.unlink()  # as if it had been broken off before this run ended
     second = run_study("cartpole", tmp_path)
     assert second.returncode == 0, second.stderr
-    assert "1 of 2 runs are done" in second.stdout
+    assert "2 of 3 runs are done" in second.stdout
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content  # the seed decides everything
     assert (tmp_path / "cartpole.md").read_text() == page
@@ -112,7 +112,7 @@ def test_collapse_runs(tmp_path: Path) -> None:
     done = run_study("collapse", tmp_path)
     assert done.returncode == 0, done.stderr
     result = summary("collapse", tmp_path)
-    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(collapse.ARMS, 2)
+    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(collapse.ARMS, 3)
     for runs in result["runs"].values():
         for run in runs:
             assert all(0 < fraction <= 1 for fraction in run["entropy_fractions"])
@@ -238,7 +238,7 @@ def test_the_study_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for env in bco.ENVS:
         runs = result["runs"][env]
         assert list(runs) == list(bco.ARMS)
-        assert all(len(of_arm) == 2 for of_arm in runs.values())
+        assert all(len(of_arm) == 3 for of_arm in runs.values())
         assert runs["BCO, smoothing 0.1"][0]["transitions"] == [200, 400]
         assert f"{result['references'][env]['expert']:.1f}" in page
 
@@ -393,7 +393,7 @@ def test_the_study_runs_of_gail_smoothing(tmp_path: Path, capsys: pytest.Capture
     result = json.loads((tmp_path / "gail_smoothing.json").read_text(encoding="utf-8"))
     assert list(result["runs"]) == list(STEPS)
     for arms in result["runs"].values():
-        assert {targets: len(runs) for targets, runs in arms.items()} == dict.fromkeys(TARGETS, 2)
+        assert {targets: len(runs) for targets, runs in arms.items()} == dict.fromkeys(TARGETS, 3)
         assert all(run["steps"] == [8_192] for runs in arms.values() for run in runs)
 
 
@@ -505,7 +505,7 @@ def test_the_study_runs_of_variable_horizon(tmp_path: Path, capsys: pytest.Captu
     result = json.loads((tmp_path / "variable_horizon.json").read_text(encoding="utf-8"))
     for env, arms in ARMS.items():
         assert list(result["runs"][env]) == list(arms)
-        assert all(len(runs) == 2 for runs in result["runs"][env].values())
+        assert all(len(runs) == 3 for runs in result["runs"][env].values())
         assert result["runs"][env]["PPO, true reward"][0]["steps"] == [8_192]
 
 
@@ -541,7 +541,7 @@ def test_it_runs_from_start_to_end_of_classifiers(tmp_path: Path) -> None:
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "digits.json").read_text())
     assert set(found["runs"]) == {digits.arm_of(alpha, noise) for alpha in digits.ALPHAS for noise in digits.NOISES}
-    assert all(len(runs) == 2 for runs in found["runs"].values())
+    assert all(len(runs) == 3 for runs in found["runs"].values())
     assert "| 0.1 | scaled |" in (tmp_path / "digits.md").read_text()
 
 
@@ -610,7 +610,7 @@ def test_it_runs_from_start_to_end_of_hierarchy(tmp_path: Path) -> None:
     assert (tmp_path / "hierarchy.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "hierarchy.json").read_text())
     for name in hierarchy.DATA:
-        assert {arm: len(runs) for arm, runs in result["runs"][name].items()} == dict.fromkeys(hierarchy.ARMS, 2)
+        assert {arm: len(runs) for arm, runs in result["runs"][name].items()} == dict.fromkeys(hierarchy.ARMS, 3)
     page = (tmp_path / "hierarchy.md").read_text()
     assert all(page.count(f"\n| {arm} |") == 2 for arm in hierarchy.ARMS)
 
@@ -667,7 +667,7 @@ def test_it_runs_from_start_to_end_of_hybrid_iris(tmp_path: Path) -> None:
     hybrid_iris.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
     assert (tmp_path / "hybrid_iris.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "hybrid_iris.json").read_text())
-    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(hybrid_iris.ARMS, 2)
+    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(hybrid_iris.ARMS, 3)
     page = (tmp_path / "hybrid_iris.md").read_text()
     assert all(f"\n| {arm} |" in page for arm in hybrid_iris.ARMS)
 
@@ -710,10 +710,10 @@ def test_it_runs_from_start_to_end_of_self_training(tmp_path: Path) -> None:
     assert (tmp_path / "self_training.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "self_training.json").read_text())
     arms = (self_training.BOUNDS[0], *self_training.ARMS, self_training.BOUNDS[1])
-    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(arms, 2)
+    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(arms, 3)
     page = (tmp_path / "self_training.md").read_text()
     for arm, runs in result["runs"].items():
-        mean = sum(run["accuracy"] for run in runs) / 2  # of two, all is the middle half
+        mean = sum(run["accuracy"] for run in runs) / 3  # of three, all is the middle half
         (shown,) = re.findall(rf"^\| {re.escape(arm)} \| (\S+) ", page, flags=re.MULTILINE)
         assert float(shown) == pytest.approx(mean, abs=6e-4)
 
