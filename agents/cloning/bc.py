@@ -56,10 +56,10 @@ from rlsmooth.training import (
     rng_state,
     set_rng_state,
 )
+from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
-    FiniteWatch,
     Progress,
     RunFolder,
     Stopwatch,

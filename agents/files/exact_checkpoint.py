@@ -39,6 +39,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -84,6 +85,7 @@ from rlsmooth.envs.snapshot_values import (
     value_from_plain,
 )
 from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
+from rlsmooth.training.divergence import check_finite_model, check_finite_step
 from rlsmooth.training.run import RunFolder, check_num_envs
 
 MODEL_FILE = "model.zip"
@@ -412,6 +414,13 @@ class ExactCheckpointCallback(BaseCallback):
             self._save(noise_state(self._model))
 
     def _on_step(self) -> bool:
+        # Where it shows first: a step later the policy may have learnt from it, and the cause would not be known.
+        check_finite_step(
+            self.num_timesteps,
+            self.locals.get("rewards"),
+            self.locals.get("new_obs", ()),
+            checkpoint_folder=self.save_path,
+        )
         return True
 
     def _on_rollout_end(self) -> None:
@@ -427,12 +436,19 @@ class ExactCheckpointCallback(BaseCallback):
         assert isinstance(self.model, ALGORITHM_BASES)
         return self.model
 
+    def _check_finite(self) -> None:
+        model = self._model
+        parts = [model.policy, *(recursive_getattr(model, name) for name in extra_modules(model)[0]["modules"])]
+        check_finite_model(self.num_timesteps, *parts, checkpoint_folder=self.save_path)
+
     def _save_model(self) -> None:
+        self._check_finite()
         save_agent(self._model, self.save_path / MODEL_FILE)
 
     def _save(self, noise: Mapping[str, Tensor] | None) -> None:
         model = self._model
         assert self._baseline is not None
+        self._check_finite()
         interaction = interaction_state(model)
         problem = interaction["env"]["problem"]
         if problem and not self._has_warned:
@@ -473,6 +489,8 @@ class ExactCheckpointCallback(BaseCallback):
                 "run": run_tensors,
             },
             keep=self.keep,
+            # Environments and infos may mark what they lack by NaN; rewards and observations are checked at each step.
+            may_hold_nan=("run", "replay_buffer"),
         )
         self._saved_at = model.num_timesteps
         if self.verbose >= 1:

@@ -59,10 +59,10 @@ from rlsmooth.training.classifier_samples import (
     mix_samples,
     prepare_data,
 )
+from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
-    FiniteWatch,
     Progress,
     RunFolder,
     append_values,

@@ -27,11 +27,11 @@ from rlsmooth.schedules import LearningRate, ScheduleLike, as_schedule, value_at
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_model import as_device
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
+from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.gan_cases import draw_points, image_grid
 from rlsmooth.training.gan_data import RealData, RealSamples
 from rlsmooth.training.run import (
     EventLog,
-    FiniteWatch,
     OnLog,
     Progress,
     RunFolder,
@@ -663,7 +663,9 @@ class GANTrainer:
         if self._generator_losses:  # so that the next log line is about the same steps
             window["statistics"] = torch.stack([torch.stack(statistics) for statistics in self._statistics])
             window["generator_losses"] = torch.stack(self._generator_losses)
-        self._run_folder(self.checkpoint_folder).save(self.step, config, tensors | {"window": window})
+        self._run_folder(self.checkpoint_folder).save(
+            self.step, config, tensors | {"window": window}, may_hold_nan=("window",)
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Bring the run to where a checkpoint was written."""
