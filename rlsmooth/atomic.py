@@ -1,13 +1,25 @@
-"""Files that are either whole or not there. Floor 0: imports nothing of ours."""
+"""Files that are either whole or not there, and folders that one process at a time uses. Floor 0: imports no other."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+TEMPORARY = re.compile(r"\..+\.(\w{8}\.)?tmp")
+"""The names of temporary files: those of `atomic_file`, and `.metrics.csv.tmp`."""
+_LOCKED: dict[Path, int] = {}
+"""The folders that this process has reserved, with their descriptors."""
 
 
 @contextmanager
@@ -73,6 +85,59 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
+
+
+def delete_temporary_files(folder: str | Path) -> None:
+    """Delete the temporary files that killed saves by `atomic_file` left in `folder` and in its subfolders.
+
+    Nothing else may be writing there: lock the folder first.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".agent.zip.k3x_9ab2.tmp").touch(); (folder / "agent.zip").touch()
+        >>> delete_temporary_files(folder); [path.name for path in folder.iterdir()]
+        ['agent.zip']
+    """
+    for path in Path(folder).expanduser().rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def lock_folder(folder: str | Path) -> None:
+    """Reserve a folder for this process, until `unlock_folder` or its end, however it ends.
+
+    Nothing is written. Where the system has no such locks (Windows, some network drives), nothing is checked.
+
+    Raises:
+        ValueError: another process has reserved it.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> lock_folder(folder); lock_folder(folder)  # this process may do so again
+        >>> unlock_folder(folder)
+    """
+    path = Path(folder).expanduser().resolve()
+    if fcntl is None or path in _LOCKED or not path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is training in {str(folder)!r}: wait until it ends, or end it, before the run is resumed."
+        ) from error
+    except OSError:
+        os.close(descriptor)
+        return
+    _LOCKED[path] = descriptor
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Undo `lock_folder`; of a folder that is not reserved, do nothing."""
+    descriptor = _LOCKED.pop(Path(folder).expanduser().resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _file_mode(target: Path) -> int:

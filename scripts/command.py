@@ -25,7 +25,7 @@ def run_command(
     """Parse `arguments` (those of the process, if None) and call `main`; return the exit code.
 
     0: done. 2: wrong arguments or input, reported in one line on stderr (with its traceback by `RLSMOOTH_TRACEBACK=1`).
-    130: interrupted.
+    130 and 143: ended by SIGINT and SIGTERM.
     """
     program = f"rlsmooth {name}"
     args = tyro.cli(args_type, prog=program, args=arguments)  # exits with 2 itself
@@ -35,9 +35,9 @@ def run_command(
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return getattr(error, "exit_code", 130)  # of TrainingInterrupted
     except EXPECTED as error:
         if os.environ.get("RLSMOOTH_TRACEBACK") == "1":
             raise

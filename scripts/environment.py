@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -50,12 +51,18 @@ def make_envs(
             return make_vec_env(name, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
         # Across processes, a checkpoint reaches an environment's state only through this wrapper.
         return make_vec_env(
-            name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=Resumable
+            name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=_in_worker
         )
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
+
+
+def _in_worker(env: gym.Env[Any, Any]) -> Resumable:
+    """Called in a worker's process: an interrupted run needs it until its last checkpoint is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of the command
+    return Resumable(env)
 
 
 def check_seed(seed: int) -> int:

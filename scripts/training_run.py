@@ -7,18 +7,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
+from rlsmooth.atomic import delete_temporary_files, lock_folder, unlock_folder
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.scripts.arguments import RunArgs
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
+from rlsmooth.training.interruption import handled_signals
 
 
 class TrainingRun:
@@ -50,8 +53,14 @@ class TrainingRun:
         self._is_begun = False
         self._resume_from = ""
         self._outputs: list[KVWriter] = []
+        self._closing = ExitStack()
+        lock_folder(self.folder)
+        self._closing.callback(unlock_folder, self.folder)
+        if args.resume is not None:
+            delete_temporary_files(self.folder)
 
     def __enter__(self) -> Self:
+        self._closing.enter_context(handled_signals())
         return self
 
     def __exit__(
@@ -59,11 +68,14 @@ class TrainingRun:
     ) -> None:
         for output in self._outputs:
             output.close()
+        self._closing.close()
         if error is not None and not self._is_begun:
             self.discard()
         elif isinstance(error, KeyboardInterrupt) and self._resume_from:
             words = f"rlsmooth {self.command} --resume {shlex.quote(str(self.folder))}"
-            print(f"\nTo resume from the last {self._resume_from}: {words}")
+            print(f"\n{error or 'Interrupted.'} To resume from the last {self._resume_from}: {words}")
+        elif isinstance(error, KeyboardInterrupt):
+            print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
 
     def discard(self) -> None:
         """Remove the folder of a new run in which nothing has been trained."""

@@ -86,6 +86,7 @@ from rlsmooth.envs.snapshot_values import (
 )
 from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.training.interruption import begin_safe_points, end_safe_points, stop, stop_requested
 from rlsmooth.training.run import RunFolder, check_num_envs
 
 MODEL_FILE = "model.zip"
@@ -382,6 +383,7 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
+        begin_safe_points()
         if isinstance(self.model, OffPolicyAlgorithm):
             check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
         if self._pending is not None:
@@ -397,8 +399,11 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_between_rollouts = False
         if self._baseline is not None:
             assert self._saved_at is not None
-            if self.num_timesteps - self._saved_at >= self.save_freq:
+            stops = stop_requested()
+            if stops or self.num_timesteps - self._saved_at >= self.save_freq:
                 self._save(noise_state(self._model))
+            if stops:
+                stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
             return
         self._baseline = callback_states(self._root, self)
         if self._pending is not None:
@@ -430,6 +435,7 @@ class ExactCheckpointCallback(BaseCallback):
         # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
+        end_safe_points()
 
     @property
     def _model(self) -> Algorithm:

@@ -30,6 +30,7 @@ from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targe
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.gan_cases import draw_points, image_grid
 from rlsmooth.training.gan_data import RealData, RealSamples
+from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     EventLog,
     OnLog,
@@ -316,12 +317,15 @@ class GANTrainer:
         with isolated_rng():
             set_rng_state(self._rng)
             try:
-                with EventLog(
-                    self.tensorboard_log,
-                    resumed_at=self.step if is_resumed else None,
-                    on_log=on_log,
-                    bar=(total_steps, done, "step") if progress_bar else None,
-                ) as events:
+                with (
+                    safe_points(used=self.checkpoint_folder is not None),
+                    EventLog(
+                        self.tensorboard_log,
+                        resumed_at=self.step if is_resumed else None,
+                        on_log=on_log,
+                        bar=(total_steps, done, "step") if progress_bar else None,
+                    ) as events,
+                ):
                     if self.checkpoint_folder is not None and not is_resumed:
                         self._save_checkpoint()
                     self.generator.train()
@@ -377,6 +381,9 @@ class GANTrainer:
                 self._save_checkpoint()
             if not continues:
                 break
+            if self.checkpoint_folder is not None and stop_requested():
+                self._save_checkpoint()
+                stop(f"A checkpoint of step {self.step:,} was written.")
 
     def _finish(self, events: EventLog) -> None:
         """The last log line, evaluation and checkpoint."""
