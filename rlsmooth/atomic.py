@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -16,6 +17,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""A full disk, a used-up quota, a disk that fails, a file beyond the limit."""
+EXPLAINED = "What was saved before is as it was"
 TEMPORARY = re.compile(r"\..+\.(\w{8}\.)?tmp")
 """The names of temporary files: those of `atomic_file`, and `.metrics.csv.tmp`."""
 _LOCKED: dict[Path, int] = {}
@@ -52,21 +56,60 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     if target.is_dir():
         raise ValueError(f"path={str(target)!r} is a folder: name a file.")
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with explained_disk_errors(target):
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
         raise ValueError(f"path={str(target)!r} can't be written ({error.strerror}): name another folder.") from error
     try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _file_mode(target))
-        os.replace(temporary, target)
+        with explained_disk_errors(target):
+            yield from _filled(target, descriptor, temporary)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+def _filled(target: Path, descriptor: int, temporary: str) -> Iterator[BinaryIO]:
+    with os.fdopen(descriptor, "w+b") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, _file_mode(target))
+    os.replace(temporary, target)
+
+
+@contextmanager
+def explained_disk_errors(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and how to go on, if the disk is full or fails inside the `with` block.
+
+    Args:
+        path: the file that is written.
+
+    Raises:
+        OSError: with the same `errno`, from the system's own.
+
+    Example:
+        >>> try:
+        ...     with explained_disk_errors(Path("runs/agent.zip")):
+        ...         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        ... except OSError as error:
+        ...     print(error.strerror)
+        'runs/agent.zip' could not be written (No space left on device). What was saved before is as it was: free some
+        space on the disk of 'runs', then save again, or resume the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or EXPLAINED in str(error):
+            raise
+        raise OSError(
+            error.errno,
+            f"{str(path)!r} could not be written ({os.strerror(error.errno)}). {EXPLAINED}: free some space on the "
+            f"disk of {str(path.parent)!r}, then save again, or resume the run.",
+        ) from error
 
 
 def write_bytes_atomically(path: str | Path, data: bytes) -> None:
