@@ -26,6 +26,7 @@ the checkpoint (TensorBoard continues in the same folder if the algorithm gets t
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections import deque
@@ -76,6 +77,7 @@ from rlsmooth.agents.files.run_state import (
 )
 from rlsmooth.agents.sb3 import total_timesteps
 from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.envs.snapshot import set_object_state
 from rlsmooth.envs.snapshot_values import (
     CannotSnapshotError,
     class_name,
@@ -84,10 +86,10 @@ from rlsmooth.envs.snapshot_values import (
     stable_name,
     value_from_plain,
 )
-from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
+from rlsmooth.training import Checkpoint, SafeFileError, latest_checkpoint, set_rng_state, tree_from_json, tree_to_json
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
 from rlsmooth.training.interruption import begin_safe_points, end_safe_points, stop, stop_requested
-from rlsmooth.training.run import RunFolder, check_num_envs
+from rlsmooth.training.run import RESUME_FILE, RunFolder, check_num_envs
 
 MODEL_FILE = "model.zip"
 """The agent file in a checkpoint folder, which says how to build the algorithm."""
@@ -591,6 +593,44 @@ def load_checkpoint(
         is_exact=not problem,
         callback_states=states,
     )
+
+
+def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.device | str = "auto") -> tuple[Any, int]:
+    """The agent as it was at the last good checkpoint of an unfinished run, to play with, and the checkpoint's number.
+
+    Args:
+        folder: of the checkpoints of an algorithm (`ExactCheckpointCallback`), a BC, a BCO or a DAgger.
+        env: with the agent's spaces; there may be more or fewer than the run has.
+        device: as in Stable-Baselines3.
+
+    Returns:
+        An algorithm or a BC, as from `load_agent`, and the number.
+
+    Raises:
+        ValueError: there is no run in the folder, or none with a checkpoint.
+        SafeFileError: no checkpoint can be read, or it does not fit.
+    """
+    saved = _run_folder(folder, "folder")
+    file = MODEL_FILE if (saved.path / MODEL_FILE).is_file() else RESUME_FILE
+    saved.check_resumable(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    checkpoint = latest_checkpoint(saved.path)
+    assert checkpoint is not None
+    agent = load_agent(saved.path / file, env=env, device=device)
+    try:
+        load_parameters(checkpoint.path, agent.policy, checkpoint.tensors["policy"])
+        if file == MODEL_FILE:
+            set_plain_attributes(agent, checkpoint.config["attributes"])
+            wrappers = _run_of(checkpoint)["interaction"]["env"]["wrappers"]
+            normalizer = agent.get_vec_normalize_env()
+            for kept in wrappers if normalizer is not None else ():
+                if kept is not None and stable_name(kept["class"]).endswith("VecNormalize"):
+                    # Into a copy: all but the statistics belongs to the run's number of environments.
+                    filled = copy.copy(normalizer)
+                    set_object_state(filled, kept, "VecNormalize")
+                    normalizer.obs_rms, normalizer.ret_rms = filled.obs_rms, filled.ret_rms
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
+    return agent, checkpoint.step
 
 
 def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
