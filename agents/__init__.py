@@ -32,7 +32,7 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedMultiInputActorCriticPolicy,
     SmoothedPolicy,
 )
-from rlsmooth.training.run import TrainingDivergedError
+from rlsmooth.training.divergence import TrainingDivergedError
 
 if typing.TYPE_CHECKING:
     from rlsmooth.agents.smoothed.contrib import (

@@ -1,13 +1,29 @@
-"""Files that are either whole or not there. Floor 0: imports nothing of ours."""
+"""Files that are either whole or not there, and folders that one process at a time uses. Floor 0: imports no other."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""A full disk, a used-up quota, a disk that fails, a file beyond the limit."""
+EXPLAINED = "What was saved before is as it was"
+TEMPORARY = re.compile(r"\..+\.(\w{8}\.)?tmp")
+"""The names of temporary files: those of `atomic_file`, and `.metrics.csv.tmp`."""
+_LOCKED: dict[Path, int] = {}
+"""The folders that this process has reserved, with their descriptors."""
 
 
 @contextmanager
@@ -40,21 +56,60 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     if target.is_dir():
         raise ValueError(f"path={str(target)!r} is a folder: name a file.")
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with explained_disk_errors(target):
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
         raise ValueError(f"path={str(target)!r} can't be written ({error.strerror}): name another folder.") from error
     try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _file_mode(target))
-        os.replace(temporary, target)
+        with explained_disk_errors(target):
+            yield from _filled(target, descriptor, temporary)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+def _filled(target: Path, descriptor: int, temporary: str) -> Iterator[BinaryIO]:
+    with os.fdopen(descriptor, "w+b") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, _file_mode(target))
+    os.replace(temporary, target)
+
+
+@contextmanager
+def explained_disk_errors(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and how to go on, if the disk is full or fails inside the `with` block.
+
+    Args:
+        path: the file that is written.
+
+    Raises:
+        OSError: with the same `errno`, from the system's own.
+
+    Example:
+        >>> try:
+        ...     with explained_disk_errors(Path("runs/agent.zip")):
+        ...         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        ... except OSError as error:
+        ...     print(error.strerror)
+        'runs/agent.zip' could not be written (No space left on device). What was saved before is as it was: free some
+        space on the disk of 'runs', then save again, or resume the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or EXPLAINED in str(error):
+            raise
+        raise OSError(
+            error.errno,
+            f"{str(path)!r} could not be written ({os.strerror(error.errno)}). {EXPLAINED}: free some space on the "
+            f"disk of {str(path.parent)!r}, then save again, or resume the run.",
+        ) from error
 
 
 def write_bytes_atomically(path: str | Path, data: bytes) -> None:
@@ -73,6 +128,59 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
+
+
+def delete_temporary_files(folder: str | Path) -> None:
+    """Delete the temporary files that killed saves by `atomic_file` left in `folder` and in its subfolders.
+
+    Nothing else may be writing there: lock the folder first.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".agent.zip.k3x_9ab2.tmp").touch(); (folder / "agent.zip").touch()
+        >>> delete_temporary_files(folder); [path.name for path in folder.iterdir()]
+        ['agent.zip']
+    """
+    for path in Path(folder).expanduser().rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def lock_folder(folder: str | Path) -> None:
+    """Reserve a folder for this process, until `unlock_folder` or its end, however it ends.
+
+    Nothing is written. Where the system has no such locks (Windows, some network drives), nothing is checked.
+
+    Raises:
+        ValueError: another process has reserved it.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> lock_folder(folder); lock_folder(folder)  # this process may do so again
+        >>> unlock_folder(folder)
+    """
+    path = Path(folder).expanduser().resolve()
+    if fcntl is None or path in _LOCKED or not path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is training in {str(folder)!r}: wait until it ends, or end it, before the run is resumed."
+        ) from error
+    except OSError:
+        os.close(descriptor)
+        return
+    _LOCKED[path] = descriptor
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Undo `lock_folder`; of a folder that is not reserved, do nothing."""
+    descriptor = _LOCKED.pop(Path(folder).expanduser().resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _file_mode(target: Path) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from rlsmooth.atomic import lock_folder
 from rlsmooth.scripts.run_folder import read_settings
 
 if TYPE_CHECKING:
@@ -253,6 +254,7 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
                 stored[field.name] = Path(stored[field.name])
     except TypeError as error:
         raise ValueError(f"{path!r} is not of this version: {error}.") from error
+    lock_folder(args.resume)  # before anything in it is read
     began = type(args)(**stored)
     device = began.device if args.device == "auto" else args.device
     return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)

@@ -32,7 +32,7 @@ class Args:
     """Show or film a saved agent."""
 
     agent: Annotated[tyro.conf.Positional[Path], alias(metavar="AGENT.zip")]
-    """The agent.zip, or the folder of the run that wrote it."""
+    """The agent.zip, or the folder of the run that wrote it; of an interrupted run, its last checkpoint."""
     env: str | None = None
     """The environment's id. Default: the one that the config.json beside the agent names."""
     episodes: int = 1
@@ -62,7 +62,7 @@ def main(args: Args) -> dict[str, list[float]]:
         ValueError: an argument is wrong, or names something that is not there, or does not fit; there is no screen.
         ImportError: an .mp4 without imageio-ffmpeg.
     """
-    path = agent_file("agent", args.agent)
+    path = agent_file("agent", args.agent, or_checkpoints=True)
     env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -49,13 +51,79 @@ def make_envs(
         if vec_env == "dummy":
             return make_vec_env(name, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
         # Across processes, a checkpoint reaches an environment's state only through this wrapper.
-        return make_vec_env(
-            name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=Resumable
+        made = make_vec_env(
+            name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=_in_worker
         )
+        return _watched(made)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
+
+
+class WorkerDiedError(OSError):
+    """The process of an environment ended, so that nothing more can be asked of it."""
+
+
+class _Remote:
+    """A worker's connection that says which worker has died, where the connection itself only says that it is broken.
+
+    Args:
+        remote: the connection.
+        process: the worker.
+        place: which environment it has.
+    """
+
+    def __init__(self, remote: Any, process: Any, place: int) -> None:
+        self._remote, self._process, self._place = remote, process, place
+
+    def send(self, message: Any) -> None:
+        """Send to the worker."""
+        with self._explained():
+            self._remote.send(message)
+
+    def recv(self) -> Any:
+        """Receive from the worker."""
+        with self._explained():
+            return self._remote.recv()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._remote, name)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            self._process.join(timeout=5)
+            code = self._process.exitcode
+            how = f"by signal {-code} ({_signal_name(-code)})" if code is not None and code < 0 else f"with code {code}"
+            raise WorkerDiedError(
+                f"the process of environment {self._place} (pid {self._process.pid}) has ended {how}. Its error, if it "
+                "had one, is above. Without one it was killed, perhaps for memory: use fewer --n-envs, or --vec-env "
+                "dummy."
+            ) from error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _watched(venv: VecEnv) -> VecEnv:
+    base: Any = venv.unwrapped
+    base.remotes = tuple(
+        _Remote(*each, place) for place, each in enumerate(zip(base.remotes, base.processes, strict=True))
+    )
+    return venv
+
+
+def _in_worker(env: gym.Env[Any, Any]) -> Resumable:
+    """Called in a worker's process: an interrupted run needs it until its last checkpoint is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of the command
+    return Resumable(env)
 
 
 def check_seed(seed: int) -> int:

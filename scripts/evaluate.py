@@ -26,7 +26,8 @@ class Args:
     """Play a saved agent of any kind; measure the calibration of a cloned one if demonstrations are given."""
 
     trained_agent: Annotated[Path, alias(aliases=["-i"])]
-    """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip)."""
+    """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip, or of an interrupted run
+    its last checkpoint)."""
     env: str | None = None
     """The environment's id. Default: the one that the config.json beside the agent names."""
     eval_episodes: int = 20
@@ -53,7 +54,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
-    path = agent_file("trained_agent", args.trained_agent)
+    path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
     env, env_kwargs = env_of_run(path, args.env)
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:

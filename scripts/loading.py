@@ -12,6 +12,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
+from rlsmooth.agents.files.exact_checkpoint import load_checkpointed_agent
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.measures import read_distribution
@@ -38,7 +39,7 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
     """The agent of a file, and the environments as it must see them.
 
     Args:
-        path: an agent file of ours.
+        path: an agent file of ours, or the folder of a run's checkpoints, whose last one is read then.
         env: with the agent's spaces.
         device: where the agent runs.
 
@@ -52,7 +53,11 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
     """
     with warnings.catch_warnings():  # it need not train in as many environments as here
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
-        agent = load_agent(path, env=env, device=device)
+        if path.is_dir():
+            agent, step = load_checkpointed_agent(path, env, device=device)
+            print(f"The run in {path.parent} has not ended: this is its agent at checkpoint {step:,}.")
+        else:
+            agent = load_agent(path, env=env, device=device)
     normalizer = agent.get_vec_normalize_env()
     if normalizer is None:
         return agent, env

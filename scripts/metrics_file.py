@@ -7,45 +7,76 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import KVWriter
 
-from rlsmooth.atomic import write_bytes_atomically
+from rlsmooth.atomic import explained_disk_errors, write_bytes_atomically
 
 STEP = "step"
 Curve: TypeAlias = tuple[list[float], list[float]]
 """Steps and values."""
 
 
-class MetricsFile(CSVOutputFormat):
-    """SB3's CSV format with the step as its first column, and with the rows that are there already.
+class MetricsFile(KVWriter):
+    """A CSV file with the step as its first column and one row for each step, and with the rows that are there already.
 
     Args:
         path: the file.
         last_step: rows after this step are left out: a run that was killed had logged them after its last checkpoint,
             and logs them again. None starts an empty file.
 
-    The new file takes the place of the old one when it is complete, so that being killed here loses nothing.
+    Values for the step of the last row go into that row: an update and an evaluation may be logged one after the other.
+    Where a row or the columns change, a new file takes the place of the old one when it is complete, so that being
+    killed here loses nothing.
     """
 
     def __init__(self, path: Path, last_step: int | None = None) -> None:
-        kept = [] if last_step is None else [row for row in _rows(path) if row[STEP] <= last_step]
-        unfinished = path.with_name(f".{path.name}.tmp")
-        super().__init__(str(unfinished))
-        for row in kept:
-            step = int(row.pop(STEP))
-            self.write(dict(row), {}, step)
-        self.file.flush()
-        unfinished.replace(path)  # the open file goes along
+        self.path = path
+        kept = [] if last_step is None else [row for row in _texts(path) if float(row[STEP]) <= last_step]
+        self.rows: list[dict[str, Any]] = []
+        for row in kept:  # an earlier version wrote several rows for a step
+            known = self.rows[-1] if self.rows and self.rows[-1][STEP] == row[STEP] else None
+            if known is None:
+                self.rows.append(dict(row))
+            else:
+                known |= {name: text for name, text in row.items() if text}
+        self.columns = list(self.rows[0]) if self.rows else []
+        self.file = self._replaced()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Add a row; called by the logger."""
-        values = {STEP: step, **dict(sorted(key_values.items()))}
-        if not self.keys:  # SB3 adds columns in the order of a set, which differs from run to run
-            self.keys = [key for key in values if "csv" not in key_excluded.get(key, ())]
-            self.file.write(",".join(self.keys) + "\n")
-        super().write(values, {key: key_excluded.get(key, ()) for key in values}, step)
+        """Add numbers at a step; called by the logger."""
+        row: dict[str, Any] = {STEP: step}
+        row |= {key: key_values[key] for key in sorted(key_values) if "csv" not in key_excluded.get(key, ())}
+        new = [key for key in row if key not in self.columns]
+        self.columns += new
+        is_same = bool(self.rows) and int(float(self.rows[-1][STEP])) == step
+        if is_same:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        if is_same or new:
+            self.file.close()
+            self.file = self._replaced()
+        else:
+            with explained_disk_errors(self.path):
+                self.file.write(self._lines([row]))
+                self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _replaced(self) -> TextIO:
+        """The file, open at its end, after all rows have been written anew."""
+        head = ",".join(self.columns) + "\n" if self.columns else ""
+        write_bytes_atomically(self.path, (head + self._lines(self.rows)).encode())
+        return self.path.open("a", encoding="utf-8", newline="")
+
+    def _lines(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue()
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:
@@ -87,7 +118,14 @@ def curves_of(history: Mapping[str, list[float]], prefix: str, *, first: int = 1
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """The numbers of each row. A last row that a killed run left incomplete, with too few columns, is left out."""
+    """The numbers of each row."""
+    return [
+        {name: number for name, text in row.items() if (number := _number(text)) is not None} for row in _texts(path)
+    ]
+
+
+def _texts(path: Path) -> list[dict[str, str]]:
+    """The cells of each row. A last row that a killed run left incomplete, with too few columns, is left out."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -96,8 +134,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
             raw = [row for row in reader if None not in row and all(value is not None for value in row.values())]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{str(path)!r} can't be read: {error}") from error
-    rows = [{name: number for name, text in row.items() if (number := _number(text)) is not None} for row in raw]
-    return [row for row in rows if STEP in row]
+    return [row for row in raw if _number(row.get(STEP, "")) is not None]
 
 
 def _number(text: str) -> float | None:

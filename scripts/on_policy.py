@@ -251,7 +251,7 @@ def make_journal(
     """
     start = None if args.resume is None else algorithm.num_timesteps
     journal = Journal(
-        Evaluations(run.folder / "evaluations.npz", start, start_counts=args.from_bc is not None),
+        Evaluations(run.folder / "evaluations.npz", start),
         eval_env,
         eval_freq=args.eval_freq,
         eval_episodes=args.eval_episodes,

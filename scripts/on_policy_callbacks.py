@@ -6,7 +6,9 @@ Checkpoints name these classes by this module: moving them would lose the state 
 from __future__ import annotations
 
 import io
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from rlsmooth.agents import save_agent
 from rlsmooth.agents.acting import play_episodes
+from rlsmooth.agents.smoothed.measures import PolicyMeasures, keep_rollout, record_measures
 from rlsmooth.atomic import write_bytes_atomically
 
 
@@ -29,8 +32,6 @@ class Evaluations:
     Args:
         path: the file.
         last_step: evaluations after this step are left out (see `MetricsFile`); None: start anew.
-        start_counts: whether the evaluation before training can be the best. An untrained network that is lucky in
-            deterministic episodes is nobody's best agent; a cloned one may be.
 
     Attributes:
         steps: of the evaluations.
@@ -41,9 +42,8 @@ class Evaluations:
 
     NAMES = ("timesteps", "results", "ep_lengths", "results_sampled")
 
-    def __init__(self, path: Path, last_step: int | None = None, *, start_counts: bool = True) -> None:
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
         self.path = path
-        self.start_counts = start_counts
         self.steps: list[int] = []
         self.results: list[NDArray[np.float64]] = []
         self.lengths: list[NDArray[np.int64]] = []
@@ -62,9 +62,8 @@ class Evaluations:
         self, step: int, results: NDArray[np.float64], lengths: NDArray[np.int64], sampled: NDArray[np.float64]
     ) -> bool:
         """Keep one evaluation; return whether its mean return is the best so far."""
-        earlier = [result.mean() for place, result in enumerate(self.results) if self._counts(place)]
         self._append(step, results, lengths, sampled)
-        best = self._counts(len(self.steps) - 1) and all(results.mean() > mean for mean in earlier)
+        best = self.best() == len(self.steps) - 1 and not math.isnan(float(results.mean()))
         content = io.BytesIO()
         columns = (self.steps, self.results, self.lengths, self.sampled)
         np.savez(content, **dict(zip(self.NAMES, map(np.asarray, columns), strict=True)))  # type: ignore[arg-type]
@@ -72,12 +71,9 @@ class Evaluations:
         return best
 
     def best(self) -> int:
-        """The place of the best evaluation, the first of equals."""
-        means = [result.mean() if self._counts(place) else -np.inf for place, result in enumerate(self.results)]
-        return int(np.argmax(means))
-
-    def _counts(self, place: int) -> bool:
-        return self.start_counts or self.steps[place] > 0
+        """The place of the best evaluation, the first of equals; one with NaN never is."""
+        means = [float(result.mean()) for result in self.results]
+        return int(np.argmax([-math.inf if math.isnan(mean) else mean for mean in means]))
 
     def _append(self, step: int, results: NDArray[Any], lengths: NDArray[Any], sampled: NDArray[Any]) -> None:
         self.steps.append(step)
@@ -136,12 +132,26 @@ class Journal(BaseCallback):
     def _on_training_start(self) -> None:
         self.last_row = self._first_step = self.model.num_timesteps
         self._started_at, self._seconds_evaluating = time.perf_counter(), 0.0
+        self._measure: Callable[[], PolicyMeasures] | None = None
 
     def _on_rollout_start(self) -> None:
+        evaluates, is_due = self._due()
+        if is_due:
+            self._write_row(evaluates=evaluates)
+        self._measure = None
+
+    def _on_rollout_end(self) -> None:
+        # For the row that the policy after the coming update gets: the next rollout overwrites the states.
+        model = self.model
+        is_last = model.num_timesteps >= self.locals["total_timesteps"]
+        if isinstance(model, OnPolicyAlgorithm) and (is_last or self._due()[1]):
+            self._measure = keep_rollout(model)
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether an evaluation is due at this step, and whether a row is."""
         step, steps = self.model.num_timesteps, self.evaluations.steps
         evaluates = self.eval_freq > 0 and (not steps or step - steps[-1] >= self.eval_freq)
-        if evaluates or step - self.last_row >= self.log_freq:
-            self._write_row(evaluates=evaluates)
+        return evaluates, evaluates or step - self.last_row >= self.log_freq
 
     def _on_training_end(self) -> None:
         self.steps_trained = self.model.num_timesteps - self._first_step
@@ -160,6 +170,8 @@ class Journal(BaseCallback):
             began = time.perf_counter()
             self._evaluate()
             self._seconds_evaluating += time.perf_counter() - began
+        if self._measure is not None:
+            record_measures(self.logger, self._measure())  # what the algorithm recorded is of before the update
         self.last_row = model.num_timesteps
         model.dump_logs()
 

@@ -123,17 +123,22 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
     return env, kwargs
 
 
-def agent_file(name: str, path: Path) -> Path:
+def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
     """The agent's file that an option names: itself, or `agent.zip` in a run's folder.
 
     Args:
         name: of the option.
         path: what was given.
+        or_checkpoints: of a run that has not ended, return the folder of its checkpoints.
 
     Raises:
         ValueError: there is no such file.
     """
     file = path / "agent.zip" if path.is_dir() else path
+    if path.is_dir() and not file.is_file() and list(path.glob("checkpoints/checkpoint_*.zip")):
+        if or_checkpoints:
+            return path / "checkpoints"
+        raise ValueError(f"{name}={str(path)!r} is a run that has not ended, without an agent.zip: resume it first.")
     if not file.is_file():
         raise ValueError(f"{name}={str(path)!r} is neither an agent's file nor a run's folder.")
     return file

@@ -7,18 +7,28 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
+from rlsmooth.atomic import (
+    DISK_ERRORS,
+    EXPLAINED,
+    delete_temporary_files,
+    explained_disk_errors,
+    lock_folder,
+    unlock_folder,
+)
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.scripts.arguments import RunArgs
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
+from rlsmooth.training.interruption import handled_signals
 
 
 class TrainingRun:
@@ -50,20 +60,34 @@ class TrainingRun:
         self._is_begun = False
         self._resume_from = ""
         self._outputs: list[KVWriter] = []
+        self._closing = ExitStack()
+        lock_folder(self.folder)
+        self._closing.callback(unlock_folder, self.folder)
+        if args.resume is not None:
+            delete_temporary_files(self.folder)
 
     def __enter__(self) -> Self:
+        self._closing.enter_context(handled_signals())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for output in self._outputs:
-            output.close()
+            with suppress(OSError) if error is not None else nullcontext():  # the error that is under way comes first
+                output.close()
+        self._closing.close()
         if error is not None and not self._is_begun:
             self.discard()
-        elif isinstance(error, KeyboardInterrupt) and self._resume_from:
+        elif isinstance(error, (KeyboardInterrupt, OSError)) and self._resume_from:
             words = f"rlsmooth {self.command} --resume {shlex.quote(str(self.folder))}"
-            print(f"\nTo resume from the last {self._resume_from}: {words}")
+            first = f"{error or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
+            print(f"\n{first}To resume from the last {self._resume_from}: {words}")
+        elif isinstance(error, KeyboardInterrupt):
+            print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS and EXPLAINED not in str(error):
+            with explained_disk_errors(self.folder / "metrics.csv"):  # or TensorBoard's file beside it
+                raise error
 
     def discard(self) -> None:
         """Remove the folder of a new run in which nothing has been trained."""

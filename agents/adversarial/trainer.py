@@ -81,7 +81,8 @@ from rlsmooth.training.discriminator import (
     check_targets,
     discriminator_step,
 )
-from rlsmooth.training.run import FiniteWatch, check_given_again, learning_rate_of
+from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.run import check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]

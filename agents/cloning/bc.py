@@ -57,10 +57,11 @@ from rlsmooth.training import (
     rng_state,
     set_rng_state,
 )
+from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
-    FiniteWatch,
     Progress,
     RunFolder,
     Stopwatch,
@@ -345,6 +346,7 @@ class BC(ActingModel):
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
+            safe_points(used=self.checkpoint_folder is not None),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
         ):
             set_rng_state(self._rng)
@@ -418,6 +420,9 @@ class BC(ActingModel):
                     self._write_checkpoint()
                 if not continues or progress.is_over:
                     break
+                if self.checkpoint_folder is not None and stop_requested():
+                    self._write_checkpoint()
+                    stop(f"A checkpoint of batch {step:,} was written.")
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""

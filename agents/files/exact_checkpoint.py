@@ -26,6 +26,7 @@ the checkpoint (TensorBoard continues in the same folder if the algorithm gets t
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections import deque
@@ -39,6 +40,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -75,6 +77,7 @@ from rlsmooth.agents.files.run_state import (
 )
 from rlsmooth.agents.sb3 import total_timesteps
 from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.envs.snapshot import set_object_state
 from rlsmooth.envs.snapshot_values import (
     CannotSnapshotError,
     class_name,
@@ -83,8 +86,10 @@ from rlsmooth.envs.snapshot_values import (
     stable_name,
     value_from_plain,
 )
-from rlsmooth.training import Checkpoint, SafeFileError, set_rng_state, tree_from_json, tree_to_json
-from rlsmooth.training.run import RunFolder, check_num_envs
+from rlsmooth.training import Checkpoint, SafeFileError, latest_checkpoint, set_rng_state, tree_from_json, tree_to_json
+from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.training.interruption import begin_safe_points, end_safe_points, stop, stop_requested
+from rlsmooth.training.run import RESUME_FILE, RunFolder, check_num_envs
 
 MODEL_FILE = "model.zip"
 """The agent file in a checkpoint folder, which says how to build the algorithm."""
@@ -380,6 +385,7 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
+        begin_safe_points()
         if isinstance(self.model, OffPolicyAlgorithm):
             check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
         if self._pending is not None:
@@ -395,8 +401,11 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_between_rollouts = False
         if self._baseline is not None:
             assert self._saved_at is not None
-            if self.num_timesteps - self._saved_at >= self.save_freq:
+            stops = stop_requested()
+            if stops or self.num_timesteps - self._saved_at >= self.save_freq:
                 self._save(noise_state(self._model))
+            if stops:
+                stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
             return
         self._baseline = callback_states(self._root, self)
         if self._pending is not None:
@@ -412,6 +421,13 @@ class ExactCheckpointCallback(BaseCallback):
             self._save(noise_state(self._model))
 
     def _on_step(self) -> bool:
+        # Where it shows first: a step later the policy may have learnt from it, and the cause would not be known.
+        check_finite_step(
+            self.num_timesteps,
+            self.locals.get("rewards"),
+            self.locals.get("new_obs", ()),
+            checkpoint_folder=self.save_path,
+        )
         return True
 
     def _on_rollout_end(self) -> None:
@@ -421,18 +437,26 @@ class ExactCheckpointCallback(BaseCallback):
         # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
+        end_safe_points()
 
     @property
     def _model(self) -> Algorithm:
         assert isinstance(self.model, ALGORITHM_BASES)
         return self.model
 
+    def _check_finite(self) -> None:
+        model = self._model
+        parts = [model.policy, *(recursive_getattr(model, name) for name in extra_modules(model)[0]["modules"])]
+        check_finite_model(self.num_timesteps, *parts, checkpoint_folder=self.save_path)
+
     def _save_model(self) -> None:
+        self._check_finite()
         save_agent(self._model, self.save_path / MODEL_FILE)
 
     def _save(self, noise: Mapping[str, Tensor] | None) -> None:
         model = self._model
         assert self._baseline is not None
+        self._check_finite()
         interaction = interaction_state(model)
         problem = interaction["env"]["problem"]
         if problem and not self._has_warned:
@@ -473,6 +497,8 @@ class ExactCheckpointCallback(BaseCallback):
                 "run": run_tensors,
             },
             keep=self.keep,
+            # Environments and infos may mark what they lack by NaN; rewards and observations are checked at each step.
+            may_hold_nan=("run", "replay_buffer"),
         )
         self._saved_at = model.num_timesteps
         if self.verbose >= 1:
@@ -567,6 +593,44 @@ def load_checkpoint(
         is_exact=not problem,
         callback_states=states,
     )
+
+
+def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.device | str = "auto") -> tuple[Any, int]:
+    """The agent as it was at the last good checkpoint of an unfinished run, to play with, and the checkpoint's number.
+
+    Args:
+        folder: of the checkpoints of an algorithm (`ExactCheckpointCallback`), a BC, a BCO or a DAgger.
+        env: with the agent's spaces; there may be more or fewer than the run has.
+        device: as in Stable-Baselines3.
+
+    Returns:
+        An algorithm or a BC, as from `load_agent`, and the number.
+
+    Raises:
+        ValueError: there is no run in the folder, or none with a checkpoint.
+        SafeFileError: no checkpoint can be read, or it does not fit.
+    """
+    saved = _run_folder(folder, "folder")
+    file = MODEL_FILE if (saved.path / MODEL_FILE).is_file() else RESUME_FILE
+    saved.check_resumable(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    checkpoint = latest_checkpoint(saved.path)
+    assert checkpoint is not None
+    agent = load_agent(saved.path / file, env=env, device=device)
+    try:
+        load_parameters(checkpoint.path, agent.policy, checkpoint.tensors["policy"])
+        if file == MODEL_FILE:
+            set_plain_attributes(agent, checkpoint.config["attributes"])
+            wrappers = _run_of(checkpoint)["interaction"]["env"]["wrappers"]
+            normalizer = agent.get_vec_normalize_env()
+            for kept in wrappers if normalizer is not None else ():
+                if kept is not None and stable_name(kept["class"]).endswith("VecNormalize"):
+                    # Into a copy: all but the statistics belongs to the run's number of environments.
+                    filled = copy.copy(normalizer)
+                    set_object_state(filled, kept, "VecNormalize")
+                    normalizer.obs_rms, normalizer.ret_rms = filled.obs_rms, filled.ret_rms
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
+    return agent, checkpoint.step
 
 
 def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:

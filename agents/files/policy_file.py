@@ -30,6 +30,7 @@ from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.space_json import space_from_json, space_to_json
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
+from rlsmooth.training.divergence import refuse_spoilt
 from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
 
 # ---- constructor arguments
@@ -241,6 +242,7 @@ def save_agent_file(
             JSON-able.
         ValueError: the policy's constructor can't be called with what its `_get_constructor_parameters()` gives, or the
             folder can't be written to.
+        TrainingDivergedError: a parameter is not finite: such a policy must not replace a good one.
 
     Example:
         >>> import tempfile
@@ -254,6 +256,7 @@ def save_agent_file(
     if not (isinstance(policy, BasePolicy) and is_known_policy(policy)):
         raise TypeError(f"policy is a {type(policy).__name__}: pass the policy of an algorithm, such as agent.policy.")
     path = with_zip_suffix(path)
+    refuse_spoilt("policy", policy, path)
     encoded, argument_tensors = encode_arguments(constructor_arguments(policy))
     description = {"class": listed_policy_name(type(policy)) or mark_custom(type(policy)), "arguments": encoded}
     check_writable_folder("path", path.parent)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
@@ -36,6 +37,7 @@ from rlsmooth.agents.spaces import check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
+from rlsmooth.training.divergence import check_finite_model, check_finite_step
 
 # ---- arguments
 
@@ -240,6 +242,17 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
     logger.record("train/n_updates", n_updates, exclude="tensorboard")
 
 
+def check_rollout(algorithm: OnPolicyAlgorithm) -> None:
+    """Raise TrainingDivergedError if a reward of the rollout is not finite: an update would spoil the policy."""
+    buffer = algorithm.rollout_buffer
+    rewards = buffer.rewards
+    if np.isfinite(rewards).all():
+        return
+    first = int(np.flatnonzero(~np.isfinite(rewards).all(-1))[0])
+    step = algorithm.num_timesteps - (buffer.buffer_size - 1 - first) * buffer.n_envs
+    check_finite_step(step, rewards[first], ())
+
+
 # ---- algorithms
 
 
@@ -435,16 +448,24 @@ class SmoothedTraining(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the policy as the parent does, with smoothing if it is on. During the warm-up, fit only the critic."""
         self.smoothing = training_smoothing(self.smoothing)  # the user may have assigned a number
+        check_rollout(self)
         self._record_policy()
-        if self.value_warmup_left > 0:
-            n_epochs, batch_size = self._passes()
-            fit_critic(self, n_epochs=n_epochs, batch_size=batch_size)
-            steps = self.rollout_buffer.buffer_size * self.rollout_buffer.n_envs
-            self.value_warmup_left = max(0, self.value_warmup_left - steps)
-        elif self.is_smoothed:
-            self._train_smoothed()
-        else:
-            super().train()
+        try:
+            if self.value_warmup_left > 0:
+                self._warm_up()
+            elif self.is_smoothed:
+                self._train_smoothed()
+            else:
+                super().train()
+        except ValueError:  # torch's, of a distribution with NaN
+            check_finite_model(self.num_timesteps, self.policy)
+            raise
+
+    def _warm_up(self) -> None:
+        n_epochs, batch_size = self._passes()
+        fit_critic(self, n_epochs=n_epochs, batch_size=batch_size)
+        steps = self.rollout_buffer.buffer_size * self.rollout_buffer.n_envs
+        self.value_warmup_left = max(0, self.value_warmup_left - steps)
 
     def _train_smoothed(self) -> None:
         policy, ent_coef = self.policy, self.ent_coef

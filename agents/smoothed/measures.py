@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,11 +147,33 @@ def measure_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) 
         >>> measure_rollout(model).entropies.shape
         torch.Size([64])
     """
+    return keep_rollout(model, max_states=max_states)()
+
+
+def keep_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) -> Callable[[], PolicyMeasures]:
+    """Take the states that `measure_rollout` measures now, and measure the policy in them when the result is called.
+
+    The next rollout overwrites them: to measure the policy that an update made, take them before it and call after it.
+
+    Args:
+        model: as for `measure_rollout`.
+        max_states: at least 1.
+
+    Raises:
+        TypeError: another kind of algorithm; `max_states` is no whole number.
+        ValueError: its buffer is empty, or `max_states` below 1.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(64)
+        >>> keep_rollout(model)().entropies.shape
+        torch.Size([64])
+    """
     check_positive_int("max_states", max_states)
     observation_bytes = 4 * max(1, spaces.flatdim(model.observation_space))
     max_states = min(max_states, max(1, MEASURED_BYTES // observation_bytes))
     if isinstance(model, OffPolicyAlgorithm):
-        return measure_policy(model.policy, _replayed(model, max_states))
+        return partial(measure_policy, model.policy, _replayed(model, max_states))
     if not isinstance(model, OnPolicyAlgorithm):
         raise TypeError(f"model must be an on-policy algorithm, DQN or QRDQN, got {type(model).__name__}.")
     buffer = model.rollout_buffer
@@ -176,8 +200,8 @@ def measure_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) 
         more["episode_starts"] = read(fields["episode_starts"]).flatten()
     observations: Any = buffer.observations
     if isinstance(observations, dict):
-        return measure_policy(model.policy, {key: read(part) for key, part in observations.items()}, **more)
-    return measure_policy(model.policy, read(observations), **more)
+        return partial(measure_policy, model.policy, {key: read(part) for key, part in observations.items()}, **more)
+    return partial(measure_policy, model.policy, read(observations), **more)
 
 
 def record_measures(logger: Logger, measures: PolicyMeasures, *, prefix: str = "train") -> None:

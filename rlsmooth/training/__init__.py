@@ -17,6 +17,7 @@ from rlsmooth.training.discriminator import (
     discriminator_statistics,
     discriminator_step,
 )
+from rlsmooth.training.divergence import TrainingDivergedError
 from rlsmooth.training.gan import GANTrainer, generator_loss
 from rlsmooth.training.gan_cases import (
     GANCase,
@@ -26,7 +27,6 @@ from rlsmooth.training.gan_cases import (
     image_generator,
     mode_coverage,
 )
-from rlsmooth.training.run import TrainingDivergedError
 from rlsmooth.training.safe_file import (
     SafeFile,
     SafeFileError,

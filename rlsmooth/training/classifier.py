@@ -59,10 +59,11 @@ from rlsmooth.training.classifier_samples import (
     mix_samples,
     prepare_data,
 )
+from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
-    FiniteWatch,
     Progress,
     RunFolder,
     append_values,
@@ -318,7 +319,11 @@ class Classifier(ScikitLearnEstimator):
         state = self._begin(data, seed)
         if checkpoint is not None:
             self._restore(state, checkpoint)
-        with self._event_log(state, is_resumed=checkpoint is not None) as events, isolated_rng():
+        with (
+            safe_points(used=self.checkpoint_folder is not None),
+            self._event_log(state, is_resumed=checkpoint is not None) as events,
+            isolated_rng(),
+        ):
             set_rng_state(state.rng)
             self._train(state, events)
             self._finish(state, events)
@@ -416,8 +421,13 @@ class Classifier(ScikitLearnEstimator):
                 progress.step += 1
                 events.advance()
             self._log(state, events, measured)
-            if self.checkpoint_folder is not None and (state.epoch % self.checkpoint_every == 0 or state.is_over):
+            if self.checkpoint_folder is None:
+                continue
+            stops = stop_requested()
+            if stops or state.epoch % self.checkpoint_every == 0 or state.is_over:
                 self._save_checkpoint(state, fingerprint)
+            if stops:
+                stop(f"A checkpoint of epoch {state.epoch:,} was written.")
 
     def _update(self, state: _FitState, batch: ClassifierSamples) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""

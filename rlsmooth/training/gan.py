@@ -27,11 +27,12 @@ from rlsmooth.schedules import LearningRate, ScheduleLike, as_schedule, value_at
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_model import as_device
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
+from rlsmooth.training.divergence import FiniteWatch, last_interval
 from rlsmooth.training.gan_cases import draw_points, image_grid
 from rlsmooth.training.gan_data import RealData, RealSamples
+from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     EventLog,
-    FiniteWatch,
     OnLog,
     Progress,
     RunFolder,
@@ -42,7 +43,6 @@ from rlsmooth.training.run import (
     check_given_again,
     check_no_missing,
     check_same_arguments,
-    last_interval,
     learning_rate_of,
     log_line,
     set_learning_rate,
@@ -318,12 +318,15 @@ class GANTrainer:
         with isolated_rng():
             set_rng_state(self._rng)
             try:
-                with EventLog(
-                    self.tensorboard_log,
-                    resumed_at=self.step if is_resumed else None,
-                    on_log=on_log,
-                    bar=(total_steps, done, "step") if progress_bar else None,
-                ) as events:
+                with (
+                    safe_points(used=self.checkpoint_folder is not None),
+                    EventLog(
+                        self.tensorboard_log,
+                        resumed_at=self.step if is_resumed else None,
+                        on_log=on_log,
+                        bar=(total_steps, done, "step") if progress_bar else None,
+                    ) as events,
+                ):
                     if self.checkpoint_folder is not None and not is_resumed:
                         self._save_checkpoint()
                     self.generator.train()
@@ -378,6 +381,9 @@ class GANTrainer:
                 self._save_checkpoint()
             if not continues:
                 break
+            if self.checkpoint_folder is not None and stop_requested():
+                self._save_checkpoint()
+                stop(f"A checkpoint of step {self.step:,} was written.")
 
     def _finish(self, events: EventLog) -> None:
         """The last log line, evaluation and checkpoint."""
@@ -669,7 +675,9 @@ class GANTrainer:
             if losses:
                 window[f"{prefix}statistics"] = torch.stack([torch.stack(update) for update in statistics])
                 window[f"{prefix}generator_losses"] = torch.stack(losses)
-        self._run_folder(self.checkpoint_folder).save(self.step, config, tensors | {"window": window})
+        self._run_folder(self.checkpoint_folder).save(
+            self.step, config, tensors | {"window": window}, may_hold_nan=("window",)
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Bring the run to where a checkpoint was written."""

@@ -2,7 +2,6 @@
 
     Progress        where a call begins, stands and ends; a resumed call keeps its total
     RunFolder       a folder of checkpoints: refuses those of another run, saves, finds the latest good one
-    FiniteWatch     stops a run whose loss or parameters are not finite (`TrainingDivergedError`)
     EventLog        logs values to TensorBoard and the caller's function, and moves the progress bar
     EarlyStopping   keeps the parameters with the lowest validation loss
     Stopwatch       measures the seconds of training alone
@@ -19,11 +18,11 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -32,12 +31,12 @@ from torch import Tensor, nn
 
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
+from rlsmooth.training.divergence import check_no_nan
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
 
 RESUME_FILE = "resume.zip"
 """The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
 CHECKPOINT_FILE = r"checkpoint_\d+\.zip"
-SHOWN_SAMPLES = 8
 
 
 # ---- where a run stands
@@ -235,6 +234,7 @@ class RunFolder:
         *,
         keeps_rng: bool = True,
         keep: int = 2,
+        may_hold_nan: Collection[str] = (),
     ) -> Path:
         """Write a checkpoint: what is given, the execution state (`execution`) and the random generators' (`rng`).
 
@@ -244,10 +244,15 @@ class RunFolder:
             tensors: named groups of named tensors.
             keeps_rng: False if each part of the run is seeded separately, so that the generators do not matter.
             keep: how many checkpoints to keep.
+            may_hold_nan: names of groups that may hold NaN. Where another does, the checkpoints that are there stay.
 
         Returns:
             The path of the new file.
+
+        Raises:
+            TrainingDivergedError: a tensor holds NaN.
         """
+        check_no_nan(step, {name: part for name, part in tensors.items() if name not in may_hold_nan}, self.path)
         return save_checkpoint(
             self.path,
             step,
@@ -415,206 +420,6 @@ def spread_evenly(count: int, most: int) -> Tensor:
     """
     # In float64: float32 can't tell places above 2^24 apart.
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
-
-
-# ---- when a loss is no longer a number
-
-
-class TrainingDivergedError(FloatingPointError):
-    """The loss became NaN or infinite, so that the model in memory is spoilt.
-
-    Attributes:
-        step: the first step (counted from 1) whose loss or parameters are not finite.
-        rows: int64, the indices of that step's samples in the data; only the non-finite samples, if there are any.
-    """
-
-    def __init__(self, message: str, step: int, rows: NDArray[np.int64]) -> None:
-        super().__init__(message)
-        self.step = step
-        self.rows = rows
-
-
-T = TypeVar("T")
-MinibatchOf: TypeAlias = Callable[[int], tuple[Tensor, Sequence[Tensor]]]
-"""The minibatch of a step (counted from 1): int64 `[B]`, the indices of its samples, and their tensors `[B, ...]`."""
-
-
-def last_interval(earlier: list[T], fresh: list[T]) -> list[T]:
-    """Add to the entries since the last log line those before it, until there are as many as that line was about.
-
-    Args:
-        earlier: the entries that the last line was about.
-        fresh: those since then.
-
-    Example:
-        >>> last_interval([1, 2, 3], [4]), last_interval([1], [2, 3])
-        ([2, 3, 4], [2, 3])
-    """
-    missing = len(earlier) - len(fresh)
-    return earlier[-missing:] + fresh if missing > 0 else fresh
-
-
-class FiniteWatch:
-    """Stops a run whose loss or parameters are not finite. Does not wait for the device at each step.
-
-    Args:
-        modules: the modules whose parameters must be finite.
-        losses_per_step: how many losses each step has.
-        data: the word for the data in messages.
-        model: the word for the modules in messages.
-        learning_rate: the name of the argument to lower.
-        can_clip: whether there is a `max_grad_norm` to set.
-
-    Attributes:
-        losses: of each step since `clear`, on the device.
-        restored: how many of them an earlier process computed.
-
-    Example:
-        >>> net = nn.Linear(1, 1)
-        >>> watch = FiniteWatch(net, model="network")
-        >>> watch.add(torch.tensor(0.5))
-        >>> watch.check(1, None, rate=0.1)
-        >>> watch.add(torch.tensor(torch.nan))
-        >>> try:
-        ...     watch.check(2, lambda step: (torch.tensor([4, 7]), [torch.zeros(2, 3)]), rate=0.1)
-        ... except TrainingDivergedError as error:
-        ...     print(error)
-        Training stopped at step 2: the loss is nan. Its minibatch (samples 4, 7 of the data) is finite, so the
-        network diverged: lower learning_rate (it was 0.1), or set max_grad_norm. The network in memory is spoilt.
-    """
-
-    def __init__(
-        self,
-        *modules: nn.Module,
-        losses_per_step: int = 1,
-        data: str = "data",
-        model: str = "model",
-        learning_rate: str = "learning_rate",
-        can_clip: bool = True,
-    ) -> None:
-        self.modules = modules
-        self.losses_per_step = losses_per_step
-        self.data = data
-        self.model = model
-        self.learning_rate = learning_rate
-        self.can_clip = can_clip
-        self.losses: list[Tensor] = []
-        self.restored = 0
-        self._earlier: list[Tensor] = []
-        self._checked = 0
-
-    def add(self, *losses: Tensor) -> None:
-        """Store a step's losses (detached, 0-dim) without waiting for the device."""
-        self.losses += losses
-
-    def mean_loss(self) -> Tensor:
-        """The mean loss since `clear`, 0-dim, on the device.
-
-        Of a run's last interval, which may be short, it is the mean over as many steps as the interval before had:
-        that of a few steps would jump.
-        """
-        return torch.stack(last_interval(self._earlier, self.losses)).mean()
-
-    def clear(self) -> None:
-        """Begin a new interval."""
-        self._earlier, self.losses = self.losses, []
-        self.restored = self._checked = 0
-
-    def restart(self) -> None:
-        """Forget all losses."""
-        self.clear()
-        self.clear()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The losses of this interval and the one before, for a checkpoint; empty where there are none."""
-        parts = {"losses": self.losses, "earlier": self._earlier}
-        return {name: torch.stack(losses) for name, losses in parts.items() if losses}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue with the losses of `tensors`, which had been checked."""
-        self._earlier, self.losses = (
-            list(tensors[name].unbind()) if name in tensors else [] for name in ("earlier", "losses")
-        )
-        self.restored = self._checked = len(self.losses)
-
-    def check(
-        self, step: int, minibatch_of: MinibatchOf | None, *, rate: float, checkpoint_folder: Path | None = None
-    ) -> None:
-        """Wait for the device and raise unless all losses since the last check and all parameters are finite.
-
-        Args:
-            step: how many steps are done.
-            minibatch_of: called only if something is not finite; None if minibatches cannot be reproduced.
-            rate: the current learning rate.
-            checkpoint_folder: where the last good checkpoint is, or None.
-
-        Raises:
-            TrainingDivergedError: one of them is not finite; the error names the first such step.
-        """
-        fresh = self.losses[self._checked :]
-        parameters = [parameter.isfinite().all() for module in self.modules for parameter in module.parameters()]
-        last = torch.stack(parameters).all().unsqueeze(0)
-        flags = (torch.cat((torch.stack(fresh).isfinite(), last)) if fresh else last).tolist()
-        if all(flags):
-            self._checked = len(self.losses)
-            return
-        steps = len(fresh) // self.losses_per_step
-        place = min(flags.index(False) // self.losses_per_step, max(steps - 1, 0))
-        bad = min(flags.index(False), max(len(fresh) - 1, 0))
-        spoilt = step - steps + place + 1
-        samples, values = (None, ()) if minibatch_of is None else minibatch_of(spoilt)
-        raise _divergence_error(
-            spoilt,
-            float(fresh[bad]) if fresh else 0.0,
-            samples,
-            values,
-            learning_rate=rate,
-            checkpoint_folder=checkpoint_folder,
-            data=self.data,
-            model=self.model,
-            argument=self.learning_rate,
-            can_clip=self.can_clip,
-        )
-
-
-def _divergence_error(
-    step: int,
-    loss: float,
-    samples: Tensor | None,
-    values: Sequence[Tensor],
-    *,
-    learning_rate: float,
-    checkpoint_folder: Path | None,
-    data: str,
-    model: str,
-    argument: str,
-    can_clip: bool,
-) -> TrainingDivergedError:
-    """The error of a step with the minibatch `samples` (None: cannot be reproduced) and its `values`, `[B, ...]`."""
-    lower = f"lower {argument} (it was {learning_rate:g}){', or set max_grad_norm' if can_clip else ''}."
-    seen = torch.zeros(0, dtype=torch.int64) if samples is None else samples.cpu()
-    if samples is None:
-        cause = f"Its minibatch was drawn: either that was not finite, or the {model} diverged: {lower}"
-    else:
-        bad = torch.zeros(len(seen), dtype=torch.bool)
-        for value in values:
-            if value.is_floating_point():
-                bad |= ~value.isfinite().reshape(len(seen), -1).all(-1).cpu()
-        seen = seen[bad] if bad.any() else seen
-        listed = ", ".join(map(str, seen[:SHOWN_SAMPLES].tolist()))
-        listed += f", ... ({len(seen)} samples)" if len(seen) > SHOWN_SAMPLES else ""
-        cause = (
-            f"Samples {listed} of the {data} hold NaN or infinity: they were changed after they were checked."
-            if bad.any()
-            else f"Its minibatch (samples {listed} of the {data}) is finite, so the {model} diverged: {lower}"
-        )
-    stays = f"The {model} in memory is spoilt"
-    if checkpoint_folder is not None:
-        stays += f"; the last good checkpoint stays in {str(checkpoint_folder)!r}"
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the parameters are not finite after it"
-    return TrainingDivergedError(
-        f"Training stopped at step {step}: {what}. {cause} {stays}.", step, seen.numpy().astype(np.int64)
-    )
 
 
 # ---- the log of a run

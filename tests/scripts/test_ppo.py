@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -20,6 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
+from torch.distributions import Categorical
 
 from commands import (
     MISTAKES_IN_ENVIRONMENTS,
@@ -27,11 +29,13 @@ from commands import (
     assert_table,
     assert_written,
     parameters,
+    report_of,
     run_command,
     run_here,
 )
 from killing import kill_command
 from rlsmooth.agents import BC, SmoothedPPO, load_agent
+from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts import ppo
 from rlsmooth.scripts.figures.kinds import draw_reports, new_report
@@ -84,8 +88,9 @@ def test_the_metrics_have_a_row_for_each_update_and_evaluation(finished: tuple[P
     assert curves["rollout/ep_rew_mean"][0] == [256, 512, 768, 1024]
     assert set(curves["train/smoothing"][1]) == {0.05}
     assert set(curves["train/exploration_floor"][1]) == {0.1}
-    assert curves["train/policy_entropy"][1][0] == pytest.approx(math.log(2), rel=1e-3)
-    assert curves["train/entropy_frac"][1][0] == pytest.approx(1.0, rel=1e-3)
+    assert 0.6 < curves["train/policy_entropy"][1][0] < math.log(2) - 1e-3  # after the first update, not before it
+    fractions = np.asarray(curves["train/policy_entropy"][1]) / math.log(2)
+    assert curves["train/entropy_frac"][1] == pytest.approx(fractions, rel=1e-6)
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
@@ -134,14 +139,41 @@ def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
     assert steps.tolist() == [0, 512, 1024]
     assert returns.shape == lengths.shape == (3, 3)
     best = load_agent(folder / "best_agent.zip", device="cpu")
-    # The first evaluation, of an untrained network, does not count: here it is the best by luck
+    # The first evaluation, of an untrained network, counts as the chart shows it: here it is the best by luck
     assert returns[0].mean() > returns[1:].mean(1).max()
-    assert best.num_timesteps == steps[1:][returns[1:].mean(1).argmax()]
+    assert best.num_timesteps == json.loads((folder / "report.json").read_text())["summary"]["best_step"] == 0
     env = make_vec_env("CartPole-v1", 3)
     for name, agent in (("best_agent", best), ("agent", load_agent(folder / "agent.zip", device="cpu"))):
         env.seed(1_000_000)
         again, _ = evaluate_policy(agent, env, 3, return_episode_rewards=True)
         assert sorted(again) == sorted(returns[steps.tolist().index(agent.num_timesteps)]), name
+
+
+@pytest.mark.parametrize(("command", "rate"), [("ppo", 0.03), ("a2c", 0.003)])
+def test_the_entropy_is_that_of_the_saved_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, rate: float
+) -> None:
+    """In the states of the last rollout, by torch's own Categorical; that of before the last update is another."""
+    kept: list[Any] = []
+    train = SmoothedTraining.train
+
+    def keeping(self: SmoothedTraining) -> None:
+        kept.append((self.rollout_buffer.observations.reshape(-1, 4), copy.deepcopy(self.policy)))
+        train(self)
+
+    monkeypatch.setattr(SmoothedTraining, "train", keeping)
+    words = [command, "-n", "1024", "--eval-freq", "-1", "--eval-episodes", "1", "--device", "cpu"]
+    folder = run_here(tmp_path, *words, "-params", f"learning_rate={rate}")
+    observations, before = kept[-1]
+    after = load_agent(folder / "agent.zip", device="cpu").policy
+    entropies = []
+    for policy in (after, before):
+        features = policy.extract_features(torch.as_tensor(observations))
+        logits = policy.action_net(policy.mlp_extractor(features)[0]).detach()
+        entropies.append(float(Categorical(logits=logits).entropy().mean()))
+    assert report_of(folder)["summary"]["policy_entropy"] == pytest.approx(entropies[0], rel=1e-5)
+    assert entropies[0] != pytest.approx(entropies[1], rel=1e-4)
+    assert read_metrics(folder / "metrics.csv")["train/policy_entropy"][1][-1] == pytest.approx(entropies[0], rel=1e-5)
 
 
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import uniform
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.divergence import FiniteWatch, TrainingDivergedError
 from rlsmooth.training.run import (
     EventLog,
-    FiniteWatch,
     Progress,
     RunFolder,
     Stopwatch,
-    TrainingDivergedError,
     append_values,
     check_folder_given,
     check_given,
