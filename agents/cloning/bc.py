@@ -34,7 +34,6 @@ from rlsmooth.agents.cloning.training_data import (
     as_references,
     as_smoothings,
     fingerprint,
-    minibatch_weight,
     refuse_alphas_by_transition,
     split_validation,
     tensors_of,
@@ -87,8 +86,9 @@ class BC(ActingModel):
     `smoothing=a` and `smoothing=0, kl_coef=a / (1 - a)` have the same optimum. Components of MultiDiscrete and
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
     cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian. The demonstrations may contain
-    `action_masks` (illegal actions get probability 0 in targets and policy), `weights` of the transitions (the loss is
-    the weighted mean) and `action_probs` (soft targets that replace the labels and are smoothed like them).
+    `action_masks` (illegal actions get probability 0 in targets and policy), `weights` (the loss of B transitions is
+    `sum w_i · loss_i / (B · mean w)`, with the mean of all) and `action_probs` (soft targets that replace the labels
+    and are smoothed like them).
 
     The agent is used like an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`); what
     SB3 counts as timesteps are updates here. A seeded run repeats bit for bit; training has its own random state.
@@ -108,7 +108,7 @@ class BC(ActingModel):
         action_bins: Box only: discretise each dimension into this many bins and clone them with a categorical policy,
             for which the ordinal schemes, such as `Smoothing(reference="exponential")`, are made; None: a Gaussian.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
-        batch_size: transitions in a forward pass; an epoch's last batch may have fewer.
+        batch_size: transitions in a forward pass; an epoch's last batch may have fewer, with BatchNorm at least two.
         gradient_accumulation: forward passes per update, which then equals one update on `batch_size ·
             gradient_accumulation` transitions. `total_batches`, `num_timesteps` and intervals count updates.
         max_grad_norm: the gradient's norm is clipped to it; None: no clipping.
@@ -268,9 +268,7 @@ class BC(ActingModel):
     def measures(self) -> CloningMeasures:
         """Measures of the policy on the demonstrations and the held-out ones, with the current coefficients."""
         own_reference = self.kl_coef == 0 and self.references is None
-        return CloningMeasures(
-            self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
-        )
+        return CloningMeasures(self._data, self._held_out, self.kl_coef, own_reference, self.batch_size)
 
     @property
     def num_timesteps(self) -> int:
@@ -292,8 +290,7 @@ class BC(ActingModel):
     @property
     def batches_per_epoch(self) -> int:
         """The number of updates in one pass over the demonstrations."""
-        count = 0 if self._data is None else len(self._data)
-        return -(-count // (self.batch_size * self.gradient_accumulation))
+        return 0 if self._data is None else len(self._data.cut(self.batch_size, self.gradient_accumulation))
 
     # ---- training
 
@@ -369,6 +366,8 @@ class BC(ActingModel):
             )
         check_given("demonstrations", self.demonstrations, "BC")
         check_no_missing(self.missing)
+        assert self._data is not None
+        self._data.check_trains(self.batch_size, self.gradient_accumulation)
         if total_epochs is not None:
             batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
         else:
@@ -415,11 +414,12 @@ class BC(ActingModel):
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
+        assert self._data is not None
         optimizer = self.policy.optimizer
         if self._rate_changes:
             set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
         optimizer.zero_grad()
-        total = None if len(update) == 1 else minibatch_weight(update)
+        total = self._data.divisor(update)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
@@ -465,9 +465,8 @@ class BC(ActingModel):
         """The indices of the transitions in the minibatch of an update, and their tensors."""
         assert self._data is not None
         epoch, update = divmod(step - 1, self.batches_per_epoch)
-        size = self.batch_size * self.gradient_accumulation
-        order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
-        chosen = order[update * size : (update + 1) * size]
+        start, end = self._data.cut(self.batch_size, self.gradient_accumulation).bounds(update)
+        chosen = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))[start:end]
         batch = self._data.take(chosen)
         return chosen, tensors_of(batch._replace(masks=None, target=None, reference=None))
 

@@ -42,7 +42,6 @@ from rlsmooth.training.classifier_model import (
     as_device,
     build_model,
     check_feature_names,
-    check_last_minibatch,
     check_model,
     make_optimizer,
     model_dtype,
@@ -56,9 +55,11 @@ from rlsmooth.training.classifier_samples import (
     as_mask,
     as_weights,
     feature_names,
+    features_and_classes,
     mix_samples,
     prepare_data,
 )
+from rlsmooth.training.minibatches import EpochCut, check_trains_on_one, has_batch_norm, samples_at_once
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
@@ -115,7 +116,7 @@ class _FitState:
         rate_at: the learning rate as a function of the progress remaining.
         seed: the seed of this run.
         first_epoch: epochs trained by earlier fits (`warm_start`), so that the data are shuffled in new orders.
-        batches_per_epoch: updates per epoch.
+        cut: how an epoch is divided into updates.
         progress: counted in updates.
         stopping: early stopping, or None.
         rng: the state of the random generators at the start of training.
@@ -129,7 +130,7 @@ class _FitState:
     rate_at: Schedule
     seed: int
     first_epoch: int
-    batches_per_epoch: int
+    cut: EpochCut
     progress: Progress
     stopping: EarlyStopping | None
     rng: dict[str, Tensor]
@@ -139,7 +140,7 @@ class _FitState:
     @property
     def epoch(self) -> int:
         """The number of completed epochs."""
-        return self.progress.step // self.batches_per_epoch
+        return self.progress.step // len(self.cut)
 
     @property
     def is_over(self) -> bool:
@@ -151,10 +152,11 @@ class _FitState:
 class Classifier(ScikitLearnEstimator):
     """A classifier that is trained on smoothed targets, which keep it from certainty.
 
-        loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / sum_i w_i     (nats, over a batch)
+        loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / (B · mean w)     (nats, over a minibatch of B)
 
-    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 counts a sample twice. Torch
-    weights each class of a smoothed target instead (`Target.weight_classes`); without smoothing, both are the same.
+    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 counts a sample twice. The
+    mean weight is that of all training samples, so that weights count the same at every batch size. Torch weights each
+    class of a smoothed target instead (`Target.weight_classes`); without smoothing, both are the same.
     Uniform, prior, hierarchical, ordinal and kernel targets are set by `Smoothing(reference=...)`; any other target,
     such as one of hybrids or of a teacher, is passed as `fit(target=)`. Only the target changes, never the loss.
 
@@ -170,7 +172,8 @@ class Classifier(ScikitLearnEstimator):
         class_weight: `"balanced"`, a dict of label to factor, or an array `[K]` in the order of `classes_`.
         learning_rate: for Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
         weight_decay: decoupled from the gradient (AdamW).
-        batch_size: samples per update; an epoch's last minibatch may have fewer.
+        batch_size: samples per update; an epoch's last minibatch may have fewer. With BatchNorm, which can't train on
+            one sample, a last minibatch of one joins the one before it.
         max_epochs: passes over the data.
         mixup: mix pairs of samples and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
         validation_fraction: hold out this fraction of the samples, class by class (stratified).
@@ -300,22 +303,26 @@ class Classifier(ScikitLearnEstimator):
         check_folder_given(self.checkpoint_folder, resume=resume)
         checkpoint = None if self.checkpoint_folder is None else self._run_folder().begin(resume=resume)
         seed = self._seed_of_fit(checkpoint)
+        if self._is_warm:
+            check_feature_names(feature_names(X), vars(self).get("feature_names_in_"))
+        num_features, labels, known = features_and_classes(X, y, classes)
+        module = build_model(self.module_ if self._is_warm else self.model, num_features, len(known), seed=seed)
         data = prepare_data(
             X,
-            y,
+            labels,
             sample_weight,
             validation=validation,
             target=target,
             mask=mask,
-            classes=classes,
+            classes=known,
             smoothing=as_smoothing(self.smoothing),
             class_weight=self.class_weight,
             validation_fraction=self.validation_fraction,
             seed=seed,
             device=as_device(self.device),
-            dtype=model_dtype(self.model),
+            dtype=model_dtype(module),
         )
-        state = self._begin(data, seed)
+        state = self._begin(data, module, seed)
         if checkpoint is not None:
             self._restore(state, checkpoint)
         with self._event_log(state, is_resumed=checkpoint is not None) as events, isolated_rng():
@@ -362,9 +369,9 @@ class Classifier(ScikitLearnEstimator):
             return self._seed
         return int(torch.randint(2**31, ()))
 
-    def _begin(self, data: ClassifierData, seed: int) -> _FitState:
+    def _begin(self, data: ClassifierData, module: nn.Module, seed: int) -> _FitState:
         """Prepare the state of a run before its first update."""
-        start, first_epoch = (self.module_, self._total_epochs) if self._is_warm else (self.model, 0)
+        first_epoch = self._total_epochs if self._is_warm else 0
         if self._is_warm and self.classes_.tolist() != data.classes.tolist():
             raise ValueError(
                 f"warm_start can only be used where `y` has the same classes as in the previous call: {self.classes_}, "
@@ -380,13 +387,13 @@ class Classifier(ScikitLearnEstimator):
                 "early_stopping_patience needs validation data: give validation_fraction or fit(validation=)."
             )
         num_samples, num_classes = len(data.samples), len(data.classes)
-        module = build_model(start, data.samples.inputs[:1].numel(), num_classes, seed=seed)
         module = module.to(data.samples.labels.device)
-        data = data.to_dtype(model_dtype(module))
         check_model(module, data.samples.inputs, num_classes, seed=seed)
-        check_last_minibatch(module, num_samples, self.batch_size)
+        cut = EpochCut(num_samples, self.batch_size, joins_single=has_batch_norm(module))
+        if cut.joins_single and cut.smallest == 1:
+            why = f"batch_size={self.batch_size} makes minibatches of one sample of {num_samples}"
+            check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
         rate_at = as_schedule(self.learning_rate)
-        batches_per_epoch = -(-num_samples // self.batch_size)
         with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()
         return _FitState(
@@ -396,8 +403,8 @@ class Classifier(ScikitLearnEstimator):
             rate_at,
             seed,
             first_epoch,
-            batches_per_epoch,
-            Progress(end=self.max_epochs * batches_per_epoch),
+            cut,
+            Progress(end=self.max_epochs * len(cut)),
             None if patience is None else EarlyStopping(patience),
             rng,
             FiniteWatch(module, data="training data"),
@@ -411,7 +418,7 @@ class Classifier(ScikitLearnEstimator):
         state.module.train()
         while not state.is_over:
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
-            for batch in samples.batches(order, self.batch_size):
+            for batch in samples.batches(order, state.cut):
                 state.watch.add(self._update(state, batch))
                 progress.step += 1
                 events.advance()
@@ -426,15 +433,17 @@ class Classifier(ScikitLearnEstimator):
             set_learning_rate(state.optimizer, state.rate_at(progress))
         target = state.data.target_of(batch, progress)
         if self.mixup:
-            batch, target = mix_samples(batch, target, self.mixup)
+            batch, target = mix_samples(batch, target, self.mixup, weighted=state.data.mean_weight is not None)
         state.optimizer.zero_grad()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
             logits = state.module(batch.inputs)
-        if self.mixup and batch.weights is not None:  # the weights are in the target
-            total = batch.weights.sum()
-            loss = cross_entropy(logits, target, mask=batch.mask, reduction="sum") / torch.where(total > 0, total, 1.0)
+        mean_weight = state.data.mean_weight
+        if mean_weight is None:
+            loss = cross_entropy(logits, target, mask=batch.mask)
         else:
-            loss = cross_entropy(logits, target, mask=batch.mask, weight=batch.weights)
+            weight = None if self.mixup else batch.weights  # mixup's are in the target
+            total = cross_entropy(logits, target, mask=batch.mask, weight=weight, reduction="sum")
+            loss = total / (len(batch) * mean_weight)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
@@ -448,7 +457,7 @@ class Classifier(ScikitLearnEstimator):
         state.module.eval()
         if events.writer is not None:
             step, remaining = state.progress.step, state.progress.remaining
-            draw_calibration(events.writer, step, state.module, state.data, remaining)
+            draw_calibration(events.writer, step, state.module, state.data, remaining, self.batch_size)
 
     def _keep(self, state: _FitState, names: NDArray[np.object_] | None) -> None:
         """Set the attributes of a fitted estimator."""
@@ -490,9 +499,9 @@ class Classifier(ScikitLearnEstimator):
         step, remaining, rate = state.progress.step, state.progress.remaining, learning_rate_of(state.optimizer)
         folder = None if self.checkpoint_folder is None else Path(self.checkpoint_folder)
         state.watch.check(step, partial(self._minibatch_of, state), rate=rate, checkpoint_folder=folder)
-        found = {"loss": state.watch.mean_loss(), **measure(module, measured, data, remaining)}
+        found = {"loss": state.watch.mean_loss(), **measure(module, measured, data, remaining, self.batch_size)}
         if data.validation is not None:
-            held_out = measure(module, data.validation, data, remaining)
+            held_out = measure(module, data.validation, data, remaining, self.batch_size)
             name = "cross_entropy" if data.smoothing.is_constant else "nll_hard"
             found |= {"val_loss": held_out[name], **{f"val_{key}": value for key, value in held_out.items()}}
         numbers = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
@@ -509,9 +518,10 @@ class Classifier(ScikitLearnEstimator):
 
     def _minibatch_of(self, state: _FitState, step: int) -> tuple[Tensor, list[Tensor]]:
         """The samples in the minibatch of an update, as indices into `X`, and their tensors."""
-        epoch, update = divmod(step - 1, state.batches_per_epoch)
+        epoch, update = divmod(step - 1, len(state.cut))
+        start, end = state.cut.bounds(update)
         order = epoch_permutation(state.seed, state.first_epoch + epoch, len(state.data.samples))
-        seen = order[update * self.batch_size : (update + 1) * self.batch_size]
+        seen = order[start:end]
         batch = state.data.samples[seen.to(state.data.samples.labels.device)]
         places = seen if state.data.places is None else state.data.places[seen]
         return places, [batch.inputs] if batch.weights is None else [batch.inputs, batch.weights]
@@ -555,9 +565,9 @@ class Classifier(ScikitLearnEstimator):
             )
         parameter = next(module.parameters(), None)
         device = inputs.device if parameter is None else parameter.device
+        most = samples_at_once(lambda: module(inputs[:1].to(device)), self.batch_size, PREDICTED_AT_ONCE)
         with torch.no_grad():
-            starts = range(0, len(inputs), PREDICTED_AT_ONCE)
-            parts = [module(inputs[start : start + PREDICTED_AT_ONCE].to(device)) for start in starts]
+            parts = [module(inputs[start : start + most].to(device)) for start in range(0, len(inputs), most)]
         joined = torch.cat(parts).cpu()
         return joined if joined.dtype == torch.float64 else joined.to(torch.float32)
 

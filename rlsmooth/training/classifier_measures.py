@@ -13,6 +13,7 @@ from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import Smoothing
 from rlsmooth.training.classifier_samples import ClassifierData, ClassifierSamples
+from rlsmooth.training.minibatches import samples_at_once
 from rlsmooth.training.run import spread_evenly
 
 MEASURED_SAMPLES = 2048
@@ -29,17 +30,20 @@ def training_sample(samples: ClassifierSamples) -> ClassifierSamples:
     return samples[spread_evenly(len(samples), most).to(samples.labels.device)]
 
 
-def measure(module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float) -> dict[str, Tensor]:
+def measure(
+    module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float, batch_size: int
+) -> dict[str, Tensor]:
     """Means over some samples, 0-dim on the device. The module is in training mode afterwards.
 
     Args:
         module: the network as it is.
-        samples: measured in blocks of 2048.
+        samples: measured in blocks of at most 2048 (see `samples_at_once`).
         data: whose targets are made where the samples have none.
         remaining: the progress remaining, which such targets follow.
+        batch_size: samples of a minibatch of training.
     """
     module.eval()
-    found, weights = _predictions(module, samples, data, remaining)
+    found, weights = _predictions(module, samples, data, remaining, batch_size)
     module.train()
     return {
         "cross_entropy": reduce(found.cross_entropy, weights, "mean"),
@@ -52,15 +56,17 @@ def measure(module: nn.Module, samples: ClassifierSamples, data: ClassifierData,
 
 @torch.no_grad()
 def _predictions(
-    module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float
+    module: nn.Module, samples: ClassifierSamples, data: ClassifierData, remaining: float, batch_size: int
 ) -> tuple[PredictionMeasures, Tensor]:
     """The measures of each sample, and their weights."""
-    found = []
-    for start in range(0, len(samples), MEASURED_SAMPLES):
-        block = samples[start : start + MEASURED_SAMPLES]
+
+    def measured(block: ClassifierSamples) -> PredictionMeasures:
         target = data.target_of(block, remaining)
-        found.append(measure_predictions(module(block.inputs), target, block.mask, labels=block.labels))
-    joined = PredictionMeasures.concatenate(found)
+        return measure_predictions(module(block.inputs), target, block.mask, labels=block.labels)
+
+    most = samples_at_once(lambda: measured(samples[:1]), batch_size, MEASURED_SAMPLES)
+    parts = [measured(samples[start : start + most]) for start in range(0, len(samples), most)]
+    joined = PredictionMeasures.concatenate(parts)
     return joined, torch.ones_like(joined.nll) if samples.weights is None else samples.weights
 
 
@@ -81,10 +87,12 @@ def draw_targets(writer: Any, data: ClassifierData) -> None:
     writer.add_figure("classifier/target_matrix", figure, 0, close=False)
 
 
-def draw_calibration(writer: Any, step: int, module: nn.Module, data: ClassifierData, remaining: float) -> None:
+def draw_calibration(
+    writer: Any, step: int, module: nn.Module, data: ClassifierData, remaining: float, batch_size: int
+) -> None:
     """Add the reliability diagram of the validation samples, or of training samples, to TensorBoard."""
     samples = training_sample(data.samples) if data.validation is None else data.validation
-    found, _ = _predictions(module, samples, data, remaining)
+    found, _ = _predictions(module, samples, data, remaining, batch_size)
     figure, axes = new_figure()
     ece = float(calibration_error(found.confidence, found.hit))
     draw_reliability(axes, reliability_bins(found.confidence, found.hit), ece=ece)

@@ -16,7 +16,6 @@ from rlsmooth.training.seeding import isolated_rng
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 # ---- the network
@@ -106,15 +105,6 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int, *, seed: in
         )
 
 
-def check_last_minibatch(module: nn.Module, num_samples: int, batch_size: int) -> None:
-    """Raise ValueError if an epoch's last minibatch is one sample and BatchNorm, which can't train on it, is there."""
-    if num_samples % batch_size == 1 and any(isinstance(part, BATCH_NORMS) for part in module.modules()):
-        raise ValueError(
-            f"batch_size={batch_size} leaves one sample of {num_samples} for an epoch's last minibatch, which "
-            "BatchNorm can't train on: choose another batch_size."
-        )
-
-
 def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW, which is Adam where `weight_decay` is 0, over the parameters that are not frozen; fused where it can be.
 
@@ -197,11 +187,19 @@ def not_fitted_error(name: str) -> Exception:
     return error
 
 
-def check_feature_names(names: NDArray[np.object_] | None, expected: NDArray[np.object_] | None) -> None:
-    """Raise ValueError unless the columns are those of `fit`, where both came as data frames."""
+def check_feature_names(
+    names: NDArray[np.object_] | None, expected: NDArray[np.object_] | None, given: str = ""
+) -> None:
+    """Raise ValueError unless the columns are those of `fit`, where both came as data frames.
+
+    Args:
+        names: of the columns.
+        expected: those of `fit`.
+        given: the beginning of the message: what has these columns.
+    """
     if names is None or expected is None or names.tolist() == expected.tolist():
         return
-    message = "The feature names should match those that were passed during fit.\n"
+    message = f"{given}The feature names should match those that were passed during fit.\n"
     unseen, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
     if unseen:
         message += f"Feature names unseen at fit time:\n{_listed(unseen)}"
