@@ -419,7 +419,9 @@ class BC(ActingModel):
         if self._rate_changes:
             set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
         optimizer.zero_grad()
-        total = self._data.divisor(update)
+        mean_weight, total = self._data.mean_weight, None
+        if mean_weight is not None or len(update) > 1:
+            total = sum(len(part.labels) for part in update) * (mean_weight or 1.0)
         losses: list[Tensor] = []
         for part in update:
             target = part.target

@@ -26,7 +26,7 @@ from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_
 from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
-from rlsmooth.training.minibatches import samples_at_once
+from rlsmooth.training.run import samples_at_once
 
 NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
 VALIDATED = (
@@ -160,7 +160,7 @@ def measure_in_parts(
         head: of the policy.
         batches: of any size.
         target_of: the target of transitions that have none.
-        own_reference: see `measure_transitions`.
+        own_reference: `kl_reference` is towards the target's own reference; else towards the KL term's.
         batch_size: transitions of a minibatch of training.
     """
 

@@ -25,7 +25,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
-from rlsmooth.training.minibatches import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
+from rlsmooth.training.seeding import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
 
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
@@ -358,12 +358,6 @@ class TrainingData:
                     slice_batch(block, start - begin + part, start - begin + part_end)
                     for part, part_end in map(parts.bounds, range(len(parts)))
                 )
-
-    def divisor(self, update: tuple[TensorBatch, ...]) -> float | None:
-        """What the summed losses of an update are divided by (see `mean_weight`); None: their mean is the same."""
-        if self.mean_weight is None and len(update) == 1:
-            return None
-        return sum(len(part.labels) for part in update) * (self.mean_weight or 1.0)
 
     def check_trains(self, batch_size: int, num_parts: int) -> None:
         """Raise ValueError if a batch has one transition and the policy BatchNorm that can't train on it."""

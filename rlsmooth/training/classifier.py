@@ -35,7 +35,14 @@ from rlsmooth.losses import cross_entropy, log_probabilities
 from rlsmooth.schedules import LearningRate, Schedule, as_schedule
 from rlsmooth.targets import Smoothing, Target, as_smoothing
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.classifier_measures import draw_calibration, draw_targets, mean_alpha, measure, training_sample
+from rlsmooth.training.classifier_measures import (
+    draw_calibration,
+    draw_targets,
+    events_folder,
+    mean_alpha,
+    measure,
+    training_sample,
+)
 from rlsmooth.training.classifier_model import (
     ModelLike,
     ScikitLearnEstimator,
@@ -59,7 +66,6 @@ from rlsmooth.training.classifier_samples import (
     mix_samples,
     prepare_data,
 )
-from rlsmooth.training.minibatches import EpochCut, check_trains_on_one, has_batch_norm, samples_at_once
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
@@ -73,6 +79,7 @@ from rlsmooth.training.run import (
     check_same_arguments,
     learning_rate_of,
     log_line,
+    samples_at_once,
     set_learning_rate,
 )
 from rlsmooth.training.safe_file import (
@@ -83,11 +90,18 @@ from rlsmooth.training.safe_file import (
     with_zip_suffix,
     write_safe_file,
 )
-from rlsmooth.training.seeding import epoch_permutation, isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import (
+    EpochCut,
+    check_trains_on_one,
+    epoch_permutation,
+    has_batch_norm,
+    isolated_rng,
+    rng_state,
+    set_rng_state,
+)
 
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
-EVENTS_FOLDER = "Classifier"
 
 FORMAT_NAME = "rlsmooth-classifier"
 FORMAT_VERSION = 1
@@ -172,8 +186,7 @@ class Classifier(ScikitLearnEstimator):
         class_weight: `"balanced"`, a dict of label to factor, or an array `[K]` in the order of `classes_`.
         learning_rate: for Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
         weight_decay: decoupled from the gradient (AdamW).
-        batch_size: samples per update; an epoch's last minibatch may have fewer. With BatchNorm, which can't train on
-            one sample, a last minibatch of one joins the one before it.
+        batch_size: samples per update; an epoch's last minibatch may have fewer, with BatchNorm at least two.
         max_epochs: passes over the data.
         mixup: mix pairs of samples and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
         validation_fraction: hold out this fraction of the samples, class by class (stratified).
@@ -483,7 +496,7 @@ class Classifier(ScikitLearnEstimator):
         """The log of a run, with a figure of its targets at the start."""
         progress, folder, continues = state.progress, None, False
         if self.tensorboard_log is not None:
-            folder, continues = _events_folder(self.tensorboard_log, is_resumed=is_resumed)
+            folder, continues = events_folder(self.tensorboard_log, is_resumed=is_resumed)
         events = EventLog(
             folder,
             resumed_at=progress.step if continues else None,
@@ -774,20 +787,3 @@ def _encode_class_weight(weight: Any) -> Any:
     if weight is None or isinstance(weight, str):
         return weight
     return np.asarray(weight, dtype=np.float64).tolist()
-
-
-def _events_folder(folder: str | Path, *, is_resumed: bool) -> tuple[Path, bool]:
-    """A run's own folder, `Classifier_<n>`, and whether it is an earlier one: a resumed run continues the latest."""
-    root = check_writable_folder("tensorboard_log", folder)
-    names = [path.name.removeprefix(f"{EVENTS_FOLDER}_") for path in root.glob(f"{EVENTS_FOLDER}_*")]
-    number = max((int(name) for name in names if name.isdigit()), default=0)
-    if is_resumed and number:
-        return root / f"{EVENTS_FOLDER}_{number}", True
-    while True:  # other fits may begin at this moment
-        number += 1
-        own = root / f"{EVENTS_FOLDER}_{number}"
-        try:
-            own.mkdir()
-        except FileExistsError:
-            continue
-        return own, False

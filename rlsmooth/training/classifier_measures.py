@@ -1,7 +1,8 @@
-"""Measures of a network on the samples of a fit, once an epoch, and the figures of its targets and calibration."""
+"""Measures of a network on the samples of a fit, once an epoch, and figures of its targets and calibration."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,16 +10,17 @@ from torch import Tensor, nn
 
 from rlsmooth.audits import calibration_error, reliability_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.checks import check_writable_folder
 from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import Smoothing
 from rlsmooth.training.classifier_samples import ClassifierData, ClassifierSamples
-from rlsmooth.training.minibatches import samples_at_once
-from rlsmooth.training.run import spread_evenly
+from rlsmooth.training.run import samples_at_once, spread_evenly
 
 MEASURED_SAMPLES = 2048
 MEASURED_BYTES = 64 * 2**20
 DRAWN_CLASSES = 64
+EVENTS_FOLDER = "Classifier"
 
 
 def training_sample(samples: ClassifierSamples) -> ClassifierSamples:
@@ -74,6 +76,23 @@ def mean_alpha(smoothing: Smoothing, remaining: float) -> float:
     """Alpha in force; None (a whole distribution) counts as 1."""
     alpha = smoothing.alpha_at(remaining)
     return 1.0 if alpha is None else float(alpha.mean() if isinstance(alpha, Tensor) else alpha)
+
+
+def events_folder(folder: str | Path, *, is_resumed: bool) -> tuple[Path, bool]:
+    """A run's own folder, `Classifier_<n>`, and whether it is an earlier one: a resumed run continues the latest."""
+    root = check_writable_folder("tensorboard_log", folder)
+    names = [path.name.removeprefix(f"{EVENTS_FOLDER}_") for path in root.glob(f"{EVENTS_FOLDER}_*")]
+    number = max((int(name) for name in names if name.isdigit()), default=0)
+    if is_resumed and number:
+        return root / f"{EVENTS_FOLDER}_{number}", True
+    while True:  # other fits may begin at this moment
+        number += 1
+        own = root / f"{EVENTS_FOLDER}_{number}"
+        try:
+            own.mkdir()
+        except FileExistsError:
+            continue
+        return own, False
 
 
 def draw_targets(writer: Any, data: ClassifierData) -> None:

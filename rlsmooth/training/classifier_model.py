@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlsmooth.checks import check_in_range
 from rlsmooth.training.seeding import isolated_rng
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
@@ -116,6 +117,36 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
         raise ValueError("model has no parameter that requires a gradient: nothing in it can be trained.")
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+@torch.no_grad()
+def average_into(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """`teacher = decay · teacher + (1 - decay) · student`, in place, for parameters and floating-point buffers.
+
+    Other buffers (counters) are the student's. After n more students the first teacher has become
+    `decay^n · first + (1 - decay) · sum_i decay^(n - i) · student_i`: mean teachers (Tarvainen and Valpola 2017).
+
+    Args:
+        teacher: changed in place; of the same shapes.
+        student: read.
+        decay: in [0, 1): 0 is the student itself.
+
+    Example:
+        >>> teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
+        >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(student.weight)
+        >>> average_into(teacher, student, 0.75)
+        >>> teacher.weight.item()
+        0.25
+    """
+    decay = check_in_range("decay", decay, 0.0, 1.0, high_open=True)
+    # Not state_dict, which names a shared parameter twice.
+    for mean, now in zip(
+        (*teacher.parameters(), *teacher.buffers()), (*student.parameters(), *student.buffers()), strict=True
+    ):
+        if mean.is_floating_point():
+            mean.lerp_(now.to(mean), 1 - decay)
+        else:
+            mean.copy_(now)
 
 
 # ---- scikit-learn's conventions

@@ -16,8 +16,8 @@ from torch import Tensor
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, Tree
 from rlsmooth.training.classifier_model import check_feature_names
-from rlsmooth.training.minibatches import EpochCut, mean_weight
 from rlsmooth.training.run import fingerprint, spread_evenly
+from rlsmooth.training.seeding import EpochCut, mean_weight
 
 BLOCK_BYTES = 64 * 2**20
 DENSE_CLASSES = 32

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, teacher
 from rlsmooth.training.classifier import Classifier
-from rlsmooth.training.classifier_model import ScikitLearnEstimator, not_fitted_error
+from rlsmooth.training.classifier_model import ScikitLearnEstimator, average_into, not_fitted_error
 from rlsmooth.training.classifier_samples import in_class_order
 from rlsmooth.training.run import check_folder_given
 from rlsmooth.training.self_training_labels import (
@@ -25,7 +25,6 @@ from rlsmooth.training.self_training_labels import (
     SelfTrainingSamples,
     as_given,
     as_pseudo,
-    average_into,
     pseudo_target,
     select,
     take,

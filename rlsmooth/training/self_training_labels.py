@@ -9,9 +9,8 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, as_smoothing, confidence_adaptive, from_probs
 from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels
 
@@ -123,36 +122,6 @@ def pseudo_target(
         return target
     reference = dataclasses.replace(smoothing, alpha=1.0)(places, num_classes)
     return Target.mix(target, reference, 1 - alpha)
-
-
-@torch.no_grad()
-def average_into(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """`teacher = decay · teacher + (1 - decay) · student`, in place, for parameters and floating-point buffers.
-
-    Other buffers (counters) are the student's. After n more students the first teacher has become
-    `decay^n · first + (1 - decay) · sum_i decay^(n - i) · student_i`: mean teachers (Tarvainen and Valpola 2017).
-
-    Args:
-        teacher: changed in place; of the same shapes.
-        student: read.
-        decay: in [0, 1): 0 is the student itself.
-
-    Example:
-        >>> teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
-        >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(student.weight)
-        >>> average_into(teacher, student, 0.75)
-        >>> teacher.weight.item()
-        0.25
-    """
-    decay = check_in_range("decay", decay, 0.0, 1.0, high_open=True)
-    # Not state_dict, which names a shared parameter twice.
-    for mean, now in zip(
-        (*teacher.parameters(), *teacher.buffers()), (*student.parameters(), *student.buffers()), strict=True
-    ):
-        if mean.is_floating_point():
-            mean.lerp_(now.to(mean), 1 - decay)
-        else:
-            mean.copy_(now)
 
 
 def _fixed(name: str, recipe: Smoothing) -> Smoothing:
