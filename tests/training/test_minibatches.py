@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
-from rlsmooth.agents import BC, BCO, DAgger
+from rlsmooth.agents import BC, BCO, DAgger, InverseDynamics
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.training import Classifier, GANTrainer, SelfTraining, run
@@ -207,3 +207,17 @@ def given_bc(batch_size: int) -> dict[str, Any]:
 def test_small_networks_are_evaluated_in_one_pass() -> None:
     network = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     assert samples_at_once(lambda: network(torch.zeros(1, 4)), 1, 4096) == 4096
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))])
+def test_inverse_dynamics_labels_in_passes_that_fit(space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    seen, after = rng.normal(size=(2, 30, 3)).astype(np.float32)
+    model = InverseDynamics(spaces.Box(-9.0, 9.0, (3,)), space, batch_size=4, seed=0, device="cpu")
+    model.is_fitted = True
+    whole = model.predict(seen, after)
+    monkeypatch.setattr(run, "MEASURED_BYTES", 1)
+    sizes: list[int] = []
+    model.bc.policy.action_net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    np.testing.assert_allclose(model.predict(seen, after), whole, rtol=1e-5, atol=1e-6)
+    assert max(sizes) <= 4
