@@ -63,6 +63,7 @@ from rlsmooth.training.classifier_samples import (
     as_weights,
     feature_names,
     features_and_classes,
+    keep_feature_names,
     mix_samples,
     prepare_data,
 )
@@ -342,7 +343,8 @@ class Classifier(ScikitLearnEstimator):
             set_rng_state(state.rng)
             self._train(state, events)
             self._finish(state, events)
-        self._keep(state, feature_names(X))
+        self._keep(state)
+        keep_feature_names(X, self)
         return self
 
     # ---- training
@@ -472,15 +474,11 @@ class Classifier(ScikitLearnEstimator):
             step, remaining = state.progress.step, state.progress.remaining
             draw_calibration(events.writer, step, state.module, state.data, remaining, self.batch_size)
 
-    def _keep(self, state: _FitState, names: NDArray[np.object_] | None) -> None:
+    def _keep(self, state: _FitState) -> None:
         """Set the attributes of a fitted estimator."""
         inputs = state.data.samples.inputs
         self.classes_ = state.data.classes
         self.n_features_in_ = inputs.shape[1]
-        if names is not None:
-            self.feature_names_in_ = names
-        elif "feature_names_in_" in vars(self):
-            del self.feature_names_in_
         self.module_ = state.module
         self.history_ = state.history
         self.n_iter_ = state.epoch
@@ -592,7 +590,7 @@ class Classifier(ScikitLearnEstimator):
             mask: bool `[N, K]`, True = legal: only legal classes are chosen.
         """
         logits = self.logits(X)
-        legal = as_mask(mask, *logits.shape)
+        legal = as_mask(mask, len(logits), self.classes_)
         if legal is not None:
             logits = logits.masked_fill(~legal.cpu(), -torch.inf)
         best: NDArray[Any] = self.classes_[logits.argmax(-1).numpy()]
@@ -601,7 +599,7 @@ class Classifier(ScikitLearnEstimator):
     def predict_log_proba(self, X: Any, mask: Any = None) -> NDArray[np.float64]:
         """Log-probabilities (nats), float64 `[N, K]`, in the order of `classes_`; -inf where `mask` forbids a class."""
         logits = self.logits(X).to(torch.float64)
-        legal = as_mask(mask, *logits.shape)
+        legal = as_mask(mask, len(logits), self.classes_)
         found: NDArray[np.float64] = log_probabilities(logits, None if legal is None else legal.cpu()).numpy()
         return found
 

@@ -17,6 +17,7 @@ from rlsmooth.training.seeding import isolated_rng
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
+ROUTED_METHODS = ("fit", "predict", "predict_proba", "predict_log_proba", "score")
 
 
 # ---- the network
@@ -196,6 +197,69 @@ class ScikitLearnEstimator:
         for outer, given in nested.items():
             getattr(self, outer).set_params(**given)
         return self
+
+    # scikit-learn's metadata routing: which arguments its pipelines, searches and scorers pass on, and as what
+
+    def set_fit_request(self, **requests: bool | str | None) -> Self:
+        """Say which arguments of `fit` metadata routing passes on, as in `set_fit_request(sample_weight=True)`.
+
+        True passes it on, False doesn't, text takes it from that name, None makes passing it an error.
+
+        Raises:
+            RuntimeError: routing is off; see `sklearn.set_config(enable_metadata_routing=True)`.
+            TypeError: a name that is no such argument.
+        """
+        return self._request("fit", requests)
+
+    def set_predict_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict`."""
+        return self._request("predict", requests)
+
+    def set_predict_proba_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict_proba`."""
+        return self._request("predict_proba", requests)
+
+    def set_predict_log_proba_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict_log_proba`."""
+        return self._request("predict_log_proba", requests)
+
+    def set_score_request(self, **requests: bool | str | None) -> Self:
+        """The same for `score`."""
+        return self._request("score", requests)
+
+    def get_metadata_routing(self) -> Any:
+        """What has been requested so far, a copy: scikit-learn's `MetadataRequest`."""
+        if "_metadata_request" in vars(self):
+            return copy.deepcopy(self._metadata_request)
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        routing = MetadataRequest(owner=type(self).__name__)
+        for method in ROUTED_METHODS:
+            for name in self._routed(method):
+                getattr(routing, method).add_request(param=name, alias=None)
+        return routing
+
+    def _request(self, method: str, requests: dict[str, bool | str | None]) -> Self:
+        from sklearn import get_config
+
+        if not get_config().get("enable_metadata_routing"):
+            raise RuntimeError(
+                f"set_{method}_request is for metadata routing, which is off: call "
+                "sklearn.set_config(enable_metadata_routing=True) first."
+            )
+        unknown = [name for name in requests if name not in self._routed(method)]
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no argument of {method}: give some of {self._routed(method)}.")
+        routing = self.get_metadata_routing()
+        for name, alias in requests.items():
+            getattr(routing, method).add_request(param=name, alias=alias)
+        self._metadata_request = routing  # the name that scikit-learn's `clone` copies
+        return self
+
+    @classmethod
+    def _routed(cls, method: str) -> list[str]:
+        """The arguments of a method besides features and labels."""
+        return [name for name in inspect.signature(getattr(cls, method)).parameters if name not in ("self", "X", "y")]
 
     def __repr__(self) -> str:
         defaults = self._defaults()

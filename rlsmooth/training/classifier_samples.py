@@ -226,15 +226,13 @@ def features_and_classes(X: Any, y: Any, classes: Any) -> tuple[int, NDArray[Any
 
     Raises:
         TypeError: a sparse matrix.
-        ValueError: no sample, no feature; see `as_label_array`.
+        ValueError: no sample, no feature; labels that `as_label_array` refuses or that can't be sorted.
     """
     array = as_array(X)
     _check_not_empty(tuple(array.shape))
     labels = as_label_array(y, len(array))
-    try:
-        known = np.unique(labels if classes is None else np.asarray(classes))
-    except TypeError as error:
-        raise ValueError(f"y mixes kinds of labels that can't be sorted ({error}): give all of one kind.") from error
+    given = labels if classes is None else as_label_array(classes, len(classes), "classes")
+    known = sorted_classes(given, "y" if classes is None else "classes")
     return int(np.prod(array.shape[1:])), labels, known
 
 
@@ -245,22 +243,55 @@ def _check_not_empty(shape: tuple[int, ...]) -> None:
 
 
 def feature_names(X: Any) -> NDArray[np.object_] | None:
-    """The columns' names of a data frame, where all are text; None for anything else."""
-    columns = getattr(X, "columns", None)
-    if columns is None or not all(isinstance(name, str) for name in columns):
-        return None
-    return np.asarray(columns, dtype=object)
+    """The columns' names of a data frame or an Arrow table, where they are text; None for anything else.
+
+    Raises:
+        TypeError: some are text and some are not, so that their order could not be checked.
+    """
+    columns = _column_names(X)
+    are_text = {isinstance(name, str) for name in columns}
+    if len(are_text) > 1:
+        raise TypeError(
+            "X has columns named by text and columns that are not, and feature names are only supported if all input "
+            "features have string names: rename them, X.columns = X.columns.astype(str), or give an array."
+        )
+    return np.asarray(columns, dtype=object) if are_text == {True} else None
 
 
-def as_mask(mask: Any, num_samples: int, num_classes: int) -> Tensor | None:
+def _column_names(table: Any) -> list[Any]:
+    """Those of a data frame or an Arrow table; empty for anything else."""
+    names = getattr(table, "column_names", None)
+    return list(getattr(table, "columns", ()) if names is None else names)
+
+
+def keep_feature_names(X: Any, *estimators: Any) -> None:
+    """Set `feature_names_in_` of fitted estimators, or delete what an earlier fit left."""
+    names = feature_names(X)
+    for estimator in estimators:
+        if names is not None:
+            estimator.feature_names_in_ = names
+        elif "feature_names_in_" in vars(estimator):
+            del estimator.feature_names_in_
+
+
+def as_mask(mask: Any, num_samples: int, classes: NDArray[Any]) -> Tensor | None:
     """Which classes are legal, bool `[N, K]`, or None.
+
+    Args:
+        mask: or None.
+        num_samples: `N`.
+        classes: `[K]`, sorted.
 
     Raises:
         TypeError: it is not bool.
-        ValueError: it does not broadcast to `[N, K]`; a sample without a legal class.
+        ValueError: it does not broadcast to `[N, K]`; a sample without a legal class; a data frame whose columns are
+            the classes in another order.
     """
     if mask is None:
         return None
+    num_classes, columns = len(classes), _column_names(mask)
+    if columns != classes.tolist() and set(columns) == set(classes.tolist()):
+        raise ValueError(f"mask has the columns {columns[:8]}, the classes are {classes.tolist()[:8]}: reorder them.")
     given = mask if isinstance(mask, Tensor) else torch.tensor(np.asarray(mask))
     if given.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = legal), got {given.dtype}: use mask.bool() for 0/1 masks.")
@@ -283,8 +314,7 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
     """Labels of any kind that can be sorted, as an array `[N]`.
 
     Raises:
-        ValueError: None, another length than `num_samples`, fractions, NaN, more than one column, kinds that can't be
-            sorted together.
+        ValueError: None, another length than `num_samples`, fractions, missing labels, more than one column.
     """
     if y is None:
         raise ValueError(f"Classifier requires {name} to be passed, but the target {name} is None.")
@@ -305,10 +335,8 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
         raise ValueError(f"{name} is complex. Complex data not supported: give labels.")
     if array.dtype.kind == "S":
         raise ValueError(f"{name} holds bytes, which no file can keep: give text, {name}.astype(str).")
+    _check_none_missing(y, array, name)
     if array.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(array))
-        if len(bad):
-            raise ValueError(f"{name}[{bad[0]}] is NaN or infinity (Input {name} contains NaN or infinity).")
         bad = np.flatnonzero(array != np.trunc(array))
         if len(bad):
             raise ValueError(
@@ -320,6 +348,55 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
             f"{name} has {len(array)} labels, but X has {num_samples} samples (inconsistent numbers of samples)."
         )
     return array
+
+
+def _check_none_missing(y: Any, array: NDArray[Any], name: str) -> None:
+    """Raise ValueError where a label is None, NaN, NaT, pandas' NA, masked or infinite.
+
+    Args:
+        y: labels as given: numpy makes the text "nan" of a NaN in a list of text.
+        array: the same as an array `[N]`.
+        name: of the argument.
+    """
+    is_text = isinstance(y, (list, tuple)) and array.dtype.kind == "U"
+    listed = y if is_text else array.tolist() if array.dtype.kind == "O" else []
+    bad = np.zeros(len(array), dtype=bool)
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array)
+    elif array.dtype.kind in "mM":
+        bad = np.isnat(array)
+    elif len(listed) == len(array):
+        bad = np.array([_is_missing(label) for label in listed], dtype=bool)
+    if isinstance(y, np.ma.MaskedArray):
+        bad = bad | np.ma.getmaskarray(y).reshape(-1)
+    if bad.any():
+        place = int(np.flatnonzero(bad)[0])
+        number = f"NaN or infinity (Input {name} contains NaN or infinity), " if array.dtype.kind == "f" else ""
+        shown = f" ({listed[place]!r})" if len(listed) else ""
+        raise ValueError(
+            f"{name}[{place}]{shown} is {number}a missing label: drop the sample, or label it. SelfTraining takes -1 "
+            "where there is none."
+        )
+
+
+def _is_missing(label: Any) -> bool:
+    # pandas' NA and NaT are known by name: pandas need not be installed.
+    is_nan = isinstance(label, (float, np.floating)) and bool(np.isnan(label))
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
+
+
+def sorted_classes(labels: NDArray[Any], name: str = "y") -> NDArray[Any]:
+    """The different labels, sorted.
+
+    Raises:
+        ValueError: they can't be sorted.
+    """
+    try:
+        return np.unique(labels)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} mixes kinds of labels that can't be sorted ({error}): give all of one kind."
+        ) from error
 
 
 def in_class_order(smoothing: Smoothing, classes: NDArray[Any]) -> Smoothing:
@@ -499,7 +576,7 @@ def prepare_data(
     labels = encode_labels(y, classes)
     smoothing = in_class_order(smoothing, classes)
     weights = as_weights(sample_weight, len(labels))
-    legal = as_mask(mask, len(labels), len(classes))
+    legal = as_mask(mask, len(labels), classes)
     if target is not None:
         _check_target(target, len(labels), len(classes), legal)
     factors = class_factors(class_weight, classes, labels, weights)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsmooth.targets import Smoothing, Target, as_smoothing, confidence_adaptive, from_probs
-from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels
+from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels, sorted_classes
 
 PseudoSmoothing: TypeAlias = Smoothing | Literal["confidence_adaptive"]
 
@@ -181,7 +181,7 @@ class SelfTrainingSamples:
         has_label = np.asarray(labels != UNLABELLED, dtype=bool)
         if not has_label.any():
             raise ValueError("y has no sample with a label (all are -1): give some of each class.")
-        classes = np.unique(labels[has_label])
+        classes = sorted_classes(labels[has_label])
         places = np.full(len(labels), UNLABELLED, dtype=np.int64)
         places[has_label] = encode_labels(labels[has_label], classes)
         return cls(

@@ -356,19 +356,19 @@ def test_weights_that_are_all_alike_change_no_bit(mixup: float) -> None:
 
 def test_balanced_classes_are_as_probable_as_each_other() -> None:
     """Without features a class is as probable as its weight says, however seldom it is in a minibatch."""
-    y = np.arange(1280) % 20 == 0
-    for batch_size in (1, 32):
+    y = np.arange(640) % 20 == 0
+    for batch_size in (2, 32):
         classifier = Classifier(
             lambda _, classes: nn.Linear(1, classes),
             smoothing=0.0,
             class_weight="balanced",
             batch_size=batch_size,
             learning_rate="lin_0.02",
-            max_epochs=20 if batch_size > 1 else 2,
+            max_epochs=25 if batch_size > 2 else 2,
             seed=0,
             device="cpu",
         )
-        rare = classifier.fit(np.zeros((1280, 1), dtype=np.float32), y).predict_proba([[0.0]])[0, 1]
+        rare = classifier.fit(np.zeros((640, 1), dtype=np.float32), y).predict_proba([[0.0]])[0, 1]
         assert rare == pytest.approx(0.5, abs=0.03), batch_size
 
 
@@ -661,7 +661,7 @@ MASK = np.ones((12, 3), dtype=bool)
         ({"y": Y + 0.5}, ValueError, "Unknown label type"),
         ({"y": with_entry(Y.astype(float), 4, np.nan)}, ValueError, r"y\[4\] is NaN"),
         ({"y": np.eye(3)[Y]}, ValueError, r"give soft labels as target="),
-        ({"y": np.array([0, "a", None] * 4, dtype=object)}, ValueError, "can't be sorted"),
+        ({"y": np.array([0, "a", b"c"] * 4, dtype=object)}, ValueError, "can't be sorted"),
         ({"sample_weight": np.ones(5)}, ValueError, r"sample_weight has shape \(5,\)"),
         ({"sample_weight": with_entry(np.ones(12), 7, -1)}, ValueError, r"sample_weight\[7\]"),
         ({"sample_weight": np.zeros(12)}, ValueError, "all weights are zero"),
