@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -15,7 +16,7 @@ from rlsmooth.agents import BC, load_agent, measure_policy
 from rlsmooth.agents.files.exact_checkpoint import load_checkpointed_agent
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
-from rlsmooth.agents.smoothed.measures import read_distribution
+from rlsmooth.agents.smoothed.measures import MEASURED_BYTES, read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
 from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
@@ -68,7 +69,8 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
 def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
     """Mean entropy, its share of the largest possible, and KL(uniform‖policy), nats, on the states of some episodes.
 
-    An agent with a memory is measured with what it remembers there; the others on at most 4,096 states.
+    An agent with a memory is measured with what it remembers there; the others on at most 4,096 states, fewer
+    where observations are large.
     """
     if isinstance(agent, BC):
         found, _ = measure(agent, played)
@@ -84,7 +86,8 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
         more["episode_starts"] = starts
         more["lstm_states"] = initial_lstm_states(policy, 1)  # one sequence of all transitions
     else:
-        stride = -(-len(played) // MOST_ROWS)
+        observation_bytes = 4 * max(1, spaces.flatdim(played.observation_space))
+        stride = -(-len(played) // min(MOST_ROWS, max(1, MEASURED_BYTES // observation_bytes)))
     if is_maskable(policy):
         assert played.action_masks is not None
         more["action_masks"] = torch.as_tensor(played.action_masks[::stride], device=policy.device)

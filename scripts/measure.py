@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.agents import BC
-from rlsmooth.agents.cloning.measures import concatenate, measure_transitions, summarise
+from rlsmooth.agents.cloning.measures import measure_in_parts, summarise
 from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
 from rlsmooth.audits import ReliabilityBins, classification_summary, reliability_bins, risk_coverage, tree_distances
 from rlsmooth.data import Demonstrations, LabelledData
@@ -53,9 +53,12 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
         device=agent.device,
     )
     agent.policy.set_training_mode(False)
-    rows = concatenate(
-        measure_transitions(head, batch, action_target(head, hard, batch), own_reference=False)
-        for batch in data.chunks()
+    rows = measure_in_parts(
+        head,
+        data.chunks(),
+        lambda part: action_target(head, hard, part),
+        own_reference=False,
+        batch_size=agent.batch_size,
     )
     found = summarise(rows, kl_coef=0.0, by_component=False)
     return {

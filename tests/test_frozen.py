@@ -52,6 +52,16 @@ MEASURED = {"history", "evaluations", "metrics", "curves", "summary", "seen"}
 """In the names of what was logged, which may be computed in another way, up to rounding."""
 
 
+WEIGHTED = "bc_masks bc_callables bc_early_stopping classifier run_bc_masks run_bc_early_stopping run_classifier"
+CHANGED = {
+    **dict.fromkeys([*WEIGHTED.split(), "run_self_training"], r"(?!kept|answers)"),
+    **dict.fromkeys(("gan", "run_gan"), r"(trained/)?(average\..*running|evaluations\.mean)"),
+}
+"""What is computed otherwise since version 0.1.0, by case. Weights are divided by the mean weight of the data set, and
+no longer by the minibatch's; and the averaged generator has averaged running statistics. Of the former there are
+`..._unweighted` cases, which are the same to the bit."""
+
+
 def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = True, part: str = "") -> None:
     """Compare with what was stored: bit for bit if nothing was computed, or where the machine is the one of then.
 
@@ -64,6 +74,9 @@ def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = T
     is_exact = not computed or machine == make.machine()
     for key, stored in expected.items():
         tensor = found[key]
+        if name in CHANGED and re.match(CHANGED[name], key):
+            assert (tensor.dtype, tensor.ndim) == (stored.dtype, stored.ndim), key
+            continue
         assert (tensor.dtype, tensor.shape) == (stored.dtype, stored.shape), key
         if not tensor.is_floating_point() or (is_exact and MEASURED.isdisjoint(re.split("[./]", key))):
             assert torch.equal(tensor, stored), key
@@ -74,7 +87,7 @@ def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = T
 
 def test_every_case_is_there() -> None:
     assert {path.name for path in FILES.iterdir()} == {*make.FILES, *make.RUNS, *make.COMMANDS}
-    assert sum(path.stat().st_size for path in FILES.rglob("*") if path.is_file()) < 3_200_000
+    assert sum(path.stat().st_size for path in FILES.rglob("*") if path.is_file()) < 3_500_000
 
 
 @pytest.mark.parametrize("name", make.FILES)

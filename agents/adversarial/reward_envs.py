@@ -25,7 +25,8 @@ from rlsmooth.agents.sb3 import forget_last_observation
 Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
 CHUNK = 4096
-"""Transitions that a network scores at once."""
+CHUNK_BYTES = 8 * 2**20
+"""Transitions that a network scores at once, and float32 observations of them: fewer where these are images."""
 
 
 class LearnedRewardVecEnv(VecEnvWrapper):
@@ -202,8 +203,9 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
         """The rewards of all steps since the last call, `[steps, environments]`."""
         steps, count = self._unsettled, self.num_envs
         rewards = np.empty(len(steps) * count, dtype=np.float32)
-        for first in range(0, len(rewards), CHUNK):
-            last = min(first + CHUNK, len(rewards))
+        most = min(CHUNK, max(1, CHUNK_BYTES // (4 * spaces.flatdim(self.observation_space))))
+        for first in range(0, len(rewards), most):
+            last = min(first + most, len(rewards))
             rewards[first:last] = self.reward(*self.store.latest(len(rewards) - first, last - first))
         by_step = rewards.reshape(len(steps), count)
         for number, dones in enumerate(steps):

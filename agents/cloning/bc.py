@@ -27,7 +27,7 @@ from rlsmooth.agents.cloning.measures import (
     target_figures,
     write_to_tensorboard,
 )
-from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, make_head
+from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, decode_spaces, make_head
 from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
     TrainingData,
@@ -35,17 +35,15 @@ from rlsmooth.agents.cloning.training_data import (
     as_references,
     as_smoothings,
     fingerprint,
-    minibatch_weight,
     refuse_alphas_by_transition,
     split_validation,
-    tensors_of,
 )
 from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
 from rlsmooth.agents.heads import TensorBatch
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
-from rlsmooth.data import Demonstrations, space_from_json, space_to_json
+from rlsmooth.data import Demonstrations, space_to_json
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
@@ -91,8 +89,9 @@ class BC(ActingModel):
     MultiBinary actions are independent: each has its own target, and losses and entropies are sums over them. A Box is
     cloned by the Gaussian's negative log-likelihood, smoothed towards a broad Gaussian; the optimiser sees the action
     layer in normalised units, so that any width is learned as fast as [-1, 1]. The demonstrations may contain
-    `action_masks` (illegal actions get probability 0 in targets and policy), `weights` of the transitions (the loss is
-    the weighted mean) and `action_probs` (soft targets that replace the labels and are smoothed like them).
+    `action_masks` (illegal actions get probability 0 in targets and policy), `weights` (the loss of B transitions is
+    `sum w_i · loss_i / (B · mean w)`, with the mean of all) and `action_probs` (soft targets that replace the labels
+    and are smoothed like them).
 
     The agent is used like an algorithm of Stable-Baselines3 (`predict`, `learn`, callbacks, `evaluate_policy`); what
     SB3 counts as timesteps are updates here. A seeded run repeats bit for bit; training has its own random state.
@@ -112,7 +111,7 @@ class BC(ActingModel):
         action_bins: Box only: discretise each dimension into this many bins and clone them with a categorical policy,
             for which the ordinal schemes, such as `Smoothing(reference="exponential")`, are made; None: a Gaussian.
         learning_rate: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
-        batch_size: transitions in a forward pass; an epoch's last batch may have fewer.
+        batch_size: transitions in a forward pass; an epoch's last batch may have fewer, with BatchNorm at least two.
         gradient_accumulation: forward passes per update, which then equals one update on `batch_size ·
             gradient_accumulation` transitions. `total_batches`, `num_timesteps` and intervals count updates.
         max_grad_norm: the gradient's norm is clipped to it; None: no clipping.
@@ -184,9 +183,8 @@ class BC(ActingModel):
         self.lr_schedule = as_schedule(learning_rate)
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.gradient_accumulation = check_positive_int("gradient_accumulation", gradient_accumulation)
-        self.max_grad_norm = None
-        if max_grad_norm is not None:
-            self.max_grad_norm = check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
+        clips = max_grad_norm is not None
+        self.max_grad_norm = check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True) if clips else None
         self.amp = amp
         self.validation_fraction = check_in_range("validation_fraction", validation_fraction, 0.0, 1.0, high_open=True)
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
@@ -274,9 +272,7 @@ class BC(ActingModel):
     def measures(self) -> CloningMeasures:
         """Measures of the policy on the demonstrations and the held-out ones, with the current coefficients."""
         own_reference = self.kl_coef == 0 and self.references is None
-        return CloningMeasures(
-            self.head, self.smoothings, self._data, self._held_out, kl_coef=self.kl_coef, own_reference=own_reference
-        )
+        return CloningMeasures(self._data, self._held_out, self.kl_coef, own_reference, self.batch_size)
 
     @property
     def num_timesteps(self) -> int:
@@ -298,8 +294,7 @@ class BC(ActingModel):
     @property
     def batches_per_epoch(self) -> int:
         """The number of updates in one pass over the demonstrations."""
-        count = 0 if self._data is None else len(self._data)
-        return -(-count // (self.batch_size * self.gradient_accumulation))
+        return 0 if self._data is None else len(self._data.cut(self.batch_size, self.gradient_accumulation))
 
     # ---- training
 
@@ -377,6 +372,8 @@ class BC(ActingModel):
             )
         check_given("demonstrations", self.demonstrations, "BC")
         check_no_missing(self.missing)
+        assert self._data is not None
+        self._data.check_trains(self.batch_size, self.gradient_accumulation)
         if total_epochs is not None:
             batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
         else:
@@ -426,11 +423,14 @@ class BC(ActingModel):
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
+        assert self._data is not None
         optimizer = self.policy.optimizer
         if self._rate_changes:
             set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
         optimizer.zero_grad()
-        total = None if len(update) == 1 else minibatch_weight(update)
+        mean_weight, total = self._data.mean_weight, None
+        if mean_weight is not None or len(update) > 1:
+            total = sum(len(part.labels) for part in update) * (mean_weight or 1.0)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
@@ -474,11 +474,8 @@ class BC(ActingModel):
         """The indices of the transitions in the minibatch of an update, and their tensors."""
         assert self._data is not None
         epoch, update = divmod(step - 1, self.batches_per_epoch)
-        size = self.batch_size * self.gradient_accumulation
         order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
-        chosen = order[update * size : (update + 1) * size]
-        batch = self._data.take(chosen)
-        return chosen, tensors_of(batch._replace(masks=None, target=None, reference=None))
+        return self._data.values_of(update, order, self.batch_size, self.gradient_accumulation)
 
     def _log(self) -> None:
         """Write one log line."""
@@ -694,10 +691,7 @@ class BC(ActingModel):
         file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
         arguments, missing = decode_arguments(path, file)
         policy: Any = file.policy
-        try:
-            its_spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
+        its_spaces = decode_spaces(path, file)
         if env is not None:
             env = wrap_env("env", env)
             check_same_spaces("env", (env.observation_space, env.action_space), its_spaces)

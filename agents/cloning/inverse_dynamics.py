@@ -33,7 +33,7 @@ from rlsmooth.data.arrays import action_dims, stored_dtype
 from rlsmooth.losses import log_probabilities
 from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
-from rlsmooth.training.run import check_no_missing
+from rlsmooth.training.run import check_no_missing, samples_at_once
 
 Observations: TypeAlias = Any
 """`[N, ...]`, or a dict of such for a Dict space."""
@@ -317,8 +317,13 @@ class InverseDynamics:
             raise ValueError(
                 f"observations and next_observations have {sorted(counts)} transitions: as many, one or more."
             )
-        for start in range(0, counts.pop(), CHUNK_TRANSITIONS):
-            chosen = slice(start, start + CHUNK_TRANSITIONS)
+        bc: Any = self.bc
+        one = {name: np.asarray(part[:1]) for name, part in pairs.items()}
+        most = samples_at_once(
+            lambda: bc.head.outputs(bc.policy.obs_to_tensor(one)[0]), self.batch_size, CHUNK_TRANSITIONS
+        )
+        for start in range(0, counts.pop(), most):
+            chosen = slice(start, start + most)
             yield {name: np.asarray(part[chosen]) for name, part in pairs.items()}, chosen
 
     def _check_masks(self, masks: NDArray[np.bool_] | None, count: int) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rlsmooth.agents.cloning.training_data import (
     TrainingData,
     action_target,
     alpha_in_force,
+    slice_batch,
     target_matrices,
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
@@ -25,6 +27,7 @@ from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_
 from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
 from rlsmooth.targets import GaussianTarget, gaussian
+from rlsmooth.training.run import samples_at_once
 
 NOT_FOR_TEXT = ("stdout", "log", "json", "csv")
 VALIDATED = (
@@ -82,67 +85,97 @@ class CloningMeasures:
     Each method leaves the policy in evaluation mode.
 
     Args:
-        head: of the policy.
-        smoothings: one a group of the head.
-        training: of which up to 2048 transitions, evenly spread, represent all.
+        training: of which up to 2048 transitions, evenly spread, represent all; None: there is nothing to measure.
         validation: read in full.
         kl_coef: of the KL term in `loss`.
         own_reference: `kl_reference` is towards the targets' own reference; else towards the KL term's.
+        batch_size: transitions of a minibatch of training, which decides with `samples_at_once` how many are measured
+            in one forward pass.
     """
 
     def __init__(
         self,
-        head: ActionHead,
-        smoothings: Smoothings,
         training: TrainingData | None,
         validation: TrainingData | None,
-        *,
         kl_coef: float,
         own_reference: bool,
+        batch_size: int,
     ) -> None:
-        self.head = head
-        self.smoothings = smoothings
         self.kl_coef = kl_coef
         self.own_reference = own_reference
+        self.batch_size = batch_size
         self._training = training
         self._validation = validation
 
     def alpha(self, progress: float) -> float:
         """The mean alpha in force when `progress` remains."""
         assert self._training is not None
-        return self._training.alpha if self._training.is_constant else alpha_in_force(self.smoothings, progress)
+        data = self._training
+        return data.alpha if data.is_constant else alpha_in_force(data.smoothings, progress)
 
     def training(self, progress: float) -> dict[str, float]:
         """Means over the training transitions, with the targets that they have at `progress` remaining."""
         assert self._training is not None
-        return self._summary([self._training.sample], progress)
+        return self._summary(self._training, [self._training.sample], progress)
 
     def validation(self, progress: float) -> dict[str, float]:
         """Means over the validation transitions; empty where there are none."""
         if self._validation is None:
             return {}
         # Targets that training keeps dense don't contain their reference: they are made again.
-        found = self._summary((chunk._replace(target=None) for chunk in self._validation.chunks()), progress)
+        chunks = (chunk._replace(target=None) for chunk in self._validation.chunks())
+        found = self._summary(self._validation, chunks, progress)
         return {name: found[name] for name in VALIDATED if name in found}
 
     def transitions(self, progress: float) -> TransitionMeasures:
         """The measures of each training transition that log lines are about."""
         assert self._training is not None
-        return self._measures([self._training.sample], progress)
+        return self._measures(self._training, [self._training.sample], progress)
 
-    def _summary(self, batches: Iterable[TensorBatch], progress: float) -> dict[str, float]:
-        several = isinstance(self.head, CategoricalHead) and self.head.kind == "multi_discrete"
-        return summarise(self._measures(batches, progress), kl_coef=self.kl_coef, by_component=several)
+    def _summary(self, data: TrainingData, batches: Iterable[TensorBatch], progress: float) -> dict[str, float]:
+        several = isinstance(data.head, CategoricalHead) and data.head.kind == "multi_discrete"
+        return summarise(self._measures(data, batches, progress), kl_coef=self.kl_coef, by_component=several)
 
-    def _measures(self, batches: Iterable[TensorBatch], progress: float) -> TransitionMeasures:
-        self.head.policy.set_training_mode(False)
-        parts = []
-        for batch in batches:
-            target = batch.target
-            if target is None:
-                target = action_target(self.head, self.smoothings, batch, progress=progress)
-            parts.append(measure_transitions(self.head, batch, target, own_reference=self.own_reference))
-        return concatenate(parts)
+    def _measures(self, data: TrainingData, batches: Iterable[TensorBatch], progress: float) -> TransitionMeasures:
+        data.head.policy.set_training_mode(False)
+        return measure_in_parts(
+            data.head,
+            batches,
+            lambda part: action_target(data.head, data.smoothings, part, progress=progress),
+            own_reference=self.own_reference,
+            batch_size=self.batch_size,
+        )
+
+
+def measure_in_parts(
+    head: ActionHead,
+    batches: Iterable[TensorBatch],
+    target_of: Callable[[TensorBatch], ActionTarget],
+    *,
+    own_reference: bool,
+    batch_size: int,
+) -> TransitionMeasures:
+    """The numbers of all transitions of some batches, in forward passes of a bounded size.
+
+    Args:
+        head: of the policy.
+        batches: of any size.
+        target_of: the target of transitions that have none.
+        own_reference: `kl_reference` is towards the target's own reference; else towards the KL term's.
+        batch_size: transitions of a minibatch of training.
+    """
+
+    def measured(batch: TensorBatch, start: int, end: int) -> TransitionMeasures:
+        part = slice_batch(batch, start, end)
+        target = target_of(part) if part.target is None else part.target
+        return measure_transitions(head, part, target, own_reference=own_reference)
+
+    found, most = [], 0
+    for batch in batches:
+        count = len(batch.labels)
+        most = most or samples_at_once(partial(measured, batch, 0, 1), batch_size, count)
+        found += [measured(batch, start, min(start + most, count)) for start in range(0, count, most)]
+    return concatenate(found)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from rlsmooth.agents.files.policy_file import AgentFile
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces
+from rlsmooth.data import space_from_json
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing
 
@@ -190,6 +191,18 @@ def _is_standard(policy: BasePolicy) -> bool:
 
 def _unchecked(policy: BasePolicy) -> Any:
     return policy
+
+
+def decode_spaces(path: Path, file: AgentFile) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """The agent's observation space and action space; where actions are bins, the policy has another action space.
+
+    Raises:
+        SafeFileError: the action space is malformed.
+    """
+    try:
+        return _unchecked(file.policy).observation_space, space_from_json(file.config["action_space"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
 
 
 def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[str]]:

@@ -25,6 +25,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
+from rlsmooth.training.seeding import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
 
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
@@ -281,6 +282,7 @@ class TrainingData:
         transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
+        mean_weight: of the transitions; None where all weigh the same: weights are left out then.
         alpha: of smoothing where it is constant, the mean over transitions and components; else NaN.
 
     Raises:
@@ -303,7 +305,9 @@ class TrainingData:
             next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
         )
         self._count = len(demonstrations)
+        self.mean_weight = mean_weight(demonstrations.weights)
         self.head = head
+        self._has_batch_norm = has_batch_norm(head.policy)
         self.observation_space = observation_space
         self.smoothings = smoothings
         self.references = references
@@ -325,6 +329,10 @@ class TrainingData:
     def __len__(self) -> int:
         return self._count
 
+    def cut(self, batch_size: int, num_parts: int) -> EpochCut:
+        """How an epoch is divided into updates of `num_parts` batches."""
+        return EpochCut(len(self), batch_size * num_parts, joins_single=self._has_batch_norm)
+
     def updates(
         self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
     ) -> Iterator[tuple[TensorBatch, ...]]:
@@ -337,16 +345,35 @@ class TrainingData:
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
                 resumed epoch has every transition at the same place in memory: sums depend on that in their last bits.
         """
-        update_size = batch_size * num_parts
-        block_size = max(1, BLOCK_BYTES // (self.transition_bytes * update_size)) * update_size
-        for start in range(skip * update_size // block_size * block_size, len(self), block_size):
-            chosen = order[start : start + block_size]
-            block = self.take(chosen)
-            for offset in range(max(0, skip * update_size - start), len(chosen), update_size):
-                end = min(offset + update_size, len(chosen))
+        cut = self.cut(batch_size, num_parts)
+        in_block = max(1, BLOCK_BYTES // (self.transition_bytes * cut.size))
+        for first in range(skip // in_block * in_block, len(cut), in_block):
+            numbers = range(first, min(first + in_block, len(cut)))
+            begin = cut.bounds(first)[0]
+            block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
+            for number in numbers[max(0, skip - first) :]:
+                start, end = cut.bounds(number)
+                parts = EpochCut(end - start, batch_size, cut.joins_single)
                 yield tuple(
-                    slice_batch(block, part, min(part + batch_size, end)) for part in range(offset, end, batch_size)
+                    slice_batch(block, start - begin + part, start - begin + part_end)
+                    for part, part_end in map(parts.bounds, range(len(parts)))
                 )
+
+    def check_trains(self, batch_size: int, num_parts: int) -> None:
+        """Raise ValueError if a batch has one transition and the policy BatchNorm that can't train on it."""
+        cut = self.cut(batch_size, num_parts)
+        start, end = cut.bounds(len(cut) - 1)
+        smallest = min(batch_size, EpochCut(end - start, batch_size, cut.joins_single).smallest)
+        if self._has_batch_norm and smallest == 1:
+            one = self.take(torch.zeros(1, dtype=torch.int64))
+            why = f"batch_size={batch_size} makes batches of one transition of {len(self)}"
+            check_trains_on_one(self.head.policy, lambda: self.head.outputs(one.observations), why)
+
+    def values_of(self, update: int, order: Tensor, batch_size: int, num_parts: int) -> tuple[Tensor, list[Tensor]]:
+        """The indices of the transitions of one update of an epoch, and the tensors whose values may be at fault."""
+        start, end = self.cut(batch_size, num_parts).bounds(update)
+        batch = self.take(order[start:end])
+        return order[start:end], tensors_of(batch._replace(masks=None, target=None, reference=None))
 
     def take(self, chosen: Tensor) -> TensorBatch:
         """Copies of some transitions, with their targets where alpha is constant."""
@@ -377,7 +404,9 @@ class TrainingData:
             observations=self._observations(given.observations),
             labels=self._tensor(actions),
             masks=None if given.action_masks is None else self._tensor(given.action_masks),
-            weights=None if given.weights is None else self._tensor(given.weights.astype(np.float32)),
+            weights=None
+            if given.weights is None or self.mean_weight is None
+            else self._tensor(given.weights.astype(np.float32)),
             probs=None if given.action_probs is None else self._tensor(given.action_probs),
         )
         reference = kl_references(self.head, self.references, batch)
@@ -461,13 +490,20 @@ def split_validation(
     """`(training, validation)` demonstrations.
 
     Raises:
-        ValueError: there are validation data and a fraction too, or too few episodes for it.
+        ValueError: there are validation data and a fraction too, or too few episodes for it; nothing that is held out
+            has a weight above 0.
     """
     if fraction == 0.0 or demonstrations is None:
         return demonstrations, validation
     if validation is not None:
         raise ValueError(f"validation and validation_fraction={fraction} are both given: choose one.")
-    return demonstrations.split(fraction, seed)
+    training, held_out = demonstrations.split(fraction, seed)
+    if held_out.weights is not None and not np.any(held_out.weights) and np.any(demonstrations.weights):
+        raise ValueError(
+            f"validation_fraction={fraction} holds out transitions of weight 0 only, whose loss is 0: change the seed, "
+            "the fraction or the weights."
+        )
+    return training, held_out
 
 
 def fingerprint(demonstrations: Demonstrations) -> str:
@@ -494,12 +530,3 @@ def fingerprint(demonstrations: Demonstrations) -> str:
     for name, value in fields.items():
         parts += [f"{name} {value.dtype} {value.shape}", value]
     return run.fingerprint(*parts)
-
-
-def minibatch_weight(update: tuple[TensorBatch, ...]) -> int | Tensor:
-    """The divisor of a minibatch's mean: its number of transitions, or the sum of their weights."""
-    weights = [part.weights.sum() for part in update if part.weights is not None]
-    if not weights:
-        return sum(len(part.labels) for part in update)
-    total = torch.stack(weights).sum()
-    return torch.where(total > 0, total, 1.0)

@@ -35,14 +35,20 @@ from rlsmooth.losses import cross_entropy, log_probabilities
 from rlsmooth.schedules import LearningRate, Schedule, as_schedule
 from rlsmooth.targets import Smoothing, Target, as_smoothing
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.classifier_measures import draw_calibration, draw_targets, mean_alpha, measure, training_sample
+from rlsmooth.training.classifier_measures import (
+    draw_calibration,
+    draw_targets,
+    events_folder,
+    mean_alpha,
+    measure,
+    training_sample,
+)
 from rlsmooth.training.classifier_model import (
     ModelLike,
     ScikitLearnEstimator,
     as_device,
     build_model,
     check_feature_names,
-    check_last_minibatch,
     check_model,
     make_optimizer,
     model_dtype,
@@ -56,6 +62,8 @@ from rlsmooth.training.classifier_samples import (
     as_mask,
     as_weights,
     feature_names,
+    features_and_classes,
+    keep_feature_names,
     mix_samples,
     prepare_data,
 )
@@ -73,6 +81,7 @@ from rlsmooth.training.run import (
     check_same_arguments,
     learning_rate_of,
     log_line,
+    samples_at_once,
     set_learning_rate,
 )
 from rlsmooth.training.safe_file import (
@@ -83,11 +92,18 @@ from rlsmooth.training.safe_file import (
     with_zip_suffix,
     write_safe_file,
 )
-from rlsmooth.training.seeding import epoch_permutation, isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import (
+    EpochCut,
+    check_trains_on_one,
+    epoch_permutation,
+    has_batch_norm,
+    isolated_rng,
+    rng_state,
+    set_rng_state,
+)
 
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
-EVENTS_FOLDER = "Classifier"
 
 FORMAT_NAME = "rlsmooth-classifier"
 FORMAT_VERSION = 1
@@ -116,7 +132,7 @@ class _FitState:
         rate_at: the learning rate as a function of the progress remaining.
         seed: the seed of this run.
         first_epoch: epochs trained by earlier fits (`warm_start`), so that the data are shuffled in new orders.
-        batches_per_epoch: updates per epoch.
+        cut: how an epoch is divided into updates.
         progress: counted in updates.
         stopping: early stopping, or None.
         rng: the state of the random generators at the start of training.
@@ -130,7 +146,7 @@ class _FitState:
     rate_at: Schedule
     seed: int
     first_epoch: int
-    batches_per_epoch: int
+    cut: EpochCut
     progress: Progress
     stopping: EarlyStopping | None
     rng: dict[str, Tensor]
@@ -140,7 +156,7 @@ class _FitState:
     @property
     def epoch(self) -> int:
         """The number of completed epochs."""
-        return self.progress.step // self.batches_per_epoch
+        return self.progress.step // len(self.cut)
 
     @property
     def is_over(self) -> bool:
@@ -152,10 +168,11 @@ class _FitState:
 class Classifier(ScikitLearnEstimator):
     """A classifier that is trained on smoothed targets, which keep it from certainty.
 
-        loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / sum_i w_i     (nats, over a batch)
+        loss = sum_i w_i · CE(smoothing(y_i), softmax(model(x_i))) / (B · mean w)     (nats, over a minibatch of B)
 
-    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 counts a sample twice. Torch
-    weights each class of a smoothed target instead (`Target.weight_classes`); without smoothing, both are the same.
+    `w_i` is the sample weight times the weight of its class, as in scikit-learn: weight 2 counts a sample twice. The
+    mean weight is that of all training samples, so that weights count the same at every batch size. Torch weights each
+    class of a smoothed target instead (`Target.weight_classes`); without smoothing, both are the same.
     Uniform, prior, hierarchical, ordinal and kernel targets are set by `Smoothing(reference=...)`; any other target,
     such as one of hybrids or of a teacher, is passed as `fit(target=)`. Only the target changes, never the loss.
 
@@ -171,7 +188,7 @@ class Classifier(ScikitLearnEstimator):
         class_weight: `"balanced"`, a dict of label to factor, or an array `[K]` in the order of `classes_`.
         learning_rate: for Adam: a number, `"lin_1e-3"` (down to 0), or a callable of the progress remaining (1 to 0).
         weight_decay: decoupled from the gradient (AdamW).
-        batch_size: samples per update; an epoch's last minibatch may have fewer.
+        batch_size: samples per update; an epoch's last minibatch may have fewer, with BatchNorm at least two.
         max_epochs: passes over the data.
         mixup: mix pairs of samples and their targets with `lam ~ Beta(mixup, mixup)`; 0: off.
         validation_fraction: hold out this fraction of the samples, class by class (stratified).
@@ -301,22 +318,26 @@ class Classifier(ScikitLearnEstimator):
         check_folder_given(self.checkpoint_folder, resume=resume)
         checkpoint = None if self.checkpoint_folder is None else self._run_folder().begin(resume=resume)
         seed = self._seed_of_fit(checkpoint)
+        if self._is_warm:
+            check_feature_names(feature_names(X), vars(self).get("feature_names_in_"))
+        num_features, labels, known = features_and_classes(X, y, classes)
+        module = build_model(self.module_ if self._is_warm else self.model, num_features, len(known), seed=seed)
         data = prepare_data(
             X,
-            y,
+            labels,
             sample_weight,
             validation=validation,
             target=target,
             mask=mask,
-            classes=classes,
+            classes=known,
             smoothing=as_smoothing(self.smoothing),
             class_weight=self.class_weight,
             validation_fraction=self.validation_fraction,
             seed=seed,
             device=as_device(self.device),
-            dtype=model_dtype(self.model),
+            dtype=model_dtype(module),
         )
-        state = self._begin(data, seed)
+        state = self._begin(data, module, seed)
         if checkpoint is not None:
             self._restore(state, checkpoint)
         with (
@@ -327,7 +348,8 @@ class Classifier(ScikitLearnEstimator):
             set_rng_state(state.rng)
             self._train(state, events)
             self._finish(state, events)
-        self._keep(state, feature_names(X))
+        self._keep(state)
+        keep_feature_names(X, self)
         return self
 
     # ---- training
@@ -367,9 +389,9 @@ class Classifier(ScikitLearnEstimator):
             return self._seed
         return int(torch.randint(2**31, ()))
 
-    def _begin(self, data: ClassifierData, seed: int) -> _FitState:
+    def _begin(self, data: ClassifierData, module: nn.Module, seed: int) -> _FitState:
         """Prepare the state of a run before its first update."""
-        start, first_epoch = (self.module_, self._total_epochs) if self._is_warm else (self.model, 0)
+        first_epoch = self._total_epochs if self._is_warm else 0
         if self._is_warm and self.classes_.tolist() != data.classes.tolist():
             raise ValueError(
                 f"warm_start can only be used where `y` has the same classes as in the previous call: {self.classes_}, "
@@ -385,13 +407,13 @@ class Classifier(ScikitLearnEstimator):
                 "early_stopping_patience needs validation data: give validation_fraction or fit(validation=)."
             )
         num_samples, num_classes = len(data.samples), len(data.classes)
-        module = build_model(start, data.samples.inputs[:1].numel(), num_classes, seed=seed)
         module = module.to(data.samples.labels.device)
-        data = data.to_dtype(model_dtype(module))
         check_model(module, data.samples.inputs, num_classes, seed=seed)
-        check_last_minibatch(module, num_samples, self.batch_size)
+        cut = EpochCut(num_samples, self.batch_size, joins_single=has_batch_norm(module))
+        if cut.joins_single and cut.smallest == 1:
+            why = f"batch_size={self.batch_size} makes minibatches of one sample of {num_samples}"
+            check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
         rate_at = as_schedule(self.learning_rate)
-        batches_per_epoch = -(-num_samples // self.batch_size)
         with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()
         return _FitState(
@@ -401,8 +423,8 @@ class Classifier(ScikitLearnEstimator):
             rate_at,
             seed,
             first_epoch,
-            batches_per_epoch,
-            Progress(end=self.max_epochs * batches_per_epoch),
+            cut,
+            Progress(end=self.max_epochs * len(cut)),
             None if patience is None else EarlyStopping(patience),
             rng,
             FiniteWatch(module, data="training data"),
@@ -416,7 +438,7 @@ class Classifier(ScikitLearnEstimator):
         state.module.train()
         while not state.is_over:
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
-            for batch in samples.batches(order, self.batch_size):
+            for batch in samples.batches(order, state.cut):
                 state.watch.add(self._update(state, batch))
                 progress.step += 1
                 events.advance()
@@ -436,15 +458,17 @@ class Classifier(ScikitLearnEstimator):
             set_learning_rate(state.optimizer, state.rate_at(progress))
         target = state.data.target_of(batch, progress)
         if self.mixup:
-            batch, target = mix_samples(batch, target, self.mixup)
+            batch, target = mix_samples(batch, target, self.mixup, weighted=state.data.mean_weight is not None)
         state.optimizer.zero_grad()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
             logits = state.module(batch.inputs)
-        if self.mixup and batch.weights is not None:  # the weights are in the target
-            total = batch.weights.sum()
-            loss = cross_entropy(logits, target, mask=batch.mask, reduction="sum") / torch.where(total > 0, total, 1.0)
+        mean_weight = state.data.mean_weight
+        if mean_weight is None:
+            loss = cross_entropy(logits, target, mask=batch.mask)
         else:
-            loss = cross_entropy(logits, target, mask=batch.mask, weight=batch.weights)
+            weight = None if self.mixup else batch.weights  # mixup's are in the target
+            total = cross_entropy(logits, target, mask=batch.mask, weight=weight, reduction="sum")
+            loss = total / (len(batch) * mean_weight)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
@@ -458,17 +482,13 @@ class Classifier(ScikitLearnEstimator):
         state.module.eval()
         if events.writer is not None:
             step, remaining = state.progress.step, state.progress.remaining
-            draw_calibration(events.writer, step, state.module, state.data, remaining)
+            draw_calibration(events.writer, step, state.module, state.data, remaining, self.batch_size)
 
-    def _keep(self, state: _FitState, names: NDArray[np.object_] | None) -> None:
+    def _keep(self, state: _FitState) -> None:
         """Set the attributes of a fitted estimator."""
         inputs = state.data.samples.inputs
         self.classes_ = state.data.classes
         self.n_features_in_ = inputs.shape[1]
-        if names is not None:
-            self.feature_names_in_ = names
-        elif "feature_names_in_" in vars(self):
-            del self.feature_names_in_
         self.module_ = state.module
         self.history_ = state.history
         self.n_iter_ = state.epoch
@@ -484,7 +504,7 @@ class Classifier(ScikitLearnEstimator):
         """The log of a run, with a figure of its targets at the start."""
         progress, folder, continues = state.progress, None, False
         if self.tensorboard_log is not None:
-            folder, continues = _events_folder(self.tensorboard_log, is_resumed=is_resumed)
+            folder, continues = events_folder(self.tensorboard_log, is_resumed=is_resumed)
         events = EventLog(
             folder,
             resumed_at=progress.step if continues else None,
@@ -500,9 +520,9 @@ class Classifier(ScikitLearnEstimator):
         step, remaining, rate = state.progress.step, state.progress.remaining, learning_rate_of(state.optimizer)
         folder = None if self.checkpoint_folder is None else Path(self.checkpoint_folder)
         state.watch.check(step, partial(self._minibatch_of, state), rate=rate, checkpoint_folder=folder)
-        found = {"loss": state.watch.mean_loss(), **measure(module, measured, data, remaining)}
+        found = {"loss": state.watch.mean_loss(), **measure(module, measured, data, remaining, self.batch_size)}
         if data.validation is not None:
-            held_out = measure(module, data.validation, data, remaining)
+            held_out = measure(module, data.validation, data, remaining, self.batch_size)
             name = "cross_entropy" if data.smoothing.is_constant else "nll_hard"
             found |= {"val_loss": held_out[name], **{f"val_{key}": value for key, value in held_out.items()}}
         numbers = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
@@ -519,9 +539,10 @@ class Classifier(ScikitLearnEstimator):
 
     def _minibatch_of(self, state: _FitState, step: int) -> tuple[Tensor, list[Tensor]]:
         """The samples in the minibatch of an update, as indices into `X`, and their tensors."""
-        epoch, update = divmod(step - 1, state.batches_per_epoch)
+        epoch, update = divmod(step - 1, len(state.cut))
+        start, end = state.cut.bounds(update)
         order = epoch_permutation(state.seed, state.first_epoch + epoch, len(state.data.samples))
-        seen = order[update * self.batch_size : (update + 1) * self.batch_size]
+        seen = order[start:end]
         batch = state.data.samples[seen.to(state.data.samples.labels.device)]
         places = seen if state.data.places is None else state.data.places[seen]
         return places, [batch.inputs] if batch.weights is None else [batch.inputs, batch.weights]
@@ -565,9 +586,9 @@ class Classifier(ScikitLearnEstimator):
             )
         parameter = next(module.parameters(), None)
         device = inputs.device if parameter is None else parameter.device
+        most = samples_at_once(lambda: module(inputs[:1].to(device)), self.batch_size, PREDICTED_AT_ONCE)
         with torch.no_grad():
-            starts = range(0, len(inputs), PREDICTED_AT_ONCE)
-            parts = [module(inputs[start : start + PREDICTED_AT_ONCE].to(device)) for start in starts]
+            parts = [module(inputs[start : start + most].to(device)) for start in range(0, len(inputs), most)]
         joined = torch.cat(parts).cpu()
         return joined if joined.dtype == torch.float64 else joined.to(torch.float32)
 
@@ -579,7 +600,7 @@ class Classifier(ScikitLearnEstimator):
             mask: bool `[N, K]`, True = legal: only legal classes are chosen.
         """
         logits = self.logits(X)
-        legal = as_mask(mask, *logits.shape)
+        legal = as_mask(mask, len(logits), self.classes_)
         if legal is not None:
             logits = logits.masked_fill(~legal.cpu(), -torch.inf)
         best: NDArray[Any] = self.classes_[logits.argmax(-1).numpy()]
@@ -588,7 +609,7 @@ class Classifier(ScikitLearnEstimator):
     def predict_log_proba(self, X: Any, mask: Any = None) -> NDArray[np.float64]:
         """Log-probabilities (nats), float64 `[N, K]`, in the order of `classes_`; -inf where `mask` forbids a class."""
         logits = self.logits(X).to(torch.float64)
-        legal = as_mask(mask, *logits.shape)
+        legal = as_mask(mask, len(logits), self.classes_)
         found: NDArray[np.float64] = log_probabilities(logits, None if legal is None else legal.cpu()).numpy()
         return found
 
@@ -774,20 +795,3 @@ def _encode_class_weight(weight: Any) -> Any:
     if weight is None or isinstance(weight, str):
         return weight
     return np.asarray(weight, dtype=np.float64).tolist()
-
-
-def _events_folder(folder: str | Path, *, is_resumed: bool) -> tuple[Path, bool]:
-    """A run's own folder, `Classifier_<n>`, and whether it is an earlier one: a resumed run continues the latest."""
-    root = check_writable_folder("tensorboard_log", folder)
-    names = [path.name.removeprefix(f"{EVENTS_FOLDER}_") for path in root.glob(f"{EVENTS_FOLDER}_*")]
-    number = max((int(name) for name in names if name.isdigit()), default=0)
-    if is_resumed and number:
-        return root / f"{EVENTS_FOLDER}_{number}", True
-    while True:  # other fits may begin at this moment
-        number += 1
-        own = root / f"{EVENTS_FOLDER}_{number}"
-        try:
-            own.mkdir()
-        except FileExistsError:
-            continue
-        return own, False

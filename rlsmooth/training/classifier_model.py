@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlsmooth.checks import check_in_range
 from rlsmooth.training.seeding import isolated_rng
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+ROUTED_METHODS = ("fit", "predict", "predict_proba", "predict_log_proba", "score")
 
 
 # ---- the network
@@ -106,15 +107,6 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int, *, seed: in
         )
 
 
-def check_last_minibatch(module: nn.Module, num_samples: int, batch_size: int) -> None:
-    """Raise ValueError if an epoch's last minibatch is one sample and BatchNorm, which can't train on it, is there."""
-    if num_samples % batch_size == 1 and any(isinstance(part, BATCH_NORMS) for part in module.modules()):
-        raise ValueError(
-            f"batch_size={batch_size} leaves one sample of {num_samples} for an epoch's last minibatch, which "
-            "BatchNorm can't train on: choose another batch_size."
-        )
-
-
 def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW, which is Adam where `weight_decay` is 0, over the parameters that are not frozen; fused where it can be.
 
@@ -126,6 +118,36 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
         raise ValueError("model has no parameter that requires a gradient: nothing in it can be trained.")
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+@torch.no_grad()
+def average_into(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """`teacher = decay · teacher + (1 - decay) · student`, in place, for parameters and floating-point buffers.
+
+    Other buffers (counters) are the student's. After n more students the first teacher has become
+    `decay^n · first + (1 - decay) · sum_i decay^(n - i) · student_i`: mean teachers (Tarvainen and Valpola 2017).
+
+    Args:
+        teacher: changed in place; of the same shapes.
+        student: read.
+        decay: in [0, 1): 0 is the student itself.
+
+    Example:
+        >>> teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
+        >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(student.weight)
+        >>> average_into(teacher, student, 0.75)
+        >>> teacher.weight.item()
+        0.25
+    """
+    decay = check_in_range("decay", decay, 0.0, 1.0, high_open=True)
+    # Not state_dict, which names a shared parameter twice.
+    for mean, now in zip(
+        (*teacher.parameters(), *teacher.buffers()), (*student.parameters(), *student.buffers()), strict=True
+    ):
+        if mean.is_floating_point():
+            mean.lerp_(now.to(mean), 1 - decay)
+        else:
+            mean.copy_(now)
 
 
 # ---- scikit-learn's conventions
@@ -176,6 +198,69 @@ class ScikitLearnEstimator:
             getattr(self, outer).set_params(**given)
         return self
 
+    # scikit-learn's metadata routing: which arguments its pipelines, searches and scorers pass on, and as what
+
+    def set_fit_request(self, **requests: bool | str | None) -> Self:
+        """Say which arguments of `fit` metadata routing passes on, as in `set_fit_request(sample_weight=True)`.
+
+        True passes it on, False doesn't, text takes it from that name, None makes passing it an error.
+
+        Raises:
+            RuntimeError: routing is off; see `sklearn.set_config(enable_metadata_routing=True)`.
+            TypeError: a name that is no such argument.
+        """
+        return self._request("fit", requests)
+
+    def set_predict_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict`."""
+        return self._request("predict", requests)
+
+    def set_predict_proba_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict_proba`."""
+        return self._request("predict_proba", requests)
+
+    def set_predict_log_proba_request(self, **requests: bool | str | None) -> Self:
+        """The same for `predict_log_proba`."""
+        return self._request("predict_log_proba", requests)
+
+    def set_score_request(self, **requests: bool | str | None) -> Self:
+        """The same for `score`."""
+        return self._request("score", requests)
+
+    def get_metadata_routing(self) -> Any:
+        """What has been requested so far, a copy: scikit-learn's `MetadataRequest`."""
+        if "_metadata_request" in vars(self):
+            return copy.deepcopy(self._metadata_request)
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        routing = MetadataRequest(owner=type(self).__name__)
+        for method in ROUTED_METHODS:
+            for name in self._routed(method):
+                getattr(routing, method).add_request(param=name, alias=None)
+        return routing
+
+    def _request(self, method: str, requests: dict[str, bool | str | None]) -> Self:
+        from sklearn import get_config
+
+        if not get_config().get("enable_metadata_routing"):
+            raise RuntimeError(
+                f"set_{method}_request is for metadata routing, which is off: call "
+                "sklearn.set_config(enable_metadata_routing=True) first."
+            )
+        unknown = [name for name in requests if name not in self._routed(method)]
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no argument of {method}: give some of {self._routed(method)}.")
+        routing = self.get_metadata_routing()
+        for name, alias in requests.items():
+            getattr(routing, method).add_request(param=name, alias=alias)
+        self._metadata_request = routing  # the name that scikit-learn's `clone` copies
+        return self
+
+    @classmethod
+    def _routed(cls, method: str) -> list[str]:
+        """The arguments of a method besides features and labels."""
+        return [name for name in inspect.signature(getattr(cls, method)).parameters if name not in ("self", "X", "y")]
+
     def __repr__(self) -> str:
         defaults = self._defaults()
         changed = [
@@ -197,11 +282,19 @@ def not_fitted_error(name: str) -> Exception:
     return error
 
 
-def check_feature_names(names: NDArray[np.object_] | None, expected: NDArray[np.object_] | None) -> None:
-    """Raise ValueError unless the columns are those of `fit`, where both came as data frames."""
+def check_feature_names(
+    names: NDArray[np.object_] | None, expected: NDArray[np.object_] | None, given: str = ""
+) -> None:
+    """Raise ValueError unless the columns are those of `fit`, where both came as data frames.
+
+    Args:
+        names: of the columns.
+        expected: those of `fit`.
+        given: the beginning of the message: what has these columns.
+    """
     if names is None or expected is None or names.tolist() == expected.tolist():
         return
-    message = "The feature names should match those that were passed during fit.\n"
+    message = f"{given}The feature names should match those that were passed during fit.\n"
     unseen, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
     if unseen:
         message += f"Feature names unseen at fit time:\n{_listed(unseen)}"

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, Tree
+from rlsmooth.training.classifier_model import check_feature_names
 from rlsmooth.training.run import fingerprint, spread_evenly
+from rlsmooth.training.seeding import EpochCut, mean_weight
 
 BLOCK_BYTES = 64 * 2**20
 DENSE_CLASSES = 32
@@ -62,26 +64,23 @@ class ClassifierSamples:
             None if self.target is None else self.target[index],
         )
 
-    def to_dtype(self, dtype: torch.dtype) -> ClassifierSamples:
-        """The same with inputs of another floating-point type; whole numbers stay as they are."""
-        inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
-        return dataclasses.replace(self, inputs=inputs)
-
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[ClassifierSamples]:
-        """The samples in an order, cut into minibatches, of which the last may be smaller.
+    def batches(self, order: Tensor, cut: EpochCut) -> Iterator[ClassifierSamples]:
+        """The samples in an order, divided into minibatches.
 
         They are gathered in blocks of at most 64 MiB, one `index_select` a tensor; minibatches are views of a block.
 
         Args:
             order: int64 `[N]`, on the CPU.
-            batch_size: samples of a minibatch.
+            cut: how the epoch is divided.
         """
         sample_bytes = self.inputs.element_size() * self.inputs[:1].numel()
-        block_size = max(1, BLOCK_BYTES // (max(sample_bytes, 1) * batch_size)) * batch_size
-        for start in range(0, len(order), block_size):
-            block = self[order[start : start + block_size].to(self.labels.device)]
-            for offset in range(0, len(block), batch_size):
-                yield block[offset : offset + batch_size]
+        in_block = max(1, BLOCK_BYTES // (max(sample_bytes, 1) * cut.size))
+        for first in range(0, len(cut), in_block):
+            numbers = range(first, min(first + in_block, len(cut)))
+            begin = cut.bounds(first)[0]
+            block = self[order[begin : cut.bounds(numbers[-1])[1]].to(self.labels.device)]
+            for start, end in map(cut.bounds, numbers):
+                yield block[start - begin : end - begin]
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class ClassifierData:
         classes: `[K]`, sorted.
         smoothing: the recipe of labels.
         has_given_target: whether `fit(target=)` was given.
+        mean_weight: of the samples to train on; None where all weigh the same.
     """
 
     samples: ClassifierSamples
@@ -103,11 +103,7 @@ class ClassifierData:
     classes: NDArray[Any]
     smoothing: Smoothing
     has_given_target: bool
-
-    def to_dtype(self, dtype: torch.dtype) -> ClassifierData:
-        """The same for a network of another floating-point type."""
-        validation = None if self.validation is None else self.validation.to_dtype(dtype)
-        return dataclasses.replace(self, samples=self.samples.to_dtype(dtype), validation=validation)
+    mean_weight: float | None
 
     def target_of(self, samples: ClassifierSamples, remaining: float) -> Target:
         """The target of some of the samples, made anew where alpha follows a schedule of the progress remaining."""
@@ -129,7 +125,9 @@ class ClassifierData:
         return fingerprint(*parts)
 
 
-def mix_samples(batch: ClassifierSamples, target: Target, concentration: float) -> tuple[ClassifierSamples, Target]:
+def mix_samples(
+    batch: ClassifierSamples, target: Target, concentration: float, *, weighted: bool
+) -> tuple[ClassifierSamples, Target]:
     """Mixup (Zhang et al. 2018): `lam · batch + (1 - lam) · batch in another order`, samples and targets alike.
 
     One `lam ~ Beta(concentration, concentration)` a batch, from torch's CPU generator. A mixed sample may be of any
@@ -139,10 +137,11 @@ def mix_samples(batch: ClassifierSamples, target: Target, concentration: float) 
         batch: of floating-point inputs.
         target: of the batch.
         concentration: above 0; small: mostly one of the two.
+        weighted: whether the weights count; they don't where all are the same.
     """
     lam = float(torch.distributions.Beta(concentration, concentration).sample())
     other = torch.randperm(len(batch)).to(batch.labels.device)
-    if batch.weights is not None:
+    if weighted and batch.weights is not None:
         target = target.scale(batch.weights)
     mask = batch.mask
     mixed = ClassifierSamples(
@@ -201,11 +200,7 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
         values = torch.tensor(array)
     if values.is_complex():
         raise ValueError("X is complex. Complex data not supported: give real and imaginary parts as features.")
-    for what, size in (("sample", len(values)), ("feature", values[0:1].numel() if len(values) else 1)):
-        if size == 0:
-            raise ValueError(
-                f"X has 0 {what}(s) (shape={tuple(values.shape)}) while a minimum of 1 is required: give some."
-            )
+    _check_not_empty(tuple(values.shape))
     if values.is_floating_point():
         values = values.to(dtype)
         finite = values.isfinite()
@@ -218,23 +213,85 @@ def as_inputs(X: Any, dtype: torch.dtype) -> Tensor:
     return values
 
 
+def features_and_classes(X: Any, y: Any, classes: Any) -> tuple[int, NDArray[Any], NDArray[Any]]:
+    """What a network is built for, before the features are converted to its type.
+
+    Args:
+        X: as in `Classifier.fit`.
+        y: labels.
+        classes: all labels, or None.
+
+    Returns:
+        The number of features of a sample, all axes counted; the labels; the sorted classes.
+
+    Raises:
+        TypeError: a sparse matrix.
+        ValueError: no sample, no feature; labels that `as_label_array` refuses or that can't be sorted.
+    """
+    array = as_array(X)
+    _check_not_empty(tuple(array.shape))
+    labels = as_label_array(y, len(array))
+    given = labels if classes is None else as_label_array(classes, len(classes), "classes")
+    known = sorted_classes(given, "y" if classes is None else "classes")
+    return int(np.prod(array.shape[1:])), labels, known
+
+
+def _check_not_empty(shape: tuple[int, ...]) -> None:
+    for what, size in (("sample", shape[0]), ("feature", np.prod(shape[1:]) if shape[0] else 1)):
+        if size == 0:
+            raise ValueError(f"X has 0 {what}(s) (shape={shape}) while a minimum of 1 is required: give some.")
+
+
 def feature_names(X: Any) -> NDArray[np.object_] | None:
-    """The columns' names of a data frame, where all are text; None for anything else."""
-    columns = getattr(X, "columns", None)
-    if columns is None or not all(isinstance(name, str) for name in columns):
-        return None
-    return np.asarray(columns, dtype=object)
+    """The columns' names of a data frame or an Arrow table, where they are text; None for anything else.
+
+    Raises:
+        TypeError: some are text and some are not, so that their order could not be checked.
+    """
+    columns = _column_names(X)
+    are_text = {isinstance(name, str) for name in columns}
+    if len(are_text) > 1:
+        raise TypeError(
+            "X has columns named by text and columns that are not, and feature names are only supported if all input "
+            "features have string names: rename them, X.columns = X.columns.astype(str), or give an array."
+        )
+    return np.asarray(columns, dtype=object) if are_text == {True} else None
 
 
-def as_mask(mask: Any, num_samples: int, num_classes: int) -> Tensor | None:
+def _column_names(table: Any) -> list[Any]:
+    """Those of a data frame or an Arrow table; empty for anything else."""
+    names = getattr(table, "column_names", None)
+    return list(getattr(table, "columns", ()) if names is None else names)
+
+
+def keep_feature_names(X: Any, *estimators: Any) -> None:
+    """Set `feature_names_in_` of fitted estimators, or delete what an earlier fit left."""
+    names = feature_names(X)
+    for estimator in estimators:
+        if names is not None:
+            estimator.feature_names_in_ = names
+        elif "feature_names_in_" in vars(estimator):
+            del estimator.feature_names_in_
+
+
+def as_mask(mask: Any, num_samples: int, classes: NDArray[Any]) -> Tensor | None:
     """Which classes are legal, bool `[N, K]`, or None.
+
+    Args:
+        mask: or None.
+        num_samples: `N`.
+        classes: `[K]`, sorted.
 
     Raises:
         TypeError: it is not bool.
-        ValueError: it does not broadcast to `[N, K]`; a sample without a legal class.
+        ValueError: it does not broadcast to `[N, K]`; a sample without a legal class; a data frame whose columns are
+            the classes in another order.
     """
     if mask is None:
         return None
+    num_classes, columns = len(classes), _column_names(mask)
+    if columns != classes.tolist() and set(columns) == set(classes.tolist()):
+        raise ValueError(f"mask has the columns {columns[:8]}, the classes are {classes.tolist()[:8]}: reorder them.")
     given = mask if isinstance(mask, Tensor) else torch.tensor(np.asarray(mask))
     if given.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = legal), got {given.dtype}: use mask.bool() for 0/1 masks.")
@@ -257,8 +314,7 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
     """Labels of any kind that can be sorted, as an array `[N]`.
 
     Raises:
-        ValueError: None, another length than `num_samples`, fractions, NaN, more than one column, kinds that can't be
-            sorted together.
+        ValueError: None, another length than `num_samples`, fractions, missing labels, more than one column.
     """
     if y is None:
         raise ValueError(f"Classifier requires {name} to be passed, but the target {name} is None.")
@@ -279,10 +335,8 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
         raise ValueError(f"{name} is complex. Complex data not supported: give labels.")
     if array.dtype.kind == "S":
         raise ValueError(f"{name} holds bytes, which no file can keep: give text, {name}.astype(str).")
+    _check_none_missing(y, array, name)
     if array.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(array))
-        if len(bad):
-            raise ValueError(f"{name}[{bad[0]}] is NaN or infinity (Input {name} contains NaN or infinity).")
         bad = np.flatnonzero(array != np.trunc(array))
         if len(bad):
             raise ValueError(
@@ -294,6 +348,55 @@ def as_label_array(y: Any, num_samples: int, name: str = "y") -> NDArray[Any]:
             f"{name} has {len(array)} labels, but X has {num_samples} samples (inconsistent numbers of samples)."
         )
     return array
+
+
+def _check_none_missing(y: Any, array: NDArray[Any], name: str) -> None:
+    """Raise ValueError where a label is None, NaN, NaT, pandas' NA, masked or infinite.
+
+    Args:
+        y: labels as given: numpy makes the text "nan" of a NaN in a list of text.
+        array: the same as an array `[N]`.
+        name: of the argument.
+    """
+    is_text = isinstance(y, (list, tuple)) and array.dtype.kind == "U"
+    listed = y if is_text else array.tolist() if array.dtype.kind == "O" else []
+    bad = np.zeros(len(array), dtype=bool)
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array)
+    elif array.dtype.kind in "mM":
+        bad = np.isnat(array)
+    elif len(listed) == len(array):
+        bad = np.array([_is_missing(label) for label in listed], dtype=bool)
+    if isinstance(y, np.ma.MaskedArray):
+        bad = bad | np.ma.getmaskarray(y).reshape(-1)
+    if bad.any():
+        place = int(np.flatnonzero(bad)[0])
+        number = f"NaN or infinity (Input {name} contains NaN or infinity), " if array.dtype.kind == "f" else ""
+        shown = f" ({listed[place]!r})" if len(listed) else ""
+        raise ValueError(
+            f"{name}[{place}]{shown} is {number}a missing label: drop the sample, or label it. SelfTraining takes -1 "
+            "where there is none."
+        )
+
+
+def _is_missing(label: Any) -> bool:
+    # pandas' NA and NaT are known by name: pandas need not be installed.
+    is_nan = isinstance(label, (float, np.floating)) and bool(np.isnan(label))
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
+
+
+def sorted_classes(labels: NDArray[Any], name: str = "y") -> NDArray[Any]:
+    """The different labels, sorted.
+
+    Raises:
+        ValueError: they can't be sorted.
+    """
+    try:
+        return np.unique(labels)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} mixes kinds of labels that can't be sorted ({error}): give all of one kind."
+        ) from error
 
 
 def in_class_order(smoothing: Smoothing, classes: NDArray[Any]) -> Smoothing:
@@ -434,13 +537,13 @@ def _conversion_warning() -> type[Warning]:
 
 def prepare_data(
     X: Any,
-    y: Any,
+    y: NDArray[Any],
     sample_weight: Any,
     *,
     validation: Any,
     target: Target | None,
     mask: Any,
-    classes: Any,
+    classes: NDArray[Any],
     smoothing: Smoothing,
     class_weight: Any,
     validation_fraction: float,
@@ -451,13 +554,13 @@ def prepare_data(
     """Check what `fit` was given and bring it to the device.
 
     Args:
-        X: as in `Classifier.fit`, like all up to `classes`.
-        y: labels.
+        X: as in `Classifier.fit`, like all up to `mask`.
+        y: labels, of `features_and_classes`.
         sample_weight: or None.
         validation: held-out `(X, y)`, or None.
         target: in place of `smoothing`, or None.
         mask: of legal classes, or None.
-        classes: all labels, or None.
+        classes: `[K]`, sorted.
         smoothing: of the labels.
         class_weight: a factor a class: None, `"balanced"`, a dict or an array `[K]`.
         validation_fraction: of the samples, to hold out.
@@ -470,36 +573,45 @@ def prepare_data(
         ValueError: values or shapes that do not fit.
     """
     inputs = as_inputs(X, dtype)
-    names = as_label_array(y, len(inputs))
-    try:
-        known = np.unique(names if classes is None else np.asarray(classes))
-    except TypeError as error:
-        raise ValueError(f"y mixes kinds of labels that can't be sorted ({error}): give all of one kind.") from error
-    labels = encode_labels(names, known)
-    smoothing = in_class_order(smoothing, known)
+    labels = encode_labels(y, classes)
+    smoothing = in_class_order(smoothing, classes)
     weights = as_weights(sample_weight, len(labels))
-    legal = as_mask(mask, len(labels), len(known))
+    legal = as_mask(mask, len(labels), classes)
     if target is not None:
-        _check_target(target, len(labels), len(known), legal)
-    factors = class_factors(class_weight, known, labels, weights)
+        _check_target(target, len(labels), len(classes), legal)
+    factors = class_factors(class_weight, classes, labels, weights)
     if factors is not None:
         weights = factors[labels] if weights is None else weights * factors[labels]
     if weights is not None and not weights.any():
         raise ValueError("class_weight and sample_weight leave no sample with a weight above 0: nothing can be learnt.")
     samples = _on_device(inputs, labels, weights, device, dtype)
     samples = dataclasses.replace(samples, mask=None if legal is None else legal.to(device))
-    goal = _constant_target(samples, smoothing, len(known)) if target is None else target.to(device)
+    goal = _constant_target(samples, smoothing, len(classes)) if target is None else target.to(device)
     samples = _with_target(samples, goal)
 
-    held_out, places = None, None
+    held_out, places, trained = None, None, weights
     if validation_fraction > 0:
         if validation is not None:
             raise ValueError(f"validation and validation_fraction={validation_fraction} are both given: choose one.")
         places, taken = map(torch.from_numpy, hold_out(labels, validation_fraction, seed))
         samples, held_out = samples[places.to(device)], samples[taken.to(device)]
+        if weights is not None:
+            trained = weights[places.numpy()]
+            _check_weighs(trained, "training samples that validation_fraction leaves")
+            _check_weighs(weights[taken.numpy()], "held-out samples")
     elif validation is not None:
-        held_out = _validation_samples(validation, smoothing, known, factors, inputs, device, dtype)
-    return ClassifierData(samples, places, held_out, known, smoothing, target is not None)
+        held_out = _validation_samples(validation, smoothing, classes, factors, inputs, feature_names(X), device, dtype)
+        if factors is not None:
+            _check_weighs(factors[held_out.labels.cpu().numpy()], "samples of validation")
+    return ClassifierData(samples, places, held_out, classes, smoothing, target is not None, mean_weight(trained))
+
+
+def _check_weighs(weights: NDArray[np.float64], which: str) -> None:
+    if not weights.any():
+        raise ValueError(
+            f"class_weight and sample_weight give all {which} weight 0, so that their loss is 0: change the weights, "
+            "or choose other samples."
+        )
 
 
 def _on_device(
@@ -558,6 +670,7 @@ def _validation_samples(
     classes: NDArray[Any],
     factors: NDArray[np.float64] | None,
     like: Tensor,
+    names: NDArray[np.object_] | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> ClassifierSamples:
@@ -565,6 +678,7 @@ def _validation_samples(
         raise TypeError(f"validation must be (X, y), got {type(validation).__name__}.")
     if isinstance(smoothing.alpha, Tensor) and smoothing.alpha.ndim > 0:
         raise ValueError("smoothing has an alpha for each training sample, but validation has none: give one number.")
+    check_feature_names(feature_names(validation[0]), names, "validation: ")
     inputs = as_inputs(validation[0], dtype)
     if inputs.ndim == 2 and inputs.shape[1:] != like.shape[1:]:
         raise ValueError(f"validation has {inputs.shape[1]} features, X has {like.shape[1]}: give the same.")

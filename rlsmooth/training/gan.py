@@ -25,7 +25,7 @@ from rlsmooth.checks import check_choice, check_in_range, check_optional_folder,
 from rlsmooth.losses import binary_cross_entropy
 from rlsmooth.schedules import LearningRate, ScheduleLike, as_schedule, value_at
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.classifier_model import as_device
+from rlsmooth.training.classifier_model import as_device, average_into, model_dtype
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
 from rlsmooth.training.divergence import FiniteWatch, last_interval
 from rlsmooth.training.gan_cases import draw_points, image_grid
@@ -45,10 +45,11 @@ from rlsmooth.training.run import (
     check_same_arguments,
     learning_rate_of,
     log_line,
+    samples_at_once,
     set_learning_rate,
 )
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
-from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import check_trains_on_one, has_batch_norm, isolated_rng, rng_state, set_rng_state
 
 GeneratorLoss: TypeAlias = Literal["non_saturating", "saturating"]
 Evaluate: TypeAlias = Callable[[Tensor], Mapping[str, float | Tensor]]
@@ -139,8 +140,9 @@ class GANTrainer:
         betas: of Adam.
         batch_size: real samples and fake samples of an update.
         discriminator_updates: for one of the generator.
-        ema_decay: keep an average of the generator's parameters, which `sample` then uses: after step t,
-            `d · average + (1 - d) · parameters` with `d = min(ema_decay, (1 + t) / (10 + t))`. None: no average.
+        ema_decay: keep an average of the generator's parameters and of BatchNorm's running statistics, which `sample`
+            then uses: after step t, `d · average + (1 - d) · now` with `d = min(ema_decay, (1 + t) / (10 + t))`. None:
+            no average.
         max_grad_norm: to which either gradient's norm is clipped; None: not.
         evaluate: a function of samples `[evaluation_samples, ...]` that gives numbers by name.
         evaluate_every: steps from one evaluation to the next, with figures of samples and histograms of logits for
@@ -345,6 +347,7 @@ class GANTrainer:
         check_given("data", self.data, "GANTrainer")
         check_no_missing(self.missing)
         check_folder_given(self.checkpoint_folder, resume=resume)
+        self._check_minibatches()
         checkpoint = None
         if self.checkpoint_folder is not None:
             checkpoint = self._run_folder(self.checkpoint_folder).begin(resume=resume, own_up_to=self.step or None)
@@ -355,6 +358,17 @@ class GANTrainer:
         self._watch.clear()
         self._progress.begin(total_steps, "total_steps", is_resumed=checkpoint is not None)
         return checkpoint is not None
+
+    def _check_minibatches(self) -> None:
+        """Raise ValueError if a network's BatchNorm can't train on the minibatches, which have one sample."""
+        assert self.data is not None
+        real = self.data.batch_size
+        why = f"batch_size={self.batch_size} makes minibatches of one sample"
+        if real == 1 and has_batch_norm(self.discriminator):
+            one = self.data.example(1)
+            check_trains_on_one(self.discriminator, lambda: self.discriminator(one), why)
+        if 1 in (real, self.batch_size) and has_batch_norm(self.generator):
+            check_trains_on_one(self.generator, lambda: self.generator(self.noise(1)), why)
 
     def _train(self, events: EventLog, callback: Callable[[GANTrainer], object] | None, log_every: int) -> None:
         """The loop: updates of both sides, and what is due after each step."""
@@ -370,7 +384,8 @@ class GANTrainer:
             self._watch.add(*(update.loss for update in statistics), loss)
             progress.step += 1
             if self.average is not None:
-                self._update_average(self.average)
+                assert self.ema_decay is not None
+                average_into(self.average, self.generator, min(self.ema_decay, (1 + self.step) / (10 + self.step)))
             continues = callback is None or callback(self) is not False
             events.advance()
             if self.step % log_every == 0:
@@ -432,20 +447,11 @@ class GANTrainer:
         self.generator_optimizer.step()
         return loss.detach()
 
-    @torch.no_grad()
-    def _update_average(self, average: nn.Module) -> None:
-        assert self.ema_decay is not None
-        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        for kept, now in zip(average.parameters(), self.generator.parameters(), strict=True):
-            kept.lerp_(now, 1 - decay)
-        for buffer, current in zip(average.buffers(), self.generator.buffers(), strict=True):
-            buffer.copy_(current)  # of batch normalisation: averages already
-
     # ---- sampling
 
     def noise(self, count: int) -> Tensor:
-        """Standard normal noise `[count, *latent_size]` from torch's generator."""
-        return torch.randn(count, *self.latent_size, device=self.device)
+        """Standard normal noise `[count, *latent_size]` from torch's generator, of the generator's type."""
+        return torch.randn(count, *self.latent_size, device=self.device, dtype=model_dtype(self.generator))
 
     @torch.no_grad()
     def sample(self, count: int, *, seed: int | None = None, use_average: bool = True) -> Tensor:
@@ -471,7 +477,10 @@ class GANTrainer:
         was_training = module.training
         module.eval()
         sizes = [min(SAMPLED_AT_ONCE, count - start) for start in range(0, count, SAMPLED_AT_ONCE)] or [0]
-        samples = torch.cat([module(self.noise(size)) for size in sizes])
+        with isolated_rng():
+            one = self.noise(1)
+        most = samples_at_once(lambda: module(one), self.batch_size, SAMPLED_AT_ONCE)
+        samples = torch.cat([module(part) for size in sizes for part in torch.split(self.noise(size), most)])
         module.train(was_training)
         return samples
 
@@ -743,7 +752,7 @@ def _check_fit(
     try:
         with torch.no_grad(), isolated_rng(seed % 2**32):
             real = data.example(2)
-            fake = generator(torch.randn(2, *latent_size, device=data.device))
+            fake = generator(torch.randn(2, *latent_size, device=data.device, dtype=model_dtype(generator)))
             if fake.shape[1:] != real.shape[1:] or fake.dtype != real.dtype:
                 raise ValueError(
                     f"generator gives samples {tuple(fake.shape[1:])} of {fake.dtype}, data has samples "

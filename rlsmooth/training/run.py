@@ -4,6 +4,7 @@
     RunFolder       a folder of checkpoints: refuses those of another run, saves, finds the latest good one
     EventLog        logs values to TensorBoard and the caller's function, and moves the progress bar
     EarlyStopping   keeps the parameters with the lowest validation loss
+    samples_at_once bounds what a forward pass of an evaluation allocates
     Stopwatch       measures the seconds of training alone
     check_…         refuse to resume a run with other data, other arguments, or a missing callable
 
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
@@ -37,6 +39,8 @@ from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execut
 RESUME_FILE = "resume.zip"
 """The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
 CHECKPOINT_FILE = r"checkpoint_\d+\.zip"
+MEASURED_BYTES = 32 * 2**20
+"""Bound of all that a forward pass of an evaluation allocates, unless a minibatch of training has more samples."""
 
 
 # ---- where a run stands
@@ -420,6 +424,40 @@ def spread_evenly(count: int, most: int) -> Tensor:
     """
     # In float64: float32 can't tell places above 2^24 apart.
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
+
+
+# ---- forward passes of evaluations
+
+
+class _AllocatedBytes(TorchFunctionMode):
+    """Counts the bytes of the tensors that torch's functions return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: int = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for part in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(part, Tensor):
+                self.total += part.numel() * part.element_size()
+        return found
+
+
+def samples_at_once(measure_one: Callable[[], object], batch_size: int, most: int) -> int:
+    """How many samples an evaluation may send through a network at once.
+
+    As many as allocate 32 MiB, or as many as a minibatch of training, which fits into memory with gradients too.
+
+    Args:
+        measure_one: does with one sample what will be done with all of them.
+        batch_size: samples of a minibatch of training.
+        most: upper bound.
+    """
+    allocated = _AllocatedBytes()
+    with torch.no_grad(), allocated:
+        measure_one()
+    return min(most, max(batch_size, MEASURED_BYTES // max(allocated.total, 1)))
 
 
 # ---- the log of a run

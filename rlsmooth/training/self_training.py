@@ -16,8 +16,8 @@ from torch import Tensor
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, teacher
 from rlsmooth.training.classifier import Classifier
-from rlsmooth.training.classifier_model import ScikitLearnEstimator, not_fitted_error
-from rlsmooth.training.classifier_samples import in_class_order
+from rlsmooth.training.classifier_model import ScikitLearnEstimator, average_into, not_fitted_error
+from rlsmooth.training.classifier_samples import in_class_order, keep_feature_names
 from rlsmooth.training.run import check_folder_given
 from rlsmooth.training.self_training_labels import (
     PseudoSmoothing,
@@ -25,7 +25,6 @@ from rlsmooth.training.self_training_labels import (
     SelfTrainingSamples,
     as_given,
     as_pseudo,
-    average_into,
     pseudo_target,
     select,
     take,
@@ -80,7 +79,7 @@ class SelfTraining(ScikitLearnEstimator):
         n_iter_: rounds.
         rounds_: a `RoundReport` a round.
         classes_: `[K]`, the labels that are given in `y`, sorted.
-        n_features_in_: second axis of `X`.
+        n_features_in_: second axis of `X`; `feature_names_in_` exists if `X` was a data frame.
 
     Example:
         >>> X = torch.linspace(-1, 1, 20).unsqueeze(-1)
@@ -100,6 +99,7 @@ class SelfTraining(ScikitLearnEstimator):
     rounds_: list[RoundReport]
     classes_: NDArray[Any]
     n_features_in_: int
+    feature_names_in_: NDArray[np.object_]
 
     def __init__(
         self,
@@ -178,6 +178,7 @@ class SelfTraining(ScikitLearnEstimator):
         if not len(samples.unlabelled()):
             self.termination_condition_ = "all_labeled"
         self.n_features_in_ = student.n_features_in_
+        keep_feature_names(X, self, student, self.teacher_)
         return self
 
     def _train(self, samples: SelfTrainingSamples, recipes: Recipes, *, resume: bool) -> None:

@@ -9,11 +9,10 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, as_smoothing, confidence_adaptive, from_probs
-from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels
+from rlsmooth.training.classifier_samples import as_array, as_label_array, as_weights, encode_labels, sorted_classes
 
 PseudoSmoothing: TypeAlias = Smoothing | Literal["confidence_adaptive"]
 
@@ -125,36 +124,6 @@ def pseudo_target(
     return Target.mix(target, reference, 1 - alpha)
 
 
-@torch.no_grad()
-def average_into(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """`teacher = decay · teacher + (1 - decay) · student`, in place, for parameters and floating-point buffers.
-
-    Other buffers (counters) are the student's. After n more students the first teacher has become
-    `decay^n · first + (1 - decay) · sum_i decay^(n - i) · student_i`: mean teachers (Tarvainen and Valpola 2017).
-
-    Args:
-        teacher: changed in place; of the same shapes.
-        student: read.
-        decay: in [0, 1): 0 is the student itself.
-
-    Example:
-        >>> teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
-        >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(student.weight)
-        >>> average_into(teacher, student, 0.75)
-        >>> teacher.weight.item()
-        0.25
-    """
-    decay = check_in_range("decay", decay, 0.0, 1.0, high_open=True)
-    # Not state_dict, which names a shared parameter twice.
-    for mean, now in zip(
-        (*teacher.parameters(), *teacher.buffers()), (*student.parameters(), *student.buffers()), strict=True
-    ):
-        if mean.is_floating_point():
-            mean.lerp_(now.to(mean), 1 - decay)
-        else:
-            mean.copy_(now)
-
-
 def _fixed(name: str, recipe: Smoothing) -> Smoothing:
     if not recipe.is_constant:
         raise ValueError(f"{name} follows a schedule, but a round's targets are made once: give one number.")
@@ -212,7 +181,7 @@ class SelfTrainingSamples:
         has_label = np.asarray(labels != UNLABELLED, dtype=bool)
         if not has_label.any():
             raise ValueError("y has no sample with a label (all are -1): give some of each class.")
-        classes = np.unique(labels[has_label])
+        classes = sorted_classes(labels[has_label])
         places = np.full(len(labels), UNLABELLED, dtype=np.int64)
         places[has_label] = encode_labels(labels[has_label], classes)
         return cls(

@@ -301,13 +301,13 @@ def test_the_first_update_equals_torchs_in_float64() -> None:
 def test_class_weights_without_smoothing_are_torchs() -> None:
     X, y = noise()
     weight = torch.tensor([1.0, 0.5, 3.0, 0.0])
-    classifier = make(smoothing=0.0, class_weight=weight).fit(X, y)
+    classifier = make(smoothing=0.0, class_weight=weight, batch_size=48).fit(X, y)
 
     def loss(logits: Tensor, labels: Tensor, _rows: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, weight=weight)
 
-    assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=16))
-    named = make(smoothing=0.0, class_weight={1: 0.5, 2: 3.0, 3: 0.0}).fit(X, y)
+    assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=48))
+    named = make(smoothing=0.0, class_weight={1: 0.5, 2: 3.0, 3: 0.0}, batch_size=48).fit(X, y)
     assert_same(classifier, named)
 
 
@@ -319,9 +319,64 @@ def test_class_and_sample_weights_weigh_rows_as_in_scikit_learn() -> None:
     def loss(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         each = functional.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
         combined = weight[labels] * rows_weight[rows]
-        return (combined * each).sum() / combined.sum()
+        return (combined * each).mean() / (weight[torch.tensor(y)] * rows_weight).mean()
 
     assert_close(classifier, by_hand(network(), X, y, loss, epochs=2, batch_size=16))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+@pytest.mark.parametrize("batch_size", [1, 6, 48])
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_weights_count_the_same_at_every_batch_size(mixup: float, batch_size: int, held_out: float) -> None:
+    """With parameters that stay, the losses of an epoch are the weighted mean over the training samples."""
+    X, y = noise()
+    model = network()
+    nn.init.zeros_(model[2].weight)  # the same logits for every sample: then losses are linear in the targets
+    rows_weight = np.random.default_rng(1).exponential(size=48) ** 2
+    arguments = {"class_weight": {0: 5.0, 3: 0.1}, "learning_rate": 1e-30, "max_epochs": 1, "smoothing": 0.3}
+    fitted = make(model, batch_size=batch_size, mixup=mixup, validation_fraction=held_out, **arguments)
+    fitted.fit(X, y, rows_weight)
+    trained, taken = (np.arange(48), None) if not held_out else hold_out(y, held_out, 0)
+    weights = rows_weight * np.array([5.0, 1.0, 1.0, 0.1])[y]
+    each = functional.cross_entropy(model(torch.tensor(X)), torch.tensor(y), label_smoothing=0.3, reduction="none")
+    losses = each.detach().double().numpy()
+    found = fitted.history_
+    assert found["loss"] == [pytest.approx(np.average(losses[trained], weights=weights[trained]), rel=1e-5)]
+    if taken is not None:
+        assert found["val_loss"] == [pytest.approx(np.average(losses[taken], weights=weights[taken]), rel=1e-5)]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.3])
+def test_weights_that_are_all_alike_change_no_bit(mixup: float) -> None:
+    X, y = noise()
+    plain, ones, threes = (make(mixup=mixup).fit(X, y, weights) for weights in (None, np.ones(48), np.full(48, 0.3)))
+    assert_same(plain, ones)
+    assert_same(plain, threes)
+
+
+def test_balanced_classes_are_as_probable_as_each_other() -> None:
+    """Without features a class is as probable as its weight says, however seldom it is in a minibatch."""
+    y = np.arange(640) % 20 == 0
+    for batch_size in (2, 32):
+        classifier = Classifier(
+            lambda _, classes: nn.Linear(1, classes),
+            smoothing=0.0,
+            class_weight="balanced",
+            batch_size=batch_size,
+            learning_rate="lin_0.02",
+            max_epochs=25 if batch_size > 2 else 2,
+            seed=0,
+            device="cpu",
+        )
+        rare = classifier.fit(np.zeros((640, 1), dtype=np.float32), y).predict_proba([[0.0]])[0, 1]
+        assert rare == pytest.approx(0.5, abs=0.03), batch_size
+
+
+def test_weights_that_leave_nothing_to_measure_are_refused() -> None:
+    with pytest.raises(ValueError, match="all samples of validation weight 0"):
+        one_epoch(class_weight={0: 0.0}).fit(X, Y, validation=(X[Y == 0], Y[Y == 0]))
+    with pytest.raises(ValueError, match="all held-out samples weight 0"):
+        one_epoch(validation_fraction=0.25).fit(X, Y, with_entry(np.zeros(12), hold_out(Y, 0.25, 0)[0], 1.0))
 
 
 def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
@@ -606,7 +661,7 @@ MASK = np.ones((12, 3), dtype=bool)
         ({"y": Y + 0.5}, ValueError, "Unknown label type"),
         ({"y": with_entry(Y.astype(float), 4, np.nan)}, ValueError, r"y\[4\] is NaN"),
         ({"y": np.eye(3)[Y]}, ValueError, r"give soft labels as target="),
-        ({"y": np.array([0, "a", None] * 4, dtype=object)}, ValueError, "can't be sorted"),
+        ({"y": np.array([0, "a", b"c"] * 4, dtype=object)}, ValueError, "can't be sorted"),
         ({"sample_weight": np.ones(5)}, ValueError, r"sample_weight has shape \(5,\)"),
         ({"sample_weight": with_entry(np.ones(12), 7, -1)}, ValueError, r"sample_weight\[7\]"),
         ({"sample_weight": np.zeros(12)}, ValueError, "all weights are zero"),
@@ -641,8 +696,8 @@ def test_what_does_not_go_together_is_named() -> None:
     with pytest.raises(ValueError, match="mixup can't mix"):
         one_epoch(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), mixup=0.2).fit(torch.zeros(12, 4, dtype=torch.int64), Y)
     normalised = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    with pytest.raises(ValueError, match="batch_size=11 leaves one sample of 12"):
-        one_epoch(normalised, batch_size=11).fit(X, Y)
+    with pytest.raises(ValueError, match="batch_size=1 makes minibatches of one sample of 12"):
+        one_epoch(normalised, batch_size=1).fit(X, Y)
     one_epoch(normalised, batch_size=6).fit(X, Y)
 
 

@@ -6,20 +6,20 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn import datasets
+from sklearn import config_context, datasets
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import BaggingClassifier, VotingClassifier
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -31,7 +31,14 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from rlsmooth.targets import Smoothing, uniform
-from rlsmooth.training import Classifier, SafeFileError, TrainingDivergedError, checkpoint_steps, epoch_permutation
+from rlsmooth.training import (
+    Classifier,
+    SafeFileError,
+    SelfTraining,
+    TrainingDivergedError,
+    checkpoint_steps,
+    epoch_permutation,
+)
 from rlsmooth.training import run as engine
 from support import assert_raises, read_events
 
@@ -415,6 +422,159 @@ def test_whole_weights_are_repeated_rows_by_scikit_learns_check_in_float64() -> 
 def test_columns_of_data_frames_are_checked_by_name() -> None:
     pytest.importorskip("pandas")
     estimator_checks.check_dataframe_column_names_consistency("Classifier", Classifier(**QUICK))
+
+
+class Frame:
+    """What is asked of a data frame: names of its columns, in pandas' or Arrow's attribute, and an array."""
+
+    def __init__(self, values: Any, names: list[Any], attribute: str = "columns") -> None:
+        self.values = np.asarray(values)
+        setattr(self, attribute, names)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def partly(y: Any) -> Any:
+    """Half of the labels."""
+    return np.where(np.arange(len(y)) % 2 == 0, y, -1)
+
+
+@pytest.mark.parametrize("attribute", ["columns", "column_names"])
+@pytest.mark.parametrize("self_trains", [False, True])
+def test_reordered_columns_are_refused_wherever_features_are_given(attribute: str, self_trains: bool) -> None:
+    X, y = noise()
+    frame = Frame(X, NAMES, attribute)
+    reordered = Frame(X[:, ::-1], NAMES[::-1], attribute)
+    classifier: Any = Classifier(warm_start=True, **QUICK)
+    estimator = SelfTraining(classifier, max_iter=2, smoothing=0.1, threshold=0.0) if self_trains else classifier
+    fitted = estimator.fit(frame, partly(y) if self_trains else y)
+    assert fitted.feature_names_in_.tolist() == NAMES
+    assert fitted.n_features_in_ == 4
+    for method in ("predict", "predict_proba", "predict_log_proba", "logits"):
+        assert len(getattr(fitted, method)(frame)) == len(X)
+        assert_raises(ValueError, "must be in the same order", getattr(fitted, method), reordered)
+    assert_raises(ValueError, "must be in the same order", fitted.score, reordered, y)
+    assert_raises(TypeError, "columns named by text and columns that are not", fitted.predict, Frame(X, [*"abc", 3]))
+    if self_trains:  # its networks are saved and asked alone, too
+        for part in (fitted.classifier_, fitted.teacher_):
+            assert_raises(ValueError, "must be in the same order", part.predict, reordered)
+    else:
+        assert_raises(ValueError, "must be in the same order", fitted.fit, reordered, y)  # a warm start
+        assert_raises(ValueError, "validation: The feature", fitted.fit, frame, y, validation=(reordered, y))
+    assert "feature_names_in_" not in vars(estimator.fit(X, partly(y) if self_trains else y))
+
+
+def test_a_mask_with_the_columns_of_other_classes_first_is_refused() -> None:
+    X, y = noise()
+    mask = np.ones((60, 3), dtype=bool)
+    classifier = Classifier(**QUICK)
+    classifier.fit(X, y, mask=Frame(mask, [0, 1, 2]))
+    assert_raises(ValueError, r"mask has the columns \[2, 1, 0\]", classifier.fit, X, y, mask=Frame(mask, [2, 1, 0]))
+    assert_raises(ValueError, r"mask has the columns \[1, 0, 2\]", classifier.predict, X, Frame(mask, [1, 0, 2]))
+
+
+@pytest.mark.parametrize("self_trains", [False, True])
+def test_a_network_in_float64_that_a_function_builds_is_given_float64(self_trains: bool) -> None:
+    """Classes that float32 can't tell apart are learned, and numbers that it can't hold are taken."""
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    X = np.stack([1 + 1e-12 * (2 * y - 1) * (1 + rng.random(80)), rng.random(80)], axis=1)
+
+    def centred(features: int, classes: int) -> nn.Module:
+        class Centre(nn.Module):
+            def forward(self, inputs: Tensor) -> Tensor:
+                return (inputs - 1) * torch.tensor([1e12, 1.0], dtype=torch.float64)
+
+        return nn.Sequential(Centre(), nn.Linear(features, classes)).double()
+
+    classifier: Any = Classifier(centred, learning_rate=0.05, max_epochs=20, seed=0, device="cpu")
+    estimator = SelfTraining(classifier, smoothing=0.1) if self_trains else classifier
+    labels = np.where(np.arange(80) < 40, y, -1) if self_trains else y
+    assert estimator.fit(X, labels).score(X, y) > 0.98
+    assert estimator.logits(X).dtype == torch.float64
+    huge = Classifier(lambda features, classes: nn.Linear(features, classes).double(), **QUICK)
+    assert huge.fit(X * 1e39, y).predict(X * 1e39).shape == (80,)
+    held_out = Classifier(centred, **QUICK).fit(X, y, validation=(X, y))
+    assert held_out.history_["val_accuracy"] == held_out.history_["accuracy"]
+
+
+class NAType:
+    """As pandas' own, which need not be installed."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("kind", ["text", "numbers"])
+@pytest.mark.parametrize(
+    "missing",
+    [None, float("nan"), np.float32("nan"), NAType(), "masked"],
+    ids=["None", "NaN", "float32", "NA", "masked"],
+)
+@pytest.mark.parametrize("self_trains", [False, True])
+def test_missing_labels_are_called_so(kind: str, missing: Any, self_trains: bool) -> None:
+    X, _ = noise(6)
+    labels: Any = ["a", "b", "a", "b", "a", "b"] if kind == "text" else [0, 1, 0, 1, 0, 1]
+    if isinstance(missing, str):
+        labels = np.ma.array(labels, mask=np.arange(6) == 3)
+    else:
+        labels[3] = missing
+    classifier: Any = Classifier(**QUICK)
+    estimator = SelfTraining(classifier) if self_trains else classifier
+    for given in (labels,) if isinstance(missing, str) else (labels, np.array(labels, dtype=object)):
+        with pytest.raises(ValueError, match=r"y\[3\].* is .*a missing label: drop the sample, or label it.*-1"):
+            estimator.fit(X, given)
+    if not self_trains:
+        with pytest.raises(ValueError, match=r"validation's y\[3\].*missing label"):
+            estimator.fit(X, np.arange(6) % 2, validation=(X, labels))
+
+
+@pytest.fixture
+def routing() -> Iterator[None]:
+    with config_context(enable_metadata_routing=True):
+        yield
+
+
+@pytest.mark.parametrize("self_trains", [False, True])
+@pytest.mark.usefixtures("routing")
+def test_metadata_routing_passes_weights_on(self_trains: bool) -> None:
+    X, y = iris()
+    y = np.unique(y, return_inverse=True)[1]
+    weights = (y != 2).astype(float)  # without the third class
+    classifier: Any = Classifier(**{**QUICK, "max_epochs": 5})
+    plain = SelfTraining(classifier, threshold=0.5, max_iter=1) if self_trains else classifier
+    labels = np.where(np.arange(150) % 10 == 0, -1, y) if self_trains else y
+    assert len(cross_validate(plain, X, labels, cv=2)["test_score"]) == 2
+    weighted = clone(plain).set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+    pipeline = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), weighted)
+    assert set(pipeline.fit(X, labels, sample_weight=weights).predict(X)) == {0, 1}
+    search = GridSearchCV(weighted, {"verbose": [0]}, cv=2)
+    assert set(search.fit(X, labels, sample_weight=weights).predict(X)) == {0, 1}
+    given = {"params": {"w": weights}, "cv": 2}
+    renamed = clone(plain).set_fit_request(sample_weight="w").set_score_request(sample_weight="w")
+    assert cross_validate(renamed, X, labels, **given)["test_score"].max() > 0.5
+    unasked = {"sample_weight": weights}
+    again = clone(weighted).get_metadata_routing()  # requests are cloned
+    assert again.fit.requests["sample_weight"] is True
+    assert again.score.requests["sample_weight"] is False
+    assert_raises(UnsetMetadataPassedError, "set_fit_request", cross_validate, plain, X, labels, params=unasked)
+    assert_raises(TypeError, "'weight' is no argument of fit", plain.set_fit_request, weight=True)
+    if not self_trains:
+        calibrated = CalibratedClassifierCV(weighted, cv=2).fit(X, y, sample_weight=weights)
+        assert calibrated.predict_proba(X)[:, 2].max() < 0.5
+
+
+def test_metadata_is_requested_only_where_routing_is_on() -> None:
+    assert_raises(RuntimeError, "set_config", Classifier().set_fit_request, sample_weight=True)
 
 
 def iris() -> tuple[Any, Any]:

@@ -102,19 +102,55 @@ def test_training_is_a_plain_loop_in_torch(kind: Any) -> None:
             torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
+def test_the_average_normalises_by_its_own_statistics() -> None:
+    """Samples of the average are about those that the statistics of its own minibatches would give."""
+
+    def deep() -> nn.Module:
+        first = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU()
+        return nn.Sequential(*first, nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+
+    data = torch.randn(500, 2, generator=torch.Generator().manual_seed(5)) / 2 + torch.tensor([1.0, -2.0])
+    given = {"latent_size": 8, "batch_size": 32, "learning_rate": 3e-3, "ema_decay": 0.99, "seed": 0, "device": "cpu"}
+    errors = {"average": [], "raw statistics": []}
+    for seed in range(2):
+        trainer = GANTrainer(deep, discriminator, data, **{**given, "seed": seed}).train(300)
+        average: Any = trainer.average
+        noise = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            own = copy.deepcopy(average).train()(noise)  # by the statistics of these very samples
+            mixed = copy.deepcopy(average)
+            mixed.load_state_dict(average.state_dict() | dict(trainer.generator.named_buffers()))
+            for name, module in (("average", average), ("raw statistics", mixed)):
+                errors[name].append(float((module(noise).mean(0) - own.mean(0)).norm()))
+    assert np.mean(errors["average"]) < 0.05 < np.mean(errors["raw statistics"])
+
+
+def test_a_network_in_float64_is_trained_in_float64() -> None:
+    """Data that float32 can't tell apart reach the discriminator as they are."""
+    data = 1 + 1e-12 * torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    seen: list[Tensor] = []
+    networks = generator().double(), discriminator().double()
+    networks[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer = GANTrainer(*networks, data, latent_size=3, batch_size=8, seed=0, device="cpu").train(2)
+    assert any(torch.isin(inputs, data).all() for inputs in seen)
+    assert trainer.sample(3, seed=0).dtype == torch.float64
+
+
 def test_the_average_follows_its_formula() -> None:
     trainer = make(ema_decay=0.3)
-    expected = [parameter.detach().clone() for parameter in trainer.generator.parameters()]
+    expected = [tensor.detach().double() for tensor in trainer.generator.state_dict().values()]
 
     def follow(trainer: GANTrainer) -> None:
         decay = min(0.3, (1 + trainer.step) / (10 + trainer.step))
-        for kept, now in zip(expected, trainer.generator.parameters(), strict=True):
-            kept.copy_(decay * kept + (1 - decay) * now.detach())
+        for place, now in enumerate(trainer.generator.state_dict().values()):
+            expected[place] = decay * expected[place] + (1 - decay) * now.detach().double()
+            if not now.is_floating_point():  # how many minibatches were normalised
+                expected[place] = now.double()
 
     trainer.train(5, callback=follow)
-    for kept, parameter in zip(expected, trainer.average.parameters(), strict=True):
-        torch.testing.assert_close(parameter, kept)
-    assert torch.equal(trainer.average[1].running_mean, trainer.generator[1].running_mean)  # type: ignore[index]
+    for kept, tensor in zip(expected, trainer.average.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor.double(), kept, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(trainer.average[1].running_mean, trainer.generator[1].running_mean)  # type: ignore[index]
     assert not torch.equal(trainer.sample(4, seed=1), trainer.sample(4, seed=1, use_average=False))
 
 

@@ -39,7 +39,8 @@ from rlsmooth.training import (
     gradient_bins,
     logit_gradient_norms,
 )
-from rlsmooth.training.self_training_labels import average_into, select
+from rlsmooth.training.classifier_model import average_into
+from rlsmooth.training.self_training_labels import select
 from support import assert_raises
 
 

@@ -22,7 +22,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, entropy, kl_divergence
 from rlsmooth.schedules import as_schedule
 from rlsmooth.targets import Smoothing
-from support import assert_raises, samples
+from support import assert_raises, same_parameters, samples
 
 ROWS = 12
 FLAT = spaces.Box(-np.inf, np.inf, (3,))
@@ -480,3 +480,28 @@ def test_schedules_are_functions_of_the_progress_remaining() -> None:
     assert as_schedule("lin_0.5")(0.1) == pytest.approx(0.05)
     assert as_schedule(lambda progress: progress**2)(0.5) == 0.25
     assert_raises(TypeError, "learning_rate", as_schedule, None)
+
+
+# ---- weights
+@pytest.mark.parametrize("name", [*ACTIONS])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (4, 1), (3, 2)])
+def test_weights_count_the_same_at_every_batch_size(name: str, batch_size: int, accumulation: int) -> None:
+    """With parameters that stay, the losses of an epoch are the weighted mean over all transitions, of which the log
+    line is another measure; and weights that are all alike change no bit."""
+    weights = np.random.default_rng(0).exponential(size=ROWS) ** 2
+    losses: list[float] = []
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        losses.append(float(local["loss"]))
+        return True
+
+    given = {"batch_size": batch_size, "gradient_accumulation": accumulation, "kl_coef": 0.3, "smoothing": 0.2}
+    given |= {"policy_kwargs": {"net_arch": [8]}, "learning_rate": 1e-30, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, draw(FLAT, ACTIONS[name], weights=weights), **given)
+    agent.learn(total_epochs=1, callback=note)
+    assert np.mean(losses) == pytest.approx(metrics(agent)["loss"], rel=1e-5)
+    alike = [
+        BC("MlpPolicy", None, draw(FLAT, ACTIONS[name], **more), **{**given, "learning_rate": 0.01}).learn(1)
+        for more in ({}, {"weights": np.full(ROWS, 0.3)})
+    ]
+    assert same_parameters(*alike)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
             "kl_coef": 0.2,
             "max_grad_norm": 0.5,
         },
+    ),
+    "bc_masks_unweighted": (
+        lambda: dataclasses.replace(masked_data(), weights=None),
+        {"policy": "MaskableMlpPolicy", "smoothing": Smoothing("lin_0.3", reference=TREE, decay=0.5), "kl_coef": 0.2},
     ),
     "bc_soft_targets": (
         soft_data,
@@ -253,8 +258,9 @@ FILES: dict[str, File] = {
         train_on=lambda model: of_policy(model.fit(box_data()).bc),
     ),
 }
+BC_RUNS = ("bc_masks", "bc_masks_unweighted", "bc_multi_discrete", "bc_box_bins", "bc_early_stopping")
 RUNS: dict[str, Run] = {
-    **{f"run_{name}": bc_run(name) for name in ("bc_masks", "bc_multi_discrete", "bc_box_bins", "bc_early_stopping")},
+    **{f"run_{name}": bc_run(name) for name in BC_RUNS},
     "run_bco": Run(
         start=lambda folder: make_bco(checkpoint_folder=folder).learn(folder and cut_at(101)),
         resume=lambda folder: BCO.resume(folder, CARTPOLE, observed(), device="cpu").learn(),

@@ -100,24 +100,26 @@ def interrupted(train: Callable[[], Any], batches: int | None) -> Any:
         Fragile.batches_left = None
 
 
-def classifier_run() -> Run:
+def classifier_run(*, is_weighted: bool) -> Run:
     """Three batches an epoch, cut off in the fifth epoch."""
+    weights = np.linspace(0.5, 1.5, 60) if is_weighted else None
 
     def start(folder: Path | None) -> Classifier:
-        classifier = make_classifier(checkpoint_folder=folder, checkpoint_every=2)
-        found: Classifier = interrupted(
-            lambda: classifier.fit(X, Y, np.linspace(0.5, 1.5, 60)), None if folder is None else 14
-        )
+        classifier = make(folder)
+        found: Classifier = interrupted(lambda: classifier.fit(X, Y, weights), None if folder is None else 14)
         return found
 
+    def make(folder: Path | None) -> Classifier:
+        more = {} if is_weighted else {"class_weight": None}
+        return make_classifier(checkpoint_folder=folder, checkpoint_every=2, **more)
+
     def resume(folder: Path) -> Classifier:
-        classifier = make_classifier(checkpoint_folder=folder, checkpoint_every=2)
-        return classifier.fit(X, Y, np.linspace(0.5, 1.5, 60), resume=True)
+        return make(folder).fit(X, Y, weights, resume=True)
 
     return Run(start, resume, of_classifier)
 
 
-def make_self_training(folder: Path | None) -> SelfTraining:
+def make_self_training(folder: Path | None, **more: Any) -> SelfTraining:
     """With a teacher that is an average.
 
     Labels are hard: soft ones are data of the next round, and would be others, by a bit, on another machine.
@@ -131,6 +133,7 @@ def make_self_training(folder: Path | None) -> SelfTraining:
         warm_start=True,
         checkpoint_folder=folder,
         checkpoint_every=2,
+        **more,
     )
     return SelfTraining(student, criterion="k_best", k_best=8, max_iter=3, smoothing=0.1, ema_decay=0.5)
 
@@ -142,15 +145,15 @@ def of_self_training(model: SelfTraining) -> Tensors:
     return found | of_arrays({"round": model.labeled_iter_, "labels": np.array(places)})
 
 
-def self_training_run() -> Run:
+def self_training_run(**more: Any) -> Run:
     """Cut off in the third of four fits."""
 
     def start(folder: Path | None) -> SelfTraining:
-        model = make_self_training(folder)
+        model = make_self_training(folder, **more)
         found: SelfTraining = interrupted(lambda: model.fit(X, PARTLY), None if folder is None else 4 + 8 + 10)
         return found
 
-    return Run(start, lambda folder: make_self_training(folder).fit(X, PARTLY, resume=True), of_self_training)
+    return Run(start, lambda folder: make_self_training(folder, **more).fit(X, PARTLY, resume=True), of_self_training)
 
 
 def make_gan(folder: Path | None = None) -> GANTrainer:
@@ -219,7 +222,9 @@ FILES: dict[str, File] = {
     ),
 }
 RUNS: dict[str, Run] = {
-    "run_classifier": classifier_run(),
+    "run_classifier": classifier_run(is_weighted=True),
     "run_self_training": self_training_run(),
+    "run_classifier_unweighted": classifier_run(is_weighted=False),
+    "run_self_training_unweighted": self_training_run(class_weight=None),
     "run_gan": gan_run(),
 }
