@@ -62,6 +62,10 @@ no longer by the minibatch's; and the averaged generator has averaged running st
 `..._unweighted` cases, which are the same to the bit."""
 
 
+ROUNDED = {"bco", "run_bco", "bc_masks_unweighted", "run_bc_masks_unweighted", "run_classifier_unweighted"}
+"""Their targets are written out, and the mass of such a target is summed in float64 since then: the last bit differs."""
+
+
 def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = True, part: str = "") -> None:
     """Compare with what was stored: bit for bit if nothing was computed, or where the machine is the one of then.
 
@@ -78,7 +82,10 @@ def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = T
             assert (tensor.dtype, tensor.ndim) == (stored.dtype, stored.ndim), key
             continue
         assert (tensor.dtype, tensor.shape) == (stored.dtype, stored.shape), key
-        if not tensor.is_floating_point() or (is_exact and MEASURED.isdisjoint(re.split("[./]", key))):
+        if name == "run_gan" and key.startswith("history."):  # its last, short interval is averaged over a whole one
+            tensor, stored = tensor[:-1], stored[:-1]
+        bits = is_exact and name not in ROUNDED
+        if not tensor.is_floating_point() or (bits and MEASURED.isdisjoint(re.split("[./]", key))):
             assert torch.equal(tensor, stored), key
         else:
             rtol, atol = (1e-6, 1e-6) if is_exact else (1e-3, 1e-4)
