@@ -141,6 +141,7 @@ def test_numbers_and_callables_are_taken_as_they_are() -> None:
 
 
 def test_numbers_out_of_range_are_named() -> None:
+    assert_raises(TypeError, "learning_rate", as_schedule, None)
     for bad in (0.0, -1.0, float("inf")):
         assert_raises(ValueError, r"^learning_rate=.* must be a finite number in \(0", as_schedule, bad)
     for text in ("lin_0", "lin_-1", "lin_inf", "lin_nan"):

@@ -63,7 +63,7 @@ no longer by the minibatch's; and the averaged generator has averaged running st
 
 
 ROUNDED = {"bco", "run_bco", "bc_masks_unweighted", "run_bc_masks_unweighted", "run_classifier_unweighted"}
-"""Their targets are written out, and the mass of such a target is summed in float64 since then: the last bit differs."""
+"""Their targets are written out, and the mass of such a target is summed in float64 now: the last bit differs."""
 
 
 def assert_same(found: dict[str, torch.Tensor], name: str, *, computed: bool = True, part: str = "") -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,33 @@ def draw(rows: int = 40, actions: int = 3, seed: int = 0, **more: Any) -> Demons
     )
 
 
-def samples(space: spaces.Space[Any], count: int) -> Any:
-    """Samples of a space, stacked; of a Dict space part by part."""
+def recorded(
+    observations: Any, actions: Any, observation_space: Any, action_space: Any, ends: Any = None, **more: Any
+) -> Demonstrations:
+    """Demonstrations from arrays: one episode, unless `ends` says where several end."""
+    more |= {"episode_ends": [len(actions)] if ends is None else ends, "action_space": action_space}
+    return Demonstrations.from_arrays(observations, actions, observation_space=observation_space, **more)
+
+
+def samples(space: spaces.Space[Any], count: int, seed: int | None = None) -> Any:
+    """Samples of a space, stacked; of a Dict space part by part; the same ones each time where there is a seed."""
+    if seed is not None:
+        space.seed(seed)
     drawn = [space.sample() for _ in range(count)]
     if isinstance(space, spaces.Dict):
         return {key: np.stack([one[key] for one in drawn]) for key in space}
     return np.stack([np.asarray(one) for one in drawn])
+
+
+def draw_masks(sizes: Sequence[int], rows: int, seed: int = 7) -> Tensor:
+    """Masks of components of these sizes, each with something legal, and in one row of four with one choice alone."""
+    draw, parts = torch.Generator().manual_seed(seed), []
+    for size in sizes:
+        mask = torch.rand(rows, size, generator=draw) < 0.5
+        mask[::4] = False
+        mask[torch.arange(rows), torch.randint(size, (rows,), generator=draw)] = True
+        parts.append(mask)
+    return torch.cat(parts, dim=1)
 
 
 def tensor_samples(space: spaces.Space[Any], count: int) -> Any:
@@ -200,6 +223,18 @@ class Hidden(gym.Wrapper[Any, Any, Any, Any]):
         self.hidden = torch.zeros(1)
 
 
+class InTwoParts(gym.ObservationWrapper[Any, Any, Any]):
+    """CartPole's observation as a Dict of two parts."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        half = spaces.Box(-np.inf, np.inf, (2,))
+        self.observation_space = spaces.Dict({"one": half, "two": half})
+
+    def observation(self, observation: Any) -> Any:
+        return {"one": observation[:2], "two": observation[2:]}
+
+
 # ---- files that were tampered with
 class Bomb:
     """Unpickling it makes a file: the proof that code ran."""
@@ -209,6 +244,27 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.mark,))
+
+
+def put(tree: Any, keys: Sequence[str], value: Any) -> None:
+    """Set one value of nested dicts."""
+    for key in keys[:-1]:
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def forge(path: Path, change: Callable[[dict[str, Any], dict[str, bytes]], object]) -> Path:
+    """A forger's copy of a safe file: config.json and other members changed, and all hashes right."""
+
+    def rewrite(members: dict[str, bytes]) -> None:
+        rest = dict(members)
+        head = json.loads(rest.pop("config.json"))
+        change(head, rest)
+        head["members"] = {name: hashlib.sha256(payload).hexdigest() for name, payload in rest.items()}
+        members.clear()
+        members |= {"config.json": json.dumps(head).encode(), **rest}
+
+    return repack(path, rewrite)
 
 
 def repack(path: Path, change: Callable[[dict[str, bytes]], object], *, compression: int = zipfile.ZIP_STORED) -> Path:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from rlsmooth.agents import AIRL, BC, BCO, GAIL, DAgger, ExactCheckpointCallback, load_checkpoint
+from rlsmooth.agents import AIRL, BC, BCO, GAIL, DAgger, ExactCheckpointCallback, Transitions, load_checkpoint
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.training import Classifier, GANTrainer, SelfTraining, seed_everything
-from support import KillAt, KilledError, draw
+from support import KillAt, KilledError, draw, tensor_samples
 
 SMALL: dict[str, Any] = {"seed": 0, "device": "cpu"}
 NEVER = 10**9
@@ -36,6 +40,60 @@ class Dropping(FlattenExtractor):
 
 CUSTOM = {"features_extractor_class": Dropping}
 NET = {"net_arch": [8]}
+
+
+def small_bc(demonstrations: Any = None, **arguments: Any) -> BC:
+    """A small clone, of `draw()` where no demonstrations are given."""
+    given = {**SMALL, "policy_kwargs": dict(NET), **arguments}
+    return BC("MlpPolicy", None, draw() if demonstrations is None else demonstrations, **given)
+
+
+def expert() -> Any:
+    """Two episodes of the shipped expert."""
+    return cartpole_v1().sample_episodes(2, seed=0)
+
+
+def cartpole_ppo(kind: Any = PPO, **arguments: Any) -> Any:
+    """A small PPO, or another algorithm of its arguments, in two environments."""
+    given = {"n_steps": 64, "batch_size": 64, "n_epochs": 1, **SMALL, **arguments}
+    return kind("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=0), **given)
+
+
+def transitions_of(observation_space: Any, action_space: Any, count: int = 5) -> Transitions:
+    """Samples of two spaces, none of which is at an end."""
+    observation_space.seed(0)
+    action_space.seed(0)
+    seen, after = tensor_samples(observation_space, count), tensor_samples(observation_space, count)
+    nothing = torch.zeros(count, dtype=torch.bool)
+    return Transitions(seen, tensor_samples(action_space, count), after, nothing, nothing)
+
+
+class LogProbsAgree(BaseCallback):
+    """At each rollout's end: its floor, and how far the log-probabilities of its update are from those it acted by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.floors: list[float] = []
+        self.gaps: list[float] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy: Any = self.model.policy
+        policy.set_training_mode(False)
+        self.floors.append(policy.exploration_floor)
+        (data,) = copy.deepcopy(self.model.rollout_buffer).get(None)
+        is_discrete = isinstance(self.model.action_space, spaces.Discrete)
+        actions = data.actions.long().flatten() if is_discrete else data.actions
+        more, counts = (), torch.ones_like(data.old_log_prob, dtype=torch.bool)
+        if isinstance(self.model, RecurrentPPO):
+            more, counts = (data.lstm_states, data.episode_starts), data.mask > 1e-8
+        elif isinstance(self.model, MaskablePPO):
+            more = (data.action_masks,)
+        with torch.no_grad():
+            log_prob = policy.evaluate_actions(data.observations, actions, *more)[1]
+        self.gaps.append(float((log_prob - data.old_log_prob)[counts].abs().max()))
 
 
 class Trainer:
@@ -133,15 +191,12 @@ class OfImitation(Trainer):
         model = OfPPO().build(make_vec_env("CartPole-v1", 2, seed=0))
         given = {"demo_batch_size": 32, "gen_train_timesteps": 64, "seed": 3, **changed}
         kept = [] if folder is None else [ExactCheckpointCallback(64, folder)]
-        return self.kind(self.demonstrations(), model, **given).learn(256 * self.times, [*kept, KillAt(die_at)])
+        return self.kind(expert(), model, **given).learn(256 * self.times, [*kept, KillAt(die_at)])
 
     def resume(self, folder: Path, data: Any = None) -> Any:
         env = make_vec_env("CartPole-v1", 2, seed=9)
-        run = self.kind.resume(folder, data or self.demonstrations(), env, device="cpu")
+        run = self.kind.resume(folder, data or expert(), env, device="cpu")
         return run.trainer.learn(run.remaining_timesteps, run.callback, reset_num_timesteps=False)
-
-    def demonstrations(self) -> Any:
-        return cartpole_v1().sample_episodes(2, seed=0)
 
     def state(self, trained: Any) -> Any:
         nets = {"policy": trained.policy.state_dict(), "reward": trained.reward_net.state_dict()}

@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from rlsmooth.agents import BC, GAIL, Transitions
 from rlsmooth.agents.adversarial.transitions import expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from support import Trajectory, assert_raises
+from support import Trajectory, assert_raises, recorded, same_parameters
 
 STATES = spaces.Discrete(14)
 ACTIONS = spaces.Discrete(7, start=100)
@@ -60,9 +60,7 @@ def test_episodes_of_any_length_are_taken_and_their_ends_told_apart(terminal_sta
 @pytest.mark.parametrize("lengths", [[5], [5, 5, 5], [5, 42], [4, 6, 1]])
 def test_demonstrations_may_have_any_lengths(lengths: list[int]) -> None:
     rows = sum(lengths)
-    data = Demonstrations.from_arrays(
-        np.zeros(rows, np.int64), np.full(rows, 100), episode_ends=np.cumsum(lengths), **SPACES
-    )
+    data = recorded(np.zeros(rows, np.int64), np.full(rows, 100), STATES, ACTIONS, np.cumsum(lengths))
     assert data.episode_lengths().tolist() == lengths
 
 
@@ -84,12 +82,9 @@ def test_batches_of_every_size_hold_each_row_once(size: int) -> None:
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="observations"):
-        Demonstrations.from_arrays(np.arange(6), np.full(5, 100), episode_ends=[5], **SPACES)
-    with pytest.raises(ValueError, match="next_observations"):
-        Demonstrations.from_arrays(
-            np.arange(5), np.full(5, 100), next_observations=np.arange(4), episode_ends=[5], **SPACES
-        )
+    wrong: Any = np.full(5, 100), STATES, ACTIONS
+    assert_raises(ValueError, "observations", recorded, np.arange(6), *wrong)
+    assert_raises(ValueError, "next_observations", recorded, np.arange(5), *wrong, next_observations=np.arange(4))
 
 
 def test_every_form_of_the_same_data_gives_the_same_rows() -> None:
@@ -109,8 +104,7 @@ def test_every_form_of_the_same_data_gives_the_same_rows() -> None:
             found = np.concatenate([getattr(part, name) for part in parts])
             assert found.tolist() == wanted, name
     agents = [BC("MlpPolicy", None, data, batch_size=2, seed=0).learn(total_epochs=2) for data in (read, made)]
-    for one, two in zip(*(agent.policy.parameters() for agent in agents), strict=True):
-        assert torch.equal(one, two)
+    assert same_parameters(*agents)
     stores = [expert_store(data, STATES, horizon=None, needs_next=True).state() for data in (read, made)]
     assert stores[0].keys() == stores[1].keys()
     assert all(np.array_equal(stores[0][name], stores[1][name]) for name in ("observations", "actions", "terminated"))

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlsmooth.agents import BC, DAgger, load_agent
 from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
-from support import assert_raises
+from support import assert_raises, same_parameters
 
 EPISODE = 200
 """Steps of Pendulum-v1."""
@@ -68,9 +68,9 @@ def test_the_exponential_schedule_is_a_power_of_the_round(base: float) -> None:
     np.testing.assert_allclose([schedule(number) for number in range(10)], base ** np.arange(10.0))
 
 
-@pytest.mark.parametrize("base", [-0.1, 0.0, 1.1, 2.0, 0])
+@pytest.mark.parametrize("base", [-0.1, 0.0, 1.1, 2.0, 0, -3])
 def test_schedules_outside_their_range_are_refused(base: float) -> None:
-    assert_raises(ValueError, "beta_schedule", DAgger, "MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
+    assert_raises(ValueError, "beta_schedule=", DAgger, "MlpPolicy", pendulum(1), idle, beta_schedule=base, **SMALL)
 
 
 def test_the_seed_decides_how_episodes_begin() -> None:
@@ -120,16 +120,10 @@ def test_a_seeded_run_collects_the_same_files_and_ends_with_the_same_policy(tmp_
         agent = DAgger("MlpPolicy", pendulum(2), swing_up, beta_schedule=2, scratch_dir=folder, **SMALL)
         agent.learn(2 * 4 * EPISODE)
         files = sorted((folder / "demos").rglob("*.npz"))
-        parts = [Demonstrations.load(file) for file in files]
-        found.append(
-            (
-                [str(file.relative_to(folder)) for file in files],
-                [np.asarray(part.observations).tobytes() + np.asarray(part.actions).tobytes() for part in parts],
-            )
-        )
+        found.append([(str(file.relative_to(folder)), file.read_bytes()) for file in files])
         played.append(np.asarray(record(agent, "Pendulum-v1", 2, seed=5).observations))
     assert found[0] == found[1]
-    assert len(found[0][0]) > 2
+    assert len(found[0]) > 2
     assert np.array_equal(played[0], played[1])
 
 
@@ -176,11 +170,8 @@ def test_a_trainer_is_found_again_in_its_folder(given: bool, demonstrations: Dem
     agent = DAgger("MlpPolicy", pendulum(1), swing_up, scratch_dir=tmp_path, **arguments).learn(2 * 3 * EPISODE)
     found = DAgger.resume(tmp_path, pendulum(1), swing_up, device="cpu")
     assert found.round == agent.round == 2
-    old, new = agent.policy.state_dict(), found.policy.state_dict()
-    assert old.keys() == new.keys()
-    assert all(torch.equal(old[name], new[name]) for name in old)
-    fresh = DAgger("MlpPolicy", pendulum(1), swing_up, **arguments).policy.state_dict()
-    assert not all(torch.equal(old[name], fresh[name]) for name in old)
+    assert same_parameters(found, agent)
+    assert not same_parameters(DAgger("MlpPolicy", pendulum(1), swing_up, **arguments), agent)
     assert np.array_equal(found.demonstrations.actions, agent.demonstrations.actions)  # type: ignore[union-attr]
 
 

@@ -31,6 +31,7 @@ from rlsmooth.agents import (
 from rlsmooth.data import record
 from rlsmooth.training import SafeFileError
 from support import assert_raises
+from trainers import transitions_of
 
 ENVIRONMENTS = ["FrozenLake-v1", "CartPole-v1", "Pendulum-v1"]
 OPTIONS: list[dict[str, Any]] = [
@@ -58,11 +59,8 @@ def net_of(env_id: str, is_shaped: bool, **options: Any) -> RewardNet | ShapedRe
 
 
 def sampled(observation_space: Any, action_space: Any, count: int = 10) -> Transitions:
-    for seed, space in enumerate((observation_space, action_space)):
-        space.seed(seed)
-    states, after = (torch.as_tensor(np.stack([observation_space.sample() for _ in range(count)])) for _ in range(2))
-    actions = torch.as_tensor(np.stack([action_space.sample() for _ in range(count)]))
-    return Transitions(states, actions, after, torch.arange(count) == count - 1)
+    rows = transitions_of(observation_space, action_space, count)
+    return rows._replace(terminated=torch.arange(count) == count - 1, absorbing=None)
 
 
 @each_option
@@ -104,10 +102,10 @@ def test_what_is_no_image_is_flattened(space: spaces.Box) -> None:
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_channels_may_come_last(channels_last: bool) -> None:
+    size = {"screen_height": 40, "screen_width": 40, "n_channels": 1}
+
     def env() -> gym.Env[Any, Any]:
-        return FakeImageEnv(
-            screen_height=40, screen_width=40, n_channels=1, discrete=True, channel_first=not channels_last
-        )
+        return FakeImageEnv(**size, discrete=True, channel_first=not channels_last)
 
     data = record(lambda observation: 1, env(), 2, seed=0)
     model = PPO("CnnPolicy", env(), n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu")
@@ -238,31 +236,25 @@ def test_a_rewarded_environment_pays_the_new_reward_and_tells_the_old_one() -> N
     env = make_vec_env("Pendulum-v1", 3, seed=0)
     env.action_space.seed(0)
     wrapped = LearnedRewardVecEnv(env, ByPlace())
-    true, learned = (
-        record(lambda seen: np.stack([env.action_space.sample() for _ in seen]), env, 9, seed=0),
-        record(lambda seen: np.stack([env.action_space.sample() for _ in seen]), wrapped, 9, seed=0),
-    )
+
+    def act(seen: Any) -> Any:
+        return np.stack([env.action_space.sample() for _ in seen])
+
+    true, learned = (record(act, each, 9, seed=0) for each in (env, wrapped))
     assert true.episode_returns().max() < 0
     assert sorted(set(learned.episode_returns().tolist())) == [200, 400, 600]
     wrapped.reset()
     for _ in range(200):
-        _, rewards, _, infos = wrapped.step(np.stack([env.action_space.sample() for _ in range(3)]))
+        _, rewards, _, infos = wrapped.step(act(range(3)))
         assert rewards.tolist() == [1, 2, 3]
         assert all(info["original_env_rew"] < 0 for info in infos)
     assert all(info["episode"]["r"] < 0 for info in infos)  # SB3's Monitor keeps the true return
     assert wrapped.finished_returns[-3:] == [200, 400, 600]
 
 
-@pytest.mark.parametrize(
-    "reward",
-    [
-        lambda observations, actions, next_observations, terminated: np.zeros(len(actions) - 1, np.float32),
-        lambda observations, actions, next_observations, terminated: np.zeros((len(actions), 1), np.float32),
-    ],
-    ids=["too few", "two axes"],
-)
-def test_a_reward_of_another_length_is_an_error(reward: Any) -> None:
-    env = LearnedRewardVecEnv(make_vec_env("CartPole-v1", 3, seed=0), reward)
+@pytest.mark.parametrize("shape", [(2,), (3, 1)], ids=["too few", "two axes"])
+def test_a_reward_of_another_length_is_an_error(shape: Any) -> None:
+    env = LearnedRewardVecEnv(make_vec_env("CartPole-v1", 3, seed=0), lambda *_: np.zeros(shape, np.float32))
     env.reset()
     assert_raises(ValueError, "reward", env.step, np.zeros(3, dtype=np.int64))
 

@@ -6,17 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
 from rlsmooth.agents.adversarial.airl import AIRL, log_probability
@@ -24,9 +21,11 @@ from rlsmooth.agents.adversarial.gail import GAIL
 from rlsmooth.agents.adversarial.reward_envs import LearnedRewardVecEnv, can_defer
 from rlsmooth.agents.adversarial.reward_nets import RewardNet, RunningNorm, ShapedRewardNet, Transitions
 from rlsmooth.agents.adversarial.transitions import TransitionStore, expert_store
-from rlsmooth.data import Demonstrations, cartpole_v1, record
+from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.training import accumulated_discriminator_step, discriminator_step
-from support import assert_raises, read_events, tensor_samples
+from support import assert_raises, read_events, recorded
+from trainers import cartpole_ppo as ppo
+from trainers import expert, transitions_of
 
 BOX = spaces.Box(-1, 1, (3,))
 ACTIONS = [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-2, 2, (2,))]
@@ -36,23 +35,6 @@ OBSERVATIONS = [
     spaces.Box(0, 255, (3, 36, 36), np.uint8),
     spaces.Dict({"place": BOX, "mode": spaces.Discrete(2)}),
 ]
-
-
-def expert() -> Demonstrations:
-    return cartpole_v1().sample_episodes(2, seed=0)
-
-
-def ppo(**arguments: Any) -> PPO:
-    given = {"n_steps": 64, "batch_size": 64, "n_epochs": 2, "seed": 0, "device": "cpu", **arguments}
-    return PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=0), **given)
-
-
-def rows_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], count: int = 5) -> Transitions:
-    observation_space.seed(0)
-    action_space.seed(0)
-    seen, after = tensor_samples(observation_space, count), tensor_samples(observation_space, count)
-    nothing = torch.zeros(count, dtype=torch.bool)
-    return Transitions(seen, tensor_samples(action_space, count), after, nothing, nothing)
 
 
 def test_running_statistics_are_those_of_all_rows_together() -> None:
@@ -78,7 +60,7 @@ def test_every_space_has_a_score_and_the_absorbing_state_one_of_its_own(
 ) -> None:
     torch.manual_seed(0)
     net = RewardNet(observation_space, action_space, use_next_state=True, use_done=True)
-    rows = rows_of(observation_space, action_space)
+    rows = transitions_of(observation_space, action_space)
     assert net(rows).shape == (5,)
     net.eval()
     absorbing = net(rows._replace(absorbing=torch.ones(5, dtype=torch.bool))).detach()
@@ -86,14 +68,10 @@ def test_every_space_has_a_score_and_the_absorbing_state_one_of_its_own(
     assert float((net(rows).detach() - absorbing[0]).abs().min()) > 1e-5
 
 
-def test_a_net_needs_an_input() -> None:
-    assert_raises(ValueError, "use_state", RewardNet, BOX, spaces.Discrete(2), use_state=False, use_action=False)
-
-
 def test_the_shaped_score_is_its_formula() -> None:
     torch.manual_seed(0)
     net = ShapedRewardNet(RewardNet(BOX, spaces.Discrete(4)), gamma=0.9).eval()
-    rows = rows_of(BOX, spaces.Discrete(4))._replace(terminated=torch.tensor([True, False, False, False, False]))
+    rows = transitions_of(BOX, spaces.Discrete(4))._replace(terminated=torch.tensor([True, False, False, False, False]))
     plain = rows._replace(terminated=torch.zeros(5, dtype=torch.bool), absorbing=None)
     here, after = net.potential(plain), net.potential(plain._replace(observations=rows.next_observations))
     expected = net.reward(rows) + 0.9 * after * ~rows.terminated - here
@@ -117,9 +95,8 @@ def test_a_store_keeps_the_newest_rows_and_gives_them_back() -> None:
 
 
 def test_terminated_demonstrations_are_padded_to_the_horizon() -> None:
-    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(4), "episode_ends": [4, 10]}
-    given |= {"terminations": np.arange(10) == 3}
-    data = Demonstrations.from_arrays(np.zeros((10, 3), np.float32), np.zeros(10, np.int64), **given)
+    states, actions = np.zeros((10, 3), np.float32), np.zeros(10, np.int64)
+    data = recorded(states, actions, BOX, spaces.Discrete(4), [4, 10], terminations=np.arange(10) == 3)
     store = expert_store(data, BOX, horizon=34, needs_next=False)
     assert store.absorbing_steps.sum() == 30  # the second episode was cut off, not ended
     rows, _ = store.sample(4_000, np.random.default_rng(0), torch.device("cpu"))
@@ -242,11 +219,7 @@ def test_rewards_made_in_one_pass_are_those_of_each_step(trainer_class: Any, mon
     assert np.abs(found[0][0]).min() > 0
 
 
-def test_log_probabilities_are_the_policys_own() -> None:
-    model = ppo()
-    observations = torch.randn(6, 4)
-    actions, _, expected = model.policy(observations)
-    torch.testing.assert_close(log_probability(model, observations, actions), expected.detach())
+def test_log_probabilities_of_sac_are_its_actors() -> None:
     sac = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs={"net_arch": [16]})
     seen = torch.randn(6, 3)
     scaled, expected = sac.actor.action_log_prob(seen)
@@ -254,49 +227,28 @@ def test_log_probabilities_are_the_policys_own() -> None:
     torch.testing.assert_close(log_probability(sac, seen, unscaled), expected.detach(), atol=1e-3, rtol=1e-3)
 
 
-def test_airl_refuses_what_has_no_log_probability() -> None:
-    model = DQN("MlpPolicy", "CartPole-v1", device="cpu", buffer_size=100)
-    assert_raises(TypeError, "log-probability", AIRL, expert(), model)
+def test_airl_refuses_a_policy_with_memory() -> None:
     recurrent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, device="cpu")
     assert_raises(TypeError, "without memory", AIRL, expert(), recurrent)
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
-def test_masks_are_kept_with_what_was_done_under_them(trainer_class: Any) -> None:
-    env = make_vec_env("rlsmooth/IdentityMasked-v0", n_envs=2, seed=0)
-    model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
-    data = record(model, "rlsmooth/IdentityMasked-v0", 3, seed=0)
-    trainer = trainer_class(data, model, demo_batch_size=32, seed=0).learn(128)
-    assert trainer.rounds == 2
-    masks = trainer.generated.masks
-    assert not masks.all()
-    assert masks[np.arange(64), trainer.generated.actions].all()
-    assert all(parameter.isfinite().all() for parameter in trainer.reward_net.parameters())
+def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any) -> None:
+    found, tags, wrapped = [], set(), set()
 
-
-class Tags(BaseCallback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, float] = {}
-        self.wrapped = False
-
-    def _on_step(self) -> bool:
-        self.wrapped |= isinstance(self.training_env, LearnedRewardVecEnv)
-        self.seen |= self.logger.name_to_value
+    def note(local: dict[str, Any], _: Any) -> bool:
+        tags.update(local["self"].logger.name_to_value)
+        wrapped.add(isinstance(local["self"].env, LearnedRewardVecEnv))
         return True
 
-
-@pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
-def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any) -> None:
-    found = []
     for _ in range(2):
-        model, tags = ppo(), Tags()
+        model = ppo()
         env = model.env
-        trainer = trainer_class(expert(), model, demo_batch_size=32, real_target=0.9, seed=3).learn(384, tags)
+        trainer = trainer_class(expert(), model, demo_batch_size=32, real_target=0.9, seed=3).learn(384, note)
         assert model.env is env
-        assert tags.wrapped
+        assert wrapped == {True}
         assert trainer.rounds == 3
-        assert {"mean/disc/disc_acc_expert", "mean/disc/disc_loss"} <= set(tags.seen)
+        assert {"mean/disc/disc_acc_expert", "mean/disc/disc_loss"} <= tags
         found.append([*model.policy.parameters(), *trainer.reward_net.parameters()])
     for first, second in zip(*found, strict=True):
         assert torch.equal(first, second)
@@ -304,9 +256,9 @@ def test_a_seeded_run_repeats_and_gives_the_environment_back(trainer_class: Any)
 
 def test_a_replay_buffers_rewards_are_made_anew() -> None:
     model = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=100, policy_kwargs={"net_arch": [16]})
-    given: dict[str, Any] = {"observation_space": gym.make("Pendulum-v1").observation_space}
-    given |= {"action_space": model.action_space, "episode_ends": [20], "terminations": np.zeros(20, bool)}
-    data = Demonstrations.from_arrays(np.zeros((20, 3), np.float32), np.ones((20, 1), np.float32), **given)
+    states, actions = np.zeros((20, 3), np.float32), np.ones((20, 1), np.float32)
+    given = {"terminations": np.zeros(20, bool)}
+    data = recorded(states, actions, model.observation_space, model.action_space, **given)
     trainer = GAIL(data, model, gen_train_timesteps=60, demo_batch_size=16, seed=0).learn(120)
     assert trainer.rounds == 2
     buffer: Any = model.replay_buffer
@@ -317,15 +269,6 @@ def test_a_replay_buffers_rewards_are_made_anew() -> None:
     np.testing.assert_allclose(buffer.rewards[:120, 0], expected, rtol=1e-5)
 
 
-def test_the_discriminator_sees_raw_observations_under_vec_normalize() -> None:
-    env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0))
-    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
-    trainer = AIRL(expert(), model, demo_batch_size=32, seed=0).learn(128)
-    assert model.env is env
-    lengths = np.abs(trainer.generated.observations[:, 2])
-    assert lengths.max() < 0.42  # pole angles in radians, not in standard deviations
-
-
 def test_smoothed_fakes_warn_and_spaces_must_agree() -> None:
     with pytest.warns(UserWarning, match="vanishes"):
         GAIL(expert(), ppo(), fake_target=0.1, seed=0)
@@ -334,38 +277,6 @@ def test_smoothed_fakes_warn_and_spaces_must_agree() -> None:
 
 
 # ---- options, warnings, and the tags that imitation's users look for
-def short_ppo(**arguments: Any) -> PPO:
-    given = {"n_steps": 64, "batch_size": 64, "n_epochs": 1, "seed": 0, "device": "cpu", **arguments}
-    return PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=0), **given)
-
-
-def of_length(length: int, terminations: Any = None) -> Demonstrations:
-    data = cartpole_v1()
-    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
-    given |= {"episode_ends": [length], "terminations": terminations}
-    given |= {"next_observations": data.next_observations[:length]}
-    return Demonstrations.from_arrays(data.observations[:length], data.actions[:length], **given)
-
-
-@pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
-def test_minibatches_add_up_to_the_batch(trainer_class: Any) -> None:
-    found = []
-    for size in (None, 64, 16):
-        model = short_ppo()
-        spaces = model.observation_space, model.action_space
-        net: Any = RewardNet(*spaces, normalize_inputs=False)  # running statistics would be of parts
-        net.load_state_dict(found[0][0]) if found else None
-        start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        trainer = trainer_class(
-            expert(), model, net, demo_batch_size=64, demo_minibatch_size=size, disc_opt_cls=torch.optim.SGD, seed=0
-        )
-        trainer.learn(128)
-        found.append((start, trainer.reward_net.state_dict(), trainer.train_discriminator()))
-    assert not torch.equal(found[0][0]["layers.0.weight"], found[0][1]["layers.0.weight"])
-    for _, parameters, statistics in found[1:]:
-        for name, tensor in parameters.items():
-            torch.testing.assert_close(tensor, found[0][1][name], rtol=1e-5, atol=1e-6)
-        assert statistics == pytest.approx(found[0][2], rel=1e-5, abs=1e-6)
 
 
 def test_parts_give_the_gradient_of_the_whole() -> None:
@@ -387,48 +298,48 @@ def test_parts_give_the_gradient_of_the_whole() -> None:
 
 
 def test_the_optimiser_is_the_users() -> None:
-    trainer = GAIL(
-        expert(), short_ppo(), disc_opt_cls=torch.optim.AdamW, disc_opt_kwargs={"lr": 2e-3, "betas": (0.5, 0.9)}
-    )
+    trainer = GAIL(expert(), ppo(), disc_opt_cls=torch.optim.AdamW, disc_opt_kwargs={"lr": 2e-3, "betas": (0.5, 0.9)})
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     assert trainer.optimizer.param_groups[0]["lr"] == 2e-3
     assert trainer.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
-    assert GAIL(expert(), short_ppo(), seed=0).optimizer.param_groups[0]["lr"] == 1e-3
-    assert AIRL(expert(), short_ppo(), disc_learning_rate=0.5, seed=0).optimizer.param_groups[0]["lr"] == 0.5
+    assert GAIL(expert(), ppo(), seed=0).optimizer.param_groups[0]["lr"] == 1e-3
+    assert AIRL(expert(), ppo(), disc_learning_rate=0.5, seed=0).optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(ValueError, match="give one of them"):
-        GAIL(expert(), short_ppo(), disc_learning_rate=1e-3, disc_opt_kwargs={"lr": 2e-3})
-    assert_raises(ValueError, "disc_learning_rate", GAIL, expert(), short_ppo(), disc_learning_rate=0.0)
-    assert_raises(TypeError, "disc_opt_kwargs", GAIL, expert(), short_ppo(), disc_opt_kwargs={"beta": 1})
+        GAIL(expert(), ppo(), disc_learning_rate=1e-3, disc_opt_kwargs={"lr": 2e-3})
+    assert_raises(ValueError, "disc_learning_rate", GAIL, expert(), ppo(), disc_learning_rate=0.0)
+    assert_raises(TypeError, "disc_opt_kwargs", GAIL, expert(), ppo(), disc_opt_kwargs={"beta": 1})
     wrong: Any = torch.nn.Linear
-    assert_raises(TypeError, "disc_opt_cls", GAIL, expert(), short_ppo(), disc_opt_cls=wrong)
+    assert_raises(TypeError, "disc_opt_cls", GAIL, expert(), ppo(), disc_opt_cls=wrong)
 
 
 def test_a_minibatch_must_divide_the_batch() -> None:
-    with pytest.raises(ValueError, match=r"demo_minibatch_size=48 must divide demo_batch_size=64: try 32\."):
-        GAIL(expert(), short_ppo(), demo_batch_size=64, demo_minibatch_size=48)
-    with pytest.raises(ValueError, match="demo_minibatch_size=128"):
-        GAIL(expert(), short_ppo(), demo_batch_size=64, demo_minibatch_size=128)
-
-
-def test_the_discriminator_needs_the_generators_rows() -> None:
-    assert_raises(RuntimeError, "call learn first", GAIL(expert(), short_ppo(), seed=0).train_discriminator)
+    for size, message in ((48, r"=48 must divide demo_batch_size=64: try 32\."), (128, "=128")):
+        given = {"demo_batch_size": 64, "demo_minibatch_size": size}
+        assert_raises(ValueError, f"demo_minibatch_size{message}", GAIL, expert(), ppo(), **given)
 
 
 def test_rounds_end_with_rollouts() -> None:
     with pytest.warns(UserWarning, match=r"gen_train_timesteps=200 is no multiple .* after 256 steps") as caught:
-        trainer = GAIL(expert(), short_ppo(), gen_train_timesteps=200, demo_batch_size=16, seed=0)
+        trainer = GAIL(expert(), ppo(), gen_train_timesteps=200, demo_batch_size=16, seed=0)
     assert caught[0].filename == __file__
     assert trainer.learn(512).rounds == 2
 
 
 def test_demonstrations_of_another_horizon_warn() -> None:
+    data = cartpole_v1()
+
+    def of_length(length: int, terminations: Any = None) -> Demonstrations:
+        given = {"terminations": terminations, "next_observations": data.next_observations[:length]}
+        parts = data.observations[:length], data.actions[:length], data.observation_space, data.action_space
+        return recorded(*parts, **given)
+
     with pytest.warns(UserWarning, match="have no terminations, and episodes of 100 steps under a horizon of 500"):
-        GAIL(of_length(100), short_ppo(), seed=0)
+        GAIL(of_length(100), ppo(), seed=0)
     with pytest.warns(UserWarning, match="up to 400 steps, and horizon is 300") as caught:
-        GAIL(of_length(400, np.zeros(400, bool)), short_ppo(), horizon=300, seed=0)
+        GAIL(of_length(400, np.zeros(400, bool)), ppo(), horizon=300, seed=0)
     assert caught[0].filename == __file__
-    GAIL(of_length(100, np.zeros(100, bool)), short_ppo(), seed=0)
-    GAIL(of_length(100), short_ppo(), terminal_states="as_is", seed=0)
+    GAIL(of_length(100, np.zeros(100, bool)), ppo(), seed=0)
+    GAIL(of_length(100), ppo(), terminal_states="as_is", seed=0)
 
 
 class Blind(torch.nn.Module):
@@ -444,11 +355,16 @@ class Blind(torch.nn.Module):
 
 
 def test_networks_that_know_no_absorbing_state_are_refused_where_there_is_one() -> None:
-    assert_raises(ValueError, "`absorbing` is True", GAIL, expert(), short_ppo(), Blind(), seed=0)
+    assert_raises(ValueError, "`absorbing` is True", GAIL, expert(), ppo(), Blind(), seed=0)
     net = Blind().train()
-    GAIL(expert(), short_ppo(), net, terminal_states="as_is", demo_batch_size=16, seed=0).learn(128)
-    assert_raises(ValueError, "`absorbing` is True", AIRL, expert(), short_ppo(), net, seed=0)
+    GAIL(expert(), ppo(), net, terminal_states="as_is", demo_batch_size=16, seed=0).learn(128)
+    assert_raises(ValueError, "`absorbing` is True", AIRL, expert(), ppo(), net, seed=0)
     assert not net.training
+
+
+class OwnBuffer(RolloutBuffer):
+    def add(self, *arguments: Any) -> None:
+        super().add(*arguments)
 
 
 def test_which_rollouts_can_wait_for_their_rewards() -> None:
@@ -456,27 +372,20 @@ def test_which_rollouts_can_wait_for_their_rewards() -> None:
         def collect_rollouts(self, *arguments: Any, **named: Any) -> bool:
             return super().collect_rollouts(*arguments, **named)
 
-    model = short_ppo()
+    model = ppo()
     assert can_defer(model, 128)
     assert not can_defer(model, 127)  # the store would forget rows before they are paid
     own = Own("MlpPolicy", "CartPole-v1", device="cpu")
     assert isinstance(own, OnPolicyAlgorithm)
     assert not can_defer(own, 10_000)
+    assert not can_defer(ppo(rollout_buffer_class=OwnBuffer), 128)
     assert not can_defer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu"), 10_000)
 
 
-class StopAt(BaseCallback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def _on_step(self) -> bool:
-        return self.num_timesteps < self.step
-
-
 def test_a_callback_may_stop_a_rollout_half_way() -> None:
-    model = short_ppo()
-    trainer = GAIL(expert(), model, demo_batch_size=16, seed=0).learn(1_000, StopAt(200))
+    model = ppo()
+    trainer = GAIL(expert(), model, demo_batch_size=16, seed=0)
+    trainer.learn(1_000, lambda local, _: local["self"].num_timesteps < 200)
     assert (model.num_timesteps, trainer.rounds) == (200, 1)
     assert "compute_returns_and_advantage" not in vars(model.rollout_buffer)
     trainer.learn(256)
@@ -484,27 +393,16 @@ def test_a_callback_may_stop_a_rollout_half_way() -> None:
     assert np.isfinite(model.rollout_buffer.advantages).all()
 
 
-class Seen(BaseCallback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.wrapped: list[float] = []
-
-    def _on_step(self) -> bool:
-        self.wrapped += [float(reward) for reward in self.locals["rewards"]]
-        return True
-
-
 def test_callbacks_see_no_rewards_before_they_are_made() -> None:
-    seen = Seen()
-    model = short_ppo()
-    GAIL(expert(), model, demo_batch_size=16, seed=0).learn(128, seen)
-    assert set(seen.wrapped) == {0.0}
+    model, seen = ppo(), []
+    GAIL(expert(), model, demo_batch_size=16, seed=0).learn(128, lambda local, _: not seen.extend(local["rewards"]))
+    assert set(seen) == {0.0}
     assert np.abs(model.rollout_buffer.rewards).min() > 0
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
 def test_tensorboard_has_imitations_tags(trainer_class: Any, tmp_path: Path) -> None:
-    model = short_ppo(tensorboard_log=str(tmp_path))
+    model = ppo(tensorboard_log=str(tmp_path))
     trainer_class(expert(), model, demo_batch_size=32, seed=0).learn(640)
     (folder,) = tmp_path.glob(f"{trainer_class.__name__}_*")
     events = read_events(folder)
@@ -512,13 +410,8 @@ def test_tensorboard_has_imitations_tags(trainer_class: Any, tmp_path: Path) -> 
     names = ("loss", "acc", "acc_expert", "acc_gen", "entropy", "proportion_expert_true", "proportion_expert_pred")
     assert {f"mean/disc/disc_{name}" for name in names} <= tags
     assert {"mean/disc/n_expert", "mean/disc/n_generated"} <= tags
-    gen = (
-        "rollout/ep_rew_mean",
-        "rollout/ep_len_mean",
-        "rollout/ep_rew_wrapped_mean",
-        "train/loss",
-        "train/value_loss",
-    )
+    names = ("ep_rew_mean", "ep_len_mean", "ep_rew_wrapped_mean")
+    gen = {*(f"rollout/{name}" for name in names), "train/loss", "train/value_loss"}
     assert {f"mean/gen/{name}" for name in gen} <= tags
     # One value a round, each the mean of what the round had.
     for own, mean in (("train/value_loss", "mean/gen/train/value_loss"), ("rollout/ep_rew_mean",) * 2):
@@ -533,7 +426,7 @@ def test_tensorboard_has_imitations_tags(trainer_class: Any, tmp_path: Path) -> 
 
 
 def test_the_recovered_reward_is_without_shaping() -> None:
-    trainer = AIRL(expert(), short_ppo(), demo_batch_size=32, real_target=0.9, seed=0).learn(256)
+    trainer = AIRL(expert(), ppo(), demo_batch_size=32, real_target=0.9, seed=0).learn(256)
     rows = trainer.generated.latest(64, 64)
     net = trainer.reward_net
     assert isinstance(net, ShapedRewardNet)
@@ -542,5 +435,5 @@ def test_the_recovered_reward_is_without_shaping() -> None:
         expected = net.reward(drawn) - net.reward(trainer._absorbing)
     np.testing.assert_allclose(trainer.reward_function(*rows), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(trainer.predict_reward(*rows) - trainer.reward_function(*rows)).max() > 1e-3
-    gail = GAIL(expert(), short_ppo(), demo_batch_size=32, seed=0).learn(128)
+    gail = GAIL(expert(), ppo(), demo_batch_size=32, seed=0).learn(128)
     np.testing.assert_array_equal(gail.reward_function(*rows), gail.predict_reward(*rows))

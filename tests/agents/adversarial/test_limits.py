@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TRPO, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecNormalize, VecTransposeImage
 
@@ -33,18 +32,14 @@ from rlsmooth.agents import (
 )
 from rlsmooth.agents.adversarial.airl import log_probability
 from rlsmooth.agents.adversarial.generator import num_masks
-from rlsmooth.agents.adversarial.reward_envs import can_defer
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
-from rlsmooth.training import SafeFileError, TrainingDivergedError, read_safe_file, write_safe_file
-from support import assert_raises
+from rlsmooth.training import TrainingDivergedError
+from support import assert_raises, listen, recorded
+from trainers import expert
 
 BOX = spaces.Box(-9, 9, (2,))
-
-
-def expert() -> Demonstrations:
-    return cartpole_v1().sample_episodes(2, seed=0)
 
 
 def ppo(env: Any = "CartPole-v1", **arguments: Any) -> PPO:
@@ -85,9 +80,8 @@ def walks(*, has_next: bool = True, last_ends: bool = True) -> Demonstrations:
     states = np.arange(16, dtype=np.float32).reshape(8, 2) % 9
     terminations = np.arange(8) == 2
     terminations[-1] = last_ends
-    given: dict[str, Any] = {"observation_space": BOX, "action_space": spaces.Discrete(2), "episode_ends": [3, 8]}
-    given |= {"terminations": terminations, "next_observations": states if has_next else None}
-    return Demonstrations.from_arrays(states, np.zeros(8, np.int64), **given)
+    given = {"terminations": terminations, "next_observations": states if has_next else None}
+    return recorded(states, np.zeros(8, np.int64), BOX, spaces.Discrete(2), [3, 8], **given)
 
 
 def test_the_time_limit_of_an_environment_without_a_spec_is_found() -> None:
@@ -106,11 +100,9 @@ def test_ends_are_kept_without_next_observations(last_ends: bool) -> None:
     data: Any = walks(has_next=False, last_ends=last_ends)
     padding = absorbing_steps(np.array([3, 5]), 50, 0.9) * [1, last_ends]
     known: dict[str, Any] = {"horizon": 50, "gamma": 0.9, "needs_next": True}
-    if last_ends:
+    expects = pytest.warns(UserWarning, match="last transitions of truncated episodes, 1 in all")
+    with contextlib.nullcontext() if last_ends else expects:
         store = expert_store(data, BOX, masks_terminal=True, **known)
-    else:
-        with pytest.warns(UserWarning, match="last transitions of truncated episodes, 1 in all"):
-            store = expert_store(data, BOX, masks_terminal=True, **known)
     assert isinstance(store.observations, np.ndarray)
     assert isinstance(store.next_observations, np.ndarray)
     np.testing.assert_array_equal(store.observations, data.observations[: len(store)])
@@ -144,16 +136,11 @@ def test_a_normalised_generator_that_has_learned_before_goes_on() -> None:
 class Rewards(BaseCallback):
     """The first rewards of the replay buffer, when the training starts."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Any = None
-
     def _on_step(self) -> bool:
         return True
 
     def _on_training_start(self) -> None:
-        model: Any = self.model
-        self.found = model.replay_buffer.rewards[:50].copy()
+        self.found = self.model.replay_buffer.rewards[:50].copy()
 
 
 def test_true_rewards_in_a_replay_buffer_are_made_anew() -> None:
@@ -193,28 +180,6 @@ def test_masks_are_counted_before_any_reset() -> None:
         assert num_masks(MaskablePPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")) == count
 
 
-def test_rewards_are_not_deferred_past_a_buffer_of_the_users() -> None:
-    class Own(RolloutBuffer):
-        def add(self, *arguments: Any) -> None:
-            super().add(*arguments)
-
-    assert can_defer(ppo(), 64)
-    assert not can_defer(ppo(rollout_buffer_class=Own), 64)
-
-
-class OwnAdam(torch.optim.Adam):
-    """An optimiser of the user's own."""
-
-
-def test_custom_objects_are_named_as_they_are_given(tmp_path: Path) -> None:
-    path = GAIL(expert(), ppo(), disc_opt_cls=OwnAdam, demo_batch_size=16, seed=0).learn(64).save(tmp_path / "own")
-    assert_raises(SafeFileError, r"custom_objects=\{'disc_opt_cls': OwnAdam\}", GAIL.load, path, expert(), ppo())
-    custom = {"disc_opt_cls": OwnAdam, "disc_learning_rate": 0.25}
-    assert GAIL.load(path, expert(), ppo(), custom_objects=custom).optimizer.param_groups[0]["lr"] == 0.25
-    kept = GAIL.load(path, expert(), ppo(), custom_objects={"disc_opt_cls": OwnAdam})
-    assert kept.optimizer.param_groups[0]["lr"] == 1e-3
-
-
 class Twice(FlattenExtractor):
     """An extractor of the user's own."""
 
@@ -228,16 +193,6 @@ def test_a_resumed_run_takes_the_networks_custom_objects(tmp_path: Path) -> None
     assert isinstance(run.trainer.reward_net.extractor, Twice)
     with pytest.raises(ValueError, match="custom_objects has disc_learning_rate"):
         GAIL.resume(tmp_path, expert(), "CartPole-v1", custom_objects={"disc_learning_rate": 1.0})
-
-
-def test_numbers_that_are_too_large_are_a_damaged_file(tmp_path: Path) -> None:
-    path = GAIL(expert(), ppo(), demo_batch_size=16, seed=0).learn(64).save(tmp_path / "trainer")
-    name: Any = {"format_name": "rlsmooth-imitation", "format_version": 1}
-    content = read_safe_file(path, **name)
-    config = {key: copy.deepcopy(content.config[key]) for key in ("trainer", "generator", "spaces")}
-    config["trainer"]["rounds"] = float("1e999")
-    write_safe_file(path, config, tensors=content.tensors, **name)
-    assert_raises(SafeFileError, None, GAIL.load, path, expert(), ppo())
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -271,29 +226,13 @@ def test_a_discriminator_that_diverges_stops_the_run_and_says_when() -> None:
     assert_raises(TrainingDivergedError, message, trainer.train_discriminator)
 
 
-class Kept(KVWriter):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append({"step": step, **key_values})
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_function_is_a_callback_and_the_last_rounds_numbers_are_written() -> None:
-    model, kept, seen = ppo(), Kept(), []
-    model.set_logger(Logger(None, [kept]))
-
-    def callback(local: dict[str, Any], _: dict[str, Any]) -> bool:
-        seen.append(local["self"])
-        return True
-
-    GAIL(expert(), model, demo_batch_size=16, seed=0).learn(128, callback)
+    model, seen = ppo(), []
+    kept = listen(model)
+    GAIL(expert(), model, demo_batch_size=16, seed=0).learn(128, lambda local, _: not seen.append(local["self"]))
     assert len(seen) == 128
-    assert [row["step"] for row in kept.rows if "mean/disc/disc_loss" in row] == [128, 128]
-    assert [row["step"] for row in kept.rows if "time/fps" in row] == [64, 128]  # the algorithm's own
+    assert [step for step, _ in kept.column("mean/disc/disc_loss")] == [128, 128]
+    assert [step for step, _ in kept.column("time/fps")] == [64, 128]  # the algorithm's own
 
 
 def test_an_evaluation_environment_with_one_wrapper_more_is_synchronised() -> None:
@@ -376,19 +315,15 @@ def test_every_kind_of_observation_and_action(trainer_class: Any, kind: str, for
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_of_every_kind_of_action(trainer_class: Any, kind: str) -> None:
-    env_id = f"{IDENTITY}Masked{kind}-v0"
-    env = make_vec_env(env_id, n_envs=2, seed=0)
+    env, data = identity(f"Masked{kind}"), experts(f"Masked{kind}")
     model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
-    single = gym.make(env_id)
-    data = record(single.unwrapped.expert_action, single, 4, seed=0)  # type: ignore[attr-defined]
     trainer = trainer_class(data, model, demo_batch_size=16, seed=0)
     assert_learns(trainer, 128)
     masks = trainer.generated.masks
+    assert trainer.rounds == 2
     assert not masks.all()
-    given: dict[str, Any] = {"observation_space": data.observation_space, "action_space": data.action_space}
-    given |= {"episode_ends": data.episode_ends, "next_observations": data.next_observations[:]}
-    given |= {"terminations": data.terminations[:]}
-    unmasked = Demonstrations.from_arrays(data.observations[:], data.actions[:], **given)
+    assert kind or masks[np.arange(64), trainer.generated.actions].all()  # kept with what was done under them
+    unmasked = dataclasses.replace(data, action_masks=None)
     assert_raises(ValueError, "action_masks", trainer_class, unmasked, model, seed=0)
 
 
@@ -397,9 +332,10 @@ def test_masks_of_every_kind_of_action(trainer_class: Any, kind: str) -> None:
 def test_vec_normalize(trainer_class: Any, norm_reward: bool) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0), norm_reward=norm_reward)
     model = small("MlpPolicy", env)
-    data = cartpole_v1().sample_episodes(2, seed=0)
-    trainer = trainer_class(data, model, demo_batch_size=32, seed=0)
+    trainer = trainer_class(expert(), model, demo_batch_size=32, seed=0)
     assert_learns(trainer, 128)
+    assert model.env is env
+    assert np.abs(trainer.generated.observations[:, 2]).max() < 0.42  # angles in radians, not in standard deviations
     # With rewards to be normalised each step must have its own at once.
     assert (env.ret_rms.mean != 0) == norm_reward
     assert np.abs(model.rollout_buffer.rewards).min() > 0
@@ -420,14 +356,9 @@ GENERATORS = {
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generators(trainer_class: Any, name: str) -> None:
-    model_class, env_id, arguments = GENERATORS[name]
-    build: Any = model_class
+    build, env_id, arguments = GENERATORS[name]
     model = build("MlpPolicy", make_vec_env(env_id, seed=0), seed=0, device="cpu", **arguments)
-    if "Box" in env_id:
-        env = gym.make(env_id)
-        data = record(env.unwrapped.expert_action, env, 4, seed=0)  # type: ignore[attr-defined]
-    else:
-        data = cartpole_v1().sample_episodes(1, seed=0)
+    data = experts("Box") if "Box" in env_id else cartpole_v1().sample_episodes(1, seed=0)
     if trainer_class is AIRL and name in ("dqn", "qrdqn", "td3"):
         assert_raises(TypeError, "log-probability", AIRL, data, model, seed=0)
         return

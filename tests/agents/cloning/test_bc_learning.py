@@ -24,7 +24,8 @@ from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
 from rlsmooth.training import SafeFileError, checkpoint_steps
 from rlsmooth.training import run as engine
-from support import KillAt, assert_raises, draw, same_parameters
+from support import KillAt, assert_raises, draw, recorded, same_parameters
+from trainers import small_bc as make
 
 PROBLEMS = [
     ("rlsmooth/Identity-v0", {}),
@@ -42,9 +43,8 @@ def every_state(env: TabularEnv, **more: Any) -> Demonstrations:
     count = env.problem.num_states
     actions = np.stack([np.asarray(env.expert_action(env.observation_of(state))) for state in range(count)])
     masks = env.problem.legal if isinstance(env, MaskedTabularEnv) else None
-    given: dict[str, Any] = {"observation_space": spaces.Box(0.0, 1.0, (count,)), "action_space": env.action_space}
-    given |= {"episode_ends": [count], "action_masks": masks}
-    return Demonstrations.from_arrays(np.eye(count, dtype=np.float32), actions, **given, **more)
+    states, space = np.eye(count, dtype=np.float32), spaces.Box(0.0, 1.0, (count,))
+    return recorded(states, actions, space, env.action_space, action_masks=masks, **more)
 
 
 def tabular(name: str, **arguments: Any) -> TabularEnv:
@@ -58,14 +58,8 @@ LINEAR = {"net_arch": [], "optimizer_kwargs": {"betas": (0.8, 0.9), "eps": 1e-5}
 
 def fit(demonstrations: Demonstrations, batches: int = 120, **arguments: Any) -> BC:
     """Full-batch training of a linear policy with a step size that goes to 0: exact to about 1e-4."""
-    agent = BC(
-        "MlpPolicy",
-        None,
-        demonstrations,
-        batch_size=len(demonstrations),
-        **{"learning_rate": "lin_0.3", "policy_kwargs": LINEAR, "seed": 0, "device": "cpu", **arguments},
-    )
-    return agent.learn(total_batches=batches)
+    given = {"batch_size": len(demonstrations), "learning_rate": "lin_0.3", "policy_kwargs": LINEAR, **arguments}
+    return make(demonstrations, **given).learn(total_batches=batches)
 
 
 @torch.no_grad()
@@ -85,30 +79,25 @@ def probabilities(agent: BC, demonstrations: Demonstrations) -> np.ndarray:
     return np.asarray(flat.numpy(), dtype=np.float64)
 
 
-@pytest.mark.parametrize(("name", "arguments"), PROBLEMS)
-def test_the_optimal_smoothed_policy_is_found(name: str, arguments: dict[str, Any]) -> None:
-    env = tabular(name, **arguments)
-    demonstrations = every_state(env)
-    agent = fit(demonstrations, smoothing=0.2)
-    np.testing.assert_allclose(probabilities(agent, demonstrations), env.optimal_smoothed_policy(0.2), atol=1e-3)
+PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.4])
+SMOOTHINGS = [
+    Smoothing(0.3, reference="exponential", decay=0.7),
+    Smoothing(0.3, reference=PRIOR),
+    Smoothing(0.3, reference=Tree.from_nested({"a": ["0", "1"], "b": ["2", "3"]})),
+    Smoothing(0.3, spread="others"),
+    Smoothing(None, reference="binomial"),
+]
 
 
 @pytest.mark.parametrize(
-    "smoothing",
-    [
-        Smoothing(0.3, reference="exponential", decay=0.7),
-        Smoothing(0.3, reference=torch.tensor([0.1, 0.2, 0.3, 0.4])),
-        Smoothing(0.3, reference=Tree.from_nested({"a": ["0", "1"], "b": ["2", "3"]})),
-        Smoothing(0.3, spread="others"),
-        Smoothing(None, reference="binomial"),
-    ],
-    ids=["ordinal", "prior", "tree", "others", "whole"],
+    ("name", "arguments", "smoothing"),
+    [*((*problem, 0.2) for problem in PROBLEMS), *((*PROBLEMS[0], smoothing) for smoothing in SMOOTHINGS)],
 )
-def test_structured_smoothing_has_its_own_optimum(smoothing: Smoothing) -> None:
-    env = tabular("rlsmooth/Identity-v0")
+def test_the_optimal_smoothed_policy_is_found(name: str, arguments: dict[str, Any], smoothing: Any) -> None:
+    env = tabular(name, **arguments)
     demonstrations = every_state(env)
-    agent = fit(demonstrations, smoothing=smoothing)
-    np.testing.assert_allclose(probabilities(agent, demonstrations), env.optimal_smoothed_policy(smoothing), atol=1e-3)
+    found = probabilities(fit(demonstrations, smoothing=smoothing), demonstrations)
+    np.testing.assert_allclose(found, env.optimal_smoothed_policy(smoothing), atol=1e-3)
 
 
 def test_each_dimension_may_have_its_own_smoothing() -> None:
@@ -119,25 +108,16 @@ def test_each_dimension_may_have_its_own_smoothing() -> None:
     np.testing.assert_allclose(found[:, 3:], env.optimal_smoothed_policy(0.1)[:, 3:], atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "arguments"), [PROBLEMS[0], *PROBLEMS[3:6]])
-@pytest.mark.parametrize("alpha", [0.3])
-def test_smoothing_and_the_kl_term_have_the_same_optimum(name: str, arguments: dict[str, Any], alpha: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments", "reference"),
+    [(*problem, "uniform") for problem in (PROBLEMS[0], *PROBLEMS[3:6])] + [(*PROBLEMS[0], PRIOR)],
+)
+def test_smoothing_and_the_kl_term_have_the_same_optimum(name: str, arguments: dict[str, Any], reference: Any) -> None:
     demonstrations = every_state(tabular(name, **arguments))
-    smoothed = fit(demonstrations, smoothing=alpha)
-    regularised = fit(demonstrations, smoothing=0.0, kl_coef=alpha / (1 - alpha))
-    np.testing.assert_allclose(
-        probabilities(smoothed, demonstrations), probabilities(regularised, demonstrations), atol=1e-3
-    )
-
-
-def test_the_kl_term_takes_another_reference() -> None:
-    demonstrations = every_state(tabular("rlsmooth/Identity-v0"))
-    prior, alpha = torch.tensor([0.1, 0.2, 0.3, 0.4]), 0.2
-    smoothed = fit(demonstrations, smoothing=Smoothing(alpha, reference=prior))
-    regularised = fit(demonstrations, smoothing=0, kl_coef=alpha / (1 - alpha), reference=prior)
-    np.testing.assert_allclose(
-        probabilities(smoothed, demonstrations), probabilities(regularised, demonstrations), atol=1e-3
-    )
+    smoothed = fit(demonstrations, smoothing=Smoothing(0.3, reference=reference))
+    regularised = fit(demonstrations, smoothing=0.0, kl_coef=0.3 / 0.7, reference=reference)
+    found, expected = (probabilities(agent, demonstrations) for agent in (smoothed, regularised))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(("count", "alpha", "spread"), [(10, 0.1, "all"), (10, 0.1, "others"), (4, 0.3, "all")])
@@ -148,9 +128,7 @@ def test_the_optimal_margin_is_the_published_formula(count: int, alpha: float, s
         logits: Tensor = agent.head.outputs(torch.eye(count))[0]
     own = logits.diagonal()
     others = logits[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
-    margin = {"all": np.log(1 + count * (1 - alpha) / alpha), "others": np.log((1 - alpha) * (count - 1) / alpha)}[
-        spread
-    ]
+    margin = np.log(1 + count * (1 - alpha) / alpha) if spread == "all" else np.log((1 - alpha) * (count - 1) / alpha)
     np.testing.assert_allclose((own.unsqueeze(-1) - others).numpy(), margin, atol=1e-3)
 
 
@@ -158,20 +136,17 @@ def test_soft_targets_are_matched_and_smoothed() -> None:
     env = tabular("rlsmooth/Identity-v0", num_actions=3)
     probs = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5], [0.1, 0.1, 0.8]])
     demonstrations = every_state(env, action_probs=probs)
-    np.testing.assert_allclose(
-        probabilities(fit(demonstrations, smoothing=0.0, batches=200), demonstrations), probs, atol=5e-3
-    )
+    found = probabilities(fit(demonstrations, smoothing=0.0, batches=200), demonstrations)
+    np.testing.assert_allclose(found, probs, atol=5e-3)
     smoothed = fit(demonstrations, smoothing=Smoothing(0.3, reference=torch.tensor([0.5, 0.25, 0.25])))
-    np.testing.assert_allclose(
-        probabilities(smoothed, demonstrations), 0.7 * probs + 0.3 * np.array([0.5, 0.25, 0.25]), atol=1e-3
-    )
+    expected = 0.7 * probs + 0.3 * np.array([0.5, 0.25, 0.25])
+    np.testing.assert_allclose(probabilities(smoothed, demonstrations), expected, atol=1e-3)
 
 
 def test_weights_decide_between_contradictory_rows() -> None:
     observations = np.ones((4, 1), dtype=np.float32)
-    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
-    given |= {"episode_ends": [4], "weights": [6.0, 1.0, 1.0, 0.0]}
-    demonstrations = Demonstrations.from_arrays(observations, [0, 1, 1, 1], **given)
+    weights, space = [6.0, 1.0, 1.0, 0.0], spaces.Box(0, 1, (1,))
+    demonstrations = recorded(observations, [0, 1, 1, 1], space, spaces.Discrete(2), weights=weights)
     agent = fit(demonstrations, smoothing=0.0)
     np.testing.assert_allclose(probabilities(agent, demonstrations)[0], [0.75, 0.25], atol=1e-3)
 
@@ -191,9 +166,7 @@ def test_a_gaussian_has_the_moments_of_its_smoothed_target() -> None:
     assert isinstance(env, IdentityBoxEnv)
     state, _ = env.reset(seed=0)
     action = env.expert_action(state)
-    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": env.action_space}
-    given |= {"episode_ends": [1]}
-    demonstrations = Demonstrations.from_arrays(np.ones((1, 1), np.float32), action[None], **given)
+    demonstrations = recorded(np.ones((1, 1), np.float32), action[None], spaces.Box(0, 1, (1,)), env.action_space)
     low, high = env.action_space.low, env.action_space.high
     assert np.allclose(low, -high)  # so that the reference's mean is 0
     agent = fit(demonstrations, batches=300, smoothing=0.3, reference_std=1.0, learning_rate="lin_0.05")
@@ -204,14 +177,9 @@ def test_a_gaussian_has_the_moments_of_its_smoothed_target() -> None:
 
 
 def test_both_smoothings_agree_for_a_gaussian() -> None:
-    rng = np.random.default_rng(0)
-    demonstrations = Demonstrations.from_arrays(
-        np.ones((8, 1), np.float32),
-        rng.uniform(0.0, 3.0, (8, 2)).astype(np.float32),
-        observation_space=spaces.Box(0, 1, (1,)),
-        action_space=spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([3.0, 3.0], np.float32)),
-        episode_ends=[8],
-    )
+    chosen = np.random.default_rng(0).uniform(0.0, 3.0, (8, 2)).astype(np.float32)
+    space = spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([3.0, 3.0], np.float32))
+    demonstrations = recorded(np.ones((8, 1), np.float32), chosen, spaces.Box(0, 1, (1,)), space)
     arguments: dict[str, Any] = {"batches": 400, "learning_rate": "lin_0.05"}
     smoothed = fit(demonstrations, smoothing=0.2, **arguments)
     regularised = fit(demonstrations, smoothing=0.0, kl_coef=0.25, **arguments)
@@ -229,10 +197,8 @@ def test_both_smoothings_agree_for_a_gaussian() -> None:
 def test_entropy_rises_with_alpha_on_the_shipped_set() -> None:
     entropies = []
     for alpha in (0.0, 0.05, 0.1, 0.3):
-        agent = BC(
-            "MlpPolicy", None, cartpole_v1(), smoothing=alpha, batch_size=256, learning_rate=3e-3, seed=0, device="cpu"
-        )
-        agent.learn(total_epochs=8)
+        given = {"batch_size": 256, "learning_rate": 3e-3, "policy_kwargs": None}
+        agent = make(cartpole_v1(), smoothing=alpha, **given).learn(total_epochs=8)
         with torch.no_grad():
             distribution: Any = agent.policy.get_distribution(torch.as_tensor(cartpole_v1().observations))  # type: ignore[operator]
             entropies.append(float(distribution.entropy().mean()))
@@ -268,8 +234,7 @@ def test_a_run_equals_a_loop_written_by_hand(smoothing: float) -> None:
             by_hand.optimizer.zero_grad()
             loss.backward()
             by_hand.optimizer.step()
-    for name, parameter in agent.policy.state_dict().items():
-        torch.testing.assert_close(parameter, by_hand.state_dict()[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent.policy.state_dict(), by_hand.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_alpha_zero_is_exactly_the_hard_target() -> None:
@@ -278,14 +243,10 @@ def test_alpha_zero_is_exactly_the_hard_target() -> None:
         BC("MlpPolicy", None, demonstrations, smoothing=smoothing, seed=0, device="cpu").learn(total_epochs=2)
         for smoothing in (0.0, 0, Smoothing(0.0, reference="adjacent"), "lin_0.0")
     ]
-    for other in runs[1:]:
-        for one, two in zip(runs[0].policy.parameters(), other.policy.parameters(), strict=True):
-            assert torch.equal(one, two)
+    assert all(same_parameters(runs[0], other) for other in runs[1:])
 
 
 # ---- a Box cut into bins
-
-
 BOX = spaces.Box(np.array([[-1.0, 0.0]], np.float32), np.array([[1.0, 10.0]], np.float32))
 
 
@@ -306,16 +267,11 @@ def test_decoding_is_within_half_a_bin_and_encoding_undoes_it(count: int, share:
 def two_modes() -> Demonstrations:
     """An expert that turns sharply left or sharply right, never straight on."""
     actions = np.array([[[-0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]], [[0.9, 2.0]]], np.float32)
-    given: dict[str, Any] = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": BOX, "episode_ends": [4]}
-    return Demonstrations.from_arrays(np.ones((4, 1), np.float32), actions, **given)
+    return recorded(np.ones((4, 1), np.float32), actions, spaces.Box(0, 1, (1,)), BOX)
 
 
 def clone(**arguments: Any) -> BC:
-    linear = {"net_arch": [], "optimizer_kwargs": {"betas": (0.8, 0.9), "eps": 1e-5}}
-    given: dict[str, Any] = {"learning_rate": "lin_0.3", "policy_kwargs": linear, "action_bins": 5, "seed": 0}
-    given |= {"device": "cpu"}
-    agent = BC("MlpPolicy", None, two_modes(), **given, **arguments)
-    return agent.learn(total_batches=150)
+    return fit(two_modes(), 150, action_bins=5, **arguments)
 
 
 def test_the_policy_keeps_both_modes_and_acts_in_the_box() -> None:
@@ -362,15 +318,6 @@ def test_what_has_no_bins_is_refused() -> None:
             BC("MlpPolicy", (spaces.Box(0, 1, (1,)), space), None, action_bins=bins, device="cpu")  # type: ignore[arg-type]
     agent = BC("MlpPolicy", "Pendulum-v1", None, action_bins=4, device="cpu")
     assert_raises(ValueError, "model has action_space", agent.warm_start, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
-
-
-# ---- agent files, checkpoints, data on the disk, warm starts
-
-
-def make(demonstrations: Demonstrations | None = None, **arguments: Any) -> BC:
-    chosen = draw() if demonstrations is None else demonstrations
-    small = {"net_arch": [8]}
-    return BC("MlpPolicy", None, chosen, **{"seed": 0, "device": "cpu", "policy_kwargs": small, **arguments})
 
 
 # ---- agent files
@@ -437,13 +384,9 @@ def test_a_learning_rate_given_to_load_is_used(saved: Any, given: Any, tmp_path:
 
 def test_images_and_starts_survive_a_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    demonstrations = Demonstrations.from_arrays(
-        rng.integers(256, size=(6, 36, 36, 3), dtype=np.uint8),
-        rng.integers(7, 10, size=6),
-        observation_space=spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8),
-        action_space=spaces.Discrete(3, start=7),
-        episode_ends=[6],
-    )
+    images, actions = rng.integers(256, size=(6, 36, 36, 3), dtype=np.uint8), rng.integers(7, 10, size=6)
+    space = spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)
+    demonstrations = recorded(images, actions, space, spaces.Discrete(3, start=7))
     agent = BC("CnnPolicy", None, demonstrations, seed=0, device="cpu").learn(total_batches=1)
     loaded = BC.load(agent.save(tmp_path / "agent"), demonstrations=demonstrations, device="cpu")
     one, _ = agent.predict(demonstrations.observations, deterministic=True)
@@ -523,7 +466,8 @@ def test_a_second_call_is_refused_or_goes_on_but_loses_nothing(tmp_path: Path) -
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
     checkpointed(tmp_path).learn(total_batches=4)
-    assert_raises(ValueError, "demonstrations is None", BC.resume, tmp_path, device="cpu")
+    message = "^demonstrations is None: a run is resumed with those that it was started"
+    assert_raises(ValueError, message, BC.resume, tmp_path, device="cpu")
     with pytest.raises(ValueError, match="validation: these are not those"):
         BC.resume(tmp_path, None, draw(), validation=draw(seed=2), device="cpu")
     assert checkpoint_steps(tmp_path) == [3, 4]
@@ -536,9 +480,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [{}, {"smoothing": "lin_0.2"}, {"kl_coef": 0.2, "reference": torch.tensor([0.5, 0.25, 0.25])}]
 )
-def test_a_memory_mapped_folder_trains_as_an_array_does(
-    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_memory_mapped_folder_trains_as_an_array_does(arguments: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(training_data, "BLOCK_BYTES", 1500)  # several blocks an epoch
     masks = np.ones((40, 3), dtype=bool)
     demonstrations = draw(weights=np.linspace(0.5, 2, 40), action_masks=masks)
@@ -612,9 +554,3 @@ def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:
     assert agent.tensorboard_log == str(tmp_path / "log")
     agent.save(tmp_path / "agent")
     assert BC.load(tmp_path / "agent.zip").max_grad_norm == 0.5
-
-
-def test_resuming_without_demonstrations_says_what_to_give(tmp_path: Path) -> None:
-    make(checkpoint_folder=tmp_path).learn(total_batches=1)
-    with pytest.raises(ValueError, match=r"^demonstrations is None: a run is resumed with those that it was started"):
-        BC.resume(tmp_path)

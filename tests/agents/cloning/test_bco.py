@@ -15,7 +15,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Logger
 
 from rlsmooth.agents import BC, BCO, load_agent, save_agent
 from rlsmooth.agents.cloning.collection import collect
@@ -24,7 +23,7 @@ from rlsmooth.agents.spaces import wrap_env
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, concatenate, record
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, checkpoint_steps
-from support import Counter, KillAt, Lines, assert_raises, read_events, same_parameters
+from support import Counter, KillAt, assert_raises, listen, read_events, same_parameters
 
 PLACES = 5
 
@@ -171,10 +170,8 @@ def test_where_all_labels_are_right_a_round_is_cloning() -> None:
     seed = agent._seed_of(1)
     agent.learn()
     assert agent.history[0]["pseudo_label_accuracy"] == 1.0
-    plain = BC(
-        twin.policy, None, data, smoothing=0.2, learning_rate=0.02, batch_size=32, seed=seed, device="cpu"
-    ).learn(total_epochs=8)
-    assert same_parameters(agent, plain)
+    given: dict[str, Any] = {"smoothing": 0.2, "learning_rate": 0.02, "batch_size": 32, "seed": seed, "device": "cpu"}
+    assert same_parameters(agent, BC(twin.policy, None, data, **given).learn(total_epochs=8))
 
 
 @pytest.mark.slow
@@ -391,25 +388,14 @@ def test_stable_baselines_callback_evaluates(tmp_path: Path) -> None:
 
 
 def test_each_round_has_one_log_line() -> None:
-    lines = Lines()
     agent = make_short(watched_cartpole(), eval_env=ENV, n_eval_episodes=3)
-    agent.set_logger(Logger(None, [lines]))
+    lines = listen(agent)
     agent.learn()
     assert [step for step, _ in lines.lines] == [100, 200]
     tags = lines.lines[-1][1]
-    assert {
-        "bco/round",
-        "bco/transitions",
-        "bco/inverse_dynamics_accuracy",
-        "bco/inverse_dynamics_cross_entropy",
-        "bco/pseudo_label_accuracy",
-        "bco/pseudo_label_confidence",
-        "bco/cross_entropy",
-        "bco/policy_entropy",
-        "bco/smoothing",
-        "bco/mean_reward",
-        "bco/mean_reward_sampled",
-    } <= set(tags)
+    names = {"round", "transitions", "inverse_dynamics_accuracy", "inverse_dynamics_cross_entropy", "smoothing"}
+    names |= {"pseudo_label_accuracy", "pseudo_label_confidence", "cross_entropy", "policy_entropy"}
+    assert {f"bco/{name}" for name in {*names, "mean_reward", "mean_reward_sampled"}} <= set(tags)
     assert {f"bco/{name}": value for name, value in agent.history[-1].items()} == tags
     assert tags["bco/smoothing"] == pytest.approx(0.1)
     assert agent.evaluate()["mean_reward"] == tags["bco/mean_reward"]
@@ -429,7 +415,6 @@ def test_the_clone_starts_reinforcement_learning() -> None:
     assert np.array_equal(model.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0])
 
 
-# ---- agent files and checkpoints; runs that are cut off
 DATA = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, seed=0)
 
 

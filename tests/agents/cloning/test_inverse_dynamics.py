@@ -15,9 +15,7 @@ from rlsmooth.agents.cloning.transition_features import TransitionFeatures, tran
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError
-from support import assert_raises, same_parameters
-
-NOISE = spaces.Box(-np.inf, np.inf, (3,))
+from support import FLAT, assert_raises, recorded, same_parameters
 
 
 def moved(action_space: spaces.Space[Any], rows: int = 300, seed: int = 0, **more: Any) -> Demonstrations:
@@ -34,10 +32,8 @@ def moved(action_space: spaces.Space[Any], rows: int = 300, seed: int = 0, **mor
         actions = np.stack([rng.integers(size, size=rows) for size in dims], axis=1)
         steps = np.pad(actions, ((0, 0), (0, 3 - actions.shape[1])))
     before = rng.normal(size=(rows, 3)).astype(np.float32)
-    given: dict[str, Any] = {"observation_space": NOISE, "action_space": action_space}
-    given |= {"episode_ends": np.arange(10, rows + 1, 10)}
-    given |= {"next_observations": before + 0.01 * steps.astype(np.float32)}
-    return Demonstrations.from_arrays(before, actions, **given, **more)
+    more |= {"next_observations": before + 0.01 * steps.astype(np.float32)}
+    return recorded(before, actions, FLAT, action_space, np.arange(10, rows + 1, 10), **more)
 
 
 def make(data: Demonstrations, **arguments: Any) -> InverseDynamics:
@@ -92,20 +88,20 @@ def circle(form: str, rows: int = 200, seed: int = 0) -> Demonstrations:
             shown[row, :, 7 * place : 7 * place + 7] = 255
         return shown
 
+    grey = spaces.Box(0, 255, (36, 36, 1), np.uint8)
     forms: dict[str, tuple[Any, Any]] = {
         "discrete": (spaces.Discrete(5), lambda places: places),
         "multi_discrete": (spaces.MultiDiscrete([5, 2]), lambda places: np.stack([places, 0 * places], axis=1)),
         "multi_binary": (spaces.MultiBinary(5), lambda places: np.eye(5, dtype=np.int8)[places]),
-        "image": (spaces.Box(0, 255, (36, 36, 1), np.uint8), image),
+        "image": (grey, image),
         "dict": (
-            spaces.Dict({"image": spaces.Box(0, 255, (36, 36, 1), np.uint8), "turn": spaces.Box(-1, 1, (1,))}),
+            spaces.Dict({"image": grey, "turn": spaces.Box(-1, 1, (1,))}),
             lambda places: {"image": image(places), "turn": np.cos(places)[:, None].astype(np.float32)},
         ),
     }
     space, show = forms[form]
-    given: dict[str, Any] = {"observation_space": space, "action_space": spaces.Discrete(3)}
-    given |= {"episode_ends": np.arange(10, rows + 1, 10), "next_observations": show(after)}
-    return Demonstrations.from_arrays(show(before), actions, **given)
+    ends = np.arange(10, rows + 1, 10)
+    return recorded(show(before), actions, space, spaces.Discrete(3), ends, next_observations=show(after))
 
 
 @pytest.mark.parametrize("form", ["discrete", "multi_discrete", "multi_binary", "image", "dict"])
@@ -132,9 +128,8 @@ def twins(rows: int = 2000, seed: int = 0) -> Demonstrations:
     before = rng.normal(size=(rows, 3)).astype(np.float32)
     after = before.copy()
     after[:, 0] += np.where(actions == 2, 0.5, -0.5)
-    given: dict[str, Any] = {"observation_space": NOISE, "action_space": spaces.Discrete(3)}
-    given |= {"episode_ends": np.arange(20, rows + 1, 20), "next_observations": after, "action_masks": masks}
-    return Demonstrations.from_arrays(before, actions, **given)
+    given = {"next_observations": after, "action_masks": masks}
+    return recorded(before, actions, FLAT, spaces.Discrete(3), np.arange(20, rows + 1, 20), **given)
 
 
 def test_illegal_actions_are_neither_learned_nor_predicted() -> None:
@@ -251,10 +246,8 @@ def test_a_callable_is_not_forgotten_in_silence(tmp_path: Path) -> None:
     data = moved(spaces.Discrete(3), rows=100)
     model = make(data, max_epochs=1, learning_rate=lambda progress: 0.01 * progress).fit(data)
     loaded = InverseDynamics.load(model.save(tmp_path / "model"), device="cpu")
-    assert np.array_equal(
-        loaded.predict(data.observations, data.next_observations),
-        model.predict(data.observations, data.next_observations),
-    )
+    one, two = (each.predict(data.observations, data.next_observations) for each in (loaded, model))
+    assert np.array_equal(one, two)
     assert_raises(ValueError, "learning_rate was a callable", loaded.fit, data)
 
 
@@ -278,6 +271,6 @@ def test_mistakes_are_told() -> None:
     assert_raises(ValueError, "transitions has action_space", model.fit, moved(spaces.Discrete(4), rows=100))
     assert_raises(ValueError, "inputs='both'", make, data, inputs="both")
     with pytest.raises(TypeError, match="Dict in a Dict"):
-        InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": NOISE})}), spaces.Discrete(2))
+        InverseDynamics(spaces.Dict({"a": spaces.Dict({"b": FLAT})}), spaces.Discrete(2))
     model.fit(data)
     assert_raises(ValueError, "transitions: as many", model.predict, data.observations, data.next_observations[:5])

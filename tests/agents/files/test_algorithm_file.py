@@ -33,7 +33,7 @@ from rlsmooth.agents import BC, load_agent_file
 from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
-from support import Bomb, assert_equal, assert_raises
+from support import Bomb, assert_equal, assert_raises, put
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SHORT: dict[str, Any] = {"n_steps": 32, "batch_size": 32}
@@ -92,6 +92,22 @@ class MyPPO(PPO):
 
 class MyPolicy(ActorCriticPolicy):
     """A policy that no file may name."""
+
+
+class MySAC(SAC):
+    """Another algorithm that no file may name."""
+
+
+class MySACPolicy(SACPolicy):
+    """Another policy that no file may name."""
+
+
+class MyNoise(NormalActionNoise):
+    """A noise that no file may name."""
+
+
+def halved(progress: float) -> float:
+    return 1e-3 * progress / 2
 
 
 # The environment's, the logger's, this process's, aliases, and what the two sides of this test give apart.
@@ -194,20 +210,30 @@ def test_a_file_of_bc_gives_a_bc(tmp_path: Path) -> None:
     assert_equal(loaded.policy.state_dict(), agent.policy.state_dict())
 
 
-def test_callables_and_classes_of_ones_own_are_asked_for(tmp_path: Path) -> None:
-    def halved(progress: float) -> float:
-        return 1e-3 * progress / 2
+NOISE = MyNoise(np.zeros(1), np.ones(1))
+OF_MY_PPO, OF_MY_SAC = {"learning_rate": halved, "clip_range": halved}, {"action_noise": NOISE}
+ONES_OWN: list[tuple[Any, Any, str, dict[str, Any], str]] = [
+    (MyPPO, MyPolicy, CARTPOLE, {**SHORT, **OF_MY_PPO}, r"learning_rate that no file can hold \(.*halved\)"),
+    (MySAC, MySACPolicy, PENDULUM, {**SMALL, **OF_MY_SAC}, r"action_noise that no file can hold \(.*MyNoise\)"),
+]
 
-    model = MyPPO(MyPolicy, "CartPole-v1", n_steps=32, batch_size=32, learning_rate=halved, clip_range=halved)
-    path = save_agent(model, tmp_path / "agent.zip")
-    assert_raises(SafeFileError, "load with policy_class=MyPolicy", load_agent, path)
-    assert_raises(SafeFileError, "load with model_class=MyPPO", load_agent, path, policy_class=MyPolicy)
-    with pytest.raises(SafeFileError, match=r"learning_rate that no file can hold \(.*halved\)"):
-        load_agent(path, policy_class=MyPolicy, model_class=MyPPO)
-    custom = {"learning_rate": halved, "clip_range": 0.25, "n_steps": 64}
-    loaded = load_agent(path, policy_class=MyPolicy, model_class=MyPPO, custom_objects=custom)
-    assert (type(loaded), type(loaded.policy), loaded.n_steps) == (MyPPO, MyPolicy, 64)
-    assert (loaded.lr_schedule(0.5), loaded.clip_range(1.0)) == (halved(0.5), 0.25)
+
+@pytest.mark.parametrize(("algorithm", "policy", "env", "arguments", "message"), ONES_OWN)
+def test_what_is_ones_own_is_asked_for(
+    algorithm: Any, policy: Any, env: str, arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = save_agent(algorithm(policy, env, **arguments), tmp_path / "agent.zip")
+    assert_raises(SafeFileError, f"load with policy_class={policy.__name__}", load_agent, path)
+    assert_raises(SafeFileError, f"load with model_class={algorithm.__name__}", load_agent, path, policy_class=policy)
+    given = {"policy_class": policy, "model_class": algorithm}
+    assert_raises(SafeFileError, message, load_agent, path, **given)
+    custom = {"learning_rate": halved, "clip_range": 0.25, "n_steps": 64} if algorithm is MyPPO else OF_MY_SAC
+    loaded = load_agent(path, **given, custom_objects={"gamma": 0.5, **custom})
+    assert (type(loaded), type(loaded.policy), loaded.gamma) == (algorithm, policy, 0.5)
+    if algorithm is MySAC:
+        assert loaded.action_noise is NOISE
+    else:
+        assert (loaded.lr_schedule(0.5), loaded.clip_range(1.0), loaded.n_steps) == (halved(0.5), 0.25, 64)
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
@@ -295,28 +321,13 @@ def good_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("kind", "name"), [*(("PPO", one) for one in FORGED), *(("TD3", one) for one in OFF_POLICY_FORGED)]
 )
 def test_forged_files_are_refused(kind: str, name: str, good_files: dict[str, Any], tmp_path: Path) -> None:
-    (*where, last), value, message = (FORGED if kind == "PPO" else OFF_POLICY_FORGED)[name]
+    keys, value, message = (FORGED if kind == "PPO" else OFF_POLICY_FORGED)[name]
     config = copy.deepcopy(good_files[kind].config)
-    place = config
-    for key in where:
-        place = place[key]
-    place[last] = value
+    put(config, keys, value)
     tensors = good_files[kind].tensors
     write_safe_file(tmp_path / "a.zip", config, tensors=tensors, format_name="rlsmooth-agent", format_version=1)
     with pytest.raises(SafeFileError, match=message):
         load_agent(tmp_path / "a.zip", env="CartPole-v1" if name == "statistics" else None)
-
-
-def test_loading_works_without_contrib(programs: Any, tmp_path: Path) -> None:
-    path = save_agent(PPO("MlpPolicy", "CartPole-v1"), tmp_path / "agent.zip")
-    code = (
-        "import sys; sys.modules['sb3_contrib'] = None\n"
-        "from rlsmooth.agents.files.algorithm_file import load_agent\n"
-        f"print(type(load_agent({str(path)!r})).__name__)"
-    )
-    finished = programs.run(code, tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == "PPO"
 
 
 # ---- off-policy algorithms, the replay buffer too if it is asked for
@@ -354,32 +365,6 @@ def test_a_full_replay_buffer_and_several_environments(tmp_path: Path) -> None:
         load_agent(path, env=make_vec_env("Pendulum-v1", 2))
     loaded = load_agent(save_agent(model, path), env=make_vec_env("Pendulum-v1", 2))
     assert (loaded.n_envs, loaded.replay_buffer.size()) == (2, 0)
-
-
-class MyNoise(NormalActionNoise):
-    """A noise that no file may name."""
-
-
-class MySACPolicy(SACPolicy):
-    """A policy that no file may name."""
-
-
-class MySAC(SAC):
-    """An algorithm that no file may name."""
-
-
-def test_what_is_ones_own_is_asked_for(tmp_path: Path) -> None:
-    noise = MyNoise(np.zeros(1), np.ones(1))
-    model = MySAC(MySACPolicy, "Pendulum-v1", buffer_size=10, action_noise=noise, policy_kwargs=dict(NARROW))
-    path = save_agent(model, tmp_path / "agent.zip")
-    assert_raises(SafeFileError, "load with policy_class=MySACPolicy", load_agent, path)
-    assert_raises(SafeFileError, "load with model_class=MySAC", load_agent, path, policy_class=MySACPolicy)
-    with pytest.raises(SafeFileError, match=r"action_noise that no file can hold \(.*MyNoise\)"):
-        load_agent(path, policy_class=MySACPolicy, model_class=MySAC)
-    custom = {"action_noise": noise, "gamma": 0.5}
-    loaded = load_agent(path, policy_class=MySACPolicy, model_class=MySAC, custom_objects=custom)
-    assert (type(loaded), type(loaded.policy), loaded.gamma) == (MySAC, MySACPolicy, 0.5)
-    assert loaded.action_noise is noise
 
 
 def test_a_replay_buffer_of_another_class_is_asked_for(tmp_path: Path) -> None:
@@ -442,15 +427,14 @@ def test_a_q_network_in_a_file_of_a_ppo_is_refused(tmp_path: Path) -> None:
 
 
 def test_contrib_is_asked_for(programs: Any, tmp_path: Path) -> None:
-    sac, tqc = (save_agent(trained(name), tmp_path / f"{name}.zip") for name in ("SAC", "TQC"))
+    paths = [str(save_agent(trained(name), tmp_path / f"{name}.zip")) for name in ("PPO", "SAC", "TQC")]
     code = (
         "import sys; sys.modules['sb3_contrib'] = None\n"
         "from rlsmooth.agents import load_agent\n"
-        f"print(type(load_agent({str(sac)!r})).__name__)\n"
-        f"load_agent({str(tqc)!r})"
+        f"for path in {paths!r}: print(type(load_agent(path)).__name__)"
     )
     finished = programs.run(code, tmp_path)
-    assert finished.stdout.strip() == "SAC"
+    assert finished.stdout.split() == ["PPO", "SAC"]
     assert "TQCPolicy needs sb3-contrib. Install it" in finished.stderr
 
 
@@ -462,10 +446,8 @@ def test_devices(device: torch.device, tmp_path: Path) -> None:
 
 
 def test_a_buffer_of_other_steps_than_the_algorithms_comes_back(tmp_path: Path) -> None:
-    own: dict[str, Any] = {
-        "replay_buffer_class": NStepReplayBuffer,
-        "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5},
-    }
+    own: dict[str, Any] = {"replay_buffer_class": NStepReplayBuffer}
+    own |= {"replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
     with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
         model = DQN("MlpPolicy", "CartPole-v1", buffer_size=20, n_steps=3, device="cpu", **own)
     path = save_agent(model, tmp_path / "own")

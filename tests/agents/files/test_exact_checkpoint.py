@@ -13,7 +13,6 @@ import pytest
 import torch
 from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3, HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
@@ -270,21 +269,30 @@ def test_what_happens_between_loading_and_learning_does_not_matter(tmp_path: Pat
     assert_equal(end_state(run.model), expected)
 
 
-def test_environments_that_can_not_be_kept_start_new_episodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("build", "total", "more"), [(built(PPO, n_steps=64), 256, 128), (CASES["TD3"][1], 200, 50)])
+def test_environments_that_can_not_be_kept_start_new_episodes(
+    build: Build, total: int, more: int, tmp_path: Path
+) -> None:
     def make_env() -> VecEnv:
         return VecNormalize(make_vec_env("Pendulum-v1", 2, wrapper_class=Hidden))
 
-    model = PPO("MlpPolicy", make_env(), n_steps=64, seed=1)
+    model = build(make_env())
     with pytest.warns(RuntimeWarning, match=r"A run resumed from here starts new episodes: env\.hidden is a torch"):
-        model.learn(256, callback=ExactCheckpointCallback(1, tmp_path))
+        model.learn(total, callback=ExactCheckpointCallback(50, tmp_path))
     with pytest.warns(RuntimeWarning, match=r"The resumed run starts new episodes: env\.hidden"):
         run = load_checkpoint(tmp_path, make_env())
     assert not run.is_exact
-    assert_equal(run.model.policy.state_dict(), model.policy.state_dict())
+    assert_equal(run.model.get_parameters(), model.get_parameters())
     normaliser, expected = run.model.get_vec_normalize_env(), model.get_vec_normalize_env()
     assert_equal(normaliser.obs_rms.mean, expected.obs_rms.mean)
-    run.model.learn(128, callback=run.callback, reset_num_timesteps=False)
-    assert run.model.num_timesteps == 384
+    if isinstance(model, OffPolicyAlgorithm):
+        assert_equal(run.model.replay_buffer.observations, model.replay_buffer.observations)
+    run.model.learn(more, callback=run.callback, reset_num_timesteps=False)
+    assert run.model.num_timesteps == total + more
+    assert getattr(run.model, "replay_buffer", None) is None or run.model.replay_buffer.size() == (total + more) // 2
+
+
+def test_environments_in_processes_without_our_wrapper_are_named(tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
     with pytest.warns(RuntimeWarning, match=r"processes of their own.*wrapper_class=rlsmooth\.envs"):
         PPO("MlpPolicy", env, n_steps=64).learn(64, callback=ExactCheckpointCallback(64, tmp_path / "other"))
@@ -332,24 +340,6 @@ def test_before_learning_starts_and_after_the_end(tmp_path: Path) -> None:
     assert run.remaining_timesteps == 0
     run.model.learn(80, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
     assert_equal(end_state(run.model), expected)
-
-
-def test_environments_that_can_not_be_kept_start_new_episodes_off_policy(tmp_path: Path) -> None:
-    def make_env() -> VecEnv:
-        return VecNormalize(make_vec_env("Pendulum-v1", 2, wrapper_class=Hidden))
-
-    build = CASES["TD3"][1]
-    model = build(make_env())
-    with pytest.warns(RuntimeWarning, match="A run resumed from here starts new episodes"):
-        model.learn(200, callback=ExactCheckpointCallback(50, tmp_path))
-    with pytest.warns(RuntimeWarning, match="The resumed run starts new episodes"):
-        run = load_checkpoint(tmp_path, make_env())
-    assert not run.is_exact
-    assert_equal(run.model.get_parameters(), model.get_parameters())
-    assert isinstance(model.replay_buffer, ReplayBuffer)
-    assert np.array_equal(run.model.replay_buffer.observations, model.replay_buffer.observations)
-    run.model.learn(50, callback=run.callback, reset_num_timesteps=False)
-    assert (run.model.num_timesteps, run.model.replay_buffer.size()) == (250, 125)
 
 
 def test_what_can_not_be_kept_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -22,92 +23,48 @@ from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, entropy
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy, SmoothedPolicy
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv
 from rlsmooth.targets import Smoothing, Tree
-from support import assert_raises
+from support import assert_raises, same_parameters
+from trainers import LogProbsAgree
 
 Model = OnPolicyAlgorithm
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
+LSTM_ARGUMENTS = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "policy_kwargs": {"lstm_hidden_size": 8}}
 ALL: list[tuple[type[Model], str, str, dict[str, Any]]] = [
     (SmoothedPPO, "MlpPolicy", "CartPole-v1", PPO_ARGUMENTS),
     (SmoothedPPO, "MlpPolicy", "Pendulum-v1", PPO_ARGUMENTS),
     (SmoothedA2C, "MlpPolicy", "CartPole-v1", {"n_steps": 16}),
     (SmoothedMaskablePPO, "MlpPolicy", "masked", PPO_ARGUMENTS),
-    (
-        SmoothedRecurrentPPO,
-        "MlpLstmPolicy",
-        "CartPole-v1",
-        {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "policy_kwargs": {"lstm_hidden_size": 8}},
-    ),
+    (SmoothedRecurrentPPO, "MlpLstmPolicy", "CartPole-v1", LSTM_ARGUMENTS),
 ]
+of_each = pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
 
 
 def build(algorithm: type[Model], policy: Any, env: str, arguments: dict[str, Any], **more: Any) -> Any:
-    """A seeded model on the CPU."""
     made: Any = IdentityMaskedEnv(5) if env == "masked" else gym.make(env)
     return algorithm(policy, made, seed=1, device="cpu", **{**arguments, **more})
 
 
 def ppo(**arguments: Any) -> Any:
-    """SmoothedPPO on CartPole."""
     return build(SmoothedPPO, "MlpPolicy", "CartPole-v1", PPO_ARGUMENTS, **arguments)
 
 
-class Rollouts(BaseCallback):
-    """At each rollout's end: the floor in force, and by how much the ratio of its updates differs from 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.floors: list[float] = []
-        self.errors: list[float] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        model: Any = self.model
-        buffer = model.rollout_buffer
-        self.floors.append(model.policy.exploration_floor)
-        errors = []
-        for step in range(buffer.buffer_size):
-            observations = torch.as_tensor(buffer.observations[step])
-            actions = torch.as_tensor(buffer.actions[step])
-            if isinstance(model.action_space, gym.spaces.Discrete):
-                actions = actions.long().flatten()
-            more: tuple[Any, ...] = ()
-            if isinstance(model, SmoothedMaskablePPO):
-                more = (torch.as_tensor(buffer.action_masks[step]),)
-            if isinstance(model, SmoothedRecurrentPPO):
-                hidden, cell = (
-                    torch.as_tensor(states[step]) for states in (buffer.hidden_states_pi, buffer.cell_states_pi)
-                )
-                from sb3_contrib.common.recurrent.type_aliases import RNNStates
-
-                critic = tuple(
-                    torch.as_tensor(states[step]) for states in (buffer.hidden_states_vf, buffer.cell_states_vf)
-                )
-                more = (RNNStates((hidden, cell), critic), torch.as_tensor(buffer.episode_starts[step]))
-            with torch.no_grad():
-                log_prob = model.policy.evaluate_actions(observations, actions, *more)[1]
-            errors.append(float((log_prob - torch.as_tensor(buffer.log_probs[step])).exp().sub(1).abs().max()))
-        self.errors.append(max(errors))
-
-
-@pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
+@of_each
 def test_the_ratio_is_one_before_the_first_update_of_each_rollout(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any]
 ) -> None:
     model = build(algorithm, policy, env, arguments, smoothing=0.1, exploration_floor="lin_0.4")
-    seen = Rollouts()
+    seen = LogProbsAgree()
     steps = 4 * model.n_steps
     model.learn(steps, callback=seen)
     assert seen.floors == pytest.approx([0.4, 0.3, 0.2, 0.1])
-    assert max(seen.errors) < 1e-5
+    assert max(seen.gaps) < 1e-5
     # The next rollout starts lower, but the updates of the last one had its floor.
     assert model.policy.exploration_floor == pytest.approx(0.1)
     assert model.logger.name_to_value["train/exploration_floor"] == pytest.approx(0.1)
 
 
 def test_a_second_learn_starts_the_floor_anew() -> None:
-    model, seen = ppo(exploration_floor="lin_0.2"), Rollouts()
+    model, seen = ppo(exploration_floor="lin_0.2"), LogProbsAgree()
     model.learn(128, callback=seen)
     model.learn(128, callback=seen)
     assert seen.floors == pytest.approx([0.2, 0.1, 0.2, 0.1])
@@ -116,14 +73,14 @@ def test_a_second_learn_starts_the_floor_anew() -> None:
 
 
 def test_a_callable_floor_and_one_of_the_policy() -> None:
-    seen = Rollouts()
+    seen = LogProbsAgree()
     ppo(exploration_floor=lambda progress: 0.3 * progress**2).learn(128, callback=seen)
     assert seen.floors == pytest.approx([0.3, 0.075])
     fixed = ppo(policy_kwargs={"exploration_floor": 0.25})
     assert fixed.learn(64).policy.exploration_floor == 0.25
 
 
-@pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
+@of_each
 def test_entropy_loss_is_minus_the_mean_entropy_as_the_parent_records_it(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any]
 ) -> None:
@@ -148,12 +105,8 @@ def test_the_loss_holds_both_terms_with_their_own_coefficients() -> None:
     tags = model.logger.name_to_value
     entropy = torch.tensor(-tags["train/entropy_loss"])
     assert entropy == pytest.approx(tags["train/policy_entropy"], rel=1e-5)
-    expected = (
-        tags["train/policy_gradient_loss"]
-        + 0.2 * tags["train/entropy_loss"]
-        + 0.3 * tags["train/kl_uniform"]
-        + 0.5 * tags["train/value_loss"]
-    )
+    expected = tags["train/policy_gradient_loss"] + 0.2 * tags["train/entropy_loss"]
+    expected += 0.3 * tags["train/kl_uniform"] + 0.5 * tags["train/value_loss"]
     assert tags["train/loss"] == pytest.approx(expected, rel=1e-4)
     assert tags["train/kl_reference"] == pytest.approx(tags["train/kl_uniform"], rel=1e-5)
 
@@ -167,7 +120,7 @@ def test_learning_ends_at_the_known_optimum_of_expected_reward_minus_alpha_times
     np.testing.assert_allclose(found.numpy(), optimum, atol=0.05)
 
 
-@pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
+@of_each
 def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,35 +143,17 @@ def test_ent_coef_and_entropy_term_are_put_back_even_when_train_raises(
     assert "get" not in vars(model.rollout_buffer)
 
 
-@pytest.mark.parametrize(("algorithm", "policy", "env", "arguments"), ALL)
-def test_every_algorithm_records_the_tags_on_and_off(
-    algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any]
-) -> None:
-    for smoothing in (0.0, 0.1):
-        model = build(algorithm, policy, env, arguments, smoothing=smoothing)
-        model.learn(model.n_steps)
-        tags = model.logger.name_to_value
-        expected = {"policy_entropy", "kl_reference", "smoothing", "exploration_floor", "entropy_loss", "n_updates"}
-        if env != "Pendulum-v1":
-            expected |= {"entropy_frac", "kl_uniform"}
-        assert {f"train/{name}" for name in expected} <= tags.keys()
-        assert tags["train/smoothing"] == smoothing
-
-
 def test_a2c_measures_each_500_steps_only() -> None:
     model = build(SmoothedA2C, "MlpPolicy", "CartPole-v1", {"n_steps": 50})
     measured = []
 
-    class Seen(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
+    def look(local: dict[str, Any], _: Any) -> bool:
+        if "train/policy_entropy" in model.logger.name_to_value:
+            measured.append(model.num_timesteps - 1)
+        model.logger.name_to_value.clear()
+        return True
 
-        def _on_rollout_end(self) -> None:
-            if "train/policy_entropy" in model.logger.name_to_value:
-                measured.append(self.num_timesteps - 50)
-            model.logger.name_to_value.clear()
-
-    model.learn(1200, callback=Seen(), log_interval=None)
+    model.learn(1200, callback=look, log_interval=None)
     assert measured == [50, 550, 1050]
 
 
@@ -244,10 +179,8 @@ def test_the_reference_of_a_smoothing_is_the_policys() -> None:
     [recipe] = model.policy.references
     assert torch.equal(recipe.reference, torch.tensor([0.9, 0.1]))
     assert "reference" not in model.policy_kwargs
-    same = ppo(
-        smoothing=Smoothing("lin_0.1", reference="adjacent"),
-        policy_kwargs={"reference": Smoothing(0.3, reference="adjacent")},
-    )
+    adjacent = {"reference": Smoothing(0.3, reference="adjacent")}
+    same = ppo(smoothing=Smoothing("lin_0.1", reference="adjacent"), policy_kwargs=adjacent)
     assert same.policy.references[0].reference == "adjacent"
     number = ppo(smoothing=0.1, policy_kwargs={"reference": Smoothing(alpha=None, reference="binomial")})
     assert number.policy.references[0].alpha is None
@@ -264,12 +197,8 @@ def test_a_prior_draws_the_policy_towards_it() -> None:
 
 
 def test_a_callback_may_stop_a_rollout_early() -> None:
-    class Stop(BaseCallback):
-        def _on_step(self) -> bool:
-            return self.num_timesteps < 100
-
     model = ppo(smoothing=0.1, exploration_floor="lin_0.1", target_entropy_frac=None)
-    model.learn(1000, callback=Stop())
+    model.learn(1000, callback=lambda local, _: local["self"].num_timesteps < 100)
     assert model.num_timesteps == 100
     assert model.policy.entropy_term is None
     assert model.learn(128).num_timesteps == 128
@@ -277,6 +206,11 @@ def test_a_callback_may_stop_a_rollout_early() -> None:
 
 class PlainPolicy(ActorCriticPolicy):
     """One that knows nothing of entropy terms."""
+
+
+TWO_FLOORS = {"exploration_floor": 0.1, "policy_kwargs": {"exploration_floor": 0.2}}
+TWO_REFERENCES = {"smoothing": Smoothing(0.1, "adjacent"), "policy_kwargs": {"reference": "binomial"}}
+TOO_SURE = {"target_entropy_frac": 0.5, "smoothing": Smoothing(0.1, torch.tensor([0.99, 0.01]))}
 
 
 @pytest.mark.parametrize(
@@ -291,16 +225,8 @@ class PlainPolicy(ActorCriticPolicy):
         ({"exploration_floor": "lin_2"}, ValueError, "exploration_floor"),
         ({"exploration_floor": "0.1"}, ValueError, "exploration_floor='0.1'"),
         ({"exploration_floor": None}, TypeError, "exploration_floor"),
-        (
-            {"exploration_floor": 0.1, "policy_kwargs": {"exploration_floor": 0.2}},
-            ValueError,
-            "policy_kwargs\\['exploration_floor'\\]=0.2",
-        ),
-        (
-            {"smoothing": Smoothing(0.1, "adjacent"), "policy_kwargs": {"reference": "binomial"}},
-            ValueError,
-            "policy_kwargs\\['reference'\\]='binomial'",
-        ),
+        (TWO_FLOORS, ValueError, r"policy_kwargs\['exploration_floor'\]=0.2"),
+        (TWO_REFERENCES, ValueError, r"policy_kwargs\['reference'\]='binomial'"),
         ({"policy": PlainPolicy, "smoothing": 0.1}, TypeError, "PlainPolicy can't be used with smoothing"),
         ({"policy": PlainPolicy, "exploration_floor": 0.1}, TypeError, "exploration_floor"),
         ({"policy": PlainPolicy, "target_entropy_frac": 0.5}, TypeError, "PlainPolicy"),
@@ -310,11 +236,7 @@ class PlainPolicy(ActorCriticPolicy):
         ({"target_entropy_nats": 0.7}, ValueError, "0.6931 nats"),
         ({"target_entropy_nats": "high"}, TypeError, "target_entropy_nats"),
         ({"target_entropy_frac": 0.5, "smoothing": "lin_0.1"}, ValueError, "schedule"),
-        (
-            {"target_entropy_frac": 0.5, "smoothing": Smoothing(0.1, torch.tensor([0.99, 0.01]))},
-            ValueError,
-            "exceeds the entropy of the reference, 0.056 nats",
-        ),
+        (TOO_SURE, ValueError, "exceeds the entropy of the reference, 0.056 nats"),
         ({"env": "Pendulum-v1", "target_entropy_frac": 0.5}, ValueError, "target_entropy_nats"),
         ({"env": "Pendulum-v1", "target_entropy_nats": 2.2}, ValueError, "2.112 nats"),
         ({"env": "Pendulum-v1", "use_sde": True, "exploration_floor": 0.1}, ValueError, "gSDE"),
@@ -339,7 +261,6 @@ class OwnEvaluation(SmoothedActorCriticPolicy):
     """One whose loss does not read the entropy term."""
 
     def evaluate_actions(self, obs: Any, actions: Any, *more: Any, **named: Any) -> Any:
-        """A copy of SB3's older code."""
         found = self.get_distribution(obs)
         return self.predict_values(obs), found.log_prob(actions), found.entropy()
 
@@ -373,7 +294,6 @@ class NothingLegal(IdentityMaskedEnv):
     """Its masks forget to allow anything."""
 
     def action_masks(self) -> Any:
-        """No action."""
         return np.zeros_like(super().action_masks())
 
 
@@ -543,16 +463,14 @@ def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
     assert np.mean(np.abs(late[0.9] - 0.9) <= 0.09) > 0.9
 
 
+NATS = {"target_entropy_nats": 1.0, "n_steps": 64}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "policy", "env", "arguments"),
     [
-        (SmoothedPPO, "MlpPolicy", "Pendulum-v1", {"target_entropy_nats": 1.0, "n_steps": 64}),
-        (
-            SmoothedPPO,
-            "MlpPolicy",
-            "Pendulum-v1",
-            {"target_entropy_nats": 1.0, "n_steps": 64, "exploration_floor": 0.1},
-        ),
+        (SmoothedPPO, "MlpPolicy", "Pendulum-v1", NATS),
+        (SmoothedPPO, "MlpPolicy", "Pendulum-v1", {**NATS, "exploration_floor": 0.1}),
         (SmoothedMaskablePPO, "MlpPolicy", IdentityMaskedEnv(4), {"target_entropy_frac": 0.5, "n_steps": 64}),
         (SmoothedRecurrentPPO, "MlpLstmPolicy", "CartPole-v1", {"target_entropy_frac": 0.5, "n_steps": 32}),
     ],
@@ -569,7 +487,6 @@ def test_every_algorithm_takes_a_target(algorithm: Any, policy: str, env: Any, a
 
 def test_recurrent_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that pad a sequence are given absurd observations: parameters, tags and alpha must stay the same."""
-    from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 
     def trained(absurd: float) -> Any:
         original = RecurrentRolloutBuffer._get_samples
@@ -592,7 +509,6 @@ def test_recurrent_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         return model
 
     plain, odd = trained(0.0), trained(50.0)
-    for name, tensor in plain.policy.state_dict().items():
-        assert torch.equal(odd.policy.state_dict()[name], tensor), name
+    assert same_parameters(odd, plain)
     assert torch.equal(odd.entropy_target.state, plain.entropy_target.state)
     assert odd.logger.name_to_value["train/entropy_loss"] == plain.logger.name_to_value["train/entropy_loss"]

@@ -25,7 +25,7 @@ from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.data import Demonstrations, cartpole_v1
 from rlsmooth.envs import IdentityMaskedEnv, IdentityMaskedMultiDiscreteEnv
 from rlsmooth.targets import Smoothing, Tree
-from support import assert_equal, assert_raises
+from support import FLAT, InTwoParts, assert_equal, assert_raises, recorded, same_parameters, samples
 
 PPO_ARGUMENTS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "ent_coef": 0.01}
 LSTM_ARGUMENTS = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "ent_coef": 0.01}
@@ -45,30 +45,17 @@ CASES = [
 ]
 
 
-class DictObservations(gym.ObservationWrapper[Any, Any, Any]):
-    """The observation as a part of a Dict."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.observation_space = gym.spaces.Dict({"state": env.observation_space})
-
-    def observation(self, observation: Any) -> Any:
-        return {"state": observation}
-
-
 def make(name: str) -> gym.Env[Any, Any]:
-    """The environment of a case."""
     if name == "masked":
         return IdentityMaskedEnv(5)
     if name == "masked components":
         return IdentityMaskedMultiDiscreteEnv((3, 4))
     if name == "dict":
-        return DictObservations(gym.make("CartPole-v1"))
+        return InTwoParts(gym.make("CartPole-v1"))
     return gym.make(name)
 
 
 def trained(algorithm: type[OnPolicyAlgorithm], policy: Any, env: str, steps: int, **arguments: Any) -> Any:
-    """A model after a short seeded run."""
     return algorithm(policy, make(env), seed=3, device="cpu", **arguments).learn(steps)
 
 
@@ -81,15 +68,11 @@ def state_of(model: OnPolicyAlgorithm) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), CASES)
-def test_off_is_the_parent_bit_for_bit(
-    ours: type[OnPolicyAlgorithm], parent: type[OnPolicyAlgorithm], policy: str, env: str, arguments: dict[str, Any]
-) -> None:
+def test_off_is_the_parent_bit_for_bit(ours: Any, parent: Any, policy: str, env: str, arguments: Any) -> None:
     mine, its = (trained(algorithm, policy, env, 192, **arguments) for algorithm in (ours, parent))
     assert_equal(state_of(mine), state_of(its))
     untrained = parent(policy, make(env), seed=3, device="cpu", **arguments)
-    assert any(
-        not torch.equal(tensor, its.policy.state_dict()[name]) for name, tensor in untrained.policy.state_dict().items()
-    )
+    assert not same_parameters(untrained, its)
     # The parent's own tags, too, have its numbers.
     for name, value in its.logger.name_to_value.items():
         if not name.startswith("time/"):
@@ -100,9 +83,7 @@ ONE_EACH = [CASES[place] for place in (0, 1, 5, 7, 9)]
 
 
 @pytest.mark.parametrize(("ours", "parent", "policy", "env", "arguments"), ONE_EACH)
-def test_on_differs_from_the_parent(
-    ours: type[OnPolicyAlgorithm], parent: type[OnPolicyAlgorithm], policy: str, env: str, arguments: dict[str, Any]
-) -> None:
+def test_on_differs_from_the_parent(ours: Any, parent: Any, policy: str, env: str, arguments: dict[str, Any]) -> None:
     mine = trained(ours, policy, env, 128, smoothing=0.1, **arguments)
     its = trained(parent, policy, env, 128, **arguments)
     assert not torch.equal(mine.policy.action_net.weight, its.policy.action_net.weight)
@@ -179,18 +160,8 @@ ALL: list[tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = [
     (SmoothedPPO, "MlpPolicy", "CartPole-v1", SAVED_ARGUMENTS),
     (SmoothedA2C, "MlpPolicy", "CartPole-v1", {"n_steps": 16}),
     (SmoothedMaskablePPO, "MlpPolicy", "masked", SAVED_ARGUMENTS),
-    (
-        SmoothedRecurrentPPO,
-        "MlpLstmPolicy",
-        "CartPole-v1",
-        {"n_steps": 32, "batch_size": 16, "policy_kwargs": {"lstm_hidden_size": 8}},
-    ),
+    (SmoothedRecurrentPPO, "MlpLstmPolicy", "CartPole-v1", {"n_steps": 32, "batch_size": 16, **LSTM}),
 ]
-
-
-def make_env(name: str) -> gym.Env[Any, Any]:
-    """The environment of a case."""
-    return IdentityMaskedEnv(5) if name == "masked" else gym.make(name)
 
 
 def saved_and_loaded(model: Any, **overrides: Any) -> Any:
@@ -206,14 +177,11 @@ def saved_and_loaded(model: Any, **overrides: Any) -> Any:
 def test_every_algorithm_comes_back_and_trains_on(
     algorithm: type[OnPolicyAlgorithm], policy: str, env: str, arguments: dict[str, Any], on: bool
 ) -> None:
-    extra: dict[str, Any] = (
-        {"smoothing": 0.02, "target_entropy_frac": 0.9, "exploration_floor": "lin_0.2"} if on else {}
-    )
-    model: Any = algorithm(policy, make_env(env), seed=0, device="cpu", **arguments, **extra)
+    extra = {"smoothing": 0.02, "target_entropy_frac": 0.9, "exploration_floor": "lin_0.2"} if on else {}
+    model: Any = algorithm(policy, make(env), seed=0, device="cpu", **arguments, **extra)
     model.learn(3 * model.n_steps)
-    loaded = saved_and_loaded(model, env=make_env(env))
-    for name, tensor in model.policy.state_dict().items():
-        assert torch.equal(loaded.policy.state_dict()[name], tensor), name
+    loaded = saved_and_loaded(model, env=make(env))
+    assert same_parameters(loaded, model)
     assert loaded.policy.exploration_floor == model.policy.exploration_floor
     assert loaded.is_smoothed == on
     if on:
@@ -227,15 +195,12 @@ def test_every_algorithm_comes_back_and_trains_on(
 
 def test_schedules_and_references_come_back() -> None:
     tree = Tree.from_nested({"left": ["a", "b"], "right": ["c"]})
-    for smoothing in (
-        "lin_0.1",
-        Smoothing(lambda progress: 0.1 * progress**2, reference=torch.tensor([0.9, 0.1])),
-        Smoothing("lin_0.1", reference="adjacent"),
-        Smoothing(0.1, reference=tree, decay=2.0),
+    for smoothing, env in (
+        ("lin_0.1", "CartPole-v1"),
+        (Smoothing(lambda progress: 0.1 * progress**2, reference=torch.tensor([0.9, 0.1])), "CartPole-v1"),
+        (Smoothing("lin_0.1", reference="adjacent"), "CartPole-v1"),
+        (Smoothing(0.1, reference=tree, decay=2.0), IdentityMaskedEnv(3)),
     ):
-        env = (
-            IdentityMaskedEnv(3) if isinstance(smoothing, Smoothing) and smoothing.reference is tree else "CartPole-v1"
-        )
         model = SmoothedPPO("MlpPolicy", env, smoothing=smoothing, device="cpu", **SAVED_ARGUMENTS).learn(64)
         loaded = saved_and_loaded(model)
         assert loaded.smoothing.alpha_at(0.5) == model.smoothing.alpha_at(0.5)
@@ -252,7 +217,7 @@ def test_load_takes_other_arguments_and_checks_them() -> None:
     model.save(file)
     for smoothing, is_smoothed in ((0.0, False), ("lin_0.3", True)):
         file.seek(0)
-        loaded = SmoothedPPO.load(file, env="CartPole-v1" and gym.make("CartPole-v1"), smoothing=smoothing)
+        loaded = SmoothedPPO.load(file, env=gym.make("CartPole-v1"), smoothing=smoothing)
         assert loaded.is_smoothed == is_smoothed
     file.seek(0)
     assert_raises(ValueError, "smoothing", SmoothedPPO.load, file, smoothing=-1.0)
@@ -278,9 +243,7 @@ def test_excluded_attributes_are_left_out() -> None:
 
 def test_the_reference_policy_and_the_rest_of_the_warm_up_come_back() -> None:
     clone = BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu").learn(total_batches=20)
-    model = SmoothedPPO.from_bc(
-        clone, "CartPole-v1", value_warmup_steps=128, exploration_floor=0.1, seed=0, device="cpu", **SAVED_ARGUMENTS
-    )
+    model = SmoothedPPO.from_bc(clone, "CartPole-v1", value_warmup_steps=128, exploration_floor=0.1, **CLONE_ARGUMENTS)
     for steps, left in ((64, 64), (128, 0)):
         model.learn(steps, reset_num_timesteps=False)
         loaded = saved_and_loaded(model, env=gym.make("CartPole-v1"))
@@ -322,28 +285,18 @@ def test_a_kickstarted_model_can_go_on_without_its_clone() -> None:
 
 
 # ---- from a clone to reinforcement learning: weights, spaces, the critic's warm-up and KL to the clone
-
-
 CLONE_ARGUMENTS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def clone() -> BC:
-    """A clone of CartPole's demonstrations."""
     return BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu").learn(total_batches=100)
 
 
 def demonstrations(action_space: spaces.Space[Any], rows: int = 20) -> Demonstrations:
     """Random transitions of a Box of three numbers."""
-    rng = np.random.default_rng(0)
-    action_space.seed(0)
-    return Demonstrations.from_arrays(
-        rng.normal(size=(rows, 3)).astype(np.float32),
-        np.stack([action_space.sample() for _ in range(rows)]),
-        observation_space=spaces.Box(-np.inf, np.inf, (3,)),
-        action_space=action_space,
-        episode_ends=[rows],
-    )
+    seen = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
+    return recorded(seen, samples(action_space, rows, 0), FLAT, action_space)
 
 
 def actor_of(policy: Any) -> dict[str, torch.Tensor]:
@@ -355,8 +308,7 @@ class Continuing(gym.Env[Any, Any]):
     """Three random numbers, any action space, no end."""
 
     def __init__(self, action_space: spaces.Space[Any]) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (3,))
-        self.action_space = action_space
+        self.observation_space, self.action_space = FLAT, action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -410,19 +362,9 @@ def test_the_warm_up_fits_the_returns(clone: BC) -> None:
 
 def test_a_shared_extractor_stays_the_actors() -> None:
     space = spaces.Discrete(4)
-    agent = BC(
-        "MultiInputPolicy",
-        None,
-        Demonstrations.from_arrays(
-            {"image": np.zeros((8, 3, 36, 36), dtype=np.uint8)},
-            np.arange(8) % 4,
-            observation_space=spaces.Dict({"image": spaces.Box(0, 255, (3, 36, 36), np.uint8)}),
-            action_space=space,
-            episode_ends=[8],
-        ),
-        seed=0,
-        device="cpu",
-    ).learn(total_batches=2)
+    images = {"image": np.zeros((8, 3, 36, 36), dtype=np.uint8)}
+    data = recorded(images, np.arange(8) % 4, spaces.Dict({"image": spaces.Box(0, 255, (3, 36, 36), np.uint8)}), space)
+    agent = BC("MultiInputPolicy", None, data, seed=0, device="cpu").learn(total_batches=2)
 
     class Pictures(Continuing):
         def __init__(self) -> None:
@@ -459,13 +401,8 @@ def test_a_strong_kl_keeps_the_policy_near_the_clone(clone: BC) -> None:
     observations = torch.as_tensor(cartpole_v1().observations[:200])
     distances = []
     for smoothing in (0.0, 1.0):
-        model = SmoothedPPO.from_bc(
-            clone,
-            "CartPole-v1",
-            value_warmup_steps=0,
-            smoothing=smoothing,
-            **{**CLONE_ARGUMENTS, "learning_rate": 1e-2, "n_epochs": 5},
-        )
+        given = {**CLONE_ARGUMENTS, "learning_rate": 1e-2, "n_epochs": 5, "smoothing": smoothing}
+        model = SmoothedPPO.from_bc(clone, "CartPole-v1", value_warmup_steps=0, **given)
         assert (model.reference_policy is None) == (smoothing == 0.0)
         model.learn(512)
         with torch.no_grad():
@@ -491,9 +428,7 @@ def test_maskable_ppo_goes_on_from_a_clone_with_masks(policy: str) -> None:
     env = IdentityMaskedEnv(4)
     states = np.arange(12) % 4
     masks = np.array([[(action - state) % 4 <= state for action in range(4)] for state in states])
-    given: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
-    given |= {"action_masks": masks, "episode_ends": [12]}
-    data = Demonstrations.from_arrays(states, states, **given)
+    data = recorded(states, states, env.observation_space, env.action_space, action_masks=masks)
     agent = BC(policy, None, data, seed=0, device="cpu").learn(total_batches=30)
     model = SmoothedMaskablePPO.from_bc(agent, env, value_warmup_steps=64, smoothing=0.1, **CLONE_ARGUMENTS)
     for name, tensor in actor_of(agent.policy).items():

@@ -27,7 +27,7 @@ from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussi
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.losses import kl_divergence
 from rlsmooth.targets import Smoothing, Tree
-from support import assert_raises
+from support import assert_raises, draw_masks
 
 Kind = Literal["discrete", "multi_discrete", "multi_binary"]
 F64 = torch.float64
@@ -62,29 +62,13 @@ def logits_by_dimension(dims: tuple[int, ...], outputs: Tensor) -> list[Tensor]:
     return list(outputs.split(list(dims), dim=-1))
 
 
-def draw_masks(dims: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
-    """Random masks; the first row has one legal choice in each component."""
-    parts = []
-    for size in dims:
-        part = torch.rand(rows, size, device=device) < 0.5
-        part[torch.arange(rows), torch.randint(size, (rows,))] = True
-        part[0] = torch.arange(size, device=device) == size - 1
-        parts.append(part)
-    return torch.cat(parts, -1)
-
-
-def as_float(actions: Tensor) -> Tensor:
-    """As rollout buffers keep them."""
-    return actions.to(torch.float32)
-
-
 @pytest.mark.parametrize(("kind", "dims", "width"), CASES)
 def test_without_a_floor_it_is_the_parents(kind: Kind, dims: tuple[int, ...], width: int, device: torch.device) -> None:
     outputs = 2 * torch.randn(50, width, device=device)
     mixture, theirs = MixedCategorical(kind, dims).proba_distribution(outputs), parent(kind, dims, outputs)
     actions = theirs.sample()
     torch.testing.assert_close(mixture.log_prob(actions), theirs.log_prob(actions))
-    torch.testing.assert_close(mixture.log_prob(as_float(actions)), theirs.log_prob(actions))
+    torch.testing.assert_close(mixture.log_prob(actions.float()), theirs.log_prob(actions))  # as buffers keep them
     torch.testing.assert_close(mixture.entropy(), theirs.entropy())
     for ours, other in ((mixture.mode(), theirs.mode()), (mixture.sample(), actions)):
         assert (ours.dtype, ours.shape) == (other.dtype, other.shape)
@@ -105,12 +89,10 @@ def test_discrete_draws_are_those_of_the_parent(device: torch.device) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("kind", "dims", "width"), SMALL)
-def test_floor_by_sums_over_joint_actions(
-    kind: Kind, dims: tuple[int, ...], width: int, masked: bool, device: torch.device
-) -> None:
+def test_floor_by_sums_over_joint_actions(kind: Kind, dims: Any, width: int, masked: bool, device: Any) -> None:
     rows, floor = 6, 0.3
     outputs = 2 * torch.randn(rows, width, dtype=F64, device=device)
-    masks = draw_masks(dims, rows, device) if masked else torch.ones(rows, sum(dims), dtype=torch.bool, device=device)
+    masks = draw_masks(dims, rows).to(device) | (not masked)
     mixture = MixedCategorical(kind, dims, floor=floor).proba_distribution(outputs)
     if masked:
         mixture.apply_masking(masks)
@@ -143,11 +125,9 @@ def test_floor_by_sums_over_joint_actions(
 
 @pytest.mark.parametrize("fill", [None, -1e8, -torch.inf, torch.nan])
 @pytest.mark.parametrize(("kind", "dims", "width"), [case for case in CASES if case[2] == sum(case[1])])
-def test_masks_are_sb3_contribs_but_exact(
-    kind: Kind, dims: tuple[int, ...], width: int, fill: float | None, device: torch.device
-) -> None:
+def test_masks_are_sb3_contribs_but_exact(kind: Kind, dims: Any, width: int, fill: float | None, device: Any) -> None:
     rows = 20
-    logits, masks = torch.randn(rows, width, device=device), draw_masks(dims, rows, device)
+    logits, masks = torch.randn(rows, width, device=device), draw_masks(dims, rows).to(device)
     theirs: Any = make_masked_proba_distribution(space_of(kind, dims)).proba_distribution(logits)
     theirs.apply_masking(masks.cpu().numpy())
     leaf = (logits if fill is None else logits.masked_fill(~masks, fill)).requires_grad_(True)
@@ -185,10 +165,8 @@ def test_an_array_of_masks_of_another_shape_is_an_error() -> None:
 def test_an_array_of_masks_that_allows_nothing_is_an_error() -> None:
     mixture = MixedCategorical("multi_discrete", (2, 3)).proba_distribution(torch.zeros(2, 5))
     masks = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=bool)
-    with pytest.raises(ValueError, match="state 1, component 1"):
-        mixture.apply_masking(masks)
-    with pytest.raises(ValueError, match=r"needs \[B, 5\]"):
-        mixture.apply_masking(np.ones((1, 4), dtype=bool))
+    assert_raises(ValueError, "state 1, component 1", mixture.apply_masking, masks)
+    assert_raises(ValueError, r"needs \[B, 5\]", mixture.apply_masking, np.ones((1, 4), dtype=bool))
 
 
 RECIPES = {
@@ -202,12 +180,10 @@ RECIPES = {
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_the_reference_is_what_the_recipe_puts_beside_the_greedy_action(
-    name: str, masked: bool, device: torch.device
-) -> None:
+def test_the_reference_is_what_the_recipe_puts_beside_the_greedy_action(name: str, masked: bool, device: Any) -> None:
     recipe, rows = RECIPES[name], 12
     logits = torch.randn(rows, 3, dtype=F64, device=device, requires_grad=True)
-    mask = draw_masks((3,), rows, device) if masked else None
+    mask = draw_masks((3,), rows).to(device) if masked else None
     greedy = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).argmax(-1)
     one = recipe.alpha is None
     target = Smoothing(None if one else 1.0, recipe.reference, spread=recipe.spread)(greedy, 3, mask)
@@ -228,7 +204,7 @@ def test_the_reference_is_what_the_recipe_puts_beside_the_greedy_action(
 def test_each_dimension_has_its_own_reference(device: torch.device) -> None:
     outputs = torch.randn(9, 3 + 2 + 3, device=device)
     references = (RECIPES["kernel"], None, RECIPES["prior"])
-    for masks in (None, draw_masks((3, 2, 3), 9, device)):
+    for masks in (None, draw_masks((3, 2, 3), 9).to(device)):
         mixture = MixedCategorical("multi_discrete", (3, 2, 3), references=references, floor=0.2)
         mixture.proba_distribution(outputs).apply_masking(masks)
         total, parts = torch.zeros(9, device=device), []
@@ -245,7 +221,7 @@ def test_each_dimension_has_its_own_reference(device: torch.device) -> None:
 
 def test_a_reference_policy_is_the_reference_of_kl_but_not_of_the_floor(device: torch.device) -> None:
     own, other = torch.randn(2, 8, 5, device=device)
-    masks = draw_masks((2, 3), 8, device)
+    masks = draw_masks((2, 3), 8).to(device)
     mixture = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own, other)
     mixture.apply_masking(masks)
     plain = MixedCategorical("multi_discrete", (2, 3), floor=0.1).proba_distribution(own)
@@ -259,12 +235,10 @@ def test_a_reference_policy_is_the_reference_of_kl_but_not_of_the_floor(device: 
 
 
 @pytest.mark.parametrize(("kind", "dims", "width"), SMALL)
-def test_draws_have_the_acting_probabilities(
-    kind: Kind, dims: tuple[int, ...], width: int, device: torch.device
-) -> None:
+def test_draws_have_the_acting_probabilities(kind: Kind, dims: tuple[int, ...], width: int, device: Any) -> None:
     rows = 20_000
     outputs = torch.randn(1, width, device=device).expand(rows, width)
-    masks = draw_masks(dims, 2, device)[1:].expand(rows, -1) if width == sum(dims) else None
+    masks = draw_masks(dims, 2).to(device)[1:].expand(rows, -1) if width == sum(dims) else None
     mixture = MixedCategorical(kind, dims, floor=0.3).proba_distribution(outputs)
     mixture.apply_masking(masks)
     draws = mixture.sample().long().reshape(rows, -1).cpu()
@@ -297,14 +271,12 @@ def test_the_entropy_term_and_its_graph(device: torch.device) -> None:
     ("kind", "dims", "width", "masked"),
     [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[2] == sum(case[1])],
 )
-def test_from_sb3_reads_an_unmodified_policys(
-    kind: Kind, dims: tuple[int, ...], width: int, masked: bool, device: torch.device
-) -> None:
+def test_from_sb3_reads_an_unmodified_policys(kind: Kind, dims: Any, width: int, masked: bool, device: Any) -> None:
     outputs = torch.randn(7, width, device=device)
     theirs: Any
     if masked:
         theirs = make_masked_proba_distribution(space_of(kind, dims)).proba_distribution(outputs)
-        theirs.apply_masking(draw_masks(dims, 7, device).cpu().numpy())
+        theirs.apply_masking(draw_masks(dims, 7).numpy())
     else:
         theirs = parent(kind, dims, outputs)
     mixture = MixedCategorical.from_sb3(theirs)
@@ -338,17 +310,13 @@ def test_parameters_to_actions(device: torch.device) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="kind"):
-        MixedCategorical("box", (2,))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dims"):
-        MixedCategorical("discrete", (2, 3))
+    assert_raises(ValueError, "kind", MixedCategorical, "box", (2,))
+    assert_raises(ValueError, "dims", MixedCategorical, "discrete", (2, 3))
     with pytest.raises(ValueError, match="references has 1 entries for 2 components"):
         MixedCategorical("multi_discrete", (2, 3), references=(None,))
-    with pytest.raises(ValueError, match="floor"):
-        MixedCategorical("discrete", (2,), floor=1.5)
+    assert_raises(ValueError, "floor", MixedCategorical, "discrete", (2,), floor=1.5)
     gaussian = make_proba_distribution(spaces.Box(-1, 1, (2,))).proba_distribution(torch.zeros(1, 2), torch.zeros(2))
-    with pytest.raises(TypeError, match="categorical or Bernoulli"):
-        MixedCategorical.from_sb3(gaussian)
+    assert_raises(TypeError, "categorical or Bernoulli", MixedCategorical.from_sb3, gaussian)
 
 
 # ---- Gaussians
@@ -506,8 +474,6 @@ def test_parameters_to_actions_of_gaussians(device: torch.device) -> None:
 
 
 def test_wrong_arguments_of_gaussians() -> None:
-    with pytest.raises(ValueError, match="floor"):
-        MixedGaussian(torch.zeros(1), torch.ones(1), floor=-0.1)
+    assert_raises(ValueError, "floor", MixedGaussian, torch.zeros(1), torch.ones(1), floor=-0.1)
     categorical = make_proba_distribution(spaces.Discrete(2)).proba_distribution(torch.zeros(1, 2))
-    with pytest.raises(TypeError, match="must be a Gaussian"):
-        MixedGaussian.from_sb3(categorical)
+    assert_raises(TypeError, "must be a Gaussian", MixedGaussian.from_sb3, categorical)

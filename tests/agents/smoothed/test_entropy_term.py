@@ -22,7 +22,7 @@ from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy, 
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
-from support import assert_raises
+from support import assert_raises, draw_masks
 
 ROWS = 16
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (4,))
@@ -65,18 +65,6 @@ def components(space: spaces.Space[Any], outputs: Tensor) -> list[Tensor]:
     if outputs.shape[-1] == int(space.shape[0]):  # type: ignore[index]
         return [torch.stack((torch.zeros_like(bit), bit), -1) for bit in outputs.unbind(-1)]
     return list(outputs.split(2, dim=-1))
-
-
-def random_masks(sizes: list[int]) -> Tensor:
-    """Give masks of which one row in four leaves one legal action a component."""
-    draw = torch.Generator().manual_seed(7)
-    parts = []
-    for size in sizes:
-        mask = torch.rand(ROWS, size, generator=draw) < 0.5
-        mask[::4] = False
-        mask[torch.arange(ROWS), torch.randint(size, (ROWS,), generator=draw)] = True
-        parts.append(mask)
-    return torch.cat(parts, dim=1)
 
 
 def dense_reference(rows: Tensor | None, logits: Tensor, legal: Tensor) -> Tensor:
@@ -145,7 +133,7 @@ def test_entropy_term_and_gradients_equal_the_dense_formulas(
     bias = policy.action_net.bias.detach().cpu().double().requires_grad_()
     logits = components(space, latent_of(policy, observed).cpu() @ weight.T + bias)
     sizes = [part.shape[-1] for part in logits]
-    flat = random_masks(sizes) if masked else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
+    flat = draw_masks(sizes, ROWS) if masked else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
     entropy, divergence = oracle(logits, rows, list(flat.split(sizes, dim=1)))
     expected = 0.5 * entropy - 2.0 * divergence if with_term else -divergence
     more = (flat.to(device),) if masked else ()
@@ -213,7 +201,7 @@ def test_the_floor_is_the_exact_mixture(family: str, space: spaces.Space[Any]) -
         + policy.action_net.bias.detach().double(),
     )
     sizes = [part.shape[-1] for part in logits]
-    flat = random_masks(sizes) if family == "masks" else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
+    flat = draw_masks(sizes, ROWS) if family == "masks" else torch.ones(ROWS, sum(sizes), dtype=torch.bool)
     mixture = []
     for values, legal in zip(logits, flat.split(sizes, dim=1), strict=True):
         pi = values.masked_fill(~legal, -math.inf).softmax(-1)
@@ -346,25 +334,16 @@ def test_a_reference_policy_takes_the_place_of_the_reference(space: spaces.Space
 
 
 # ---- what it records, and the warning where no loss uses it
-ACTIONS = spaces.Discrete(4)
-SEEN = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(5))
-
-
-def steep_policy(actions: spaces.Space[Any], **arguments: Any) -> Any:
-    """Build a policy whose logits differ by several units."""
-    policy = SmoothedActorCriticPolicy(spaces.Box(-1.0, 1.0, (4,)), actions, lambda _: 1e-3, **arguments)
-    torch.nn.init.normal_(policy.action_net.weight, std=3.0)
-    return policy
 
 
 def test_a_padded_row_does_not_count_in_the_mean_entropy() -> None:
-    policy = steep_policy(ACTIONS)
+    policy = policy_of(DISCRETE)
     policy.entropy_term = term = EntropyTerm(entropy_coef=1.0)
     assert math.isnan(term.mean_entropy())
     means = []
     for counted in (torch.arange(ROWS) < 5, torch.arange(ROWS) % 2 == 0):
         term.mask = counted
-        rows = policy.evaluate_actions(SEEN, torch.zeros(ROWS))[2]
+        rows = policy.evaluate_actions(observations(), torch.zeros(ROWS))[2]
         means.append(rows[counted].mean().item())
     assert means[0] != pytest.approx(means[1], abs=1e-3)
     assert term.mean_entropy() == pytest.approx(sum(means) / 2, abs=1e-5)
@@ -384,12 +363,12 @@ class Controller:
 
 
 def test_a_controller_gives_the_coefficient_and_gets_the_entropies_of_the_mixture() -> None:
-    policy = steep_policy(ACTIONS, exploration_floor=0.5)
+    policy = policy_of(DISCRETE, exploration_floor=0.5)
     controller = Controller()
     policy.entropy_term = EntropyTerm(target=controller)
     policy.entropy_term.mask = torch.arange(ROWS) < 5
-    term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))[2]
-    mixture = policy.smoothed_distribution(SEEN)
+    term = policy.evaluate_actions(observations(), torch.zeros(ROWS))[2]
+    mixture = policy.smoothed_distribution(observations())
     assert torch.allclose(term, -3.0 * mixture.kl_reference())
     [(entropies, fractions, weights)] = controller.updates
     assert torch.allclose(entropies, mixture.mixture_entropy())
@@ -425,12 +404,12 @@ def test_a_reference_that_nothing_uses_is_reported_once(
 
 
 def test_an_algorithm_of_ours_that_brings_an_entropy_term_hears_no_warning() -> None:
-    policy = steep_policy(ACTIONS, reference="uniform")
+    policy = policy_of(DISCRETE, reference="uniform")
     policy.entropy_term = EntropyTerm(kl_coef=0.0)
-    _, log_prob, term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
+    _, log_prob, term = policy.evaluate_actions(observations(), torch.zeros(ROWS))
     assert torch.equal(term, torch.zeros(ROWS))
     assert not term.requires_grad
     (log_prob.mean() + 0.0 * term.mean()).backward()
     policy.entropy_term = EntropyTerm(kl_coef=torch.tensor(0.0))
-    _, log_prob, term = policy.evaluate_actions(SEEN, torch.zeros(ROWS))
+    _, log_prob, term = policy.evaluate_actions(observations(), torch.zeros(ROWS))
     (log_prob.mean() + 0.0 * term.mean()).backward()

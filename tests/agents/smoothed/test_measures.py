@@ -22,10 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from rlsmooth.agents import (
@@ -40,7 +38,8 @@ from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_policy, measure_rollout, record_measures
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiDiscreteEnv
 from rlsmooth.training import rng_state
-from support import assert_raises
+from support import InTwoParts, assert_raises, read_events, same_parameters, same_tensors
+from trainers import Dropping
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 DISCRETE, MULTI = spaces.Discrete(5), spaces.MultiDiscrete([3, 4])
@@ -212,33 +211,29 @@ class Look(BaseCallback):
         self.found.append(measure_rollout(self.model))
 
 
-class Pair(gym.ObservationWrapper[Any, Any, Any]):
-    """CartPole's observation in two parts."""
+def cartpole() -> gym.Env[Any, Any]:
+    return gym.make("CartPole-v1")
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        whole = spaces.Box(-np.inf, np.inf, (2,))
-        self.observation_space = spaces.Dict({"one": whole, "two": whole})
 
-    def observation(self, observation: Any) -> Any:
-        return {"one": observation[:2], "two": observation[2:]}
+def pendulum() -> gym.Env[Any, Any]:
+    return gym.make("Pendulum-v1")
 
 
 def dict_env() -> gym.Env[Any, Any]:
-    return Pair(gym.make("CartPole-v1"))
+    return InTwoParts(gym.make("CartPole-v1"))
 
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "learning_rate": 0.0, "device": "cpu", "seed": 0}
 NARROW = {"policy_kwargs": {"lstm_hidden_size": 8}}
 ROLLOUTS = {
-    "ppo": (PPO, "MlpPolicy", lambda: gym.make("CartPole-v1"), {}),
+    "ppo": (PPO, "MlpPolicy", cartpole, {}),
     "dict": (PPO, "MultiInputPolicy", dict_env, {}),
     "discrete": (PPO, "MlpPolicy", IdentityEnv, {}),
     "multi": (PPO, "MlpPolicy", IdentityMultiDiscreteEnv, {}),
-    "box": (PPO, "MlpPolicy", lambda: gym.make("Pendulum-v1"), {}),
-    "noise": (PPO, "MlpPolicy", lambda: gym.make("Pendulum-v1"), {"use_sde": True}),
+    "box": (PPO, "MlpPolicy", pendulum, {}),
+    "noise": (PPO, "MlpPolicy", pendulum, {"use_sde": True}),
     "masked": (MaskablePPO, "MlpPolicy", IdentityMaskedEnv, {}),
-    "recurrent": (RecurrentPPO, "MlpLstmPolicy", lambda: gym.make("CartPole-v1"), NARROW),
+    "recurrent": (RecurrentPPO, "MlpLstmPolicy", cartpole, NARROW),
     "recurrent dict": (RecurrentPPO, "MultiInputLstmPolicy", dict_env, NARROW),
 }
 
@@ -315,31 +310,18 @@ def test_large_pictures_are_measured_on_fewer_rows() -> None:
         def step(self, action: Any) -> Any:
             return self.observation_space.sample(), 0.0, False, False, {}
 
-    model = PPO(
-        "CnnPolicy",
-        DummyVecEnv([Pictures]),
-        **{**SMALL, "n_steps": 90, "batch_size": 90, "n_epochs": 1},
-        policy_kwargs={"features_extractor_kwargs": {"features_dim": 4}},
-    )
-    model.learn(90)
+    kwargs = {"features_extractor_kwargs": {"features_dim": 4}}
+    given = {**SMALL, "n_steps": 90, "batch_size": 90, "policy_kwargs": kwargs}
+    model = PPO("CnnPolicy", DummyVecEnv([Pictures]), **given).learn(90)
     assert len(measure_rollout(model).entropies) == 2**25 // (4 * 3 * 200 * 200)
 
 
 # ---- what it leaves alone
-class Dropout(BaseFeaturesExtractor):
-    """Forgets half of what it sees while it trains."""
-
-    def __init__(self, observation_space: Any) -> None:
-        super().__init__(observation_space, 3)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.dropout(observations)
 
 
 @pytest.mark.parametrize(("space", "floor"), [(DISCRETE, 0.0), (BOX, 0.2)])
 def test_no_generator_moves_and_dropout_rests(space: spaces.Space[Any], floor: float, device: torch.device) -> None:
-    made = build(SmoothedActorCriticPolicy, space, device, exploration_floor=floor, features_extractor_class=Dropout)
+    made = build(SmoothedActorCriticPolicy, space, device, exploration_floor=floor, features_extractor_class=Dropping)
     seen = states(device)
     made.set_training_mode(True)
     before = rng_state()
@@ -398,17 +380,7 @@ TRPO_SMALL = {"n_steps": 64, "batch_size": 64}
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 50, "batch_size": 16}
 
 
-def cartpole() -> gym.Env[Any, Any]:
-    return gym.make("CartPole-v1")
-
-
-def pendulum() -> gym.Env[Any, Any]:
-    return gym.make("Pendulum-v1")
-
-
-def build_algorithm(
-    algorithm: type[Any], env: Callable[[], gym.Env[Any, Any]], n_envs: int = 2, **arguments: Any
-) -> Any:
+def build_algorithm(algorithm: Any, env: Any, n_envs: int = 2, **arguments: Any) -> Any:
     policy = "MlpLstmPolicy" if "Recurrent" in algorithm.__name__ else "MlpPolicy"
     return algorithm(policy, DummyVecEnv([env] * n_envs), seed=0, device="cpu", **arguments)
 
@@ -418,9 +390,9 @@ def learn(model: Any, steps: int, callback: BaseCallback | None, **more: Any) ->
     return model.learn(steps, callback=callback, log_interval=1, **more)
 
 
-def events(folder: Path) -> EventAccumulator:
+def events(folder: Path) -> Any:
     (file,) = folder.rglob("events.out.tfevents*")
-    return EventAccumulator(str(file), size_guidance={"histograms": 0}).Reload()  # 0: all of them
+    return read_events(file)
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
@@ -513,9 +485,8 @@ class Oracle(BaseCallback):
 
 @pytest.mark.parametrize(("env", "scale"), [(cartpole, 1000.0), (IdentityEnv, 400.0)])
 def test_values_and_histogram_against_torch(env: Callable[[], gym.Env[Any, Any]], scale: float, tmp_path: Path) -> None:
-    model = build_algorithm(
-        PPO, env, tensorboard_log=str(tmp_path), learning_rate=0.01, **{**PPO_SMALL, "n_epochs": 10}
-    )
+    arguments = {**PPO_SMALL, "n_epochs": 10, "learning_rate": 0.01, "tensorboard_log": str(tmp_path)}
+    model = build_algorithm(PPO, env, **arguments)
     oracle = Oracle()
     with torch.no_grad():
         model.policy.action_net.weight.mul_(scale)
@@ -530,15 +501,12 @@ def test_values_and_histogram_against_torch(env: Callable[[], gym.Env[Any, Any]]
     np.testing.assert_allclose(found["train/kl_uniform"], oracle.kl, rtol=1e-4)
     np.testing.assert_allclose(found["train/kl_reference"], oracle.kl, rtol=1e-4)
     np.testing.assert_allclose(found["train/entropy_collapse"], below, atol=1e-6)
-    for event, entropies in zip(
-        events(tmp_path).Histograms("train/policy_entropy_hist"), oracle.entropies, strict=True
-    ):
+    drawn = events(tmp_path).Histograms("train/policy_entropy_hist")
+    for event, entropies in zip(drawn, oracle.entropies, strict=True):
         histogram = event.histogram_value
-        assert histogram.num == 128
-        assert sum(histogram.bucket) == 128
-        np.testing.assert_allclose(
-            (histogram.min, histogram.max), (entropies.min(), entropies.max()), rtol=1e-4, atol=1e-6
-        )
+        assert histogram.num == sum(histogram.bucket) == 128
+        bounds = entropies.min(), entropies.max()
+        np.testing.assert_allclose((histogram.min, histogram.max), bounds, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(histogram.sum, entropies.sum(), rtol=1e-4)
 
 
@@ -631,10 +599,8 @@ def test_training_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     learn(plain, 384, None)
     watched = build_algorithm(algorithm, env, tensorboard_log=str(tmp_path), **arguments)
     learn(watched, 384, PolicyEntropyCallback(measure_freq=1))
-    ends = plain.policy.state_dict()
-    assert any(not torch.equal(start[key], value) for key, value in ends.items())
-    for key, value in watched.policy.state_dict().items():
-        assert torch.equal(value, ends[key]), key
+    assert not same_tensors(plain.policy.state_dict(), start)
+    assert same_parameters(watched, plain)
 
 
 # ---- errors

@@ -60,13 +60,11 @@ def vec_env(name: str, *, normalises: bool = False, **more: Any) -> VecEnv:
 
 
 def make_clone() -> BC:
-    """A clone to start from."""
-    data, kwargs = cartpole_data(), {"net_arch": [8]}
-    return BC("MlpPolicy", None, data, seed=0, device="cpu", policy_kwargs=kwargs).learn(total_batches=3)
+    data = cartpole_data()
+    return BC("MlpPolicy", None, data, seed=0, device="cpu", policy_kwargs=dict(SMALL)).learn(total_batches=3)
 
 
 def algorithm(model_class: Any, env: str, *, normalises: bool = False, policy: str = "MlpPolicy", **more: Any) -> Any:
-    """A small algorithm."""
     given = {"policy_kwargs": dict(SMALL), "seed": 0, "device": "cpu", **more}
     return model_class(policy, vec_env(env, normalises=normalises), **given)
 
@@ -83,36 +81,22 @@ gym.register(DICT, entry_point=IdentityEnv, kwargs={"observation": "dict"})
 LSTM = {"net_arch": [4], "lstm_hidden_size": 4, "enable_critic_lstm": False, "shared_lstm": True}
 RECURRENT: dict[str, Any] = {"policy": "MlpLstmPolicy", "policy_kwargs": LSTM, **FEW}
 SKEWED = Smoothing("lin_0.2", reference=torch.tensor([0.3, 0.7]))
+OF_TREE, OF_PRIOR = Smoothing(0.1, reference=TREE), Smoothing(0.1, reference=PRIOR)
+FLOOR, FALLING = {"exploration_floor": 0.1}, {"exploration_floor": "lin_0.1"}
 NOISE = OrnsteinUhlenbeckActionNoise(np.zeros(1), np.full(1, 0.2))
 
 ALGORITHMS: dict[str, tuple[Any, str, dict[str, Any]]] = {  # name: class, environment, arguments of `algorithm`
     "ppo": (PPO, PENDULUM, {"normalises": True, "use_sde": True, "sde_sample_freq": 4, **FEW}),
     "a2c": (A2C, CARTPOLE, {"n_steps": 8, "policy_kwargs": {"net_arch": {"pi": [4]}}}),
-    "smoothed_ppo": (
-        SmoothedPPO,
-        CARTPOLE,
-        {"smoothing": SKEWED, "exploration_floor": "lin_0.1", "learning_rate": 0.01, **FEW},
-    ),
+    "smoothed_ppo": (SmoothedPPO, CARTPOLE, {"smoothing": SKEWED, "learning_rate": 0.01, **FALLING, **FEW}),
     "smoothed_ppo_target": (SmoothedPPO, CARTPOLE, {"normalises": True, "target_entropy_frac": 0.9, **FEW}),
     "smoothed_ppo_sde": (SmoothedPPO, PENDULUM, {"target_entropy_nats": 1.0, "use_sde": True, **FEW}),
     "smoothed_ppo_from_bc": (kickstarted, CARTPOLE, {}),
-    "smoothed_ppo_dict": (
-        SmoothedPPO,
-        DICT,
-        {"policy": "MultiInputPolicy", "smoothing": Smoothing(0.1, reference=TREE), **FEW},
-    ),
-    "smoothed_ppo_multi_discrete": (
-        SmoothedPPO,
-        MULTI_DISCRETE,
-        {"target_entropy_frac": 0.9, "exploration_floor": 0.1, **FEW},
-    ),
+    "smoothed_ppo_dict": (SmoothedPPO, DICT, {"policy": "MultiInputPolicy", "smoothing": OF_TREE, **FEW}),
+    "smoothed_ppo_multi_discrete": (SmoothedPPO, MULTI_DISCRETE, {"target_entropy_frac": 0.9, **FLOOR, **FEW}),
     "smoothed_a2c": (SmoothedA2C, PENDULUM, {"smoothing": "lin_0.2", "n_steps": 8}),
     "maskable_ppo": (MaskablePPO, MASKED, FEW),
-    "smoothed_maskable_ppo": (
-        SmoothedMaskablePPO,
-        MASKED,
-        {"smoothing": Smoothing(0.1, reference=PRIOR), "exploration_floor": 0.1, **FEW},
-    ),
+    "smoothed_maskable_ppo": (SmoothedMaskablePPO, MASKED, {"smoothing": OF_PRIOR, **FLOOR, **FEW}),
     "recurrent_ppo": (RecurrentPPO, CARTPOLE, RECURRENT),
     "smoothed_recurrent_ppo": (SmoothedRecurrentPPO, CARTPOLE, {"target_entropy_frac": 0.9, **RECURRENT}),
     "dqn": (DQN, CARTPOLE, {"target_update_interval": 8, "train_freq": 2, **BUFFER}),
@@ -124,13 +108,11 @@ ALGORITHMS: dict[str, tuple[Any, str, dict[str, Any]]] = {  # name: class, envir
 
 
 def build(name: str) -> Any:
-    """The algorithm of a case."""
     model_class, env, arguments = ALGORITHMS[name]
     return model_class() if model_class is kickstarted else algorithm(model_class, env, **arguments)
 
 
 def new_env(name: str) -> VecEnv:
-    """Fresh environments for the algorithm of a case."""
     _, env, arguments = ALGORITHMS[name]
     return vec_env(env, normalises=arguments.get("normalises", False))
 
@@ -160,7 +142,6 @@ def of_algorithm(model: Any) -> Tensors:
 
 
 def algorithm_answers(model: Any) -> Tensors:
-    """Actions."""
     space, count = model.observation_space, 6
     if isinstance(space, spaces.Dict):
         seen: Any = {key: np.zeros((count, *part.shape), part.dtype) for key, part in space.spaces.items()}
@@ -172,7 +153,6 @@ def algorithm_answers(model: Any) -> Tensors:
 
 
 def algorithm_file(name: str) -> File:
-    """The file of an algorithm, with its replay buffer if it has one."""
     off_policy = name in OFF_POLICY
 
     def write(folder: Path) -> None:
@@ -198,14 +178,12 @@ class Seen(Logger):
         self.lines: list[tuple[int, float]] = []
 
     def record(self, key: str, value: Any, exclude: Any = None) -> None:
-        """Remember it."""
         if key == "train/entropy_collapse":
             self.lines.append((self.model.num_timesteps, float(value)))
         super().record(key, value, exclude)
 
 
 def checkpoints(folder: Path | None, cut: int) -> list[Any]:
-    """Callbacks that keep checkpoints in a folder, if there is one, and cut the run off."""
     return [] if folder is None else [ExactCheckpointCallback(16, folder, keep=1), ConvertCallback(cut_at(cut))]
 
 

@@ -39,23 +39,24 @@ from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.targets import Smoothing
 
-CALLABLES: dict[str, Any] = {
-    "smoothing": Smoothing(lambda progress: 0.3 * progress),
-    "learning_rate": lambda progress: 0.01 * progress,
-}
-"""What no file can hold: reading asks for it again."""
+CALLABLES: dict[str, Any] = {"smoothing": Smoothing(lambda progress: 0.3 * progress)}
+CALLABLES |= {"learning_rate": lambda progress: 0.01 * progress}  # what no file can hold: reading asks for it again
+
+
+def seeded() -> dict[str, Any]:
+    return {"policy_kwargs": dict(SMALL), "seed": 0, "device": "cpu"}
+
+
+MASKABLE: dict[str, Any] = {"policy": "MaskableMlpPolicy", "learning_rate": "lin_0.01", "kl_coef": 0.2}
+MASKABLE |= {"smoothing": Smoothing("lin_0.3", reference=TREE, decay=0.5), "max_grad_norm": 0.5}
+TWO_COMPONENTS: dict[str, Any] = {"smoothing": [0.1, Smoothing("lin_0.2", reference="binomial")], "kl_coef": 0.1}
+TWO_COMPONENTS |= {"reference": [torch.tensor([0.5, 0.3, 0.2]), "uniform"], "gradient_accumulation": 2}
+STOPPING: dict[str, Any] = {"smoothing": Smoothing(0.2, reference="triangular", width=3.0)}
+STOPPING |= {"validation_fraction": 0.25, "early_stopping_patience": 3}
+STOPPING |= {"policy_kwargs": {**SMALL, "optimizer_class": torch.optim.RMSprop, "activation_fn": nn.ReLU}}
 
 BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
-    "bc_masks": (
-        masked_data,
-        {
-            "policy": "MaskableMlpPolicy",
-            "smoothing": Smoothing("lin_0.3", reference=TREE, decay=0.5),
-            "learning_rate": "lin_0.01",
-            "kl_coef": 0.2,
-            "max_grad_norm": 0.5,
-        },
-    ),
+    "bc_masks": (masked_data, MASKABLE),
     "bc_masks_unweighted": (
         lambda: dataclasses.replace(masked_data(), weights=None),
         {"policy": "MaskableMlpPolicy", "smoothing": Smoothing("lin_0.3", reference=TREE, decay=0.5), "kl_coef": 0.2},
@@ -64,15 +65,7 @@ BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
         soft_data,
         {"smoothing": Smoothing(torch.tensor(0.2), reference=PRIOR), "kl_coef": 0.1, "reference": TREE},
     ),
-    "bc_multi_discrete": (
-        multi_discrete_data,
-        {
-            "smoothing": [0.1, Smoothing("lin_0.2", reference="binomial")],
-            "kl_coef": 0.1,
-            "reference": [torch.tensor([0.5, 0.3, 0.2]), "uniform"],
-            "gradient_accumulation": 2,
-        },
-    ),
+    "bc_multi_discrete": (multi_discrete_data, TWO_COMPONENTS),
     "bc_multi_binary": (multi_binary_data, {"smoothing": Smoothing(0.2, spread="others")}),
     "bc_box": (box_data, {"smoothing": "lin_0.1", "reference_std": 0.7, "l2_coef": 0.01}),
     "bc_box_bins": (
@@ -81,28 +74,17 @@ BC_CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
     ),
     "bc_dict": (dict_data, {"policy": "MultiInputPolicy", "smoothing": Smoothing(0.3, reference=KERNEL)}),
     "bc_callables": (masked_data, CALLABLES),
-    "bc_early_stopping": (
-        masked_data,
-        {
-            "smoothing": Smoothing(0.2, reference="triangular", width=3.0),
-            "validation_fraction": 0.25,
-            "early_stopping_patience": 3,
-            "policy_kwargs": {**SMALL, "optimizer_class": torch.optim.RMSprop, "activation_fn": nn.ReLU},
-        },
-    ),
+    "bc_early_stopping": (masked_data, STOPPING),
 }
 
 
 def make_bc(case: str, **more: Any) -> BC:
-    """The agent of a case."""
     data, arguments = BC_CASES[case]
-    given = {"policy": "MlpPolicy", "batch_size": 8, "seed": 0, "device": "cpu", "policy_kwargs": dict(SMALL)}
-    given |= arguments | more
+    given = {"policy": "MlpPolicy", "batch_size": 8, **seeded()} | arguments | more
     return BC(given.pop("policy"), None, data(), **given)
 
 
 def bc_answers(case: str, agent: Any) -> Tensors:
-    """Actions, with masks too where there are some."""
     data = BC_CASES[case][0]()
     found = {"actions": agent.predict(data.observations, deterministic=True)[0]}
     if data.action_masks is not None and case == "bc_masks":
@@ -111,7 +93,6 @@ def bc_answers(case: str, agent: Any) -> Tensors:
 
 
 def bc_file(case: str) -> File:
-    """The file of a case."""
 
     def read(folder: Path) -> BC:
         path, data = folder / "agent.zip", BC_CASES[case][0]()
@@ -129,7 +110,6 @@ def bc_file(case: str) -> File:
 
 
 def bc_run(case: str) -> Run:
-    """A run of a case that is cut off at batch 9 of 14."""
     total, cut = 14, 9
 
     def start(folder: Path | None) -> BC:
@@ -145,34 +125,18 @@ def bc_run(case: str) -> Run:
 
 
 def observed() -> ObservationOnly:
-    """One shipped episode without its actions."""
     return ObservationOnly.from_demonstrations(cartpole_data())
 
 
 def make_bco(**more: Any) -> BCO:
     """Cloning from observation, with schedules and soft pseudo-labels."""
-    return BCO(
-        "MlpPolicy",
-        CARTPOLE,
-        observed(),
-        n_rounds=3,
-        transitions_per_round=40,
-        n_epochs=1,
-        smoothing=Smoothing("lin_0.3", reference=torch.tensor([0.25, 0.75])),
-        learning_rate="lin_0.01",
-        pseudo_labels="soft",
-        inverse_smoothing="lin_0.1",
-        inverse_epochs=2,
-        inverse_net_arch=(8,),
-        policy_kwargs=dict(SMALL),
-        seed=0,
-        device="cpu",
-        **more,
-    )
+    smoothing = Smoothing("lin_0.3", reference=torch.tensor([0.25, 0.75]))
+    more |= {"n_rounds": 3, "transitions_per_round": 40, "n_epochs": 1, "pseudo_labels": "soft", **seeded()}
+    more |= {"inverse_smoothing": "lin_0.1", "inverse_epochs": 2, "inverse_net_arch": (8,)}
+    return BCO("MlpPolicy", CARTPOLE, observed(), smoothing=smoothing, learning_rate="lin_0.01", **more)
 
 
 def of_made(agent: Any, made: Any) -> Tensors:
-    """The policy, what was collected in the environment, and what was logged."""
     arrays = {"actions": made.actions, "observations": made.observations}
     return of_policy(agent) | of_arrays(arrays | of_history(agent.history))
 
@@ -194,41 +158,19 @@ def expert(seen: Any) -> int:
 
 def make_dagger(**more: Any) -> DAgger:
     """DAgger with a mixture in every round but the last."""
-    return DAgger(
-        "MlpPolicy",
-        IdentityEnv(4),
-        expert,
-        smoothing=Smoothing(0.2, reference=PRIOR),
-        learning_rate="lin_0.01",
-        rollout_round_min_timesteps=40,
-        bc_train_n_epochs=1,
-        beta_schedule=2,
-        policy_kwargs=dict(SMALL),
-        seed=0,
-        device="cpu",
-        **more,
-    )
+    more |= {"smoothing": Smoothing(0.2, reference=PRIOR), "learning_rate": "lin_0.01", **seeded()}
+    more |= {"rollout_round_min_timesteps": 40, "bc_train_n_epochs": 1, "beta_schedule": 2}
+    return DAgger("MlpPolicy", IdentityEnv(4), expert, **more)
 
 
 def make_inverse() -> InverseDynamics:
-    """A model of the actions of two numbers."""
     data = box_data()
-    return InverseDynamics(
-        data.observation_space,
-        data.action_space,
-        action_bins=3,
-        smoothing=Smoothing(0.1, reference="adjacent", edge="half"),
-        batch_size=8,
-        max_epochs=2,
-        validation_fraction=0.25,
-        policy_kwargs=dict(SMALL),
-        seed=0,
-        device="cpu",
-    )
+    given = {"smoothing": Smoothing(0.1, reference="adjacent", edge="half"), **seeded()}
+    given |= {"batch_size": 8, "action_bins": 3, "max_epochs": 2, "validation_fraction": 0.25}
+    return InverseDynamics(data.observation_space, data.action_space, **given)
 
 
 def inverse_answers(model: InverseDynamics) -> Tensors:
-    """Actions and their probabilities."""
     data = box_data()
     seen = data.observations, data.next_observations
     return of_arrays({"actions": model.predict(*seen), "metrics": model.metrics})

@@ -20,10 +20,8 @@ from rlsmooth.scripts.main import main
 
 EVALUATION = "--eval-episodes 2 --device cpu"
 ALGORITHM = "n_envs=2 n_steps=16 batch_size=16 n_epochs=2 policy_kwargs=dict(net_arch=[8])"
-OFF_POLICY = (
-    "n_envs=2 buffer_size=60 learning_starts=8 batch_size=8 train_freq=2 gradient_steps=1 "
-    "policy_kwargs=dict(net_arch=[8])"
-)
+OFF_POLICY = "n_envs=2 buffer_size=60 learning_starts=8 batch_size=8 train_freq=2 gradient_steps=1 "
+OFF_POLICY += "policy_kwargs=dict(net_arch=[8])"
 KEPT = ("config.json", "report.json")
 CHANGES = ("time", "fps", "second", "speed")
 """In the names of numbers that are others in each run."""
@@ -117,9 +115,7 @@ def interrupted(cut: int) -> Iterator[None]:
 def write_command(command: Command, folder: Path) -> Tensors:
     """Run it to its end, keep what says how it went, and cut a second one off; return the numbers of the first.
 
-    Args:
-        command: which.
-        folder: gets `finished`, and `unfinished` if the command has a `cut`.
+    The folder gets `finished`, and `unfinished` if the command has a `cut`.
     """
     work = folder / "work"
     work.mkdir()
@@ -141,13 +137,9 @@ def write_command(command: Command, folder: Path) -> Tensors:
 
 
 def resume_command(command: Command, kept: Path, folder: Path) -> Tensors:
-    """Resume a run, and return the numbers of its report.
+    """Resume a run that `write_command` kept, and return the numbers of its report.
 
-    Args:
-        command: which.
-        kept: a folder that `write_command` has made: `finished`, of which only the arguments are taken, so that it
-            begins again, or `unfinished`.
-        folder: to work in.
+    Of `finished` only the arguments are taken, so that it begins again; `unfinished` is resumed.
     """
     if kept.name == "finished":
         (folder / "run").mkdir()
@@ -160,7 +152,6 @@ def resume_command(command: Command, kept: Path, folder: Path) -> Tensors:
 
 
 def plot_command(kept: Path, folder: Path) -> bool:
-    """Draw a finished run's report, and return whether that worked."""
     with inside(folder):
         return main(["plot", str(kept), "--output", "report.svg"]) == 0
 

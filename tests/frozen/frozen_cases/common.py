@@ -61,12 +61,10 @@ class Run:
 
 
 def of_module(name: str, module: nn.Module) -> Tensors:
-    """Parameters and buffers."""
     return {f"{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def of_optimizer(name: str, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Moments and learning rates."""
     state = optimizer.state_dict()
     found = {
         f"{name}.{number}.{key}": torch.as_tensor(value).clone()
@@ -77,7 +75,6 @@ def of_optimizer(name: str, optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def of_policy(agent: Any) -> Tensors:
-    """Of anything with a policy."""
     found = of_module("policy", agent.policy)
     optimizer = getattr(agent.policy, "optimizer", None)
     return found if optimizer is None else found | of_optimizer("optimizer", optimizer)
@@ -95,12 +92,10 @@ def of_arrays(arrays: Mapping[str, Any]) -> Tensors:
 
 
 def uniform(*shape: int, seed: int = 0) -> Any:
-    """Numbers in [-1, 1)."""
     return (2 * np.random.default_rng(seed).random(shape) - 1).astype(np.float32)
 
 
 def cut_at(step: int) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """A callback of Stable-Baselines3's."""
 
     def callback(local: dict[str, Any], _: dict[str, Any]) -> bool:
         if local["self"].num_timesteps >= step:

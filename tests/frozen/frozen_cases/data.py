@@ -15,16 +15,12 @@ from gymnasium import spaces
 from frozen_cases.common import PENDULUM, File, of_arrays, uniform
 from rlsmooth.data import Demonstrations, LabelledData, ObservationOnly, cartpole_v1, load_demonstrations, load_labelled
 
+BOX = spaces.Box(-1, 1, (3,))
 
-def four_episodes(observations: Any, actions: Any, action_space: Any, **more: Any) -> Demonstrations:
-    """40 transitions."""
-    space: spaces.Space[Any] = spaces.Box(-1, 1, (3,))
-    if isinstance(observations, dict):
-        space = spaces.Dict({"place": spaces.Box(-1, 1, (2,)), "kind": spaces.Discrete(3)})
-    ends = [10, 20, 30, 40]
-    return Demonstrations.from_arrays(
-        observations, actions, observation_space=space, action_space=action_space, episode_ends=ends, **more
-    )
+
+def four_episodes(observations: Any, actions: Any, action_space: Any, space: Any = BOX, **more: Any) -> Demonstrations:
+    more |= {"action_space": action_space, "episode_ends": [10, 20, 30, 40]}
+    return Demonstrations.from_arrays(observations, actions, observation_space=space, **more)
 
 
 def masked_data() -> Demonstrations:
@@ -38,7 +34,6 @@ def masked_data() -> Demonstrations:
 
 
 def soft_data() -> Demonstrations:
-    """Probabilities of four actions that count from 7."""
     rng = np.random.default_rng(2)
     probabilities = rng.integers(1, 9, size=(40, 4)).astype(np.float64)
     probabilities /= probabilities.sum(-1, keepdims=True)
@@ -47,7 +42,6 @@ def soft_data() -> Demonstrations:
 
 
 def multi_discrete_data() -> Demonstrations:
-    """Two components, with masks."""
     rng = np.random.default_rng(3)
     actions = np.stack([rng.integers(3, size=40), rng.integers(4, size=40)], -1)
     masks = np.ones((40, 7), dtype=bool)
@@ -56,40 +50,30 @@ def multi_discrete_data() -> Demonstrations:
 
 
 def multi_binary_data() -> Demonstrations:
-    """Three bits."""
     actions = np.random.default_rng(4).integers(2, size=(40, 3)).astype(np.int8)
     return four_episodes(uniform(40, 3), actions, spaces.MultiBinary(3))
 
 
 def box_data() -> Demonstrations:
     """Two numbers, and all that demonstrations can hold besides."""
-    return four_episodes(
-        uniform(40, 3),
-        uniform(40, 2, seed=5),
-        spaces.Box(-1, 1, (2,)),
-        next_observations=uniform(40, 3, seed=6),
-        rewards=uniform(40, seed=7),
-        terminations=np.arange(40) == 39,
-        truncations=np.isin(np.arange(40), [9, 19, 29]),
-        infos=[{"number": number} for number in range(40)],
-        metadata={"by": "nobody"},
-    )
+    given = {"next_observations": uniform(40, 3, seed=6), "rewards": uniform(40, seed=7), "metadata": {"by": "nobody"}}
+    given |= {"terminations": np.arange(40) == 39, "truncations": np.isin(np.arange(40), [9, 19, 29])}
+    given |= {"infos": [{"number": number} for number in range(40)]}
+    return four_episodes(uniform(40, 3), uniform(40, 2, seed=5), spaces.Box(-1, 1, (2,)), **given)
 
 
 def dict_data() -> Demonstrations:
-    """Observations of two parts."""
     rng = np.random.default_rng(8)
     seen = {"place": uniform(40, 2), "kind": rng.integers(3, size=40)}
-    return four_episodes(seen, rng.integers(4, size=40), spaces.Discrete(4))
+    space = spaces.Dict({"place": spaces.Box(-1, 1, (2,)), "kind": spaces.Discrete(3)})
+    return four_episodes(seen, rng.integers(4, size=40), spaces.Discrete(4), space)
 
 
 def cartpole_data() -> Demonstrations:
-    """One shipped episode."""
     return cartpole_v1().sample_episodes(1, seed=0)
 
 
 def pendulum_data() -> Demonstrations:
-    """An episode of no meaning."""
     env = gym.make(PENDULUM)
     states = uniform(201, 3, seed=9)
     given: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
@@ -103,20 +87,11 @@ def identity_data() -> Demonstrations:
     """For the masked identity environment: in state s the s + 1 actions from s on are legal."""
     states = np.random.default_rng(11).integers(4, size=41)
     masks = np.array([[(action - state) % 4 <= state for action in range(4)] for state in states[:-1]])
-    return Demonstrations.from_arrays(
-        states[:-1],
-        states[:-1],
-        observation_space=spaces.Discrete(4),
-        action_space=spaces.Discrete(4),
-        episode_ends=[10, 20, 30, 40],
-        next_observations=states[1:],
-        terminations=np.isin(np.arange(40), [9, 19, 29, 39]),
-        action_masks=masks,
-    )
+    given = {"next_observations": states[1:], "terminations": np.arange(40) % 10 == 9, "action_masks": masks}
+    return four_episodes(states[:-1], states[:-1], spaces.Discrete(4), spaces.Discrete(4), **given)
 
 
 def labelled_data() -> LabelledData:
-    """Three classes in a hierarchy."""
     return LabelledData(
         features=uniform(12, 2),
         labels=np.arange(12) % 3,
@@ -129,7 +104,6 @@ def labelled_data() -> LabelledData:
 
 
 def demonstrations_file(data: Callable[[], Any], *, is_folder: bool = False) -> File:
-    """Demonstrations in one of their two formats."""
     name = "demonstrations" if is_folder else "demonstrations.npz"
 
     def write(folder: Path) -> None:
@@ -161,19 +135,13 @@ OBSERVED = ("observations", "next_observations", "episode_ends", "action_masks",
 
 
 def observation_only() -> ObservationOnly:
-    """Without actions."""
     return ObservationOnly.from_demonstrations(box_data())
 
 
 def read_labelled(folder: Path) -> LabelledData:
-    """The data of the file."""
     found, expected = load_labelled(folder / "data.npz"), labelled_data()
-    assert (found.class_names, found.feature_names) == (expected.class_names, expected.feature_names)
-    assert (found.hierarchy, found.is_ordered, found.source) == (
-        expected.hierarchy,
-        expected.is_ordered,
-        expected.source,
-    )
+    for name in ("class_names", "feature_names", "hierarchy", "is_ordered", "source"):
+        assert getattr(found, name) == getattr(expected, name), name
     return found
 
 

@@ -40,7 +40,6 @@ from rlsmooth.data import Demonstrations
 
 
 def of_imitation(trainer: Any) -> Tensors:
-    """Both networks and their optimisers."""
     found = of_algorithm(trainer.gen_algo) | of_module("reward", trainer.reward_net)
     return found | of_optimizer("reward_optimizer", trainer.optimizer) | of_arrays({"rounds": trainer.rounds})
 
@@ -70,7 +69,6 @@ IMITATIONS: dict[str, tuple[Any, Callable[[], Demonstrations], Callable[[], Any]
 
 
 def make_imitation(name: str) -> Any:
-    """The trainer of a case."""
     trainer_class, data, build, arguments = IMITATIONS[name]
     model = build()
     if trainer_class is AIRL:
@@ -83,7 +81,6 @@ def make_imitation(name: str) -> Any:
 
 
 def imitation_file(name: str) -> File:
-    """The file of a whole trainer."""
     trainer_class, data, build, _ = IMITATIONS[name]
 
     def train_on(trainer: Any) -> Tensors:
@@ -100,7 +97,6 @@ def imitation_file(name: str) -> File:
 
 
 def imitation_run(name: str, total: int = 160, cut: int = 110) -> Run:
-    """A run that is cut off in a round."""
     trainer_class, data, build, _ = IMITATIONS[name]
 
     def start(folder: Path | None) -> Any:
@@ -116,7 +112,6 @@ def imitation_run(name: str, total: int = 160, cut: int = 110) -> Run:
 
 
 def reward_net(*, is_shaped: bool) -> RewardNet | ShapedRewardNet:
-    """A network whose statistics have seen a batch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), net_arch=[8], use_next_state=True, use_done=True)
@@ -126,14 +121,12 @@ def reward_net(*, is_shaped: bool) -> RewardNet | ShapedRewardNet:
 
 
 def transitions() -> Transitions:
-    """Eight, one of them absorbing."""
     states = torch.from_numpy(uniform(8, 3)), torch.from_numpy(uniform(8, 3, seed=1))
     flags = torch.arange(8) == 5, torch.arange(8) == 6
     return Transitions(states[0], torch.arange(8) % 4, states[1], *flags)
 
 
 def reward_file(*, is_shaped: bool) -> File:
-    """The file of a reward network."""
     return File(
         write=lambda folder: save_reward_net(reward_net(is_shaped=is_shaped), folder / "net"),
         read=lambda folder: load_reward_net(folder / "net"),

@@ -21,7 +21,6 @@ class Fragile(nn.Sequential):
     batches_left: ClassVar[int | None] = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As its parent's."""
         if self.training and Fragile.batches_left is not None:
             Fragile.batches_left -= 1
             if Fragile.batches_left < 0:
@@ -31,39 +30,26 @@ class Fragile(nn.Sequential):
 
 
 def fragile(features: int, classes: int) -> Fragile:
-    """With dropout and running statistics."""
     return Fragile(
         nn.Linear(features, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, classes)
     )
 
 
-X = uniform(60, 4, seed=13)
+X, WEIGHTS = uniform(60, 4, seed=13), np.linspace(0.5, 1.5, 60)
 Y = np.array(["low", "mid", "top"], dtype=object)[np.arange(60) % 3]
 PARTLY = np.where(np.arange(60) % 4 == 0, Y, np.array(-1, dtype=object))
 
 
 def make_classifier(**more: Any) -> Classifier:
     """All that can change during a run is on."""
-    given: dict[str, Any] = {
-        "mixup": 0.3,
-        "smoothing": Smoothing("lin_0.2", reference=torch.tensor([0.2, 0.3, 0.5])),
-        "learning_rate": "lin_0.01",
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "validation_fraction": 0.2,
-        "early_stopping_patience": 20,
-        "class_weight": {"low": 2.0, "mid": 1.0, "top": 1.0},
-        "batch_size": 16,
-        "max_epochs": 6,
-        "seed": 0,
-        "device": "cpu",
-        **more,
-    }
+    given: dict[str, Any] = {"smoothing": Smoothing("lin_0.2", reference=torch.tensor([0.2, 0.3, 0.5])), "mixup": 0.3}
+    given |= {"learning_rate": "lin_0.01", "weight_decay": 0.01, "max_grad_norm": 1.0, "validation_fraction": 0.2}
+    given |= {"early_stopping_patience": 20, "class_weight": {"low": 2.0, "mid": 1.0, "top": 1.0}, "batch_size": 16}
+    given |= {"max_epochs": 6, "seed": 0, "device": "cpu", **more}
     return Classifier(given.pop("model", fragile), **given)
 
 
 def of_classifier(classifier: Classifier) -> Tensors:
-    """The network and the history."""
     numbers = {"epochs": classifier.n_iter_, "best": classifier.best_epoch_, "history": classifier.history_}
     return of_module("module", classifier.module_) | of_arrays(numbers)
 
@@ -92,7 +78,6 @@ def classifier_file() -> File:
 
 
 def interrupted(train: Callable[[], Any], batches: int | None) -> Any:
-    """Train, and fail after so many batches."""
     Fragile.batches_left = batches
     try:
         return train()
@@ -104,10 +89,9 @@ def classifier_run(*, is_weighted: bool) -> Run:
     """Three batches an epoch, cut off in the fifth epoch."""
     weights = np.linspace(0.5, 1.5, 60) if is_weighted else None
 
-    def start(folder: Path | None) -> Classifier:
+    def start(folder: Path | None) -> Any:
         classifier = make(folder)
-        found: Classifier = interrupted(lambda: classifier.fit(X, Y, weights), None if folder is None else 14)
-        return found
+        return interrupted(lambda: classifier.fit(X, Y, weights), None if folder is None else 14)
 
     def make(folder: Path | None) -> Classifier:
         more = {} if is_weighted else {"class_weight": None}
@@ -124,22 +108,13 @@ def make_self_training(folder: Path | None, **more: Any) -> SelfTraining:
 
     Labels are hard: soft ones are data of the next round, and would be others, by a bit, on another machine.
     """
-    student = make_classifier(
-        mixup=0.0,
-        smoothing=0.1,
-        validation_fraction=0.0,
-        early_stopping_patience=None,
-        max_epochs=4,
-        warm_start=True,
-        checkpoint_folder=folder,
-        checkpoint_every=2,
-        **more,
-    )
+    given: dict[str, Any] = {"mixup": 0.0, "smoothing": 0.1, "validation_fraction": 0.0, "max_epochs": 4}
+    given |= {"early_stopping_patience": None, "checkpoint_folder": folder, "checkpoint_every": 2}
+    student = make_classifier(warm_start=True, **given, **more)
     return SelfTraining(student, criterion="k_best", k_best=8, max_iter=3, smoothing=0.1, ema_decay=0.5)
 
 
 def of_self_training(model: SelfTraining) -> Tensors:
-    """Student, teacher and who was labelled when."""
     found = of_module("student", model.classifier_.module_) | of_module("teacher", model.teacher_.module_)
     places = [{"low": 0, "mid": 1, "top": 2}.get(label, -1) for label in model.transduction_]
     return found | of_arrays({"round": model.labeled_iter_, "labels": np.array(places)})
@@ -148,38 +123,32 @@ def of_self_training(model: SelfTraining) -> Tensors:
 def self_training_run(**more: Any) -> Run:
     """Cut off in the third of four fits."""
 
-    def start(folder: Path | None) -> SelfTraining:
+    def start(folder: Path | None) -> Any:
         model = make_self_training(folder, **more)
-        found: SelfTraining = interrupted(lambda: model.fit(X, PARTLY), None if folder is None else 4 + 8 + 10)
-        return found
+        return interrupted(lambda: model.fit(X, PARTLY), None if folder is None else 4 + 8 + 10)
 
     return Run(start, lambda folder: make_self_training(folder, **more).fit(X, PARTLY, resume=True), of_self_training)
 
 
+GAN_DATA = torch.from_numpy(uniform(40, 2, seed=14) + 1)
+
+
 def make_gan(folder: Path | None = None) -> GANTrainer:
     """All that can change during a run is on."""
+    given: dict[str, Any] = {"latent_size": 3, "batch_size": 8, "learning_rate": "lin_0.01", "real_target": "lin_0.8"}
+    given |= {"discriminator_updates": 2, "ema_decay": 0.9, "evaluate": lambda samples: {"mean": samples.mean()}}
+    given |= {"evaluate_every": 4, "evaluation_samples": 10, "seed": 0, "device": "cpu"}
     return GANTrainer(
         lambda: nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)),
         lambda: nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(8, 1)),
-        torch.from_numpy(uniform(40, 2, seed=14) + 1),
-        latent_size=3,
-        batch_size=8,
-        learning_rate="lin_0.01",
-        real_target="lin_0.8",
-        discriminator_updates=2,
-        ema_decay=0.9,
-        evaluate=lambda samples: {"mean": samples.mean()},
-        evaluate_every=4,
-        evaluation_samples=10,
-        seed=0,
-        device="cpu",
+        GAN_DATA,
         checkpoint_folder=folder,
         checkpoint_every=5,
+        **given,
     )
 
 
 def of_gan(trainer: GANTrainer) -> Tensors:
-    """All three networks, both optimisers, and what was logged."""
     assert trainer.average is not None
     return (
         of_module("generator", trainer.generator)
@@ -205,10 +174,8 @@ def gan_run() -> Run:
 
 
 def read_gan(folder: Path) -> GANTrainer:
-    """The trainer of the file."""
     fresh = make_gan()
-    data = torch.from_numpy(uniform(40, 2, seed=14) + 1)
-    return GANTrainer.load(folder / "gan.zip", fresh.generator, fresh.discriminator, data, device="cpu")
+    return GANTrainer.load(folder / "gan.zip", fresh.generator, fresh.discriminator, GAN_DATA, device="cpu")
 
 
 FILES: dict[str, File] = {
