@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from matplotlib.image import imread
 from torch import Tensor
 
 from rlsmooth.agents import load_agent
+from rlsmooth.scripts.figures.kinds import KINDS, load_reports
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from support import same_tensors
@@ -64,8 +70,10 @@ def assert_picture(path: Path) -> None:
     assert pixels[..., :3].std() > 0.05
 
 
-def assert_written(folder: Path, files: Collection[str], words: Collection[str], *, exactly: bool = True) -> None:
-    """A run wrote the files of every run, `files`, and one file of events; and its command is in command.txt."""
+def assert_written(
+    folder: Path, printed: str, files: Collection[str], words: Collection[str], *, exactly: bool = True
+) -> None:
+    """A run wrote the files of every run, `files`, and one file of events; kept its command; and printed its report."""
     names = {path.name for path in folder.iterdir()}
     assert names >= OF_EVERY_RUN | set(files)
     rest = names - OF_EVERY_RUN - set(files)
@@ -75,12 +83,28 @@ def assert_written(folder: Path, files: Collection[str], words: Collection[str],
     assert command[:2] == ["rlsmooth", folder.parent.name]
     assert {*words, "--seed", "0"} == set(command[2:]) if exactly else {*words, "--seed", "0"} <= set(command)
     assert_picture(folder / "report.png")
+    (report,) = load_reports([folder])
+    with contextlib.redirect_stdout(io.StringIO()) as table:
+        KINDS[report.command].print(report)
+    assert table.getvalue() in printed
+    assert f"tensorboard --logdir logs/{folder.parent.name}/{folder.name}" in printed
 
 
-def assert_table(printed: str, rows: Mapping[str, str]) -> None:
-    """What was printed has lines with these names and values."""
-    for row, value in rows.items():
-        assert any(row in line and value in line for line in printed.splitlines()), row
+def evaluated(agent: Path, *words: str, episodes: int = 1) -> dict[str, Any]:
+    """What `evaluate` says of an agent's file or a run's folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "numbers.json"
+        given = ["-i", str(agent), "--eval-episodes", str(episodes), "--json", str(path)]
+        assert main(["evaluate", *given, *words]) == 0
+        return dict(json.loads(path.read_text()))
+
+
+def assert_filmed(agent: Path, tmp_path: Path) -> None:
+    """`enjoy` films the agent."""
+    pytest.importorskip("pygame")
+    film = tmp_path / "agent.gif"
+    assert main(["enjoy", str(agent), "--video", str(film), "--max-steps", "5"]) == 0
+    assert film.read_bytes()[:3] == b"GIF"
 
 
 def assert_drawn_again(folder: Path, tmp_path: Path) -> Path:
@@ -109,6 +133,21 @@ def assert_resumed_unchanged(
     assert not metrics or read_metrics(copy / "metrics.csv") == read_metrics(folder / "metrics.csv")
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     return copy
+
+
+def assert_same_run(
+    one: Path, other: Path, parameters: Callable[[Path], dict[str, Tensor]] = parameters, *, timed: str = "time/"
+) -> None:
+    """Two runs have the same parameters, metrics (but for those of names that begin with `timed`) and evaluations."""
+    assert same_tensors(parameters(one), parameters(other))
+    there, here = (
+        {name: curve for name, curve in read_metrics(folder / "metrics.csv").items() if not name.startswith(timed)}
+        for folder in (one, other)
+    )
+    assert there == here
+    if (one / "evaluations.npz").exists():
+        with np.load(one / "evaluations.npz") as these, np.load(other / "evaluations.npz") as those:
+            assert all((these[name] == those[name]).all() for name in these)
 
 
 def assert_refused(says: str, words: Sequence[str], capsys: Any) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,22 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from commands import (
     MISTAKES_IN_ENVIRONMENTS,
     OF_EVERY_RUN,
     assert_drawn_again,
+    assert_filmed,
     assert_refused,
     assert_resumed_unchanged,
-    assert_table,
+    assert_same_run,
     assert_written,
+    evaluated,
     parameters,
     report_of,
     run_command,
+    run_here,
 )
 from killing import kill_command
 from rlsmooth.agents import BC, BCO, DAgger, InverseDynamics, load_agent
@@ -41,24 +40,16 @@ FEW = ("--n-episodes", "3", "--validation-fraction", "0.34", "--device", "cpu")
 TINY = (*FEW, "--epochs", "2", "--eval-episodes", "2")
 
 
-def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder`, and fail with what it printed if it fails."""
-    finished = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a tiny run, started as a user would, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    result = run([sys.executable, "-W", "error", "-m", "rlsmooth.scripts.main", "bc", *TINY], home)
-    return home / "logs" / "bc" / "CartPole-v1_1", result.stdout
+def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+    """The folder of a tiny run, in a process of its own, and what it printed."""
+    return run_command(programs, tmp_path_factory.mktemp("home"), "bc", *TINY)
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    assert_written(folder, ["agent.zip"], [*TINY, "--env", "CartPole-v1"])
+    folder, printed = finished
+    assert_written(folder, printed, ["agent.zip"], [*TINY, "--env", "CartPole-v1"])
+    assert "the 1 held-out episodes" in printed
     settings = json.loads((folder / "config.json").read_text())
     assert settings["arguments"]["n_episodes"] == 3
     assert settings["arguments"]["smoothing"] == "0.1"
@@ -92,27 +83,9 @@ def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
     assert [event.step for event in events.Scalars("bc/loss")] == list(range(1, 33))
 
 
-def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None:
-    folder, printed = finished
-    summary = json.loads((folder / "report.json").read_text())["summary"]
-    rows = {
-        "return, deterministic": f"{summary['mean_reward']:.1f} ± {summary['std_reward']:.1f}",
-        "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± {summary['std_reward_sampled']:.1f}",
-        "accuracy": f"{100 * summary['accuracy']:.1f} %",
-        "negative log-likelihood": f"{summary['nll_hard']:.3f} nats",
-        "calibration error (ECE)": f"{summary['ece']:.3f}",
-        "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",
-        "KL(uniform‖policy)": f"{summary['kl_uniform']:.3f} nats",
-    }
-    assert_table(printed, rows)
-    assert "samples a second" in printed
-    assert "tensorboard --logdir logs/bc/CartPole-v1_1" in printed
-    assert "the 1 held-out episodes" in printed
-
-
 def test_the_summary_is_that_of_the_agent_on_the_held_out_episode(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    summary = json.loads((folder / "report.json").read_text())["summary"]
+    summary = report_of(folder)["summary"]
     _, held_out = cartpole_v1().sample_episodes(3, 0).split(0.34, 0)
     policy: Any = BC.load(folder / "agent.zip", device="cpu").policy
     observations = torch.as_tensor(np.asarray(held_out.observations))
@@ -128,24 +101,17 @@ def test_the_summary_is_that_of_the_agent_on_the_held_out_episode(finished: tupl
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*FEW, "--epochs", "16", "--eval-freq", "-1", "--checkpoint-freq", "3200", "--eval-episodes", "1"]
     whole, folder = kill_command("bc", settings, tmp_path, 100)
-    expected, resumed = map(parameters, (whole, folder))
-    assert same_tensors(expected, resumed)
+    assert same_tensors(parameters(whole), parameters(folder))
     there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
     assert there["bc/val_loss"] == here["bc/val_loss"]
     assert there["bc/loss"][0] == here["bc/loss"][0]
 
 
-def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[Path, str], tmp_path: Path) -> None:
-    assert_resumed_unchanged(finished[0], tmp_path, metrics=False)
-
-
 def test_timesteps_schedules_patience_noise_and_another_tensorboard_folder(tmp_path: Path) -> None:
-    words = ["--demonstrations", "cartpole-v1-noisy", "-n", "640", "--smoothing", "lin_0.2", "--learning-rate"]
-    words += ["lin_3e-3"]
-    words += ["--batch-size", "32", "--gradient-accumulation", "2", "--action-noise", "0.1", "--spread", "others"]
-    words += ["--net-arch", "8", "--eval-episodes", "1", "-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
-    assert main(["bc", *words, "--checkpoint-freq", "-1", "--eval-freq", "-1"]) == 0
-    folder = tmp_path / "logs" / "bc" / "CartPole-v1_1"
+    words = "--demonstrations cartpole-v1-noisy -n 640 --smoothing lin_0.2 --learning-rate lin_3e-3 --batch-size 32"
+    words += " --gradient-accumulation 2 --action-noise 0.1 --spread others --net-arch 8 --eval-episodes 1"
+    words += " --checkpoint-freq -1 --eval-freq -1"
+    folder = run_here(tmp_path / "logs", "bc", *words.split(), "-tb", str(tmp_path / "tb"))
     curves = read_metrics(folder / "metrics.csv")
     assert curves["bc/batch"][1][-1] == 10
     assert curves["bc/smoothing"][1][-1] == 0
@@ -178,8 +144,7 @@ def demonstrations_of(env: str, path: Path) -> Path:
 def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> None:
     path = demonstrations_of(env, tmp_path / "demonstrations.npz")
     words = ["bc", "--env", env, "--demonstrations", str(path), "--epochs", "2", "--eval-episodes", "1"]
-    assert main([*words, *options, "-f", str(tmp_path)]) == 0
-    folder = tmp_path / "bc" / f"{env.replace('/', '-')}_1"
+    folder = run_here(tmp_path, *words, *options)
     assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", "--demonstrations", str(path)]) == 0
 
@@ -197,17 +162,14 @@ def bco_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Pa
     return run_command(programs, tmp_path_factory.mktemp("home"), "bco", *TINY_BCO)
 
 
-@pytest.fixture(scope="module")
-def bco_report(bco_run: tuple[Path, str]) -> dict[str, Any]:
-    return report_of(bco_run[0])
-
-
 def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
-    assert_written(bco_run[0], ["agent.zip", "inverse_dynamics.zip"], [*TINY_BCO, "--env", "CartPole-v1"])
+    assert_written(*bco_run, ["agent.zip", "inverse_dynamics.zip"], [*TINY_BCO, "--env", "CartPole-v1"])
+    assert "500 in 1 episodes" in bco_run[1]
 
 
-def test_the_run_is_that_of_bco(bco_run: tuple[Path, str], bco_report: dict[str, Any]) -> None:
+def test_the_run_is_that_of_bco(bco_run: tuple[Path, str]) -> None:
     folder, _ = bco_run
+    summary = report_of(folder)["summary"]
     agent = BCO(
         "MlpPolicy",
         make_envs("CartPole-v1", 2, 0),
@@ -224,61 +186,30 @@ def test_the_run_is_that_of_bco(bco_run: tuple[Path, str], bco_report: dict[str,
         eval_env=make_envs("CartPole-v1", 2, 0),
         n_eval_episodes=2,
     ).learn()
-    saved, expected = BC.load(folder / "agent.zip", device="cpu").policy.state_dict(), agent.policy.state_dict()
-    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    assert same_tensors(parameters(folder), agent.policy.state_dict())
     curves = read_metrics(folder / "metrics.csv")
     assert curves["bco/round"] == ([200, 400], [1, 2])
     for name, value in agent.history[-1].items():
         assert curves[f"bco/{name}"][1][-1] == value
-        assert bco_report["summary"][name] == value
-    assert bco_report["summary"]["demonstrated_return"] == 500
-    assert "pseudo_label_accuracy" in bco_report["summary"]  # the actions are known here, and not trained on
+        assert summary[name] == value
+    assert summary["demonstrated_return"] == 500
+    assert "pseudo_label_accuracy" in summary  # the actions are known here, and not trained on
     model = InverseDynamics.load(folder / "inverse_dynamics.zip", device="cpu")
-    assert model.metrics["val_accuracy"] == bco_report["summary"]["inverse_dynamics_accuracy"]
-
-
-def test_tensorboard_and_the_table_say_the_same(bco_run: tuple[Path, str], bco_report: dict[str, Any]) -> None:
-    folder, printed = bco_run
+    assert model.metrics["val_accuracy"] == summary["inverse_dynamics_accuracy"]
     events = read_events(folder)
-    found = bco_report["summary"]
     assert [event.step for event in events.Scalars("bco/mean_reward")] == [200, 400]
-    assert events.Scalars("bco/policy_entropy")[-1].value == pytest.approx(found["policy_entropy"])
-    rows = {
-        "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
-        "return, demonstrations": "500.0",
-        "pseudo-labels: right": f"{100 * found['pseudo_label_accuracy']:.1f} %",
-        "confidence in them": f"{100 * found['pseudo_label_confidence']:.1f} %",
-        "policy entropy": f"{found['policy_entropy']:.3f} nats",
-    }
-    assert_table(printed, rows)
-    assert "500 in 1 episodes" in printed
-
-
-def test_evaluate_and_plot_work_on_it(bco_run: tuple[Path, str], tmp_path: Path) -> None:
-    copy = assert_drawn_again(bco_run[0], tmp_path)
-    numbers = tmp_path / "numbers.json"
-    assert main(["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]) == 0
-    assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
-
-
-def test_enjoy_films_it(bco_run: tuple[Path, str], tmp_path: Path) -> None:
-    pytest.importorskip("pygame")
-    film = tmp_path / "agent.gif"
-    assert main(["enjoy", str(bco_run[0]), "--video", str(film), "--max-steps", "5"]) == 0
-    assert film.read_bytes()[:3] == b"GIF"
+    assert events.Scalars("bco/policy_entropy")[-1].value == pytest.approx(summary["policy_entropy"])
 
 
 def test_observations_without_actions_soft_guesses_and_another_tensorboard_folder(tmp_path: Path) -> None:
     watched = tmp_path / "watched.npz"
     ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(1, 0).save(watched)
     words = ["bco", "--demonstrations", str(watched), "--pseudo-labels", "soft", "--smoothing", "lin_0.2", *QUICK]
-    words += ["--rounds", "1", "--transitions-per-round", "200", "-f", str(tmp_path / "logs"), "-tb"]
-    words += [str(tmp_path / "tb")]
-    assert main(words) == 0
-    folder = tmp_path / "logs" / "bco" / "CartPole-v1_1"
+    words += ["--rounds", "1", "--transitions-per-round", "200", "-tb", str(tmp_path / "tb")]
+    folder = run_here(tmp_path / "logs", *words)
     assert not list(folder.glob("events*"))
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["CartPole-v1_1"]
-    summary = json.loads((folder / "report.json").read_text())["summary"]
+    summary = report_of(folder)["summary"]
     assert "pseudo_label_accuracy" not in summary  # nobody knows
     assert "demonstrated_return" not in summary
 
@@ -287,17 +218,24 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
 )
 def test_other_action_spaces_of_bco(env: str, tmp_path: Path) -> None:
-    played = make_envs(env, 1, 0)
-    space = played.action_space
-    space.seed(0)
-    policy = (lambda _: space.sample()) if isinstance(space, spaces.Box) else (lambda state: state)
-    record(policy, env, 4, seed=0).save(tmp_path / "demonstrations.npz")
-    words = ["bco", "--env", env, "--demonstrations", str(tmp_path / "demonstrations.npz"), *QUICK]
-    assert main([*words, "--rounds", "1", "--transitions-per-round", "100", "-f", str(tmp_path)]) == 0
-    (folder,) = (tmp_path / "bco").iterdir()
-    summary = json.loads((folder / "report.json").read_text())["summary"]
-    assert ("pseudo_label_error" if isinstance(space, spaces.Box) else "pseudo_label_accuracy") in summary
+    path = demonstrations_of(env, tmp_path / "demonstrations.npz")
+    words = ["bco", "--env", env, "--demonstrations", str(path), *QUICK, "--rounds", "1"]
+    folder = run_here(tmp_path, *words, "--transitions-per-round", "100")
+    assert ("pseudo_label_error" if "Box" in env else "pseudo_label_accuracy") in report_of(folder)["summary"]
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize("run", ["finished", "bco_run", "dagger_run"])
+def test_a_finished_run_resumes_unchanged_and_is_drawn_evaluated_and_filmed(
+    run: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder, _ = request.getfixturevalue(run)
+    (tmp_path / "resumed").mkdir()
+    assert_resumed_unchanged(folder, tmp_path / "resumed", metrics=run != "finished")
+    copy = assert_drawn_again(folder, tmp_path)
+    words = ["--demonstrations", "cartpole-v1"] if run == "dagger_run" else []
+    assert evaluated(copy, *words)["sampled"]["mean_reward"] >= 1
+    assert_filmed(folder, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -326,19 +264,12 @@ def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: st
     refused(f"bco {words}", says)
 
 
-def test_resuming_a_finished_run_changes_nothing(bco_run: tuple[Path, str], tmp_path: Path) -> None:
-    assert_resumed_unchanged(bco_run[0], tmp_path)
-
-
 @pytest.mark.slow
 def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*TINY_BCO, "--rounds", "4", "--epochs", "4"]
     whole, folder = kill_command("bco", settings, tmp_path, 2)
-    expected, resumed = map(parameters, (whole, folder))
-    assert same_tensors(expected, resumed)
-    there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
-    assert there == here
-    assert np.isfinite(here["bco/cross_entropy"][1]).all()
+    assert_same_run(whole, folder)
+    assert np.isfinite(read_metrics(folder / "metrics.csv")["bco/cross_entropy"][1]).all()
 
 
 # ---- dagger
@@ -351,10 +282,8 @@ TINY_DAGGER = (*SMALL, "-n", "600", "--round-min-timesteps", "100", "--epochs", 
 @pytest.fixture(scope="module")
 def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run of cloning, which is the expert: it lasts for 40 steps or more, not for 500."""
-    logs = tmp_path_factory.mktemp("expert")
-    words = ["bc", "--n-episodes", "2", "--epochs", "2", "--eval-episodes", "1", "--eval-freq", "-1"]
-    assert main([*words, "--checkpoint-freq", "-1", "--net-arch", "8", "--device", "cpu", "-f", str(logs)]) == 0
-    return logs / "bc" / "CartPole-v1_1"
+    words = "bc --n-episodes 2 --epochs 2 --eval-episodes 1 --eval-freq -1 --checkpoint-freq -1 --net-arch 8"
+    return run_here(tmp_path_factory.mktemp("expert"), *words.split(), "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -363,19 +292,16 @@ def dagger_run(tmp_path_factory: pytest.TempPathFactory, programs: Any, expert: 
     return run_command(programs, tmp_path_factory.mktemp("home"), "dagger", "--expert", str(expert), *TINY_DAGGER)
 
 
-@pytest.fixture(scope="module")
-def dagger_report(dagger_run: tuple[Path, str]) -> dict[str, Any]:
-    return report_of(dagger_run[0])
-
-
 def test_all_files_are_written_of_dagger(dagger_run: tuple[Path, str], expert: Path) -> None:
     words = ["--expert", str(expert), "--n-timesteps", "600", "--env", "CartPole-v1"]
-    assert_written(dagger_run[0], ["agent.zip", "expert.zip"], words, exactly=False)
+    assert_written(*dagger_run, ["agent.zip", "expert.zip"], words, exactly=False)
     assert (dagger_run[0] / "expert.zip").read_bytes() == (expert / "agent.zip").read_bytes()
 
 
-def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], dagger_report: dict[str, Any], expert: Path) -> None:
-    folder, _ = dagger_run
+def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], expert: Path) -> None:
+    folder, printed = dagger_run
+    summary = report_of(folder)["summary"]
+    assert f"Return of the expert: {summary['expert_return']:.1f}" in printed
     agent = DAgger(
         "MlpPolicy",
         make_envs("CartPole-v1", 2, 0),
@@ -394,74 +320,35 @@ def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], dagger_report: 
     curves = read_metrics(folder / "metrics.csv")
     for name, value in agent.history[-1].items():
         assert curves[f"dagger/{name}"][1][-1] == value
-        assert dagger_report["summary"][name] == value
+        assert summary[name] == value
     assert curves["dagger/beta"][1][:2] == [1, 0.5]
-    assert len(curves["dagger/round"][0]) == dagger_report["summary"]["rounds"] == agent.round > 1
-    assert dagger_report["summary"]["transitions"] == len(agent.demonstrations) >= 600
+    assert len(curves["dagger/round"][0]) == summary["rounds"] == agent.round > 1
+    assert summary["transitions"] == len(agent.demonstrations) >= 600
+    agreement = read_events(folder).Scalars("dagger/expert_agreement")
+    assert [event.step for event in agreement] == curves["dagger/expert_agreement"][0]
+    assert agreement[-1].value == pytest.approx(summary["expert_agreement"])
     kept = sorted((folder / "checkpoints" / "demos").rglob("round-*/*.npz"))
     assert sum(len(Demonstrations.load(path)) for path in kept) == len(agent.demonstrations)
-
-
-def test_tensorboard_and_the_table_say_the_same_of_dagger(
-    dagger_run: tuple[Path, str], dagger_report: dict[str, Any]
-) -> None:
-    folder, printed = dagger_run
-    events = read_events(folder)
-    found = dagger_report["summary"]
-    agreement = events.Scalars("dagger/expert_agreement")
-    assert [event.step for event in agreement] == read_metrics(folder / "metrics.csv")["dagger/expert_agreement"][0]
-    assert agreement[-1].value == pytest.approx(found["expert_agreement"])
-    rows = {
-        "return, sampled": f"{found['mean_reward_sampled']:.1f} ± {found['std_reward_sampled']:.1f}",
-        "return, expert": f"{found['expert_return']:.1f}",
-        "does as the expert did": f"{100 * found['expert_agreement']:.1f} %",
-        "policy entropy": f"{found['policy_entropy']:.3f} nats",
-        "labelled": f"{found['transitions']:,.0f} in {found['rounds']:.0f} rounds",
-    }
-    assert_table(printed, rows)
-    assert f"Return of the expert: {found['expert_return']:.1f}" in printed
-
-
-def test_evaluate_and_plot_work_on_it_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
-    copy = assert_drawn_again(dagger_run[0], tmp_path)
-    numbers = tmp_path / "numbers.json"
-    words = ["evaluate", "-i", str(copy), "--eval-episodes", "1", "--json", str(numbers)]
-    assert main([*words, "--demonstrations", "cartpole-v1"]) == 0
-    assert json.loads(numbers.read_text())["sampled"]["mean_reward"] >= 1
-
-
-def test_enjoy_films_it_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
-    pytest.importorskip("pygame")
-    film = tmp_path / "agent.gif"
-    assert main(["enjoy", str(dagger_run[0]), "--video", str(film), "--max-steps", "5"]) == 0
-    assert film.read_bytes()[:3] == b"GIF"
 
 
 def test_an_expert_is_trained_and_gives_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--train-expert", "256", "--expert-targets", "probabilities", "--demonstrations", "cartpole-v1"]
     words += ["--smoothing", "lin_0.2", "--beta-schedule", "1"]
-    folders = ["-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
     few = [*SMALL, "-n", "20", "--round-min-timesteps", "10", "--epochs", "1", "--eval-episodes", "1"]
     # The demonstrations' 12,000 rows have no probabilities: they count as certain.
-    assert main(["dagger", *words, "--n-episodes", "1", *few, *folders]) == 0
-    folder = tmp_path / "logs" / "dagger" / "CartPole-v1_1"
+    folder = run_here(tmp_path / "logs", "dagger", *words, "--n-episodes", "1", *few, "-tb", str(tmp_path / "tb"))
     assert "Training an expert, SmoothedPPO, for 256 steps" in capsys.readouterr().out
     assert load_agent(folder / "expert.zip", device="cpu").num_timesteps == 256
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["CartPole-v1_1"]
-    dagger_report = json.loads((folder / "report.json").read_text())
-    assert dagger_report["expert"] == "SmoothedPPO, 256 steps"
-    assert (
-        dagger_report["summary"]["transitions"]
-        == 500 + read_metrics(folder / "metrics.csv")["dagger/transitions"][0][-1]
-    )
+    report, curves = report_of(folder), read_metrics(folder / "metrics.csv")
+    assert report["expert"] == "SmoothedPPO, 256 steps"
+    assert report["summary"]["transitions"] == 500 + curves["dagger/transitions"][0][-1]
 
 
 def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
-    words = ["ppo", "-n", "512", "--hyperparams", "normalize=true", "--eval-freq", "-1", "--save-freq", "-1"]
-    assert main([*words, "--eval-episodes", "2", "--device", "cpu", "-f", str(tmp_path)]) == 0
-    expert = tmp_path / "ppo" / "CartPole-v1_1"
-    assert main(["dagger", "-i", str(expert), *TINY_DAGGER, "-n", "60", "-f", str(tmp_path)]) == 0
-    folder = tmp_path / "dagger" / "CartPole-v1_1"
+    words = "ppo -n 512 --hyperparams normalize=true --eval-freq -1 --save-freq -1 --eval-episodes 2 --device cpu"
+    expert = run_here(tmp_path, *words.split())
+    folder = run_here(tmp_path, "dagger", "-i", str(expert), *TINY_DAGGER, "-n", "60")
     agent = load_agent(expert / "agent.zip", env=make_envs("CartPole-v1", 8, 0), device="cpu")
     normalizer = agent.get_vec_normalize_env()
     assert isinstance(normalizer, VecNormalize)
@@ -470,8 +357,7 @@ def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
     shown = normalizer.normalize_obs(np.asarray(labelled.observations))
     assert (agent.predict(shown, deterministic=True)[0] == labelled.actions).all()
     # Its own return is that of its own evaluation: the same seeds and the same episodes.
-    asked, own = (json.loads((run / "report.json").read_text())["summary"] for run in (folder, expert))
-    assert asked["expert_return"] == own["mean_reward"]
+    assert report_of(folder)["summary"]["expert_return"] == report_of(expert)["summary"]["mean_reward"]
 
 
 @pytest.mark.parametrize(
@@ -479,10 +365,8 @@ def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
 )
 def test_other_action_spaces_of_dagger(env: str, tmp_path: Path) -> None:
     words = ["dagger", "--env", env, "--train-expert", "512", *SMALL, "-n", "100", "--round-min-timesteps", "20"]
-    assert main([*words, "-f", str(tmp_path)]) == 0
-    (folder,) = (tmp_path / "dagger").iterdir()
-    summary = json.loads((folder / "report.json").read_text())["summary"]
-    assert ("expert_error" if "Box" in env else "expert_agreement") in summary
+    folder = run_here(tmp_path, *words)
+    assert ("expert_error" if "Box" in env else "expert_agreement") in report_of(folder)["summary"]
     assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
 
@@ -532,14 +416,8 @@ def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: 
     assert_refused("demonstrations has observation_space=", words, capsys)
 
 
-def test_resuming_a_finished_run_changes_nothing_of_dagger(dagger_run: tuple[Path, str], tmp_path: Path) -> None:
-    assert_resumed_unchanged(dagger_run[0], tmp_path)
-
-
 def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
-    words = ["dagger", "--train-expert", "256", *TINY_DAGGER, "-n", "100", "-f", str(tmp_path)]
-    assert main(words) == 0
-    folder = tmp_path / "dagger" / "CartPole-v1_1"
+    folder = run_here(tmp_path, "dagger", "--train-expert", "256", *TINY_DAGGER, "-n", "100")
     before, asked = parameters(folder), (folder / "expert.zip").read_bytes()
     for name in ("expert.zip", "agent.zip"):  # as of a run that was killed while the expert was trained
         (folder / name).unlink()
@@ -553,7 +431,5 @@ def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
 def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters_of_dagger(expert: Path, tmp_path: Path) -> None:
     settings = [*TINY_DAGGER, "-n", "2000", "--epochs", "8", "--expert", str(expert)]
     whole, folder = kill_command("dagger", settings, tmp_path, 2)
-    assert same_tensors(parameters(whole), parameters(folder))
-    there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
-    assert there == here
-    assert np.isfinite(here["dagger/cross_entropy"][1]).all()
+    assert_same_run(whole, folder)
+    assert np.isfinite(read_metrics(folder / "metrics.csv")["dagger/cross_entropy"][1]).all()

@@ -20,7 +20,8 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, save_agent
+from commands import assert_refused, evaluated
+from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, SmoothedRecurrentPPO, load_agent, save_agent
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.enjoy import Args, main
@@ -36,6 +37,7 @@ from rlsmooth.scripts.enjoy_panel import (
     read_choice,
 )
 from rlsmooth.scripts.enjoy_video import check_film
+from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.loading import off_policy_acting
 from rlsmooth.scripts.main import main as run_main
 from support import assert_raises
@@ -175,8 +177,6 @@ def test_the_numbers_are_those_of_sb3s_distribution() -> None:
 
 
 def test_a_memory_and_a_floor_count(agents: dict[str, Path]) -> None:
-    from rlsmooth.agents import load_agent
-
     model = load_agent(agents["recurrent"], device="cpu")
     seen = np.full((1, 4), 0.5, np.float32)
     _, state = model.predict(seen, None, np.ones(1, bool), deterministic=True)
@@ -227,8 +227,6 @@ def test_bins_have_their_middles_as_names() -> None:
 
 
 def test_masks_say_what_is_legal(agents: dict[str, Path]) -> None:
-    from rlsmooth.agents import load_agent
-
     model = load_agent(agents["masked"], device="cpu")
     masks = np.array([[True, False, True, False, True, True, False]])
     acting = read_choice(model, model.observation_space.sample()[None], masks, None, np.ones(1))
@@ -284,9 +282,6 @@ def test_a_masked_agent_is_shown_in_a_window(agents: dict[str, Path]) -> None:
 
 
 def test_returns_are_those_of_sb3s_evaluation(agents: dict[str, Path]) -> None:
-    from rlsmooth.agents import load_agent
-    from rlsmooth.scripts.environment import make_envs
-
     found = main(Args(agents["ppo"], env="CartPole-v1", deterministic=True, no_render=True, episodes=3, seed=5))
     theirs, lengths = evaluate_policy(
         load_agent(agents["ppo"], device="cpu"), make_envs("CartPole-v1", 1, 5), 3, return_episode_rewards=True
@@ -387,9 +382,7 @@ def saved(agent: OffPolicyAlgorithm, env: str, folder: Path) -> Path:
 
 def test_the_commands_read_their_files(tmp_path: Path) -> None:
     path = saved(DQN("MlpPolicy", "CartPole-v1", **small()), "CartPole-v1", tmp_path)
-    numbers = tmp_path / "numbers.json"
-    assert run_main(["evaluate", "-i", str(path), "--eval-episodes", "3", "--json", str(numbers)]) == 0
-    found = json.loads(numbers.read_text())["sampled"]
+    found = evaluated(path, episodes=3)["sampled"]
     assert found["policy_entropy"] == 0  # its exploration begins with `learn`
     assert "kl_uniform" not in found
     assert run_main(["enjoy", str(path), "--no-render", "--max-steps", "3"]) == 0
@@ -400,15 +393,5 @@ def test_the_commands_read_their_files(tmp_path: Path) -> None:
 
 def test_an_agent_without_a_distribution_is_played_and_not_shown(tmp_path: Path, capsys: Any) -> None:
     path = saved(TD3("MlpPolicy", "Pendulum-v1", **small()), "Pendulum-v1", tmp_path)
-    numbers = tmp_path / "numbers.json"
-    assert run_main(["evaluate", "-i", str(path), "--eval-episodes", "1", "--json", str(numbers)]) == 0
-    assert set(json.loads(numbers.read_text())["sampled"]) == {
-        "mean_reward",
-        "std_reward",
-        "min_reward",
-        "mean_ep_length",
-    }
-    capsys.readouterr()
-    assert run_main(["enjoy", str(path), "--no-render", "--max-steps", "3"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rlsmooth enjoy: error: a TD3 acts from no distribution")
+    assert set(evaluated(path)["sampled"]) == {"mean_reward", "std_reward", "min_reward", "mean_ep_length"}
+    assert_refused("a TD3 acts from no distribution", ["enjoy", str(path), "--no-render", "--max-steps", "3"], capsys)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-import tyro
-from matplotlib.image import imread
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -25,9 +21,12 @@ from torch.distributions import Categorical
 
 from commands import (
     MISTAKES_IN_ENVIRONMENTS,
+    assert_picture,
+    assert_refused,
     assert_resumed_unchanged,
-    assert_table,
+    assert_same_run,
     assert_written,
+    evaluated,
     parameters,
     report_of,
     run_command,
@@ -37,14 +36,13 @@ from killing import kill_command
 from rlsmooth.agents import BC, SmoothedPPO, load_agent
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.data import Demonstrations
-from rlsmooth.scripts import ppo
 from rlsmooth.scripts.figures.kinds import draw_reports, new_report
 from rlsmooth.scripts.figures.on_policy import smoothing_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.reports import RunReport
-from rlsmooth.scripts.run_folder import command_line, env_of_run
-from support import assert_raises, read_events, same_tensors
+from rlsmooth.scripts.run_folder import env_of_run
+from support import assert_raises, read_events, same_parameters, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
@@ -58,12 +56,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[P
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
     files = ["agent.zip", "best_agent.zip", "evaluations.npz"]
-    assert_written(finished[0], files, [*ON, "--n-timesteps", "1024"], exactly=False)
-
-
-def test_the_settings_say_how_the_run_was_made(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    settings = json.loads((folder / "config.json").read_text())
+    assert_written(*finished, files, [*ON, "--n-timesteps", "1024"], exactly=False)
+    settings = json.loads((finished[0] / "config.json").read_text())
     assert settings["command"] == "ppo"
     assert settings["arguments"]["smoothing"] == "0.05"
     assert settings["hyperparameters"]["smoothing"] == "0.05"
@@ -95,41 +89,13 @@ def test_the_metrics_have_a_row_for_each_update_and_evaluation(finished: tuple[P
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, str]) -> None:
     events = read_events(finished[0])
-    tags = set(events.Tags()["scalars"])
-    assert tags >= {
-        "eval/mean_reward",
-        "eval/mean_reward_sampled",
-        "rollout/ep_rew_mean",
-        "time/fps",
-        "train/approx_kl",
-        "train/entropy_frac",
-        "train/entropy_loss",
-        "train/exploration_floor",
-        "train/kl_reference",
-        "train/kl_uniform",
-        "train/policy_entropy",
-        "train/smoothing",
-        "train/value_loss",
-    }
+    train = "approx_kl entropy_frac entropy_loss exploration_floor kl_reference kl_uniform policy_entropy smoothing"
+    tags = {f"train/{name}" for name in (*train.split(), "value_loss")} | {"rollout/ep_rew_mean", "time/fps"}
+    assert set(events.Tags()["scalars"]) >= tags | {"eval/mean_reward", "eval/mean_reward_sampled"}
     curves = read_metrics(finished[0] / "metrics.csv")
     logged = events.Scalars("train/policy_entropy")
     assert [event.step for event in logged] == curves["train/policy_entropy"][0]
     assert [event.value for event in logged] == pytest.approx(curves["train/policy_entropy"][1])
-
-
-def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None:
-    folder, printed = finished
-    summary = json.loads((folder / "report.json").read_text())["summary"]
-    rows = {
-        "return, deterministic": f"{summary['mean_reward']:.1f} ± ",
-        "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± ",
-        "best evaluation": f"{summary['best_mean_reward']:.1f} at {summary['best_step']:,.0f} steps",
-        "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",
-        "KL(uniform‖policy)": f"{summary['kl_uniform']:.3f} nats",
-        "training": "1,024 steps, ",
-    }
-    assert_table(printed, rows)
-    assert "tensorboard --logdir logs/ppo/CartPole-v1_1" in printed
 
 
 def test_the_evaluations_are_those_of_sb3(finished: tuple[Path, str]) -> None:
@@ -192,16 +158,11 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path) ->
     settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]
     whole, folder = kill_command("ppo", settings, tmp_path, 1024)
-    assert same_tensors(parameters(whole), parameters(folder))
-    there, here = (read_metrics(path / "metrics.csv") for path in (whole, folder))
-    assert there.keys() == here.keys()
-    assert {name for name in there if there[name] != here[name]} <= {"time/fps", "time/time_elapsed"}
+    assert_same_run(whole, folder)
     # Not byte for byte: the episodes in the file have their clock times
     best = [load_agent(path / "best_agent.zip", device="cpu") for path in (whole, folder)]
     assert best[0].num_timesteps == best[1].num_timesteps
-    assert same_tensors(best[0].policy.state_dict(), best[1].policy.state_dict())
-    with np.load(whole / "evaluations.npz") as one, np.load(folder / "evaluations.npz") as other:
-        assert all((one[name] == other[name]).all() for name in one)
+    assert same_parameters(*best)
 
 
 def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -209,11 +170,8 @@ def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[
     assert (folder / "evaluations.npz").read_bytes() == (finished[0] / "evaluations.npz").read_bytes()
 
 
-def test_evaluate_agrees_with_sb3(finished: tuple[Path, str], tmp_path: Path) -> None:
-    output = tmp_path / "numbers.json"
-    words = ["evaluate", "-i", str(finished[0]), "--eval-episodes", "3", "--n-envs", "1", "--seed", "7"]
-    assert main([*words, "--json", str(output)]) == 0
-    found: dict[str, Any] = json.loads(output.read_text())
+def test_evaluate_agrees_with_sb3(finished: tuple[Path, str]) -> None:
+    found = evaluated(finished[0], "--n-envs", "1", "--seed", "7", episodes=3)
     agent = load_agent(finished[0] / "agent.zip", device="cpu")
     env = make_vec_env("CartPole-v1", 1, seed=7)
     mean, std = evaluate_policy(agent, env, 3)
@@ -224,8 +182,6 @@ def test_evaluate_agrees_with_sb3(finished: tuple[Path, str], tmp_path: Path) ->
 
 
 def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> None:
-    from rlsmooth.data import Demonstrations
-
     path = tmp_path / "demonstrations.npz"
     words = ["record", "-i", str(finished[0] / "agent.zip"), "--n-episodes", "2", "--output", str(path)]
     assert main(words) == 0
@@ -238,11 +194,6 @@ def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> N
 
 # ---- the other commands and ways to start them, reports of several runs, mistakes
 SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--device", "cpu")
-
-
-def summary(folder: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((folder / "report.json").read_text())["summary"]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -275,25 +226,23 @@ def test_every_kind_trains_and_is_evaluated_and_drawn(words: str, kind: str, tmp
     assert {"train/policy_entropy", "train/kl_reference", "train/smoothing", "train/exploration_floor"} <= set(curves)
     (folder / "report.png").unlink()
     assert main(["plot", str(folder)]) == 0
-    assert imread(folder / "report.png").shape[:2] == (1000, 1600)
-    output = tmp_path / "numbers.json"
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "2", "--json", str(output)]) == 0
-    assert np.isfinite(json.loads(output.read_text())["sampled"]["policy_entropy"])
+    assert_picture(folder / "report.png")
+    assert np.isfinite(evaluated(folder, episodes=2)["sampled"]["policy_entropy"])
 
 
 @pytest.mark.slow
 def test_a_masked_identity_is_solved(tmp_path: Path) -> None:
     folder = run_here(tmp_path, "maskable-ppo", "-n", "3000", "--smoothing", "0.01", *SMALL)
-    assert summary(folder)["mean_reward"] == 10.0  # the optimum
-    assert summary(folder)["entropy_frac"] > 0.001
+    summary = report_of(folder)["summary"]
+    assert summary["mean_reward"] == 10.0  # the optimum
+    assert summary["entropy_frac"] > 0.001
 
 
 def test_environments_in_processes_give_the_same_agent(tmp_path: Path) -> None:
     words = ("ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", "--n-envs", "2", "--smoothing", "0.1")
     here = run_here(tmp_path / "here", *words, *SMALL)
     apart = run_here(tmp_path / "apart", *words, "--vec-env", "subproc", *SMALL)
-    one, other = parameters(here), parameters(apart)
-    assert same_tensors(one, other)
+    assert same_tensors(parameters(here), parameters(apart))
 
 
 def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_path: Path) -> None:
@@ -309,11 +258,8 @@ def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_pat
     assert np.abs(observations[:, 2]).max() < 0.21 + 0.05  # the pole's angle, in radians
     actions, _ = agent.predict(normalizer.normalize_obs(observations), deterministic=True)
     assert (actions == recorded.actions).all()
-    output = tmp_path / "numbers.json"
-    words = ["evaluate", "-i", str(folder), "--eval-episodes", "2", "--seed", "1000000", "--json", str(output)]
-    assert main(words) == 0
-    played = json.loads(output.read_text())["deterministic"]
-    assert played["mean_reward"] == pytest.approx(summary(folder)["mean_reward"])  # the same two episodes
+    played = evaluated(folder, "--seed", "1000000", episodes=2)["deterministic"]  # the same two episodes
+    assert played["mean_reward"] == pytest.approx(report_of(folder)["summary"]["mean_reward"])
 
 
 def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> None:
@@ -327,11 +273,9 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
     curves = read_metrics(folder / "metrics.csv")
     assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)  # the clone itself
     assert curves["train/kl_uniform"][1][0] > 0.01
-    only_critic = run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL)
-    state = parameters(only_critic)
-    assert all(
-        torch.equal(state[name], actor[name]) for name in actor if name.startswith(("action", "mlp_extractor.p"))
-    )
+    only_critic = parameters(run_here(tmp_path / "more", *words, "--value-warmup-steps", "767", *SMALL))
+    kept = [name for name in actor if name.startswith(("action", "mlp_extractor.p"))]
+    assert all(torch.equal(only_critic[name], actor[name]) for name in kept)
 
 
 def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: Path, tmp_path: Path) -> None:
@@ -346,23 +290,6 @@ def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: P
     normalizer = agent.get_vec_normalize_env()
     assert (normalizer.norm_obs, normalizer.norm_reward) == (False, True)
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
-
-
-def test_two_runs_are_compared(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [run_here(tmp_path / word, word, "--env", "CartPole-v1", "-n", "256", *SMALL) for word in ("ppo", "a2c")]
-    output = tmp_path / "comparison.svg"
-    assert main(["plot", *map(str, folders), "--output", str(output)]) == 0
-    words = output.read_text()
-    assert "<svg" in words
-    assert main(["plot", str(clone), str(folders[0])]) == 2
-    assert "can't be compared" in capsys.readouterr().err
-
-
-def test_the_command_line_gives_the_same_arguments_back() -> None:
-    args = ppo.Args(hyperparams=("n_steps=64", "gamma=0.9"), smoothing="lin_0.1", from_bc=Path("a b"), n_envs=3)
-    words = command_line("ppo", args)
-    assert tyro.cli(ppo.Args, args=shlex.split(words)[2:]) == args
-    assert {field.name for field in dataclasses.fields(ppo.Args)} > {"hyperparams", "conf_file"}
 
 
 MISTAKES = [
@@ -415,21 +342,7 @@ def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
         (["record", "-i", str(folder / "agent.zip"), "--env", "Acrobot-v1"], "observation_space="),
         (["ppo", "--from-bc", str(folder)], "agent"),
     ):
-        capsys.readouterr()
-        assert main(words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert says in line
-
-
-def test_a_run_of_another_version_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run_here(tmp_path, "ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", *SMALL)
-    for name, part in (("config.json", "arguments"), ("report.json", "settings")):
-        before = (folder / name).read_text()
-        (folder / name).write_text(json.dumps({**json.loads(before), part: {}}))
-        capsys.readouterr()
-        assert main(["plot", str(folder)]) == 2
-        assert "it lacks env" in capsys.readouterr().err
-        (folder / name).write_text(before)
+        assert_refused(says, words, capsys)
 
 
 def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Path) -> None:
@@ -459,7 +372,7 @@ def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: 
     conf.unlink()
     (folder / "agent.zip").unlink()
     assert main(["ppo", "--resume", str(folder)]) == 0  # from the beginning: it kept no checkpoints
-    assert all(torch.equal(before[name], after) for name, after in parameters(folder).items())
+    assert same_tensors(before, parameters(folder))
     assert before["action_net.weight"].shape[0] == 3
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0  # in the environment with three actions
     assert gym.make("rlsmooth/Identity-v0").action_space.n != 3  # type: ignore[attr-defined]

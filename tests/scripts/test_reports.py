@@ -14,6 +14,7 @@ import pytest
 import sb3_contrib
 import stable_baselines3
 
+from commands import assert_refused
 from rlsmooth.audits import interquartile_mean_band
 from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report, publish_report
 from rlsmooth.scripts.figures.on_policy import DEFAULT_RATES
@@ -57,6 +58,18 @@ def test_all_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     publish_report(tmp_path, load("bc"))
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.png"}
     assert capsys.readouterr().out == (FROZEN / "bc" / "table.txt").read_text()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_another_version_is_reported(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, part in (("config.json", "arguments"), ("report.json", "settings")):
+        folder = tmp_path / file
+        shutil.copytree(FROZEN / name, folder)
+        content = json.loads((folder / file).read_text())
+        lost = next(iter(content[part]))
+        del content[part][lost]
+        (folder / file).write_text(json.dumps(content))
+        assert_refused(f"{file}' is not of this version: it lacks {lost}", ["plot", str(folder)], capsys)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -110,6 +123,70 @@ def seeded(name: str, seed: int, value: float, **settings: Any) -> RunReport:
     curves = {tag: ([0, 100], [value, value + 1]) for tag in report.curves}
     changed = {**report.settings, "seed": seed, **settings}
     return dataclasses.replace(report, settings=changed, curves=curves, summary={"policy_entropy": value})
+
+
+@pytest.mark.parametrize("name", ["gail", "airl", "gail_dqn", "dagger", "dagger_box"])
+def test_every_panel_says_what_it_shows(name: str) -> None:
+    figure = draw_reports([load(name)])
+    *drawn, results = figure.axes
+    for ax in drawn:
+        assert ax.get_xlabel().startswith("steps")
+        assert ax.get_ylabel()
+        assert ax.lines
+        legend = ax.get_legend()
+        assert legend is not None
+        assert 1 <= len(legend.get_texts()) <= 3  # a fourth would be written over the title
+    figure.canvas.draw()
+    assert min(text.get_window_extent().y0 for text in results.texts) > 20  # on the page
+    assert len(results.texts) > 16
+
+
+def test_what_was_not_logged_is_said_to_be_missing() -> None:
+    for name in ("airl", "dagger"):
+        begun = new_report(name, name="run_1", settings=load(name).settings)
+        words = {text.get_text() for ax in draw_reports([begun]).axes for text in ax.texts}
+        assert "nothing logged yet" in words
+
+
+def test_panels_and_legends_of_a_comparison() -> None:
+    for names, place, panel, labels in (
+        (
+            ("gail", "airl", "gail_dqn"),
+            0,
+            "Return of sampled actions",
+            [
+                "GAIL CartPole-v1_1: 0.9 and 0, ppo, smoothing 0.05, 0",
+                "AIRL CartPole-v1_1: 1 and 0, trpo, 0",
+                "GAIL CartPole-v1_2: 1 and 0, dqn, 0",
+            ],
+        ),
+        (["dagger"] * 2, 1, "Does as the expert did, before training", ["CartPole-v1_1: 0.5, 0.1, 0"] * 2),
+        (["dagger_box"] * 2, 1, "Distance from the expert's actions", ["Pendulum-v1_1: 15, 0.1, 0"] * 2),
+    ):
+        figure = draw_reports([load(name) for name in names])
+        assert figure.axes[place].get_title(loc="left") == panel
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
+
+
+def test_rows_name_units_and_settings() -> None:
+    def shown(report: RunReport) -> dict[str, str]:
+        words = [text.get_text() for text in draw_reports([report]).axes[-1].texts]
+        assert set(dict(KINDS[report.command].results(report))) <= set(words[::2])
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    gail = load("gail")
+    changed = {"reward_form": "logit", "terminal_states": "as_is"}
+    gail = dataclasses.replace(gail, settings={**gail.settings, **changed})
+    gail.extras["hyperparameters"]["normalize"] = True
+    rows = shown(gail)
+    assert rows["generator"] == "ppo in 8 environments, normalised"
+    assert rows["reward"] == "log D - log(1 - D)"
+    assert rows["terminal states"] == "as is"
+    assert rows["training"] == "768 steps, 2,975 a second"
+    rows = shown(load("dagger"))
+    assert rows["beta schedule"] == "0.5 to the power of the round"
+    assert rows["labelled"] == "679 in 5 rounds"
+    assert shown(load("dagger_box"))["beta schedule"] == "1 to 0 in 15 rounds"
 
 
 def test_seeds_of_one_setting_are_one_line_with_an_interval() -> None:

@@ -17,10 +17,11 @@ import pytest
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1
 from rlsmooth.scripts.main import COMMANDS
-from support import REPOSITORY
+from support import REPOSITORY, product_files
 
-PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md"]
-TABLES = ("architecture.md", "imitation-tests.md")  # pages without Python, which have tests of their own
+README = REPOSITORY / "README.md"
+PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", README]
+TABLES = ("architecture.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -42,7 +43,9 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     commands = re.findall(r"\brlsmooth ([a-z][a-z0-9-]*)\b", "\n".join(blocks(page, "console")))
     assert [name for name in commands if name not in COMMANDS] == []
+    assert page != README or {*commands} >= {"bc", "record", "evaluate", "plot"}
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links or page != README
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
@@ -52,7 +55,7 @@ README_BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language
 
 @pytest.fixture(scope="module")
 def readme() -> str:
-    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return README.read_text(encoding="utf-8")
 
 
 def readme_blocks(readme: str, language: str) -> list[tuple[str, bool]]:
@@ -84,27 +87,12 @@ def test_the_first_example_has_about_ten_lines(readme: str) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
 
 
-def test_every_command_exists(readme: str, repository: Path) -> None:
-    consoles = "\n".join(code for code, _ in readme_blocks(readme, "console"))
-    commands = set(re.findall(r"\brlsmooth ([a-z0-9-]+)", consoles))
-    assert commands >= {"bc", "record", "evaluate", "plot"}
-    files = {name: repository / "scripts" / f"{name.replace('-', '_')}.py" for name in sorted(commands)}
-    assert [name for name, file in files.items() if not file.exists()] == []
-
-
 def test_every_make_target_exists(readme: str, repository: Path) -> None:
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
-    targets = set(
-        re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(re.findall(r"```console\n.*?```|`[^`\n]+`", readme, re.DOTALL)))
-    )
+    code = "\n".join(re.findall(r"```console\n.*?```|`[^`\n]+`", readme, re.DOTALL))
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]*)", code))
     assert targets >= {"train", "test"}
     assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
-
-
-def test_every_linked_file_exists(readme: str, repository: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in link]
-    assert links
-    assert [link for link in links if not (repository / link).exists()] == []
 
 
 # ---- from-imitation.md: imitation's side, and the folder that imitation wrote
@@ -255,20 +243,10 @@ def test_an_example_runs_with_the_wheel_alone(
 
 # ---- docstrings; pytest's own --doctest-modules would collect the linked folders twice
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MODULES = [name for name in product_files() if ".bench" not in name]  # benchmarks import other libraries
 
 
-def module_names() -> list[str]:
-    """List all modules by their folders; the benchmarks are left out, since they import other libraries."""
-    names = []
-    for top in ("rlsmooth", "agents", "envs", "scripts"):
-        for path in sorted((REPOSITORY / top).rglob("*.py")):
-            parts = path.relative_to(REPOSITORY).with_suffix("").parts
-            if "bench" not in parts:
-                names.append(".".join(parts if top == "rlsmooth" else ("rlsmooth", *parts)).removesuffix(".__init__"))
-    return names
-
-
-@pytest.mark.parametrize("name", module_names())
+@pytest.mark.parametrize("name", MODULES)
 def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)  # an example may save a file
@@ -279,7 +257,7 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_two_libraries_have_examples() -> None:
     tests = [
         test
-        for name in module_names()
+        for name in MODULES
         if name.startswith(("rlsmooth.losses", "rlsmooth.targets"))
         for test in doctest.DocTestFinder().find(importlib.import_module(name))
     ]

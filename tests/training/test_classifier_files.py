@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional
@@ -43,9 +43,9 @@ from rlsmooth.training import run as engine
 from support import assert_raises, read_events
 
 
-def noise(rows: int = 60, classes: int = 3) -> tuple[Any, Any]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % classes
+def noise(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % 3
 
 
 def network() -> nn.Module:
@@ -210,16 +210,8 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
 
 
 # ---- what a fit reports: history, TensorBoard files, lines, and the end of a fit that diverges
+three_epochs = functools.partial(make, "mlp", max_epochs=3)
 MEASURED = ["accuracy", "cross_entropy", "ece", "entropy", "nll_hard"]
-
-
-def more_noise(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % 3
-
-
-def three_epochs(model: Any = "mlp", **arguments: Any) -> Classifier:
-    return Classifier(model, **{"seed": 0, "device": "cpu", "max_epochs": 3, "batch_size": 16, **arguments})
 
 
 def measured(logits: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
@@ -234,8 +226,8 @@ def measured(logits: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
 
 
 def test_the_history_has_what_others_compute() -> None:
-    X, y = more_noise()
-    held_out = more_noise(rows=30, seed=1)
+    X, y = noise()
+    held_out = noise(rows=30, seed=1)
     fitted = three_epochs(smoothing=0.2).fit(X, y, validation=held_out)
     expected = measured(fitted.logits(X), torch.tensor(y), 0.2)
     theirs = measured(fitted.logits(held_out[0]), torch.tensor(held_out[1]), 0.2)
@@ -253,15 +245,17 @@ def test_the_history_has_what_others_compute() -> None:
 
 
 def test_the_loss_is_the_mean_over_an_epochs_updates() -> None:
-    X, y = more_noise()
-    fitted = three_epochs(lambda _features, _classes: nn.Linear(4, 3), learning_rate=1e-12, batch_size=32).fit(X, y)
+    X, y = noise()
+    fitted = make(lambda _features, _classes: nn.Linear(4, 3), max_epochs=3, learning_rate=1e-12, batch_size=32).fit(
+        X, y
+    )
     each = functional.cross_entropy(fitted.logits(X), torch.tensor(y), label_smoothing=0.1, reduction="none")
     means = [float(each[rows].mean()) for rows in epoch_permutation(0, 2, 60).split(32)]
     assert fitted.history_["loss"][-1] == pytest.approx(sum(means) / 2, abs=1e-6)
 
 
 def test_only_the_cross_entropy_weighs_rows() -> None:
-    X, y = more_noise()
+    X, y = noise()
     weights = np.arange(60) + 1.0
     fitted = three_epochs(smoothing=0.2).fit(X, y, weights)
     logits, labels = fitted.logits(X), torch.tensor(y)
@@ -271,7 +265,7 @@ def test_only_the_cross_entropy_weighs_rows() -> None:
 
 
 def test_metrics_are_over_the_legal_classes() -> None:
-    X, y = more_noise()
+    X, y = noise()
     mask = np.ones((60, 3), dtype=bool)
     mask[np.arange(60), (y + 1) % 3] = False
     fitted = three_epochs(smoothing=0.2).fit(X, y, mask=mask)
@@ -282,17 +276,12 @@ def test_metrics_are_over_the_legal_classes() -> None:
     assert max(fitted.history_["entropy"]) <= np.log(2) + 1e-6
 
 
-def read(folder: Path) -> EventAccumulator:
-    accumulator = read_events(folder)
-    return accumulator
-
-
 def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
-    X, y = more_noise()
+    X, y = noise()
     fitted = three_epochs(tensorboard_log=tmp_path, validation_fraction=0.2).fit(X, y)
     three_epochs(tensorboard_log=tmp_path).fit(X, y)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Classifier_1", "Classifier_2"]
-    found = read(tmp_path / "Classifier_1")
+    found = read_events(tmp_path / "Classifier_1")
     assert set(found.Tags()["scalars"]) == {f"classifier/{name}" for name in fitted.history_}
     for name, values in fitted.history_.items():
         events = found.Scalars(f"classifier/{name}")
@@ -302,7 +291,7 @@ def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
 
 
 def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None:
-    X, y = more_noise()
+    X, y = noise()
     stops = {"at": 4}
 
     class Breaking(nn.Linear):
@@ -316,17 +305,17 @@ def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None
     arguments = {"tensorboard_log": tmp_path / "logs", "checkpoint_folder": tmp_path / "run", "checkpoint_every": 2}
     model = Breaking(4, 3)
     stops["at"] = 14  # in the fourth epoch, after a log line that no checkpoint has
-    assert_raises(KeyboardInterrupt, None, three_epochs(model, max_epochs=5, **arguments).fit, X, y)
+    assert_raises(KeyboardInterrupt, None, make(model, max_epochs=5, **arguments).fit, X, y)
     assert checkpoint_steps(tmp_path / "run") == [2]
-    fitted = three_epochs(model, max_epochs=5, **arguments).fit(X, y, resume=True)
+    fitted = make(model, max_epochs=5, **arguments).fit(X, y, resume=True)
     (folder,) = (tmp_path / "logs").iterdir()
-    events = read(folder).Scalars("classifier/loss")
+    events = read_events(folder).Scalars("classifier/loss")
     assert [event.step for event in events] == [4, 8, 12, 16, 20]
     assert [event.value for event in events] == pytest.approx(fitted.history_["loss"])
 
 
 def test_lines_and_a_bar_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    X, y = more_noise()
+    X, y = noise()
     three_epochs(verbose=1, progress_bar=True, validation_fraction=0.2).fit(X, y)
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
@@ -351,8 +340,8 @@ class Exploding(nn.Linear):
 
 
 def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> None:
-    X, y = more_noise()
-    classifier = three_epochs(Exploding(at=10), checkpoint_folder=tmp_path, checkpoint_every=1)
+    X, y = noise()
+    classifier = make(Exploding(at=10), max_epochs=3, checkpoint_folder=tmp_path, checkpoint_every=1)
     with pytest.raises(TrainingDivergedError, match=r"step 10: the loss is nan.*lower learning_rate") as caught:
         classifier.fit(X, y)
     assert caught.value.step == 10
@@ -363,15 +352,15 @@ def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> Non
 
 
 def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
-    X, y = more_noise()
+    X, y = noise()
     with pytest.raises(TrainingDivergedError, match="step 1: the parameters are not finite"):
         three_epochs(learning_rate=1e39, batch_size=60, max_epochs=1).fit(X, y)
 
 
 def test_the_rows_of_a_held_out_fit_are_those_that_were_given() -> None:
-    X, y = more_noise()
+    X, y = noise()
     with pytest.raises(TrainingDivergedError) as caught:
-        three_epochs(Exploding(at=1), validation_fraction=0.5, batch_size=1000).fit(X, y)
+        make(Exploding(at=1), max_epochs=3, validation_fraction=0.5, batch_size=1000).fit(X, y)
     kept = set(caught.value.rows.tolist())
     assert len(kept) == 30
     assert max(kept) > 30  # rows of X, not of the training half

@@ -32,7 +32,7 @@ from rlsmooth.training import (
     set_rng_state,
 )
 from rlsmooth.training.gan_cases import digit_measures, image_grid
-from support import assert_raises, read_events
+from support import KilledError, assert_raises, read_events
 
 DATA = torch.randn(40, 2, generator=torch.Generator().manual_seed(5)) + 1
 
@@ -375,10 +375,6 @@ def test_wrong_networks_are_named() -> None:
 
 
 # ---- its file, and checkpoints of runs that were killed
-def normed_generator() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-
-
 def normed_discriminator() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(8, 1))
 
@@ -388,27 +384,13 @@ def make_normed(folder: Any = None, tensorboard_log: Any = None, **other: Any) -
     arguments |= {"discriminator_updates": 2, "ema_decay": 0.9, "evaluate": lambda rows: {"mean": rows.mean()}}
     arguments |= {"evaluate_every": 4, "evaluation_samples": 10, "checkpoint_every": 5, "device": "cpu", **other}
     folders = {"checkpoint_folder": folder, "tensorboard_log": tensorboard_log}
-    return GANTrainer(normed_generator, normed_discriminator, DATA, **folders, **arguments)
-
-
-def state(trainer: GANTrainer) -> list[Tensor]:
-    assert trainer.average is not None
-    modules = (trainer.generator, trainer.discriminator, trainer.average)
-    return [tensor for module in modules for tensor in module.state_dict().values()]
-
-
-def same_networks(one: GANTrainer, two: GANTrainer) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(state(one), state(two), strict=True))
-
-
-class BrokenOffError(Exception):
-    """What breaks a run off."""
+    return GANTrainer(generator, normed_discriminator, DATA, **folders, **arguments)
 
 
 def break_at(step: int) -> Any:
     def callback(trainer: GANTrainer) -> None:
         if trainer.step == step:
-            raise BrokenOffError
+            raise KilledError
 
     return callback
 
@@ -416,33 +398,33 @@ def break_at(step: int) -> Any:
 # ---- checkpoints
 def test_a_run_that_was_broken_off_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    assert_raises(BrokenOffError, None, make_normed(folder).train, 17, log_every=3, callback=break_at(13))
+    assert_raises(KilledError, None, make_normed(folder).train, 17, log_every=3, callback=break_at(13))
     assert checkpoint_steps(folder) == [5, 10]
     resumed, whole = make_normed(folder).train(17, resume=True, log_every=3), make_normed().train(17, log_every=3)
     assert resumed.step == 17
-    assert same_networks(resumed, whole)
+    assert same(resumed, whole)
     assert resumed.history == whole.history  # also the line at 12, whose steps lie on both sides of the checkpoint
     assert resumed.evaluations == whole.evaluations
     over = make_normed(folder).train(17, resume=True, log_every=3)
     assert (over.history, over.evaluations) == (whole.history, whole.evaluations)
-    assert same_networks(resumed.train(3), whole.train(3))
+    assert same(resumed.train(3), whole.train(3))
 
 
 def test_a_run_broken_off_before_its_first_update_begins_anew(tmp_path: Path) -> None:
-    assert_raises(BrokenOffError, None, make_normed(tmp_path).train, 6, callback=break_at(1))
+    assert_raises(KilledError, None, make_normed(tmp_path).train, 6, callback=break_at(1))
     assert checkpoint_steps(tmp_path) == [0]
-    assert same_networks(make_normed(tmp_path).train(6, resume=True), make_normed().train(6))
+    assert same(make_normed(tmp_path).train(6, resume=True), make_normed().train(6))
 
 
 def test_what_does_not_fit_the_checkpoint_is_named(tmp_path: Path) -> None:
-    assert_raises(BrokenOffError, None, make_normed(tmp_path).train, 9, callback=break_at(7))
+    assert_raises(KilledError, None, make_normed(tmp_path).train, 9, callback=break_at(7))
     with pytest.raises(ValueError, match=r"real_target='lin_0\.7' was 'lin_0\.8'"):
         make_normed(tmp_path, real_target="lin_0.7").train(9, resume=True)
     assert_raises(ValueError, "needs the run's checkpoint_folder", make_normed().train, 9, resume=True)
 
 
 def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path: Path) -> None:
-    with pytest.raises(BrokenOffError):
+    with pytest.raises(KilledError):
         make_normed(tmp_path / "kept", tmp_path / "events").train(9, callback=break_at(8), log_every=1)
     make_normed(tmp_path / "kept", tmp_path / "events").train(9, resume=True, log_every=1)
     events = read_events(tmp_path / "events")
@@ -454,13 +436,13 @@ def test_a_loaded_trainer_samples_and_trains_on(tmp_path: Path) -> None:
     trainer = make_normed(learning_rate=0.01, real_target=0.9).train(6)
     path = trainer.save(tmp_path / "gan")
     assert path == tmp_path / "gan.zip"
-    loaded = GANTrainer.load(path, normed_generator, normed_discriminator, device="cpu")
+    loaded = GANTrainer.load(path, generator, normed_discriminator, device="cpu")
     assert torch.equal(loaded.sample(5, seed=3), trainer.sample(5, seed=3))
     assert loaded.history == trainer.history
     assert (loaded.step, loaded.batch_size, loaded.real_target, loaded.betas) == (6, 8, 0.9, (0.5, 0.999))
     assert_raises(ValueError, "data is None", loaded.train, 1)
     assert trainer.data.tensor is not None
-    again = GANTrainer.load(path, normed_generator, normed_discriminator, trainer.data.tensor, device="cpu").train(4)
+    again = GANTrainer.load(path, generator, normed_discriminator, trainer.data.tensor, device="cpu").train(4)
     assert again.step == 10
     first, now = trainer.generator.state_dict(), again.generator.state_dict()
     assert not torch.equal(first["0.weight"], now["0.weight"])
@@ -471,23 +453,22 @@ def test_functions_have_to_be_given_again(tmp_path: Path) -> None:
     path = trainer.save(tmp_path / "gan.zip")
     data = torch.rand(20, 2)
     with pytest.raises(ValueError, match="real_target was a callable"):
-        GANTrainer.load(path, normed_generator, normed_discriminator, data).train(1)
+        GANTrainer.load(path, generator, normed_discriminator, data).train(1)
     given = {"real_target": lambda progress: 0.8}
-    loaded = GANTrainer.load(path, normed_generator, normed_discriminator, data, custom_objects=given).train(1)
+    loaded = GANTrainer.load(path, generator, normed_discriminator, data, custom_objects=given).train(1)
     assert loaded.history["real_target"] == [0.8]
 
 
 def test_what_does_not_fit_the_file_is_named(tmp_path: Path) -> None:
     path = make_normed().save(tmp_path / "gan.zip")
     with pytest.raises(ValueError, match="discriminator does not fit the file"):
-        GANTrainer.load(path, normed_generator, nn.Linear(2, 1))
+        GANTrainer.load(path, generator, nn.Linear(2, 1))
     path.write_bytes(path.read_bytes()[:-40])
-    assert_raises(SafeFileError, None, GANTrainer.load, path, normed_generator, normed_discriminator)
+    assert_raises(SafeFileError, None, GANTrainer.load, path, generator, normed_discriminator)
     with pytest.raises(SafeFileError, match="does not exist"):
-        GANTrainer.load(tmp_path / "none.zip", normed_generator, normed_discriminator)
+        GANTrainer.load(tmp_path / "none.zip", generator, normed_discriminator)
 
 
-# ---- ready GANs: densities, PacGAN's measures, image networks and digits
 # ---- densities
 @pytest.mark.parametrize(
     ("mixture", "deviation"), [(ring_of_gaussians(), 0.01), (grid_of_gaussians(), 0.05)], ids=["ring", "grid"]

@@ -18,7 +18,7 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from rlsmooth.training import SafeFile, SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
 from support import Bomb, assert_raises, repack
 
 TENSORS = {
@@ -215,16 +215,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 # ---- faults
-def write_plain(path: Path) -> Path:
-    tensors = {"net": {"weight": torch.ones(2, 3), "bias": torch.tensor(-0.0)}, "rng": {"torch": torch.arange(5)}}
-    write_safe_file(path, {"steps": 12}, tensors=tensors, format_name="demo", format_version=3)
-    return path
-
-
-def read_plain(path: Path) -> SafeFile:
-    return read_safe_file(path, format_name="demo", format_version=3)
-
-
 def change_head(**changes: Any) -> Callable[[dict[str, bytes]], object]:
     def change(members: dict[str, bytes]) -> None:
         head = json.loads(members["config.json"])
@@ -239,10 +229,10 @@ def change_head(**changes: Any) -> Callable[[dict[str, bytes]], object]:
 
 
 def test_a_missing_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
-    assert_raises(SafeFileError, "does not exist", read_plain, tmp_path / "none.zip")
-    assert_raises(SafeFileError, "can't be read", read_plain, tmp_path)
+    assert_raises(SafeFileError, "does not exist", read, tmp_path / "none.zip")
+    assert_raises(SafeFileError, "can't be read", read, tmp_path)
     (tmp_path / "empty.zip").touch()
-    assert_raises(SafeFileError, "is empty", read_plain, tmp_path / "empty.zip")
+    assert_raises(SafeFileError, "is empty", read, tmp_path / "empty.zip")
 
 
 def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
@@ -252,9 +242,9 @@ def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
     torch.save({"w": Bomb(mark)}, tmp_path / "new.pt")
     torch.save({"w": Bomb(mark)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("pickle", "old.pt"):
-        assert_raises(SafeFileError, "is a pickle", read_plain, tmp_path / name)
-    assert_raises(SafeFileError, r"is a torch\.save file", read_plain, tmp_path / "new.pt")
-    assert_raises(SafeFileError, "is not a zip", read_plain, tmp_path / "text")
+        assert_raises(SafeFileError, "is a pickle", read, tmp_path / name)
+    assert_raises(SafeFileError, r"is a torch\.save file", read, tmp_path / "new.pt")
+    assert_raises(SafeFileError, "is not a zip", read, tmp_path / "text")
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))
     assert mark.exists(), "the bomb is a dud: the test would prove nothing"
@@ -262,7 +252,7 @@ def test_pickles_are_named_and_not_run(tmp_path: Path) -> None:
 
 def test_stable_baselines3s_own_zip_is_named(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").save(tmp_path / "ppo.zip")
-    assert_raises(SafeFileError, r"Stable-Baselines3's own zip.*PPO\.load", read_plain, tmp_path / "ppo.zip")
+    assert_raises(SafeFileError, r"Stable-Baselines3's own zip.*PPO\.load", read, tmp_path / "ppo.zip")
 
 
 @pytest.mark.parametrize(
@@ -270,21 +260,21 @@ def test_stable_baselines3s_own_zip_is_named(tmp_path: Path) -> None:
     ["../evil.safetensors", "/etc/passwd", "..\\x.safetensors", "a/b.safetensors", "code.py", ".safetensors", "x.pkl"],
 )
 def test_a_member_that_does_not_belong_is_an_error(tmp_path: Path, name: str) -> None:
-    path = repack(write_plain(tmp_path / "a.zip"), lambda members: members.update({name: b"x"}))
-    assert_raises(SafeFileError, "which does not belong there", read_plain, path)
+    path = repack(write(tmp_path / "a.zip"), lambda members: members.update({name: b"x"}))
+    assert_raises(SafeFileError, "which does not belong there", read, path)
 
 
 def test_unlisted_missing_and_double_members(tmp_path: Path) -> None:
-    extra = repack(write_plain(tmp_path / "extra.zip"), lambda members: members.update({"more.safetensors": b"x"}))
-    assert_raises(SafeFileError, r"more\.safetensors.*does not list", read_plain, extra)
-    missing = repack(write_plain(tmp_path / "missing.zip"), lambda members: members.pop("net.safetensors"))
-    assert_raises(SafeFileError, r"lacks its member 'net\.safetensors'", read_plain, missing)
-    headless = repack(write_plain(tmp_path / "headless.zip"), lambda members: members.pop("config.json"))
-    assert_raises(SafeFileError, r"has no config\.json", read_plain, headless)
-    double = write_plain(tmp_path / "double.zip")
+    extra = repack(write(tmp_path / "extra.zip"), lambda members: members.update({"more.safetensors": b"x"}))
+    assert_raises(SafeFileError, r"more\.safetensors.*does not list", read, extra)
+    missing = repack(write(tmp_path / "missing.zip"), lambda members: members.pop("net.safetensors"))
+    assert_raises(SafeFileError, r"lacks its member 'net\.safetensors'", read, missing)
+    headless = repack(write(tmp_path / "headless.zip"), lambda members: members.pop("config.json"))
+    assert_raises(SafeFileError, r"has no config\.json", read, headless)
+    double = write(tmp_path / "double.zip")
     with zipfile.ZipFile(double, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("net.safetensors", b"other")
-    assert_raises(SafeFileError, r"'net\.safetensors' twice", read_plain, double)
+    assert_raises(SafeFileError, r"'net\.safetensors' twice", read, double)
 
 
 def test_compressed_members_are_refused_unread(tmp_path: Path) -> None:
@@ -292,16 +282,16 @@ def test_compressed_members_are_refused_unread(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b" " * 100_000_000)
     assert path.stat().st_size < 200_000
-    assert_raises(SafeFileError, "compressed or encrypted", read_plain, path)
+    assert_raises(SafeFileError, "compressed or encrypted", read, path)
 
 
 def test_members_that_declare_more_than_there_is_are_refused(tmp_path: Path) -> None:
-    path = write_plain(tmp_path / "a.zip")
+    path = write(tmp_path / "a.zip")
     data = bytearray(path.read_bytes())
     central = data.find(b"PK\x01\x02")
     data[central + 20 : central + 28] = struct.pack("<II", 2**31, 2**31)
     path.write_bytes(bytes(data))
-    assert_raises(SafeFileError, "declares more bytes than it has", read_plain, path)
+    assert_raises(SafeFileError, "declares more bytes than it has", read, path)
 
 
 def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
@@ -319,14 +309,14 @@ def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
     end_record[8:12] = struct.pack("<HH", 2, 2)
     end_record[12:16] = struct.pack("<I", len(body) - start)
     path.write_bytes(body + bytes(end_record))
-    assert_raises(SafeFileError, "declares more bytes", read_plain, path)
+    assert_raises(SafeFileError, "declares more bytes", read, path)
 
 
 def test_too_many_members(tmp_path: Path) -> None:
     path = repack(
-        write_plain(tmp_path / "a.zip"), lambda members: members.update({f"m{i}.safetensors": b"" for i in range(70)})
+        write(tmp_path / "a.zip"), lambda members: members.update({f"m{i}.safetensors": b"" for i in range(70)})
     )
-    assert_raises(SafeFileError, "members, more than 64", read_plain, path)
+    assert_raises(SafeFileError, "members, more than 64", read, path)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +345,7 @@ def test_too_many_members(tmp_path: Path) -> None:
 def test_a_bad_head_is_one_clear_error(
     tmp_path: Path, change: Callable[[dict[str, bytes]], object], message: str
 ) -> None:
-    assert_raises(SafeFileError, message, read_plain, repack(write_plain(tmp_path / "a.zip"), change))
+    assert_raises(SafeFileError, message, read, repack(write(tmp_path / "a.zip"), change))
 
 
 def hostile_safetensors() -> list[bytes]:
@@ -385,7 +375,7 @@ def test_tensors_that_are_malformed_but_rightly_hashed_are_one_clear_error(tmp_p
         head["members"]["net.safetensors"] = hashlib.sha256(payload).hexdigest()
         members["config.json"] = json.dumps(head).encode()
 
-    assert_raises(SafeFileError, "not in safetensors form", read_plain, repack(write_plain(tmp_path / "a.zip"), change))
+    assert_raises(SafeFileError, "not in safetensors form", read, repack(write(tmp_path / "a.zip"), change))
 
 
 def test_random_bytes_behind_a_zips_first_letters(tmp_path: Path) -> None:
@@ -393,4 +383,4 @@ def test_random_bytes_behind_a_zips_first_letters(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     for size in range(2, 200):
         path.write_bytes(b"PK\x03\x04" + generator.bytes(size) + b"PK\x05\x06" + generator.bytes(18))
-        assert_raises(SafeFileError, None, read_plain, path)
+        assert_raises(SafeFileError, None, read, path)

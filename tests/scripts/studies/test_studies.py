@@ -44,7 +44,6 @@ from rlsmooth.scripts.studies import (
 )
 from rlsmooth.scripts.studies.gail_smoothing import STEPS, TARGETS, Looks, outcomes
 from rlsmooth.scripts.studies.imitation_runs import demonstrations as few_episodes
-from rlsmooth.scripts.studies.imitation_runs import demonstrations as one_episode
 from rlsmooth.scripts.studies.imitation_runs import make_generator
 from rlsmooth.scripts.studies.runner import Args, Job, Result, results_folder, run_jobs
 from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
@@ -57,45 +56,51 @@ NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def run_study(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", f"rlsmooth.scripts.studies.{name}", "--small", "--workers", "2"]
+def written(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """The result and the page of a study, which has drawn a figure, too."""
+    assert (folder / f"{name}.png").read_bytes().startswith(PNG)
+    result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert result["versions"]
+    return result, (folder / f"{name}.md").read_text(encoding="utf-8")
+
+
+def run_study(name: str, folder: Path, workers: int = 2) -> tuple[dict[str, Any], str, str]:
+    """The result, the page and the output of a study's small version, in a process of its own."""
+    command = [sys.executable, "-P", "-m", f"rlsmooth.scripts.studies.{name}", "--small", "--workers", str(workers)]
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240, "check": False, "cwd": folder}
     given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    return subprocess.run([*command, "--folder", str(folder / "runs"), "--results", str(folder)], **given)
+    done = subprocess.run([*command, "--folder", str(folder / "runs"), "--results", str(folder)], **given)
+    assert done.returncode == 0, done.stderr
+    return *written(name, folder), done.stdout
 
 
-def summary(name: str, folder: Path) -> dict[str, Any]:
-    assert (folder / f"{name}.png").read_bytes().startswith(PNG)
-    result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    assert result["versions"]
-    return result
+def run_here(study: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    """The result and the page of a study's small version, in this process; the page is printed."""
+    study.main(Args(folder=folder / "runs", results=folder, workers=1, small=True))
+    result, page = written(study.__name__.rpartition(".")[2], folder)
+    assert page in capsys.readouterr().out
+    return result, page
 
 
 @pytest.mark.slow
 def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
-    first = run_study("cartpole", tmp_path)
-    assert first.returncode == 0, first.stderr
-    result = summary("cartpole", tmp_path)
-    page = (tmp_path / "cartpole.md").read_text()
-    assert page in first.stdout
+    result, page, printed = run_study("cartpole", tmp_path)
+    assert page in printed
     assert f"{sum(run['deterministic'] == 500 for run in result['runs'])} of 3 seeds" in page
     kept, lost = tmp_path / "runs" / "seed_0.json", tmp_path / "runs" / "seed_1.json"
     before, content = kept.stat().st_mtime_ns, lost.read_bytes()
     assert json.loads(content)["result"] == result["runs"][1]
     lost.unlink()  # as if it had been broken off before this run ended
-    second = run_study("cartpole", tmp_path)
-    assert second.returncode == 0, second.stderr
-    assert "2 of 3 runs are done" in second.stdout
+    _, again, printed = run_study("cartpole", tmp_path)
+    assert "2 of 3 runs are done" in printed
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content  # the seed decides everything
-    assert (tmp_path / "cartpole.md").read_text() == page
+    assert again == page
 
 
 @pytest.mark.slow
 def test_bc_to_ppo_runs(tmp_path: Path) -> None:
-    done = run_study("bc_to_ppo", tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = summary("bc_to_ppo", tmp_path)
+    result, _, _ = run_study("bc_to_ppo", tmp_path)
     assert list(result["runs"]) == ["neither", "KL to the clone", "value warm-up", "both"]
     for arm, runs in result["runs"].items():
         for place, run in enumerate(runs):
@@ -109,9 +114,7 @@ def test_bc_to_ppo_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_collapse_runs(tmp_path: Path) -> None:
-    done = run_study("collapse", tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = summary("collapse", tmp_path)
+    result, _, _ = run_study("collapse", tmp_path)
     assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(collapse.ARMS, 3)
     for runs in result["runs"].values():
         for run in runs:
@@ -121,11 +124,8 @@ def test_collapse_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_deep_sea_runs(tmp_path: Path) -> None:
-    done = run_study("deep_sea", tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = summary("deep_sea", tmp_path)
+    result, page, _ = run_study("deep_sea", tmp_path)
     assert result["chosen"] == deep_sea.chosen_settings(result["tuning"])
-    page = (tmp_path / "deep_sea.md").read_text()
     for arm, by_size in result["tests"].items():
         solved = sum(run["solved"] for run in by_size["4"])
         assert re.search(rf"^\| {re.escape(arm)} \| [^|]+ \| {solved} \(", page, flags=re.MULTILINE)
@@ -230,11 +230,7 @@ def test_experts_are_experts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_study_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bco.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    page = (tmp_path / "bco.md").read_text(encoding="utf-8")
-    assert page in capsys.readouterr().out
-    assert (tmp_path / "bco.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "bco.json").read_text(encoding="utf-8"))
+    result, page = run_here(bco, tmp_path, capsys)
     for env in bco.ENVS:
         runs = result["runs"][env]
         assert list(runs) == list(bco.ARMS)
@@ -325,11 +321,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     for module in (distil_dqn, distil_dqn_teachers):  # a process for each would take longer than all runs
         monkeypatch.setattr(module, "run_jobs", here)
-    distil_dqn.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "distil_dqn.png").read_bytes().startswith(PNG)
-    page = (tmp_path / "distil_dqn.md").read_text()
-    assert page in capsys.readouterr().out
-    result = json.loads((tmp_path / "distil_dqn.json").read_text())
+    result, _ = run_here(distil_dqn, tmp_path, capsys)
     (teacher,) = result["teachers"]["CartPole-v1"]
     assert teacher["gap"] > 0
     students = result["students"]["CartPole-v1"]
@@ -386,11 +378,7 @@ def test_predictions_are_judged() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_study_runs_of_gail_smoothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gail_smoothing.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    page = (tmp_path / "gail_smoothing.md").read_text(encoding="utf-8")
-    assert page in capsys.readouterr().out
-    assert (tmp_path / "gail_smoothing.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "gail_smoothing.json").read_text(encoding="utf-8"))
+    result, _ = run_here(gail_smoothing, tmp_path, capsys)
     assert list(result["runs"]) == list(STEPS)
     for arms in result["runs"].values():
         assert {targets: len(runs) for targets, runs in arms.items()} == dict.fromkeys(TARGETS, 3)
@@ -412,12 +400,10 @@ def test_the_ordinal_arm_smooths_near_bins_alone() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end(tmp_path: Path) -> None:
-    ordinal_bins.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "ordinal_bins.png").read_bytes().startswith(PNG)
-    assert set(json.loads((tmp_path / "ordinal_bins.json").read_text())["runs"]) == {
-        f"{arm}|{episodes}" for arm in ordinal_bins.ARMS for episodes in ordinal_bins.EPISODES
-    }
+def test_it_runs_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, _ = run_here(ordinal_bins, tmp_path, capsys)
+    arms = {f"{arm}|{episodes}" for arm in ordinal_bins.ARMS for episodes in ordinal_bins.EPISODES}
+    assert result["runs"].keys() == arms
 
 
 # ---- value targets
@@ -462,17 +448,14 @@ def test_each_head_learns_constant_values(head: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_value_targets(tmp_path: Path) -> None:
-    value_targets.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "value_targets.png").read_bytes().startswith(PNG)
-    assert json.loads((tmp_path / "value_targets.json").read_text())
-    assert "hl_gauss" in (tmp_path / "value_targets.md").read_text()
+def test_it_runs_from_start_to_end_of_value_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hl_gauss" in run_here(value_targets, tmp_path, capsys)[1]
 
 
 # ---- variable horizons
 @pytest.mark.parametrize(("form", "sign"), [("minus_log_one_minus_d", 1), ("log_d", -1)])
 def test_a_constant_discriminator_never_learns_and_pays_by_the_step(form: Any, sign: int) -> None:
-    given = one_episode("CartPole-v1", 1, seed=0)
+    given = few_episodes("CartPole-v1", 1, seed=0)
     states = np.asarray(given[np.arange(6)].observations)
     actions, ends = np.zeros(6, dtype=np.int64), np.array([False, True] * 3)
     for terminal_states, expected in (("as_is", sign * math.log(2)), ("absorbing", 0.0)):
@@ -489,20 +472,16 @@ def test_a_constant_discriminator_never_learns_and_pays_by_the_step(form: Any, s
 def test_arms_have_predictions_and_both_experts_are_what_the_study_says() -> None:
     for env, arms in ARMS.items():
         assert list(PREDICTED[env]) == [arm for arm in arms if arm.startswith("D ")]
-    assert (one_episode("CartPole-v1", 2, seed=0).episode_returns() == 500).all()
-    assert float(np.mean(one_episode("Acrobot-v1", 10, seed=0).episode_returns())) > -100
+    assert (few_episodes("CartPole-v1", 2, seed=0).episode_returns() == 500).all()
+    assert float(np.mean(few_episodes("Acrobot-v1", 10, seed=0).episode_returns())) > -100
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_study_runs_of_variable_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_rng_state()
-    variable_horizon.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
+    result, _ = run_here(variable_horizon, tmp_path, capsys)
     assert torch.equal(before, torch.get_rng_state())
-    page = (tmp_path / "variable_horizon.md").read_text(encoding="utf-8")
-    assert page in capsys.readouterr().out
-    assert (tmp_path / "variable_horizon.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "variable_horizon.json").read_text(encoding="utf-8"))
     for env, arms in ARMS.items():
         assert list(result["runs"][env]) == list(arms)
         assert all(len(runs) == 3 for runs in result["runs"][env].values())
@@ -518,13 +497,10 @@ def test_the_best_margins_are_the_formulas() -> None:
         assert digits.best_margin(alpha) == pytest.approx(math.log(1 + 10 * (1 - alpha) / alpha))
 
 
-def run(alpha: float, noise: float, epochs: int = 8) -> dict[str, Any]:
-    settings = {"arm": "x", "alpha": alpha, "noise": noise, "seed": 0, "epochs": epochs}
-    return digits.train(settings)
-
-
 def test_one_run() -> None:
-    plain, noisy = run(0.0, 0.0), run(0.2, 0.2)
+    plain, noisy = (
+        digits.train({"arm": "x", "alpha": value, "noise": value, "seed": 0, "epochs": 8}) for value in (0.0, 0.2)
+    )
     assert plain["rows"] == [1078, 360, 359]
     assert sum(plain["bins"]["counts"]) == 359
     assert plain["plain"]["accuracy"] == plain["scaled"]["accuracy"] > 0.85
@@ -536,13 +512,11 @@ def test_one_run() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_classifiers(tmp_path: Path) -> None:
-    digits.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((tmp_path / "digits.json").read_text())
+def test_it_runs_from_start_to_end_of_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, page = run_here(digits, tmp_path, capsys)
     assert set(found["runs"]) == {digits.arm_of(alpha, noise) for alpha in digits.ALPHAS for noise in digits.NOISES}
     assert all(len(runs) == 3 for runs in found["runs"].values())
-    assert "| 0.1 | scaled |" in (tmp_path / "digits.md").read_text()
+    assert "| 0.1 | scaled |" in page
 
 
 # ---- taxonomy
@@ -605,13 +579,10 @@ def test_the_rodents_are_a_taxonomy_of_two_levels() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_hierarchy(tmp_path: Path) -> None:
-    hierarchy.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "hierarchy.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "hierarchy.json").read_text())
+def test_it_runs_from_start_to_end_of_hierarchy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = run_here(hierarchy, tmp_path, capsys)
     for name in hierarchy.DATA:
         assert {arm: len(runs) for arm, runs in result["runs"][name].items()} == dict.fromkeys(hierarchy.ARMS, 3)
-    page = (tmp_path / "hierarchy.md").read_text()
     assert all(page.count(f"\n| {arm} |") == 2 for arm in hierarchy.ARMS)
 
 
@@ -663,12 +634,9 @@ def test_one_run_of_hybrid_iris(arm: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_hybrid_iris(tmp_path: Path) -> None:
-    hybrid_iris.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "hybrid_iris.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "hybrid_iris.json").read_text())
+def test_it_runs_from_start_to_end_of_hybrid_iris(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = run_here(hybrid_iris, tmp_path, capsys)
     assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(hybrid_iris.ARMS, 3)
-    page = (tmp_path / "hybrid_iris.md").read_text()
     assert all(f"\n| {arm} |" in page for arm in hybrid_iris.ARMS)
 
 
@@ -705,13 +673,10 @@ def test_all_arms_start_from_one_teacher_and_the_bound_is_that_teacher() -> None
 
 
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_self_training(tmp_path: Path) -> None:
-    self_training.main(Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True))
-    assert (tmp_path / "self_training.png").read_bytes().startswith(b"\x89PNG")
-    result = json.loads((tmp_path / "self_training.json").read_text())
+def test_it_runs_from_start_to_end_of_self_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = run_here(self_training, tmp_path, capsys)
     arms = (self_training.BOUNDS[0], *self_training.ARMS, self_training.BOUNDS[1])
     assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(arms, 3)
-    page = (tmp_path / "self_training.md").read_text()
     for arm, runs in result["runs"].items():
         mean = sum(run["accuracy"] for run in runs) / 3  # of three, all is the middle half
         (shown,) = re.findall(rf"^\| {re.escape(arm)} \| (\S+) ", page, flags=re.MULTILINE)
@@ -765,15 +730,10 @@ def test_means_have_standard_errors() -> None:
 
 @pytest.mark.slow
 def test_the_small_study_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "rlsmooth.scripts.studies.gan_modes", "--small", "--workers", "1"]
-    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240, "check": False}
-    given |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    finished = subprocess.run([*command, "--folder", str(tmp_path / "runs"), "--results", str(tmp_path)], **given)
-    assert finished.returncode == 0, finished.stderr
-    page = (tmp_path / "gan_modes.md").read_text()
-    assert page in finished.stdout
+    result, page, printed = run_study("gan_modes", tmp_path, workers=1)
+    assert page in printed
     assert "| *GAN, published* | 17.3 ± 0.8 | 94.8 ± 0.7 % | 0.70 ± 0.07 |" in page
-    found = json.loads((tmp_path / "gan_modes.json").read_text())["runs"]
+    found = result["runs"]
     assert set(found["grid"]) == set(gan_modes.ARMS)
     mean = np.mean(found["grid"]["hard"]["modes"])
     assert re.search(rf"2D-grid\n.*?\| hard \| {mean:.1f} ± ", page, flags=re.DOTALL)
