@@ -87,7 +87,7 @@ def interrupted(train: Callable[[], Any], batches: int | None) -> Any:
 
 def classifier_run(*, is_weighted: bool) -> Run:
     """Three batches an epoch, cut off in the fifth epoch."""
-    weights = np.linspace(0.5, 1.5, 60) if is_weighted else None
+    weights = WEIGHTS if is_weighted else None
 
     def start(folder: Path | None) -> Any:
         classifier = make(folder)
