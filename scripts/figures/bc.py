@@ -40,12 +40,12 @@ def _result_rows(report: RunReport) -> list[Row]:
     found = report.summary
     rows = return_rows(found, "{:.1f}".format)
     for name, tag, unit in (
-        ("accuracy", "accuracy", "%"),
+        ("accuracy", "accuracy", "share"),
         ("negative log-likelihood", "nll_hard", "nats"),
         ("calibration error (ECE)", "ece", ""),
     ):
         if tag in found:
-            rows.append((name, with_unit(found[tag], unit)))
+            rows.append((name, with_unit(found[tag], unit, report.extras["num_measured"])))
     rows += entropy_rows(found)
     if "kl_uniform" in found:
         rows.append(("KL(uniform‖policy)", with_unit(found["kl_uniform"], "nats")))
@@ -154,6 +154,7 @@ KIND = ReportKind(
     extras={
         "data": {},  # how many episodes and transitions were trained on and held out, in words
         "measured_on": "",  # which of them accuracy and so on are of
+        "num_measured": None,  # how many transitions those are; None: unknown
         "reliability": None,  # the columns of `ReliabilityBins`; None for continuous actions
         "target_matrices": {},  # by tag, target probabilities, a row for each label; empty for continuous actions
     },
