@@ -186,7 +186,6 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
         },
         "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes "
         f"({len(measured):,} transitions)",
-        "num_measured": len(measured),
         "reliability": None if bins is None else bins_to_json(bins),
         "target_matrices": {
             name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()

@@ -473,7 +473,7 @@ class GANTrainer:
         with isolated_rng():
             one = self.noise(1)
         most = samples_at_once(lambda: module(one), self.batch_size, SAMPLED_AT_ONCE)
-        samples = torch.cat([module(part) for size in sizes for part in self.noise(size).split(most)])
+        samples = torch.cat([module(part) for size in sizes for part in torch.split(self.noise(size), most)])
         module.train(was_training)
         return samples
 

@@ -589,7 +589,7 @@ class _AllocatedBytes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total: int = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -609,7 +609,8 @@ def samples_at_once(measure_one: Callable[[], object], batch_size: int, most: in
         batch_size: samples of a minibatch of training.
         most: upper bound.
     """
-    with torch.no_grad(), _AllocatedBytes() as allocated:
+    allocated = _AllocatedBytes()
+    with torch.no_grad(), allocated:
         measure_one()
     return min(most, max(batch_size, MEASURED_BYTES // max(allocated.total, 1)))
 

@@ -45,13 +45,20 @@ def _result_rows(report: RunReport) -> list[Row]:
         ("calibration error (ECE)", "ece", ""),
     ):
         if tag in found:
-            rows.append((name, with_unit(found[tag], unit, report.extras["num_measured"])))
+            rows.append((name, with_unit(found[tag], unit, _num_measured(report))))
     rows += entropy_rows(found)
     if "kl_uniform" in found:
         rows.append(("KL(uniform‖policy)", with_unit(found["kl_uniform"], "nats")))
     if "samples_per_second" in found:
         rows.append(("training speed", f"{_rounded(found['samples_per_second'])} samples a second"))
     return rows
+
+
+def _num_measured(report: RunReport) -> int | None:
+    """How many transitions accuracy and so on are of; None where the report does not say so."""
+    sizes = report.extras["data"]
+    words = sizes.get("held out", sizes.get("training", "")).partition(" ")[0].replace(",", "")
+    return int(words) if words.isdigit() else None
 
 
 def _rounded(value: float) -> str:
@@ -154,7 +161,6 @@ KIND = ReportKind(
     extras={
         "data": {},  # how many episodes and transitions were trained on and held out, in words
         "measured_on": "",  # which of them accuracy and so on are of
-        "num_measured": None,  # how many transitions those are; None: unknown
         "reliability": None,  # the columns of `ReliabilityBins`; None for continuous actions
         "target_matrices": {},  # by tag, target probabilities, a row for each label; empty for continuous actions
     },

@@ -25,7 +25,7 @@ from rlsmooth.scripts.figures.page import (
     table,
     write_into,
 )
-from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, share_words
+from rlsmooth.scripts.reports import FEW_SAMPLES, Comparison, ReportKind, Row, RunReport, share_words
 
 LATER = "drawn when the run ends"
 AXIS = RunAxis(label="round (0: given labels only)", prefix="self_train/", whole=True, empty=LATER)
@@ -65,7 +65,7 @@ def _pseudo_label_rows(report: RunReport) -> list[Row]:
     last = rounds[-1]
     made = sum(entry["num_new"] for entry in rounds)
     accuracy = last["pseudo_label_accuracy"]
-    right = "" if accuracy is None else f", {share_words(accuracy, made)} right"
+    right = "" if accuracy is None else f", {share_words(accuracy, max(made, FEW_SAMPLES))} right"
     rows: list[Row] = [("pseudo-labels", f"{made:,}{right}")]
     bias = last["confirmation_bias"]
     if bias is not None and bias["share_grown"] is not None:

@@ -98,7 +98,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
     rows = {
         "return, deterministic": f"{summary['mean_reward']:.1f} ± {summary['std_reward']:.1f}",
         "return, sampled": f"{summary['mean_reward_sampled']:.1f} ± {summary['std_reward_sampled']:.1f}",
-        "accuracy": f"{100 * summary['accuracy']:.1f} %",
+        "accuracy": f"{100 * summary['accuracy']:.0f} %",
         "negative log-likelihood": f"{summary['nll_hard']:.3f} nats",
         "calibration error (ECE)": f"{summary['ece']:.3f}",
         "policy entropy": f"{summary['policy_entropy']:.3f} nats ({100 * summary['entropy_frac']:.1f} % of log n)",

@@ -130,7 +130,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
     folder, printed = finished
     report = report_of(folder)
     for row, tag, words in (
-        ("accuracy", "accuracy", "{:.1%}"),
+        ("accuracy", "accuracy", "{:.0%}"),
         ("neg. log-likelihood", "nll", "{:.3f} nats"),
         ("calibration error, ECE", "ece", "{:.3f}"),
         ("risk-coverage area", "aurc", "{:.3f}"),
@@ -144,6 +144,7 @@ def test_the_table_says_what_the_report_says(finished: tuple[Path, str]) -> None
     assert f"margin of {report['optimal_margin']:.3f} nats" in printed
     assert "tensorboard --logdir logs/classify/olive_1" in printed
     assert "572 oils" in printed
+    assert "Training on cpu in " in printed or "Training on cuda in " in printed
 
 
 def test_plot_draws_again_compares_and_draws_what_has_only_begun(
@@ -402,11 +403,11 @@ def test_metrics_and_tensorboard_have_the_rounds(wine_run: tuple[Path, str], win
 def test_the_table_says_what_the_report_says_of_self_train(wine_run: tuple[Path, str], wine: dict[str, Any]) -> None:
     _, printed = wine_run
     line = next(line for line in printed.splitlines() if "accuracy " in line)
-    assert f"{100 * wine['before']['accuracy']:.1f} %" in line
-    assert f"{100 * wine['summary']['accuracy']:.1f} %" in line
+    assert f"{100 * wine['before']['accuracy']:.0f} % of 44" in line
+    assert f"{100 * wine['summary']['accuracy']:.0f} % of 44" in line
     last = wine["rounds"][-1]
     made = sum(entry["num_new"] for entry in wine["rounds"])
-    assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.1f} % right" in printed
+    assert f"{made:,}, {100 * last['pseudo_label_accuracy']:.0f} % right" in printed
     assert "Samples with a label: 9; without: 125; test: 44" in printed
 
 
