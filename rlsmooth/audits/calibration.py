@@ -246,7 +246,7 @@ def diagram_bins(confidences: Tensor, hits: Tensor, weights: Tensor | None = Non
         weights: [...], sample weights, 0 or more; None counts each sample once.
 
     Returns:
-        As of `reliability_bins`. The edges are halfway between the bins, and 0 and 1 at the ends.
+        The same columns as `reliability_bins` returns. The edges are halfway between the bins, and 0 and 1 at the ends.
 
     Example:
         >>> bins = diagram_bins(torch.linspace(0.5, 1, 38), torch.ones(38))

@@ -67,7 +67,7 @@ def _predictions(
         target = data.target_of(block, remaining)
         return measure_predictions(module(block.inputs), target, block.mask, labels=block.labels)
 
-    most = samples_at_once(lambda: measured(samples[:1]), batch_size, MEASURED_SAMPLES)
+    most = samples_at_once(lambda: measured(samples[:1]), batch_size, min(len(samples), MEASURED_SAMPLES))
     parts = [measured(samples[start : start + most]) for start in range(0, len(samples), most)]
     joined = PredictionMeasures.concatenate(parts)
     return joined, torch.ones_like(joined.nll) if samples.weights is None else samples.weights
