@@ -184,7 +184,8 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
             for name, part in (("training", agent.demonstrations), ("held out", held_out))
             if part
         },
-        "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes",
+        "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes "
+        f"({len(measured):,} transitions)",
         "reliability": None if bins is None else bins_to_json(bins),
         "target_matrices": {
             name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()

@@ -80,6 +80,7 @@ def main(args: Args) -> Path:
     from rlsmooth.scripts.classification import check_numbers, data_name
     from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.training_run import TrainingRun
+    from rlsmooth.training.classifier_model import as_device
 
     check_numbers(args)
     if args.checkpoint_freq != -1:
@@ -89,7 +90,9 @@ def main(args: Args) -> Path:
     smoothing = make_smoothing(args, split.training)
     with TrainingRun("classify", args, data_name(args.data)) as run:
         classifier = make_classifier(args, run, split.training, smoothing)
-        run.begin(f"Training on {args.device}", resume_from="checkpoint" if args.checkpoint_freq > 0 else "")
+        run.begin(
+            f"Training on {as_device(args.device).type}", resume_from="checkpoint" if args.checkpoint_freq > 0 else ""
+        )
         started = time.perf_counter()
         try:
             fit(classifier, split, resume=args.resume is not None)

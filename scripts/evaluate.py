@@ -98,7 +98,8 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     envs.close()
     if given is not None:
         found["demonstrations"], _ = measure(agent, given)
-    print_evaluation(f"{path}, {args.eval_episodes} episodes of {env}", found)
+    counts = {} if given is None else {"demonstrations": len(given)}
+    print_evaluation(f"{path}, {args.eval_episodes} episodes of {env}", found, counts)
     if args.json is not None:
         write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})
         print(f"written to {args.json}")

@@ -11,7 +11,8 @@ from torch import Tensor
 from rlsmooth.agents import BC
 from rlsmooth.agents.cloning.measures import measure_in_parts, summarise
 from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
-from rlsmooth.audits import ReliabilityBins, classification_summary, reliability_bins, risk_coverage, tree_distances
+from rlsmooth.audits import ReliabilityBins, classification_summary, risk_coverage, tree_distances
+from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.data import Demonstrations, LabelledData
 from rlsmooth.losses.categorical import measure_predictions
 from rlsmooth.targets import Tree
@@ -92,7 +93,7 @@ def measure_samples(
     confusion = torch.bincount(labels * size + predictions, minlength=size * size).reshape(size, size)
     measured = Measured(
         {name: value for name, value in summary.items() if math.isfinite(value)},
-        bins_to_json(reliability_bins(found.confidence, found.hit)),
+        bins_to_json(diagram_bins(found.confidence, found.hit)),
         {"coverage": curve.coverage[shown].tolist(), "risk": curve.risk[shown].tolist()},
     )
     return measured, confusion.tolist()

@@ -217,12 +217,15 @@ def layers_words(sizes: Iterable[int]) -> str:
 
 # ---- tables on the terminal
 
+FEW_SAMPLES, MANY_SAMPLES = 100, 1000
+"""Up to the former, a share is printed with the number of samples; from the latter on, with a tenth of a percent."""
+
 EVALUATED = {
     "mean_reward": ("return, mean", "return"),
     "std_reward": ("return, std", "return"),
     "min_reward": ("return, lowest", "return"),
     "mean_ep_length": ("episode length", "return"),
-    "accuracy": ("accuracy", "%"),
+    "accuracy": ("accuracy", "share"),
     "nll_hard": ("negative log-likelihood", "nats"),
     "ece": ("calibration error (ECE)", ""),
     "policy_entropy": ("policy entropy", "nats"),
@@ -231,10 +234,22 @@ EVALUATED = {
 }
 
 
-def print_evaluation(title: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    """Print an evaluation's table, a column for each way of playing and one for the demonstrations."""
+def print_evaluation(title: str, found: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> None:
+    """Print an evaluation's table, a column for each way of playing and one for the demonstrations.
+
+    Args:
+        title: above it.
+        found: by column, numbers by name.
+        counts: by column, of how many transitions its shares are; a column that is left out has many.
+    """
     rows = [
-        (label, *(with_unit(column[name], unit) if name in column else "" for column in found.values()))
+        (
+            label,
+            *(
+                with_unit(column[name], unit, counts.get(head)) if name in column else ""
+                for head, column in found.items()
+            ),
+        )
         for name, (label, unit) in EVALUATED.items()
         if any(name in column for column in found.values())
     ]
@@ -256,8 +271,33 @@ def print_table(title: str, rows: Sequence[Row], note: str, header: Sequence[str
     console.print(note, style="dim", highlight=False)
 
 
-def with_unit(value: float, unit: str) -> str:
-    """A value in words: `92.3 %`, `0.412 nats`; `return`: with one digit and no unit."""
+def with_unit(value: float, unit: str, count: int | None = None) -> str:
+    """A value in words: `92.3 %`, `0.412 nats`; `return`: with one digit and no unit.
+
+    Args:
+        value: the number.
+        unit: `"share"` for a share of samples.
+        count: of how many; None: of many.
+    """
     if unit == "return":
         return f"{value:.1f}"
+    if unit == "share":
+        return share_words(value, count)
     return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f} {unit}".strip()
+
+
+def share_words(value: float, count: int | None = None, sign: str = "") -> str:
+    """A share in percent, with no more digits than so many samples can tell apart.
+
+    Args:
+        value: the share, in [0, 1]; a difference of shares with a sign.
+        count: of how many samples; None: of many. Few are named.
+        sign: `"+"`: write the sign.
+
+    Example:
+        >>> share_words(0.9737), share_words(0.9737, 500), share_words(1.0, 1)
+        ('97.4 %', '97 %', '100 % of 1')
+    """
+    digits = 1 if count is None or count >= MANY_SAMPLES else 0
+    named = f" of {count}" if count is not None and count < FEW_SAMPLES and not sign else ""
+    return f"{100 * value:{sign}.{digits}f} %{named}"

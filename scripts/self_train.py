@@ -78,6 +78,7 @@ def main(args: Args) -> Path:
     from rlsmooth.scripts.classification import check_numbers, data_name, load_parts
     from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.training_run import TrainingRun
+    from rlsmooth.training.classifier_model import as_device
 
     check_numbers(args)
     check_device(args.device)
@@ -91,7 +92,7 @@ def main(args: Args) -> Path:
     )
     with TrainingRun("self-train", args, data_name(args.data)) as run:
         model = make_model(args, run, training)
-        run.begin(f"Training on {args.device}")
+        run.begin(f"Training on {as_device(args.device).type}")
         started = time.perf_counter()
         try:
             model.fit(training.features, labels, true_labels=training.labels, resume=args.resume is not None)

@@ -318,11 +318,12 @@ class InverseDynamics:
                 f"observations and next_observations have {sorted(counts)} transitions: as many, one or more."
             )
         bc: Any = self.bc
+        count = counts.pop()
         one = {name: np.asarray(part[:1]) for name, part in pairs.items()}
         most = samples_at_once(
-            lambda: bc.head.outputs(bc.policy.obs_to_tensor(one)[0]), self.batch_size, CHUNK_TRANSITIONS
+            lambda: bc.head.outputs(bc.policy.obs_to_tensor(one)[0]), self.batch_size, min(count, CHUNK_TRANSITIONS)
         )
-        for start in range(0, counts.pop(), most):
+        for start in range(0, count, most):
             chosen = slice(start, start + most)
             yield {name: np.asarray(part[chosen]) for name, part in pairs.items()}, chosen
 

@@ -21,7 +21,8 @@ from rlsmooth.agents.cloning.training_data import (
     target_matrices,
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
-from rlsmooth.audits import ReliabilityBins, calibration_error, reliability_bins
+from rlsmooth.audits import ReliabilityBins, calibration_error
+from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
 from rlsmooth.losses.arguments import reduce
@@ -76,7 +77,7 @@ class TransitionMeasures:
         assert self.confidence is not None
         assert self.hit is not None
         weights = self.weights.unsqueeze(-1).expand(self.confidence.shape)
-        return reliability_bins(self.confidence, self.hit, weights=weights)
+        return diagram_bins(self.confidence, self.hit, weights)
 
 
 class CloningMeasures:

@@ -22,6 +22,9 @@ from rlsmooth.audits.arguments import (
 )
 from rlsmooth.checks import check_choice, check_positive_int
 
+FEW_SAMPLES = 300
+"""Below so many a reliability diagram has fewer bins."""
+
 
 class ReliabilityBins(NamedTuple):
     """The numbers of a reliability diagram, bin by bin, ascending.
@@ -240,6 +243,43 @@ def reliability_bins(
     edges = _edges(confidence, num_bins)
     columns = _bin(confidence, hit, weight, edges, num_bins)
     valid = _all_valid(confidence, weight)
+    counts, mean_confidence, accuracy = (nan_unless(valid, column).to(confidence.dtype) for column in columns)
+    return ReliabilityBins(edges, counts, mean_confidence, accuracy)
+
+
+def diagram_bins(confidences: Tensor, hits: Tensor, weights: Tensor | None = None) -> ReliabilityBins:
+    """The bins of a reliability diagram whose points mean something: `reliability_bins`, unless samples are few.
+
+    Below 300 samples there is a bin for every ten, ten at most, each with as many samples as the others: fifteen bins
+    of equal width would hold one or two, whose accuracy is 0 or 1.
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        weights: [...], sample weights, 0 or more; None counts each sample once.
+
+    Returns:
+        The same columns as `reliability_bins` returns. The edges are halfway between the bins, and 0 and 1 at the ends.
+
+    Example:
+        >>> bins = diagram_bins(torch.linspace(0.5, 1, 38), torch.ones(38))
+        >>> bins.counts
+        tensor([13., 13., 12.])
+    """
+    count = confidences.numel()
+    if count >= FEW_SAMPLES or count == 0:
+        return reliability_bins(confidences, hits, weights=weights)
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    num_bins = min(10, max(1, count // 10))
+    order = confidence.argsort(stable=True)
+    index = torch.empty_like(order)
+    index[order] = torch.arange(count, device=order.device) * num_bins // count
+    ranked = confidence[order]
+    first = -(-torch.arange(1, num_bins, device=order.device) * count // num_bins)  # the first sample of each bin
+    inner = (ranked[first - 1] + ranked[first]) / 2
+    edges = torch.cat((inner.new_zeros(1), inner, inner.new_ones(1)))
+    valid = _all_valid(confidence, weight)
+    columns = _sum_bins(index, confidence, hit, weight, num_bins)
     counts, mean_confidence, accuracy = (nan_unless(valid, column).to(confidence.dtype) for column in columns)
     return ReliabilityBins(edges, counts, mean_confidence, accuracy)
 

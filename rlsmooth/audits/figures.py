@@ -67,7 +67,7 @@ def draw_reliability(
         width=edges.diff().tolist(),
         align="edge",
         color=COUNT_COLOUR,
-        label="share of samples",
+        label=f"share of the {float(counts.nansum()):,.0f} samples",
     )
     axes.plot([0, 1], [0, 1], linestyle="--", color=IDEAL_COLOUR, label="perfectly calibrated")
     axes.plot(

@@ -586,7 +586,9 @@ class Classifier(ScikitLearnEstimator):
             )
         parameter = next(module.parameters(), None)
         device = inputs.device if parameter is None else parameter.device
-        most = samples_at_once(lambda: module(inputs[:1].to(device)), self.batch_size, PREDICTED_AT_ONCE)
+        most = samples_at_once(
+            lambda: module(inputs[:1].to(device)), self.batch_size, min(len(inputs), PREDICTED_AT_ONCE)
+        )
         with torch.no_grad():
             parts = [module(inputs[start : start + most].to(device)) for start in range(0, len(inputs), most)]
         joined = torch.cat(parts).cpu()

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlsmooth.audits import calibration_error, reliability_bins
+from rlsmooth.audits import calibration_error
+from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.losses.arguments import reduce
@@ -66,7 +67,7 @@ def _predictions(
         target = data.target_of(block, remaining)
         return measure_predictions(module(block.inputs), target, block.mask, labels=block.labels)
 
-    most = samples_at_once(lambda: measured(samples[:1]), batch_size, MEASURED_SAMPLES)
+    most = samples_at_once(lambda: measured(samples[:1]), batch_size, min(len(samples), MEASURED_SAMPLES))
     parts = [measured(samples[start : start + most]) for start in range(0, len(samples), most)]
     joined = PredictionMeasures.concatenate(parts)
     return joined, torch.ones_like(joined.nll) if samples.weights is None else samples.weights
@@ -114,5 +115,5 @@ def draw_calibration(
     found, _ = _predictions(module, samples, data, remaining, batch_size)
     figure, axes = new_figure()
     ece = float(calibration_error(found.confidence, found.hit))
-    draw_reliability(axes, reliability_bins(found.confidence, found.hit), ece=ece)
+    draw_reliability(axes, diagram_bins(found.confidence, found.hit), ece=ece)
     writer.add_figure("classifier/reliability", figure, step, close=False)

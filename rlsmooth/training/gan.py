@@ -479,7 +479,7 @@ class GANTrainer:
         sizes = [min(SAMPLED_AT_ONCE, count - start) for start in range(0, count, SAMPLED_AT_ONCE)] or [0]
         with isolated_rng():
             one = self.noise(1)
-        most = samples_at_once(lambda: module(one), self.batch_size, SAMPLED_AT_ONCE)
+        most = samples_at_once(lambda: module(one), self.batch_size, min(count, SAMPLED_AT_ONCE))
         samples = torch.cat([module(part) for size in sizes for part in torch.split(self.noise(size), most)])
         module.train(was_training)
         return samples

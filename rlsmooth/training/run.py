@@ -452,8 +452,10 @@ def samples_at_once(measure_one: Callable[[], object], batch_size: int, most: in
     Args:
         measure_one: does with one sample what will be done with all of them.
         batch_size: samples of a minibatch of training.
-        most: upper bound.
+        most: upper bound, for example the number of samples.
     """
+    if most <= batch_size:
+        return max(most, 1)
     allocated = _AllocatedBytes()
     with torch.no_grad(), allocated:
         measure_one()

@@ -42,18 +42,25 @@ def _result_rows(report: RunReport) -> list[Row]:
     found = report.summary
     rows = return_rows(found, "{:.1f}".format)
     for name, tag, unit in (
-        ("accuracy", "accuracy", "%"),
+        ("accuracy", "accuracy", "share"),
         ("negative log-likelihood", "nll_hard", "nats"),
         ("calibration error (ECE)", "ece", ""),
     ):
         if tag in found:
-            rows.append((name, with_unit(found[tag], unit)))
+            rows.append((name, with_unit(found[tag], unit, _num_measured(report))))
     rows += entropy_rows(found)
     if "kl_uniform" in found:
         rows.append(("KL(uniform‖policy)", with_unit(found["kl_uniform"], "nats")))
     if "samples_per_second" in found:
         rows.append(("training speed", f"{_rounded(found['samples_per_second'])} samples a second"))
     return rows
+
+
+def _num_measured(report: RunReport) -> int | None:
+    """How many transitions accuracy and so on are of; None where the report does not say so."""
+    sizes = report.extras["data"]
+    words = sizes.get("held out", sizes.get("training", "")).partition(" ")[0].replace(",", "")
+    return int(words) if words.isdigit() else None
 
 
 def _rounded(value: float) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE, RED, RunAxis, legend, table, write_into
 from rlsmooth.scripts.measure import bins_from_json
 from rlsmooth.scripts.metrics_file import Curve, curves_of
-from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs, layers_words
+from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs, layers_words, share_words
 from rlsmooth.training import checkpoint_steps, latest_checkpoint
 
 AXIS = RunAxis(label="epochs", prefix="classifier/", whole=True)
@@ -45,17 +45,21 @@ NUMBERED_CLASSES = 10
 # ---- rows
 
 
-def score_row(tag: str, columns: Sequence[Mapping[str, float]]) -> Row:
-    """A score's name, and its value in each column, with its unit."""
+def score_row(tag: str, columns: Sequence[Mapping[str, float]], count: int | None) -> Row:
+    """A score's name, and its value in each column, with its unit; `count`: of how many test samples."""
     name, unit = SCORES[tag]
-    return (name, *(_score_words(column[tag], unit) if tag in column else "" for column in columns))
+    return (name, *(_score_words(column[tag], unit, count) if tag in column else "" for column in columns))
 
 
-def _score_words(value: float, unit: str) -> str:
-    if unit == "%":
-        return f"{100 * value:.1f} %"
-    if unit == "signed":
-        return f"{100 * value:+.1f} %"
+def num_tested(report: RunReport) -> int | None:
+    """How many test samples the scores are of; None where the report does not say so."""
+    words = report.extras["data"].get("test", "").replace(",", "")
+    return int(words) if words.isdigit() else None
+
+
+def _score_words(value: float, unit: str, count: int | None) -> str:
+    if unit in ("%", "signed"):
+        return share_words(value, count, "+" if unit == "signed" else "")
     return f"{value:.3f} {unit}".strip() if abs(value) < 1e4 else f"{value:.2e} {unit}".strip()
 
 
@@ -65,7 +69,7 @@ def _columns(report: RunReport) -> list[Mapping[str, float]]:
 
 
 def _result_rows(report: RunReport) -> list[Row]:
-    return [score_row(tag, _columns(report)) for tag in SCORES if tag in report.summary]
+    return [score_row(tag, _columns(report), num_tested(report)) for tag in SCORES if tag in report.summary]
 
 
 def _setting_rows(report: RunReport) -> list[Row]:
@@ -164,7 +168,7 @@ def _draw_calibration(ax: Axes, report: RunReport) -> None:
         ax.scatter(places, heights, s=12 + 400 * share[filled], color=colour, alpha=0.85, zorder=3, linewidths=0)
         ax.plot([], [], color=colour, marker="o", label=f"{name}, ECE {found['ece']:.3f}")
     ax.set(xlim=(0, 1), ylim=(0, 1.03), title="Calibration on test samples", xlabel="confidence (largest probability)")
-    ax.set_ylabel("accuracy (bars: share of samples)")
+    ax.set_ylabel(f"accuracy (bars: share of the {float(bins.counts.sum()):,.0f} samples)")
     legend(ax)
 
 
@@ -250,7 +254,8 @@ def _draw_table(ax: Axes, report: RunReport) -> None:
     if report.summary:
         scaled = report.extras["scaled"]
         rows.append(("", "as trained", *([f"temp. {scaled['temperature']:.3g}"] if scaled else [])))
-        rows += [score_row(tag, _columns(report)) for tag in SCORES if tag in report.summary and tag not in NOT_DRAWN]
+        shown = [tag for tag in SCORES if tag in report.summary and tag not in NOT_DRAWN]
+        rows += [score_row(tag, _columns(report), num_tested(report)) for tag in shown]
         rows += [(), ("margin asked for", _margin_words(report))]
     title = "Results on test samples" if report.summary else "Results"
     table(ax, title, rows + _setting_rows(report), wide=True)

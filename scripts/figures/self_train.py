@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from rlsmooth.scripts.figures.classify import score_row
+from rlsmooth.scripts.figures.classify import num_tested, score_row
 from rlsmooth.scripts.figures.page import (
     BLUE,
     GREEN,
@@ -25,7 +25,7 @@ from rlsmooth.scripts.figures.page import (
     table,
     write_into,
 )
-from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport
+from rlsmooth.scripts.reports import FEW_SAMPLES, Comparison, ReportKind, Row, RunReport, share_words
 
 LATER = "drawn when the run ends"
 AXIS = RunAxis(label="round (0: given labels only)", prefix="self_train/", whole=True, empty=LATER)
@@ -53,7 +53,8 @@ def pseudo_label_words(settings: Mapping[str, Any]) -> str:
 def _score_rows(report: RunReport) -> list[Row]:
     """Of each score: its name, its value with the given labels alone, and after self-training."""
     columns = (report.extras["before"], report.summary)
-    return [score_row(tag, columns) for tag in SHOWN if all(tag in column for column in columns)]
+    shown = [tag for tag in SHOWN if all(tag in column for column in columns)]
+    return [score_row(tag, columns, num_tested(report)) for tag in shown]
 
 
 def _pseudo_label_rows(report: RunReport) -> list[Row]:
@@ -63,7 +64,8 @@ def _pseudo_label_rows(report: RunReport) -> list[Row]:
         return [("rounds", f"0: {ENDED[ended]}")] if ended else []
     last = rounds[-1]
     made = sum(entry["num_new"] for entry in rounds)
-    right = "" if last["pseudo_label_accuracy"] is None else f", {100 * last['pseudo_label_accuracy']:.1f} % right"
+    accuracy = last["pseudo_label_accuracy"]
+    right = "" if accuracy is None else f", {share_words(accuracy, max(made, FEW_SAMPLES))} right"
     rows: list[Row] = [("pseudo-labels", f"{made:,}{right}")]
     bias = last["confirmation_bias"]
     if bias is not None and bias["share_grown"] is not None:

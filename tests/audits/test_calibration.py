@@ -25,6 +25,7 @@ from rlsmooth.audits import (
     negative_log_likelihood,
     reliability_bins,
 )
+from rlsmooth.audits.calibration import diagram_bins
 from support import assert_raises
 
 NORMS: list[Any] = ["l1", "l2", "max"]
@@ -548,3 +549,39 @@ def test_bad_arguments_of_temperature() -> None:
     with pytest.raises(ValueError, match=r"bounds\[0\]=0.0 must be a finite number in \(0"):
         fit_temperature(logits, labels, bounds=(0.0, 1.0))
     assert_raises(ValueError, r"bounds=\(2.0, 1.0\) must ascend", fit_temperature, logits, labels, bounds=(2.0, 1.0))
+
+
+# ---- the bins of a diagram of few samples
+@pytest.mark.parametrize("count", [1, 9, 10, 38, 99, 299])
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_diagram_of_few_samples_has_few_bins_of_as_many_each(count: int, ties: bool) -> None:
+    """numpy's `array_split` of the sorted samples is the truth."""
+    rng = np.random.default_rng(count)
+    confidences = rng.integers(1, 4, count) / 4 if ties else rng.random(count)
+    hits, weights = rng.random(count) < confidences, rng.random(count)
+    for weight in (None, weights):
+        given = None if weight is None else torch.tensor(weight)
+        bins = diagram_bins(torch.tensor(confidences), torch.tensor(hits), given)
+        order = np.argsort(confidences, kind="stable")
+        parts = np.array_split(order, min(10, max(1, count // 10)))
+        assert (max(map(len, parts)) - min(map(len, parts)), len(bins.counts)) in {(0, len(parts)), (1, len(parts))}
+        if weight is None:
+            assert sorted(bins.counts.tolist()) == sorted(map(len, parts))
+            assert (bins.counts.min() >= 10) or count < 10
+        assert float(bins.counts.sum()) == pytest.approx(count if weight is None else weights.sum())
+        mean = np.average(hits, weights=weight)
+        assert float((bins.accuracy * bins.counts).sum() / bins.counts.sum()) == pytest.approx(mean)
+        inside = bins.mean_confidence[:, None] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+        bounds = torch.stack((bins.edges[:-1], -bins.edges[1:]), dim=1)
+        assert (inside >= bounds - 1e-12).all()
+        assert (bins.edges.diff() >= 0).all()
+        assert bins.edges[[0, -1]].tolist() == [0.0, 1.0]
+
+
+def test_a_diagram_of_many_samples_has_the_usual_bins() -> None:
+    confidences = torch.rand(300, generator=torch.Generator().manual_seed(0))
+    usual = reliability_bins(confidences, confidences > 0.5)
+    for found, expected in zip(diagram_bins(confidences, confidences > 0.5), usual, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert diagram_bins(torch.zeros(0), torch.zeros(0)).counts.sum() == 0
+    assert diagram_bins(torch.tensor([0.5, float("nan")]), torch.zeros(2)).counts.isnan().all()

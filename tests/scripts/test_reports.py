@@ -19,7 +19,7 @@ from rlsmooth.audits import interquartile_mean_band
 from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report, publish_report
 from rlsmooth.scripts.figures.on_policy import DEFAULT_RATES
 from rlsmooth.scripts.figures.seeds import HIGH, LOW, merge_seeds
-from rlsmooth.scripts.reports import RunReport
+from rlsmooth.scripts.reports import RunReport, share_words, with_unit
 from support import assert_raises
 
 FROZEN = next(folder / "frozen" / "reports" for folder in Path(__file__).parents if (folder / "frozen").is_dir())
@@ -277,3 +277,23 @@ def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_of_another_command_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"command": "record", "arguments": {}}))
     assert_raises(ValueError, "was written by none of bc, bco, dagger, gail, airl, ppo", load_reports, [tmp_path])
+
+
+def test_shares_have_the_digits_that_their_samples_can_tell_apart() -> None:
+    """One sample is right or wrong: a tenth of a percent would be invented."""
+    counts = (None, 5000, 1000, 999, 100, 99, 1)
+    expected = ["66.7 %", "66.7 %", "66.7 %", "67 %", "67 %", "67 % of 99", "67 % of 1"]
+    assert [share_words(2 / 3, count) for count in counts] == expected
+    assert [with_unit(1.0, unit, 1) for unit in ("share", "%", "nats")] == ["100 % of 1", "100.0 %", "1.000 nats"]
+    assert share_words(0.021, 38, "+") == "+2 %"
+
+
+@pytest.mark.parametrize("name", ["bc", "classify", "self_train"])
+def test_a_result_of_one_sample_is_printed_as_such(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = load(name)
+    report.extras["data"] |= {"held out": "1 in 1 episodes"} if name == "bc" else {"test": "1"}
+    report.summary["accuracy"] = 1.0
+    KINDS[name.replace("_", "-")].print(report)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ accuracy ")]
+    assert "100 % of 1 " in line
+    assert "100.0" not in line
