@@ -35,6 +35,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("rlsmooth")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seed`, for `make fuzz`."""
+    parser.addoption("--seed", type=int, default=0, help="seed of the fuzzers in tests/fuzz")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a fuzzer draws its cases from."""
+    return int(request.config.getoption("--seed"))
+
+
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device at hand. Session scope, so that it can stand beside hypothesis' `given`."""

@@ -207,12 +207,13 @@ def _gradient(
         else:
             gradient.addcmul_(target.reference.block(gradient.dtype), background, value=-1)
     places = target.atom_indices
-    if places.shape[-1] and weights.background is not None and target.weights_may_cancel:
-        # An atom may take off what the background put on its class: the difference of the two is taken exactly.
-        slope = exponentials.gather(-1, places) * (weights.mass / total).unsqueeze(-1)
-        gradient.scatter_(-1, places, (slope - target.at_atoms().to(slope.dtype)) * upstream.unsqueeze(-1))
-    elif places.shape[-1]:
+    if places.shape[-1]:
         gradient.scatter_add_(-1, places, weights.atoms * -upstream.unsqueeze(-1))
+        if weights.background is not None and target.weights_may_cancel:
+            # Where an atom takes off all that the background put on its class, rounding must not stay.
+            slope = exponentials.gather(-1, places) * (weights.mass * upstream / total).unsqueeze(-1)
+            cancelled = target.at_atoms() == 0
+            gradient.scatter_(-1, places, torch.where(cancelled, slope, gradient.gather(-1, places)))
     if mask is not None:
         gradient.masked_fill_(~mask, 0.0)
     if ignore_rows:  # selected, not multiplied: an ignored row may hold NaN

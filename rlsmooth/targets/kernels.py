@@ -9,15 +9,35 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_positive_int
-from rlsmooth.targets.arguments import check_ordinal_parameters, first_row, from_array, values_can_be_checked
+from rlsmooth.targets.arguments import (
+    check_ordinal_parameters,
+    first_row,
+    from_array,
+    is_traced,
+    values_can_be_checked,
+)
 from rlsmooth.targets.special import log_incomplete_beta
 
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)
 
 
+LEAST_LOG_SHARE = math.log(1e-30)
+"""The logarithm of a share that is still a number in float32, also where many are added."""
 _FAR = 1e30
 """An exponent so great that `exp(-x)` is 0 beside that of any smaller one."""
+
+
+def is_steep(log_rows: Tensor) -> bool:
+    """Whether a mask may leave so little of some row that its logarithms are needed; of what is compiled, always.
+
+    Args:
+        log_rows: `[K]` or `[K, K]`, each row up to a constant; -inf is no share.
+    """
+    if is_traced():
+        return True
+    shares = log_rows.log_softmax(-1)
+    return bool(((shares > -torch.inf) & (shares < LEAST_LOG_SHARE)).any())
 
 
 def off_label_rows(kernel: Tensor, name: str = "kernel", *, in_logarithms: bool = False) -> Tensor:

@@ -24,6 +24,7 @@ from rlsmooth.targets.arguments import (
     to_labels,
     values_can_be_checked,
 )
+from rlsmooth.targets.kernels import is_steep
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
 
@@ -152,12 +153,22 @@ def prior(
         raise ValueError(f"prior has shape {tuple(prior.shape)}, needs [K]: for one distribution a row use from_probs.")
     if values_can_be_checked(validate):
         check_probabilities("prior", prior, "give counts / counts.sum()")
-    vector = prior.detach().to(labels.device, weight_dtype(labels.device))
-    if mask is None:
-        reference = Reference(len(vector), "vector", vector, total=vector.sum())
-    else:
-        reference = Reference(len(vector), "vector", vector.log())
-    return around_label(labels, reference, alpha, mask, validate=validate, empty_is_an_error=True)
+    steep = mask is not None and (not values_can_be_checked(validate) or is_steep(prior.detach().log()))
+    return from_prior(labels, prior, alpha, mask=mask, validate=validate, in_logarithms=steep)
+
+
+def from_prior(
+    labels: Tensor, prior: Tensor, alpha: Alpha, *, mask: Tensor | None, validate: bool, in_logarithms: bool
+) -> Target:
+    """`prior` of a prior that is checked; `in_logarithms` where a mask may leave too little of it."""
+    vector = prior.detach().to(weight_dtype(labels.device) if labels.device.type == "mps" else torch.float64)
+    if in_logarithms:
+        vector = vector.log()
+    vector = vector.to(labels.device, weight_dtype(labels.device))
+    reference = Reference(len(vector), "vector", vector, total=vector.sum() if mask is None else None)
+    return around_label(
+        labels, reference, alpha, mask, validate=validate, empty_is_an_error=True, in_logarithms=in_logarithms
+    )
 
 
 def around_label(
@@ -168,11 +179,12 @@ def around_label(
     *,
     validate: bool,
     empty_is_an_error: bool = False,
+    in_logarithms: bool = False,
 ) -> Target:
     """`(1 - alpha) · onehot + alpha · reference`; alpha None is 1 with the label as a weightless atom.
 
-    Under a mask the reference's values are logarithms. Where it leaves the reference nothing, nothing can be smoothed
-    to, so the target is hard.
+    Where a mask leaves the reference nothing, nothing can be smoothed to, so the target is hard. With `in_logarithms`
+    the reference's values are logarithms, under a mask that may leave very little.
     """
     num_classes = reference.num_classes
     check_values = values_can_be_checked(validate)
@@ -187,7 +199,7 @@ def around_label(
             check_mask(mask, labels)
     background = broadcast_alpha(alpha, labels)
     if mask is not None:
-        reference, has_mass = reference.restricted(mask)
+        reference, has_mass = reference.restricted(mask, in_logarithms)
         if check_values and empty_is_an_error:
             bad = first_row(~has_mass)
             if bad is not None:

@@ -103,16 +103,22 @@ class Reference:
         exponents = values.to(wide) - self.shift.to(wide).unsqueeze(-1)
         return (exponents if self.temperature == 1.0 else exponents / self.temperature).exp().to(dtype)
 
-    def restricted(self, mask: Tensor) -> tuple[Reference, Tensor]:
-        """A `"vector"` or `"rows"` of logarithms over the legal classes alone, and where there is one, `[...]`.
+    def restricted(self, mask: Tensor, in_logarithms: bool) -> tuple[Reference, Tensor]:
+        """A `"vector"` or `"rows"` over the legal classes alone, renormalised, and where any has a share, `[...]`.
 
-        It is renormalised in logarithms, so that legal classes far from the label keep their shares however small
-        those were among all classes. Where no legal class has any, the reference is 0.
+        In logarithms legal classes far from the label keep their shares however small those were among all classes.
+        Where no legal class has any, the reference is 0.
 
         Args:
             mask: bool `[..., K]`, True = legal.
+            in_logarithms: whether the values are logarithms.
         """
         assert self.values is not None
+        if not in_logarithms:
+            masked = Reference(self.num_classes, self.kind, self.values, self.rows, mask)
+            mass = masked.block(self.values.dtype).sum(-1)
+            has_mass = mass > 0
+            return replace(masked, scale=torch.where(has_mass, 1 / mass, 0.0)), has_mass
         legal = (self.values if self.rows is None else take_rows(self.values, self.rows)).masked_fill(~mask, -torch.inf)
         largest = legal.amax(-1)
         has_mass = largest > -torch.inf

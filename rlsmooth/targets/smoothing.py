@@ -22,8 +22,8 @@ from rlsmooth.targets.arguments import (
     to_labels,
 )
 from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
-from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows
-from rlsmooth.targets.labelled import one_hot, prior, uniform
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows
+from rlsmooth.targets.labelled import from_prior, one_hot, uniform
 from rlsmooth.targets.reference import weight_dtype
 from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows
 from rlsmooth.targets.target import Target
@@ -69,6 +69,7 @@ class Smoothing:
     _tables: dict[tuple[int, bool, bool, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _steepness: dict[tuple[int, bool], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("spread", self.spread, ("all", "others"))
@@ -149,17 +150,33 @@ class Smoothing:
         if isinstance(self.reference, str) and self.reference == "uniform":
             assert alpha is not None
             return uniform(labels, num_classes, alpha, self.spread, mask=mask, validate=validate)
-        table = self._table(num_classes, alpha is None, mask is not None, labels.device)
-        if table.ndim == 1:
+        steep = mask is not None and self._is_steep(num_classes, alpha is None)
+        form: dict[str, Any] = {"mask": mask, "validate": validate, "in_logarithms": steep}
+        if isinstance(self.reference, Tensor) and self.reference.ndim == 1:
             assert alpha is not None
-            return prior(labels, table, alpha, mask=mask, validate=validate)
-        return from_rows(labels, table, alpha, mask=mask, validate=validate)
+            return from_prior(labels, self._table(num_classes, False, False, labels.device), alpha, **form)
+        return from_rows(labels, self._table(num_classes, alpha is None, steep, labels.device), alpha, **form)
+
+    def _is_steep(self, num_classes: int, include_label: bool) -> bool:
+        """Whether masks need the reference in logarithms; found once."""
+        key = (num_classes, include_label)
+        found = self._steepness.get(key)
+        if found is None:
+            if isinstance(self.reference, Tree):
+                found = self.reference.is_steep(self.decay)
+            else:
+                table = self._make_table(num_classes, include_label, in_logarithms=True)
+                found = is_steep(table.log() if table.ndim == 1 else table)
+            if not is_traced():
+                self._steepness[key] = found
+        return found
 
     def _table(self, num_classes: int, include_label: bool, in_logarithms: bool, device: torch.device) -> Tensor:
         """The reference's prior or normalised kernel, or the logarithms of a kernel, made once for each device."""
         key = (num_classes, include_label, in_logarithms, device)
         table = self._tables.get(key)
         if table is None:
+            self._is_steep(num_classes, include_label)  # found now, so that no later call reads a value
             with torch.inference_mode(False):  # it is cached, and a later training may use it
                 made = self._make_table(num_classes, include_label, in_logarithms)
                 table = made.to(device, weight_dtype(device))

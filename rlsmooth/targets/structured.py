@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice
-from rlsmooth.targets.arguments import Alpha, Labels, to_labels
-from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, off_label_rows, ordinal_kernel
+from rlsmooth.checks import check_choice, check_in_range
+from rlsmooth.targets.arguments import Alpha, Labels, is_traced, to_labels
+from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows, ordinal_kernel
 from rlsmooth.targets.labelled import around_label
 from rlsmooth.targets.reference import Reference, weight_dtype
 from rlsmooth.targets.target import Target
@@ -43,8 +43,9 @@ def kernel(
         >>> kernel(torch.tensor([0]), similarity, alpha=0.2).dense()
         tensor([[0.8000, 0.1500, 0.0500]])
     """
-    rows = off_label_rows(kernel, in_logarithms=mask is not None)
-    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
+    steep = mask is not None and is_steep(off_label_rows(kernel, in_logarithms=True))
+    rows = off_label_rows(kernel, in_logarithms=steep)
+    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate, in_logarithms=steep)
 
 
 def hierarchical(
@@ -80,8 +81,9 @@ def hierarchical(
     """
     if not isinstance(tree, Tree):
         raise TypeError(f"tree must be a rlsmooth.targets.Tree, got {type(tree).__name__}: see Tree.from_nested.")
-    rows = tree.kernel(decay, include_label=alpha is None, in_logarithms=mask is not None)
-    return from_rows(tree.to_labels(labels), rows, alpha, mask=mask, validate=validate)
+    steep = mask is not None and tree.is_steep(check_in_range("decay", decay, 0.0))
+    rows = tree.kernel(decay, include_label=alpha is None, in_logarithms=steep)
+    return from_rows(tree.to_labels(labels), rows, alpha, mask=mask, validate=validate, in_logarithms=steep)
 
 
 def ordinal(
@@ -126,9 +128,10 @@ def ordinal(
         >>> ordinal(torch.tensor([1]), 4, None, "exponential").dense()  # SORD
         tensor([[0.2097, 0.5701, 0.2097, 0.0104]])
     """
-    arguments = width, concentration, decay, power, edge, mask is not None
-    rows = cached_ordinal_kernel(num_classes, scheme, alpha is None, *arguments)
-    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate)
+    arguments = num_classes, scheme, alpha is None, width, concentration, decay, power, edge
+    steep = mask is not None and ordinal_is_steep(*arguments)
+    rows = cached_ordinal_kernel(*arguments, steep)
+    return from_rows(to_labels(labels), rows, alpha, mask=mask, validate=validate, in_logarithms=steep)
 
 
 def cached_ordinal_kernel(
@@ -147,6 +150,29 @@ def cached_ordinal_kernel(
     check_choice("edge", edge, ("all", "half"))
     arguments = width, concentration, decay, power, edge, in_logarithms
     return _cached_ordinal_kernel(num_classes, scheme, include_label, *arguments)
+
+
+def ordinal_is_steep(
+    num_classes: int,
+    scheme: OrdinalScheme,
+    include_label: bool,
+    width: float,
+    concentration: float,
+    decay: float,
+    power: float,
+    edge: Literal["all", "half"],
+) -> bool:
+    """`is_steep` of an ordinal kernel, found once for each set of arguments; of what is compiled, always."""
+    check_choice("scheme", scheme, ORDINAL_SCHEMES)
+    check_choice("edge", edge, ("all", "half"))
+    if is_traced():
+        return True
+    return _ordinal_is_steep(num_classes, scheme, include_label, width, concentration, decay, power, edge)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _ordinal_is_steep(*arguments: Any) -> bool:
+    return is_steep(cached_ordinal_kernel(*arguments, True))
 
 
 # What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that
@@ -181,12 +207,21 @@ def _cached_ordinal_kernel(
         )
 
 
-def from_rows(labels: Tensor, rows: Tensor, alpha: Alpha | None, *, mask: Tensor | None, validate: bool) -> Target:
+def from_rows(
+    labels: Tensor,
+    rows: Tensor,
+    alpha: Alpha | None,
+    *,
+    mask: Tensor | None,
+    validate: bool,
+    in_logarithms: bool = False,
+) -> Target:
     """`(1 - alpha) · onehot + alpha · rows[label]`, alpha None: `rows[label]` alone.
 
-    The rows are normalised; under a mask they are logarithms, each row up to a constant.
+    The rows are normalised, or `in_logarithms`, for masks: each row up to a constant.
     """
     table = rows.to(labels.device, weight_dtype(labels.device))
     if len(table) == 1:  # no other class to smooth to
-        table = torch.ones_like(table) if mask is None else torch.zeros_like(table)
-    return around_label(labels, Reference(len(table), "rows", table, labels), alpha, mask, validate=validate)
+        table = torch.zeros_like(table) if in_logarithms else torch.ones_like(table)
+    reference = Reference(len(table), "rows", table, labels)
+    return around_label(labels, reference, alpha, mask, validate=validate, in_logarithms=in_logarithms)

@@ -355,6 +355,9 @@ class Target:
 def _entropy_of_background(weight: Tensor, reference: Reference) -> Tensor:
     """`H(b · r) = b · H(r) - b log b · mass(r)`: no atom to add, so `r` need not be written out for every row."""
     weight = weight.to(weight_dtype(weight.device))
+    if reference.kind == "dense":  # which mixing may have made negative: it is the product that counts
+        q = weight.unsqueeze(-1) * reference.block(weight.dtype)
+        return -torch.special.xlogy(q, q).sum(-1)  # type: ignore[no-any-return]
     entropy = weight * reference.entropy(weight.dtype, weight.device)
     mass = reference.mass()
     weight_term: Tensor = torch.special.xlogy(weight, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets.arguments import Labels, to_labels
 from rlsmooth.targets.fields import rebuild
-from rlsmooth.targets.kernels import minus_exponents
+from rlsmooth.targets.kernels import LEAST_LOG_SHARE, minus_exponents
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Tree:
     parents: tuple[int, ...]
     classes: tuple[int, ...]
     distances: Tensor = field(init=False, repr=False, compare=False)
+    _diameter: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.names, self.parents, self.classes)
         object.__setattr__(self, "distances", _distances(self.parents, self.classes))
+        object.__setattr__(self, "_diameter", int(self.distances.max()))
 
     @property
     def num_classes(self) -> int:
@@ -109,6 +112,10 @@ class Tree:
         if self.num_classes == 1:
             return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
         return log_weights.softmax(-1)
+
+    def is_steep(self, decay: float) -> bool:
+        """Whether a mask may leave so little of some row of the kernel that its logarithms are needed."""
+        return decay * self._diameter + math.log(self.num_classes) > -LEAST_LOG_SHARE
 
     @staticmethod
     def from_parents(

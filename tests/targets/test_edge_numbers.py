@@ -20,6 +20,7 @@ from rlsmooth.targets import (
     Smoothing,
     Target,
     Tree,
+    boltzmann,
     completed_q,
     confidence_adaptive,
     hierarchical,
@@ -342,3 +343,13 @@ def test_written_out_sums_its_mass_in_float64(rows: int) -> None:
     np.testing.assert_allclose(written.mass(), exact, rtol=1e-14)
     entropy = [math.fsum(-v * math.log(v) for v in row) for row in written.reference.values.tolist()]
     np.testing.assert_allclose(written.entropy(), entropy, rtol=1e-12)
+
+
+def test_the_entropy_of_what_two_signs_made_positive() -> None:
+    negative = Target.mix(boltzmann(torch.zeros(1, 2)), boltzmann(torch.tensor([[0.0, 1.0]])), 0.5).scale(-0.1)
+    assert negative.entropy().isnan().all()
+    assert negative.scale(0.0).entropy().item() == 0
+    q = -negative.dense(F64)
+    assert Target.mix(negative, negative, 0.5).scale(-1.0).entropy().item() == pytest.approx(
+        -(q * q.log()).sum().item()
+    )
