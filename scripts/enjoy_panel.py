@@ -196,7 +196,7 @@ def entropy_of_choice(acting: MixedCategorical | MixedGaussian) -> tuple[float, 
     """
     exact = acting.mixture_entropy()
     if isinstance(acting, MixedGaussian):
-        return float((acting.mixture_entropy_estimate(256) if exact is None else exact)[0]), None
+        return float((acting.mixture_entropy_estimate(256) if exact is None else exact)[0].detach()), None
     assert exact is not None
     fractions, has_choice = acting.entropy_fractions()
     return float(exact[0]) + 0.0, float(fractions[0]) + 0.0 if bool(has_choice[0]) else math.nan

@@ -82,7 +82,9 @@ class TrainingRun:
         elif isinstance(error, (KeyboardInterrupt, OSError)) and self._resume_from:
             words = f"rlsmooth {self.command} --resume {shlex.quote(str(self.folder))}"
             first = f"{error or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
-            print(f"\n{first}To resume from the last {self._resume_from}: {words}")
+            has_any = any(self.checkpoints.rglob("checkpoint_*.zip"))
+            start = f"To resume from the last {self._resume_from}" if has_any else "To begin again"
+            print(f"\n{first}{start}: {words}")
         elif isinstance(error, KeyboardInterrupt):
             print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
         if isinstance(error, OSError) and error.errno in DISK_ERRORS and EXPLAINED not in str(error):

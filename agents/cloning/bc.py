@@ -413,13 +413,13 @@ class BC(ActingModel):
                     continues = continues and not stopping.should_stop
                 if self.eval_every is not None and step % self.eval_every == 0:
                     self._evaluate()
-                if self.checkpoint_folder is not None and step % self.checkpoint_every == 0:
+                stops = self.checkpoint_folder is not None and stop_requested() and not progress.is_over
+                if self.checkpoint_folder is not None and (stops or step % self.checkpoint_every == 0):
                     self._write_checkpoint()
+                if stops:
+                    stop(f"A checkpoint of batch {step:,} was written.")
                 if not continues or progress.is_over:
                     break
-                if self.checkpoint_folder is not None and stop_requested():
-                    self._write_checkpoint()
-                    stop(f"A checkpoint of batch {step:,} was written.")
 
     def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
@@ -467,8 +467,8 @@ class BC(ActingModel):
 
     def _check_finite(self) -> None:
         """Raise TrainingDivergedError unless all losses and parameters so far are finite."""
-        rate = learning_rate_of(self.policy.optimizer)
-        self._watch.check(self.num_timesteps, self._minibatch_of, rate=rate, checkpoint_folder=self.checkpoint_folder)
+        rate, folder = learning_rate_of(self.policy.optimizer), self.checkpoint_folder
+        self._watch.check(self.num_timesteps, self._minibatch_of, rate=rate, checkpoint_folder=folder)
 
     def _minibatch_of(self, step: int) -> tuple[Tensor, list[Tensor]]:
         """The indices of the transitions in the minibatch of an update, and their tensors."""

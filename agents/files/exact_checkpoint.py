@@ -58,7 +58,7 @@ from rlsmooth.agents.files.algorithm_file import (
     set_plain_attributes,
 )
 from rlsmooth.agents.files.algorithm_state import buffer_state, check_buffer, cut_off_episodes, set_buffer_state
-from rlsmooth.agents.files.policy_file import load_parameters
+from rlsmooth.agents.files.policy_file import load_parameters, resample_noise
 from rlsmooth.agents.files.run_state import (
     action_noise_state,
     arrays_from_tensors,
@@ -620,6 +620,7 @@ def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.de
         load_parameters(checkpoint.path, agent.policy, checkpoint.tensors["policy"])
         if file == MODEL_FILE:
             set_plain_attributes(agent, checkpoint.config["attributes"])
+            resample_noise(agent.policy, agent.n_envs)  # of other weights until now
             wrappers = _run_of(checkpoint)["interaction"]["env"]["wrappers"]
             normalizer = agent.get_vec_normalize_env()
             for kept in wrappers if normalizer is not None else ():

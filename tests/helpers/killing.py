@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlsmooth.scripts.main import main
+from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.training import checkpoint_steps
 from support import REPOSITORY, assert_equal
 
@@ -120,3 +123,92 @@ def kill_command(
     assert main([command, "--resume", str(killed)]) == 0
     assert main([command, *settings, "-f", str(logs / "whole")]) == 0
     return whole, killed
+
+
+COMMANDS = """
+import os, pathlib, random, signal, sys, time
+import torch, stable_baselines3, sb3_contrib, sklearn.datasets, matplotlib.pyplot  # once, before the forks
+from rlsmooth.scripts.main import main
+from rlsmooth.scripts.metrics_file import read_metrics
+torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+numbers, command, *words = sys.argv[1:]
+moments = random.Random(len(command))
+
+def start(*more):
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            code = main([command, *more])
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return process
+
+def newest():  # a run that was killed before it had its settings begins anew, in another folder
+    found = sorted(pathlib.Path("killed").glob("*/*/config.json"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+began = time.monotonic()
+assert os.waitpid(start(*words, "-f", "whole"), 0)[1] == 0
+whole = time.monotonic() - began
+stopped = 0
+for number in map(int, numbers.split(",")):
+    folder, before = newest(), time.time()
+    process = start(*words, "-f", "killed") if folder is None else start("--resume", str(folder))
+    while newest() is None and os.waitpid(process, os.WNOHANG)[0] == 0:
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0.05, 0.4) * whole)
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        continue
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert code in (0, -9 if number == 9 else 128 + number), code
+    stopped += code != 0
+    if number != 9 and code != 0:
+        recent = [path for path in newest().rglob("checkpoint_*.zip") if path.stat().st_mtime >= before]
+        print("moment", bool(recent))
+print("stopped", stopped)
+assert os.waitpid(start("--resume", str(newest())), 0)[1] == 0
+print("folder", newest())
+"""
+CLOCK = ("time/", "bc/samples_per_second", "gan/steps_per_second")
+
+
+def command_interrupted(programs: Any, home: Path, numbers: Sequence[int], *words: str) -> tuple[Path, Path, list[str]]:
+    """Run a command whole, and once more with a signal of each of `numbers` at a random moment, resumed after each.
+
+    Returns:
+        The folder of the whole run, that of the other one, and the lines that were printed.
+    """
+    done = programs.run(COMMANDS, home, ",".join(map(str, numbers)), *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    folder = next(line.removeprefix("folder ") for line in lines if line.startswith("folder "))
+    (whole,) = (home / "whole").glob("*/*")
+    return whole, home / folder, lines
+
+
+def assert_same_runs(whole: Path, killed: Path, *, same_windows: bool = True) -> None:
+    """Both runs have the same tensors in all their files, the same metrics but for clocks, and no temporary file."""
+    assert not list(killed.rglob(".*.tmp"))
+    there, here = (read_metrics(path / "metrics.csv") for path in (whole, killed))
+    steps = [line.split(",")[0] for line in (killed / "metrics.csv").read_text().splitlines()]
+    assert len(set(steps)) == len(steps)
+    assert there.keys() == here.keys()
+    for name, curve in there.items():
+        if not name.startswith(CLOCK):
+            assert curve[0] == here[name][0], name
+            assert not same_windows or curve == here[name], name
+    names = [path.name for path in whole.glob("*.zip")]
+    assert names
+    for name in names:
+        with zipfile.ZipFile(whole / name) as one, zipfile.ZipFile(killed / name) as other:
+            tensors = [member for member in one.namelist() if member.endswith(".safetensors")]
+            assert tensors == [member for member in other.namelist() if member.endswith(".safetensors")]
+            assert all(one.read(member) == other.read(member) for member in tensors), name
+    if (whole / "evaluations.npz").exists():
+        with np.load(whole / "evaluations.npz") as one_file, np.load(killed / "evaluations.npz") as other_file:
+            assert_equal(dict(one_file), dict(other_file))
