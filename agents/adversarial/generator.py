@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.files.algorithm_file import (
     ALGORITHM_BASES,
     Algorithm,
@@ -61,7 +62,7 @@ def check_generator(algorithm: BaseAlgorithm, demonstrations: Demonstrations) ->
 
     Raises:
         TypeError: these are no demonstrations.
-        ValueError: there is no environment, or the spaces differ.
+        ValueError: there is no environment, the spaces differ, or the actions of a plain policy do not start at 0.
 
     Warns:
         UserWarning: the demonstrations have weights, which a discriminator does not use.
@@ -69,6 +70,7 @@ def check_generator(algorithm: BaseAlgorithm, demonstrations: Demonstrations) ->
     check_demonstrations("demonstrations", demonstrations)
     if algorithm.env is None:
         raise ValueError("gen_algo has no environment: give it one, as in PPO('MlpPolicy', env).")
+    check_counts_from_start("gen_algo", algorithm.policy)
     check_same_spaces(
         "demonstrations",
         (demonstrations.observation_space, demonstrations.action_space),

@@ -26,6 +26,7 @@ from stable_baselines3.common.torch_layers import (
 )
 from torch import Tensor, nn
 
+from rlsmooth.agents.action_start import shifted, start_of
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
 from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
@@ -201,7 +202,9 @@ class RewardNet(nn.Module):
         if self.use_next_state:
             inputs.append(self._features(transitions.next_observations, absorbing | terminated))
         if self.use_action:
-            actions = preprocess_obs(transitions.actions, self.action_space)
+            start = start_of(self.action_space)
+            given = transitions.actions if start is None else shifted(transitions.actions, start, sign=-1)
+            actions = preprocess_obs(given, self.action_space)
             assert isinstance(actions, Tensor)
             inputs.append(actions.flatten(1).masked_fill(absorbing.unsqueeze(-1), 0.0))
         columns = [absorbing]

@@ -206,7 +206,6 @@ class BC(ActingModel):
         self.observation_space = agent_spaces.policy_space(self.observation_space)
         self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
         policy_actions = self.action_space if self.bins is None else self.bins.space
-        self.action_start = agent_spaces.action_start(self.action_space)
         rate = self.lr_schedule(1.0)
         with isolated_rng(self.seed):
             self.policy = build_policy(

@@ -19,6 +19,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
+from rlsmooth.agents.action_start import count_from_start, plain_class
 from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.known_classes import policy_class_by_name
@@ -106,6 +107,7 @@ def build_policy(
         raise ValueError(
             "policy squashes its outputs (squash_output=True), so that it has no Gaussian to compare with."
         )
+    count_from_start(built)
     for group in built.optimizer.param_groups:
         group["lr"] = learning_rate
     return built.to(device)
@@ -177,7 +179,7 @@ def _check_policy_class(policy_class: Any) -> None:
 def _is_standard(policy: BasePolicy) -> bool:
     """Whether the actor's layers may be called directly: nothing between them and the distribution was changed."""
     exact = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
-    if not is_maskable(policy) and type(_unchecked(policy).action_dist) not in exact:
+    if not is_maskable(policy) and plain_class(_unchecked(policy).action_dist) not in exact:
         return False
     base: Any = next(
         base for base in type(policy).__mro__ if base.__name__ in ("ActorCriticPolicy", "MaskableActorCriticPolicy")

@@ -151,7 +151,6 @@ class RoundsModel(ActingModel):
         self.bc = BC(policy, own, None, policy_kwargs=policy_kwargs, seed=seed, device=device, **clone)
         self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
         self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self.action_start = self.bc.action_start
         self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
         agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
         self.round = self.num_timesteps = 0

@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_float32_actions, count_from_start, start_of
 from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
@@ -216,6 +217,10 @@ class SmoothedPolicy(PolicyQueries):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._components = action_components(self.action_space)
+        count_from_start(self)
+        self._start = start_of(self.action_space)
+        if self._start is not None:
+            check_float32_actions(self.action_space)
         self.references: References | None = reference_recipes(reference, self.action_space)
         self.reference = canonical_reference(reference)
         self.reference_std = reference_std
@@ -382,6 +387,7 @@ class SmoothedPolicy(PolicyQueries):
             floor=self._exploration_floor,
             entropy_term=term,
             regularised=wanted.regularised,
+            start=self._start,
         )
         return categorical.proba_distribution(outputs, wanted.reference_outputs)
 

@@ -69,8 +69,7 @@ def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.T
     """Log-probability and entropy of the demonstrated actions, by SB3."""
     policy: Any = agent.policy
     observations, _ = policy.obs_to_tensor(demonstrations.observations)
-    start = 0 if agent.action_start is None else agent.action_start
-    actions = torch.as_tensor(np.asarray(demonstrations.actions) - start)
+    actions = torch.as_tensor(np.asarray(demonstrations.actions))
     actions = actions.reshape(len(actions), -1).float() if actions.ndim > 1 else actions
     with torch.no_grad():
         _, log_probability, entropy = policy.evaluate_actions(observations, actions)
