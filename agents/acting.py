@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
+from rlsmooth.data.arrays import forward
 from rlsmooth.training import isolated_rng
 
 
@@ -72,6 +74,8 @@ class ActingModel:
             ValueError: masks for a policy that takes none, an observation of another shape.
         """
         policy: Any = self.policy
+        parts = observation.items() if isinstance(observation, dict) else None
+        observation = forward(observation) if parts is None else {key: forward(part) for key, part in parts}
         if is_maskable(policy):
             actions, state = policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
         elif action_masks is not None:
@@ -212,6 +216,9 @@ def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
         TypeError: `model` has no policy.
         ValueError: spaces or architectures differ; the message names what does. The model's actions count from 0 and
             its action space does not.
+
+    Warns:
+        UserWarning: `policy` uses action masks, and the model does not.
     """
     if not isinstance(model, BaseAlgorithm):
         raise TypeError(f"model is a {type(model).__name__}: give an algorithm of Stable-Baselines3, such as PPO.")
@@ -219,6 +226,13 @@ def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
         "model", (model.observation_space, model.action_space), (policy.observation_space, policy.action_space)
     )
     check_counts_from_start("model", model.policy)
+    if is_maskable(policy) and not is_maskable(model.policy):
+        warnings.warn(
+            f"model is a {type(model).__name__}, whose {type(model.policy).__name__} can't use the action masks that "
+            "the agent acts under: use sb3-contrib's MaskablePPO.",
+            UserWarning,
+            stacklevel=3,
+        )
     ours, theirs = _actor(policy), _actor(model.policy)
     problems = [f"it lacks {name}" for name in ours if name not in theirs]
     problems += [f"it has {name}, which the agent lacks" for name in theirs if name not in ours]

@@ -192,10 +192,11 @@ def test_maskable_policies_agree_with_sb3_contrib(name: str) -> None:
     assert np.take_along_axis(masks, labels, axis=1).all()
 
 
-def test_a_plain_policy_learns_under_masks_and_says_that_it_acts_without() -> None:
+def test_a_plain_policy_class_learns_under_masks_and_says_that_it_acts_without() -> None:
     demonstrations = draw(FLAT, ACTIONS["discrete"])
     demonstrations = draw(FLAT, ACTIONS["discrete"], action_masks=legal_masks(demonstrations, [3]))
-    agent = BC("MlpPolicy", None, demonstrations, seed=0, device="cpu").learn(total_epochs=1)
+    with pytest.warns(UserWarning, match=r"by policy ActorCriticPolicy.*: use MaskableActorCriticPolicy "):
+        agent = BC(ActorCriticPolicy, None, demonstrations, seed=0, device="cpu").learn(total_epochs=1)
     with pytest.raises(ValueError, match="MaskableMlpPolicy"):
         agent.predict(demonstrations.observations, action_masks=demonstrations.action_masks)
 
