@@ -28,7 +28,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.policies import PolicyQueries
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.data.actors import Actor, Predictor, checked_action
-from rlsmooth.data.arrays import action_dims, action_starts, stack_observations
+from rlsmooth.data.arrays import action_dims, action_starts, forward, stack_observations
 from rlsmooth.losses import log_probabilities
 
 
@@ -85,7 +85,7 @@ def _probabilities(
     policy = head.policy
     policy.set_training_mode(False)
     tensors, _ = policy.obs_to_tensor(observations)
-    legal = head.mask_groups(None if masks is None else torch.as_tensor(masks, device=policy.device))
+    legal = head.mask_groups(None if masks is None else torch.as_tensor(forward(masks), device=policy.device))
     return [log_probabilities(logits, mask).exp() for logits, mask in zip(head.outputs(tensors), legal, strict=True)]
 
 

@@ -33,6 +33,7 @@ from rlsmooth.agents.smoothed.references import (
 )
 from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
+from rlsmooth.data.arrays import forward
 
 Mixture: TypeAlias = MixedCategorical | MixedGaussian
 """A smoothed policy's behaviour policy."""
@@ -122,7 +123,7 @@ class PolicyQueries(BasePolicy):
             self.set_training_mode(was_training)
 
     def _float_tensor(self, values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+        return torch.as_tensor(forward(values), dtype=torch.float32, device=self.device)
 
 
 def initial_lstm_states(policy: Any, num_sequences: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +160,7 @@ def recurrent_distribution(
 def _as_numpy(observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: _as_numpy(part) for key, part in observation.items()}
-    return observation.detach().cpu().numpy() if isinstance(observation, Tensor) else observation
+    return observation.detach().cpu().numpy() if isinstance(observation, Tensor) else forward(observation)
 
 
 class _Wanted(NamedTuple):

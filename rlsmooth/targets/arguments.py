@@ -44,7 +44,7 @@ def from_array(values: Any) -> Any:
     if values is None or isinstance(values, (Tensor, bool, int, float, str, list, tuple, dict)):
         return values
     try:
-        return torch.tensor(values)
+        return torch.tensor(values.copy() if hasattr(values, "strides") else values)  # a negative stride can't be read
     except (TypeError, ValueError, RuntimeError):  # no array: the caller says what it wants
         return values
 
@@ -59,7 +59,8 @@ def to_labels(labels: Labels, name: str = "labels") -> Tensor:
         tensor = labels
     else:
         try:
-            tensor = torch.tensor(labels)  # a copy: arrays may be read-only
+            given: Any = labels
+            tensor = torch.tensor(given.copy() if hasattr(given, "strides") else given)  # arrays may be read-only
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be whole numbers: {error}.") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

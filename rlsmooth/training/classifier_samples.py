@@ -235,7 +235,7 @@ def as_mask(mask: Any, num_samples: int, num_classes: int) -> Tensor | None:
     """
     if mask is None:
         return None
-    given = mask if isinstance(mask, Tensor) else torch.tensor(np.asarray(mask))
+    given = mask if isinstance(mask, Tensor) else torch.tensor(np.array(mask, order="C"))
     if given.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = legal), got {given.dtype}: use mask.bool() for 0/1 masks.")
     if given.ndim not in (1, 2) or given.shape[-1] != num_classes or given.shape[:-1] not in ((), (1,), (num_samples,)):
