@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
+from rlsmooth.data.arrays import forward
 from rlsmooth.training import isolated_rng
 
 
@@ -35,7 +38,6 @@ class ActingModel:
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
         bins: decodes the policy's actions where a Box is cut into bins, else None.
-        action_start: added to the policy's actions, which count from 0; None: nothing is.
     """
 
     policy: BasePolicy
@@ -48,7 +50,6 @@ class ActingModel:
     n_envs: int
     verbose: int
     bins: ActionBins | None
-    action_start: NDArray[Any] | None
     _logger: Logger | None
     _has_custom_logger: bool
 
@@ -73,6 +74,8 @@ class ActingModel:
             ValueError: masks for a policy that takes none, an observation of another shape.
         """
         policy: Any = self.policy
+        parts = observation.items() if isinstance(observation, dict) else None
+        observation = forward(observation) if parts is None else {key: forward(part) for key, part in parts}
         if is_maskable(policy):
             actions, state = policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
         elif action_masks is not None:
@@ -83,7 +86,7 @@ class ActingModel:
             actions, state = policy.predict(observation, state, episode_start, deterministic)
         if self.bins is not None:
             return self.bins.decode(actions), state
-        return (actions if self.action_start is None else actions + self.action_start), state
+        return actions, state
 
     def play(self, *, n_episodes: int, seed: int) -> dict[str, float]:
         """Play episodes deterministically and sampled, in `eval_env` or else the environment.
@@ -211,13 +214,25 @@ def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
 
     Raises:
         TypeError: `model` has no policy.
-        ValueError: spaces or architectures differ; the message names what does.
+        ValueError: spaces or architectures differ; the message names what does. The model's actions count from 0 and
+            its action space does not.
+
+    Warns:
+        UserWarning: `policy` uses action masks, and the model does not.
     """
     if not isinstance(model, BaseAlgorithm):
         raise TypeError(f"model is a {type(model).__name__}: give an algorithm of Stable-Baselines3, such as PPO.")
     check_same_spaces(
         "model", (model.observation_space, model.action_space), (policy.observation_space, policy.action_space)
     )
+    check_counts_from_start("model", model.policy)
+    if is_maskable(policy) and not is_maskable(model.policy):
+        warnings.warn(
+            f"model is a {type(model).__name__}, whose {type(model.policy).__name__} can't use the action masks that "
+            "the agent acts under: use sb3-contrib's MaskablePPO.",
+            UserWarning,
+            stacklevel=3,
+        )
     ours, theirs = _actor(policy), _actor(model.policy)
     problems = [f"it lacks {name}" for name in ours if name not in theirs]
     problems += [f"it has {name}, which the agent lacks" for name in theirs if name not in ours]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -82,6 +83,9 @@ def train(
     values = hyperparameter_values(command, args, algorithm=args.algo)
     hyperparameters = resolve_hyperparameters(values, algorithm)
     eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    if args.algo == "ppo" and args.resume is None and eval_env.has_attr("action_masks"):
+        eval_env.close()  # an alias stands for its maskable form, whose hyperparameters are others
+        return train(command, trainer_class, dataclasses.replace(args, algo="maskable-ppo"), make_net, **own)
     use_masks = uses_masks(args.algo, eval_env, args.env)
     check_action_space(args, eval_env.action_space)
     demonstrations = read_demonstrations(args, args.seed)

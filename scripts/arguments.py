@@ -151,7 +151,8 @@ class AdversarialArgs(OnPolicyArgs, DemonstrationArgs):
     """Options of both adversarial commands: the generator's, as for `rlsmooth ppo`, and the discriminator's."""
 
     algo: Algorithm = "ppo"
-    """The generator. ppo, a2c and maskable-ppo can be smoothed, which is off unless asked for. AIRL can't use dqn."""
+    """The generator. ppo, a2c and maskable-ppo can be smoothed, which is off unless asked for. AIRL can't use dqn.
+    Where the environment has action masks, ppo stands for maskable-ppo."""
     real_target: float = 1.0
     """What the discriminator says of the expert's transitions is trained towards this: 0.9 is one-sided smoothing."""
     fake_target: float = 0.0

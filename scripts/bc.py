@@ -122,7 +122,7 @@ def make_agent(
 ) -> BC:
     """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import BC
-    from rlsmooth.scripts.environment import check_device, default_policy
+    from rlsmooth.scripts.environment import check_device, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
 
     device = check_device(args.device)
@@ -130,7 +130,7 @@ def make_agent(
     if saved is not None:
         return BC.resume(saved, eval_env, training, validation=validation, eval_env=eval_env, device=device)
     return BC(
-        args.policy or default_policy(training),
+        args.policy or policy_alias(training.observation_space),
         eval_env,
         training,
         smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),

@@ -127,7 +127,7 @@ def make_agent(
     """A new agent, or that of the run's last round."""
     from rlsmooth.agents import BCO
     from rlsmooth.schedules import as_schedule
-    from rlsmooth.scripts.environment import check_device, default_policy
+    from rlsmooth.scripts.environment import check_device, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
 
     device = check_device(args.device)
@@ -140,7 +140,7 @@ def make_agent(
     if saved is not None:
         return BCO.resume(saved, env, demonstrations, eval_env=eval_env, device=device)
     return BCO(
-        args.policy or default_policy(demonstrations),
+        args.policy or policy_alias(demonstrations.observation_space),
         env,
         demonstrations,
         smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),

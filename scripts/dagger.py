@@ -148,9 +148,8 @@ def make_agent(
     saved = saved_checkpoints(args)
     if saved is not None:
         return DAgger.resume(saved, env, expert, eval_env=eval_env, device=device)
-    masked = "Maskable" if env.has_attr("action_masks") else ""
     return DAgger(
-        args.policy or f"{masked}{policy_alias(env.observation_space)}",
+        args.policy or policy_alias(env.observation_space),
         env,
         expert,
         demonstrations=initial,

@@ -16,7 +16,6 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.envs import Resumable
 
 assert rlsmooth.envs.ENVIRONMENTS
@@ -162,12 +161,6 @@ def limit_threads(num_threads: int) -> None:
     """
     if num_threads != -1:
         torch.set_num_threads(check_positive_int("num_threads", num_threads))
-
-
-def default_policy(demonstrations: Demonstrations | ObservationOnly) -> str:
-    """The alias of the policy for such observations, sb3-contrib's maskable one where there are action masks."""
-    name = policy_alias(demonstrations.observation_space)
-    return name if demonstrations.action_masks is None else f"Maskable{name}"
 
 
 def policy_alias(space: spaces.Space[Any], *, recurrent: bool = False) -> str:

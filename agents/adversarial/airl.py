@@ -21,6 +21,7 @@ from rlsmooth.agents.adversarial.reward_nets import (
 )
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.data.arrays import forward
 
 
 @final
@@ -139,7 +140,7 @@ def _normalised(algorithm: BaseAlgorithm, observations: TensorObservations) -> T
     if not isinstance(env, VecNormalize) or not env.norm_obs:
         return observations
     arrays: Any = env.normalize_obs(map_parts(observations, lambda part: part.cpu().numpy()))
-    found: TensorObservations = map_parts(arrays, lambda part: torch.as_tensor(part, device=algorithm.device))
+    found: TensorObservations = map_parts(arrays, lambda part: torch.as_tensor(forward(part), device=algorithm.device))
     return found
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.files.algorithm_file import (
     ALGORITHM_BASES,
     Algorithm,
@@ -61,19 +63,27 @@ def check_generator(algorithm: BaseAlgorithm, demonstrations: Demonstrations) ->
 
     Raises:
         TypeError: these are no demonstrations.
-        ValueError: there is no environment, or the spaces differ.
+        ValueError: there is no environment, the spaces differ, or the actions of a plain policy do not start at 0.
 
     Warns:
-        UserWarning: the demonstrations have weights, which a discriminator does not use.
+        UserWarning: the demonstrations have weights, which a discriminator does not use, or the environment action
+            masks, which the policy does not use.
     """
     check_demonstrations("demonstrations", demonstrations)
     if algorithm.env is None:
         raise ValueError("gen_algo has no environment: give it one, as in PPO('MlpPolicy', env).")
+    check_counts_from_start("gen_algo", algorithm.policy)
     check_same_spaces(
         "demonstrations",
         (demonstrations.observation_space, demonstrations.action_space),
         (algorithm.observation_space, algorithm.action_space),
     )
+    discrete = not isinstance(algorithm.action_space, spaces.Box)
+    if discrete and algorithm.env.has_attr("action_masks") and not is_maskable(algorithm.policy):
+        _warn(
+            f"gen_algo's environment has action_masks, which can't be used by its {type(algorithm.policy).__name__}: "
+            "it will choose illegal actions. Use SmoothedMaskablePPO or sb3-contrib's MaskablePPO."
+        )
     if demonstrations.weights is not None and np.ptp(np.asarray(demonstrations.weights)) > 0:
         _warn(
             "demonstrations have weights, and GAIL and AIRL draw all transitions alike: leave out those that must not "

@@ -26,8 +26,10 @@ from stable_baselines3.common.torch_layers import (
 )
 from torch import Tensor, nn
 
+from rlsmooth.agents.action_start import shifted, start_of
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
 from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
+from rlsmooth.data.arrays import forward
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
 from rlsmooth.training.safe_file import with_zip_suffix
 
@@ -201,7 +203,9 @@ class RewardNet(nn.Module):
         if self.use_next_state:
             inputs.append(self._features(transitions.next_observations, absorbing | terminated))
         if self.use_action:
-            actions = preprocess_obs(transitions.actions, self.action_space)
+            start = start_of(self.action_space)
+            given = transitions.actions if start is None else shifted(transitions.actions, start, sign=-1)
+            actions = preprocess_obs(given, self.action_space)
             assert isinstance(actions, Tensor)
             inputs.append(actions.flatten(1).masked_fill(absorbing.unsqueeze(-1), 0.0))
         columns = [absorbing]
@@ -436,7 +440,7 @@ def transitions_from_arrays(
     """Arrays as networks read them, none of them absorbing; images as `space` has them, if it is given."""
 
     def tensors(values: Any) -> Any:
-        return map_parts(values, lambda part: torch.as_tensor(part, device=device))
+        return map_parts(values, lambda part: torch.as_tensor(forward(part), device=device))
 
     here, after = tensors(oriented(observations, space)), tensors(oriented(next_observations, space))
     ended = tensors(terminated)

@@ -16,6 +16,7 @@ from rlsmooth.agents.adversarial.generator import outer_stacklevel
 from rlsmooth.agents.adversarial.reward_nets import Transitions, map_parts, oriented
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
+from rlsmooth.data.arrays import forward
 from rlsmooth.data.observation_only import transitions_with_next
 
 Array = NDArray[Any]
@@ -286,7 +287,8 @@ def _parts(observations: Observations) -> Iterator[Array]:
 
 
 def _to_tensor(values: Array, device: torch.device) -> Tensor:
-    return torch.as_tensor(values.astype(np.float32) if values.dtype == np.float64 else values, device=device)
+    values = values.astype(np.float32) if values.dtype == np.float64 else values
+    return torch.as_tensor(forward(values), device=device)
 
 
 def joined(one: Any, other: Any, part: slice) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.cloning import policy_building as building
 from rlsmooth.agents.cloning.action_units import make_units, step_optimizer
 from rlsmooth.agents.cloning.measures import (
     CloningMeasures,
@@ -27,7 +28,6 @@ from rlsmooth.agents.cloning.measures import (
     target_figures,
     write_to_tensorboard,
 )
-from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, decode_spaces, make_head
 from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
     TrainingData,
@@ -70,7 +70,6 @@ from rlsmooth.training.run import (
     open_progress_bar,
     set_learning_rate,
 )
-from rlsmooth.training.safe_file import encode_smoothing
 
 SmoothingLike: TypeAlias = float | str | Smoothing
 KIND = "bc"
@@ -97,8 +96,8 @@ class BC(ActingModel):
     SB3 counts as timesteps are updates here. A seeded run repeats bit for bit; training has its own random state.
 
     Args:
-        policy: `"MlpPolicy"`, `"CnnPolicy"`, `"MultiInputPolicy"`, sb3-contrib's as `"MaskableMlpPolicy"` and so on
-            (for acting under masks), an actor-critic policy class, or an instance of one.
+        policy: `"MlpPolicy"`, `"CnnPolicy"`, `"MultiInputPolicy"`, which stand for sb3-contrib's maskable forms where
+            data or environments have `action_masks`; an actor-critic policy class, or an instance of one.
         env_or_spaces: an environment (id, Gymnasium or VecEnv; only callbacks need one), `(observation_space,
             action_space)`, or None for the demonstrations' spaces.
         demonstrations: what to clone; None for an agent that only predicts. Memory-mapped data are read in blocks.
@@ -134,8 +133,11 @@ class BC(ActingModel):
 
     Raises:
         TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
-        ValueError: a value outside its range, spaces that differ, both kinds of validation data, early stopping without
-            any, a folder that can't be written to; see also `Smoothing` and `Demonstrations.split`.
+        ValueError: a value outside its range, spaces that differ, masks without sb3-contrib, both kinds of validation
+            data, early stopping without any, a folder that can't be written to; see also `Smoothing`.
+
+    Warns:
+        UserWarning: a policy class that can't use the action masks.
 
     Example:
         >>> from rlsmooth.data import cartpole_v1
@@ -206,17 +208,18 @@ class BC(ActingModel):
         self.observation_space = agent_spaces.policy_space(self.observation_space)
         self.bins = None if action_bins is None else ActionBins(self.action_space, action_bins)
         policy_actions = self.action_space if self.bins is None else self.bins.space
-        self.action_start = agent_spaces.action_start(self.action_space)
         rate = self.lr_schedule(1.0)
+        masked = demonstrations, validation, self.env, self.eval_env
+        policy = building.for_masks(policy, self.action_space, *masked, policy_kwargs=policy_kwargs)
         with isolated_rng(self.seed):
-            self.policy = build_policy(
+            self.policy = building.build_policy(
                 policy, self.observation_space, policy_actions, rate, policy_kwargs=policy_kwargs, device=self.device
             )
         with isolated_rng((self.seed + 1) % 2**32):  # the same whether the policy is built here or read from a file
             self._rng = rng_state()
         self.units = make_units(self.policy, policy_actions, demonstrations, given=policy, policy_kwargs=policy_kwargs)
         self.normalises_actions = True
-        self.head = make_head(self.policy, policy_actions, reference_std, self.units)
+        self.head = building.make_head(self.policy, policy_actions, reference_std, self.units)
         self.smoothings = as_smoothings(smoothing, self.head)
         self.references = as_references(reference, self.head)
         self._take_data(demonstrations, validation, early_stopping_patience)
@@ -580,7 +583,7 @@ class BC(ActingModel):
         config = {
             **(more or {}),
             "action_space": space_to_json(self.action_space),  # the policy's differs where actions are bins
-            "arguments": self._arguments(),
+            "arguments": building.encode_arguments(self),
             "counters": self._counters(),
             "optimizer": optimizer,
             "normalises_actions": self.normalises_actions,
@@ -689,9 +692,9 @@ class BC(ActingModel):
         given = dict(custom_objects or {})
         own = {name: given.pop(name) for name in ("smoothing", "reference", "learning_rate") if name in given}
         file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
-        arguments, missing = decode_arguments(path, file)
+        arguments, missing = building.decode_arguments(path, file)
         policy: Any = file.policy
-        its_spaces = decode_spaces(path, file)
+        its_spaces = building.decode_spaces(path, file)
         if env is not None:
             env = wrap_env("env", env)
             check_same_spaces("env", (env.observation_space, env.action_space), its_spaces)
@@ -700,7 +703,8 @@ class BC(ActingModel):
         if demonstrations is None:
             arguments["early_stopping_patience"] = None
         where = its_spaces if env is None else env
-        agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
+        with building.masks_known():
+            agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
         try:
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
             cls._set_counters(agent, file.config["counters"])
@@ -712,17 +716,6 @@ class BC(ActingModel):
             agent.units, agent.normalises_actions = None, False
         agent.missing = tuple(name for name in missing if name not in own)
         return agent
-
-    def _arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as a file stores them; a callable becomes None (see `decode_arguments`)."""
-        special = {
-            "smoothing": encode_smoothing(self.smoothings),
-            "reference": encode_smoothing(self.references),
-            "learning_rate": None if callable(self.learning_rate) else self.learning_rate,
-            "action_bins": None if self.bins is None else self.bins.num_bins,
-            "early_stopping_patience": None if self.early_stopping is None else self.early_stopping.patience,
-        }
-        return {name: special[name] if name in special else getattr(self, name) for name in ARGUMENTS}
 
     def _counters(self) -> dict[str, int]:
         return {

@@ -182,6 +182,7 @@ class BCO(RoundsModel):
         self._set_up(
             policy,
             env,
+            demonstrations,
             clone=clone,
             policy_kwargs=policy_kwargs,
             seed=seed,

@@ -226,6 +226,7 @@ class DAgger(RoundsModel):
         shown = self._set_up(
             policy,
             env,
+            demonstrations,
             clone=clone,
             policy_kwargs=policy_kwargs,
             seed=seed,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.policy_building import make_head
 from rlsmooth.agents.cloning.rounds import RoundsModel
@@ -27,7 +28,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.policies import PolicyQueries
 from rlsmooth.agents.spaces import check_same_spaces
 from rlsmooth.data.actors import Actor, Predictor, checked_action
-from rlsmooth.data.arrays import action_dims, action_starts, stack_observations
+from rlsmooth.data.arrays import action_dims, action_starts, forward, stack_observations
 from rlsmooth.losses import log_probabilities
 
 
@@ -84,7 +85,7 @@ def _probabilities(
     policy = head.policy
     policy.set_training_mode(False)
     tensors, _ = policy.obs_to_tensor(observations)
-    legal = head.mask_groups(None if masks is None else torch.as_tensor(masks, device=policy.device))
+    legal = head.mask_groups(None if masks is None else torch.as_tensor(forward(masks), device=policy.device))
     return [log_probabilities(logits, mask).exp() for logits, mask in zip(head.outputs(tensors), legal, strict=True)]
 
 
@@ -140,6 +141,9 @@ class Expert:
                 f"expert must have SB3's predict, be a function or name an agent file, got {type(given).__name__}."
             )
         self.given = given
+        policy = given if isinstance(given, BasePolicy) else getattr(given, "policy", None)
+        if isinstance(policy, BasePolicy):
+            check_counts_from_start("expert", policy)
         seen, done = getattr(given, "observation_space", None), getattr(given, "action_space", None)
         if isinstance(seen, spaces.Space) and isinstance(done, spaces.Space):  # a function has none
             check_same_spaces("expert", (seen, done), (env.observation_space, env.action_space))

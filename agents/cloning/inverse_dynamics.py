@@ -29,7 +29,7 @@ from rlsmooth.agents.files.policy_file import constructor_arguments, read_agent_
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import action_dims, stored_dtype
+from rlsmooth.data.arrays import action_dims, forward, stored_dtype
 from rlsmooth.losses import log_probabilities
 from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
@@ -340,7 +340,7 @@ class InverseDynamics:
             )
         if not np.logical_or.reduceat(masks, np.cumsum(dims) - dims, axis=1).all():
             raise ValueError("action_masks leave a dimension of a transition with no legal action.")
-        return torch.as_tensor(masks, device=self.bc.device)
+        return torch.as_tensor(forward(masks), device=self.bc.device)
 
     def _check_fitted(self) -> None:
         if not self.is_fitted:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,20 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
 
+from rlsmooth.agents.action_start import count_from_start, plain_class
 from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import one_or_list
+from rlsmooth.agents.cloning.transition_features import TransitionFeatures
 from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.files.policy_file import AgentFile
 from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
-from rlsmooth.agents.sb3 import has_base, is_maskable, same_latent_distribution
+from rlsmooth.agents.sb3 import MASKABLE, has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces
-from rlsmooth.data import space_from_json
+from rlsmooth.data import Demonstrations, ObservationOnly, space_from_json
 from rlsmooth.training import SafeFileError
-from rlsmooth.training.safe_file import decode_smoothing
+from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 
 ARGUMENTS = (
     "smoothing",
@@ -69,6 +74,66 @@ DISTRIBUTIONS: tuple[type[Distribution], ...] = (
 )
 
 
+def for_masks(
+    policy: str | type[BasePolicy] | BasePolicy,
+    action_space: spaces.Space[Any],
+    *owners: Demonstrations | ObservationOnly | VecEnv | None,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    stacklevel: int = 3,
+) -> str | type[BasePolicy] | BasePolicy:
+    """The policy as given, or the maskable form of an alias where data or environments have action masks.
+
+    Args:
+        policy: as `BC` takes it.
+        action_space: a Box has no masks.
+        owners: the data and the environments that the policy is for.
+        policy_kwargs: a policy that reads transitions, as inverse dynamics do, does not act: it stays as it is.
+        stacklevel: of the warning.
+
+    Warns:
+        UserWarning: a class or an instance that can't use masks.
+    """
+    extractor = (policy_kwargs or {}).get("features_extractor_class") or type(getattr(policy, "features_extractor", 0))
+    masked = not isinstance(action_space, spaces.Box) and any(_has_masks(owner) for owner in owners)
+    if not masked or extractor is TransitionFeatures:
+        return policy
+    if isinstance(policy, str):
+        return f"Maskable{policy}" if f"Maskable{policy}" in ALIASES else policy
+    own: Any = policy if isinstance(policy, type) else type(policy)
+    form = next((form for base in getattr(own, "__mro__", ()) if (form := _maskable_form(base.__name__))), None)
+    if form is not None and not has_base(own, MASKABLE[0]):
+        warnings.warn(
+            f"{MASKS_UNUSED} {own.__name__}, which will choose illegal actions: use {form} (or the alias 'MlpPolicy', "
+            "which stands for it where there are masks).",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    return policy
+
+
+MASKS_UNUSED = "there are action masks, which can't be used by policy"
+
+
+@contextmanager
+def masks_known() -> Iterator[None]:
+    """Within the block, `for_masks` does not warn again: the policy is an agent's own, or that of a file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MASKS_UNUSED)
+        yield
+
+
+def _has_masks(owner: Demonstrations | ObservationOnly | VecEnv | None) -> bool:
+    if isinstance(owner, VecEnv):
+        return owner.has_attr("action_masks")
+    return getattr(owner, "action_masks", None) is not None
+
+
+def _maskable_form(name: str) -> str | None:
+    """The name of the maskable form of a class of ours or of Stable-Baselines3; None: it has none."""
+    plain = name.removeprefix("Smoothed")
+    return f"{name[: -len(plain)]}Maskable{plain}" if f"Maskable{plain}" in MASKABLE else None
+
+
 def build_policy(
     policy: str | type[BasePolicy] | BasePolicy,
     observation_space: spaces.Space[Any],
@@ -107,6 +172,7 @@ def build_policy(
         raise ValueError(
             "policy squashes its outputs (squash_output=True), so that it has no Gaussian to compare with."
         )
+    count_from_start(built)
     for group in built.optimizer.param_groups:
         group["lr"] = learning_rate
     return built.to(device)
@@ -178,7 +244,7 @@ def _check_policy_class(policy_class: Any) -> None:
 def _is_standard(policy: BasePolicy) -> bool:
     """Whether the actor's layers may be called directly: nothing between them and the distribution was changed."""
     exact = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
-    if not is_maskable(policy) and type(_unchecked(policy).action_dist) not in exact:
+    if not is_maskable(policy) and plain_class(_unchecked(policy).action_dist) not in exact:
         return False
     base: Any = next(
         base for base in type(policy).__mro__ if base.__name__ in ("ActorCriticPolicy", "MaskableActorCriticPolicy")
@@ -203,6 +269,18 @@ def decode_spaces(path: Path, file: AgentFile) -> tuple[spaces.Space[Any], space
         return _unchecked(file.policy).observation_space, space_from_json(file.config["action_space"])
     except (KeyError, TypeError, ValueError) as error:
         raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
+
+
+def encode_arguments(agent: Any) -> dict[str, Any]:
+    """The constructor's arguments of a `BC` as a file stores them; a callable becomes None (see `decode_arguments`)."""
+    special = {
+        "smoothing": encode_smoothing(agent.smoothings),
+        "reference": encode_smoothing(agent.references),
+        "learning_rate": None if callable(agent.learning_rate) else agent.learning_rate,
+        "action_bins": None if agent.bins is None else agent.bins.num_bins,
+        "early_stopping_patience": None if agent.early_stopping is None else agent.early_stopping.patience,
+    }
+    return {name: special[name] if name in special else getattr(agent, name) for name in ARGUMENTS}
 
 
 def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[str]]:

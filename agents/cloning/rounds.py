@@ -20,11 +20,12 @@ from stable_baselines3.common.utils import configure_logger
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel, copy_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.cloning.policy_building import for_masks, masks_known
 from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.files.policy_file import load_parameters, read_agent_file
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.checks import check_optional_folder, check_positive_int
-from rlsmooth.data import Demonstrations
+from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
 
@@ -124,6 +125,7 @@ class RoundsModel(ActingModel):
         self,
         policy: str | type[BasePolicy] | BasePolicy,
         env: GymEnv | str | tuple[spaces.Space[Any], spaces.Space[Any]],
+        demonstrations: Demonstrations | ObservationOnly | None,
         *,
         clone: dict[str, Any],
         policy_kwargs: Mapping[str, Any] | None,
@@ -147,12 +149,12 @@ class RoundsModel(ActingModel):
         self.env, observation_space, self.action_space = agent_spaces.resolve_spaces(env, None, verbose)
         self.n_envs = 1 if self.env is None else self.env.num_envs
         self._clone_arguments = clone
+        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
+        policy = for_masks(policy, self.action_space, self.env, self.eval_env, demonstrations, stacklevel=4)
         own = (observation_space, self.action_space)
         self.bc = BC(policy, own, None, policy_kwargs=policy_kwargs, seed=seed, device=device, **clone)
         self.policy, self.seed, self.device = self.bc.policy, self.bc.seed, self.bc.device
         self.observation_space, self.bins = self.bc.observation_space, self.bc.bins
-        self.action_start = self.bc.action_start
-        self.eval_env = None if eval_env is None else agent_spaces.wrap_env("eval_env", eval_env, verbose)
         agent_spaces.check_all_spaces((self.observation_space, self.action_space), None, None, self.eval_env)
         self.round = self.num_timesteps = 0
         self.history = []
@@ -252,14 +254,15 @@ class RoundsModel(ActingModel):
 
     def _train_clone(self, demonstrations: Demonstrations, epochs: int) -> tuple[BC, dict[str, float]]:
         """Train the policy as it is, its optimiser included: the round's clone, and its part of the log line."""
-        clone = BC(
-            self.policy,
-            (demonstrations.observation_space, self.action_space),
-            demonstrations,
-            seed=self._seed_of(LEARNING),
-            device=self.device,
-            **self._clone_arguments,
-        )
+        with masks_known():
+            clone = BC(
+                self.policy,
+                (demonstrations.observation_space, self.action_space),
+                demonstrations,
+                seed=self._seed_of(LEARNING),
+                device=self.device,
+                **self._clone_arguments,
+            )
         if not self.bc.normalises_actions:
             clone.units, clone.normalises_actions = None, False
         found = train_quietly(clone, epochs)
@@ -401,6 +404,7 @@ class RoundsModel(ActingModel):
         except (TypeError, ValueError) as error:
             raise SafeFileError(f"{str(file.path)!r} has malformed arguments ({error}). Use another copy.") from error
         where = own if env is None else env
-        agent: Self = build(file.bc.policy, where, teacher, device=device, **(file.arguments | given))
+        with masks_known():
+            agent: Self = build(file.bc.policy, where, teacher, device=device, **(file.arguments | given))
         agent.missing = file.bc.missing
         return agent

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
 from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import action_starts, in_memory
+from rlsmooth.data.arrays import action_starts, forward, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
 from rlsmooth.training.seeding import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
@@ -446,7 +446,7 @@ class TrainingData:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         # A copy in torch's own memory: the alignment of numpy's differs, and with it the last bits of a product.
-        return torch.tensor(array, device=self.device)
+        return torch.tensor(forward(array), device=self.device)
 
 
 def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:

@@ -34,6 +34,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.algorithm_state import (
     KNOWN_BUFFERS,
@@ -445,7 +446,7 @@ def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_bu
 
     Raises:
         TypeError: it is no such algorithm, or one without a replay buffer that can be kept (HerReplayBuffer can't).
-        ValueError: the folder can't be written to.
+        ValueError: the folder can't be written to; a plain policy whose actions do not start at 0.
 
     Example:
         >>> import tempfile
@@ -465,6 +466,7 @@ def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_bu
         raise TypeError(
             f"model is a {type(model).__name__}: pass one of {', '.join(KNOWN_ALGORITHMS)}, a subclass of one, or a BC."
         )
+    check_counts_from_start("model", model.policy)
     arguments, tensors = encode_arguments(algorithm_arguments(model), encode_algorithm_argument)
     policy_kwargs, of_policy = encode_arguments(model.policy_kwargs)
     optimizer, of_optimizer = optimizers(model)
@@ -525,7 +527,7 @@ def load_agent(
 
     Raises:
         SafeFileError: as in `load_agent_file`; also if the algorithm is not known here, or can't be built.
-        ValueError: the environment's spaces differ.
+        ValueError: the environment's spaces differ; a plain policy whose actions do not start at 0.
         TypeError: `model_class` is no algorithm with a policy and a `learn`.
     """
     path, content = read_agent_file(path)
@@ -623,6 +625,7 @@ def _build(
             f"{str(path)!r}: {build.__name__} can't be built from the file's arguments ({type(error).__name__}: "
             f"{error}). Check model_class and custom_objects, or use another copy."
         ) from error
+    check_counts_from_start(f"the agent in {str(path)!r}", algorithm.policy)
     _restore(path, file, algorithm)
     return algorithm
 

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from rlsmooth.agents.acting import CRITIC, copy_actor
+from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
 from rlsmooth.agents.sb3 import begin_update, count_updates
@@ -153,7 +154,7 @@ def check_clone(bc_agent: BC, smoothing: ScheduleLike | Smoothing) -> None:
 
     Raises:
         TypeError: it is not a `BC`.
-        ValueError: its actions are binned or do not count from 0; `smoothing` has a reference other than the default.
+        ValueError: its actions are binned; `smoothing` has a reference other than the default.
     """
     if not isinstance(bc_agent, BC):
         raise TypeError(f"bc_agent must be an rlsmooth.agents.BC, got {type(bc_agent).__name__}: load it by BC.load.")
@@ -161,11 +162,6 @@ def check_clone(bc_agent: BC, smoothing: ScheduleLike | Smoothing) -> None:
         raise ValueError(
             f"bc_agent cuts its actions into bins (action_bins={bc_agent.bins.num_bins}), so that its policy has "
             f"another action space than the environment: clone without action_bins."
-        )
-    if bc_agent.action_start is not None:
-        raise ValueError(
-            f"bc_agent has action_space={bc_agent.action_space!r}, whose actions do not count from 0 as those of "
-            "Stable-Baselines3's algorithms do: clone and train in a wrapper that subtracts the start."
         )
     if isinstance(smoothing, Smoothing) and not has_default_reference(smoothing):
         raise ValueError(
@@ -333,7 +329,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
 
         Raises:
             TypeError: `bc_agent` is not a `BC`, or this algorithm has no smoothed form of its policy's class.
-            ValueError: spaces or architectures differ, binned actions, actions that do not count from 0.
+            ValueError: spaces or architectures differ, or binned actions.
 
         Source:
             Schmitt et al. 2018, Kickstarting Deep Reinforcement Learning.
@@ -396,6 +392,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs = given
+        check_counts_from_start("policy", self.policy)
         if is_zero(self.exploration_floor):
             self._rollout_floor = None
         else:

@@ -17,6 +17,7 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
+from rlsmooth.agents.action_start import fill_padding
 from rlsmooth.agents.sb3 import recurrent_arguments
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
 
@@ -54,9 +55,7 @@ class SmoothedMaskableMultiInputActorCriticPolicy(
     """sb3-contrib's `MaskableMultiInputActorCriticPolicy` with the knobs of `SmoothedPolicy`."""
 
 
-class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's evaluate_actions takes more
-    SmoothedPolicy, RecurrentActorCriticPolicy
-):
+class SmoothedRecurrentActorCriticPolicy(SmoothedPolicy, RecurrentActorCriticPolicy):
     """sb3-contrib's `RecurrentActorCriticPolicy` (`MlpLstmPolicy`) with the knobs of `SmoothedPolicy`.
 
     Example:
@@ -66,6 +65,15 @@ class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's
         >>> policy.action_probabilities(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
+
+    def evaluate_actions(  # type: ignore[override]  # sb3-contrib names the further arguments
+        self, obs: Any, actions: Tensor, *more: Any, **named: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `SmoothedPolicy.evaluate_actions`; padding may have any action."""
+        if self._start is not None:
+            assert self._components is not None
+            actions = fill_padding(actions, self._start, self._components[1])
+        return super().evaluate_actions(obs, actions, *more, **named)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # sb3-contrib's own list lacks these: a policy with other values than the defaults could not be loaded.
@@ -79,13 +87,11 @@ class SmoothedRecurrentActorCriticPolicy(  # type: ignore[misc]  # sb3-contrib's
         return recurrent_distribution(self, observations, lstm_states, episode_starts)
 
 
-class SmoothedRecurrentActorCriticCnnPolicy(  # type: ignore[misc]
-    SmoothedRecurrentActorCriticPolicy, RecurrentActorCriticCnnPolicy
-):
+class SmoothedRecurrentActorCriticCnnPolicy(SmoothedRecurrentActorCriticPolicy, RecurrentActorCriticCnnPolicy):
     """sb3-contrib's `RecurrentActorCriticCnnPolicy` with the knobs of `SmoothedPolicy`."""
 
 
-class SmoothedRecurrentMultiInputActorCriticPolicy(  # type: ignore[misc]
+class SmoothedRecurrentMultiInputActorCriticPolicy(
     SmoothedRecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
 ):
     """sb3-contrib's `RecurrentMultiInputActorCriticPolicy` with the knobs of `SmoothedPolicy`."""

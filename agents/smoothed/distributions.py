@@ -22,6 +22,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
+from rlsmooth.agents.action_start import shifted
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
@@ -377,6 +378,7 @@ class MixedCategorical(RegularisedDistribution):
         floor: in [0, 1].
         entropy_term: gives `entropy()`; None: see `regularised`.
         regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
+        start: the first action, of each dimension for MultiDiscrete; None: 0.
 
     Raises:
         TypeError: a floor that is no number.
@@ -397,6 +399,7 @@ class MixedCategorical(RegularisedDistribution):
         floor: float = 0.0,
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
+        start: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(entropy_term, regularised=regularised)
         check_choice("kind", kind, ("discrete", "multi_discrete", "multi_binary"))
@@ -408,6 +411,7 @@ class MixedCategorical(RegularisedDistribution):
         self.dims = dims
         self.references = references
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
+        self.start = start
 
     @classmethod
     def from_sb3(
@@ -439,7 +443,8 @@ class MixedCategorical(RegularisedDistribution):
         if not all(isinstance(part, Categorical) for part in parts):
             raise TypeError(f"distribution must be categorical or Bernoulli, got {type(distribution).__name__}.")
         kind: Literal["discrete", "multi_discrete"] = "multi_discrete" if isinstance(own, list) else "discrete"
-        mixture = cls(kind, tuple(part.logits.shape[-1] for part in parts), references=references)
+        dims, start = tuple(part.logits.shape[-1] for part in parts), getattr(distribution, "start", None)
+        mixture = cls(kind, dims, references=references, start=start)
         mixture.proba_distribution(torch.cat([part.logits for part in parts], dim=-1), reference_outputs)
         masks = [mask for part in parts if (mask := getattr(part, "masks", None)) is not None]
         if masks:  # of all components, or of none
@@ -505,7 +510,8 @@ class MixedCategorical(RegularisedDistribution):
             actions: whole numbers of any dtype, `[B]` or `[B, D]`.
         """
         log_probs = self._mixture_log_probs()
-        places = actions.long().reshape(log_probs.shape[:-1]).unsqueeze(-1)
+        actions = actions.long().reshape(log_probs.shape[:-1])
+        places = (actions if self.start is None else shifted(actions, self.start, sign=-1)).unsqueeze(-1)
         return self._sum(log_probs.gather(-1, places).squeeze(-1))
 
     def sample(self) -> Tensor:
@@ -576,6 +582,7 @@ class MixedCategorical(RegularisedDistribution):
         return values if self.kind == "discrete" else values.sum(-1)
 
     def _as_actions(self, choices: Tensor) -> Tensor:
+        choices = choices if self.start is None else shifted(choices, self.start)
         return choices.to(self._logits.dtype) if self._is_bernoulli else choices
 
     def _needs_regraph(self, kept: Tensor) -> bool:

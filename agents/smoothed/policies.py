@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
+from rlsmooth.agents.action_start import check_float32_actions, count_from_start, start_of
 from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
@@ -32,6 +33,7 @@ from rlsmooth.agents.smoothed.references import (
 )
 from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
+from rlsmooth.data.arrays import forward
 
 Mixture: TypeAlias = MixedCategorical | MixedGaussian
 """A smoothed policy's behaviour policy."""
@@ -121,7 +123,7 @@ class PolicyQueries(BasePolicy):
             self.set_training_mode(was_training)
 
     def _float_tensor(self, values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+        return torch.as_tensor(forward(values), dtype=torch.float32, device=self.device)
 
 
 def initial_lstm_states(policy: Any, num_sequences: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,7 @@ def recurrent_distribution(
 def _as_numpy(observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: _as_numpy(part) for key, part in observation.items()}
-    return observation.detach().cpu().numpy() if isinstance(observation, Tensor) else observation
+    return observation.detach().cpu().numpy() if isinstance(observation, Tensor) else forward(observation)
 
 
 class _Wanted(NamedTuple):
@@ -216,6 +218,10 @@ class SmoothedPolicy(PolicyQueries):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._components = action_components(self.action_space)
+        count_from_start(self)
+        self._start = start_of(self.action_space)
+        if self._start is not None:
+            check_float32_actions(self.action_space)
         self.references: References | None = reference_recipes(reference, self.action_space)
         self.reference = canonical_reference(reference)
         self.reference_std = reference_std
@@ -382,6 +388,7 @@ class SmoothedPolicy(PolicyQueries):
             floor=self._exploration_floor,
             entropy_term=term,
             regularised=wanted.regularised,
+            start=self._start,
         )
         return categorical.proba_distribution(outputs, wanted.reference_outputs)
 

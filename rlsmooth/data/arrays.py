@@ -200,6 +200,11 @@ def action_dims(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
     raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
 
 
+def forward(array: Any) -> Any:
+    """The array, copied where it has a negative stride (`frames[..., ::-1]`), which torch can't read."""
+    return array.copy() if any(stride < 0 for stride in getattr(array, "strides", ())) else array
+
+
 def action_starts(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
     """The number of each dimension's first action: int64 `[D]`, zero but for spaces made with `start=`."""
     if isinstance(space, spaces.Discrete):

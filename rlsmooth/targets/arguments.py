@@ -72,7 +72,8 @@ def to_labels(labels: Labels, name: str = "labels") -> Tensor:
         tensor = labels
     else:
         try:
-            tensor = torch.tensor(labels)  # a copy: arrays may be read-only
+            given: Any = labels
+            tensor = torch.tensor(given.copy() if hasattr(given, "strides") else given)  # arrays may be read-only
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be whole numbers: {error}.") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

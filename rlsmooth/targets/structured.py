@@ -172,7 +172,8 @@ def ordinal_is_steep(
 
 @functools.lru_cache(maxsize=64, typed=True)
 def _ordinal_is_steep(*arguments: Any) -> bool:
-    return is_steep(cached_ordinal_kernel(*arguments, True))
+    table: Any = cached_ordinal_kernel
+    return is_steep(table(*arguments, True))
 
 
 # What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that

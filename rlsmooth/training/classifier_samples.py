@@ -292,7 +292,7 @@ def as_mask(mask: Any, num_samples: int, classes: NDArray[Any]) -> Tensor | None
     num_classes, columns = len(classes), _column_names(mask)
     if columns != classes.tolist() and set(columns) == set(classes.tolist()):
         raise ValueError(f"mask has the columns {columns[:8]}, the classes are {classes.tolist()[:8]}: reorder them.")
-    given = mask if isinstance(mask, Tensor) else torch.tensor(np.asarray(mask))
+    given = mask if isinstance(mask, Tensor) else torch.tensor(np.array(mask, order="C"))
     if given.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = legal), got {given.dtype}: use mask.bool() for 0/1 masks.")
     if given.ndim not in (1, 2) or given.shape[-1] != num_classes or given.shape[:-1] not in ((), (1,), (num_samples,)):

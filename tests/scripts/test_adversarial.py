@@ -177,8 +177,8 @@ def test_continuous_actions(words: str, tmp_path: Path) -> None:
 def test_action_masks(tmp_path: Path) -> None:
     env = "rlsmooth/IdentityMasked-v0"
     data = recorded(env, tmp_path / "masked.npz", 4)
-    words = ("--algo", "maskable-ppo", "--env", env, "-n", "512", "--smoothing", "0.01", "--demonstrations", str(data))
-    folder = run_here(tmp_path, "airl", *words, *SMALL)
+    words = ("--env", env, "-n", "512", "--smoothing", "0.01", "--demonstrations", str(data))
+    folder = run_here(tmp_path, "airl", *words, *SMALL)  # the default, ppo, stands for maskable-ppo
     assert type(load_agent(folder / "agent.zip", device="cpu")).__name__ == "SmoothedMaskablePPO"
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
 

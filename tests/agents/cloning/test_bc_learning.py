@@ -66,8 +66,8 @@ def fit(demonstrations: Demonstrations, batches: int = 120, **arguments: Any) ->
 def probabilities(agent: BC, demonstrations: Demonstrations) -> np.ndarray:
     """`[N, sum of choices]`, the policy's probabilities over the legal actions, through SB3's own distribution."""
     distribution: Any = agent.policy.get_distribution(torch.as_tensor(demonstrations.observations))  # type: ignore[operator]
-    parts = distribution.distribution
-    if isinstance(demonstrations.action_space, spaces.MultiBinary):
+    parts = getattr(distribution, "distributions", None) or distribution.distribution  # sb3-contrib's, or SB3's
+    if isinstance(demonstrations.action_space, spaces.MultiBinary) and not isinstance(parts, list):
         ones = parts.probs
         flat = torch.stack((1 - ones, ones), dim=-1).flatten(1)
     else:

@@ -58,8 +58,7 @@ def evaluate_actions(agent: BC, demonstrations: Demonstrations) -> tuple[torch.T
     """Log-probability and entropy of the demonstrated actions, by SB3."""
     policy: Any = agent.policy
     observations, _ = policy.obs_to_tensor(demonstrations.observations)
-    start = 0 if agent.action_start is None else agent.action_start
-    actions = torch.as_tensor(np.asarray(demonstrations.actions) - start)
+    actions = torch.as_tensor(np.asarray(demonstrations.actions))
     actions = actions.reshape(len(actions), -1).float() if actions.ndim > 1 else actions
     with torch.no_grad():
         _, log_probability, entropy = policy.evaluate_actions(observations, actions)
@@ -182,10 +181,11 @@ def test_maskable_policies_agree_with_sb3_contrib(name: str) -> None:
     assert np.take_along_axis(masks, labels, axis=1).all()
 
 
-def test_a_plain_policy_learns_under_masks_and_says_that_it_acts_without() -> None:
+def test_a_plain_policy_class_learns_under_masks_and_says_that_it_acts_without() -> None:
     demonstrations = draw(FLAT, ACTIONS["discrete"])
     demonstrations = draw(FLAT, ACTIONS["discrete"], action_masks=legal_masks(demonstrations, [3]))
-    agent = BC("MlpPolicy", None, demonstrations, seed=0, device="cpu").learn(total_epochs=1)
+    with pytest.warns(UserWarning, match=r"by policy ActorCriticPolicy.*: use MaskableActorCriticPolicy "):
+        agent = BC(ActorCriticPolicy, None, demonstrations, seed=0, device="cpu").learn(total_epochs=1)
     with pytest.raises(ValueError, match="MaskableMlpPolicy"):
         agent.predict(demonstrations.observations, action_masks=demonstrations.action_masks)
 
