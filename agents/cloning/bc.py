@@ -27,7 +27,13 @@ from rlsmooth.agents.cloning.measures import (
     target_figures,
     write_to_tensorboard,
 )
-from rlsmooth.agents.cloning.policy_building import ARGUMENTS, build_policy, decode_arguments, make_head
+from rlsmooth.agents.cloning.policy_building import (
+    ARGUMENTS,
+    build_policy,
+    decode_arguments,
+    decode_counters,
+    make_head,
+)
 from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
     TrainingData,
@@ -73,6 +79,7 @@ from rlsmooth.training.run import (
     set_learning_rate,
 )
 from rlsmooth.training.safe_file import encode_smoothing
+from rlsmooth.untrusted import refused
 
 SmoothingLike: TypeAlias = float | str | Smoothing
 KIND = "bc"
@@ -694,10 +701,8 @@ class BC(ActingModel):
         file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
         arguments, missing = decode_arguments(path, file)
         policy: Any = file.policy
-        try:
+        with refused(path, SafeFileError, "Its action space is malformed: use another copy."):
             its_spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
         if env is not None:
             env = wrap_env("env", env)
             check_same_spaces("env", (env.observation_space, env.action_space), its_spaces)
@@ -706,14 +711,16 @@ class BC(ActingModel):
         if demonstrations is None:
             arguments["early_stopping_patience"] = None
         where = its_spaces if env is None else env
+        alone = arguments | {"validation_fraction": 0.0, "early_stopping_patience": None}
+        with refused(path, SafeFileError):  # of the file alone, so that the caller's mistakes are not put down to it
+            counters = decode_counters(file.config["counters"])
+            cls(policy, its_spaces, None, device=device, **alone)
         agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
-        try:
+        cls._set_counters(agent, counters)
+        with refused(path, SafeFileError, "Its training state is malformed: use another copy."):
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
-            cls._set_counters(agent, file.config["counters"])
-            if "learning_rate" in own:  # the optimiser's state brought the file's back
-                set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
+        if "learning_rate" in own:  # the optimiser's state brought the file's back
+            set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
         if not file.config.get("normalises_actions", False):  # of an earlier version, whose runs end as they began
             agent.units, agent.normalises_actions = None, False
         agent.missing = tuple(name for name in missing if name not in own)
