@@ -225,8 +225,8 @@ def check_unfolded(unfolded: int, stored: int) -> None:
     """Raise FileRefusedError if compressed members unfold to far more than the file's own size."""
     if is_folded_too_much(unfolded, stored):
         raise FileRefusedError(
-            f"its compressed members unfold from {stored:,} to {unfolded:,} bytes. If you trust it, unpack it, and pack "
-            "it again with `zip -0`."
+            f"its compressed members unfold from {stored:,} to {unfolded:,} bytes. If you trust it, unpack it, and "
+            "pack it again with `zip -0`."
         )
 
 
@@ -339,7 +339,9 @@ def _decode_container(kind: type, arguments: tuple[Any, ...], value: Any, where:
         hints = list(arguments)
     else:
         hints = [arguments[0] if arguments else Any] * len(value)
-    return kind(decode(hint, each, f"{where}[{place}]") for place, (hint, each) in enumerate(zip(hints, value)))
+    return kind(
+        decode(hint, each, f"{where}[{place}]") for place, (hint, each) in enumerate(zip(hints, value, strict=True))
+    )
 
 
 def _decode_plain(hint: Any, value: Any, where: str, within: Within) -> Any:

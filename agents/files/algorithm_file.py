@@ -409,6 +409,7 @@ class Placeholder:
         self.__module__, _, self.__qualname__ = full_name.rpartition(".")
 
     def __call__(self, _: float) -> float:
+        """No learning rate: there is no training."""
         return 0.0
 
 
@@ -557,8 +558,9 @@ def load_agent(
         model_class: built in place of the class named in the file; needed if that is a class of your own.
         policy_class: built in place of the policy's class named in the file.
         custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for classes of
-            your own, for callables (`{"learning_rate": my_schedule}`, needed to train further only), or to change one; not to one that needs
-            other parts than the file has: SAC's learnt ent_coef ("auto") can't become a number here.
+            your own, for callables (`{"learning_rate": my_schedule}`, which only training needs), or to change an
+            argument; not to one that needs other parts than the file has: SAC's learnt ent_coef ("auto") can't become a
+            number here.
         tensorboard_log: where to log; a file does not say it.
         verbose: as in Stable-Baselines3.
 
