@@ -105,7 +105,9 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
 
 
 @contextmanager
-def refused(path: str | Path, error_type: type[ValueError], fix: str = "Use another copy.") -> Iterator[None]:
+def refused(
+    path: str | Path, error_type: type[ValueError], fix: str = "Use another copy.", problem: str = "is malformed"
+) -> Iterator[None]:
     """Turn whatever the content of a file makes the block raise into the error of its format.
 
     Only what depends on the file alone belongs inside: a caller's wrong argument is not the file's fault.
@@ -114,6 +116,7 @@ def refused(path: str | Path, error_type: type[ValueError], fix: str = "Use anot
         path: what the message calls the file.
         error_type: of the format; raised as it is by what knows better.
         fix: the message's last sentence.
+        problem: what the message says of the file.
 
     Example:
         >>> with refused("a.zip", FileRefusedError):
@@ -131,7 +134,7 @@ def refused(path: str | Path, error_type: type[ValueError], fix: str = "Use anot
         if isinstance(error, error_type) and error_type is not ValueError:
             raise
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise error_type(f"{str(path)!r} is malformed ({kind}{error}). {fix}") from error
+        raise error_type(f"{str(path)!r} {problem} ({kind}{error}). {fix}") from error
 
 
 def parse_json(raw: bytes | str) -> Any:

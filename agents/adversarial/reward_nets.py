@@ -574,5 +574,5 @@ def decode_net(
 @contextmanager
 def misfits_refused(path: Path) -> Iterator[None]:
     """SafeFileError in place of whatever a file with a wrong content leads to."""
-    with refused(path, SafeFileError, "It is malformed or does not fit: use another copy."):
+    with refused(path, SafeFileError, problem="is malformed or does not fit"):
         yield

@@ -701,7 +701,7 @@ class BC(ActingModel):
         file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
         arguments, missing = decode_arguments(path, file)
         policy: Any = file.policy
-        with refused(path, SafeFileError, "Its action space is malformed: use another copy."):
+        with refused(path, SafeFileError, problem="has a malformed action space"):
             its_spaces = (policy.observation_space, space_from_json(file.config["action_space"]))
         if env is not None:
             env = wrap_env("env", env)
@@ -717,7 +717,7 @@ class BC(ActingModel):
             cls(policy, its_spaces, None, device=device, **alone)
         agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
         cls._set_counters(agent, counters)
-        with refused(path, SafeFileError, "Its training state is malformed: use another copy."):
+        with refused(path, SafeFileError, problem="has malformed training state"):
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
         if "learning_rate" in own:  # the optimiser's state brought the file's back
             set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))

@@ -267,7 +267,7 @@ class InverseDynamics:
         extractor: Any = bc.policy.features_extractor
         if not isinstance(extractor, TransitionFeatures):
             raise SafeFileError(f"{str(path)!r} has a {type(extractor).__name__} for TransitionFeatures.")
-        with refused(path, SafeFileError, "Its arguments are malformed: use another copy."):
+        with refused(path, SafeFileError, problem="has malformed arguments"):
             model = cls(
                 _single(bc.observation_space),
                 bc.action_space,

@@ -397,7 +397,7 @@ class RoundsModel(ActingModel):
         """The agent of a file; `teacher` is the constructor's third argument, `given` replaces the file's."""
         build: Any = cls
         own = (file.bc.observation_space, file.bc.action_space)
-        with refused(file.path, SafeFileError, "Its arguments are malformed: use another copy."):
+        with refused(file.path, SafeFileError, problem="has malformed arguments"):
             # Of the file alone, so that the caller's mistakes are not put down to it.
             build(file.bc.policy, own, None, device=device, **file.arguments)
         where = own if env is None else env

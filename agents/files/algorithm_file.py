@@ -588,7 +588,7 @@ def load_agent(
             venv = wrap_env("env", env, verbose)
             its_spaces = (file.policy.observation_space, file.policy.action_space)
             check_same_spaces("env", (venv.observation_space, venv.action_space), its_spaces)
-        with refused(path, SafeFileError):
+        with refused(path, SafeFileError, problem="has malformed training state"):
             return _build(path, file, build, venv, device, custom, tensorboard_log, verbose)
 
 
@@ -648,13 +648,14 @@ def _build(
         custom_objects={name: value for name, value in custom.items() if name in encoded_kwargs},
     )
     if venv is not None and config["normalization"] is not None:
-        with refused(path, SafeFileError, "Its statistics don't fit env: give the environment that it was trained in."):
+        with refused(path, SafeFileError, problem="has statistics that don't fit env"):
             venv = apply_normalization(venv, config["normalization"], tensors)
         assert unwrap_vec_normalize(venv) is not None
     constructor: Any = build
     # The arguments are the file's to fill, so any error of torch's or Stable-Baselines3's can come.
-    fix = f"{build.__name__} can't be built from the file's arguments: check model_class and custom_objects."
-    with refused(path, SafeFileError, fix), modules_within(file.policy.state_dict() | tensors):
+    fix = "Check model_class and custom_objects, or use another copy."
+    problem = f"gives arguments from which {build.__name__} can't be built"
+    with refused(path, SafeFileError, fix, problem), modules_within(file.policy.state_dict() | tensors):
         algorithm: Algorithm = constructor(
             type(file.policy),
             venv,
@@ -682,7 +683,7 @@ def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
     load_parameters(path, algorithm.policy, file.policy.state_dict())
     load_extra_modules(path, algorithm, file.config["modules"], file.tensors)
     set_plain_attributes(algorithm, file.config["attributes"])
-    with refused(path, SafeFileError, "Its training state is malformed: use another copy."):
+    with refused(path, SafeFileError, problem="has malformed training state"):
         load_optimizers(algorithm, file.config["optimizer"], file.tensors)
     algorithm.policy.set_training_mode(False)
     resample_noise(algorithm.policy, algorithm.n_envs)  # of the fresh weights until now
@@ -693,7 +694,7 @@ def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
 def _restore_buffer(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
     prefix = f"{REPLAY_BUFFER}/"
     kept = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
-    with refused(path, SafeFileError, "Its replay buffer does not fit: use another copy."):
+    with refused(path, SafeFileError, problem="holds a replay buffer that does not fit"):
         buffer = getattr(algorithm, "replay_buffer", None)
         set_buffer_state(buffer, file.config[REPLAY_BUFFER], kept)
     cut_off_episodes(check_buffer("replay_buffer", buffer))  # the environment begins new ones

@@ -208,8 +208,8 @@ def decode_arguments(
                 f"{str(path)!r} was saved with a {name} that no file can hold ({custom}). "
                 f"Load it with custom_objects={{{name!r}: {example}}}."
             )
-        fix = f"Its {name} is {value!r:.100}: use another copy, or give your own: custom_objects={{{name!r}: ...}}."
-        with refused(path, SafeFileError, fix):
+        fix = f"Use another copy, or give your own: custom_objects={{{name!r}: ...}}."
+        with refused(path, SafeFileError, fix, f"has a malformed {name}, {str(value)[:100]!r}"):
             arguments[name] = decode(name, value, tensors)
     return arguments
 
@@ -428,8 +428,8 @@ def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> typ
 
 def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, Any]) -> BasePolicy:
     # The arguments are the file's to fill, so any error of torch's, Stable-Baselines3's or a custom class's can come.
-    fix = f"{build.__name__} can't be built from it: check policy_class and custom_objects, or use another copy."
-    with refused(path, SafeFileError, fix):
+    fix = "Check policy_class and custom_objects, or use another copy."
+    with refused(path, SafeFileError, fix, f"gives arguments from which {build.__name__} can't be built"):
         return build(lr_schedule=constant_zero, **arguments)
 
 

@@ -71,7 +71,7 @@ def file_path(path: str | Path) -> Path:
 @contextmanager
 def naming_file(path: Path, what: str = "demonstrations") -> Iterator[None]:
     """Turn what the contents of a file make the block raise into a `DemonstrationsFileError` that names the file."""
-    with refused(path, DemonstrationsFileError, f"It does not hold valid {what}: use another copy."):
+    with refused(path, DemonstrationsFileError, problem=f"does not hold valid {what}"):
         yield
 
 
@@ -122,7 +122,7 @@ def read_npz(path: str | Path, kind: str = FORMAT) -> dict[str, Any]:
             newer version's.
     """
     source = file_path(path)
-    damaged = refused(source, DemonstrationsFileError, "It is truncated or damaged: use another copy.")
+    damaged = refused(source, DemonstrationsFileError, problem="is truncated or damaged")
     with damaged, _opened(source, kind) as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if "header.json" not in names:
@@ -280,7 +280,7 @@ def _expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
         if not name.startswith(FINAL):
             expanded[name] = array
             continue
-        with refused(path, DemonstrationsFileError, f"Its {name} does not fit the observations: use another copy."):
+        with refused(path, DemonstrationsFileError, problem=f"holds {name} that do not fit the observations"):
             following = np.roll(arrays[name.replace(FINAL, "observations")], -1, axis=0)
             following[arrays["episode_ends"].astype(np.int64) - 1] = array
         expanded[name.replace(FINAL, "next_observations")] = following
@@ -289,7 +289,7 @@ def _expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
 
 def _read_header(raw: bytes, path: Path, kind: str) -> dict[str, Any]:
     """Parse and check a header whose `format` is `kind`."""
-    with refused(path, DemonstrationsFileError, "Its header.json is damaged: use another copy."):
+    with refused(path, DemonstrationsFileError, problem="has a header.json that is damaged"):
         header = parse_json(raw)
     if not isinstance(header, dict) or header.get("format") != kind:
         found = header.get("format") if isinstance(header, dict) else None
@@ -421,7 +421,7 @@ def _map_array(folder: Path, name: str, entry: object) -> AnyArray:
     if not isinstance(entry, dict) or entry.get("member") != f"{name}.npy" or Path(name).name != name:
         raise DemonstrationsFileError(f"{folder}: header.json does not describe {name!r:.80} as save_folder does.")
     file = folder / f"{name}.npy"
-    with refused(file, DemonstrationsFileError, "It is missing, truncated or no plain array: use another copy."):
+    with refused(file, DemonstrationsFileError, problem="is missing, truncated or no plain array"):
         open_regular(file).close()
         array: AnyArray = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.memmap):

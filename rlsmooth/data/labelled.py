@@ -387,7 +387,7 @@ def _read_file(path: Path) -> _Raw:
     """
     if not path.exists():
         raise ValueError(f"data={str(path)!r} does not exist.")
-    with refused(path, ValueError, "It can't be read as an .npz of plain arrays: write it by np.savez."):
+    with refused(path, ValueError, "Write it by np.savez.", "can't be read as an .npz of plain arrays"):
         arrays = read_plain_npz(path)
     missing = [name for name in ("features", "labels") if name not in arrays]
     if missing:

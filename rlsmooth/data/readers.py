@@ -94,11 +94,9 @@ def read_minari(source: str | Path) -> dict[str, Any]:
     path = file_path(source)
     # A data set's folder holds its files in data/; both are taken.
     folders = [folder for folder in (path, path / "data") if (folder / "metadata.json").is_file()]
-    fix = (
-        "It is neither a folder nor the id of a downloaded Minari data set: `minari list local` shows the ids, "
-        "`minari download` gets more."
-    )
-    with refused(str(source), DemonstrationsFileError, fix):
+    fix = "`minari list local` shows the ids, `minari download` gets more."
+    problem = "is neither a folder nor the id of a downloaded Minari data set"
+    with refused(str(source), DemonstrationsFileError, fix, problem):
         data = minari.MinariDataset(folders[0]) if folders else minari.load_dataset(str(source), download=False)
         episodes = list(data.iterate_episodes())
     if not episodes:
@@ -211,8 +209,8 @@ def _fields_of(item: Trajectory, number: int) -> Parts:
 
 
 def _read_npz(path: Path) -> list[Parts]:
-    fix = "It is neither a folder nor an .npz of imitation's trajectories; pickles are not read."
-    with refused(path, DemonstrationsFileError, fix):
+    problem = "is neither a folder nor an .npz of imitation's trajectories"
+    with refused(path, DemonstrationsFileError, "Pickles are not read.", problem):
         # `infos` is a pickled member and is never touched.
         data = read_plain_npz(path, ("obs", "acts", "terminal", "indices", "rews"))
         obs, acts, terminal, cuts = (data[name] for name in ("obs", "acts", "terminal", "indices"))
@@ -235,9 +233,8 @@ def _read_folder(path: Path) -> list[Parts]:
     except ImportError as error:
         raise ImportError('imitation\'s folders need pyarrow: pip install "rlsmooth[datasets]".') from error
 
-    hint = "Name one of its sub-folders." if (path / "dataset_dict.json").exists() else ""
-    fix = hint or "It is no readable folder of imitation's trajectories."
-    with refused(path, DemonstrationsFileError, fix):
+    fix = "Name one of its sub-folders." if (path / "dataset_dict.json").exists() else "Use another copy."
+    with refused(path, DemonstrationsFileError, fix, "is no readable folder of imitation's trajectories"):
         state = parse_json(read_regular(path / "state.json"))
         names = [entry["filename"] for entry in state["_data_files"]]
         if any(Path(name).name != name for name in names):

@@ -742,7 +742,7 @@ class Classifier(ScikitLearnEstimator):
         of_file = refused(path, SafeFileError) if isinstance(model, str) else nullcontext()
         with of_file, modules_within(state):
             module = build_model(model, math.prod(shape), len(classes), seed=0)
-        load_module("model", module, state, f"the file {str(path)!r}")
+            load_module("model", module, state, f"the file {str(path)!r}")
         fitted["_missing"] = tuple(name for name in given_again if arguments[name] is None)
         fitted["module_"] = module.to(as_device(device)).eval()
         for name, value in fitted.items():

@@ -614,7 +614,7 @@ class GANTrainer:
         arguments["latent_size"], arguments["betas"] = tuple(arguments["latent_size"]), tuple(arguments["betas"])
         with refused(path, SafeFileError, "Use another copy, or other arguments of load."):
             trainer = cls(generator, discriminator, data, device=device, **arguments)
-        with refused(path, SafeFileError, "Its training state is malformed, or generator and discriminator differ."):
+        with refused(path, SafeFileError, problem="has malformed training state"):
             trainer._set_state(file.config, file.tensors, f"the file {str(path)!r}")
         trainer.missing = missing
         return trainer

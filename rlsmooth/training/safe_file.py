@@ -278,12 +278,10 @@ def _read_head(path: Path, payload: bytes, format_name: str, format_version: int
     ours = "Name a file that rlsmooth saved."
     if len(payload) > MAX_CONFIG_BYTES:
         raise _fault(path, f"has a {CONFIG_MEMBER} of over {MAX_CONFIG_BYTES} bytes", ours)
-    with refused(path, SafeFileError):
+    with refused(path, SafeFileError, problem=f"has a {CONFIG_MEMBER} that is not JSON"):
         head = parse_json(payload)
     for key, kind in HEAD.items():
-        if not isinstance(head, dict) or key not in head:
-            raise _fault(path, f"has a {CONFIG_MEMBER} without {key!r}", ours)
-        with refused(path, SafeFileError):
+        with refused(path, SafeFileError, ours, f"has a {CONFIG_MEMBER} without {key!r}"):
             decode(kind, head[key], key)
     if head["format"] != format_name:
         raise _fault(path, f"is a {head['format']!r} file, not {format_name!r}", "Load it with what saved it.")
@@ -310,7 +308,7 @@ def _check_hashes(path: Path, members: Mapping[str, bytes], hashes: Mapping[str,
 
 
 def _tensors_from_bytes(path: Path, name: str, payload: bytes) -> dict[str, Tensor]:
-    with refused(path, SafeFileError, f"{name} is damaged: use another copy."):
+    with refused(path, SafeFileError, problem=f"is damaged: {name} is not in safetensors form"):
         length = int.from_bytes(payload[:8], "little")
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"{name} says that its header has {length} bytes")
@@ -367,7 +365,7 @@ def _unpack_zip(path: Path, file: BinaryIO, *, required: str, allowed: re.Patter
             there twice, or not allowed; or the members declare more bytes than there are.
     """
     _check_start(path, file.read(2))
-    with refused(path, SafeFileError, "It is damaged or cut short: use another copy, or save it again."):
+    with refused(path, SafeFileError, "Use another copy, or save it again.", "is damaged or cut short"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with zipfile.ZipFile(file) as archive:  # reads the list of members alone
@@ -567,7 +565,7 @@ def decode_smoothing(encoded: Any, name: str, path: Path) -> list[Smoothing] | N
     """
     if encoded is None:
         return None
-    with refused(path, SafeFileError, f"Its {name} is malformed: use another copy."):
+    with refused(path, SafeFileError, problem=f"has a malformed {name}"):
         recipes = [Smoothing.from_config(entry["recipe"]) for entry in decode(list[Recipe], encoded, name)]
     if not recipes:
         raise SafeFileError(f"{str(path)!r} has an empty {name}. Use another copy.")
