@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -54,9 +55,8 @@ def check_writable_folder(name: str, folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".rlsmooth-write-probe"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another run may check the same folder at this moment
+        with tempfile.TemporaryFile(dir=path):  # under a new name, so that no link of a stranger's is followed
+            pass
     except OSError as error:
         raise ValueError(
             f"{name}={str(folder)!r} can't be written to ({error.strerror}): name another folder."

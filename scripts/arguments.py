@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
 from rlsmooth.atomic import lock_folder
-from rlsmooth.scripts.run_folder import read_settings
+from rlsmooth.scripts.run_folder import imports_module, read_settings, refuse_links
+from rlsmooth.untrusted import decode_fields, refused
 
 if TYPE_CHECKING:
     from rlsmooth.data import Demonstrations, ObservationOnly
@@ -225,40 +227,65 @@ class ClassificationArgs(RunArgs, DataArgs):
 def resumed(args: ArgsT, command: str) -> ArgsT:
     """The arguments that the run in `args.resume` began with, or `args` where that is None.
 
+    A folder may come from a stranger: an environment whose module would be imported, and a folder to write to, must be
+    given again on the command line.
+
     Args:
         args: of the command line.
         command: that must have made the run.
 
     Raises:
-        ValueError: there is no such run of this command, or an argument was given that the run already has.
+        ValueError: there is no such run of this command, an argument was given that the run already has, or one must be
+            given again.
     """
     if args.resume is None:
         return args
-    fields = dataclasses.fields(args)
-    changed = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields
+    refuse_links(args.resume)
+    stored = read_settings(args.resume, command)
+    path = args.resume / "config.json"
+    hints = get_type_hints(type(args))
+    with refused(path, ValueError, "Its arguments are not of this version."):
+        began = type(args)(**decode_fields(hints, stored, "arguments"))
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(args)
         if field.name not in MAY_DIFFER and getattr(args, field.name) != field.default
-    ]
+    }
+    needed = to_give_again(began)
+    for name, value in needed.items():
+        if given.get(name) != value:
+            danger = "imports a module" if name == "env" else "is a folder to write to"
+            raise ValueError(
+                f"the config.json of {str(args.resume)!r} has {name}={str(value)!r}, which {danger}: if you trust it, "
+                f"give {_option(name)} {shlex.quote(str(value))} again."
+            )
+    changed = [_option(name) for name in given if name not in needed]
     if changed:
         raise ValueError(f"--resume takes the arguments that the run began with: leave out {', '.join(changed)}.")
-    stored = read_settings(args.resume, command)
-    path = str(args.resume / "config.json")
-    odd = {field.name for field in fields} ^ set(stored)
-    if odd:
-        raise ValueError(f"{path!r} is not of this version: its arguments differ in {', '.join(sorted(odd))}.")
-    try:
-        for field in fields:  # JSON holds tuples as lists and paths as text
-            if isinstance(field.default, tuple):
-                stored[field.name] = tuple(stored[field.name])
-            elif "Path" in str(field.type) and stored[field.name] is not None:
-                stored[field.name] = Path(stored[field.name])
-    except TypeError as error:
-        raise ValueError(f"{path!r} is not of this version: {error}.") from error
-    lock_folder(args.resume)  # before anything in it is read
-    began = type(args)(**stored)
+    lock_folder(args.resume)  # before anything else in it is read
     device = began.device if args.device == "auto" else args.device
     return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
+
+
+def to_give_again(args: Any) -> dict[str, Any]:
+    """The arguments of a run that no file may choose: code to import, and a place to write to."""
+    found: dict[str, Any] = {}
+    env = getattr(args, "env", None)
+    if env is not None and imports_module(env):
+        found["env"] = env
+    if args.tensorboard_log is not None:
+        found["tensorboard_log"] = args.tensorboard_log
+    return found
+
+
+def resume_line(command: str, folder: Path, args: Any) -> str:
+    """What to type to resume a run."""
+    again = [word for name, value in to_give_again(args).items() for word in (_option(name), str(value))]
+    return shlex.join(["rlsmooth", command, "--resume", str(folder), *again])
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def number_or_word(value: str) -> float | str:

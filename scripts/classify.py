@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import ClassificationArgs, ClassReference, number_or_word, resumed
 from rlsmooth.scripts.command import run_command
+from rlsmooth.untrusted import open_regular, refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,10 +176,8 @@ def read_kernel(path: Path, training: LabelledData) -> Tensor:
     import numpy as np
     import torch
 
-    try:
-        kernel = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"kernel={str(path)!r} can't be read as an .npy: {error}") from error
+    with refused(path, ValueError, "The kernel can't be read as an .npy."), open_regular(path) as file:
+        kernel = np.lib.format.read_array(file, allow_pickle=False)
     size = training.num_classes
     if not isinstance(kernel, np.ndarray) or kernel.shape != (size, size) or kernel.dtype.kind not in "fiub":
         found = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"

@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeAlias
 from stable_baselines3.common.logger import KVWriter
 
 from rlsmooth.atomic import explained_disk_errors, write_bytes_atomically
+from rlsmooth.untrusted import read_regular, refused
 
 STEP = "step"
 Curve: TypeAlias = tuple[list[float], list[float]]
@@ -128,12 +129,9 @@ def _texts(path: Path) -> list[dict[str, str]]:
     """The cells of each row. A last row that a killed run left incomplete, with too few columns, is left out."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        try:
-            raw = [row for row in reader if None not in row and all(value is not None for value in row.values())]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{str(path)!r} can't be read: {error}") from error
+    with refused(path, ValueError):
+        reader = csv.DictReader(io.StringIO(read_regular(path).decode(), newline=""))
+        raw = [row for row in reader if None not in row and all(value is not None for value in row.values())]
     return [row for row in raw if _number(row.get(STEP, "")) is not None]
 
 

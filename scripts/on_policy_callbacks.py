@@ -24,6 +24,8 @@ from rlsmooth.agents import save_agent
 from rlsmooth.agents.acting import play_episodes
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, keep_rollout, record_measures
 from rlsmooth.atomic import write_bytes_atomically
+from rlsmooth.data.arrays import read_plain_npz
+from rlsmooth.untrusted import refused
 
 
 class Evaluations:
@@ -49,14 +51,11 @@ class Evaluations:
         self.lengths: list[NDArray[np.int64]] = []
         self.sampled: list[NDArray[np.float64]] = []
         if last_step is not None and path.exists():
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    columns = [file[name] for name in self.NAMES]
-            except (OSError, ValueError, KeyError) as error:
-                raise ValueError(f"{str(path)!r} can't be read: {error}") from error
-            for step, result, lengths, sampled in zip(*columns, strict=True):
-                if step <= last_step:
-                    self._append(int(step), result, lengths, sampled)
+            with refused(path, ValueError):
+                file = read_plain_npz(path)
+                for step, result, lengths, sampled in zip(*(file[name] for name in self.NAMES), strict=True):
+                    if step <= last_step:
+                        self._append(int(step), result, lengths, sampled)
 
     def add(
         self, step: int, results: NDArray[np.float64], lengths: NDArray[np.int64], sampled: NDArray[np.float64]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsmooth.atomic import write_bytes_atomically
+from rlsmooth.untrusted import parse_json, read_regular, refused
 
 LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
 
@@ -116,11 +117,30 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
         raise ValueError("no config.json beside the agent names an environment: give --env.") from error
     if given is not None:
         return given, kwargs if given == env else {}
-    if env.rpartition(":")[0] not in ("", "rlsmooth.envs"):
+    if imports_module(env):
         raise ValueError(
             f"the config.json beside the agent imports a module, env={env!r}: if you trust it, give --env."
         )
     return env, kwargs
+
+
+def imports_module(env: str) -> bool:
+    """Whether making the environment of that id imports a module of its choice: `module:Env-v0`.
+
+    Example:
+        >>> imports_module("CartPole-v1"), imports_module("rlsmooth.envs:DeepSea-v0"), imports_module("mine:Env-v0")
+        (False, False, True)
+    """
+    return env.rpartition(":")[0] not in ("", "rlsmooth.envs")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise ValueError if a run's folder contains a link, through which a stranger's run could write elsewhere."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r} is a link, and a resumed run writes to its folder: put the files themselves there."
+            )
 
 
 def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
@@ -146,7 +166,7 @@ def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{str(folder)!r} is no folder of a run: it has no config.json.")
     return read_json(path)
 
@@ -173,10 +193,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not there or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} can't be read: {error}") from error
+    with refused(path, ValueError):
+        value = parse_json(read_regular(path))
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} holds no JSON object.")
     return value

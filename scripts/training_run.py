@@ -23,7 +23,7 @@ from rlsmooth.atomic import (
     unlock_folder,
 )
 from rlsmooth.checks import check_writable_folder
-from rlsmooth.scripts.arguments import RunArgs
+from rlsmooth.scripts.arguments import RunArgs, resume_line
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
@@ -80,7 +80,7 @@ class TrainingRun:
         if error is not None and not self._is_begun:
             self.discard()
         elif isinstance(error, (KeyboardInterrupt, OSError)) and self._resume_from:
-            words = f"rlsmooth {self.command} --resume {shlex.quote(str(self.folder))}"
+            words = resume_line(self.command, self.folder, self.args)
             first = f"{error or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
             has_any = any(self.checkpoints.rglob("checkpoint_*.zip"))
             start = f"To resume from the last {self._resume_from}" if has_any else "To begin again"

@@ -32,6 +32,7 @@ from rlsmooth.checks import check_in_range, check_positive_int, check_writable_f
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
 from rlsmooth.training.safe_file import with_zip_suffix
+from rlsmooth.untrusted import budget, modules_within, refused
 
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 
@@ -459,7 +460,6 @@ def oriented(observations: Any, space: Any) -> Any:
 # ---- files
 
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, AssertionError)
 FORMAT_NAME = "rlsmooth-reward"
 FORMAT_VERSION = 1
 PLAIN, SHAPED = "reward", "shaped"
@@ -559,7 +559,9 @@ def decode_net(
     Raises:
         SafeFileError: what it says is malformed, or does not fit.
     """
-    with misfits_refused(path), isolated_rng():
+    present = {f"{group}/{name}": each for group, named in tensors.items() for name, each in named.items()}
+    elements = sum(each.numel() for each in present.values())
+    with misfits_refused(path), isolated_rng(), budget(elements), modules_within(present):
         known = {name: value for name, value in custom_objects.items() if name in config["arguments"]}
         arguments = decode_arguments(path, config["arguments"], tensors=tensors["net_arguments"], custom_objects=known)
         net: RewardNet | ShapedRewardNet = RewardNet(**arguments)
@@ -576,9 +578,5 @@ def decode_net(
 @contextmanager
 def misfits_refused(path: Path) -> Iterator[None]:
     """SafeFileError in place of whatever a file with a wrong content leads to."""
-    try:
+    with refused(path, SafeFileError, problem="is malformed or does not fit"):
         yield
-    except SafeFileError:
-        raise
-    except MALFORMED as error:
-        raise SafeFileError(f"{str(path)!r} is malformed or does not fit: {error!r}. Use another copy.") from error

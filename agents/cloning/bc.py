@@ -70,6 +70,7 @@ from rlsmooth.training.run import (
     open_progress_bar,
     set_learning_rate,
 )
+from rlsmooth.untrusted import refused
 
 SmoothingLike: TypeAlias = float | str | Smoothing
 KIND = "bc"
@@ -703,15 +704,18 @@ class BC(ActingModel):
         if demonstrations is None:
             arguments["early_stopping_patience"] = None
         where = its_spaces if env is None else env
+        alone = arguments | {"validation_fraction": 0.0, "early_stopping_patience": None}
+        with refused(path, SafeFileError):  # of the file alone, so that the caller's mistakes are not put down to it
+            counters = building.decode_counters(file.config["counters"])
+            with building.masks_known():
+                cls(policy, its_spaces, None, device=device, **alone)
         with building.masks_known():
             agent = cls(policy, where, demonstrations, device=device, **(arguments | own), **others)
-        try:
+        cls._set_counters(agent, counters)
+        with refused(path, SafeFileError, problem="has malformed training state"):
             load_optimizer(policy.optimizer, file.tensors, file.config["optimizer"])
-            cls._set_counters(agent, file.config["counters"])
-            if "learning_rate" in own:  # the optimiser's state brought the file's back
-                set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
+        if "learning_rate" in own:  # the optimiser's state brought the file's back
+            set_learning_rate(policy.optimizer, agent.lr_schedule(agent.progress.remaining_of_all))
         if not file.config.get("normalises_actions", False):  # of an earlier version, whose runs end as they began
             agent.units, agent.normalises_actions = None, False
         agent.missing = tuple(name for name in missing if name not in own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias, final
+from typing import Annotated, Any, Self, TypeAlias, TypedDict, final, get_type_hints
 
 import numpy as np
 import torch
@@ -34,13 +34,24 @@ from rlsmooth.losses import log_probabilities
 from rlsmooth.schedules import LearningRate
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import check_no_missing, samples_at_once
+from rlsmooth.untrusted import AnyNumber, Positive, Within, decode, refused
 
 Observations: TypeAlias = Any
 """`[N, ...]`, or a dict of such for a Dict space."""
 
 CHUNK_TRANSITIONS = 4096
 OWN = "inverse_dynamics"
-OWN_ARGUMENTS = ("max_epochs", "validation_fraction", "early_stopping_patience")
+
+
+class OwnArguments(TypedDict):
+    """What a file holds of the model beside its network's BC."""
+
+    max_epochs: Positive
+    validation_fraction: Annotated[float, Within(0, 1, high_open=True)]
+    early_stopping_patience: Positive | None
+
+
+OWN_ARGUMENTS = tuple(get_type_hints(OwnArguments))
 
 
 @final
@@ -251,10 +262,12 @@ class InverseDynamics:
         if not isinstance(own, dict) or not set(own) >= {*OWN_ARGUMENTS, "metrics"}:
             raise SafeFileError(f"{str(path)!r} holds no inverse dynamics model: load it with load_agent.")
         bc = BC.load(path, device=device)
+        with refused(path, SafeFileError):
+            decode(OwnArguments, {name: own[name] for name in OWN_ARGUMENTS}, OWN)
         extractor: Any = bc.policy.features_extractor
         if not isinstance(extractor, TransitionFeatures):
             raise SafeFileError(f"{str(path)!r} has a {type(extractor).__name__} for TransitionFeatures.")
-        try:
+        with refused(path, SafeFileError, problem="has malformed arguments"):
             model = cls(
                 _single(bc.observation_space),
                 bc.action_space,
@@ -267,9 +280,8 @@ class InverseDynamics:
                 device=device,
                 **{name: own[name] for name in OWN_ARGUMENTS},
             )
-        except (TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(path)!r} has malformed arguments ({error}). Use another copy.") from error
-        model.bc, model.is_fitted, model.metrics = bc, True, dict(own["metrics"])
+            metrics = decode(dict[str, AnyNumber], own["metrics"], "metrics")
+        model.bc, model.is_fitted, model.metrics = bc, True, metrics
         return model
 
     def _build(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import torch
 from gymnasium import spaces
@@ -34,27 +34,54 @@ from rlsmooth.agents.spaces import action_components, box_reference, check_same_
 from rlsmooth.data import Demonstrations, ObservationOnly, space_from_json
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
+from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
-ARGUMENTS = (
-    "smoothing",
-    "reference",
-    "learning_rate",
-    "kl_coef",
-    "reference_std",
-    "action_bins",
-    "batch_size",
-    "gradient_accumulation",
-    "max_grad_norm",
-    "l2_coef",
-    "amp",
-    "validation_fraction",
-    "early_stopping_patience",
-    "seed",
-    "checkpoint_every",
-    "eval_every",
-    "n_eval_episodes",
-)
-"""The constructor's arguments that an agent file holds."""
+
+class Arguments(TypedDict):
+    """The constructor's arguments that an agent file holds; a callable is None there, or marked in the recipe."""
+
+    smoothing: list[dict[str, Any]]
+    reference: list[dict[str, Any]] | None
+    learning_rate: Annotated[float, Within(0)] | str | None
+    kl_coef: Annotated[float, Within(0)]
+    reference_std: Annotated[float, Within(0, low_open=True)] | None
+    action_bins: Positive | None
+    batch_size: Positive
+    gradient_accumulation: Positive
+    max_grad_norm: Annotated[float, Within(0, low_open=True)] | None
+    l2_coef: Annotated[float, Within(0)]
+    amp: bool
+    validation_fraction: Annotated[float, Within(0, 1, high_open=True)]
+    early_stopping_patience: Positive | None
+    seed: Count
+    checkpoint_every: Positive
+    eval_every: Positive | None
+    n_eval_episodes: Positive
+
+
+ARGUMENTS = tuple(get_type_hints(Arguments))
+"""Their names."""
+
+
+class Counters(TypedDict):
+    """How far training has come, in minibatches and epochs."""
+
+    num_timesteps: Count
+    total_timesteps: Count
+    num_timesteps_at_start: Count
+    first_epoch: Count
+
+
+def decode_counters(encoded: Any) -> dict[str, int]:
+    """The counters of a file.
+
+    Raises:
+        ValueError: one is missing, no whole number from 0, or they are in no order of time.
+    """
+    found: dict[str, int] = decode(Counters, encoded, "counters")
+    if not found["num_timesteps_at_start"] <= found["num_timesteps"] <= found["total_timesteps"]:
+        raise ValueError("counters: num_timesteps_at_start, num_timesteps and total_timesteps must ascend")
+    return found
 
 
 ALIASES = {
@@ -265,10 +292,8 @@ def decode_spaces(path: Path, file: AgentFile) -> tuple[spaces.Space[Any], space
     Raises:
         SafeFileError: the action space is malformed.
     """
-    try:
+    with refused(path, SafeFileError, problem="has a malformed action space"):
         return _unchecked(file.policy).observation_space, space_from_json(file.config["action_space"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has a malformed action space ({error}). Use another copy.") from error
 
 
 def encode_arguments(agent: Any) -> dict[str, Any]:
@@ -289,9 +314,8 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
     Raises:
         SafeFileError: the file lacks some.
     """
-    saved = file.config.get("arguments")
-    if not isinstance(saved, dict) or set(saved) != set(ARGUMENTS):
-        raise SafeFileError(f"{str(path)!r} lacks the agent's arguments. Use another copy.")
+    with refused(path, SafeFileError):
+        saved: Any = decode(Arguments, file.config.get("arguments"), "arguments")
     arguments: dict[str, Any] = dict(saved)
     missing = []
     recipes = decode_smoothing(saved["smoothing"], "smoothing", path)

@@ -28,6 +28,7 @@ from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
+from rlsmooth.untrusted import refused
 
 COLLECTING, LEARNING = 0, 1
 """What a round's seeds are for."""
@@ -399,10 +400,9 @@ class RoundsModel(ActingModel):
         """The agent of a file; `teacher` is the constructor's third argument, `given` replaces the file's."""
         build: Any = cls
         own = (file.bc.observation_space, file.bc.action_space)
-        try:  # of the file alone, so that the caller's mistakes are not put down to it
+        with refused(file.path, SafeFileError, problem="has malformed arguments"):
+            # Of the file alone, so that the caller's mistakes are not put down to it.
             build(file.bc.policy, own, None, device=device, **file.arguments)
-        except (TypeError, ValueError) as error:
-            raise SafeFileError(f"{str(file.path)!r} has malformed arguments ({error}). Use another copy.") from error
         where = own if env is None else env
         with masks_known():
             agent: Self = build(file.bc.policy, where, teacher, device=device, **(file.arguments | given))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -72,6 +72,8 @@ from rlsmooth.training import (
     tree_from_json,
     tree_to_json,
 )
+from rlsmooth.training.run import check_no_missing
+from rlsmooth.untrusted import Within, decode, modules_within, refused
 
 Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 ALGORITHM_BASES = (OnPolicyAlgorithm, OffPolicyAlgorithm)
@@ -150,9 +152,11 @@ NOT_KEPT = {
     "use_rms_prop",
     "verbose",
 }
+MAX_ENVS = 2**16
 ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 SB3_LIBRARIES = ("stable_baselines3", "sb3_contrib")
 LINEAR, SMOOTHING, NOISE, BUFFER_CLASS = "__linear__", "__smoothing__", "__noise__", "__buffer__"
+ONLY_TO_TRAIN = ("learning_rate", "clip_range", "clip_range_vf", "smoothing", "action_noise")
 REPLAY_BUFFER_CLASS = "replay_buffer_class"
 
 
@@ -399,6 +403,45 @@ def load_extra_modules(path: Path, algorithm: Algorithm, saved: Any, tensors: Ma
         own.data.copy_(value)
 
 
+class Placeholder:
+    """In place of a function that no file can hold: called like it, and marked like it if the agent is saved again."""
+
+    def __init__(self, full_name: str) -> None:
+        self.__module__, _, self.__qualname__ = full_name.rpartition(".")
+
+    def __call__(self, _: float) -> float:
+        """No learning rate: there is no training."""
+        return 0.0
+
+
+class _RefusedLearn:
+    """In place of the `learn` of an algorithm that lacks what only training needs."""
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        self.missing = missing
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        check_no_missing(self.missing, f"load with custom_objects={{{self.missing[0]!r}: ...}} to train it further")
+
+
+def missing_arguments(algorithm: BaseAlgorithm) -> tuple[str, ...]:
+    """The arguments that only training needs and the file of a loaded algorithm could not hold."""
+    found: Any = vars(algorithm).get("learn")
+    return found.missing if isinstance(found, _RefusedLearn) else ()
+
+
+def _placeholders(encoded: Any, custom: Mapping[str, Any]) -> dict[str, Any]:
+    """What takes the place of marked arguments that acting does not need."""
+    found: dict[str, Any] = {}
+    for name, value in decode(dict[str, Any], encoded, "arguments").items():
+        full_name = custom_name(value)
+        if full_name is None or name not in ONLY_TO_TRAIN or name in custom:
+            continue
+        stand_in = Placeholder(full_name)
+        found[name] = {"smoothing": Smoothing(alpha=stand_in), "action_noise": None}.get(name, stand_in)
+    return found
+
+
 def _counter_names(algorithm: Algorithm) -> set[str]:
     excluded = {*constructor_names(type(algorithm)), *NOT_COUNTERS}
     return {
@@ -516,9 +559,10 @@ def load_agent(
         device: as in Stable-Baselines3.
         model_class: built in place of the class named in the file; needed if that is a class of your own.
         policy_class: built in place of the policy's class named in the file.
-        custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for callables
-            and classes of your own (`{"learning_rate": my_schedule}`), or to change an argument; not to one that needs
-            other parts than the file has: SAC's learnt ent_coef ("auto") can't become a number here.
+        custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for classes of
+            your own, for callables (`{"learning_rate": my_schedule}`, which only training needs), or to change an
+            argument; not to one that needs other parts than the file has: SAC's learnt ent_coef ("auto") can't become a
+            number here.
         tensorboard_log: where to log; a file does not say it.
         verbose: as in Stable-Baselines3.
 
@@ -540,11 +584,14 @@ def load_agent(
         path, content, kind=None, device=device, policy_class=policy_class, custom_objects=of_policy
     )
     build = _algorithm_class(path, file, model_class)
-    try:
-        with isolated_rng():
-            return _build(path, file, build, env, device, custom, tensorboard_log, verbose)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise SafeFileError(f"{str(path)!r} has malformed training state ({error!r}). Use another copy.") from error
+    with isolated_rng():
+        venv = None
+        if env is not None:  # checked here, since the caller's mistakes are not the file's
+            venv = wrap_env("env", env, verbose)
+            its_spaces = (file.policy.observation_space, file.policy.action_space)
+            check_same_spaces("env", (venv.observation_space, venv.action_space), its_spaces)
+        with refused(path, SafeFileError, problem="has malformed training state"):
+            return _build(path, file, build, venv, device, custom, tensorboard_log, verbose)
 
 
 def _kind_and_arguments(head: Mapping[str, Any]) -> tuple[str, set[str]]:
@@ -578,18 +625,21 @@ def _build(
     path: Path,
     file: AgentFile,
     build: type[Algorithm],
-    env: GymEnv | str | None,
+    venv: VecEnv | None,
     device: torch.device | str,
     custom: Mapping[str, Any],
     tensorboard_log: str | Path | None,
     verbose: int,
 ) -> Algorithm:
     config, tensors = file.config, file.tensors
+    absent = _placeholders(config["arguments"], custom)
+    given = {name: value for name, value in custom.items() if name in config["arguments"]}
+    n_envs = decode(Annotated[int, Within(1, MAX_ENVS)], config["n_envs"], "n_envs")
     arguments = decode_arguments(
         path,
         config["arguments"],
         tensors=tensors,
-        custom_objects={name: value for name, value in custom.items() if name in config["arguments"]},
+        custom_objects=absent | given,
         decode=decode_algorithm_argument,
     )
     encoded_kwargs: Mapping[str, Any] = config["policy_kwargs"]
@@ -599,10 +649,15 @@ def _build(
         tensors={name.removeprefix("policy_kwargs/"): tensor.cpu() for name, tensor in tensors.items()},
         custom_objects={name: value for name, value in custom.items() if name in encoded_kwargs},
     )
-    venv = None if env is None else _environment(path, file, env, verbose)
+    if venv is not None and config["normalization"] is not None:
+        with refused(path, SafeFileError, problem="has statistics that don't fit env"):
+            venv = apply_normalization(venv, config["normalization"], tensors)
+        assert unwrap_vec_normalize(venv) is not None
     constructor: Any = build
     # The arguments are the file's to fill, so any error of torch's or Stable-Baselines3's can come.
-    try:
+    fix = "Check model_class and custom_objects, or use another copy."
+    problem = f"gives arguments from which {build.__name__} can't be built"
+    with refused(path, SafeFileError, fix, problem), modules_within(file.policy.state_dict() | tensors):
         algorithm: Algorithm = constructor(
             type(file.policy),
             venv,
@@ -617,16 +672,13 @@ def _build(
         if venv is None:
             algorithm.observation_space = file.policy.observation_space
             algorithm.action_space = file.policy.action_space
-            algorithm.n_envs = int(config["n_envs"])
+            algorithm.n_envs = n_envs
         set_plain_attributes(algorithm, config["attributes"])
         set_up_model(algorithm)
-    except Exception as error:
-        raise SafeFileError(
-            f"{str(path)!r}: {build.__name__} can't be built from the file's arguments ({type(error).__name__}: "
-            f"{error}). Check model_class and custom_objects, or use another copy."
-        ) from error
     check_counts_from_start(f"the agent in {str(path)!r}", algorithm.policy)
     _restore(path, file, algorithm)
+    if absent:
+        vars(algorithm)["learn"] = _RefusedLearn(tuple(absent))
     return algorithm
 
 
@@ -634,10 +686,8 @@ def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
     load_parameters(path, algorithm.policy, file.policy.state_dict())
     load_extra_modules(path, algorithm, file.config["modules"], file.tensors)
     set_plain_attributes(algorithm, file.config["attributes"])
-    try:
+    with refused(path, SafeFileError, problem="has malformed training state"):
         load_optimizers(algorithm, file.config["optimizer"], file.tensors)
-    except ValueError as error:
-        raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
     algorithm.policy.set_training_mode(False)
     resample_noise(algorithm.policy, algorithm.n_envs)  # of the fresh weights until now
     if file.config.get(REPLAY_BUFFER) is not None:
@@ -647,24 +697,7 @@ def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
 def _restore_buffer(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
     prefix = f"{REPLAY_BUFFER}/"
     kept = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
-    try:
+    with refused(path, SafeFileError, problem="holds a replay buffer that does not fit"):
         buffer = getattr(algorithm, "replay_buffer", None)
         set_buffer_state(buffer, file.config[REPLAY_BUFFER], kept)
-    except (TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} holds a replay buffer that does not fit: {error}") from error
     cut_off_episodes(check_buffer("replay_buffer", buffer))  # the environment begins new ones
-
-
-def _environment(path: Path, file: AgentFile, env: GymEnv | str, verbose: int) -> VecEnv:
-    venv = wrap_env("env", env, verbose)
-    check_same_spaces(
-        "env", (venv.observation_space, venv.action_space), (file.policy.observation_space, file.policy.action_space)
-    )
-    if file.config["normalization"] is None:
-        return venv
-    try:
-        venv = apply_normalization(venv, file.config["normalization"], file.tensors)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise SafeFileError(f"{str(path)!r} has statistics that don't fit env ({error}).") from error
-    assert unwrap_vec_normalize(venv) is not None
-    return venv

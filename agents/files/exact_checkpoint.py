@@ -52,6 +52,7 @@ from rlsmooth.agents.files.algorithm_file import (
     load_agent,
     load_extra_modules,
     load_optimizers,
+    missing_arguments,
     optimizers,
     plain_attributes,
     save_agent,
@@ -89,7 +90,10 @@ from rlsmooth.envs.snapshot_values import (
 from rlsmooth.training import Checkpoint, SafeFileError, latest_checkpoint, set_rng_state, tree_from_json, tree_to_json
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
 from rlsmooth.training.interruption import begin_safe_points, end_safe_points, stop, stop_requested
-from rlsmooth.training.run import RESUME_FILE, RunFolder, check_num_envs
+from rlsmooth.training.run import RESUME_FILE, RunFolder, check_no_missing, check_num_envs
+from rlsmooth.untrusted import decode, refused
+
+OTHER = "Use another checkpoint, or the environments and arguments of the run."
 
 MODEL_FILE = "model.zip"
 """The agent file in a checkpoint folder, which says how to build the algorithm."""
@@ -569,7 +573,9 @@ def load_checkpoint(
         tensorboard_log=tensorboard_log,
         verbose=verbose,
     )
-    try:
+    check_no_missing(missing_arguments(model))
+    check_num_envs(decode(int, checkpoint.config.get("n_envs"), "n_envs"), model.n_envs)
+    with refused(checkpoint.path, SafeFileError, OTHER):
         problem = _apply(checkpoint, model)
         callback = ExactCheckpointCallback(
             checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
@@ -579,8 +585,6 @@ def load_checkpoint(
             stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))
         }
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
     if problem:
         warnings.warn(f"The resumed run starts new episodes: {problem}", RuntimeWarning, stacklevel=2)
     saved.delete_leftovers(re.escape(MODEL_FILE))
@@ -616,7 +620,7 @@ def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.de
     checkpoint = latest_checkpoint(saved.path)
     assert checkpoint is not None
     agent = load_agent(saved.path / file, env=env, device=device)
-    try:
+    with refused(checkpoint.path, SafeFileError, OTHER):
         load_parameters(checkpoint.path, agent.policy, checkpoint.tensors["policy"])
         if file == MODEL_FILE:
             set_plain_attributes(agent, checkpoint.config["attributes"])
@@ -629,15 +633,12 @@ def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.de
                     filled = copy.copy(normalizer)
                     set_object_state(filled, kept, "VecNormalize")
                     normalizer.obs_rms, normalizer.ret_rms = filled.obs_rms, filled.ret_rms
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise SafeFileError(f"{str(checkpoint.path)!r} is malformed ({error!r}). Delete it.") from error
     return agent, checkpoint.step
 
 
 def _apply(checkpoint: Checkpoint, model: Algorithm) -> str:
     """Restore all that `learn` leaves alone; returns why the environments could not be restored, or ""."""
     config, tensors = checkpoint.config, checkpoint.tensors
-    check_num_envs(config["n_envs"], model.n_envs)
     load_parameters(checkpoint.path, model.policy, tensors["policy"])
     load_extra_modules(checkpoint.path, model, config["modules"], tensors["modules"])
     load_optimizers(model, config["optimizer"], tensors["optimizer"])

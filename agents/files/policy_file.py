@@ -7,6 +7,7 @@ passes it by `policy_class=` or `custom_objects=`. See `rlsmooth.training.safe_f
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,12 @@ from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, tree_from_json, tree_to_json, write_safe_file
 from rlsmooth.training.divergence import refuse_spoilt
 from rlsmooth.training.safe_file import SafeFile, with_zip_suffix
+from rlsmooth.untrusted import budget, modules_within, refused
 
 # ---- constructor arguments
 
 CUSTOM = "__custom__"
+TWICE = re.compile(r"got multiple values for (?:keyword )?argument '(\w+)'")
 SHARED = "share_features_extractor"
 SPACES = ("observation_space", "action_space")
 CLASS_TABLES: dict[str, dict[str, type]] = {
@@ -80,6 +83,7 @@ def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
     if is_shared is not None and is_shared is not _default(type(policy), SHARED):
         arguments[SHARED] = is_shared
     arguments |= recurrent_arguments(policy)
+    arguments = _of_its_own_signature(type(policy), arguments)
     # None here means "no gSDE"; the constructor's own defaults say it better.
     for name in ("squash_output", "full_std", "use_expln"):
         if name in arguments and arguments[name] is None:
@@ -91,6 +95,32 @@ def constructor_arguments(policy: BasePolicy) -> dict[str, Any]:
             f"policy is a {type(policy).__name__} that could not be built again ({error}): let its "
             "_get_constructor_parameters() give exactly what its constructor takes."
         ) from error
+    return arguments
+
+
+def _of_its_own_signature(policy_class: type[BasePolicy], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Without what a class of the user's passes to `super().__init__` itself, and would then get twice.
+
+    Such a class takes `**kwargs` and sets some of them: its own list, which is its parent's, has them too. The class
+    itself is asked, by building a copy, which arguments it can't take.
+    """
+    signature = inspect.signature(policy_class)
+    if listed_policy_name(policy_class) or inspect.Parameter.VAR_KEYWORD not in {
+        parameter.kind for parameter in signature.parameters.values()
+    }:
+        return arguments
+    left = dict(arguments)
+    for _ in arguments:
+        try:
+            with isolated_rng():
+                policy_class(lr_schedule=constant_zero, **left)
+        except TypeError as error:
+            twice = TWICE.search(str(error))
+            if twice is None or twice[1] not in left:
+                break
+            del left[twice[1]]
+        else:
+            return left
     return arguments
 
 
@@ -178,13 +208,9 @@ def decode_arguments(
                 f"{str(path)!r} was saved with a {name} that no file can hold ({custom}). "
                 f"Load it with custom_objects={{{name!r}: {example}}}."
             )
-        try:
+        fix = f"Use another copy, or give your own: custom_objects={{{name!r}: ...}}."
+        with refused(path, SafeFileError, fix, f"has a malformed {name}, {str(value)[:100]!r}"):
             arguments[name] = decode(name, value, tensors)
-        except (ValueError, TypeError, KeyError) as error:
-            raise SafeFileError(
-                f"{str(path)!r} has a malformed {name}, {value!r} ({error}). "
-                f"Use another copy, or give your own: custom_objects={{{name!r}: ...}}."
-            ) from error
     return arguments
 
 
@@ -281,7 +307,7 @@ def load_agent_file(
 ) -> AgentFile:
     """Read an agent file and build its policy. Runs no code that the file could name.
 
-    A stranger's file can still ask for a policy larger than memory.
+    A policy that would be far larger than the tensors in the file is not built.
 
     Args:
         path: the file; `.zip` is added to a name without a suffix if there is no such file.
@@ -340,12 +366,15 @@ def agent_from_safe_file(
             f"{str(path)!r} holds a {file.config['kind']!r} agent, not {kind!r}. Load it with the class of that name."
         )
     build = _policy_class(path, description["class"], policy_class)
-    arguments = decode_arguments(
-        path, description["arguments"], tensors=file.tensors["arguments"], custom_objects=custom_objects or {}
-    )
+    present = sum(tensor.numel() for named in file.tensors.values() for tensor in named.values())
+    with budget(present):
+        arguments = decode_arguments(
+            path, description["arguments"], tensors=file.tensors["arguments"], custom_objects=custom_objects or {}
+        )
     # Building draws initial weights that are overwritten at once: the caller's random state must not move for it.
     with isolated_rng():
-        policy = _build_policy(path, build, arguments)
+        with modules_within(file.tensors["policy"]):
+            policy = _build_policy(path, build, arguments)
         load_parameters(path, policy, file.tensors["policy"])
         target = get_device(device)
         policy.to(target)
@@ -399,14 +428,9 @@ def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> typ
 
 def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, Any]) -> BasePolicy:
     # The arguments are the file's to fill, so any error of torch's, Stable-Baselines3's or a custom class's can come.
-    try:
+    fix = "Check policy_class and custom_objects, or use another copy."
+    with refused(path, SafeFileError, fix, f"gives arguments from which {build.__name__} can't be built"):
         return build(lr_schedule=constant_zero, **arguments)
-    except Exception as error:
-        raise SafeFileError(
-            f"{str(path)!r}: {build.__name__} can't be built from the file's arguments "
-            f"({type(error).__name__}: {error}). "
-            "Check policy_class and custom_objects, or use another copy."
-        ) from error
 
 
 def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:

@@ -21,11 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -34,6 +33,16 @@ from rlsmooth.atomic import atomic_file, write_bytes_atomically
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.data.arrays import TRANSITION_FIELDS, AnyArray, Array, Fields, chunks
 from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.untrusted import (
+    budget,
+    check_unfolded,
+    decode,
+    is_folded_too_much,
+    open_regular,
+    parse_json,
+    read_regular,
+    refused,
+)
 
 FORMAT = "rlsmooth-demonstrations"
 OBSERVATION_FORMAT = "rlsmooth-observations"
@@ -45,6 +54,7 @@ NEEDED = {
     OBSERVATION_FORMAT: ("observations", "next_observations", "episode_ends"),
 }
 VERSION = 1
+MAX_MEMBERS = 1024
 MAX_HEADER_BYTES = 64 * 2**20
 FINAL = "final_observations"
 
@@ -61,14 +71,8 @@ def file_path(path: str | Path) -> Path:
 @contextmanager
 def naming_file(path: Path, what: str = "demonstrations") -> Iterator[None]:
     """Turn what the contents of a file make the block raise into a `DemonstrationsFileError` that names the file."""
-    try:
+    with refused(path, DemonstrationsFileError, problem=f"does not hold valid {what}"):
         yield
-    except DemonstrationsFileError:
-        raise
-    except KeyError as error:
-        raise DemonstrationsFileError(f"{path}: header.json or an array lacks {error}.") from error
-    except (TypeError, ValueError, IndexError) as error:
-        raise DemonstrationsFileError(f"{path} does not hold valid {what}: {error}") from error
 
 
 def write_npz(path: str | Path, fields: Fields, kind: str = FORMAT) -> None:
@@ -84,17 +88,30 @@ def write_npz(path: str | Path, fields: Fields, kind: str = FORMAT) -> None:
     infos = None if fields.get("infos") is None else _encode_json("infos", list(fields["infos"]))
     if target.suffix != ".npz":
         raise ValueError(f"path={str(path)!r} must end in .npz.")
+    with atomic_file(target) as file:
+        written = _write_members(file, kind, fields, arrays, infos, zipfile.ZIP_DEFLATED)
+        if is_folded_too_much(written, file.tell()):  # as a reader refuses: a stranger's file may unfold without end
+            file.seek(0)
+            file.truncate()
+            _write_members(file, kind, fields, arrays, infos, zipfile.ZIP_STORED)
+
+
+def _write_members(
+    file: BinaryIO, kind: str, fields: Fields, arrays: Mapping[str, AnyArray], infos: bytes | None, compression: int
+) -> int:
+    """Write the archive, and return the number of bytes that it unfolds to."""
     described: dict[str, dict[str, str]] = {}
-    with atomic_file(target) as file, zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(_entry(f"{name}.npy"), "w", force_zip64=True) as member:
+            with archive.open(_entry(f"{name}.npy", compression), "w", force_zip64=True) as member:
                 hasher = _HashingFile(member)
                 np.lib.format.write_array(hasher, np.asarray(array), allow_pickle=False)
             described[name] = {"member": f"{name}.npy", "sha256": hasher.sha256.hexdigest()}
         if infos is not None:
-            archive.writestr(_entry("infos.json"), infos)
+            archive.writestr(_entry("infos.json", compression), infos)
             described["infos"] = {"member": "infos.json", "sha256": hashlib.sha256(infos).hexdigest()}
-        archive.writestr(_entry("header.json"), _make_header(kind, fields, described))
+        archive.writestr(_entry("header.json", compression), _make_header(kind, fields, described))
+        return sum(info.file_size for info in archive.infolist())
 
 
 def read_npz(path: str | Path, kind: str = FORMAT) -> dict[str, Any]:
@@ -105,30 +122,21 @@ def read_npz(path: str | Path, kind: str = FORMAT) -> dict[str, Any]:
             newer version's.
     """
     source = file_path(path)
-    _check_kind(source, kind)
-    try:
-        with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
-            if "header.json" not in names:
-                raise DemonstrationsFileError(
-                    f"{source} is a .npz of something else (it holds {', '.join(names[:8])}): "
-                    f"read it with np.load and use {BUILDERS[kind]}."
-                )
-            if archive.getinfo("header.json").file_size > MAX_HEADER_BYTES:
-                raise DemonstrationsFileError(f"{source}: header.json is larger than {MAX_HEADER_BYTES} bytes.")
-            header = _read_header(archive.read("header.json"), source, kind)
-            members = _members(header, names, source)
-            arrays = {name: _read_array(archive, entry, source) for name, entry in members.items() if name != "infos"}
-            infos = _read_infos(archive, members["infos"], source) if "infos" in members else None
-    except DemonstrationsFileError:
-        raise
-    except MemoryError as error:
-        raise DemonstrationsFileError(
-            f"{source} does not fit in memory: keep large sets as a folder (Demonstrations.save_folder)."
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        # A damaged archive makes zipfile raise any of these.
-        raise DemonstrationsFileError(f"{source} is truncated or damaged: {error}") from error
+    damaged = refused(source, DemonstrationsFileError, problem="is truncated or damaged")
+    with damaged, _opened(source, kind) as file, zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if "header.json" not in names:
+            raise DemonstrationsFileError(
+                f"{source} is a .npz of something else (it holds {', '.join(names[:8])}): "
+                f"read it with np.load and use {BUILDERS[kind]}."
+            )
+        if archive.getinfo("header.json").file_size > MAX_HEADER_BYTES:
+            raise DemonstrationsFileError(f"{source}: header.json is larger than {MAX_HEADER_BYTES} bytes.")
+        _check_size(archive, source)
+        header = _read_header(archive.read("header.json"), source, kind)
+        members = _members(header, names, source)
+        arrays = {name: _read_array(archive, entry, source) for name, entry in members.items() if name != "infos"}
+        infos = _read_infos(archive, members["infos"], source) if "infos" in members else None
     return _to_fields(header, _expand(arrays, source), infos, source)
 
 
@@ -174,8 +182,9 @@ def read_folder(path: str | Path) -> dict[str, Any]:
         raise DemonstrationsFileError(
             f"{folder} has no header.json, so it holds no demonstrations{kind and ', but '}{kind}."
         )
-    header = _read_header(header_file.read_bytes(), folder, FORMAT)
-    arrays = {name: _map_array(folder, name, entry) for name, entry in header["arrays"].items()}
+    with refused(folder, DemonstrationsFileError):
+        header = _read_header(read_regular(header_file, MAX_HEADER_BYTES), folder, FORMAT)
+        arrays = {name: _map_array(folder, name, entry) for name, entry in header["arrays"].items()}
     return _to_fields(header, arrays, None, folder)
 
 
@@ -190,6 +199,15 @@ def _named_arrays(fields: Fields) -> dict[str, Array]:
         elif value is not None:
             arrays[name] = value
     return arrays
+
+
+def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise if the members claim more than the file can hold, or fold up far more than real data does."""
+    unfolded = sum(info.file_size for info in archive.infolist())
+    if len(archive.infolist()) > MAX_MEMBERS:
+        raise DemonstrationsFileError(f"{path} has {len(archive.infolist())} members, over {MAX_MEMBERS}.")
+    check_unfolded(unfolded, sum(info.compress_size for info in archive.infolist()))
+    check_unfolded(unfolded, path.stat().st_size)
 
 
 def _make_header(kind: str, fields: Fields, described: Mapping[str, Any]) -> bytes:
@@ -215,8 +233,8 @@ def _to_fields(header: Mapping[str, Any], arrays: Mapping[str, AnyArray], infos:
     fields: dict[str, Any] = {"metadata": header["metadata"]}
     if infos is not None:
         fields["infos"] = infos
-    with naming_file(path):
-        keys = header["observation_keys"]
+    with naming_file(path), budget(sum(array.size for array in arrays.values())):
+        keys = decode(list[str] | None, header["observation_keys"], "observation_keys")
         for name in ("observations", "next_observations"):
             if keys is not None and f"{name}.0" in left:
                 fields[name] = {key: left.pop(f"{name}.{number}") for number, key in enumerate(keys)}
@@ -262,34 +280,33 @@ def _expand(arrays: dict[str, AnyArray], path: Path) -> dict[str, AnyArray]:
         if not name.startswith(FINAL):
             expanded[name] = array
             continue
-        try:
+        with refused(path, DemonstrationsFileError, problem=f"holds {name} that do not fit the observations"):
             following = np.roll(arrays[name.replace(FINAL, "observations")], -1, axis=0)
             following[arrays["episode_ends"].astype(np.int64) - 1] = array
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DemonstrationsFileError(f"{path}: {name} does not fit the observations ({error}).") from error
         expanded[name.replace(FINAL, "next_observations")] = following
     return expanded
 
 
 def _read_header(raw: bytes, path: Path, kind: str) -> dict[str, Any]:
     """Parse and check a header whose `format` is `kind`."""
-    try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise DemonstrationsFileError(f"{path}: header.json is damaged ({error}).") from error
+    with refused(path, DemonstrationsFileError, problem="has a header.json that is damaged"):
+        header = parse_json(raw)
     if not isinstance(header, dict) or header.get("format") != kind:
         found = header.get("format") if isinstance(header, dict) else None
         reader = READERS.get(found) if isinstance(found, str) else None
         fix = f" It holds {found}: use {reader}." if reader else ""
         raise DemonstrationsFileError(f"{path}: header.json does not describe {NAMES[kind]} of rlsmooth.{fix}")
     version = header.get("version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise DemonstrationsFileError(f"{path}: header.json has no sensible format version ({version!r:.50}).")
     if version > VERSION:
         raise DemonstrationsFileError(
             f"{path} was written by a newer rlsmooth ({header.get('rlsmooth')!r:.50}; format {version}, this one reads "
             f"up to {VERSION}): upgrade rlsmooth."
         )
+    needed = {"observation_keys", "observation_space", *(("action_space",) if kind == FORMAT else ())}
+    if not needed <= set(header):
+        raise DemonstrationsFileError(f"{path}: header.json lacks {', '.join(sorted(needed - set(header)))}.")
     if not isinstance(header.get("arrays"), dict) or not isinstance(header.get("metadata"), dict):
         raise DemonstrationsFileError(f"{path}: header.json lacks its list of arrays or its metadata.")
     return header
@@ -313,22 +330,27 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is no JSON value")
 
 
-def _check_kind(path: Path, kind: str) -> None:
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[BinaryIO]:
+    """The file, open at its start, if it begins like a zip."""
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
+        file = open_regular(path)
     except FileNotFoundError as error:
         raise DemonstrationsFileError(f"{path} does not exist.") from error
     except OSError as error:
         raise DemonstrationsFileError(f"{path} can't be read ({error.strerror}).") from error
-    if not start:
-        raise DemonstrationsFileError(f"{path} is empty.")
-    if start[:1] == b"\x80":
-        raise DemonstrationsFileError(f"{path} is a pickle, which can run code when opened: it is not read.")
-    if start[:6] == b"\x93NUMPY":
-        raise DemonstrationsFileError(f"{path} is one bare .npy array: use {BUILDERS[kind]}.")
-    if start[:2] != b"PK":
-        raise DemonstrationsFileError(f"{path} is not a .npz file.")
+    with file:
+        start = file.read(8)
+        if not start:
+            raise DemonstrationsFileError(f"{path} is empty.")
+        if start[:1] == b"\x80":
+            raise DemonstrationsFileError(f"{path} is a pickle, which can run code when opened: it is not read.")
+        if start[:6] == b"\x93NUMPY":
+            raise DemonstrationsFileError(f"{path} is one bare .npy array: use {BUILDERS[kind]}.")
+        if start[:2] != b"PK":
+            raise DemonstrationsFileError(f"{path} is not a .npz file.")
+        file.seek(0)
+        yield file
 
 
 def _members(header: Mapping[str, Any], names: list[str], path: Path) -> dict[str, dict[str, str]]:
@@ -360,7 +382,7 @@ def _read_array(archive: zipfile.ZipFile, entry: Mapping[str, str], path: Path) 
 def _read_infos(archive: zipfile.ZipFile, entry: Mapping[str, str], path: Path) -> Any:
     raw = archive.read(entry["member"])
     _check_hash(hashlib.sha256(raw).hexdigest(), entry, path)
-    infos = json.loads(raw)
+    infos = parse_json(raw)
     if not isinstance(infos, list):
         raise DemonstrationsFileError(f"{path}: infos.json is no list.")
     return infos
@@ -371,9 +393,9 @@ def _check_hash(found: str, entry: Mapping[str, str], path: Path) -> None:
         raise DemonstrationsFileError(f"{path}: {entry['member']} is damaged or was edited (its hash is wrong).")
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
+def _entry(name: str, compression: int) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no clock: the same set gives the same bytes
-    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.compress_type = compression
     entry.external_attr = 0o644 << 16
     return entry
 
@@ -399,10 +421,11 @@ def _map_array(folder: Path, name: str, entry: object) -> AnyArray:
     if not isinstance(entry, dict) or entry.get("member") != f"{name}.npy" or Path(name).name != name:
         raise DemonstrationsFileError(f"{folder}: header.json does not describe {name!r:.80} as save_folder does.")
     file = folder / f"{name}.npy"
-    try:
+    with refused(file, DemonstrationsFileError, problem="is missing, truncated or no plain array"):
+        open_regular(file).close()
         array: AnyArray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DemonstrationsFileError(f"{file} is missing, truncated or no plain array ({error}).") from error
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is no array")
     if list(array.shape) != entry.get("shape") or array.dtype.str != entry.get("dtype"):
         raise DemonstrationsFileError(
             f"{file} holds {array.dtype.str} {list(array.shape)}, but header.json says "

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ import numpy.typing as npt
 
 from rlsmooth.atomic import atomic_file
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.data.arrays import AnyArray
+from rlsmooth.data.arrays import AnyArray, read_plain_npz
+from rlsmooth.untrusted import parse_json, refused
 
 INSTALL = 'pip install "rlsmooth[datasets]"'
 
@@ -260,6 +259,11 @@ def _from_raw(raw: _Raw, name: str) -> LabelledData:
     elif not names and labels.size:
         if labels.dtype.kind not in "iu":
             raise TypeError(f"labels must be whole numbers or text, got dtype {labels.dtype}.")
+        if not 0 <= int(labels.max()) < max(MANY_CLASSES, MOST_UNUSED * labels.size):
+            raise ValueError(
+                f"labels reach {labels.max()}, and there are {labels.size}: number the classes from 0, or give "
+                "class_names."
+            )
         names = tuple(str(place) for place in range(int(labels.max()) + 1))
     return LabelledData(
         np.asarray(raw.features),
@@ -368,6 +372,9 @@ SOURCES: dict[str, Callable[[], _Raw]] = {
 }
 """How to get each set, by name."""
 
+MANY_CLASSES, MOST_UNUSED = 1024, 16
+"""How many classes labels without names may count, however few there are, and for each of them beyond."""
+
 LABELLED = tuple(SOURCES)
 """The names that `load_labelled` knows."""
 
@@ -378,25 +385,10 @@ def _read_file(path: Path) -> _Raw:
     Raises:
         ValueError: there is no such file, it is damaged, or lacks `features` or `labels`.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"data={str(path)!r} does not exist.")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # A damaged archive makes numpy raise any of these; a bare .npy array is no context, a TypeError.
-        # Numpy's own words would advise to load it as a pickle.
-        why = "it is no archive or holds Python objects" if "pickle" in str(error) else str(error)
-        raise ValueError(f"{str(path)!r} can't be read as an .npz of plain arrays: {why}.") from error
+    with refused(path, ValueError, "Write it by np.savez.", "can't be read as an .npz of plain arrays"):
+        arrays = read_plain_npz(path)
     missing = [name for name in ("features", "labels") if name not in arrays]
     if missing:
         raise ValueError(
@@ -407,10 +399,8 @@ def _read_file(path: Path) -> _Raw:
     unknown = sorted(set(arrays) - known)
     if unknown:
         raise ValueError(f"{str(path)!r} holds {', '.join(unknown)}, which mean nothing here: leave them out.")
-    try:
-        hierarchy = json.loads(str(arrays["hierarchy"])) if "hierarchy" in arrays else None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r}: hierarchy is no JSON text ({error}).") from error
+    with refused(path, ValueError, "Its hierarchy is no JSON text."):
+        hierarchy = parse_json(str(arrays["hierarchy"])) if "hierarchy" in arrays else None
     return _Raw(
         features=arrays["features"],
         labels=arrays["labels"],

@@ -9,7 +9,6 @@ end.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -19,8 +18,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data.arrays import AnyArray, join_observations, take
+from rlsmooth.data.arrays import AnyArray, join_observations, read_plain_npz, take
 from rlsmooth.data.files import DemonstrationsFileError, file_path
+from rlsmooth.untrusted import open_regular, parse_json, read_regular, refused
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
@@ -94,14 +94,11 @@ def read_minari(source: str | Path) -> dict[str, Any]:
     path = file_path(source)
     # A data set's folder holds its files in data/; both are taken.
     folders = [folder for folder in (path, path / "data") if (folder / "metadata.json").is_file()]
-    try:
+    fix = "`minari list local` shows the ids, `minari download` gets more."
+    problem = "is neither a folder nor the id of a downloaded Minari data set"
+    with refused(str(source), DemonstrationsFileError, fix, problem):
         data = minari.MinariDataset(folders[0]) if folders else minari.load_dataset(str(source), download=False)
         episodes = list(data.iterate_episodes())
-    except (OSError, ValueError, KeyError, AssertionError, TypeError) as error:
-        raise DemonstrationsFileError(
-            f"{str(source)!r} is neither a folder nor the id of a downloaded Minari data set ({error}): "
-            "`minari list local` shows the ids, `minari download` gets more."
-        ) from error
     if not episodes:
         raise DemonstrationsFileError(f"{str(source)!r} has no episodes.")
     env_spec = data.env_spec
@@ -212,56 +209,45 @@ def _fields_of(item: Trajectory, number: int) -> Parts:
 
 
 def _read_npz(path: Path) -> list[Parts]:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            # `infos` is a pickled member and is never touched: members are read one by one.
-            obs, acts, terminal, cuts = (data[name] for name in ("obs", "acts", "terminal", "indices"))
-            rews = data["rews"] if "rews" in data.files else None
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DemonstrationsFileError(
-            f"{path} is neither a folder nor an .npz of imitation's trajectories ({error}); pickles are not read."
-        ) from error
-    parts = len(cuts) + 1
-    return list(
-        zip(
-            np.split(obs, cuts + np.arange(len(cuts)) + 1),
-            np.split(acts, cuts),
-            terminal.tolist(),
-            [None] * parts if rews is None else np.split(rews, cuts),
-            strict=True,
+    problem = "is neither a folder nor an .npz of imitation's trajectories"
+    with refused(path, DemonstrationsFileError, "Pickles are not read.", problem):
+        # `infos` is a pickled member and is never touched.
+        data = read_plain_npz(path, ("obs", "acts", "terminal", "indices", "rews"))
+        obs, acts, terminal, cuts = (data[name] for name in ("obs", "acts", "terminal", "indices"))
+        rews = data.get("rews")
+        parts = len(cuts) + 1
+        return list(
+            zip(
+                np.split(obs, cuts + np.arange(len(cuts)) + 1),
+                np.split(acts, cuts),
+                terminal.tolist(),
+                [None] * parts if rews is None else np.split(rews, cuts),
+                strict=True,
+            )
         )
-    )
 
 
 def _read_folder(path: Path) -> list[Parts]:
     try:
-        import pyarrow as pa
+        import pyarrow  # noqa: F401
     except ImportError as error:
         raise ImportError('imitation\'s folders need pyarrow: pip install "rlsmooth[datasets]".') from error
 
-    try:
-        state = json.loads((path / "state.json").read_text())
+    fix = "Name one of its sub-folders." if (path / "dataset_dict.json").exists() else "Use another copy."
+    with refused(path, DemonstrationsFileError, fix, "is no readable folder of imitation's trajectories"):
+        state = parse_json(read_regular(path / "state.json"))
         names = [entry["filename"] for entry in state["_data_files"]]
         if any(Path(name).name != name for name in names):
             raise ValueError(f"state.json names a file outside the folder: {names}")
         tables = [_read_table(path / name) for name in names]
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        hint = ": name one of its sub-folders" if (path / "dataset_dict.json").exists() else ""
-        raise DemonstrationsFileError(
-            f"{path} is no readable folder of imitation's trajectories ({error}){hint}."
-        ) from error
-    trajectories: list[Parts] = []
-    for table in tables:
-        missing = [name for name in ("obs", "acts", "terminal") if name not in table.column_names]
-        if missing:
-            raise DemonstrationsFileError(f"{path} lacks the columns {missing}: it has {table.column_names}.")
-        try:
+        trajectories: list[Parts] = []
+        for table in tables:
+            missing = [name for name in ("obs", "acts", "terminal") if name not in table.column_names]
+            if missing:
+                raise DemonstrationsFileError(f"{path} lacks the columns {missing}: it has {table.column_names}.")
             columns = [_column(table, name) for name in ("obs", "acts")]
             rews = _column(table, "rews") if "rews" in table.column_names else [None] * len(table)
-            terminal = table["terminal"].to_pylist()
-        except ValueError as error:
-            raise DemonstrationsFileError(f"{path}: {error}") from error
-        trajectories.extend(zip(*columns, terminal, rews, strict=True))
+            trajectories.extend(zip(*columns, table["terminal"].to_pylist(), rews, strict=True))
     return trajectories
 
 
@@ -269,6 +255,7 @@ def _read_table(path: Path) -> Any:
     """HuggingFace writes Arrow's stream format; older versions and other writers its file format."""
     import pyarrow as pa
 
+    open_regular(path).close()
     with pa.memory_map(str(path)) as file:
         try:
             return pa.ipc.open_stream(file).read_all()

@@ -10,9 +10,10 @@ import numpy as np
 from gymnasium import spaces
 
 from rlsmooth.data.arrays import AnyArray
+from rlsmooth.untrusted import FileRefusedError, spend
 
 MAX_DEPTH = 16
-MAX_ELEMENTS = 2**28
+MAX_AXES, MAX_SIZE = 32, 2**40
 DTYPES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()  # noqa: SIM905
 )
@@ -116,10 +117,10 @@ def _from_json(data: Any, depth: int) -> spaces.Space[Any]:
             return spaces.Dict([(_key(key), _from_json(part, depth + 1)) for key, part in data["spaces"]])
         if kind == "Tuple":
             return spaces.Tuple([_from_json(part, depth + 1) for part in data["spaces"]])
-    except SpaceError:
+    except (SpaceError, FileRefusedError):
         raise
-    except (AssertionError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise SpaceError(f"the {kind} space {str(dict(data))[:200]} is not well formed: {error!r}.") from error
+    except Exception as error:  # Gymnasium asserts, numpy raises whatever it likes
+        raise SpaceError(f"the {kind!r:.50} space {str(dict(data))[:200]} is not well formed: {error!r}.") from error
     raise SpaceError(f"the space type {kind!r:.50} is not known.")
 
 
@@ -152,8 +153,9 @@ def _bounds_from_json(bounds: Any, shape: tuple[int, ...], dtype: np.dtype[Any])
 
 def _shape(value: Any) -> tuple[int, ...]:
     shape = tuple(_whole(size) for size in value)
-    if min(shape, default=0) < 0 or math.prod(shape) > MAX_ELEMENTS:
-        raise SpaceError(f"the shape {shape} is negative or has more than {MAX_ELEMENTS} elements.")
+    if min(shape, default=0) < 0 or max(shape, default=0) > MAX_SIZE or len(shape) > MAX_AXES:
+        raise SpaceError(f"the shape {value!r:.200} is negative or too large.")
+    spend(math.prod(shape), "a space")
     return shape
 
 
@@ -171,6 +173,8 @@ def _whole(value: Any) -> int:
 
 
 def _integers(value: Any) -> AnyArray:
+    if isinstance(value, list):
+        spend(len(value), "a space")
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise SpaceError(f"whole numbers are needed, got {value!r:.50}.")

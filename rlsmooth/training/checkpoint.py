@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from rlsmooth.training.safe_file import SafeFileError, read_safe_file, tree_from
 
 FORMAT_NAME = "rlsmooth-checkpoint"
 FORMAT_VERSION = 1
+NOT_NEGATIVE = ("lr", "eps", "weight_decay", "betas", "alpha", "momentum")
+"""Options of optimisers that are never below 0."""
 FILE_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.zip")
 
 
@@ -130,7 +133,8 @@ def latest_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu")
         path = _checkpoint_path(folder, step)
         try:
             file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION, device=device)
-            if set(file.config) != {"step", "config"} or file.config["step"] != step:
+            is_whole = set(file.config) == {"step", "config"} and isinstance(file.config["config"], dict)
+            if not is_whole or file.config["step"] != step:
                 raise SafeFileError(f"{str(path)!r} is the checkpoint of another step, renamed. Delete it.")
         except SafeFileError as error:
             faults.append(str(error))
@@ -195,7 +199,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         ValueError: the state belongs to an optimiser of another class, or over parameters of other shapes or grouped
             otherwise, or it is incomplete.
     """
-    if not {"class", "shapes", "state_dict"} <= set(config):
+    if not isinstance(config, Mapping) or not {"class", "shapes", "state_dict"} <= set(config):
         raise ValueError("config is not what optimizer_to_tensors gave: it lacks 'class', 'shapes' or 'state_dict'.")
     if config["class"] != type(optimizer).__name__:
         raise ValueError(
@@ -206,11 +210,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
             f"the state is for parameter groups of shapes {config['shapes']}, the optimizer has "
             f"{_parameter_shapes(optimizer)}: build it over the same parameters in the same order."
         )
-    state = tree_from_json(config["state_dict"], tensors)
     try:
+        state = tree_from_json(config["state_dict"], tensors)
+        _check_optimizer_state(optimizer, state)
         # load_state_dict keeps the tensors it is given where dtype and device fit: the caller's must not change later.
         optimizer.load_state_dict(_clone_tensors(state))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # torch takes what it is given, and fails on it somewhere
         raise ValueError(f"the optimizer state is malformed ({error!r}): use another checkpoint.") from error
 
 
@@ -221,6 +226,54 @@ def _checkpoint_path(folder: str | Path, step: int) -> Path:
 def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
     """The shape of each parameter of each group: what the state must fit."""
     return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Compare a state, which torch would take as it is, with the optimiser's own.
+
+    Raises:
+        ValueError: groups or their options are others or of another type, or a tensor is of another shape or type than
+            the parameter that it belongs to.
+    """
+    own = optimizer.state_dict()
+    if len(state["param_groups"]) != len(own["param_groups"]):
+        raise ValueError(f"it has {len(state['param_groups'])} parameter groups")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for group, mine in zip(state["param_groups"], own["param_groups"], strict=True):
+        if set(group) != set(mine) or group["params"] != mine["params"]:
+            raise ValueError(f"the options {sorted(group.keys() ^ mine.keys())} of a parameter group differ")
+        for name, value in group.items():
+            _check_option(name, value, mine[name])
+    for place, kept in state["state"].items():
+        if type(place) is not int or not 0 <= place < len(parameters):
+            raise ValueError(f"there is no parameter {place!r}")
+        for name, value in kept.items():
+            shapes = (parameters[place].shape, torch.Size([]), torch.Size([1]))
+            if isinstance(value, Tensor) and (value.shape not in shapes or not value.dtype.is_floating_point):
+                raise ValueError(f"{name} of parameter {place} is {value.dtype} of shape {tuple(value.shape)}")
+            if not isinstance(value, (Tensor, int, float)) and value is not None:
+                raise ValueError(f"{name} of parameter {place} is a {type(value).__name__}")
+
+
+def _check_option(name: str, value: Any, mine: Any) -> None:
+    """Check one option of a parameter group: numbers stay numbers, pairs pairs, switches switches."""
+    numbers, switches = (int, float), (bool, type(None))
+    if name == "params" or (isinstance(value, switches) and isinstance(mine, switches)):
+        return
+    if isinstance(mine, (tuple, list)) and isinstance(value, (tuple, list)) and len(value) == len(mine):
+        for one, other in zip(value, mine, strict=True):
+            _check_option(name, one, other)
+    elif isinstance(mine, Tensor) and isinstance(value, Tensor):
+        if value.shape != mine.shape or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the option {name} is of shape {tuple(value.shape)} or not finite")
+    elif (
+        isinstance(value, bool)
+        or not isinstance(value, numbers)
+        or not isinstance(mine, numbers)
+        or not -math.inf < value < math.inf
+        or (name in NOT_NEGATIVE and value < 0)
+    ):
+        raise ValueError(f"the option {name}={value!r:.50} does not fit {mine!r:.50}")
 
 
 def _clone_tensors(tree: Any) -> Any:

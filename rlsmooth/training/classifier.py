@@ -18,12 +18,13 @@ Logging does not change the state of training's random generators, and nothing w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Annotated, Any, Self, TypedDict, final
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ from rlsmooth.training.seeding import (
     rng_state,
     set_rng_state,
 )
+from rlsmooth.untrusted import AnyNumber, Count, Positive, Within, decode, modules_within, refused
 
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -108,6 +110,48 @@ SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
 FORMAT_NAME = "rlsmooth-classifier"
 FORMAT_VERSION = 1
 DATA = "X, y, sample_weight, target, mask or validation"
+
+
+class SavedArguments(TypedDict):
+    """The constructor's arguments in a file; a callable is None there, or marked in the recipe."""
+
+    weight_decay: Annotated[float, Within(0)]
+    batch_size: Positive
+    max_epochs: Positive
+    mixup: Annotated[float, Within(0)] | None
+    validation_fraction: Annotated[float, Within(0, 1, high_open=True)]
+    early_stopping_patience: Positive | None
+    max_grad_norm: Annotated[float, Within(0, low_open=True)] | None
+    amp: bool
+    seed: Count | None
+    warm_start: bool
+    smoothing: list[dict[str, Any]]
+    class_weight: str | list[AnyNumber] | dict[str, list[Any]] | None
+    learning_rate: Annotated[float, Within(0)] | str | None
+
+
+class SavedClasses(TypedDict):
+    """The labels of a file."""
+
+    dtype: str
+    values: list[bool | int | AnyNumber | str | None]
+
+
+class SavedClassifier(TypedDict):
+    """The configuration of a file."""
+
+    arguments: SavedArguments
+    model: str | None
+    classes: SavedClasses
+    input_shape: list[Positive]
+    feature_names: list[str] | None
+    history: dict[str, list[AnyNumber]]
+    n_iter: Count
+    best_epoch: Count
+    total_epochs: Count
+    seed: Count
+
+
 TRAINING_ARGUMENTS = (
     "weight_decay",
     "batch_size",
@@ -697,30 +741,31 @@ class Classifier(ScikitLearnEstimator):
         model = config.get("model") if model is None else model
         if model is None:
             raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
-        try:
+        with refused(path, SafeFileError):
             arguments = _decoded_arguments(config["arguments"], path)
-            classes: NDArray[Any] = np.array(config["classes"]["values"], dtype=np.dtype(config["classes"]["dtype"]))
-            shape = tuple(int(size) for size in config["input_shape"])
+            decode(SavedClassifier, config, "config")
+            classes = _decoded_classes(config["classes"])
+            shape = tuple(config["input_shape"])
             fitted = {
                 "classes_": classes,
                 "history_": {name: [float(value) for value in column] for name, column in config["history"].items()},
-                "n_iter_": int(config["n_iter"]),
-                "best_epoch_": int(config["best_epoch"]),
+                "n_iter_": config["n_iter"],
+                "best_epoch_": config["best_epoch"],
                 "n_features_in_": shape[0],
                 "_input_shape": shape,
-                "_total_epochs": int(config["total_epochs"]),
-                "_seed": int(config["seed"]),
+                "_total_epochs": config["total_epochs"],
+                "_seed": config["seed"],
             }
             if config["feature_names"] is not None:
                 fitted["feature_names_in_"] = np.asarray(config["feature_names"], dtype=object)
             state = file.tensors["module"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise SafeFileError(f"{str(path)!r} is malformed ({error!r}). Use another copy.") from error
         given_again = {"smoothing": smoothing, "learning_rate": learning_rate}
         arguments |= {name: value for name, value in given_again.items() if value is not None}
         classifier = cls(model, device=device, **arguments)
-        module = build_model(model, int(np.prod(shape)), len(classes), seed=0)
-        load_module("model", module, state, f"the file {str(path)!r}")
+        of_file = refused(path, SafeFileError) if isinstance(model, str) else nullcontext()
+        with of_file, modules_within(state):
+            module = build_model(model, math.prod(shape), len(classes), seed=0)
+            load_module("model", module, state, f"the file {str(path)!r}")
         fitted["_missing"] = tuple(name for name in given_again if arguments[name] is None)
         fitted["module_"] = module.to(as_device(device)).eval()
         for name, value in fitted.items():
@@ -788,6 +833,17 @@ def _decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(weight, dict):
         arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
     return arguments
+
+
+def _decoded_classes(saved: Mapping[str, Any]) -> NDArray[Any]:
+    dtype, values = np.dtype(saved["dtype"]), saved["values"]
+    longest = max((len(value) for value in values if isinstance(value, str)), default=1)
+    if dtype.kind not in "biufUO" or dtype.itemsize > max(8, 4 * longest):
+        raise ValueError(f"classes.dtype={saved['dtype']!r:.50} does not fit the values")
+    classes: NDArray[Any] = np.array(values, dtype=dtype)
+    if classes.ndim != 1 or classes.tolist() != values or len(set(values)) != len(values):
+        raise ValueError(f"classes.values are no different labels of dtype {saved['dtype']!r:.50}")
+    return classes
 
 
 def _encode_class_weight(weight: Any) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, final
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypedDict, final, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ from rlsmooth.training.run import (
 )
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
 from rlsmooth.training.seeding import check_trains_on_one, has_batch_norm, isolated_rng, rng_state, set_rng_state
+from rlsmooth.untrusted import AnyNumber, Count, Positive, Within, decode, refused
 
 GeneratorLoss: TypeAlias = Literal["non_saturating", "saturating"]
 Evaluate: TypeAlias = Callable[[Tensor], Mapping[str, float | Tensor]]
@@ -62,23 +63,29 @@ SHOWN = ("discriminator_loss", "generator_loss", "probability_real", "probabilit
 
 FORMAT_NAME = "rlsmooth-gan"
 FORMAT_VERSION = 1
-ARGUMENTS = (
-    "latent_size",
-    "generator_loss",
-    "real_target",
-    "fake_target",
-    "learning_rate",
-    "discriminator_learning_rate",
-    "betas",
-    "batch_size",
-    "discriminator_updates",
-    "ema_decay",
-    "max_grad_norm",
-    "evaluate_every",
-    "evaluation_samples",
-    "seed",
-    "checkpoint_every",
-)
+
+
+class Arguments(TypedDict):
+    """The constructor's arguments that a file holds; a function is a word there."""
+
+    latent_size: Positive | list[Positive]
+    generator_loss: GeneratorLoss
+    real_target: Annotated[float, Within(0, 1)] | str
+    fake_target: Annotated[float, Within(0, 1)]
+    learning_rate: Annotated[float, Within(0)] | str
+    discriminator_learning_rate: Annotated[float, Within(0)] | str | None
+    betas: tuple[Annotated[float, Within(0, 1)], Annotated[float, Within(0, 1)]]
+    batch_size: Positive
+    discriminator_updates: Positive
+    ema_decay: Annotated[float, Within(0, 1)] | None
+    max_grad_norm: Annotated[float, Within(0)] | None
+    evaluate_every: Positive | None
+    evaluation_samples: Positive
+    seed: Count
+    checkpoint_every: Positive
+
+
+ARGUMENTS = tuple(get_type_hints(Arguments))
 """In a file and in a checkpoint: what a resumed run must have as it was."""
 CALLABLES = ("real_target", "learning_rate", "discriminator_learning_rate")
 IS_FUNCTION = "function"
@@ -609,17 +616,15 @@ class GANTrainer:
         path = Path(path).expanduser()
         file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
         own = dict(custom_objects or {})
-        saved = file.config.get("arguments")
-        if not isinstance(saved, dict) or set(saved) != set(ARGUMENTS):
-            raise SafeFileError(f"{str(path)!r} lacks the trainer's arguments. Use another copy.")
+        with refused(path, SafeFileError):
+            saved: Any = decode(Arguments, file.config.get("arguments"), "arguments")
         missing = tuple(name for name in CALLABLES if saved[name] == IS_FUNCTION and name not in own)
         arguments = saved | {name: PLACEHOLDERS[name] for name in missing} | own
         arguments["latent_size"], arguments["betas"] = tuple(arguments["latent_size"]), tuple(arguments["betas"])
-        trainer = cls(generator, discriminator, data, device=device, **arguments)
-        try:
+        with refused(path, SafeFileError, "Use another copy, or other arguments of load."):
+            trainer = cls(generator, discriminator, data, device=device, **arguments)
+        with refused(path, SafeFileError, problem="has malformed training state"):
             trainer._set_state(file.config, file.tensors, f"the file {str(path)!r}")
-        except (KeyError, TypeError) as error:
-            raise SafeFileError(f"{str(path)!r} has malformed training state ({error}). Use another copy.") from error
         trainer.missing = missing
         return trainer
 
@@ -652,9 +657,9 @@ class GANTrainer:
         load_optimizer(
             self.discriminator_optimizer, tensors["discriminator_optimizer"], config["discriminator_optimizer"]
         )
-        self._progress.step = int(config["step"])
-        self.history = {name: list(values) for name, values in config["history"].items()}
-        self.evaluations = {name: list(values) for name, values in config["evaluations"].items()}
+        self._progress.step = decode(Count, config["step"], "step")
+        self.history = decode(dict[str, list[AnyNumber]], config["history"], "history")
+        self.evaluations = decode(dict[str, list[AnyNumber]], config["evaluations"], "evaluations")
 
     def _arguments(self) -> dict[str, Any]:
         """The constructor's arguments as JSON holds them."""

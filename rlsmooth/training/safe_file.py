@@ -16,12 +16,13 @@ import platform
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypedDict
 
 import safetensors.torch
 import torch
@@ -30,20 +31,29 @@ from torch import Tensor
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.checks import check_positive_int
 from rlsmooth.targets import Smoothing
-
-T = TypeVar("T")
+from rlsmooth.untrusted import decode, open_regular, parse_json, refused
 
 CONFIG_MEMBER = "config.json"
 MAX_CONFIG_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+"""Of a safetensors member: 100,000 tensors need about as much."""
 GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
 TENSOR_MEMBER = re.compile(rf"(?P<group>{GROUP_NAME.pattern})\.safetensors")
 LIBRARIES = ("rlsmooth", "torch", "numpy", "gymnasium", "stable_baselines3", "safetensors")
-HEAD_KEYS = {"format": str, "format_version": int, "versions": dict, "members": dict, "aliases": dict, "config": dict}
+HEAD = {
+    "format": str,
+    "format_version": int,
+    "versions": dict[str, str],
+    "members": dict[str, str],
+    "aliases": dict[str, dict[str, str]],
+    "config": dict[str, Any],
+}
 MAX_MEMBERS = 64
 COMMENT_PREFIX = b"sha256:"
 DIGEST_LENGTH = 64
 END_RECORD = b"PK\x05\x06"
 END_RECORD_LENGTH = 22
+MAX_END_LENGTH = END_RECORD_LENGTH + 2**16
 TUPLE, DICT, TENSOR = "__tuple__", "__dict__", "__tensor__"
 
 
@@ -159,19 +169,19 @@ def read_safe_file(
             declares more bytes than it has, is of another kind, or is newer than the caller.
     """
     path = Path(path).expanduser()
-    members = _unpack_zip(path, _read_bytes(path), required=CONFIG_MEMBER, allowed=TENSOR_MEMBER)
-    head = _read_head(path, members.pop(CONFIG_MEMBER), format_name, format_version)
-    _check_hashes(path, members, head["members"])
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, payload in members.items():
-        group = name.removesuffix(".safetensors")
-        tensors[group] = _tensors_from_bytes(path, name, payload, device)
+    with refused(path, SafeFileError), _opened(path) as file:
+        members = _unpack_zip(path, file, required=CONFIG_MEMBER, allowed=TENSOR_MEMBER)
+        head = _read_head(path, members.pop(CONFIG_MEMBER), format_name, format_version)
+        _check_hashes(path, members, head["members"])
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, payload in members.items():
+            group = name.removesuffix(".safetensors")
+            tensors[group] = _tensors_from_bytes(path, name, payload)
+    for group, named in tensors.items():
+        tensors[group] = {name: tensor.to(device) for name, tensor in named.items()}
         tensors[group] |= _aliased(path, group, tensors[group], head["aliases"].get(group, {}))
     return SafeFile(
-        config=head["config"],
-        tensors=tensors,
-        versions={library: str(number) for library, number in head["versions"].items()},
-        format_version=head["format_version"],
+        config=head["config"], tensors=tensors, versions=head["versions"], format_version=head["format_version"]
     )
 
 
@@ -252,26 +262,27 @@ def _library_versions() -> dict[str, str]:
 # ---- reading the members
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        file = open_regular(path)
     except FileNotFoundError as error:
         raise _fault(path, "does not exist", "Check the path.") from error
     except OSError as error:
         raise _fault(path, f"can't be read ({error.strerror})", "Name a file that you may read.") from error
+    with file:
+        yield file
 
 
 def _read_head(path: Path, payload: bytes, format_name: str, format_version: int) -> dict[str, Any]:
     ours = "Name a file that rlsmooth saved."
     if len(payload) > MAX_CONFIG_BYTES:
         raise _fault(path, f"has a {CONFIG_MEMBER} of over {MAX_CONFIG_BYTES} bytes", ours)
-    try:
-        head: dict[str, Any] = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise _fault(path, f"has a {CONFIG_MEMBER} that is not JSON ({error})", "Use another copy.") from error
-    for key, kind in HEAD_KEYS.items():
-        if not isinstance(head, dict) or type(head.get(key)) is not kind:
-            raise _fault(path, f"has a {CONFIG_MEMBER} without {key!r}, a {kind.__name__}", ours)
+    with refused(path, SafeFileError, problem=f"has a {CONFIG_MEMBER} that is not JSON"):
+        head: dict[str, Any] = parse_json(payload)
+    for key, kind in HEAD.items():
+        with refused(path, SafeFileError, ours, f"has a {CONFIG_MEMBER} without {key!r}"):
+            decode(kind, head[key], key)
     if head["format"] != format_name:
         raise _fault(path, f"is a {head['format']!r} file, not {format_name!r}", "Load it with what saved it.")
     if head["format_version"] > format_version:
@@ -296,20 +307,21 @@ def _check_hashes(path: Path, members: Mapping[str, bytes], hashes: Mapping[str,
             raise _fault(path, f"is damaged: {name} does not match its sha256", "Use another copy.")
 
 
-def _tensors_from_bytes(path: Path, name: str, payload: bytes, device: torch.device | str) -> dict[str, Tensor]:
-    # The header is the file's to fill: SafetensorError, KeyError (dtype) and RuntimeError (shape) can come of it.
-    try:
+def _tensors_from_bytes(path: Path, name: str, payload: bytes) -> dict[str, Tensor]:
+    with refused(path, SafeFileError, problem=f"is damaged: {name} is not in safetensors form"):
+        length = int.from_bytes(payload[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"{name} says that its header has {length} bytes")
+        header = parse_json(payload[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError(f"the header of {name} is no object")
         loaded = safetensors.torch.load(payload)
-    except Exception as error:
-        raise _fault(path, f"is damaged: {name} is not in safetensors form ({error})", "Use another copy.") from error
     # A copy: what safetensors gives may view the read-only bytes.
-    return {key: tensor.clone().to(device) for key, tensor in loaded.items()}
+    return {key: tensor.clone() for key, tensor in loaded.items()}
 
 
-def _aliased(path: Path, group: str, tensors: Mapping[str, Tensor], aliases: Any) -> dict[str, Tensor]:
-    if not isinstance(aliases, dict) or not all(
-        isinstance(first, str) and first in tensors and name not in tensors for name, first in aliases.items()
-    ):
+def _aliased(path: Path, group: str, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    if not all(first in tensors and name not in tensors for name, first in aliases.items()):
         raise _fault(path, f"gives second names to tensors that {group!r} does not have", "Use another copy.")
     return {name: tensors[first] for name, first in aliases.items()}
 
@@ -337,32 +349,45 @@ def _pack_zip(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack_zip(path: Path, data: bytes, *, required: str, allowed: re.Pattern[str]) -> dict[str, bytes]:
-    """The members of the zip in `data`, in its order.
+def _unpack_zip(path: Path, file: BinaryIO, *, required: str, allowed: re.Pattern[str]) -> dict[str, bytes]:
+    """The members of the zip in `file`, in its order.
 
     An archive that another tool packed again, uncompressed, is read too: it has no comment to compare.
 
     Args:
         path: what errors call the file.
-        data: the file's bytes.
+        file: open for reading.
         required: the member that must be there.
         allowed: what every other member's name must match in full. It must leave no room for a path.
 
     Raises:
-        SafeFileError: the data are no zip, a pickle, cut short or damaged; a member is compressed, encrypted, missing,
+        SafeFileError: the file is no zip, a pickle, cut short or damaged; a member is compressed, encrypted, missing,
             there twice, or not allowed; or the members declare more bytes than there are.
     """
-    archive = _open_zip(path, data)
-    _check_members(path, archive.infolist(), len(data), required, allowed)
-    members = _guard(path, lambda: {name: archive.read(name) for name in archive.namelist()})
-    # zipfile overlooks trailing bytes, and a comment shorter than declared.
-    end = data.rfind(END_RECORD) + END_RECORD_LENGTH
-    declared = int.from_bytes(data[end - 2 : end], "little")
-    if end + declared != len(data) or declared != len(archive.comment):
-        raise _fault(path, "is damaged or cut short: it does not end where it says", "Use another copy.")
-    if archive.comment not in (b"", COMMENT_PREFIX + _digest(memoryview(data))):
-        raise _fault(path, "is damaged: it does not match its own sha256", "Use another copy.")
+    _check_start(path, file.read(2))
+    with refused(path, SafeFileError, "Use another copy, or save it again.", "is damaged or cut short"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with zipfile.ZipFile(file) as archive:  # reads the list of members alone
+                _check_origin(path, archive.namelist())
+                size = file.seek(0, 2)
+                _check_members(path, archive.infolist(), size, required, allowed)
+                members = {name: archive.read(name) for name in archive.namelist()}
+                comment = archive.comment
+        _check_end(path, file, size, comment)
     return members
+
+
+def _check_end(path: Path, file: BinaryIO, size: int, comment: bytes) -> None:
+    # zipfile overlooks trailing bytes, and a comment shorter than declared.
+    file.seek(max(0, size - MAX_END_LENGTH))
+    tail = file.read()
+    end = tail.rfind(END_RECORD) + END_RECORD_LENGTH
+    declared = int.from_bytes(tail[end - 2 : end], "little")
+    if end + declared != len(tail) or declared != len(comment):
+        raise _fault(path, "is damaged or cut short: it does not end where it says", "Use another copy.")
+    if comment != b"" and comment != COMMENT_PREFIX + _digest_of(file, size):
+        raise _fault(path, "is damaged: it does not match its own sha256", "Use another copy.")
 
 
 def _digest(data: memoryview) -> bytes:
@@ -370,15 +395,26 @@ def _digest(data: memoryview) -> bytes:
     return hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode()
 
 
-def _open_zip(path: Path, data: bytes) -> zipfile.ZipFile:
-    if not data:
+def _digest_of(file: BinaryIO, size: int) -> bytes:
+    """The same of a file, in pieces."""
+    file.seek(0)
+    found, left = hashlib.sha256(), size - DIGEST_LENGTH
+    while left > 0 and (piece := file.read(min(left, 2**20))):
+        found.update(piece)
+        left -= len(piece)
+    return found.hexdigest().encode()
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    if not start:
         raise _fault(path, "is empty", "Use another copy, or save it again.")
-    if data.startswith(b"\x80"):
+    if start.startswith(b"\x80"):
         raise _fault(path, "is a pickle, which can run code when loaded", "Save the agent with rlsmooth instead.")
-    if not data.startswith(b"PK"):
+    if start != b"PK":
         raise _fault(path, "is not a zip archive", "Name a file that rlsmooth saved.")
-    archive = _guard(path, lambda: zipfile.ZipFile(BytesIO(data)))
-    names = archive.namelist()
+
+
+def _check_origin(path: Path, names: list[str]) -> None:
     if {"policy.pth", "pytorch_variables.pth", "_stable_baselines3_version"} & set(names):
         raise _fault(
             path,
@@ -387,18 +423,6 @@ def _open_zip(path: Path, data: bytes) -> zipfile.ZipFile:
         )
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         raise _fault(path, "is a torch.save file, which holds pickles", "Save the agent with rlsmooth instead.")
-    return archive
-
-
-def _guard(path: Path, call: Callable[[], T]) -> T:
-    # zipfile raises a dozen kinds of exception on bytes that are no proper zip (BadZipFile, EOFError, struct.error,
-    # NotImplementedError, OverflowError, ...); to the user they are all the same fault.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return call()
-    except Exception as error:
-        raise _fault(path, f"is damaged or cut short ({error})", "Use another copy, or save it again.") from error
 
 
 def _check_members(
@@ -514,6 +538,13 @@ def _tree_decode_pair(pair: Any, tensors: Mapping[str, Tensor]) -> tuple[str | i
 # ---- smoothing recipes as JSON
 
 
+class Recipe(TypedDict):
+    """A `Smoothing` of a file."""
+
+    recipe: dict[str, Any]
+    is_function: bool
+
+
 def encode_smoothing(recipes: Iterable[Smoothing] | None) -> list[dict[str, Any]] | None:
     """JSON of some recipes; a callable alpha, which no file can hold, becomes None there."""
     if recipes is None:
@@ -534,10 +565,8 @@ def decode_smoothing(encoded: Any, name: str, path: Path) -> list[Smoothing] | N
     """
     if encoded is None:
         return None
-    try:
-        recipes = [Smoothing.from_config(entry["recipe"]) for entry in encoded]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SafeFileError(f"{str(path)!r} has a malformed {name} ({error}). Use another copy.") from error
+    with refused(path, SafeFileError, problem=f"has a malformed {name}"):
+        recipes = [Smoothing.from_config(entry["recipe"]) for entry in decode(list[Recipe], encoded, name)]
     if not recipes:
         raise SafeFileError(f"{str(path)!r} has an empty {name}. Use another copy.")
     return recipes

@@ -1,0 +1,123 @@
+"""Commands on the folder of a stranger's run: nothing in it chooses what is imported or where is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsmooth.scripts.arguments import resume_line
+from rlsmooth.scripts.bc import Args as BCArgs
+from rlsmooth.scripts.main import main
+from rlsmooth.scripts.run_folder import write_json
+
+PLANTED = """
+import pathlib, gymnasium
+pathlib.Path({mark!r}).touch()
+gymnasium.register("Evil-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=20)
+"""
+SMALL = [
+    "--n-timesteps",
+    "64",
+    "--n-envs",
+    "1",
+    "--eval-episodes",
+    "1",
+    "-params",
+    "n_steps=32",
+    "batch_size=32",
+    "--log-folder",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of PPO with a checkpoint."""
+    logs = tmp_path_factory.mktemp("logs")
+    assert main(["ppo", "--env", "CartPole-v1", "--save-freq", "32", *SMALL, str(logs)]) == 0
+    return logs / "ppo" / "CartPole-v1_1"
+
+
+@pytest.fixture
+def folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and a module `planted` in the working directory that leaves `mark` when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "planted", raising=False)
+    Path("planted.py").write_text(PLANTED.format(mark=str(tmp_path / "mark")))
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def changed(folder: Path, **arguments: Any) -> list[str]:
+    """The words that resume the run, after these have been changed in its `config.json`."""
+    config = json.loads((folder / "config.json").read_text())
+    config["arguments"] |= arguments
+    write_json(folder / "config.json", config)
+    return [config["command"], "--resume", str(folder)]
+
+
+def test_a_module_is_imported_only_if_the_command_line_names_it(folder: Path, capsys: Any) -> None:
+    words = changed(folder, env="planted:Evil-v0")
+    for more in ([], ["--env", "planted:Other-v0"], ["--env", "Evil-v0"]):
+        assert main([*words, *more]) == 2
+        assert "give --env planted:Evil-v0 again" in capsys.readouterr().err
+    assert main(["evaluate", "-i", str(folder)]) == 2
+    assert not Path("mark").exists()
+    shutil.rmtree(folder / "checkpoints")  # of the other environment
+    assert main([*words, "--env", "planted:Evil-v0"]) == 0
+    assert Path("mark").exists()
+
+
+def test_a_place_to_write_is_used_only_if_the_command_line_names_it(folder: Path, capsys: Any) -> None:
+    words = changed(folder, tensorboard_log="elsewhere")
+    assert main(words) == 2
+    assert "give --tensorboard-log elsewhere again" in capsys.readouterr().err
+    assert not Path("elsewhere").exists()
+    assert main([*words, "--tensorboard-log", "elsewhere"]) == 0
+    assert list(Path("elsewhere").glob("run/events*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "agent.zip", "best"])
+def test_links_in_a_folder_are_not_followed(folder: Path, name: str, capsys: Any) -> None:
+    target = Path("precious") / "file"
+    target.parent.mkdir()
+    target.write_text("mine")
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target.parent if name == "checkpoints" else target)
+    assert main(changed(folder)) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "0"),
+        ("seed", 1e3),
+        ("num_threads", True),
+        ("env", 3),
+        ("verbose", None),
+        ("hyperparams", "a"),
+        ("x", 1),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(folder: Path, name: str, value: Any, capsys: Any) -> None:
+    assert main(changed(folder, **{name: value})) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert "config.json" in error
+
+
+def test_the_line_that_resumes_a_run_gives_them_again() -> None:
+    assert resume_line("bc", Path("a b"), BCArgs()) == "rlsmooth bc --resume 'a b'"
+    own = BCArgs(env="mine:Env-v0", tensorboard_log=Path("tb"))
+    assert resume_line("bc", Path("r"), own) == "rlsmooth bc --resume r --env mine:Env-v0 --tensorboard-log tb"
