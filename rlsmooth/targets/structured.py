@@ -172,8 +172,7 @@ def ordinal_is_steep(
 
 @functools.lru_cache(maxsize=64, typed=True)
 def _ordinal_is_steep(*arguments: Any) -> bool:
-    table: Any = cached_ordinal_kernel
-    return is_steep(table(*arguments, True))
+    return is_steep(_cached_ordinal_kernel(*arguments, in_logarithms=True))
 
 
 # What `torch.compiler.assume_constant_result` does (a table of constants has nothing in it to compile). Calling that
