@@ -54,7 +54,7 @@ def make_envs(
         made = make_vec_env(
             name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=_in_worker
         )
-        return _watched(made)
+        return _with_named_workers(made)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
     except (TypeError, ValueError) as error:
@@ -112,7 +112,7 @@ def _signal_name(number: int) -> str:
         return "unknown"
 
 
-def _watched(venv: VecEnv) -> VecEnv:
+def _with_named_workers(venv: VecEnv) -> VecEnv:
     base: Any = venv.unwrapped
     base.remotes = tuple(
         _Remote(*each, place) for place, each in enumerate(zip(base.remotes, base.processes, strict=True))
