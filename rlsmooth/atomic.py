@@ -83,7 +83,7 @@ def _filled(target: Path, descriptor: int, temporary: str) -> Iterator[BinaryIO]
 
 @contextmanager
 def explained_disk_errors(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and how to continue, if the disk is full or fails inside the `with` block.
+    """Say which file could not be written, and what to do, if the disk is full or fails inside the `with` block.
 
     Args:
         path: the file that is written.
