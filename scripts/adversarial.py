@@ -90,8 +90,7 @@ def train(
     check_action_space(args, eval_env.action_space)
     demonstrations = read_demonstrations(args, args.seed)
     print(f"Transitions of the expert: {size_words(demonstrations)}")
-    env = training_envs(args, hyperparameters)
-    saved = saved_checkpoints(args)
+    env, saved = training_envs(args, hyperparameters), saved_checkpoints(args)
     checkpoint: ExactCheckpointCallback | None = None
     trainer: GAIL | AIRL
     if saved is not None:
