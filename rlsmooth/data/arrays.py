@@ -165,6 +165,25 @@ def _select(array: Array, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np
     return array[index]
 
 
+def breaks(observations: Any, next_observations: Any, space: spaces.Space[Any]) -> npt.NDArray[np.bool_]:
+    """Bool `[N]`: where the next observation is not the one that the following transition begins with.
+
+    The last transition is no break. Observations are compared as they are stored, so that a dtype alone breaks nothing.
+    """
+    if isinstance(space, spaces.Dict):
+        found = [breaks(observations[key], next_observations[key], part) for key, part in space.spaces.items()]
+        return np.asarray(np.logical_or.reduce(found))
+    broken = np.zeros(len(observations), dtype=bool)
+    dtype = stored_dtype(space)
+    for start, stop in chunks(observations):
+        last = min(stop, len(observations) - 1)
+        here, after = np.asarray(next_observations[start:last]), np.asarray(observations[start + 1 : last + 1])
+        with np.errstate(over="ignore"):  # what overflows is reported with its place, by the checks
+            differs = here.astype(dtype, copy=False) != after.astype(dtype, copy=False)
+        broken[start:last] = differs.any(axis=tuple(range(1, differs.ndim)))
+    return broken
+
+
 def stack_observations(observations: Sequence[Any]) -> Any:
     """One array of single observations, or a dict of such where each is a dict."""
     if isinstance(observations[0], dict):

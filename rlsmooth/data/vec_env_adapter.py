@@ -98,6 +98,13 @@ def own_copy(observation: Observation) -> Observation:
     return np.array(observation)
 
 
+def _id_of(env: Any) -> str | None:
+    """The environment's id, with the module that registers it; None where its library has none."""
+    spec = getattr(env, "spec", None)
+    name = getattr(spec, "id", None)
+    return name if isinstance(name, str) else None
+
+
 class GymStream:
     """Single Gymnasium environments, stepped one after the other."""
 
@@ -108,8 +115,7 @@ class GymStream:
         self.batched = False
         self.observation_space: spaces.Space[Any] = self.envs[0].observation_space
         self.action_space: spaces.Space[Any] = self.envs[0].action_space
-        spec = self.envs[0].spec
-        self.env_id = None if spec is None else spec.id
+        self.env_id = _id_of(self.envs[0])
         self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
@@ -162,8 +168,7 @@ class VecEnvStream:
         self.batched = True
         self.observation_space: spaces.Space[Any] = env.observation_space
         self.action_space: spaces.Space[Any] = env.action_space
-        spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
-        self.env_id = None if spec is None else spec.id
+        self.env_id = _id_of(env.unwrapped.envs[0]) if isinstance(env.unwrapped, DummyVecEnv) else None
         self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
@@ -179,6 +184,11 @@ class VecEnvStream:
         steps: list[Step | None] = []
         for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
             truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
+            if done and "terminal_observation" not in info:
+                raise ValueError(
+                    f"{type(self.env.unwrapped).__name__}: the info of an ended episode lacks terminal_observation, "
+                    "which SB3's VecEnvs put there: without it the final observation is lost. Add it to the infos."
+                )
             following = own_copy(info["terminal_observation"]) if done else self.observations[number]
             step = Step(following, float(rewards[number]), bool(done) and not truncated, truncated)
             steps.append(step if wanted[number] else None)
@@ -186,7 +196,10 @@ class VecEnvStream:
 
     def action_masks(self) -> list[AnyArray] | None:
         """Calls each environment's `action_masks()`."""
-        if not self.env.has_attr("action_masks"):
+        try:
+            if not self.env.has_attr("action_masks"):
+                return None
+        except NotImplementedError:  # of a VecEnv that can't be asked
             return None
         return [np.array(mask, dtype=bool) for mask in self.env.env_method("action_masks")]
 
@@ -203,9 +216,9 @@ class VectorStream:
         self.batched = True
         self.observation_space: spaces.Space[Any] = env.single_observation_space
         self.action_space: spaces.Space[Any] = env.single_action_space
-        self.env_id = None if env.spec is None else env.spec.id
+        self.env_id = _id_of(env)
         # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
-        mode = env.metadata.get("autoreset_mode")
+        mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
         self.mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
         self.observations: list[Observation] = []
         self._restarts = np.zeros(self.num_envs, dtype=bool)
@@ -224,7 +237,7 @@ class VectorStream:
         following = list(current)
         if self.mode == "SameStep":
             for number in np.flatnonzero(ended):
-                following[number] = own_copy(infos["final_obs"][number])
+                following[number] = self._final_observation(infos, int(number))
         elif self.mode == "Disabled" and ended.any():
             restarted = self.env.reset(options={"reset_mask": ended})[0]
             current = _per_environment(restarted, self.num_envs)
@@ -237,6 +250,17 @@ class VectorStream:
         self.observations = current
         self._restarts = ended if self.mode == "NextStep" else self._restarts
         return steps
+
+    def _final_observation(self, infos: dict[str, Any], number: int) -> Observation:
+        if "final_obs" not in infos:
+            raise ValueError(
+                f"{type(self.env.unwrapped).__name__} restarts within a step (autoreset_mode {self.mode}), but its infos "
+                "lack final_obs, where Gymnasium puts the final observations. Add it, or make it with another mode."
+            )
+        final = infos["final_obs"]
+        if isinstance(final, dict):  # as some libraries lay out Dict observations; Gymnasium has an array of dicts
+            return {key: np.array(part[number]) for key, part in final.items()}
+        return own_copy(final[number])
 
     def action_masks(self) -> list[AnyArray] | None:
         """Calls each environment's `action_masks()` in a `SyncVectorEnv`; other kinds can't be asked safely."""
