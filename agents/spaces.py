@@ -83,8 +83,8 @@ def check_network_space(name: str, space: spaces.Space[Any]) -> None:
             check_network_space(f"{name}[{key!r}]", part)
     if isinstance(space, spaces.Box) and space.shape == ():
         raise ValueError(
-            f"{name}={space!r} has no axes, which Stable-Baselines3's networks can't use: give it one, shape (1,), in a "
-            "wrapper (gymnasium.wrappers.ReshapeObservation, or TransformAction) and in the demonstrations (x[:, None])."
+            f"{name}={space!r} has no axes, which Stable-Baselines3's networks can't use: give it one, shape (1,), in "
+            "a wrapper (gymnasium.wrappers.ReshapeObservation, or TransformAction), and in the demonstrations."
         )
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
         raise ValueError(

@@ -123,11 +123,18 @@ def chunks(array: Array) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, len(array))
 
 
+def readable(array: AnyArray) -> AnyArray:
+    """The array, or a copy where torch could not read it: turned round (`x[::-1]`), or of another byte order."""
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def take(value: Any, index: Any) -> Any:
     """The entries at `index` as an array in memory, of each part where `value` is a dict; None stays None."""
     if isinstance(value, dict):
         return {key: take(part, index) for key, part in value.items()}
-    return None if value is None else np.asarray(value[index])
+    return None if value is None else readable(np.asarray(value[index]))
 
 
 def select_episodes(fields: Fields, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:

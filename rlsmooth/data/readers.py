@@ -130,8 +130,8 @@ def _check_minari_episode(source: str | Path, episode: Any) -> None:
     for key, part in _named_parts("observations", episode.observations):
         if len(part) != steps + 1:
             raise DemonstrationsFileError(
-                f"{str(source)!r}: episode {episode.id} has {steps} actions and {len(part)} {key}, but Minari's form is "
-                f"{steps + 1}, the final one included. Where final observations are missing, read the episodes by "
+                f"{str(source)!r}: episode {episode.id} has {steps} actions and {len(part)} {key}, but Minari's form "
+                f"is {steps + 1}, the final one included. Where final observations are missing, read the episodes by "
                 "minari and build Demonstrations.from_arrays without next_observations."
             )
     if steps == 0 or set(counts.values()) != {steps}:

@@ -20,6 +20,7 @@ from rlsmooth.data.arrays import (
     breaks,
     chunks,
     in_memory,
+    readable,
     stored_dtype,
 )
 
@@ -123,7 +124,7 @@ def _length(name: str, array: Array) -> int:
 
 def _as_array(name: str, value: Array) -> Array:
     if isinstance(value, (np.ndarray, EpisodeView)):
-        return value
+        return readable(value) if in_memory(value) else value
     raise TypeError(
         f"{name} must be a numpy array, got {type(value).__name__}: use Demonstrations.from_arrays for lists."
     )

@@ -7,7 +7,7 @@ places. Here each step returns the observation after the action (the true final 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -55,18 +55,29 @@ class Stream(Protocol):
         """Close what `open_stream` itself opened."""
 
 
-def open_stream(env: object, n_envs: int) -> Stream:
+def open_stream(env: object, n_envs: int, env_kwargs: Mapping[str, Any] | None = None) -> Stream:
     """The stream of an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`.
 
     Raises:
-        ValueError: the id is unknown, or `n_envs` is given with an environment that is made already.
+        ValueError: the id is unknown, or `n_envs` or `env_kwargs` are given with an environment that is made already.
         TypeError: `env` is none of these.
     """
     if isinstance(env, str):
+        kwargs = dict(env_kwargs or {})
         try:
-            return GymStream([gym.make(env) for _ in range(n_envs)], ours=True)
-        except gym.error.Error as error:
+            stream = GymStream([gym.make(env, **kwargs) for _ in range(n_envs)], ours=True)
+        except (gym.error.Error, ImportError) as error:
             raise ValueError(f"env={env!r} can't be made: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
+        module = env.rpartition(":")[0]
+        if module and stream.env_id is not None:
+            stream.env_id = f"{module}:{stream.env_id}"  # by which it can be made again elsewhere
+        return stream
+    if env_kwargs:
+        raise ValueError(
+            f"env_kwargs={dict(env_kwargs)} are for an environment id: {type(env).__name__} is made already."
+        )
     if n_envs != 1:
         raise ValueError(f"n_envs={n_envs} is for an environment id: {type(env).__name__} is made already.")
     if isinstance(env, gym.Env):
@@ -254,8 +265,8 @@ class VectorStream:
     def _final_observation(self, infos: dict[str, Any], number: int) -> Observation:
         if "final_obs" not in infos:
             raise ValueError(
-                f"{type(self.env.unwrapped).__name__} restarts within a step (autoreset_mode {self.mode}), but its infos "
-                "lack final_obs, where Gymnasium puts the final observations. Add it, or make it with another mode."
+                f"{type(self.env.unwrapped).__name__} restarts within a step (autoreset_mode {self.mode}), but its "
+                "infos lack final_obs, where Gymnasium puts the final observations. Add it, or use another mode."
             )
         final = infos["final_obs"]
         if isinstance(final, dict):  # as some libraries lay out Dict observations; Gymnasium has an array of dicts

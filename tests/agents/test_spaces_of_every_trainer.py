@@ -134,11 +134,11 @@ NO_AXES, TWO_AXES = spaces.Box(-1, 1, ()), spaces.MultiDiscrete([[2, 3], [2, 2]]
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (NO_AXES, spaces.Discrete(2), r"observation_space=Box\(.*has no axes.*shape \(1,\)"),
-        (spaces.Dict({"k": NO_AXES}), spaces.Discrete(2), r"observation_space\['k'\]=Box\(.*has no axes"),
-        (VECTOR, NO_AXES, r"action_space=Box\(.*has no axes.*shape \(1,\)"),
-        (TWO_AXES, spaces.Discrete(2), r"observation_space=MultiDiscrete\(.*must have one axis.*flatten"),
-        (VECTOR, TWO_AXES, r"action_space=MultiDiscrete\(.*must have one axis.*flatten"),
+        (NO_AXES, spaces.Discrete(2), r"(?s)observation_space=Box\(.*has no axes.*shape \(1,\)"),
+        (spaces.Dict({"k": NO_AXES}), spaces.Discrete(2), r"(?s)observation_space\['k'\]=Box\(.*has no axes"),
+        (VECTOR, NO_AXES, r"(?s)action_space=Box\(.*has no axes.*shape \(1,\)"),
+        (TWO_AXES, spaces.Discrete(2), r"(?s)observation_space=MultiDiscrete\(.*must have one axis.*flatten"),
+        (VECTOR, TWO_AXES, r"(?s)action_space=MultiDiscrete\(.*must have one axis.*flatten"),
     ],
     ids=["0-d", "0-d in a Dict", "0-d action", "2-D", "2-D action"],
 )

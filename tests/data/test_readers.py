@@ -384,7 +384,7 @@ def test_a_real_algorithms_second_learn(saves_memory: bool) -> None:
 def test_arrays_without_ends_break_where_a_transition_does_not_continue_the_one_before() -> None:
     arrays: dict[str, Any] = {"observation_space": NARROW, "action_space": TWO, "terminations": np.zeros(4, bool)}
     now = np.array([[0, 0.1], [1, 0.1], [0, 0.2], [1, 0.2]])  # float64, of which the next ones are rounded
-    after = (now + [1, 0]).astype(np.float32)
+    after = (now + np.array([1, 0])).astype(np.float32)
     assert Demonstrations.from_arrays(now, [0] * 4, next_observations=after, **arrays).episode_ends.tolist() == [2, 4]
     said = Demonstrations.from_arrays(now, [0] * 4, next_observations=after, episode_ends=[4], **arrays)
     assert said.episode_ends.tolist() == [4]
