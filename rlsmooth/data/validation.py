@@ -192,6 +192,7 @@ def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: 
     elif isinstance(space, spaces.Discrete):
         low, high = int(space.start), np.asarray(space.start + space.n - 1)
     else:
+        assert isinstance(space, spaces.MultiDiscrete)
         low, high = space.start, space.start + space.nvec - 1
     _require(name, lambda a: (a >= low) & (a <= high), f"is {{value}}, which is outside {space!r}", array)
     # Range first, then the cast: 256 would wrap to a legal 0 in int8.
