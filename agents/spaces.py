@@ -72,13 +72,36 @@ def check_demonstrations(name: str, value: object) -> None:
         )
 
 
+def check_network_space(name: str, space: spaces.Space[Any]) -> None:
+    """Refuse what Stable-Baselines3's networks fail on in the middle of the training, by a message without a name.
+
+    Raises:
+        ValueError: a Box without axes, or a MultiDiscrete of two or more.
+    """
+    if isinstance(space, spaces.Dict):
+        for key, part in space.items():
+            check_network_space(f"{name}[{key!r}]", part)
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise ValueError(
+            f"{name}={space!r} has no axes, which Stable-Baselines3's networks can't use: give it one, shape (1,), in "
+            "a wrapper (gymnasium.wrappers.ReshapeObservation, or TransformAction), and in the demonstrations."
+        )
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
+        raise ValueError(
+            f"{name}={space!r} must have one axis, as Stable-Baselines3's networks need: flatten it in a wrapper "
+            "(gymnasium.wrappers.FlattenObservation, or TransformAction), and the demonstrations with it."
+        )
+
+
 def policy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """The observation space that the policy sees: images channel-first, as SB3 transposes them.
 
     Raises:
         TypeError: a space of another kind, or a Dict in a Dict.
-        ValueError: a Discrete or MultiDiscrete space that does not start at 0, which SB3's policies can't take.
+        ValueError: a space that SB3's policies can't take: Discrete or MultiDiscrete that does not start at 0, a Box
+            without axes, MultiDiscrete of two axes.
     """
+    check_network_space("observation_space", space)
     if isinstance(space, spaces.Dict):
         if any(isinstance(part, spaces.Dict) for part in space.values()):
             raise TypeError("observation_space is a Dict in a Dict: use gymnasium.wrappers.FlattenObservation.")
@@ -138,6 +161,7 @@ def action_start(space: spaces.Space[Any]) -> NDArray[Any] | None:
 def _check_action_space(space: spaces.Space[Any]) -> None:
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         raise TypeError(f"action_space={space!r} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box.")
+    check_network_space("action_space", space)
     if isinstance(space, spaces.Box) and np.dtype(space.dtype).kind != "f":
         raise TypeError(f"action_space={space!r} has whole numbers: use MultiDiscrete, or a Box of floats.")
     if not isinstance(space, spaces.Box) and len(space.shape or ()) > 1:

@@ -4,9 +4,14 @@
 Importing this package loads nothing heavy: import the part that you need.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["__version__"]
 
-__version__: str = version("rlsmooth")
+try:
+    __version__: str = version("rlsmooth")
+except PackageNotFoundError as error:
+    raise ImportError(
+        "rlsmooth is found as a folder, but it is not installed: run `pip install -e .` in the checkout."
+    ) from error
 """The installed version."""

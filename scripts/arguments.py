@@ -29,6 +29,8 @@ ArgsT = TypeVar("ArgsT", bound="RunArgs")
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 MAY_DIFFER = ("resume", "progress", "verbose", "device")
 """Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
+ADDED = ("env_kwargs",)
+"""Options that runs of earlier versions do not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,19 @@ class RunArgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class DemonstrationArgs:
-    """Options of commands that imitate."""
+class EnvironmentArgs:
+    """Options of every command that makes environments."""
 
     env: str = "CartPole-v1"
-    """The environment's id."""
+    """The environment's id; module:id for one that a module of yours registers, such as my_envs:Maze-v0."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, as key=value: map_name=8x8 is_slippery=false."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationArgs(EnvironmentArgs):
+    """Options of commands that imitate."""
+
     demonstrations: str | None = None
     """An .npz, a folder, or a set of the package: cartpole-v1 (the default for CartPole-v1), cartpole-v1-noisy."""
     n_episodes: int | None = None
@@ -95,11 +105,9 @@ class CloningArgs(DemonstrationArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class AlgorithmArgs:
+class AlgorithmArgs(EnvironmentArgs):
     """Options of the algorithm that an on-policy command trains."""
 
-    env: str = "CartPole-v1"
-    """The environment's id."""
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
     """Train on so many steps, in all environments together. Default: the hyperparameters' number."""
     n_envs: int | None = None
@@ -242,6 +250,7 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
         return args
     refuse_links(args.resume)
     stored = read_settings(args.resume, command)
+    stored = {name: () for name in ADDED if hasattr(args, name)} | stored
     path = args.resume / "config.json"
     hints = get_type_hints(type(args))
     with refused(path, ValueError, "Its arguments are not of this version."):
@@ -286,6 +295,19 @@ def resume_line(command: str, folder: Path, args: Any) -> str:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def environment_kwargs(args: Any) -> dict[str, Any]:
+    """The arguments of the environment that `--env-kwargs` gives, with values as in YAML.
+
+    Raises:
+        ValueError: one is no key=value.
+    """
+    if not args.env_kwargs:
+        return {}
+    from rlsmooth.scripts.hyperparameters import read_pair  # imports torch
+
+    return dict(read_pair("env_kwargs", word) for word in args.env_kwargs)
 
 
 def number_or_word(value: str) -> float | str:

@@ -20,6 +20,7 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import (
     CloningArgs,
     RunArgs,
+    environment_kwargs,
     make_smoothing,
     number_or_word,
     read_demonstrations,
@@ -78,7 +79,7 @@ def main(args: Args) -> Path:
     epochs = check_positive_int("epochs", args.epochs)
     num_batches = None if args.n_timesteps is None else batches("n_timesteps", args.n_timesteps, args)
     n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
-    eval_env = make_envs(args.env, n_envs, args.seed)
+    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args))
     training, validation = load_data(args)
     held_out = "none" if validation is None else size_words(validation)
     print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")

@@ -19,6 +19,7 @@ from rlsmooth.scripts.arguments import (
     Reference,
     RunArgs,
     demonstrations_name,
+    environment_kwargs,
     make_smoothing,
     number_or_word,
     read_demonstrations,
@@ -85,8 +86,9 @@ def main(args: Args) -> Path:
     limit_threads(args.num_threads)
     n_envs = check_positive_int("n_envs", args.n_envs)
     n_eval_envs = min(n_envs, check_positive_int("eval_episodes", args.eval_episodes))
-    env = make_envs(args.env, n_envs, args.seed)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed)
+    kwargs = environment_kwargs(args)
+    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs)
     demonstrations = load_data(args)
     print(f"Demonstrated transitions: {size_words(demonstrations)}")
     with TrainingRun("bco", args, args.env) as run:

@@ -22,6 +22,7 @@ from rlsmooth.scripts.arguments import (
     OnPolicyArgs,
     Reference,
     RunArgs,
+    environment_kwargs,
     make_smoothing,
     number_or_word,
     read_demonstrations,
@@ -101,8 +102,9 @@ def main(args: Args) -> Path:
     n_eval_envs = min(
         check_positive_int("n_eval_envs", args.n_eval_envs), check_positive_int("eval_episodes", args.eval_episodes)
     )
-    env = make_envs(args.env, n_envs, args.seed)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed)
+    kwargs = environment_kwargs(args)
+    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs)
     initial = load_data(args)
     expert = find_expert(args, env)
     with TrainingRun("dagger", args, args.env) as run:
@@ -261,7 +263,7 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
         file = agent_file("expert", args.expert)
     else:
         return new_expert(args, env)
-    agent, _ = load_to_play(file, make_envs(args.env, 1, 0), device)
+    agent, _ = load_to_play(file, make_envs(args.env, 1, 0, env_kwargs=environment_kwargs(args)), device)
     return ExpertAgent(agent=agent, source=file)
 
 
@@ -282,9 +284,11 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
 
         algorithm, command = SmoothedMaskablePPO, "maskable-ppo"
     values = read_hyperparameters(command, args.env)
+    known = values != read_hyperparameters(command, "no such environment")
+    values["env_kwargs"] = {**values.get("env_kwargs", {}), **environment_kwargs(args)}
     if args.train_expert is not None:
         values["n_timesteps"] = check_positive_int("train_expert", args.train_expert)
-    elif values == read_hyperparameters(command, "no such environment"):
+    elif not known:
         raise ValueError(
             f"nobody says how long to train an expert of env={args.env!r}: give --expert, or --train-expert with a "
             "number of steps."
@@ -303,7 +307,8 @@ def evaluate_expert(args: Args, agent: Any) -> float:
     from rlsmooth.scripts.loading import NormalisedAgent
     from rlsmooth.scripts.on_policy import evaluation_seed
 
-    played = make_envs(args.env, min(args.eval_episodes, N_EVAL_ENVS), args.seed)
+    n_envs = min(args.eval_episodes, N_EVAL_ENVS)
+    played = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args))
     normalizer = agent.get_vec_normalize_env()
     returns, _ = play_episodes(
         agent if normalizer is None else NormalisedAgent(agent, normalizer),

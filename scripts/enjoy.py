@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.arguments import environment_kwargs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
@@ -34,7 +35,9 @@ class Args:
     agent: Annotated[tyro.conf.Positional[Path], alias(metavar="AGENT.zip")]
     """The agent.zip, or the folder of the run that wrote it; of an interrupted run, its last checkpoint."""
     env: str | None = None
-    """The environment's id. Default: the one that the config.json beside the agent names."""
+    """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, as key=value. Default: those of the agent's run."""
     episodes: int = 1
     """How many episodes to play."""
     deterministic: bool = False
@@ -64,6 +67,7 @@ def main(args: Args) -> dict[str, list[float]]:
     """
     path = agent_file("agent", args.agent, or_checkpoints=True)
     env, env_kwargs = env_of_run(path, args.env)
+    env_kwargs = environment_kwargs(args) or env_kwargs
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:
         check_positive_int("max_steps", args.max_steps)

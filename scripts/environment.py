@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -32,7 +33,7 @@ def make_envs(
     """`n_envs` environments of the id `env`, with monitors, as SB3's `make_vec_env` makes them.
 
     Args:
-        env: a Gymnasium id.
+        env: a Gymnasium id, or `module:id`.
         n_envs: how many.
         seed: environment i gets `seed + i`.
         vec_env: all in this process, or each in a process of its own.
@@ -54,7 +55,11 @@ def make_envs(
             name, n_envs=n_envs, seed=seed, env_kwargs=kwargs, vec_env_cls=SubprocVecEnv, wrapper_class=_in_worker
         )
         return _with_named_workers(made)
-    except (gym.error.Error, ImportError) as error:
+    except ImportError as error:
+        module = env.rpartition(":")[0]
+        words = import_help(module, error) if module and error.name == module else f"it can't be made: {error}"
+        raise ValueError(f"env={env!r}: {words}") from error
+    except gym.error.Error as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
@@ -123,6 +128,32 @@ def _in_worker(env: gym.Env[Any, Any]) -> Resumable:
     """Called in a worker's process: an interrupted run needs it until its last checkpoint is written."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of the command
     return Resumable(env)
+
+
+def check_env(env: str) -> str:
+    """Return `env`, an id or `module:id`; the module is imported, which registers its environments.
+
+    Raises:
+        ValueError: there is no such module or environment.
+    """
+    module, _, name = env.rpartition(":")
+    try:
+        if module:
+            import_module(module)
+        gym.spec(name)
+    except ImportError as error:
+        raise ValueError(f"env={env!r}: {import_help(module, error)}") from error
+    except (gym.error.Error, ValueError) as error:
+        raise ValueError(f"env={env!r} is not known: {error}") from error
+    return env
+
+
+def import_help(module: str, error: ImportError) -> str:
+    """Why the module of an environment's id could not be imported, and what to do."""
+    return (
+        f"the module {module!r} can't be imported ({error}): install it, or, if it is a file in this folder, put "
+        "PYTHONPATH=. before the command."
+    )
 
 
 def check_seed(seed: int) -> int:

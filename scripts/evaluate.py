@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.scripts.arguments import environment_kwargs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
@@ -29,7 +30,9 @@ class Args:
     """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip, or of an interrupted run
     its last checkpoint)."""
     env: str | None = None
-    """The environment's id. Default: the one that the config.json beside the agent names."""
+    """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, as key=value. Default: those of the agent's run."""
     eval_episodes: int = 20
     """How many episodes to play deterministically, and how many sampled."""
     n_envs: int = 20
@@ -56,6 +59,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     """
     path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
     env, env_kwargs = env_of_run(path, args.env)
+    env_kwargs = environment_kwargs(args) or env_kwargs
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)

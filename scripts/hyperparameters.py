@@ -68,12 +68,12 @@ def read_hyperparameters(
         raise ValueError(f"conf_file={str(path)!r} can't be read: {error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
-    found = table.get(env, table.get("default"))
+    found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
     values = {str(name): _plain(value) for name, value in found.items()}
     for word in overrides:
-        name, value = _override(word)
+        name, value = read_pair("hyperparams", word)
         values[name] = value
     return values
 
@@ -135,15 +135,20 @@ def _check_names(values: Mapping[str, Any], known: set[str], algorithm: str) -> 
             raise ValueError(f"hyperparameter {name!r} is unknown to {algorithm}: choose of {listed}.")
 
 
-def _override(word: str) -> tuple[str, Any]:
+def read_pair(option: str, word: str) -> tuple[str, Any]:
+    """The name and the value of `key=value`, or RL Zoo's `key:value`; the value as in YAML.
+
+    Raises:
+        ValueError: `word` is malformed; the message names the option.
+    """
     places = [place for place in (word.find("="), word.find(":")) if place > 0]
     if not places:
-        raise ValueError(f"hyperparams: {word!r} must be key=value, such as n_steps=64.")
+        raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
     name, value = word[: min(places)], word[min(places) + 1 :]
     try:
         return name, _plain(yaml.safe_load(value))
     except yaml.YAMLError as error:
-        raise ValueError(f"hyperparams: the value of {word!r} can't be read: {error}") from error
+        raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import OnPolicyArgs, number_or_word
+from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.metrics_file import Curve
@@ -120,6 +120,8 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -
     values = read_hyperparameters(algorithm, args.env, args.conf_file, args.hyperparams)
     if args.from_bc is not None:
         values.setdefault("smoothing", KICKSTART)
+    if args.env_kwargs:
+        values["env_kwargs"] = {**values.get("env_kwargs", {}), **environment_kwargs(args)}
     return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
 
 

@@ -19,23 +19,30 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
+from rlsmooth.scripts.arguments import EnvironmentArgs, environment_kwargs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import new_run_folder
 
-Algorithm = Literal["a2c", "bc", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo"]
-CONTRIB = {"ppo_lstm": "RecurrentPPO", "ppo_mask": "MaskablePPO", "qrdqn": "QRDQN", "tqc": "TQC", "trpo": "TRPO"}
-"""RL Zoo's names of sb3-contrib's algorithms (extra `contrib`)."""
+Algorithm = Literal[
+    "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
+]
+CONTRIB = {
+    "maskable-ppo": "MaskablePPO",
+    "qrdqn": "QRDQN",
+    "recurrent-ppo": "RecurrentPPO",
+    "tqc": "TQC",
+    "trpo": "TRPO",
+}
+"""The algorithms of sb3-contrib (extra `contrib`)."""
 alias = tyro.conf.arg
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(EnvironmentArgs):
     """Record demonstrations of an agent as one .npz file."""
 
     algo: Algorithm = "ppo"
     """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
-    env: str = "CartPole-v1"
-    """The environment's id."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
     """The agent's file. SB3's zips are pickles, which can run code: load only those that you trust. Ours are safe."""
     n_timesteps: Annotated[int, alias(aliases=["-n", "--train-expert"])] = 0
@@ -71,11 +78,8 @@ def main(args: Args) -> Path:
     """
     if (args.trained_agent is None) == (args.n_timesteps == 0):
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
-    # Imported here: the arguments can be listed without waiting for torch. The second one registers our environments.
-    import gymnasium as gym
-
-    import rlsmooth.envs  # noqa: F401
-    from rlsmooth.scripts.environment import check_device, check_seed
+    # Imported here: the arguments can be listed without waiting for torch.
+    from rlsmooth.scripts.environment import check_device, check_env, check_seed
 
     # Before anything is trained or made: a mistake must not cost an expert's training, nor leave a folder.
     for name in ("n_episodes", "n_envs", "eval_episodes"):
@@ -86,10 +90,8 @@ def main(args: Args) -> Path:
     check_device(args.device)
     if args.output is not None and (args.output.suffix != ".npz" or args.output.is_dir()):
         raise ValueError(f"output={str(args.output)!r} must be a file whose name ends in .npz.")
-    try:
-        gym.spec(args.env)
-    except gym.error.Error as error:
-        raise ValueError(f"env={args.env!r} is not known: {error}") from error
+    check_env(args.env)
+    environment_kwargs(args)
     loaded = None if args.trained_agent is None else _load_agent(args)
     folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
     try:
@@ -127,6 +129,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         args.seed,
         deterministic=not args.stochastic,
         n_envs=min(args.n_envs, args.n_episodes),
+        env_kwargs=environment_kwargs(args),
         action_masks=not isinstance(agent, BC) or is_maskable(agent.policy),
         progress=args.progress,
     )
@@ -146,11 +149,12 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 
+    from rlsmooth.scripts.environment import make_envs
+
     steps = check_positive_int("n_timesteps", args.n_timesteps)
-    env = make_vec_env(args.env, n_envs=8, seed=args.seed)
+    env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args))
     agent = PPO(
         "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
         env,
@@ -191,7 +195,8 @@ def _load_agent(args: Args) -> tuple[Any, str]:
     if args.algo == "bc" or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
 
-        agent, env = load_to_play(path, make_envs(args.env, 1, args.seed), args.device)
+        env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args))
+        agent, env = load_to_play(path, env, args.device)
         normalizer = agent.get_vec_normalize_env()
         env.close()
         name = "bc" if isinstance(agent, BC) else type(agent).__name__
@@ -213,7 +218,8 @@ def _command(args: Args) -> str:
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if field.name not in ("output", "log_folder", "trained_agent", "progress") and value != field.default:
-            words.append(f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+            parts = value if isinstance(value, tuple) else () if value is True else (value,)
+            words.append(" ".join([f"--{field.name.replace('_', '-')}", *(str(part) for part in parts)]))
     return " ".join(words)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,12 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
     """
     try:
         command = read_command(path.parent)
-        env = str(read_settings(path.parent, command)["env"])
-        of_rl = {} if command in ("bc", "bco", "dagger") else read_settings(path.parent, command, "hyperparameters")
-        kwargs = dict(of_rl.get("env_kwargs", {}))
+        arguments = read_settings(path.parent, command)
+        env = str(arguments["env"])
+        if command in ("bc", "bco", "dagger"):
+            kwargs = _read_kwargs(arguments.get("env_kwargs", ()))
+        else:
+            kwargs = dict(read_settings(path.parent, command, "hyperparameters").get("env_kwargs", {}))
     except (ValueError, TypeError, KeyError) as error:
         if given is not None:
             return given, {}
@@ -141,6 +144,14 @@ def refuse_links(folder: Path) -> None:
             raise ValueError(
                 f"{str(path)!r} is a link, and a resumed run writes to its folder: put the files themselves there."
             )
+
+
+def _read_kwargs(words: Sequence[str]) -> dict[str, Any]:
+    if not words:
+        return {}
+    from rlsmooth.scripts.hyperparameters import read_pair  # imports torch
+
+    return dict(read_pair("env_kwargs", word) for word in words)
 
 
 def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:

@@ -120,12 +120,14 @@ def log_probability(
     policy.set_training_mode(False)
     seen = _normalised(algorithm, observations)
     if isinstance(policy, SACPolicy):
-        scaled = _scaled(algorithm, actions)
+        scaled = _scaled(algorithm, actions).flatten(1)
         mean, log_std, others = policy.actor.get_action_dist_params(seen)
         found: Tensor = policy.actor.action_dist.proba_distribution(mean, log_std, **others).log_prob(scaled)
         return found
     if policy.squash_output and isinstance(algorithm.action_space, spaces.Box):
         actions = _scaled(algorithm, actions)  # the policy draws from [-1, 1]
+    if isinstance(algorithm.action_space, spaces.Box):
+        actions = actions.flatten(1)  # SB3's distributions are over `[B, D]`
     if isinstance(algorithm.action_space, spaces.MultiBinary):
         actions = actions.float()  # SB3's Bernoulli takes what its rollout buffer holds
     if is_maskable(policy):

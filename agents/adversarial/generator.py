@@ -192,7 +192,8 @@ def set_generator_state(
 def _time_limit(algorithm: BaseAlgorithm) -> int | None:
     env = algorithm.env
     assert env is not None
-    limits = [getattr(spec, "max_episode_steps", None) for spec in env.get_attr("spec")]
+    specs = env.get_attr("spec") if env.has_attr("spec") else []  # some libraries' VecEnvs have none
+    limits = [getattr(spec, "max_episode_steps", None) for spec in specs]
     if all(limit is None for limit in limits) and env.has_attr("_max_episode_steps"):
         limits = env.get_attr("_max_episode_steps")  # gymnasium's TimeLimit around an environment that has no spec
     return max((int(limit) for limit in limits if limit is not None), default=None)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.action_start import shifted, start_of
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
+from rlsmooth.agents.spaces import check_network_space
 from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file
@@ -137,7 +138,7 @@ class RewardNet(nn.Module):
         arguments: all of the above, as another net like this one takes them.
 
     Raises:
-        ValueError: nothing is to be read.
+        ValueError: nothing is to be read, or a space has axes that SB3's networks can't use.
 
     Example:
         >>> net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
@@ -167,6 +168,8 @@ class RewardNet(nn.Module):
             raise ValueError(
                 "use_state, use_action, use_next_state and use_done are all False: the net needs an input."
             )
+        check_network_space("observation_space", observation_space)
+        check_network_space("action_space", action_space)
         self.arguments: dict[str, Any] = {
             "observation_space": observation_space,
             "action_space": action_space,

@@ -62,7 +62,7 @@ from rlsmooth.agents.cloning.training_data import fingerprint
 from rlsmooth.agents.files.algorithm_file import Algorithm
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.files.policy_file import custom_name, decode_arguments, encode_arguments, load_parameters
-from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.agents.spaces import check_network_space, check_same_spaces
 from rlsmooth.checks import check_choice, check_positive_int, check_writable_folder
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.space_json import space_from_json, space_to_json
@@ -163,6 +163,8 @@ class AdversarialImitation(ABC):
         seed: int | None = None,
     ) -> None:
         self.demonstrations, self.gen_algo = demonstrations, check_algorithm(gen_algo)
+        check_network_space("observation_space", gen_algo.observation_space)
+        check_network_space("action_space", gen_algo.action_space)
         self._check_policy()
         self.seed = int(torch.randint(2**31, ())) if seed is None else check_positive_int("seed", seed, minimum=0)
         net = build_net(self._default_net, self.seed) if reward_net is None else reward_net

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,9 +35,9 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedPolicy,
 )
 from rlsmooth.agents.smoothed.references import has_default_reference
-from rlsmooth.agents.spaces import check_same_spaces, wrap_env
+from rlsmooth.agents.spaces import check_network_space, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, value_at
+from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
 
@@ -249,6 +250,26 @@ def check_rollout(algorithm: OnPolicyAlgorithm) -> None:
     check_finite_step(step, rewards[first], ())
 
 
+def check_sb3_schedules(algorithm: OnPolicyAlgorithm) -> None:
+    """Refuse text where Stable-Baselines3 takes a number or a function; it would end in an error without a name.
+
+    Raises:
+        TypeError: an argument is neither; the message names it.
+        ValueError: a number is negative or not finite.
+    """
+    for name in ("learning_rate", "clip_range", "clip_range_vf"):
+        value = getattr(algorithm, name, 0.0)  # A2C has no clipping
+        if callable(value) or (value is None and name == "clip_range_vf"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            start = linear_start(value) if isinstance(value, str) else None
+            raise TypeError(
+                f"{name}={value!r} must be a number or a function of the progress remaining, as in Stable-Baselines3: "
+                f"write lambda remaining: {0.001 if start is None else start:g} * remaining for one that falls to 0."
+            )
+        check_in_range(name, value, 0.0)
+
+
 # ---- algorithms
 
 
@@ -379,6 +400,9 @@ class SmoothedTraining(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         # All checks are here because `load` calls this after it has set the attributes of the file and of the caller.
+        check_network_space("observation_space", self.observation_space)
+        check_network_space("action_space", self.action_space)
+        check_sb3_schedules(self)
         self.smoothing = training_smoothing(self.smoothing)
         check_targets(self.target_entropy_frac, self.target_entropy_nats, self.smoothing, self.action_space)
         check_schedule("exploration_floor", self.exploration_floor, low=0.0, high=1.0)

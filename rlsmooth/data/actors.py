@@ -107,7 +107,7 @@ def checked_action(action: Any, space: spaces.Space[Any], who: str = "policy") -
     if array.shape == space.shape and not (whole and array.dtype.kind not in "biu"):
         cast = array.astype(stored_dtype(space))
         if isinstance(space, spaces.Box) and cast.dtype.kind == "f":
-            nearest = np.clip(cast, space.low, space.high)
+            nearest = np.asarray(np.clip(cast, space.low, space.high))
             cast = nearest if np.allclose(cast, nearest, rtol=ROUNDING, atol=ROUNDING) else cast
         if space.contains(cast[()] if whole else cast):
             return cast

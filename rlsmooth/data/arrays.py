@@ -127,11 +127,18 @@ def chunks(array: Array) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, len(array))
 
 
+def readable(array: AnyArray) -> AnyArray:
+    """The array, or a copy where torch could not read it: turned round (`x[::-1]`), or of another byte order."""
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def take(value: Any, index: Any) -> Any:
     """The entries at `index` as an array in memory, of each part where `value` is a dict; None stays None."""
     if isinstance(value, dict):
         return {key: take(part, index) for key, part in value.items()}
-    return None if value is None else np.asarray(value[index])
+    return None if value is None else readable(np.asarray(value[index]))
 
 
 def select_episodes(fields: Fields, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -167,6 +174,25 @@ def _select(array: Array, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np
     offsets = np.cumsum(lengths) - lengths
     index: npt.NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)
     return array[index]
+
+
+def breaks(observations: Any, next_observations: Any, space: spaces.Space[Any]) -> npt.NDArray[np.bool_]:
+    """Bool `[N]`: where the next observation is not the one that the following transition begins with.
+
+    The last transition is no break. Observations are compared as they are stored, so that a dtype alone breaks nothing.
+    """
+    if isinstance(space, spaces.Dict):
+        found = [breaks(observations[key], next_observations[key], part) for key, part in space.spaces.items()]
+        return np.asarray(np.logical_or.reduce(found))
+    broken = np.zeros(len(observations), dtype=bool)
+    dtype = stored_dtype(space)
+    for start, stop in chunks(observations):
+        last = min(stop, len(observations) - 1)
+        here, after = np.asarray(next_observations[start:last]), np.asarray(observations[start + 1 : last + 1])
+        with np.errstate(over="ignore"):  # what overflows is reported with its place, by the checks
+            differs = here.astype(dtype, copy=False) != after.astype(dtype, copy=False)
+        broken[start:last] = differs.any(axis=tuple(range(1, differs.ndim)))
+    return broken
 
 
 def stack_observations(observations: Sequence[Any]) -> Any:

@@ -29,7 +29,7 @@ from rlsmooth.data.arrays import (
 )
 from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
 from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
-from rlsmooth.data.validation import checked_fields, ends_of_flags
+from rlsmooth.data.validation import checked_fields, ends_of_flags, with_breaks
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
@@ -173,7 +173,8 @@ class Demonstrations:
         """Build from arrays, lists or memory-mapped arrays; the arguments are those of the class.
 
         `episode_ends` may be left out when `terminations` or `truncations` are given; what follows the
-        last of them is one more episode, cut off.
+        last of them is one more episode, cut off. So is what lies before a break: a next observation that is not the
+        one that the following transition begins with, where `next_observations` are given.
 
         Raises:
             TypeError, ValueError: as the class; or there are no `episode_ends`, `terminations` or `truncations`.
@@ -185,8 +186,13 @@ class Demonstrations:
             >>> demonstrations.episode_ends.tolist()
             [2, 3]
         """
+        seen, then = as_observations(observations), None
+        if next_observations is not None:
+            then = as_observations(next_observations)
         if episode_ends is None:
             episode_ends = ends_of_flags(terminations, truncations)
+            if then is not None:
+                episode_ends = with_breaks(episode_ends, seen, then, observation_space)
         optional = {
             "rewards": rewards,
             "terminations": terminations,
@@ -198,12 +204,12 @@ class Demonstrations:
         }
         arrays: dict[str, Any] = {name: as_array(value) for name, value in optional.items() if value is not None}
         return cls(
-            observations=as_observations(observations),
+            observations=seen,
             actions=as_array(actions),
             observation_space=observation_space,
             action_space=action_space,
             episode_ends=np.asarray(episode_ends),
-            next_observations=None if next_observations is None else as_observations(next_observations),
+            next_observations=then,
             infos=infos,
             metadata=dict(metadata or {}),
             **arrays,
@@ -254,7 +260,9 @@ class Demonstrations:
         """Read an SB3 `ReplayBuffer` or `DictReplayBuffer`, each environment's transitions in time order.
 
         The newest episode of each environment may be cut off, and in a full buffer the oldest may lack its beginning.
-        Buffers that save memory have no final observations, so `next_observations` is None for them.
+        Each `learn` starts the environments anew: a transition whose next observation is not the one that the following
+        begins with ends an episode that was cut off. Buffers that save memory have no final observations, so
+        `next_observations` is None for them, and such a break can't be seen in them unless SB3 marked it itself.
 
         Args:
             buffer: the buffer; `algorithm.load_replay_buffer` reads SB3's files (pickles, which can run code).

@@ -19,7 +19,9 @@ from rlsmooth.data.arrays import (
     action_starts,
     as_array,
     as_observations,
+    in_memory,
     join_observations,
+    readable,
     select_episodes,
     take,
 )
@@ -261,6 +263,7 @@ def _checked_masks(masks: Array, count: int) -> Array:
         raise ValueError(
             f"action_masks has shape {array.shape}, but there are {count} transitions: [{count}, choices]."
         )
+    array = readable(array) if in_memory(array) else array
     if array.dtype != np.bool_:
         raise TypeError(f"action_masks has dtype {array.dtype}, but must hold Booleans (True = legal).")
     return array

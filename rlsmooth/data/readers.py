@@ -9,7 +9,7 @@ end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -18,8 +18,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.data.arrays import AnyArray, join_observations, read_plain_npz, take
+from rlsmooth.data.arrays import AnyArray, breaks, join_observations, read_plain_npz, take
 from rlsmooth.data.files import DemonstrationsFileError, file_path
+from rlsmooth.data.validation import check_spaces
 from rlsmooth.untrusted import open_regular, parse_json, read_regular, refused
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def read_minari(source: str | Path) -> dict[str, Any]:
         episodes = list(data.iterate_episodes())
     if not episodes:
         raise DemonstrationsFileError(f"{str(source)!r} has no episodes.")
+    check_spaces(data.observation_space, data.action_space)
+    for episode in episodes:
+        _check_minari_episode(source, episode)
     env_spec = data.env_spec
     return {
         "observations": join_observations([take(episode.observations, slice(None, -1)) for episode in episodes]),
@@ -114,6 +118,31 @@ def read_minari(source: str | Path) -> dict[str, Any]:
         "truncations": np.concatenate([np.asarray(episode.truncations, dtype=bool) for episode in episodes]),
         "metadata": {"source": "minari", "name": data.id, "env_id": None if env_spec is None else env_spec.id},
     }
+
+
+def _check_minari_episode(source: str | Path, episode: Any) -> None:
+    """T actions need T + 1 observations and T of the rest: some writers leave the final observation out."""
+    steps = len(episode.actions)
+    counts = {name: len(getattr(episode, name)) for name in ("rewards", "terminations", "truncations")}
+    for key, part in _named_parts("observations", episode.observations):
+        if len(part) != steps + 1:
+            raise DemonstrationsFileError(
+                f"{str(source)!r}: episode {episode.id} has {steps} actions and {len(part)} {key}, but Minari's form "
+                f"is {steps + 1}, the final one included. Where final observations are missing, read the episodes by "
+                "minari and build Demonstrations.from_arrays without next_observations."
+            )
+    if steps == 0 or set(counts.values()) != {steps}:
+        raise DemonstrationsFileError(
+            f"{str(source)!r}: episode {episode.id} has {steps} actions, but {counts}: it needs T > 0 of each."
+        )
+
+
+def _named_parts(name: str, observations: Any) -> Iterator[tuple[str, AnyArray]]:
+    if isinstance(observations, dict):
+        for key, part in observations.items():
+            yield from _named_parts(f"{name}[{key!r}]", part)
+    else:
+        yield name, observations
 
 
 def read_replay_buffer(buffer: ReplayBuffer, *, actions_are_scaled: bool) -> dict[str, Any]:
@@ -140,16 +169,19 @@ def read_replay_buffer(buffer: ReplayBuffer, *, actions_are_scaled: bool) -> dic
     actions = _unflatten_actions(flatten(buffer.actions), space)
     if isinstance(space, spaces.Box) and actions_are_scaled:
         actions = _unscale(actions, space)
+    seen = buffer.observation_space
+    observations = _map(buffer.observations, flatten, seen)
+    # The memory-saving form has no place for final observations: a restart overwrites them.
+    following = None if buffer.optimize_memory_usage else _map(buffer.next_observations, flatten, seen)
+    # Each `learn` starts the environments anew, and leaves no flag at the transition before.
+    ended = dones if following is None else dones | breaks(observations, following, seen)
     return {
-        "observations": _map(buffer.observations, flatten, buffer.observation_space),
+        "observations": observations,
         "actions": actions,
-        "observation_space": buffer.observation_space,
+        "observation_space": seen,
         "action_space": space,
-        "episode_ends": _episode_ends(dones, len(kept)),
-        # The memory-saving form has no place for final observations: a restart overwrites them.
-        "next_observations": None
-        if buffer.optimize_memory_usage
-        else _map(buffer.next_observations, flatten, buffer.observation_space),
+        "episode_ends": _episode_ends(ended, len(kept)),
+        "next_observations": following,
         "rewards": flatten(buffer.rewards),
         # Without timeout handling, a time limit looks like a terminal state.
         "terminations": dones & ~timeouts if buffer.handle_timeout_termination else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ def record(
     n_envs: int = 1,
     action_masks: bool = True,
     progress: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> Demonstrations:
     """Run `policy` in `env` for exactly `n_episodes` episodes and return them.
 
@@ -46,15 +47,16 @@ def record(
             it gets and returns batches. A function that needs three arguments is called as the imitation library calls
             it: `(observations, state, episode_start) -> (actions, state)`, with batches. Maskable policies get the
             masks, recurrent ones their state.
-        env: an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`. The
-            observations that the outermost wrapper shows are stored; a `VecNormalize` must not be training or scale
-            rewards.
+        env: an environment id (or `module:id`, whose module is imported), a Gymnasium environment or vector
+            environment, or an SB3 `VecEnv`. The observations that the outermost wrapper shows are stored; a
+            `VecNormalize` must not be training or scale rewards.
         n_episodes: how many episodes.
         seed: of environments, action spaces and random generators, 0 or more.
         deterministic: the policy's most probable action in place of a sampled one; ignored by a function.
         n_envs: how many environments to make, where `env` is an id.
         action_masks: whether to ask the environment for masks.
         progress: show a progress bar.
+        env_kwargs: arguments of the environments, where `env` is an id.
 
     Raises:
         TypeError: `policy` or `env` is of none of these kinds, or `n_episodes` or `n_envs` is no whole number.
@@ -68,7 +70,7 @@ def record(
     """
     episodes = check_positive_int("n_episodes", n_episodes)
     start = check_positive_int("seed", seed, minimum=0)
-    stream = open_stream(env, check_positive_int("n_envs", n_envs))
+    stream = open_stream(env, check_positive_int("n_envs", n_envs), env_kwargs or {})
     try:
         with _seeded(start):
             actor = Actor(policy, batched=stream.batched, deterministic=deterministic)
@@ -82,6 +84,7 @@ def record(
         "seed": start,
         "n_envs": stream.num_envs,
         "deterministic": deterministic if isinstance(policy, Predictor) else None,
+        **({"env_kwargs": dict(env_kwargs)} if env_kwargs else {}),
     }
     return _join(tracks, stream, metadata)
 

@@ -17,8 +17,10 @@ from rlsmooth.data.arrays import (
     Observations,
     action_dims,
     action_starts,
+    breaks,
     chunks,
     in_memory,
+    readable,
     stored_dtype,
 )
 
@@ -38,6 +40,39 @@ def ends_of_flags(*flags: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
             "(episode_ends=[len(actions)] for one episode)."
         )
     return np.union1d(np.flatnonzero(np.logical_or.reduce(given)) + 1, [len(given[0])])
+
+
+def with_breaks(
+    ends: npt.NDArray[np.int64], observations: Observations, following: Observations, space: spaces.Space[Any]
+) -> npt.NDArray[np.int64]:
+    """`ends`, and the places where one transition does not continue the one before; misfits are left to the checks."""
+    count = int(ends[-1])
+    try:
+        _check_observations("observations", observations, space, count)
+        _check_observations("next_observations", following, space, count)
+    except (TypeError, ValueError):
+        return ends
+    return np.union1d(ends, np.flatnonzero(breaks(observations, following, space)) + 1)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuse spaces that demonstrations can't hold.
+
+    Raises:
+        TypeError: a space is of another kind; the message names it.
+    """
+    action_dims(action_space)
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    for key, space in parts.items():
+        _check_kind("observation_space" if key is None else f"observation_space[{key!r}]", space)
+
+
+def _check_kind(name: str, space: spaces.Space[Any]) -> None:
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise TypeError(
+            f"{name}: {space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
+            "or (observations) one Dict of those."
+        )
 
 
 def checked_fields(given: Fields) -> dict[str, Any]:
@@ -89,7 +124,7 @@ def _length(name: str, array: Array) -> int:
 
 def _as_array(name: str, value: Array) -> Array:
     if isinstance(value, (np.ndarray, EpisodeView)):
-        return value
+        return readable(value) if in_memory(value) else value
     raise TypeError(
         f"{name} must be a numpy array, got {type(value).__name__}: use Demonstrations.from_arrays for lists."
     )
@@ -140,11 +175,7 @@ def _check_observations(name: str, value: Observations, space: spaces.Space[Any]
 
 def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: int, *, bounded: bool) -> Array:
     """Check `[N, *space.shape]` against a space; `bounded`: a Box's bounds count too (actions)."""
-    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        raise TypeError(
-            f"{name}: {space!r} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
-            "or (observations) one Dict of those."
-        )
+    _check_kind(name, space)
     array = _as_array(name, value)
     expected = (count, *(space.shape or ()))
     if array.shape != expected:
@@ -161,6 +192,7 @@ def _check_space_rows(name: str, value: Array, space: spaces.Space[Any], count: 
     elif isinstance(space, spaces.Discrete):
         low, high = int(space.start), np.asarray(space.start + space.n - 1)
     else:
+        assert isinstance(space, spaces.MultiDiscrete)
         low, high = space.start, space.start + space.nvec - 1
     _require(name, lambda a: (a >= low) & (a <= high), f"is {{value}}, which is outside {space!r}", array)
     # Range first, then the cast: 256 would wrap to a legal 0 in int8.

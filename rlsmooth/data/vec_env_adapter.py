@@ -7,7 +7,7 @@ places. Here each step returns the observation after the action (the true final 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -55,18 +55,29 @@ class Stream(Protocol):
         """Close what `open_stream` itself opened."""
 
 
-def open_stream(env: object, n_envs: int) -> Stream:
+def open_stream(env: object, n_envs: int, env_kwargs: Mapping[str, Any] | None = None) -> Stream:
     """The stream of an environment id, a Gymnasium environment or vector environment, or an SB3 `VecEnv`.
 
     Raises:
-        ValueError: the id is unknown, or `n_envs` is given with an environment that is made already.
+        ValueError: the id is unknown, or `n_envs` or `env_kwargs` are given with an environment that is made already.
         TypeError: `env` is none of these.
     """
     if isinstance(env, str):
+        kwargs = dict(env_kwargs or {})
         try:
-            return GymStream([gym.make(env) for _ in range(n_envs)], ours=True)
-        except gym.error.Error as error:
+            stream = GymStream([gym.make(env, **kwargs) for _ in range(n_envs)], ours=True)
+        except (gym.error.Error, ImportError) as error:
             raise ValueError(f"env={env!r} can't be made: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
+        module = env.rpartition(":")[0]
+        if module and stream.env_id is not None:
+            stream.env_id = f"{module}:{stream.env_id}"  # by which it can be made again elsewhere
+        return stream
+    if env_kwargs:
+        raise ValueError(
+            f"env_kwargs={dict(env_kwargs)} are for an environment id: {type(env).__name__} is made already."
+        )
     if n_envs != 1:
         raise ValueError(f"n_envs={n_envs} is for an environment id: {type(env).__name__} is made already.")
     if isinstance(env, gym.Env):
@@ -98,6 +109,13 @@ def own_copy(observation: Observation) -> Observation:
     return np.array(observation)
 
 
+def _id_of(env: Any) -> str | None:
+    """The environment's id, with the module that registers it; None where its library has none."""
+    spec = getattr(env, "spec", None)
+    name = getattr(spec, "id", None)
+    return name if isinstance(name, str) else None
+
+
 class GymStream:
     """Single Gymnasium environments, stepped one after the other."""
 
@@ -108,8 +126,7 @@ class GymStream:
         self.batched = False
         self.observation_space: spaces.Space[Any] = self.envs[0].observation_space
         self.action_space: spaces.Space[Any] = self.envs[0].action_space
-        spec = self.envs[0].spec
-        self.env_id = None if spec is None else spec.id
+        self.env_id = _id_of(self.envs[0])
         self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
@@ -162,8 +179,7 @@ class VecEnvStream:
         self.batched = True
         self.observation_space: spaces.Space[Any] = env.observation_space
         self.action_space: spaces.Space[Any] = env.action_space
-        spec = env.unwrapped.envs[0].spec if isinstance(env.unwrapped, DummyVecEnv) else None
-        self.env_id = None if spec is None else spec.id
+        self.env_id = _id_of(env.unwrapped.envs[0]) if isinstance(env.unwrapped, DummyVecEnv) else None
         self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
@@ -179,6 +195,11 @@ class VecEnvStream:
         steps: list[Step | None] = []
         for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
             truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
+            if done and "terminal_observation" not in info:
+                raise ValueError(
+                    f"{type(self.env.unwrapped).__name__}: the info of an ended episode lacks terminal_observation, "
+                    "which SB3's VecEnvs put there: without it the final observation is lost. Add it to the infos."
+                )
             following = own_copy(info["terminal_observation"]) if done else self.observations[number]
             step = Step(following, float(rewards[number]), bool(done) and not truncated, truncated)
             steps.append(step if wanted[number] else None)
@@ -186,7 +207,10 @@ class VecEnvStream:
 
     def action_masks(self) -> list[AnyArray] | None:
         """Calls each environment's `action_masks()`."""
-        if not self.env.has_attr("action_masks"):
+        try:
+            if not self.env.has_attr("action_masks"):
+                return None
+        except NotImplementedError:  # of a VecEnv that can't be asked
             return None
         return [np.array(mask, dtype=bool) for mask in self.env.env_method("action_masks")]
 
@@ -203,9 +227,9 @@ class VectorStream:
         self.batched = True
         self.observation_space: spaces.Space[Any] = env.single_observation_space
         self.action_space: spaces.Space[Any] = env.single_action_space
-        self.env_id = None if env.spec is None else env.spec.id
+        self.env_id = _id_of(env)
         # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
-        mode = env.metadata.get("autoreset_mode")
+        mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
         self.mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
         self.observations: list[Observation] = []
         self._restarts = np.zeros(self.num_envs, dtype=bool)
@@ -224,7 +248,7 @@ class VectorStream:
         following = list(current)
         if self.mode == "SameStep":
             for number in np.flatnonzero(ended):
-                following[number] = own_copy(infos["final_obs"][number])
+                following[number] = self._final_observation(infos, int(number))
         elif self.mode == "Disabled" and ended.any():
             restarted = self.env.reset(options={"reset_mask": ended})[0]
             current = _per_environment(restarted, self.num_envs)
@@ -237,6 +261,17 @@ class VectorStream:
         self.observations = current
         self._restarts = ended if self.mode == "NextStep" else self._restarts
         return steps
+
+    def _final_observation(self, infos: dict[str, Any], number: int) -> Observation:
+        if "final_obs" not in infos:
+            raise ValueError(
+                f"{type(self.env.unwrapped).__name__} restarts within a step (autoreset_mode {self.mode}), but its "
+                "infos lack final_obs, where Gymnasium puts the final observations. Add it, or use another mode."
+            )
+        final = infos["final_obs"]
+        if isinstance(final, dict):  # as some libraries lay out Dict observations; Gymnasium has an array of dicts
+            return {key: np.array(part[number]) for key, part in final.items()}
+        return own_copy(final[number])
 
     def action_masks(self) -> list[AnyArray] | None:
         """Calls each environment's `action_masks()` in a `SyncVectorEnv`; other kinds can't be asked safely."""

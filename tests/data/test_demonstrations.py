@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -515,3 +516,44 @@ def test_trajectories_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="none is needed for a final observation"):
         ObservationOnly.from_trajectories([episode(3)], observation_space=SPACE, action_masks=[np.ones((3, 2), bool)])
     assert_raises(TypeError, "must be Demonstrations", ObservationOnly.from_demonstrations, episode(3))
+
+
+# ---- arrays as numpy makes them
+FORMS: dict[str, Any] = {
+    "mirrored": lambda x: x[..., ::-1],
+    "upside down": lambda x: x[:, ::-1],
+    "backwards": lambda x: x[::-1],
+    "Fortran order": np.asfortranarray,
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_arrays_of_every_layout_can_be_read_by_torch(form: str, on_disk: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    change = FORMS[form]
+    given = {"observations": rng.random((6, 2, 3)), "actions": rng.random((6, 2)), "action_probs": None}
+    given["next_observations"] = rng.random((6, 2, 3))
+    arrays = {name: change(value) for name, value in given.items() if value is not None}
+    if on_disk:
+        for name, value in list(arrays.items()):
+            np.save(tmp_path / f"{name}.npy", given[name] if "big" not in form else value)
+            loaded = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+            arrays[name] = loaded if "big" in form else change(loaded)
+    flat = {"rewards": rng.random(6), "weights": rng.random(6)}
+    arrays |= {name: value[::-1] if form == "backwards" else value.astype(">f8") for name, value in flat.items()}
+    spaces_of: dict[str, Any] = {
+        "observation_space": spaces.Box(0, 1, (2, 3), np.float64),
+        "action_space": spaces.Box(0, 1, (2,), np.float64),
+    }
+    made = Demonstrations.from_arrays(**arrays, **spaces_of, episode_ends=[6])
+    batches = [made[:], made[[3, 1]], *made.batches(4), *made.batches(4, seed=0)]
+    if not on_disk:
+        batches.append(made)  # type: ignore[arg-type]
+    for batch in batches:
+        for name in arrays:
+            torch.from_numpy(np.array(getattr(batch, name), copy=not getattr(batch, name).flags.writeable))
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(getattr(made[:], name), value)

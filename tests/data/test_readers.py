@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, DictRolloutBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
@@ -274,6 +275,29 @@ def test_a_minari_set_that_is_not_there(minari_folder: Path) -> None:
             Demonstrations.from_minari(source)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("nested", [False, True])
+def test_minari_episodes_without_their_final_observation(nested: bool, minari_folder: Path) -> None:
+    import h5py
+
+    space: Any = spaces.Dict({"now": BOX}) if nested else BOX
+    write_minari("tiny/short-v0", space, lambda obs: {"now": obs} if nested else obs)
+    with h5py.File(minari_folder / "tiny" / "short-v0" / "data" / "main_data.hdf5", "a") as file:
+        group, name = (file["episode_1/observations"], "now") if nested else (file["episode_1"], "observations")
+        values = group[name][:-1]
+        del group[name]
+        group[name] = values
+    message = r"tiny/short-v0': episode 1 has 2 actions and 2 observations.*Minari's form is 3.*from_arrays"
+    assert_raises(DemonstrationsFileError, message, Demonstrations.from_minari, "tiny/short-v0")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_minari_space_that_can_not_be_held_is_named(minari_folder: Path) -> None:
+    write_minari("tiny/tuple-v0", spaces.Tuple((BOX,)), lambda obs: (obs,))
+    message = r"observation_space: Tuple\(.*is not supported: use Box"
+    assert_raises(TypeError, message, Demonstrations.from_minari, "tiny/tuple-v0")
+
+
 # ---- SB3's buffers, filled by hand and by SB3's own algorithms
 NARROW = spaces.Box(0, 1000, (2,))
 DICT = spaces.Dict({"box": NARROW, "step": spaces.Discrete(1000)})
@@ -325,6 +349,45 @@ def test_a_full_replay_buffer_is_put_in_time_order(steps: int) -> None:
     assert not np.any(read.terminations)  # type: ignore[arg-type]
     expected = {row + 1 for row, end in enumerate(ends) if end} | {10, 20}
     assert read.episode_ends.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("capacity", [40, 12], ids=["not-full", "wrapped"])
+@pytest.mark.parametrize("kind", [ReplayBuffer, DictReplayBuffer])
+@pytest.mark.parametrize("first", [1, 5])
+def test_a_second_learn_begins_another_episode(kind: Any, capacity: int, first: int) -> None:
+    buffer = kind(2 * capacity, DICT if kind is DictReplayBuffer else NARROW, TWO, n_envs=2)
+    fill(buffer, first, episode=100)  # no episode ends by itself; each call starts the environments anew, at time 0
+    fill(buffer, 8, episode=100)
+    fill(buffer, 2, episode=100)
+    read = Demonstrations.from_replay_buffer(buffer)
+    kept = min(first, capacity - 10)
+    assert read.episode_lengths().tolist() == 2 * [kept, 8, 2]
+    assert [row[1] for row in rows_of(read)] == 2 * [*range(first - kept, first), *range(8), *range(2)]
+    assert not np.any(read.terminations)  # type: ignore[arg-type]
+    assert not np.any(read.truncations)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("saves_memory", [False, True])
+def test_a_real_algorithms_second_learn(saves_memory: bool) -> None:
+    options = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    agent = DQN(
+        "MlpPolicy", "CartPole-v1", buffer_size=500, learning_starts=999, **(options if saves_memory else {}), seed=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # SB3 says that it marks the last transition
+        for steps in (7, 8, 9):
+            agent.learn(steps)
+    read = Demonstrations.from_replay_buffer(agent.replay_buffer)  # type: ignore[arg-type]
+    assert read.episode_ends.tolist() == [8, 16, 28]  # DQN steps in fours; CartPole does not fall so soon
+
+
+def test_arrays_without_ends_break_where_a_transition_does_not_continue_the_one_before() -> None:
+    arrays: dict[str, Any] = {"observation_space": NARROW, "action_space": TWO, "terminations": np.zeros(4, bool)}
+    now = np.array([[0, 0.1], [1, 0.1], [0, 0.2], [1, 0.2]])  # float64, of which the next ones are rounded
+    after = (now + np.array([1, 0])).astype(np.float32)
+    assert Demonstrations.from_arrays(now, [0] * 4, next_observations=after, **arrays).episode_ends.tolist() == [2, 4]
+    said = Demonstrations.from_arrays(now, [0] * 4, next_observations=after, episode_ends=[4], **arrays)
+    assert said.episode_ends.tolist() == [4]
 
 
 @pytest.mark.parametrize("steps", [7, 10, 14])
@@ -759,3 +822,60 @@ def test_a_sampled_action_is_not_the_environments_own_noise() -> None:
     env = Draws()
     made = record(lambda _: env.action_space.sample(), env, 1, seed=5)
     assert abs(np.corrcoef(draws, np.asarray(made.actions)[:, 0])[0, 1]) < 0.5
+
+
+# ---- vector environments of other libraries, which lack what Gymnasium's and SB3's have
+class Foreign(gym.vector.VectorEnv[Any, Any, Any]):
+    """Two environments that count to 3, in a library that has no ids and its own form of infos."""
+
+    def __init__(self, spec: Any, infos: str, mode: AutoresetMode) -> None:
+        self.num_envs, self.spec, self.infos = 2, spec, infos
+        self.metadata = {"autoreset_mode": mode} if infos else None  # type: ignore[assignment]
+        self.single_observation_space, self.single_action_space = spaces.Dict({"now": spaces.Box(0, 9, (1,))}), TWO
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, 2)
+        self.action_space = gym.vector.utils.batch_space(TWO, 2)
+        self.time = np.zeros((2, 1), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.time[:] = 0
+        return {"now": self.time.copy()}, {}
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        self.time += 1
+        final, ended = self.time.copy(), self.time[:, 0] == 3
+        if self.infos:
+            self.time[ended] = 0
+        elif (self.time > 3).any():
+            self.time[:] = 0  # restarts in the next step
+        infos = {"final_obs": {"now": final}} if self.infos == "dict of arrays" else {}
+        return {"now": self.time.copy()}, np.ones(2), ended, np.zeros(2, bool), infos
+
+
+@pytest.mark.parametrize("spec", [None, "Foreign-v0", type("Spec", (), {})()], ids=["none", "text", "no id"])
+@pytest.mark.parametrize("infos", ["", "dict of arrays"])
+def test_a_vector_environment_of_another_library(spec: Any, infos: str) -> None:
+    recorded = record(lambda now: np.zeros(2, int), Foreign(spec, infos, AutoresetMode.SAME_STEP), 4)
+    assert recorded.metadata["env_id"] is None
+    assert recorded.episode_lengths().tolist() == [3] * 4
+    assert isinstance(recorded.next_observations, dict)
+    assert np.ravel(recorded.next_observations["now"]).tolist() == [1, 2, 3] * 4  # type: ignore[arg-type]
+
+
+def test_a_vector_environment_without_final_observations_is_refused() -> None:
+    message = "Foreign restarts within a step .*lack final_obs"
+    env = Foreign(None, "none", AutoresetMode.SAME_STEP)
+    assert_raises(ValueError, message, record, lambda now: np.zeros(2, int), env, 4)
+
+
+def test_a_vec_env_of_another_library() -> None:
+    class NoFinal(DummyVecEnv):
+        def has_attr(self, attr_name: str) -> bool:
+            raise NotImplementedError
+
+        def step_wait(self) -> Any:
+            *parts, infos = super().step_wait()
+            return (*parts, [{key: value for key, value in info.items() if key == "kept"} for info in infos])
+
+    env = NoFinal([lambda: gym.make("CartPole-v1")])
+    message = "NoFinal: the info of an ended episode lacks terminal_observation"
+    assert_raises(ValueError, message, record, lambda now: np.zeros(1, int), env, 1)

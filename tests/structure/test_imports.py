@@ -147,3 +147,22 @@ def test_a_light_import_loads_nothing_heavy(module: str) -> None:
 @pytest.mark.parametrize("name", sorted(HEAVY - {"pandas"}))  # pandas is nobody's dependency here
 def test_the_heavy_names_are_those_of_real_packages(name: str) -> None:
     assert find_spec(name) is not None
+
+
+@pytest.mark.parametrize(
+    "module", ["rlsmooth", "rlsmooth.targets", "rlsmooth.data", "rlsmooth.agents", "rlsmooth.scripts.main"]
+)
+def test_a_checkout_that_is_not_installed_says_what_to_do(module: str) -> None:
+    code = f"""
+import importlib.metadata as metadata
+def version(name):
+    raise metadata.PackageNotFoundError(name)
+metadata.version = version
+try:
+    import {module}
+except ImportError as error:
+    assert type(error) is ImportError
+    print(error)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "it is not installed: run `pip install -e .` in the checkout" in finished.stdout
