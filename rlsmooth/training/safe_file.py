@@ -279,7 +279,7 @@ def _read_head(path: Path, payload: bytes, format_name: str, format_version: int
     if len(payload) > MAX_CONFIG_BYTES:
         raise _fault(path, f"has a {CONFIG_MEMBER} of over {MAX_CONFIG_BYTES} bytes", ours)
     with refused(path, SafeFileError, problem=f"has a {CONFIG_MEMBER} that is not JSON"):
-        head = parse_json(payload)
+        head: dict[str, Any] = parse_json(payload)
     for key, kind in HEAD.items():
         with refused(path, SafeFileError, ours, f"has a {CONFIG_MEMBER} without {key!r}"):
             decode(kind, head[key], key)
