@@ -62,7 +62,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     try:
         state = os.fstat(descriptor)
         if stat.S_ISDIR(state.st_mode):
-            raise FileRefusedError(f"{str(path)!r} is a folder. Name a file.")
+            raise FileRefusedError(f"{str(path)!r} can't be read: it is a folder. Name a file.")
         if not stat.S_ISREG(state.st_mode):
             raise FileRefusedError(f"{str(path)!r} is no regular file. Name a file, not a pipe or a device.")
         blocks = getattr(state, "st_blocks", state.st_size)
@@ -134,7 +134,8 @@ def refused(
         if isinstance(error, error_type) and error_type is not ValueError:
             raise
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise error_type(f"{str(path)!r} {problem} ({kind}{error}). {fix}") from error
+        said = f"{error}".rstrip(".")
+        raise error_type(f"{str(path)!r} {problem} ({kind}{said}). {fix}") from error
 
 
 def parse_json(raw: bytes | str) -> Any:

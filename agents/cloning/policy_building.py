@@ -37,7 +37,7 @@ from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
 
-class Arguments(TypedDict):
+class BCArguments(TypedDict):
     """The constructor's arguments that an agent file holds; a callable is None there, or marked in the recipe."""
 
     smoothing: list[dict[str, Any]]
@@ -59,7 +59,7 @@ class Arguments(TypedDict):
     n_eval_episodes: Positive
 
 
-ARGUMENTS = tuple(get_type_hints(Arguments))
+ARGUMENTS = tuple(get_type_hints(BCArguments))
 """Their names."""
 
 
@@ -315,7 +315,7 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
         SafeFileError: the file lacks some.
     """
     with refused(path, SafeFileError):
-        saved: Any = decode(Arguments, file.config.get("arguments"), "arguments")
+        saved: Any = decode(BCArguments, file.config.get("arguments"), "arguments")
     arguments: dict[str, Any] = dict(saved)
     missing = []
     recipes = decode_smoothing(saved["smoothing"], "smoothing", path)

@@ -437,8 +437,8 @@ def _placeholders(encoded: Any, custom: Mapping[str, Any]) -> dict[str, Any]:
         full_name = custom_name(value)
         if full_name is None or name not in ONLY_TO_TRAIN or name in custom:
             continue
-        stand_in = Placeholder(full_name)
-        found[name] = {"smoothing": Smoothing(alpha=stand_in), "action_noise": None}.get(name, stand_in)
+        placeholder = Placeholder(full_name)
+        found[name] = {"smoothing": Smoothing(alpha=placeholder), "action_noise": None}.get(name, placeholder)
     return found
 
 

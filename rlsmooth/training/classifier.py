@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self, TypedDict, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
@@ -46,11 +46,13 @@ from rlsmooth.training.classifier_measures import (
 )
 from rlsmooth.training.classifier_model import (
     ModelLike,
+    SavedClassifier,
     ScikitLearnEstimator,
     as_device,
     build_model,
     check_feature_names,
     check_model,
+    decoded_classes,
     make_optimizer,
     model_dtype,
     not_fitted_error,
@@ -102,7 +104,7 @@ from rlsmooth.training.seeding import (
     rng_state,
     set_rng_state,
 )
-from rlsmooth.untrusted import AnyNumber, Count, Positive, Within, decode, modules_within, refused
+from rlsmooth.untrusted import decode, modules_within, refused
 
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -110,46 +112,6 @@ SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
 FORMAT_NAME = "rlsmooth-classifier"
 FORMAT_VERSION = 1
 DATA = "X, y, sample_weight, target, mask or validation"
-
-
-class SavedArguments(TypedDict):
-    """The constructor's arguments in a file; a callable is None there, or marked in the recipe."""
-
-    weight_decay: Annotated[float, Within(0)]
-    batch_size: Positive
-    max_epochs: Positive
-    mixup: Annotated[float, Within(0)] | None
-    validation_fraction: Annotated[float, Within(0, 1, high_open=True)]
-    early_stopping_patience: Positive | None
-    max_grad_norm: Annotated[float, Within(0, low_open=True)] | None
-    amp: bool
-    seed: Count | None
-    warm_start: bool
-    smoothing: list[dict[str, Any]]
-    class_weight: str | list[AnyNumber] | dict[str, list[Any]] | None
-    learning_rate: Annotated[float, Within(0)] | str | None
-
-
-class SavedClasses(TypedDict):
-    """The labels of a file."""
-
-    dtype: str
-    values: list[bool | int | AnyNumber | str | None]
-
-
-class SavedClassifier(TypedDict):
-    """The configuration of a file."""
-
-    arguments: SavedArguments
-    model: str | None
-    classes: SavedClasses
-    input_shape: list[Positive]
-    feature_names: list[str] | None
-    history: dict[str, list[AnyNumber]]
-    n_iter: Count
-    best_epoch: Count
-    total_epochs: Count
-    seed: Count
 
 
 TRAINING_ARGUMENTS = (
@@ -744,7 +706,7 @@ class Classifier(ScikitLearnEstimator):
         with refused(path, SafeFileError):
             arguments = _decoded_arguments(config["arguments"], path)
             decode(SavedClassifier, config, "config")
-            classes = _decoded_classes(config["classes"])
+            classes = decoded_classes(config["classes"])
             shape = tuple(config["input_shape"])
             fitted = {
                 "classes_": classes,
@@ -833,17 +795,6 @@ def _decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(weight, dict):
         arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
     return arguments
-
-
-def _decoded_classes(saved: Mapping[str, Any]) -> NDArray[Any]:
-    dtype, values = np.dtype(saved["dtype"]), saved["values"]
-    longest = max((len(value) for value in values if isinstance(value, str)), default=1)
-    if dtype.kind not in "biufUO" or dtype.itemsize > max(8, 4 * longest):
-        raise ValueError(f"classes.dtype={saved['dtype']!r:.50} does not fit the values")
-    classes: NDArray[Any] = np.array(values, dtype=dtype)
-    if classes.ndim != 1 or classes.tolist() != values or len(set(values)) != len(values):
-        raise ValueError(f"classes.values are no different labels of dtype {saved['dtype']!r:.50}")
-    return classes
 
 
 def _encode_class_weight(weight: Any) -> Any:

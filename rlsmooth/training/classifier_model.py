@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.training.seeding import isolated_rng
+from rlsmooth.untrusted import AnyNumber, Count, Positive, Within
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
@@ -307,3 +308,58 @@ def check_feature_names(
 
 def _listed(names: list[str]) -> str:
     return "".join(f"- {name}\n" for name in names[:5])
+
+
+# ---- files
+
+
+class SavedArguments(TypedDict):
+    """The constructor's arguments in a file; a callable is None there, or marked in the recipe."""
+
+    weight_decay: Annotated[float, Within(0)]
+    batch_size: Positive
+    max_epochs: Positive
+    mixup: Annotated[float, Within(0)] | None
+    validation_fraction: Annotated[float, Within(0, 1, high_open=True)]
+    early_stopping_patience: Positive | None
+    max_grad_norm: Annotated[float, Within(0, low_open=True)] | None
+    amp: bool
+    seed: Count | None
+    warm_start: bool
+    smoothing: list[dict[str, Any]]
+    class_weight: str | list[AnyNumber] | dict[str, list[Any]] | None
+    learning_rate: Annotated[float, Within(0)] | str | None
+
+
+class SavedClasses(TypedDict):
+    """The labels of a file."""
+
+    dtype: str
+    values: list[bool | int | AnyNumber | str | None]
+
+
+class SavedClassifier(TypedDict):
+    """The configuration of a file."""
+
+    arguments: SavedArguments
+    model: str | None
+    classes: SavedClasses
+    input_shape: list[Positive]
+    feature_names: list[str] | None
+    history: dict[str, list[AnyNumber]]
+    n_iter: Count
+    best_epoch: Count
+    total_epochs: Count
+    seed: Count
+
+
+def decoded_classes(saved: Mapping[str, Any]) -> NDArray[Any]:
+    """The labels of a file; ValueError if they are no different labels of the dtype that it names."""
+    dtype, values = np.dtype(saved["dtype"]), saved["values"]
+    longest = max((len(value) for value in values if isinstance(value, str)), default=1)
+    if dtype.kind not in "biufUO" or dtype.itemsize > max(8, 4 * longest):
+        raise ValueError(f"classes.dtype={saved['dtype']!r:.50} does not fit the values")
+    classes: NDArray[Any] = np.array(values, dtype=dtype)
+    if classes.ndim != 1 or classes.tolist() != values or len(set(values)) != len(values):
+        raise ValueError(f"classes.values are no different labels of dtype {saved['dtype']!r:.50}")
+    return classes

@@ -65,7 +65,7 @@ FORMAT_NAME = "rlsmooth-gan"
 FORMAT_VERSION = 1
 
 
-class Arguments(TypedDict):
+class GANArguments(TypedDict):
     """The constructor's arguments that a file holds; a function is a word there."""
 
     latent_size: Positive | list[Positive]
@@ -85,7 +85,7 @@ class Arguments(TypedDict):
     checkpoint_every: Positive
 
 
-ARGUMENTS = tuple(get_type_hints(Arguments))
+ARGUMENTS = tuple(get_type_hints(GANArguments))
 """In a file and in a checkpoint: what a resumed run must have as it was."""
 CALLABLES = ("real_target", "learning_rate", "discriminator_learning_rate")
 IS_FUNCTION = "function"
@@ -617,7 +617,7 @@ class GANTrainer:
         file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
         own = dict(custom_objects or {})
         with refused(path, SafeFileError):
-            saved: Any = decode(Arguments, file.config.get("arguments"), "arguments")
+            saved: Any = decode(GANArguments, file.config.get("arguments"), "arguments")
         missing = tuple(name for name in CALLABLES if saved[name] == IS_FUNCTION and name not in own)
         arguments = saved | {name: PLACEHOLDERS[name] for name in missing} | own
         arguments["latent_size"], arguments["betas"] = tuple(arguments["latent_size"]), tuple(arguments["betas"])

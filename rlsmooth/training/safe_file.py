@@ -44,8 +44,8 @@ HEAD = {
     "format": str,
     "format_version": int,
     "versions": dict[str, str],
-    "members": dict[str, str],
-    "aliases": dict[str, dict[str, str]],
+    "members": dict[str, Any],
+    "aliases": dict[str, Any],
     "config": dict[str, Any],
 }
 MAX_MEMBERS = 64
@@ -320,8 +320,10 @@ def _tensors_from_bytes(path: Path, name: str, payload: bytes) -> dict[str, Tens
     return {key: tensor.clone() for key, tensor in loaded.items()}
 
 
-def _aliased(path: Path, group: str, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    if not all(first in tensors and name not in tensors for name, first in aliases.items()):
+def _aliased(path: Path, group: str, tensors: Mapping[str, Tensor], aliases: Any) -> dict[str, Tensor]:
+    if not isinstance(aliases, dict) or not all(
+        isinstance(first, str) and first in tensors and name not in tensors for name, first in aliases.items()
+    ):
         raise _fault(path, f"gives second names to tensors that {group!r} does not have", "Use another copy.")
     return {name: tensors[first] for name, first in aliases.items()}
 

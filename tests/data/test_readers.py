@@ -188,7 +188,7 @@ def test_a_folder_that_is_damaged(damage: str, tmp_path: Path) -> None:
         (folder / "state.json").unlink()
         (folder / "dataset_dict.json").write_text("{}")
     with pytest.raises(
-        DemonstrationsFileError, match=r"set is no readable folder" + (".*sub-folders" if damage == "dict" else "")
+        DemonstrationsFileError, match=r"set' is no readable folder" + (".*sub-folders" if damage == "dict" else "")
     ):
         from_imitation(folder)
 
@@ -205,7 +205,7 @@ def test_lengths_that_do_not_fit() -> None:
 def test_pickles_and_missing_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "old.pkl").write_bytes(b"\x80\x04N.")
     for name in ("old.pkl", "missing"):
-        with pytest.raises(DemonstrationsFileError, match=rf"{name} is neither.*pickles are not read"):
+        with pytest.raises(DemonstrationsFileError, match=rf"{name}' is neither.*Pickles are not read"):
             from_imitation(tmp_path / name)
 
 

@@ -296,9 +296,7 @@ def outcome(form: Format, path: Path, what: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = form.read(path)
-    except form.error as error:
-        if form.error is not ValueError and type(error) not in (form.error, SafeFileError, DemonstrationsFileError):
-            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+    except form.error:
         found = None
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
@@ -507,7 +505,7 @@ def test_only_regular_files_are_opened(name: str, tmp_path: Path, originals: Any
     form, original = FORMATS[name], originals(name)[0]
     path = tmp_path / original.name
     os.mkfifo(path)
-    with pytest.raises(form.error, match=r"no regular file|must be"):
+    with pytest.raises(form.error, match="no regular file"):
         form.read(path)
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -533,3 +531,28 @@ def test_labels_far_apart_are_no_classes(tmp_path: Path) -> None:
 def test_a_random_state_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="state"):
         set_rng_state({"python": torch.zeros(3), "numpy": torch.zeros(3), "torch": torch.zeros(3)})
+
+
+@pytest.mark.usefixtures("in_little_memory")
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("net_arch", {"pi": [1] * 100_000, "vf": [1]}),
+        ("net_arch", [2**17, 2**17]),
+        ("observation_space", NASTY[-1]),
+        ("observation_space", NASTY[-4]),
+        ("action_space", NASTY[-3]),
+    ],
+)
+@pytest.mark.parametrize("name", ["bc", "ppo"])
+def test_networks_and_spaces_are_no_larger_than_the_tensors_justify(
+    name: str, place: str, value: Any, originals: Any, tmp_path: Path
+) -> None:
+    path = copied(originals(name)[0], tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    head = json.loads(members["config.json"])
+    head["config"]["policy"]["arguments"][place] = value
+    members["config.json"] = json.dumps(head).encode()
+    repack(path, members, True)
+    assert outcome(FORMATS[name], path, f"{place}={str(value)[:50]}") is None
