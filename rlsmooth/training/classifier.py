@@ -35,6 +35,7 @@ from rlsmooth.checks import check_in_range, check_positive_int, check_writable_f
 from rlsmooth.losses import cross_entropy, log_probabilities
 from rlsmooth.schedules import LearningRate, Schedule, as_schedule
 from rlsmooth.targets import Smoothing, Target, as_smoothing
+from rlsmooth.training import seeding
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_measures import (
     draw_calibration,
@@ -95,15 +96,7 @@ from rlsmooth.training.safe_file import (
     with_zip_suffix,
     write_safe_file,
 )
-from rlsmooth.training.seeding import (
-    EpochCut,
-    check_trains_on_one,
-    epoch_permutation,
-    has_batch_norm,
-    isolated_rng,
-    rng_state,
-    set_rng_state,
-)
+from rlsmooth.training.seeding import EpochCut, epoch_permutation, isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import decode, modules_within, refused
 
 PREDICTED_AT_ONCE = 4096
@@ -415,10 +408,10 @@ class Classifier(ScikitLearnEstimator):
         num_samples, num_classes = len(data.samples), len(data.classes)
         module = module.to(data.samples.labels.device)
         check_model(module, data.samples.inputs, num_classes, seed=seed)
-        cut = EpochCut(num_samples, self.batch_size, joins_single=has_batch_norm(module))
+        cut = EpochCut(num_samples, self.batch_size, joins_single=seeding.has_batch_norm(module))
         if cut.joins_single and cut.smallest == 1:
             why = f"batch_size={self.batch_size} makes minibatches of one sample of {num_samples}"
-            check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
+            seeding.check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
         rate_at = as_schedule(self.learning_rate)
         with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()

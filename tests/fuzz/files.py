@@ -45,12 +45,6 @@ MOST_SECONDS = 20.0
 BOX, TWO = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
 
 
-@pytest.fixture
-def seed() -> int:
-    """Of the run: `FUZZ_SEED=3 pytest -m fuzz`."""
-    return int(os.environ.get("FUZZ_SEED", "0"))
-
-
 class Format(NamedTuple):
     """One kind of file: how it is written, read, and refused.
 
