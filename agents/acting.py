@@ -17,9 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.sb3 import is_maskable
-from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
+from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import isolated_rng
 

@@ -28,7 +28,7 @@ from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
-from rlsmooth.training.interruption import handled_signals
+from rlsmooth.training.run import handled_signals
 
 
 class TrainingRun:

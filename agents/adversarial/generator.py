@@ -14,7 +14,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.files.algorithm_file import (
     ALGORITHM_BASES,
     Algorithm,
@@ -28,7 +27,7 @@ from rlsmooth.agents.files.algorithm_file import (
 from rlsmooth.agents.files.algorithm_state import apply_normalization, encode_normalization
 from rlsmooth.agents.files.policy_file import load_parameters
 from rlsmooth.agents.sb3 import is_maskable
-from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
+from rlsmooth.agents.spaces import check_counts_from_start, check_demonstrations, check_same_spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_dims

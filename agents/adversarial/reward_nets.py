@@ -26,9 +26,8 @@ from stable_baselines3.common.torch_layers import (
 )
 from torch import Tensor, nn
 
-from rlsmooth.agents.action_start import shifted, start_of
 from rlsmooth.agents.files.policy_file import decode_arguments, encode_arguments, load_parameters
-from rlsmooth.agents.spaces import check_network_space
+from rlsmooth.agents.spaces import check_network_space, shifted, start_of
 from rlsmooth.checks import check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, write_safe_file

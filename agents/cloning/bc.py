@@ -19,7 +19,6 @@ from torch import Tensor
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel, copy_actor
 from rlsmooth.agents.cloning import policy_building as building
-from rlsmooth.agents.cloning.action_units import make_units, step_optimizer
 from rlsmooth.agents.cloning.measures import (
     CloningMeasures,
     distribution_figures,
@@ -39,7 +38,7 @@ from rlsmooth.agents.cloning.training_data import (
     split_validation,
 )
 from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
-from rlsmooth.agents.heads import TensorBatch
+from rlsmooth.agents.heads import TensorBatch, make_units, step_optimizer
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
@@ -56,7 +55,6 @@ from rlsmooth.training import (
     set_rng_state,
 )
 from rlsmooth.training.divergence import FiniteWatch
-from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
@@ -68,7 +66,10 @@ from rlsmooth.training.run import (
     check_no_missing,
     learning_rate_of,
     open_progress_bar,
+    safe_points,
     set_learning_rate,
+    stop,
+    stop_requested,
 )
 from rlsmooth.untrusted import refused
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel
-from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.policy_building import make_head
 from rlsmooth.agents.cloning.rounds import RoundsModel
@@ -26,7 +25,7 @@ from rlsmooth.agents.files.algorithm_state import observations_differ
 from rlsmooth.agents.heads import CategoricalHead
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.policies import PolicyQueries
-from rlsmooth.agents.spaces import check_same_spaces
+from rlsmooth.agents.spaces import check_counts_from_start, check_same_spaces
 from rlsmooth.data.actors import Actor, Predictor, checked_action
 from rlsmooth.data.arrays import action_dims, action_starts, forward, stack_observations
 from rlsmooth.losses import log_probabilities

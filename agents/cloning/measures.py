@@ -11,7 +11,6 @@ import torch
 from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 from torch import Tensor, nn
 
-from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import (
     Smoothings,
     TrainingData,
@@ -20,7 +19,7 @@ from rlsmooth.agents.cloning.training_data import (
     slice_batch,
     target_matrices,
 )
-from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, GaussianHead, TensorBatch
+from rlsmooth.agents.heads import ActionHead, ActionTarget, ActionUnits, CategoricalHead, GaussianHead, TensorBatch
 from rlsmooth.audits import ReliabilityBins, calibration_error
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure

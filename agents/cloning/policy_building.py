@@ -22,15 +22,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlsmooth.agents.action_start import count_from_start, plain_class
-from rlsmooth.agents.cloning.action_units import ActionUnits
 from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.cloning.transition_features import TransitionFeatures
 from rlsmooth.agents.files.known_classes import policy_class_by_name
 from rlsmooth.agents.files.policy_file import AgentFile
-from rlsmooth.agents.heads import ActionHead, CategoricalHead, GaussianHead
+from rlsmooth.agents.heads import ActionHead, ActionUnits, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import MASKABLE, has_base, is_maskable, same_latent_distribution
-from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces
+from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces, count_from_start, plain_class
 from rlsmooth.data import Demonstrations, ObservationOnly, space_from_json
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing

@@ -34,7 +34,6 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
-from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.algorithm_state import (
     KNOWN_BUFFERS,
@@ -62,7 +61,7 @@ from rlsmooth.agents.files.policy_file import (
 )
 from rlsmooth.agents.sb3 import set_up_model, torch_parts
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
-from rlsmooth.agents.spaces import check_same_spaces, wrap_env
+from rlsmooth.agents.spaces import check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
     SafeFileError,

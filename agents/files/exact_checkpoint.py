@@ -89,8 +89,16 @@ from rlsmooth.envs.snapshot_values import (
 )
 from rlsmooth.training import Checkpoint, SafeFileError, latest_checkpoint, set_rng_state, tree_from_json, tree_to_json
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
-from rlsmooth.training.interruption import begin_safe_points, end_safe_points, stop, stop_requested
-from rlsmooth.training.run import RESUME_FILE, RunFolder, check_no_missing, check_num_envs
+from rlsmooth.training.run import (
+    RESUME_FILE,
+    RunFolder,
+    begin_safe_points,
+    check_no_missing,
+    check_num_envs,
+    end_safe_points,
+    stop,
+    stop_requested,
+)
 from rlsmooth.untrusted import decode, refused
 
 OTHER = "Use another checkpoint, or the environments and arguments of the run."

@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from rlsmooth.agents.acting import CRITIC, copy_actor
-from rlsmooth.agents.action_start import check_counts_from_start
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
 from rlsmooth.agents.sb3 import begin_update, count_updates
@@ -35,7 +34,7 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedPolicy,
 )
 from rlsmooth.agents.smoothed.references import has_default_reference
-from rlsmooth.agents.spaces import check_network_space, check_same_spaces, wrap_env
+from rlsmooth.agents.spaces import check_counts_from_start, check_network_space, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing

@@ -17,9 +17,9 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
-from rlsmooth.agents.action_start import fill_padding
 from rlsmooth.agents.sb3 import recurrent_arguments
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
+from rlsmooth.agents.spaces import fill_padding
 
 
 class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolicy):

@@ -22,8 +22,8 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.action_start import shifted
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
+from rlsmooth.agents.spaces import shifted
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
     entropy_fractions,

@@ -20,7 +20,6 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
-from rlsmooth.agents.action_start import check_float32_actions, count_from_start, start_of
 from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
@@ -31,7 +30,7 @@ from rlsmooth.agents.smoothed.references import (
     reference_outputs,
     reference_recipes,
 )
-from rlsmooth.agents.spaces import action_components, box_reference
+from rlsmooth.agents.spaces import action_components, box_reference, check_float32_actions, count_from_start, start_of
 from rlsmooth.checks import check_in_range
 from rlsmooth.data.arrays import forward
 

@@ -35,16 +35,9 @@ from rlsmooth.checks import check_in_range, check_positive_int, check_writable_f
 from rlsmooth.losses import cross_entropy, log_probabilities
 from rlsmooth.schedules import LearningRate, Schedule, as_schedule
 from rlsmooth.targets import Smoothing, Target, as_smoothing
-from rlsmooth.training import seeding
+from rlsmooth.training import classifier_measures, seeding
 from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.classifier_measures import (
-    draw_calibration,
-    draw_targets,
-    events_folder,
-    mean_alpha,
-    measure,
-    training_sample,
-)
+from rlsmooth.training.classifier_measures import events_folder, mean_alpha, measure, training_sample
 from rlsmooth.training.classifier_model import (
     ModelLike,
     SavedClassifier,
@@ -72,7 +65,6 @@ from rlsmooth.training.classifier_samples import (
     prepare_data,
 )
 from rlsmooth.training.divergence import FiniteWatch
-from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
@@ -85,8 +77,11 @@ from rlsmooth.training.run import (
     check_same_arguments,
     learning_rate_of,
     log_line,
+    safe_points,
     samples_at_once,
     set_learning_rate,
+    stop,
+    stop_requested,
 )
 from rlsmooth.training.safe_file import (
     SafeFileError,
@@ -481,7 +476,9 @@ class Classifier(ScikitLearnEstimator):
         state.module.eval()
         if events.writer is not None:
             step, remaining = state.progress.step, state.progress.remaining
-            draw_calibration(events.writer, step, state.module, state.data, remaining, self.batch_size)
+            classifier_measures.draw_calibration(
+                events.writer, step, state.module, state.data, remaining, self.batch_size
+            )
 
     def _keep(self, state: _FitState) -> None:
         """Set the attributes of a fitted estimator."""
@@ -510,7 +507,7 @@ class Classifier(ScikitLearnEstimator):
             bar=(progress.total, progress.step, "batch") if self.progress_bar else None,
         )
         if events.writer is not None and not is_resumed:
-            draw_targets(events.writer, state.data)
+            classifier_measures.draw_targets(events.writer, state.data)
         return events
 
     def _log(self, state: _FitState, events: EventLog, measured: ClassifierSamples) -> None:

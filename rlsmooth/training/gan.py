@@ -30,7 +30,6 @@ from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targe
 from rlsmooth.training.divergence import FiniteWatch, last_interval
 from rlsmooth.training.gan_cases import draw_points, image_grid
 from rlsmooth.training.gan_data import RealData, RealSamples
-from rlsmooth.training.interruption import safe_points, stop, stop_requested
 from rlsmooth.training.run import (
     EventLog,
     OnLog,
@@ -45,8 +44,11 @@ from rlsmooth.training.run import (
     check_same_arguments,
     learning_rate_of,
     log_line,
+    safe_points,
     samples_at_once,
     set_learning_rate,
+    stop,
+    stop_requested,
 )
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
 from rlsmooth.training.seeding import check_trains_on_one, has_batch_norm, isolated_rng, rng_state, set_rng_state

@@ -570,7 +570,11 @@ def test_agents_of_sb3_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "MlpLstmPolicy", "CartPole-v1", seed=0, device="cpu", policy_kwargs={"lstm_hidden_size": 4}
     ).save(tmp_path / "agent.zip")
     arguments = record.Args(
-        algo="ppo_lstm", trained_agent=tmp_path / "agent.zip", n_episodes=2, output=tmp_path / "out.npz", device="cpu"
+        algo="recurrent-ppo",
+        trained_agent=tmp_path / "agent.zip",
+        n_episodes=2,
+        output=tmp_path / "out.npz",
+        device="cpu",
     )
     assert Demonstrations.load(record.main(arguments)).metadata["policy"] == "RecurrentPPO"
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)

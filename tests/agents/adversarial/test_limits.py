@@ -66,6 +66,8 @@ class Walk(gym.Env[Any, Any]):
         self.steps += 1
         return np.full(2, self.steps, np.float32), 0.0, self.steps >= 5, False, {}
 
+
+class MaskedWalk(Walk):
     def action_masks(self) -> Any:
         return np.array([True, self.steps >= 0])
 
