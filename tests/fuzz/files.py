@@ -25,6 +25,7 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 
 from rlsmooth.agents import BC, InverseDynamics, RewardNet, load_agent, load_reward_net, save_agent, save_reward_net
+from rlsmooth.agents.cloning.policy_building import encode_arguments
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, ObservationOnly, load_labelled
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import read_settings, write_json
@@ -99,7 +100,7 @@ def write_bc(folder: Path) -> Path:
 
 def read_bc(path: Path) -> str:
     agent = BC.load(path, device="cpu")
-    return fingerprint(agent.policy.state_dict(), agent._arguments(), agent._counters())
+    return fingerprint(agent.policy.state_dict(), encode_arguments(agent), agent._counters())
 
 
 def write_algorithm(build: type[Any], **arguments: Any) -> Callable[[Path], Path]:

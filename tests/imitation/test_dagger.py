@@ -146,6 +146,7 @@ def test_a_round_trains_so_many_epochs(epochs: int | None) -> None:
     assert agent.bc.num_timesteps == agent.bc_train_n_epochs * -(-rows // 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beta_schedule", "given"), [(15, False), (1, True)], ids=["15 rounds", "1 round, initial"])
 def test_five_rounds_make_progress(beta_schedule: int, given: bool, demonstrations: Demonstrations) -> None:
     settings: dict[str, Any] = {"demonstrations": demonstrations if given else None, "beta_schedule": beta_schedule}

@@ -369,6 +369,7 @@ def test_generators(trainer_class: Any, name: str) -> None:
     assert trainer.rounds == 3
 
 
+@pytest.mark.slow
 def test_airl_recovers_a_reward_that_trains_another_agent() -> None:
     env = identity(n_envs=4)
     arguments: dict[str, Any] = {"gamma": 0.0, "learning_rate": 1e-3, "ent_coef": 0.1, "device": "cpu"}

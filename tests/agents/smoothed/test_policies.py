@@ -481,6 +481,7 @@ CartPole-v1:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "policy"),
     [

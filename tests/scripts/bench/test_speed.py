@@ -362,6 +362,7 @@ def test_a_peer_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert "can't be run" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithms", "envs"),
     [(("BC",), ("CartPole-v1",)), pytest.param(("BC", "DAgger", "GAIL", "AIRL"), bench.ENVS, marks=pytest.mark.slow)],
