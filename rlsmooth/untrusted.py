@@ -195,10 +195,13 @@ def spend(elements: int, what: str) -> None:
 def modules_within(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Stop the building of a network as soon as it is far larger than the tensors that are to fill it.
 
-    Parameters are registered when they are reserved and before they are filled, so no memory is used by then.
+    Parameters are registered when they are reserved and before they are filled, so no memory is used by then. Buffers
+    are filled at once, so the size of what torch's factories make is checked before they make it.
     """
-    from torch import Tensor  # here, since reading a command line should not wait for torch
+    import torch  # here, since reading a command line should not wait for torch
+    from torch import Tensor
     from torch.nn.modules import module as hooks_of
+    from torch.overrides import TorchFunctionMode
 
     thread = threading.get_ident()
     elements, count = FREE_ELEMENTS + 4 * sum(each.numel() for each in tensors.values()), 64 + 4 * len(tensors)
@@ -214,12 +217,26 @@ def modules_within(tensors: Mapping[str, Tensor]) -> Iterator[None]:
                 "Use another copy."
             )
 
+    factories = (torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn, torch.arange, torch.eye)
+
+    class CheckedFactories(TorchFunctionMode):
+        """Refuses to make a tensor that is larger than the whole network may be."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = kwargs or {}
+            if func in factories and func(*args, **{**given, "device": "meta"}).numel() > elements:
+                raise FileRefusedError(
+                    f"a network of the file's {len(tensors)} tensors has no tensor of that size. Use another copy."
+                )
+            return func(*args, **given)
+
     hooks = (
         hooks_of.register_module_parameter_registration_hook(check),
         hooks_of.register_module_buffer_registration_hook(check),
     )
     try:
-        yield
+        with CheckedFactories():
+            yield
     finally:
         for hook in hooks:
             hook.remove()

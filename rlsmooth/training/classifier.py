@@ -690,7 +690,8 @@ class Classifier(ScikitLearnEstimator):
         path = Path(path).expanduser()
         file = read_safe_file(path, format_name=FORMAT_NAME, format_version=FORMAT_VERSION)
         config = file.config
-        model = config.get("model") if model is None else model
+        with refused(path, SafeFileError):
+            model = config["model"] if model is None else model
         if model is None:
             raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
         with refused(path, SafeFileError):

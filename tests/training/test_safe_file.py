@@ -19,6 +19,7 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from rlsmooth.training import SafeFileError, read_safe_file, write_safe_file
+from rlsmooth.untrusted import FileRefusedError, modules_within
 from support import Bomb, assert_raises, repack
 
 TENSORS = {
@@ -384,3 +385,13 @@ def test_random_bytes_behind_a_zips_first_letters(tmp_path: Path) -> None:
     for size in range(2, 200):
         path.write_bytes(b"PK\x03\x04" + generator.bytes(size) + b"PK\x05\x06" + generator.bytes(18))
         assert_raises(SafeFileError, None, read, path)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: torch.zeros(2**40), lambda: torch.nn.Linear(2**40, 4), lambda: torch.ones(2**34, 64)]
+)
+def test_building_a_network_for_a_file_takes_no_more_memory_than_its_tensors_justify(make: Any) -> None:
+    with pytest.raises(FileRefusedError, match="tensors"), modules_within({"weight": torch.zeros(4)}):
+        make()
+    with modules_within({"weight": torch.zeros(4)}):
+        assert torch.nn.Linear(3, 2).weight.shape == (2, 3)
