@@ -176,8 +176,11 @@ def read_kernel(path: Path, training: LabelledData) -> Tensor:
     import numpy as np
     import torch
 
-    with refused(path, ValueError, "The kernel can't be read as an .npy."), open_regular(path) as file:
-        kernel = np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        with refused(path, ValueError, "Name an .npy of numbers.", "can't be read"), open_regular(path) as file:
+            kernel = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"kernel={error}") from error
     size = training.num_classes
     if not isinstance(kernel, np.ndarray) or kernel.shape != (size, size) or kernel.dtype.kind not in "fiub":
         found = f"{kernel.dtype} {kernel.shape}" if isinstance(kernel, np.ndarray) else "several arrays"
