@@ -353,6 +353,9 @@ class TrainingData:
             block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
             for number in numbers[max(0, skip - first) :]:
                 start, end = cut.bounds(number)
+                if num_parts == 1:
+                    yield (slice_batch(block, start - begin, end - begin),)
+                    continue
                 parts = EpochCut(end - start, batch_size, cut.joins_single)
                 yield tuple(
                     slice_batch(block, start - begin + part, start - begin + part_end)

@@ -203,11 +203,20 @@ class Reference:
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def _map(self, per_row: _Select, shared: _Select) -> Reference:
-        changes: dict[str, Any] = {name: per_row(getattr(self, name)) for name in self.row_names}
-        for name in ("values", "total"):
-            if name not in changes and getattr(self, name) is not None:
-                changes[name] = shared(getattr(self, name))
-        return replace(self, **changes)
+        # Spelled out and not by `row_names`: every update cuts a minibatch out of a target.
+        values_per_row = self.kind in ("dense", "logits")
+        one_for_all = self.kind == "vector" and isinstance(self.total, Tensor) and not self.total.ndim
+        return Reference(
+            self.num_classes,
+            self.kind,
+            None if self.values is None else (per_row if values_per_row else shared)(self.values),
+            None if self.rows is None else per_row(self.rows),
+            None if self.mask is None else per_row(self.mask),
+            None if self.scale is None else per_row(self.scale),
+            None if self.shift is None else per_row(self.shift),
+            self.temperature,
+            None if self.total is None else (shared if one_for_all else per_row)(self.total),
+        )
 
 
 def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:
