@@ -243,10 +243,12 @@ class ActionUnits:
         with torch.no_grad():
             self.layer.weight.div_(self.scale.unsqueeze(1))
             self.layer.bias.sub_(self.shift).div_(self.scale)
-        yield
-        with torch.no_grad():
-            self.layer.weight.mul_(self.scale.unsqueeze(1))
-            self.layer.bias.mul_(self.scale).add_(self.shift)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.layer.weight.mul_(self.scale.unsqueeze(1))
+                self.layer.bias.mul_(self.scale).add_(self.shift)
 
 
 def make_units(

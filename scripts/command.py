@@ -84,7 +84,6 @@ def _parse(program: str, args_type: type[ArgsT], words: list[str]) -> ArgsT:
 def _one_line(box: str, program: str) -> str:
     """The message in a box of tyro's, the option that was meant, and where to read on."""
     lines = box.splitlines()
-    lines = box.splitlines()
     inside = [line[1:-1].removeprefix(" ").rstrip() for line in lines if line.startswith("│")]
     if not inside:  # in ASCII: a title and a rule, and no frame
         inside = [line[2:].rstrip() for line in lines[2:]]
