@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +19,6 @@ except ImportError:  # Windows
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 """A full disk, a used-up quota, a disk that fails, a file beyond the limit."""
 EXPLAINED = "What was saved before is as it was"
-TEMPORARY = re.compile(r"\..+\.(\w{8}\.)?tmp")
-"""The names of temporary files: those of `atomic_file`, and `.metrics.csv.tmp`."""
 _LOCKED: dict[Path, int] = {}
 """The folders that this process has reserved, with their descriptors."""
 
@@ -128,22 +125,6 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
-
-
-def delete_temporary_files(folder: str | Path) -> None:
-    """Delete the temporary files that killed saves by `atomic_file` left in `folder` and in its subfolders.
-
-    Nothing else may be writing there: lock the folder first.
-
-    Example:
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / ".agent.zip.k3x_9ab2.tmp").touch(); (folder / "agent.zip").touch()
-        >>> delete_temporary_files(folder); [path.name for path in folder.iterdir()]
-        ['agent.zip']
-    """
-    for path in Path(folder).expanduser().rglob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
 
 
 def lock_folder(folder: str | Path) -> None:

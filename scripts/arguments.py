@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import tyro
 
 from rlsmooth.atomic import lock_folder
-from rlsmooth.scripts.run_folder import imports_module, read_settings, refuse_links
+from rlsmooth.scripts.run_folder import imports_module, read_kwargs, read_settings, refuse_links
 from rlsmooth.untrusted import decode_fields, refused
 
 if TYPE_CHECKING:
@@ -298,16 +298,8 @@ def _option(name: str) -> str:
 
 
 def environment_kwargs(args: Any) -> dict[str, Any]:
-    """The arguments of the environment that `--env-kwargs` gives, with values as in YAML.
-
-    Raises:
-        ValueError: one is no key=value.
-    """
-    if not args.env_kwargs:
-        return {}
-    from rlsmooth.scripts.hyperparameters import read_pair  # imports torch
-
-    return dict(read_pair("env_kwargs", word) for word in args.env_kwargs)
+    """The arguments of the environment that `--env-kwargs` gives; see `read_kwargs`."""
+    return read_kwargs(args.env_kwargs)
 
 
 def number_or_word(value: str) -> float | str:

@@ -111,7 +111,7 @@ def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any
         arguments = read_settings(path.parent, command)
         env = str(arguments["env"])
         if command in ("bc", "bco", "dagger"):
-            kwargs = _read_kwargs(arguments.get("env_kwargs", ()))
+            kwargs = read_kwargs(arguments.get("env_kwargs", ()))
         else:
             kwargs = dict(read_settings(path.parent, command, "hyperparameters").get("env_kwargs", {}))
     except (ValueError, TypeError, KeyError) as error:
@@ -146,7 +146,12 @@ def refuse_links(folder: Path) -> None:
             )
 
 
-def _read_kwargs(words: Sequence[str]) -> dict[str, Any]:
+def read_kwargs(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of an environment from key=value words, with values as in YAML.
+
+    Raises:
+        ValueError: one is no key=value.
+    """
     if not words:
         return {}
     from rlsmooth.scripts.hyperparameters import read_pair  # imports torch

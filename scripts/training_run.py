@@ -17,7 +17,6 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from rlsmooth.atomic import (
     DISK_ERRORS,
     EXPLAINED,
-    delete_temporary_files,
     explained_disk_errors,
     lock_folder,
     unlock_folder,
@@ -28,7 +27,7 @@ from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
-from rlsmooth.training.run import handled_signals
+from rlsmooth.training.run import delete_temporary_files, handled_signals
 
 
 class TrainingRun:

@@ -27,7 +27,7 @@ from rlsmooth.checks import check_choice, check_in_range, check_optional_folder,
 from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
-from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_leftovers, open_progress_bar
+from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_temporary_files, open_progress_bar
 
 BetaSchedule: TypeAlias = int | float | Callable[[int], float]
 PLACEHOLDER_SCHEDULE = 15
@@ -485,7 +485,7 @@ class DAgger(RoundsModel):
         run.delete_leftovers()
         for folder in (*run.path.glob("demos"), *run.path.glob("demos/round-*")):
             if folder.is_dir():
-                delete_leftovers(folder, r"initial\.npz", r"\d{3,}\.npz")
+                delete_temporary_files(folder, r"initial\.npz", r"\d{3,}\.npz")
         return agent
 
     @classmethod

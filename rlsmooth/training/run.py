@@ -43,6 +43,8 @@ from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execut
 
 RESUME_FILE = "resume.zip"
 """The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
+TEMPORARY = re.compile(r"\..+\.(\w{8}\.)?tmp")
+"""The names of temporary files: those of `atomic_file`, and `.metrics.csv.tmp`."""
 CHECKPOINT_FILE = r"checkpoint_\d+\.zip"
 MEASURED_BYTES = 32 * 2**20
 """Bound of all that a forward pass of an evaluation allocates, unless a minibatch of training has more samples."""
@@ -291,18 +293,28 @@ class RunFolder:
         Args:
             names: regular expressions of further file names, besides the resume file and the checkpoints.
         """
-        delete_leftovers(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+        delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
 
 
-def delete_leftovers(folder: Path, *names: str) -> None:
-    """Delete the temporary files that `atomic_file` leaves when a save of a file with one of these names is killed.
+def delete_temporary_files(folder: str | Path, *names: str) -> None:
+    """Delete the temporary files that killed saves by `atomic_file` left.
+
+    Nothing else may be writing them: lock the folder first, or name the files of one's own run.
 
     Args:
-        folder: the folder to search, without its subfolders.
-        names: regular expressions of file names.
+        folder: the folder to search.
+        names: regular expressions of the names of the files that were saved; none: all, in subfolders too.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".agent.zip.k3x_9ab2.tmp").touch(); (folder / "agent.zip").touch()
+        >>> delete_temporary_files(folder); [path.name for path in folder.iterdir()]
+        ['agent.zip']
     """
-    temporary = re.compile(rf"\.({'|'.join(names)})\.\w{{8}}\.tmp")
-    for path in folder.iterdir():
+    temporary = re.compile(rf"\.({'|'.join(names)})\.\w{{8}}\.tmp") if names else TEMPORARY
+    top = Path(folder).expanduser()
+    for path in top.glob(".*.tmp") if names else top.rglob(".*.tmp"):
         if temporary.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ from rlsmooth.training.run import (
     check_no_missing,
     check_num_envs,
     check_same_arguments,
-    delete_leftovers,
+    delete_temporary_files,
     fingerprint,
     learning_rate_of,
     log_line,
@@ -156,7 +156,7 @@ def test_only_temporary_files_of_our_own_saves_are_deleted(tmp_path: Path) -> No
     (tmp_path / ".resume.zip.folder12.tmp").mkdir()
     folder(tmp_path).delete_leftovers(r"initial\.npz")
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, ".resume.zip.folder12.tmp"}
-    delete_leftovers(tmp_path, r"notes\.zip")
+    delete_temporary_files(tmp_path, r"notes\.zip")
     assert not (tmp_path / ".notes.zip.abcd1234.tmp").exists()
 
 
