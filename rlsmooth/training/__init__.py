@@ -18,6 +18,15 @@ from rlsmooth.training.discriminator import (
     discriminator_step,
 )
 from rlsmooth.training.divergence import TrainingDivergedError
+from rlsmooth.training.federated import (
+    FedAvg,
+    FederatedTrainer,
+    FedSGD,
+    dirichlet_split,
+    even_split,
+    group_split,
+)
+from rlsmooth.training.federated_client import ClipAndNoise, FederatedClient, label_dp_epsilon
 from rlsmooth.training.gan import GANTrainer, generator_loss
 from rlsmooth.training.gan_cases import (
     GANCase,
@@ -57,8 +66,13 @@ from rlsmooth.training.self_training_report import (
 __all__ = [
     "Checkpoint",
     "Classifier",
+    "ClipAndNoise",
     "ConfirmationBias",
     "DiscriminatorStatistics",
+    "FedAvg",
+    "FedSGD",
+    "FederatedClient",
+    "FederatedTrainer",
     "GANCase",
     "GANTrainer",
     "GradientBins",
@@ -72,17 +86,21 @@ __all__ = [
     "check_targets",
     "checkpoint_steps",
     "confirmation_bias",
+    "dirichlet_split",
     "discriminator_loss",
     "discriminator_statistics",
     "discriminator_step",
     "epoch_permutation",
+    "even_split",
     "execution_state",
     "gan_case",
     "generator_loss",
     "gradient_bins",
+    "group_split",
     "image_discriminator",
     "image_generator",
     "isolated_rng",
+    "label_dp_epsilon",
     "latest_checkpoint",
     "load_optimizer",
     "logit_gradient_norms",

@@ -1,0 +1,460 @@
+"""Federated training: a server sends parameters to clients, combines what they send back, and may audit it.
+
+FederatedTrainer  the loop over rounds: sends parameters, audits, aggregates, evaluates, writes checkpoints
+FedAvg, FedSGD    combine what the clients of a round send, by numbers of samples
+even_split, dirichlet_split, group_split    the samples of each client
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeAlias, TypedDict, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rlsmooth.audits import classification_summary
+from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.training.checkpoint import Checkpoint, load_module
+from rlsmooth.training.classifier_model import model_dtype
+from rlsmooth.training.divergence import TrainingDivergedError
+from rlsmooth.training.federated_client import (
+    FederatedClient,
+    FitResult,
+    Parameters,
+    as_samples,
+    get_parameters,
+    logits_of,
+    set_parameters,
+)
+from rlsmooth.training.run import (
+    EventLog,
+    OnLog,
+    Progress,
+    RunFolder,
+    append_values,
+    check_folder_given,
+    check_given_again,
+    check_same_arguments,
+    log_line,
+    safe_points,
+    stop,
+    stop_requested,
+)
+from rlsmooth.training.safe_file import SafeFileError
+from rlsmooth.training.seeding import epoch_permutation
+from rlsmooth.untrusted import AnyNumber, Count, decode, refused
+
+Audit: TypeAlias = Callable[[int, int, Parameters, Parameters, int, Mapping[str, float]], Mapping[str, float]]
+"""Called with round, client, what was sent to it, what came back, its number of samples and metrics."""
+SPLIT_ATTEMPTS = 1000
+SHOWN = ("loss", "accuracy", "nll")
+
+
+# ---- the samples of each client
+
+
+def even_split(num_samples: int, num_clients: int, *, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Shuffled samples in parts of equal size, up to one.
+
+    Args:
+        num_samples: how many there are to divide.
+        num_clients: at most `num_samples`.
+        seed: of the order.
+
+    Returns:
+        for each client the sorted indices of its samples, int64.
+
+    Raises:
+        ValueError: there are fewer samples than clients.
+
+    Example:
+        >>> [len(part) for part in even_split(7, 3)]
+        [3, 2, 2]
+    """
+    _check_split(num_samples, num_clients)
+    order = epoch_permutation(seed, 0, num_samples).numpy()
+    return [np.sort(part) for part in np.array_split(order, num_clients)]
+
+
+def dirichlet_split(
+    labels: NDArray[Any], num_clients: int, concentration: float, *, seed: int = 0, min_samples: int = 1
+) -> list[NDArray[np.int64]]:
+    """Clients with different shares of the classes: those of each class are Dirichlet-distributed (Hsu et al. 2019).
+
+    Args:
+        labels: `[N]`.
+        num_clients: how many parts.
+        concentration: above 0; small: each class is with few clients; large: an even split.
+        seed: of the draw.
+        min_samples: of each client; the split is drawn again until all have as many, at most 1000 times.
+
+    Returns:
+        for each client the sorted indices of its samples, int64.
+
+    Raises:
+        ValueError: fewer samples than clients need, or no draw gave each client `min_samples`.
+
+    Example:
+        >>> parts = dirichlet_split(np.arange(100) % 2, 3, 0.5)
+        >>> sorted(np.concatenate(parts).tolist()) == list(range(100))
+        True
+    """
+    labels = np.asarray(labels)
+    _check_split(len(labels), num_clients)
+    check_in_range("concentration", concentration, 0.0, low_open=True)
+    check_positive_int("min_samples", min_samples, minimum=0)
+    generator = np.random.default_rng(seed)
+    for _ in range(SPLIT_ATTEMPTS):
+        owner = np.empty(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            members = generator.permutation(np.flatnonzero(labels == label))
+            shares = generator.dirichlet(np.full(num_clients, concentration))
+            cuts = (np.cumsum(shares)[:-1] * len(members)).round().astype(np.int64)
+            for client, part in enumerate(np.split(members, cuts)):
+                owner[part] = client
+        if np.bincount(owner, minlength=num_clients).min() >= min_samples:
+            return [np.flatnonzero(owner == client) for client in range(num_clients)]
+    raise ValueError(
+        f"concentration={concentration} gave no split of {len(labels)} samples with min_samples={min_samples} for each "
+        f"of {num_clients} clients in {SPLIT_ATTEMPTS} draws: give a larger concentration or fewer clients."
+    )
+
+
+def group_split(groups: Any) -> list[NDArray[np.int64]]:
+    """One client per group, in the order of the sorted groups.
+
+    Args:
+        groups: `[N]`, the group of each sample: numbers or text.
+
+    Example:
+        >>> [part.tolist() for part in group_split(["b", "a", "b"])]
+        [[1], [0, 2]]
+    """
+    values = np.asarray(groups)
+    return [np.flatnonzero(values == group) for group in np.unique(values)]
+
+
+def _check_split(num_samples: int, num_clients: int) -> None:
+    if check_positive_int("num_clients", num_clients) > num_samples:
+        raise ValueError(f"num_clients={num_clients} is more than the {num_samples} samples: give fewer.")
+
+
+# ---- strategies
+
+
+class Strategy(Protocol):
+    """Combines what the clients of a round send."""
+
+    def initialize_parameters(self, parameters: Parameters) -> None:
+        """Take note of the parameters that the clients get in the next round."""
+
+    def aggregate_fit(
+        self, server_round: int, results: Sequence[tuple[int, FitResult]], failures: Sequence[BaseException]
+    ) -> tuple[Parameters, dict[str, float]]:
+        """The new parameters, and metrics.
+
+        Args:
+            server_round: from 1 on.
+            results: for each client that trained, its number and what its `fit` returned.
+            failures: errors of others. In one process there are none: an error ends the run.
+        """
+
+
+def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], int]]) -> Parameters:
+    """The mean of arrays by numbers of samples, in float64; of integers (counters of BatchNorm) the largest.
+
+    Args:
+        results: `(arrays, number of samples)`, at least one, of the same shapes.
+
+    Raises:
+        ValueError: there is none, or none has a sample.
+
+    Example:
+        >>> weighted_mean([([np.zeros(1)], 1), ([np.ones(1)], 3)])
+        [array([0.75])]
+    """
+    total = sum(count for _, count in results)
+    if total <= 0:
+        raise ValueError("results has no samples: at least one client must have trained.")
+    means = []
+    for parts in zip(*(arrays for arrays, _ in results), strict=True):
+        if parts[0].dtype.kind != "f":
+            means.append(np.max(np.stack(parts), axis=0))
+            continue
+        shares = (part.astype(np.float64) * (count / total) for part, (_, count) in zip(parts, results, strict=True))
+        means.append(np.asarray(sum(shares)).astype(parts[0].dtype))
+    return means
+
+
+class FedAvg:
+    """The new parameters are the mean of the clients', by numbers of samples (McMahan et al. 2017)."""
+
+    def initialize_parameters(self, parameters: Parameters) -> None:
+        """Does nothing: the mean does not depend on them."""
+
+    def aggregate_fit(
+        self, server_round: int, results: Sequence[tuple[int, FitResult]], failures: Sequence[BaseException]
+    ) -> tuple[Parameters, dict[str, float]]:
+        """The mean of the parameters in `results`."""
+        return weighted_mean([(arrays, count) for _, (arrays, count, _) in results]), {}
+
+
+class FedSGD:
+    """One step against the mean of the clients' gradients (`share="gradients"`), by numbers of samples.
+
+    Args:
+        learning_rate: of that step.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = check_in_range("learning_rate", learning_rate, 0.0, low_open=True)
+        self._parameters: Parameters = []
+
+    def initialize_parameters(self, parameters: Parameters) -> None:
+        """Take the parameters that the next gradients are of."""
+        self._parameters = parameters
+
+    def aggregate_fit(
+        self, server_round: int, results: Sequence[tuple[int, FitResult]], failures: Sequence[BaseException]
+    ) -> tuple[Parameters, dict[str, float]]:
+        """`parameters - learning_rate · mean gradient`."""
+        gradients = weighted_mean([(arrays, count) for _, (arrays, count, _) in results])
+        rate = self.learning_rate
+        stepped = [
+            (part - rate * gradient).astype(part.dtype)
+            for part, gradient in zip(self._parameters, gradients, strict=True)
+        ]
+        return stepped, {}
+
+
+# ---- the server's loop
+
+
+@final
+class FederatedTrainer:
+    """Trains one network on the samples of all clients, which keep them.
+
+    Each round, the clients get the current parameters and train one after another; then the strategy combines what
+    they send. `history` has one value per round of: `loss` (mean over the clients' samples, nats), `accuracy`, `nll`,
+    `ece` and `confidence_gap` on `evaluation`, `epsilon` (the largest of the clients, with a defence), and
+    `audit_<name>`, means over the clients. TensorBoard shows the same under `federated/`. Steps are rounds.
+
+    Args:
+        module: the network; its parameters are the start, and after `train` the result.
+        clients: all clients.
+        strategy: `FedAvg()` by default; `FedSGD(learning_rate)` where clients share gradients.
+        clients_per_round: so many are drawn for each round, without replacement; None: all.
+        audit: called between the client's `fit` and the aggregation; its numbers go to `history`.
+        evaluation: `(X, y)`, samples for measures after each round; None: none.
+        checkpoint_folder: a checkpoint follows each round, for `train(resume=True)`; None: none.
+        tensorboard_log: folder for TensorBoard's files; None: none.
+        on_log: called with the round and its values.
+        seed: of the choice of clients.
+        verbose: 1 prints a line per round.
+
+    Raises:
+        ValueError: no clients, a value out of range, or a strategy that does not fit what clients share.
+
+    Example:
+        >>> module, inputs, labels = nn.Linear(1, 2), torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
+        >>> clients = [FederatedClient(module, inputs, labels, 2, seed=seed) for seed in (0, 1)]
+        >>> len(FederatedTrainer(module, clients).train(3).history["loss"])
+        3
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        clients: Sequence[FederatedClient],
+        *,
+        strategy: Strategy | None = None,
+        clients_per_round: int | None = None,
+        audit: Audit | None = None,
+        evaluation: tuple[Any, Any] | None = None,
+        checkpoint_folder: str | Path | None = None,
+        tensorboard_log: str | Path | None = None,
+        on_log: OnLog | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
+        if not clients:
+            raise ValueError("clients is empty: give at least one FederatedClient.")
+        if clients_per_round is not None and check_positive_int("clients_per_round", clients_per_round) > len(clients):
+            raise ValueError(f"clients_per_round={clients_per_round} is more than the {len(clients)} clients.")
+        self.strategy: Strategy = FedAvg() if strategy is None else strategy
+        for index, client in enumerate(clients):
+            if isinstance(self.strategy, FedSGD if client.share == "weights" else FedAvg):
+                raise ValueError(
+                    f"clients[{index}] shares {client.share}, which {type(self.strategy).__name__} can't combine: "
+                    "give FedAvg() for weights, FedSGD(learning_rate) for gradients."
+                )
+        self.module = module
+        self.clients = list(clients)
+        self.clients_per_round = clients_per_round
+        self.audit = audit
+        classes = clients[0].num_classes
+        self.evaluation = None if evaluation is None else as_samples(*evaluation, classes, model_dtype(module))
+        self.checkpoint_folder = checkpoint_folder
+        self.tensorboard_log = tensorboard_log
+        self.on_log = on_log
+        self.seed = check_positive_int("seed", seed, minimum=0)
+        self.verbose = verbose
+        self.parameters = get_parameters(module)
+        self.history: dict[str, list[float]] = {}
+        self.progress = Progress()
+
+    def train(self, rounds: int, *, resume: bool = False) -> Self:
+        """Train for some rounds; another call continues.
+
+        SIGINT and SIGTERM, where a command handles them, end the run after the round.
+
+        Args:
+            rounds: how many; the total that schedules refer to.
+            resume: continue an interrupted call from its last round, or start if it has none. On the CPU, the final
+                parameters are those of an uninterrupted run, bit for bit.
+
+        Raises:
+            ValueError: a checkpoint folder of another run, a resumed run with other samples or arguments.
+            TrainingDivergedError: a client sent a value that is not finite.
+        """
+        check_positive_int("rounds", rounds)
+        check_folder_given(self.checkpoint_folder, resume=resume)
+        own = self.progress.step or None
+        checkpoint = None if self.checkpoint_folder is None else self._run_folder().begin(resume=resume, own_up_to=own)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.progress.begin(rounds, "rounds", is_resumed=checkpoint is not None)
+        resumed_at = self.progress.step if resume else None
+        used = self.checkpoint_folder is not None
+        data = self._fingerprints() if used else {}
+        self.strategy.initialize_parameters(self.parameters)
+        with (
+            safe_points(used=used),
+            EventLog(self.tensorboard_log, resumed_at=resumed_at, on_log=self.on_log) as events,
+        ):
+            while not self.progress.is_over:
+                self._round(self.progress.step + 1, events)
+                if used:
+                    self._save_checkpoint(data)
+                    if stop_requested():
+                        stop(f"A checkpoint of round {self.progress.step:,} was written.")
+        set_parameters(self.module, self.parameters)
+        return self
+
+    def _round(self, number: int, events: EventLog) -> None:
+        """One round: clients train, the audit looks on, the strategy combines, and the result is measured."""
+        config = {"server_round": number, "progress_remaining": self.progress.remaining}
+        results: list[tuple[int, FitResult]] = []
+        audited: dict[str, list[float]] = {}
+        for index in self._chosen(number):
+            sent, count, metrics = self.clients[index].fit(self.parameters, config)
+            self._check_finite(number, index, sent)
+            if self.audit is not None:
+                append_values(audited, self.audit(number, index, self.parameters, sent, count, metrics))
+            results.append((index, (sent, count, metrics)))
+        self.parameters, found = self.strategy.aggregate_fit(number, results, [])
+        self.strategy.initialize_parameters(self.parameters)
+        self.progress.step = number
+        counts = [count for _, (_, count, _) in results]
+        values = {
+            "loss": float(np.average([metrics["loss"] for _, (_, _, metrics) in results], weights=counts)),
+            **found,
+        }
+        values |= self._measures()
+        epsilons = [client.epsilon for client in self.clients]
+        if any(map(math.isfinite, epsilons)):
+            values["epsilon"] = max(epsilons)
+        values |= {f"audit_{name}": float(np.nanmean(column)) for name, column in audited.items()}
+        append_values(self.history, values)
+        events.write("federated", values, number)
+        if self.verbose:
+            print(log_line(f"round {number}/{self.progress.end}", values, SHOWN))
+
+    def _chosen(self, number: int) -> list[int]:
+        """The clients of a round."""
+        if self.clients_per_round is None:
+            return list(range(len(self.clients)))
+        generator = np.random.default_rng([self.seed, number])
+        return sorted(generator.choice(len(self.clients), self.clients_per_round, replace=False).tolist())
+
+    def _measures(self) -> dict[str, float]:
+        if self.evaluation is None:
+            return {}
+        set_parameters(self.module, self.parameters)
+        inputs, labels = self.evaluation
+        summary = classification_summary(logits_of(self.module, inputs, None, self.clients[0].batch_size), labels)
+        return {name: summary[name] for name in ("accuracy", "nll", "ece", "confidence_gap")}
+
+    def _check_finite(self, number: int, index: int, sent: Parameters) -> None:
+        if all(np.isfinite(part).all() for part in sent if part.dtype.kind == "f"):
+            return
+        where = (
+            "" if self.checkpoint_folder is None else f" The checkpoints in {str(self.checkpoint_folder)!r} are good."
+        )
+        raise TrainingDivergedError(
+            f"round {number}: clients[{index}] sent a value that is not finite: give a smaller learning_rate, and look "
+            f"for huge values in its inputs.{where}",
+            number,
+            np.empty(0, dtype=np.int64),
+        )
+
+    # ---- checkpoints
+
+    def _run_folder(self) -> RunFolder:
+        assert self.checkpoint_folder is not None
+        return RunFolder(self.checkpoint_folder, unit="round", resume="train(..., resume=True)")
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "clients": [client.arguments() for client in self.clients],
+            "strategy": [type(self.strategy).__name__, getattr(self.strategy, "learning_rate", None)],
+            "clients_per_round": self.clients_per_round,
+            "seed": self.seed,
+        }
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {f"clients[{index}]": client.fingerprint() for index, client in enumerate(self.clients)}
+
+    def _save_checkpoint(self, data: Mapping[str, str]) -> None:
+        state = dict(zip(self.module.state_dict(), map(torch.from_numpy, map(np.array, self.parameters)), strict=True))
+        clients = {f"client_{index}": client.state() for index, client in enumerate(self.clients)}
+        config = {
+            "arguments": self._arguments(),
+            "progress": [self.progress.step, self.progress.start, self.progress.end],
+            "history": self.history,
+            "data": dict(data),
+            "clients": {name: rest for name, (_, rest) in clients.items()},
+        }
+        tensors = {"module": state, **{name: held for name, (held, _) in clients.items()}}
+        self._run_folder().save(self.progress.step, config, tensors, keeps_rng=False)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        config, tensors, folder = checkpoint.config, checkpoint.tensors, self._run_folder().path
+        with refused(folder, SafeFileError):
+            decode(SavedRun, config, "config")
+        check_same_arguments(config["arguments"], self._arguments(), folder)
+        check_given_again(config["data"], self._fingerprints(), folder)
+        load_module("module", self.module, tensors["module"], f"the run in {str(folder)!r}")
+        self.parameters = get_parameters(self.module)
+        with refused(folder, SafeFileError):
+            for index, client in enumerate(self.clients):
+                name = f"client_{index}"
+                client.load_state(tensors.get(name, {}), config["clients"][name])
+            self.progress.step, self.progress.start, self.progress.end = config["progress"]
+            self.history = {name: [float(value) for value in column] for name, column in config["history"].items()}
+
+
+class SavedRun(TypedDict):
+    """The configuration of a checkpoint."""
+
+    arguments: dict[str, Any]
+    progress: tuple[Count, Count, Count]
+    history: dict[str, list[AnyNumber]]
+    data: dict[str, str]
+    clients: dict[str, dict[str, Any]]
+    execution: dict[str, Any]

@@ -1,0 +1,327 @@
+"""Federated training against hand-written loops of torch, a numpy mean, and closed forms of its guarantees."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rlsmooth.audits import optimal_margin
+from rlsmooth.losses import cross_entropy
+from rlsmooth.targets import Smoothing, Tree
+from rlsmooth.training import (
+    ClipAndNoise,
+    FedAvg,
+    FederatedClient,
+    FederatedTrainer,
+    FedSGD,
+    TrainingDivergedError,
+    dirichlet_split,
+    even_split,
+    group_split,
+    label_dp_epsilon,
+)
+from rlsmooth.training.federated import weighted_mean
+from rlsmooth.training.federated_client import draw_labels, get_parameters, set_parameters
+from rlsmooth.training.seeding import epoch_permutation
+from support import KilledError
+
+CLASSES, COUNT = 4, 50
+GENERATOR = torch.Generator().manual_seed(5)
+INPUTS = torch.randn(COUNT, 3, generator=GENERATOR) * 3 + 1
+LABELS = torch.randint(CLASSES, (COUNT,), generator=GENERATOR)
+PARTS = [np.arange(0, 7), np.arange(7, 29), np.arange(29, 50)]
+
+
+def network(kind: str = "mlp") -> nn.Module:
+    torch.manual_seed(3)
+    extra = {"mlp": [], "norm": [nn.BatchNorm1d(8)], "dropout": [nn.Dropout(0.5)]}[kind]
+    return nn.Sequential(nn.Linear(3, 8), *extra, nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def clients(module: nn.Module, **settings) -> list[FederatedClient]:
+    return [
+        FederatedClient(module, INPUTS[part], LABELS[part], CLASSES, seed=seed, **{"batch_size": 8, **settings})
+        for seed, part in enumerate(PARTS)
+    ]
+
+
+def gap(one: nn.Module, two: nn.Module) -> float:
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "norm"])
+@pytest.mark.parametrize(("optimizer", "keep", "bound"), [("sgd", False, 0), ("sgd", True, 0), ("adam", True, 1e-6)])
+def test_one_client_trains_as_a_plain_loop_does(kind, optimizer, keep, bound):
+    module, central = network(kind), network(kind)
+    options = {"lr": 0.03} if optimizer == "adam" else {"lr": 0.03, "momentum": 0.9 if keep else 0.0}
+    client = FederatedClient(
+        module, INPUTS, LABELS, CLASSES, smoothing=0.2, optimizer=optimizer, learning_rate=0.03,
+        momentum=options.get("momentum", 0.0), batch_size=12, local_epochs=2, keep_optimizer=keep, seed=4,
+    )  # fmt: skip
+    FederatedTrainer(module, [client]).train(3)
+    loop = (torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam)(central.parameters(), **options)
+    for epoch in range(6):
+        for places in epoch_permutation(4, epoch, COUNT).split(12):
+            loss = cross_entropy(central(INPUTS[places]), Smoothing(0.2)(LABELS[places], CLASSES))
+            loop.zero_grad()
+            loss.backward()
+            loop.step()
+    assert gap(module, central) <= bound
+
+
+def test_a_fresh_adam_each_round_is_not_central_training():
+    trained = []
+    for keep in (False, True):
+        module = network()
+        FederatedTrainer(module, clients(module, optimizer="adam", keep_optimizer=keep)).train(3)
+        trained.append(module)
+    assert gap(*trained) > 1e-3
+
+
+def test_shared_gradients_make_the_step_on_all_samples():
+    module, central = network().double(), network().double()
+    mask = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[torch.arange(COUNT), LABELS] = True
+    members = [
+        FederatedClient(module, INPUTS[part].double(), LABELS[part], CLASSES, mask=mask[part], share="gradients")
+        for part in PARTS
+    ]
+    FederatedTrainer(module, members, strategy=FedSGD(0.5)).train(2)
+    optimizer = torch.optim.SGD(central.parameters(), 0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        target = Smoothing(0.1)(LABELS, CLASSES, mask=mask)
+        cross_entropy(central(INPUTS.double()), target, mask=mask).backward()
+        optimizer.step()
+    assert gap(module, central) < 1e-12
+
+
+def test_the_mean_is_by_samples_and_keeps_counters():
+    generator = np.random.default_rng(0)
+    sent = [([generator.normal(size=(3, 2)).astype(np.float32), np.array(count)], count) for count in (1, 5, 94)]
+    mean, counter = weighted_mean(sent)
+    expected = np.average(np.stack([arrays[0] for arrays, _ in sent]).astype(np.float64), axis=0, weights=[1, 5, 94])
+    assert mean.dtype == np.float32
+    assert counter == 94
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="no samples"):
+        weighted_mean([])
+
+
+# ---- splits
+
+
+@pytest.mark.parametrize("concentration", [0.05, 0.5, 1e6])
+def test_a_dirichlet_split_gives_each_sample_to_one_client(concentration):
+    labels = np.random.default_rng(1).integers(0, 5, 3000)
+    parts = dirichlet_split(labels, 6, concentration, seed=2)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(3000))
+    assert all(map(len, parts))
+    shares = np.stack([np.bincount(labels[part], minlength=5) for part in parts]) / np.bincount(labels)
+    spread = shares.std(axis=0).mean()  # of a Dirichlet share: sqrt((1/6) (5/6) / (6 c + 1))
+    assert spread == pytest.approx(math.sqrt(5 / 36 / (6 * concentration + 1)), rel=0.35, abs=2e-3)
+    assert [part.tolist() for part in dirichlet_split(labels, 6, concentration, seed=2)] == [p.tolist() for p in parts]
+
+
+def test_even_and_grouped_splits():
+    parts = even_split(100, 7, seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(100))
+    assert {len(part) for part in parts} == {14, 15}
+    assert parts[0].tolist() != even_split(100, 7, seed=2)[0].tolist()
+    assert [part.tolist() for part in group_split(np.array([3, -1, 3]))] == [[1], [0, 2]]
+
+
+# ---- defences
+
+
+def clipped_mean(module: nn.Module, inputs, labels, bound: float) -> list[torch.Tensor]:
+    """The mean of the samples' gradients, each clipped to `bound` in the norm over all parameters."""
+    total = [torch.zeros_like(part) for part in module.parameters()]
+    for one, label in zip(inputs, labels, strict=True):
+        loss = nn.functional.cross_entropy(module(one[None]), label[None], label_smoothing=0.1)
+        gradient = torch.autograd.grad(loss, list(module.parameters()))
+        norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
+        total = [kept + part * min(1.0, bound / norm) for kept, part in zip(total, gradient, strict=True)]
+    return [part / len(labels) for part in total]
+
+
+def test_clipped_gradients_and_their_noise():
+    module, start = network(), get_parameters(network())
+    expected = torch.cat([part.flatten() for part in clipped_mean(network(), INPUTS, LABELS, 0.5)]).numpy()
+    settings = {"share": "gradients", "batch_size": None}
+    plain = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 0.0), **settings)
+    sent, _, metrics = plain.fit(start, {})
+    np.testing.assert_allclose(np.concatenate([part.ravel() for part in sent]), expected, atol=2e-6)
+    assert metrics["epsilon"] == math.inf
+    noisy = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 4.0), **settings)
+    draws = [np.concatenate([part.ravel() for part in noisy.fit(start, {})[0]]) - expected for _ in range(30)]
+    assert np.std(draws) == pytest.approx(4.0 * 0.5 / COUNT, rel=0.05)  # 2,040 normal draws: 3 standard errors
+    again = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 4.0), **settings)
+    np.testing.assert_array_equal(draws[0], np.concatenate([p.ravel() for p in again.fit(start, {})[0]]) - expected)
+
+
+def test_epsilon_of_the_gaussian_mechanism_and_of_more_steps():
+    orders = np.array([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
+    rdp = 3 * orders / (2 * 2.5**2)  # of three steps on all samples
+    bound = rdp + np.log1p(-1 / orders) - (math.log(1e-5) + np.log(orders)) / (orders - 1)
+    defence = ClipAndNoise(1.0, 2.5)
+    assert defence.epsilon(1.0, 3) == pytest.approx(bound.min(), rel=1e-6)
+    values = [defence.epsilon(0.1, steps) for steps in (0, 1, 10, 100)]
+    assert values[0] == 0
+    assert all(low < high for low, high in pairwise(values))
+
+
+def test_drawn_labels_are_randomised_response():
+    labels = torch.full((20_000,), 2)
+    drawn = draw_labels(Smoothing(0.3), labels, CLASSES, seed=1)
+    shares = torch.bincount(drawn, minlength=CLASSES) / len(labels)
+    torch.testing.assert_close(shares, torch.tensor([0.075, 0.075, 0.775, 0.075]), atol=0.012, rtol=0)  # 4 sd
+    assert label_dp_epsilon(0.3, CLASSES) == pytest.approx(math.log(1 + CLASSES * 0.7 / 0.3))
+    target = Smoothing(0.3)(torch.tensor([1]), CLASSES)
+    assert label_dp_epsilon(0.3, CLASSES) == pytest.approx(float(optimal_margin(target)), abs=1e-6)
+    tree = Smoothing(0.1, Tree.from_nested({"a": ["b", "c"], "d": ["e", "f"]}))
+    table = tree(torch.arange(4), 4).dense(torch.float64)
+    ratios = [table[c, k] / table[d, k] for c in range(4) for d in range(4) for k in range(4) if table[:, k].any()]
+    assert label_dp_epsilon(tree, 4) == pytest.approx(float(torch.stack(ratios).log().max()))
+    assert label_dp_epsilon(0.0, 3) == math.inf
+    client = FederatedClient(network(), INPUTS, LABELS, CLASSES, smoothing=0.3, defence="randomised_labels")
+    hard = FederatedClient(
+        network(), INPUTS, draw_labels(Smoothing(0.3), LABELS, CLASSES, seed=0), CLASSES, smoothing=0.0
+    )
+    one, two = (member.fit(get_parameters(network()), {})[0] for member in (client, hard))
+    assert client.epsilon == label_dp_epsilon(0.3, CLASSES)
+    assert all(map(np.array_equal, one, two))
+    assert client.evaluate(one, {}) == (pytest.approx(hard_nll(one)), COUNT, client.evaluate(one, {})[2])
+
+
+def hard_nll(parameters) -> float:
+    module = network()
+    set_parameters(module, parameters)
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(module(INPUTS), LABELS))
+
+
+# ---- runs
+
+RUNS = {
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "keep_optimizer": True, "smoothing": "lin_0.3"},
+    "adam": {"optimizer": "adam", "learning_rate": 0.01, "keep_optimizer": True},
+    "noise": {"defence": ClipAndNoise(1.0, 1.0), "momentum": 0.5, "keep_optimizer": True},
+    "drawn": {"defence": "randomised_labels"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("sgd", "norm"), ("adam", "dropout"), ("adam", "norm"), ("noise", "dropout"), ("drawn", "dropout")],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, kind):
+    def trainer(folder, audit=None):
+        module = network(kind)
+        members = clients(module, **RUNS[name])
+        return FederatedTrainer(
+            module, members, clients_per_round=2, audit=audit, evaluation=(INPUTS, LABELS), checkpoint_folder=folder
+        )
+
+    def kill(number, index, *_):
+        if number == 4 and index > 0:
+            raise KilledError
+        return {}
+
+    whole = trainer(tmp_path / "whole").train(6)
+    with pytest.raises(KilledError):
+        trainer(tmp_path / "run", kill).train(6)
+    resumed = trainer(tmp_path / "run").train(6, resume=True)
+    assert all(map(np.array_equal, whole.parameters, resumed.parameters))
+    assert whole.history == resumed.history
+    assert len(whole.history["nll"]) == 6
+    assert gap(whole.module, resumed.module) == 0
+
+
+def test_a_run_is_resumed_only_with_its_own_samples_and_arguments(tmp_path):
+    module = network()
+    FederatedTrainer(module, clients(module), checkpoint_folder=tmp_path).train(2)
+
+    def resume(*, rounds=2, change=lambda member: None, **settings):
+        members = clients(module, **settings)
+        change(members[1])
+        FederatedTrainer(module, members, checkpoint_folder=tmp_path).train(rounds, resume=True)
+
+    def other_label(member):
+        member.labels = (member.labels + 1) % CLASSES
+
+    with pytest.raises(ValueError, match="clients="):
+        resume(learning_rate=0.2)
+    with pytest.raises(ValueError, match=r"clients\[1\]: these are not"):
+        resume(change=other_label)
+    with pytest.raises(ValueError, match="rounds=2, not 3"):
+        resume(rounds=3)
+    with pytest.raises(ValueError, match="another run's checkpoints"):
+        FederatedTrainer(module, clients(module), checkpoint_folder=tmp_path).train(2)
+
+
+def test_an_audit_sees_what_is_sent_and_what_comes_back():
+    module, seen = network(), []
+
+    def audit(number, index, before, after, count, metrics):
+        seen.append((number, index, count, not np.array_equal(before[0], after[0]), metrics["steps"]))
+        return {"index": index}
+
+    history = FederatedTrainer(module, clients(module), audit=audit).train(2).history
+    expected = [(n, i, len(part), True, -(-len(part) // 8)) for n in (1, 2) for i, part in enumerate(PARTS)]
+    assert seen == expected
+    assert history["audit_index"] == [1.0, 1.0]
+
+
+def test_a_value_that_is_not_finite_ends_the_run(tmp_path):
+    module = network()
+    members = clients(module)
+    trainer = FederatedTrainer(module, members, checkpoint_folder=tmp_path).train(2)
+    members[1].learning_rate = math.inf
+    with pytest.raises(TrainingDivergedError, match=r"round 3: clients\[1\] .*learning_rate.*good"):
+        trainer.train(4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_1.zip", "checkpoint_2.zip"]
+
+
+@pytest.mark.parametrize(
+    ("message", "build"),
+    [
+        ("labels must be 0 to 3", lambda m: FederatedClient(m, INPUTS, LABELS + 1, CLASSES)),
+        ("labels must be \\[N\\]", lambda m: FederatedClient(m, INPUTS, LABELS[1:], CLASSES)),
+        ("inputs holds NaN", lambda m: FederatedClient(m, INPUTS / 0 * 0, LABELS, CLASSES)),
+        ("optimizer", lambda m: FederatedClient(m, INPUTS, LABELS, CLASSES, optimizer="lbfgs")),
+        ("defence='masks'", lambda m: FederatedClient(m, INPUTS, LABELS, CLASSES, defence="masks")),
+        ("constant alpha", lambda m: clients(m, smoothing="lin_0.1", defence="randomised_labels")),
+        ("share weights", lambda m: clients(network("norm"), share="gradients")),
+        ("module can't be trained", lambda m: clients(network("norm"), defence=ClipAndNoise(1.0, 1.0))),
+        ("max_norm", lambda m: ClipAndNoise(0.0, 1.0)),
+        ("clients is empty", lambda m: FederatedTrainer(m, [])),
+        ("clients_per_round=4", lambda m: FederatedTrainer(m, clients(m), clients_per_round=4)),
+        ("FedAvg can't combine", lambda m: FederatedTrainer(m, clients(m, share="gradients"))),
+        ("FedSGD can't combine", lambda m: FederatedTrainer(m, clients(m), strategy=FedSGD(0.1))),
+        ("2 arrays", lambda m: set_parameters(m, get_parameters(m)[:2])),
+        ("in parameters is|have shape", lambda m: set_parameters(m, [part.T for part in get_parameters(m)])),
+        ("num_clients=51", lambda m: even_split(50, 51)),
+        ("no split", lambda m: dirichlet_split(np.zeros(5, int), 5, 0.01)),
+        ("needs the run's checkpoint_folder", lambda m: FederatedTrainer(m, clients(m)).train(1, resume=True)),
+    ],
+)
+def test_bad_arguments_are_named(message, build):
+    with pytest.raises(ValueError, match=message):
+        build(network())
+
+
+def test_what_clients_return_is_what_flower_takes():
+    client = clients(network(), optimizer="adam")[1]
+    parameters, count, metrics = client.fit(client.get_parameters({}), {})
+    assert all(isinstance(part, np.ndarray) for part in parameters)
+    assert count == len(PARTS[1])
+    loss, evaluated, more = client.evaluate(parameters, {})
+    assert isinstance(loss, float)
+    assert evaluated == count
+    assert {type(v) for v in (*metrics.values(), *more.values())} == {float}
+    assert FedAvg().aggregate_fit(1, [(0, (parameters, count, metrics))], [])[0][0].dtype == np.float32
