@@ -28,11 +28,13 @@ GROUPS = {
         "classify": "train a classifier with smoothed targets",
         "self-train": "train a classifier on a few labels and on its own pseudo-labels",
         "gan": "train a GAN with one-sided smoothing on a ready case",
+        "federated": "train on samples that stay with clients, while the server estimates their labels",
     },
     "use agents and runs": {
         "record": "record demonstrations of a trained agent, or of an expert that is trained first",
         "evaluate": "run a saved agent and print its returns",
         "enjoy": "show or film an agent with its action probabilities and entropy",
+        "audit": "measure an agent's or classifier's calibration by group, and what its gradients give away",
         "plot": "draw the report of a run again, or compare several",
     },
 }

@@ -84,7 +84,7 @@ class ReportKind:
         header: of the printed table; None: it has none.
         note: printed below the table.
         title: of the figure.
-        panels: six of the figure; each draws the run into its axes.
+        panels: six of the figure, or four; each draws the run into its axes.
         comparison: of several runs; None: they can't be compared.
         logged: the curves in the folder of a run that has not ended.
     """

@@ -19,6 +19,7 @@ from rlsmooth.training.discriminator import (
 )
 from rlsmooth.training.divergence import TrainingDivergedError
 from rlsmooth.training.federated import (
+    CuriousServer,
     FedAvg,
     FederatedTrainer,
     FedSGD,
@@ -68,6 +69,7 @@ __all__ = [
     "Classifier",
     "ClipAndNoise",
     "ConfirmationBias",
+    "CuriousServer",
     "DiscriminatorStatistics",
     "FedAvg",
     "FedSGD",

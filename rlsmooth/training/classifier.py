@@ -19,7 +19,7 @@ Logging does not change the state of training's random generators, and nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,7 +46,9 @@ from rlsmooth.training.classifier_model import (
     build_model,
     check_feature_names,
     check_model,
+    decoded_arguments,
     decoded_classes,
+    encode_class_weight,
     make_optimizer,
     model_dtype,
     not_fitted_error,
@@ -85,7 +87,6 @@ from rlsmooth.training.run import (
 )
 from rlsmooth.training.safe_file import (
     SafeFileError,
-    decode_smoothing,
     encode_smoothing,
     read_safe_file,
     with_zip_suffix,
@@ -664,6 +665,28 @@ class Classifier(ScikitLearnEstimator):
         return path
 
     @classmethod
+    def from_module(cls, module: nn.Module, classes: Any, input_shape: Sequence[int], **arguments: Any) -> Self:
+        """A fitted classifier around a network that something else trained, such as `FederatedTrainer`.
+
+        Args:
+            module: maps `[N, *input_shape]` to logits `[N, K]`; used as it is, in evaluation mode.
+            classes: `[K]`, the labels, sorted, in the order of the logits.
+            input_shape: of one sample.
+            arguments: of the constructor.
+
+        Example:
+            >>> Classifier.from_module(nn.Linear(2, 2), ["no", "yes"], (2,)).predict([[0.0, 0.0]]).shape
+            (1,)
+        """
+        classifier = cls(module, **arguments)
+        classifier.classes_ = np.asarray(classes)
+        classifier.module_ = module.eval()
+        classifier.history_, classifier.n_iter_, classifier.best_epoch_ = {}, 0, 0
+        classifier.n_features_in_, classifier._input_shape = int(input_shape[0]), tuple(input_shape)
+        classifier._total_epochs, classifier._seed = 0, classifier.seed or 0
+        return classifier
+
+    @classmethod
     def load(
         cls,
         path: str | Path,
@@ -695,7 +718,7 @@ class Classifier(ScikitLearnEstimator):
         if model is None:
             raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
         with refused(path, SafeFileError):
-            arguments = _decoded_arguments(config["arguments"], path)
+            arguments = decoded_arguments(config["arguments"], path)
             decode(SavedClassifier, config, "config")
             classes = decoded_classes(config["classes"])
             shape = tuple(config["input_shape"])
@@ -730,7 +753,7 @@ class Classifier(ScikitLearnEstimator):
         return {
             **{name: getattr(self, name) for name in TRAINING_ARGUMENTS},
             "smoothing": encode_smoothing([as_smoothing(self.smoothing)]),
-            "class_weight": _encode_class_weight(self.class_weight),
+            "class_weight": encode_class_weight(self.class_weight),
             "learning_rate": None if callable(self.learning_rate) else self.learning_rate,
         }
 
@@ -772,26 +795,3 @@ class Classifier(ScikitLearnEstimator):
         state.first_epoch = int(config["first_epoch"])
         state.history = {name: list(values) for name, values in config["history"].items()}
         state.rng = tensors["rng"]
-
-
-# ---- arguments and names in files
-
-
-def _decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    arguments = dict(saved)
-    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
-    assert recipes is not None
-    arguments["smoothing"] = None if saved["smoothing"][0]["is_function"] else recipes[0]
-    weight = saved["class_weight"]
-    if isinstance(weight, dict):
-        arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
-    return arguments
-
-
-def _encode_class_weight(weight: Any) -> Any:
-    if isinstance(weight, Mapping):
-        labels = [label.item() if isinstance(label, np.generic) else label for label in weight]
-        return {"labels": labels, "factors": [float(factor) for factor in weight.values()]}
-    if weight is None or isinstance(weight, str):
-        return weight
-    return np.asarray(weight, dtype=np.float64).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self, TypeAlias, TypedDict
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_in_range
+from rlsmooth.training.safe_file import decode_smoothing
 from rlsmooth.training.seeding import isolated_rng
 from rlsmooth.untrusted import AnyNumber, Count, Positive, Within
 
@@ -363,3 +365,25 @@ def decoded_classes(saved: Mapping[str, Any]) -> NDArray[Any]:
     if classes.ndim != 1 or classes.tolist() != values or len(set(values)) != len(values):
         raise ValueError(f"classes.values are no different labels of dtype {saved['dtype']!r:.50}")
     return classes
+
+
+def decoded_arguments(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The constructor's arguments from those in a file."""
+    arguments = dict(saved)
+    recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
+    assert recipes is not None
+    arguments["smoothing"] = None if saved["smoothing"][0]["is_function"] else recipes[0]
+    weight = saved["class_weight"]
+    if isinstance(weight, dict):
+        arguments["class_weight"] = dict(zip(weight["labels"], weight["factors"], strict=True))
+    return arguments
+
+
+def encode_class_weight(weight: Any) -> Any:
+    """A class weight as JSON can hold it."""
+    if isinstance(weight, Mapping):
+        labels = [label.item() if isinstance(label, np.generic) else label for label in weight]
+        return {"labels": labels, "factors": [float(factor) for factor in weight.values()]}
+    if weight is None or isinstance(weight, str):
+        return weight
+    return np.asarray(weight, dtype=np.float64).tolist()

@@ -7,6 +7,7 @@ even_split, dirichlet_split, group_split    the samples of each client
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,18 @@ from typing import Any, Protocol, Self, TypeAlias, TypedDict, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from rlsmooth.audits import classification_summary
+from rlsmooth.audits import (
+    classification_summary,
+    counts_from_class_means,
+    counts_ilrg,
+    counts_llg,
+    label_counts,
+    round_counts,
+)
 from rlsmooth.checks import check_in_range, check_positive_int
+from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.checkpoint import Checkpoint, load_module
 from rlsmooth.training.classifier_model import model_dtype
 from rlsmooth.training.divergence import TrainingDivergedError
@@ -26,6 +35,7 @@ from rlsmooth.training.federated_client import (
     FederatedClient,
     FitResult,
     Parameters,
+    Share,
     as_samples,
     get_parameters,
     logits_of,
@@ -458,3 +468,107 @@ class SavedRun(TypedDict):
     data: dict[str, str]
     clients: dict[str, dict[str, Any]]
     execution: dict[str, Any]
+
+
+# ---- a server that looks on
+
+
+@final
+class CuriousServer:
+    """Estimates from what a client sends how many of its samples have each class: an `audit` of `FederatedTrainer`.
+
+    It is a fair server that does nothing but compute. From the last layer it takes the gradient, or, where weights are
+    shared, the pseudo-gradient `(before - after) / (learning rate · steps)`, which is the gradient exactly after one
+    step of SGD. Each attack gives counts; its score is the overlap with the true ones, `sum_k min(n_k, m_k) / N`.
+    `prior` needs no gradient (the class shares of the server's own samples): read every other score against it.
+
+    | score | attack |
+    |---|---|
+    | `prior` | class shares of `auxiliary` |
+    | `llg` | `rlsmooth.audits.counts_llg` |
+    | `ilrg` | `rlsmooth.audits.counts_ilrg` |
+    | `mean_probabilities` | `rlsmooth.audits.label_counts`, mean probabilities from `auxiliary` |
+    | `class_means` | `rlsmooth.audits.counts_from_class_means`, class means from `auxiliary` |
+
+    Without a bias in the last layer only `prior` and `llg` are there.
+
+    Args:
+        module: of the clients' architecture (copied); it ends in an `nn.Linear`.
+        labels: each client's true labels, int64 `[N]`: only the scores use them.
+        num_classes: `K`.
+        auxiliary: `(X, y)`, labelled samples of the server's own.
+        smoothing: the clients' uniform smoothing, if it is known; None: it is estimated where an attack can.
+        share: what clients send.
+
+    Raises:
+        TypeError: the module's last layer is no `nn.Linear`.
+        ValueError: the smoothing is not uniform over all classes; or as `FederatedClient`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        labels: Sequence[Tensor],
+        num_classes: int,
+        *,
+        auxiliary: tuple[Any, Any],
+        smoothing: float | str | Smoothing | None = None,
+        share: Share = "weights",
+    ) -> None:
+        self.module = copy.deepcopy(module)
+        layers = [(name, part) for name, part in self.module.named_modules() if not list(part.children())]
+        name, layer = layers[-1] if layers else ("", self.module)
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(
+                f"module ends in {type(layer).__name__}: the attacks need an nn.Linear, whose output is logits."
+            )
+        self.smoothing = None if smoothing is None else as_smoothing(smoothing)
+        if self.smoothing is not None and (self.smoothing.reference, self.smoothing.spread) != ("uniform", "all"):
+            raise ValueError("smoothing must be uniform over all classes, or None: the attacks know no other.")
+        prefix = f"{name}." if name else ""
+        names = list(self.module.state_dict())
+        self._weight = names.index(f"{prefix}weight")
+        self._bias = None if layer.bias is None else names.index(f"{prefix}bias")
+        self._counts = [torch.bincount(part.cpu(), minlength=num_classes).to(torch.float64) for part in labels]
+        self._inputs, own = as_samples(*auxiliary, num_classes, model_dtype(module))
+        self._inputs = self._inputs.to(next(self.module.parameters()).device)
+        self._members = nn.functional.one_hot(own.cpu(), num_classes).to(torch.float64)
+        self.share = share
+
+    def __call__(
+        self,
+        server_round: int,
+        client: int,
+        before: Parameters,
+        after: Parameters,
+        count: int,
+        metrics: Mapping[str, float],
+    ) -> dict[str, float]:
+        """The scores for one client in one round, by attack; NaN where an attack finds nothing."""
+        true = self._counts[client]
+        size, recipe = int(true.sum()), self.smoothing
+        alpha: Any = None if recipe is None else recipe.alpha_at(metrics.get("progress_remaining", 1.0))
+        set_parameters(self.module, before)
+        probabilities = logits_of(self.module, self._inputs, None, len(self._inputs)).double().softmax(-1).cpu()
+        found = {"prior": self._members.mean(0) * size}
+        slopes = self._gradient(self._weight, before, after, metrics)
+        found["llg"] = counts_llg(slopes, size)
+        if self._bias is not None:
+            errors = self._gradient(self._bias, before, after, metrics)
+            weight, bias = (torch.from_numpy(before[place]).double() for place in (self._weight, self._bias))
+            level = 0.0 if alpha is None else alpha
+            found["ilrg"] = counts_ilrg(slopes, errors, weight, bias, size, alpha=level)
+            found["mean_probabilities"] = label_counts(errors, probabilities.mean(0), size, alpha=level)
+            means = (self._members.T @ probabilities) / self._members.sum(0).unsqueeze(-1)  # NaN: no sample of a class
+            found["class_means"] = counts_from_class_means(means, errors, size, alpha=alpha)
+        return {name: _overlap(round_counts(counts, size), true) for name, counts in found.items()}
+
+    def _gradient(self, place: int, before: Parameters, after: Parameters, metrics: Mapping[str, float]) -> Tensor:
+        if self.share == "gradients":
+            return torch.from_numpy(after[place]).double()
+        moved = torch.from_numpy(before[place]).double() - torch.from_numpy(after[place]).double()
+        return moved / (metrics["learning_rate"] * metrics["steps"])
+
+
+def _overlap(counts: Tensor, true: Tensor) -> float:
+    return math.nan if bool((counts < 0).any()) else float(torch.minimum(counts, true).sum() / true.sum())

@@ -33,7 +33,7 @@ from rlsmooth.training.safe_file import encode_smoothing
 from rlsmooth.training.seeding import EpochCut, epoch_permutation, has_batch_norm, isolated_rng
 
 Parameters: TypeAlias = list[NDArray[Any]]
-"""What is sent: the arrays of `state_dict()`, in its order; with `share="gradients"` one gradient per parameter."""
+"""What is sent: the arrays of `state_dict()`, in its order; with `share="gradients"` their gradients, 0 of buffers."""
 FitResult: TypeAlias = tuple[Parameters, int, dict[str, float]]
 """What `fit` of a client returns: arrays, number of samples, metrics."""
 EvaluationResult: TypeAlias = tuple[float, int, dict[str, float]]
@@ -218,7 +218,7 @@ class FederatedClient:
         >>> client = FederatedClient(nn.Linear(1, 2), torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]), 2)
         >>> parameters, count, metrics = client.fit(client.get_parameters({}), {"server_round": 1})
         >>> count, sorted(metrics)
-        (2, ['learning_rate', 'loss', 'steps'])
+        (2, ['learning_rate', 'loss', 'progress_remaining', 'steps'])
     """
 
     def __init__(
@@ -267,8 +267,8 @@ class FederatedClient:
         self._fits = 0
         self._optimizer_state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._trained_labels, self._trained_smoothing = self.labels, self.smoothing
-        if share == "gradients" and len(module.state_dict()) != len(list(module.parameters())):
-            raise ValueError("share='gradients' needs a module without buffers or tied parameters: share weights.")
+        if share == "gradients" and has_batch_norm(module):
+            raise ValueError("share='gradients' can't send the running statistics of BatchNorm: share weights.")
         if defence == "randomised_labels":
             self._randomise_labels()
         elif isinstance(defence, ClipAndNoise):
@@ -279,6 +279,11 @@ class FederatedClient:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def _step_size(self) -> int:
+        """The expected number of samples of a private step."""
+        return len(self) if self.share == "gradients" else self.batch_size
 
     def get_parameters(self, config: Mapping[str, Any]) -> Parameters:
         """The module's current parameters and buffers."""
@@ -293,8 +298,8 @@ class FederatedClient:
                 `progress_remaining`, 1 to 0, is for an alpha that follows a schedule.
 
         Returns:
-            arrays, number of samples, and metrics: `loss` (mean over the steps, nats), `steps`, `learning_rate`, and
-            `epsilon` with `ClipAndNoise`.
+            arrays, number of samples, and metrics: `loss` (mean over the steps, nats), `steps`, `learning_rate`,
+            `progress_remaining`, and `epsilon` with `ClipAndNoise`.
         """
         self._fits += 1
         number = int(config.get("server_round", self._fits))
@@ -314,9 +319,10 @@ class FederatedClient:
             "loss": float(torch.stack(losses).mean()),
             "steps": float(len(losses)),
             "learning_rate": self.learning_rate,
+            "progress_remaining": progress,
         }
         if isinstance(self.defence, ClipAndNoise):
-            metrics["epsilon"] = self.defence.epsilon(self.batch_size / len(self), self.steps)
+            metrics["epsilon"] = self.epsilon
         return self._to_send(), len(self), metrics
 
     def evaluate(
@@ -361,16 +367,15 @@ class FederatedClient:
             optimizer,
             noise_multiplier=defence.noise_multiplier,
             max_grad_norm=defence.max_norm,
-            expected_batch_size=self.batch_size,
+            expected_batch_size=self._step_size,
         )
         per_sample = opacus.GradSampleModule(self.module)
         steps = 1 if self.share == "gradients" else self.local_epochs * math.ceil(len(self) / self.batch_size)
-        rate = 1.0 if self.share == "gradients" else self.batch_size / len(self)
         losses = []
         try:
             for _ in range(steps):
                 private.zero_grad(set_to_none=True)
-                drawn = torch.nonzero(torch.rand(len(self)) < rate).squeeze(1)
+                drawn = torch.nonzero(torch.rand(len(self)) < self._step_size / len(self)).squeeze(1)
                 with warnings.catch_warnings():  # inputs need no gradient, which torch tells Opacus' hooks
                     warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
                     losses.append(self._backward(drawn, progress, module=per_sample))
@@ -410,7 +415,8 @@ class FederatedClient:
     def _to_send(self) -> Parameters:
         if self.share == "weights":
             return get_parameters(self.module)
-        gradients = (torch.zeros_like(part) if part.grad is None else part.grad for part in self.module.parameters())
+        state = self.module.state_dict(keep_vars=True).values()
+        gradients = (torch.zeros_like(part) if part.grad is None else part.grad for part in state)
         return [gradient.detach().cpu().numpy().copy() for gradient in gradients]
 
     # ---- defences
@@ -434,7 +440,7 @@ class FederatedClient:
         if self.defence == "randomised_labels":
             return label_dp_epsilon(self.smoothing, self.num_classes)
         if isinstance(self.defence, ClipAndNoise):
-            return self.defence.epsilon(self.batch_size / len(self), self.steps)
+            return self.defence.epsilon(self._step_size / len(self), self.steps)
         return math.inf
 
     # ---- checkpoints

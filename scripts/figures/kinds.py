@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlsmooth.scripts.figures import adversarial, bc, classify, gan, on_policy, rounds, self_train
+from rlsmooth.scripts.figures import adversarial, bc, classify, federated, gan, on_policy, rounds, self_train
 from rlsmooth.scripts.figures.page import comparison_figure, report_figure, save_figure
 from rlsmooth.scripts.reports import ReportKind, RunReport
 from rlsmooth.scripts.run_folder import read_command
@@ -24,6 +24,7 @@ KINDS = {
         classify.KIND,
         self_train.KIND,
         gan.KIND,
+        federated.KIND,
     )
     for command in kind.commands
 }

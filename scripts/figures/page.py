@@ -51,10 +51,10 @@ STYLE: Any = {
 
 
 def report_figure(kind: ReportKind, report: RunReport) -> Figure:
-    """One run at a glance, 1600 x 1000 pixels: six panels, one of them with the key figures."""
+    """One run at a glance, 1600 x 1000 pixels: six panels or four, one of them with the key figures."""
     with mpl.rc_context(STYLE):
         figure = _page(kind.title(report))
-        for ax, draw in zip(figure.subplots(2, 3).flat, kind.panels, strict=True):
+        for ax, draw in zip(figure.subplots(2, len(kind.panels) // 2).flat, kind.panels, strict=True):
             draw(ax, report)
     return figure
 
@@ -261,10 +261,11 @@ def legend(ax: Axes) -> None:
     """Above the axes and under the title, where no data are."""
     if not ax.get_legend_handles_labels()[0]:
         return
+    grid = ax.get_gridspec()
     shown = ax.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
+        ncols=5 if grid is not None and grid.ncols == 2 else 3,  # there is one row
         frameon=False,
         borderaxespad=0.1,
         columnspacing=1.0,
@@ -292,10 +293,12 @@ def results_table(*groups: Callable[[RunReport], list[Row]]) -> Callable[[Axes, 
 
 
 def table(ax: Axes, title: str, rows: Sequence[Row], *, wide: bool = False) -> None:
-    """Rows of words, names on the left; an empty row is a gap; `wide`: two values a row, and as low as must be."""
+    """Rows of words, names on the left; an empty row is a gap; `wide`: two or three values a row, as low as must be."""
     ax.set_axis_off()
     ax.set_title(title)
     places, size = ((0.0, 0.47, 0.76), 11.0) if wide else ((0.0, 0.48), None)
+    if wide and max(map(len, rows), default=0) > 3:
+        places = (0.0, 0.43, 0.62, 0.81)
     step = min(0.077, 1.05 / max(1, len(rows))) if wide else 0.077
     height = 1.03
     for row in rows:

@@ -127,10 +127,10 @@ def main(args: Args) -> None:
         figure.suptitle(f"Error of the predicted parentage of test hybrids; {len(seeds)} seeds, 95 % intervals")
         for axes, kind in zip(figure.subplots(1, 2, sharey=True), SHARES, strict=True):
             for place, name in enumerate(arms_of(kind)):
-                found = interquartile_mean_interval([run["error"] for run in arms[f"{kind}, {name}"]])
+                error = interquartile_mean_interval([run["error"] for run in arms[f"{kind}, {name}"]])
                 colour = GREY if place == 0 else ORANGE if name.startswith("even") else BLUE
-                reach = [[found.estimate - found.low], [found.high - found.estimate]]
-                axes.errorbar(place, found.estimate, reach, fmt="o", color=colour, capsize=4)
+                reach = [[error.estimate - error.low], [error.high - error.estimate]]
+                axes.errorbar(place, error.estimate, reach, fmt="o", color=colour, capsize=4)
             axes.set_ylim(bottom=0)
             axes.axhline(0, color=INK, linewidth=1)
             axes.set_xticks(range(len(arms_of(kind))), [name.replace(", ", "\n") for name in arms_of(kind)], fontsize=9)

@@ -89,10 +89,10 @@ def main(args: Args) -> None:
         figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
         axes = figure.subplots()
         for shift, (alpha, colour) in zip((-0.1, 0.0, 0.1), ALPHAS.items(), strict=True):
-            for place, found in enumerate(intervals[alpha]):
-                reach = [[found.estimate - found.low], [found.high - found.estimate]]
+            for place, interval in enumerate(intervals[alpha]):
+                reach = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
                 name = f"alpha {alpha:g}" if place == 0 else None
-                axes.errorbar(place + shift, found.estimate, reach, fmt="o", color=colour, capsize=4, label=name)
+                axes.errorbar(place + shift, interval.estimate, reach, fmt="o", color=colour, capsize=4, label=name)
         axes.axhline(1, color=INK, linewidth=1, linestyle="--")
         axes.set_yscale("log")
         axes.set_xticks(range(len(BINS)), BINS)

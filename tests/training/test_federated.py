@@ -84,6 +84,7 @@ def test_a_fresh_adam_each_round_is_not_central_training():
 
 def test_shared_gradients_make_the_step_on_all_samples():
     module, central = network().double(), network().double()
+    module.register_buffer("count", torch.tensor(7))  # a buffer stays as it is
     mask = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.6
     mask[torch.arange(COUNT), LABELS] = True
     members = [
@@ -97,6 +98,7 @@ def test_shared_gradients_make_the_step_on_all_samples():
         target = Smoothing(0.1)(LABELS, CLASSES, mask=mask)
         cross_entropy(central(INPUTS.double()), target, mask=mask).backward()
         optimizer.step()
+    central.register_buffer("count", torch.tensor(7))
     assert gap(module, central) < 1e-12
 
 
@@ -152,7 +154,7 @@ def clipped_mean(module: nn.Module, inputs, labels, bound: float) -> list[torch.
 def test_clipped_gradients_and_their_noise():
     module, start = network(), get_parameters(network())
     expected = torch.cat([part.flatten() for part in clipped_mean(network(), INPUTS, LABELS, 0.5)]).numpy()
-    settings = {"share": "gradients", "batch_size": None}
+    settings = {"share": "gradients", "batch_size": 8}  # which does not count
     plain = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 0.0), **settings)
     sent, _, metrics = plain.fit(start, {})
     np.testing.assert_allclose(np.concatenate([part.ravel() for part in sent]), expected, atol=2e-6)
@@ -160,6 +162,7 @@ def test_clipped_gradients_and_their_noise():
     noisy = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 4.0), **settings)
     draws = [np.concatenate([part.ravel() for part in noisy.fit(start, {})[0]]) - expected for _ in range(30)]
     assert np.std(draws) == pytest.approx(4.0 * 0.5 / COUNT, rel=0.05)  # 2,040 normal draws: 3 standard errors
+    assert noisy.epsilon == ClipAndNoise(0.5, 4.0).epsilon(1.0, 30)
     again = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 4.0), **settings)
     np.testing.assert_array_equal(draws[0], np.concatenate([p.ravel() for p in again.fit(start, {})[0]]) - expected)
 
