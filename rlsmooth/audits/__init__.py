@@ -1,4 +1,4 @@
-"""Audits of a trained policy or classifier, and statistics of a few runs. Fairness and privacy come here later."""
+"""Audits of a trained policy or classifier, and statistics of a few runs. Privacy comes here later."""
 
 from rlsmooth.audits.calibration import (
     ReliabilityBins,
@@ -6,7 +6,10 @@ from rlsmooth.audits.calibration import (
     calibration_error,
     classwise_calibration_error,
     confidence_gap,
+    debiased_calibration_error,
+    kernel_calibration_error,
     reliability_bins,
+    smooth_calibration_error,
 )
 from rlsmooth.audits.classification import accuracy, brier_score, negative_log_likelihood
 from rlsmooth.audits.gradient_attacks import (
@@ -26,6 +29,17 @@ from rlsmooth.audits.gradient_attacks import (
     recover_target,
     recover_target_without_bias,
     round_counts,
+from rlsmooth.audits.fairness import (
+    GapDisparity,
+    GroupCalibration,
+    GroupTemperatures,
+    Multicalibration,
+    fairlearn_metric,
+    fit_group_temperatures,
+    fit_multicalibration,
+    gap_disparity,
+    group_calibration,
+    predicted_gap,
 )
 from rlsmooth.audits.intervals import (
     Band,
@@ -55,10 +69,14 @@ from rlsmooth.audits.temperature import fit_temperature
 __all__ = [
     "AttackResult",
     "Band",
+    "GapDisparity",
+    "GroupCalibration",
+    "GroupTemperatures",
     "Interval",
     "LastLayer",
     "NoisePoint",
     "Recovered",
+    "Multicalibration",
     "ReliabilityBins",
     "RiskCoverage",
     "accuracy",
@@ -77,7 +95,14 @@ __all__ = [
     "counts_llg",
     "distance_at_k",
     "equivalent_noise",
+    "debiased_calibration_error",
+    "distance_at_k",
+    "fairlearn_metric",
+    "fit_group_temperatures",
+    "fit_multicalibration",
     "fit_temperature",
+    "gap_disparity",
+    "group_calibration",
     "implied_alpha",
     "informed_success",
     "interquartile_mean",
@@ -89,12 +114,14 @@ __all__ = [
     "label_by_sign",
     "label_counts",
     "label_gradient_distance",
+    "kernel_calibration_error",
     "mean_absolute_error",
     "mean_logit_margin",
     "mistake_severity",
     "negative_log_likelihood",
     "noise_curve",
     "optimal_margin",
+    "predicted_gap",
     "proportion_interval",
     "randomised_response_epsilon",
     "ranked_probability_score",
@@ -104,5 +131,6 @@ __all__ = [
     "risk_coverage",
     "round_counts",
     "share_interval",
+    "smooth_calibration_error",
     "tree_distances",
 ]

@@ -22,13 +22,13 @@ def takes_arrays(audit: Callable[_Arguments, _Result]) -> Callable[_Arguments, _
 
     @functools.wraps(audit)
     def with_tensors(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        tensors: Any = [_tensor_of(value) for value in args], {name: _tensor_of(each) for name, each in kwargs.items()}
+        tensors: Any = [tensor_of(value) for value in args], {name: tensor_of(each) for name, each in kwargs.items()}
         return audit(*tensors[0], **tensors[1])
 
     return with_tensors
 
 
-def _tensor_of(value: Any) -> Any:
+def tensor_of(value: Any) -> Any:
     """An array of numbers as a tensor of its own; all else as it is."""
     if isinstance(value, (Tensor, np.generic)) or not hasattr(value, "__array__"):
         return value

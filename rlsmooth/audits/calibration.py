@@ -6,6 +6,7 @@ probabilities using Bayesian binning" (2015).
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,10 +21,12 @@ from rlsmooth.audits.arguments import (
     takes_arrays,
     wide_dtype,
 )
-from rlsmooth.checks import check_choice, check_positive_int
+from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 
 FEW_SAMPLES = 300
 """Below so many a reliability diagram has fewer bins."""
+_GRID = 8192
+_HALVINGS = 40
 
 
 class ReliabilityBins(NamedTuple):
@@ -141,6 +144,143 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: i
     gap = torch.where(counts > 0, (accuracy - mean_confidence).abs(), torch.zeros_like(counts))
     error = (counts / counts.sum() * gap).sum()
     return nan_unless(_all_valid(confidence, weight), error).to(confidence.dtype)
+
+
+@takes_arrays
+def smooth_calibration_error(confidences: Tensor, hits: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Calibration error without bins: `confidence - hit`, smoothed by a kernel whose width is the error itself.
+
+    With `r(t) = mean of k(t, confidence) · (confidence - hit)`, where k is a Gaussian of width s reflected at 0 and 1,
+    it is the one s at which `∫ |r(t)| dt = s`. It is continuous in the confidences, which an error over bins is not,
+    but like that one it is never below 0, so that few samples look badly calibrated: show it, don't compare groups by
+    it. The samples are shared between the two nearest of 8,193 places, which moves the result by about 1e-4 at most.
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
+
+    Returns:
+        0-dim, dimensionless, in [0, 1], in the confidences' dtype (float32 for half precision); NaN as in
+        `calibration_error`.
+
+    Raises:
+        TypeError: `confidences` is not floating.
+        ValueError: shapes differ.
+
+    Source: Błasiok and Nakkiran, "Smooth ECE: principled reliability diagrams via kernel smoothing" (2023).
+
+    Example:
+        >>> smooth_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
+        tensor(0.4000)
+    """
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    place, residual = _residuals(confidence, hit, weight)
+    place = place.nan_to_num(0.0).clamp(0, 1) * _GRID
+    below = place.floor().clamp_max(_GRID - 1)
+    upper = residual * (place - below) / weight.sum()
+    masses = torch.zeros(_GRID + 1, dtype=hit.dtype, device=hit.device)
+    masses.index_add_(0, below.long(), residual / weight.sum() - upper).index_add_(0, below.long() + 1, upper)
+    # Reflected at both ends, the masses are periodic, and a Gaussian multiplies their cosines.
+    inner = masses[1:-1]
+    spectrum = torch.fft.rfft(torch.cat((2 * masses[:1], inner, 2 * masses[-1:], inner.flip(0))))
+    frequency = math.pi * torch.arange(_GRID + 1, dtype=hit.dtype, device=hit.device)
+    low, high = hit.new_zeros(()), hit.new_ones(())
+    for _ in range(_HALVINGS):
+        width = (low + high) / 2
+        smooth = torch.fft.irfft(spectrum * torch.exp(-(width * frequency).square() / 2), n=2 * _GRID).abs()
+        larger = smooth[: _GRID + 1].sum() - (smooth[0] + smooth[_GRID]) / 2 > width
+        low, high = torch.where(larger, width, low), torch.where(larger, high, width)
+    return nan_unless(_all_valid(confidence, weight) & (weight.sum() > 0), (low + high) / 2).to(confidence.dtype)
+
+
+@takes_arrays
+def kernel_calibration_error(
+    confidences: Tensor, hits: Tensor, *, bandwidth: float = 0.2, root: bool = False, weights: Tensor | None = None
+) -> Tensor:
+    """Squared kernel calibration error (SKCE), estimated without bias: of a calibrated model it is 0 on average.
+
+    The mean over pairs of samples of `r_i · r_j · exp(-|c_i - c_j| / bandwidth)`, with `r = confidence - hit`. It sees
+    errors that cross 0, which the signed gap does not, and may be negative: where it is, nothing is found. Computed
+    after one sort, in O(n log n).
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        bandwidth: of the kernel, 0.01 or more.
+        root: return `sign(x) · sqrt(|x|)`, which has the unit of a probability but is no longer without bias.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
+
+    Returns:
+        0-dim, in [-1, 1], in the confidences' dtype (float32 for half precision); NaN with fewer than two samples, and
+        as in `calibration_error`.
+
+    Raises:
+        TypeError: `confidences` is not floating, or `bandwidth` no number.
+        ValueError: shapes differ, or `bandwidth` is below 0.01.
+
+    Source: Widmann, Lindsten and Zachariah, "Calibration tests in multi-class classification" (2019).
+
+    Example:
+        >>> kernel_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
+        tensor(0.0767)
+    """
+    scale = check_in_range("bandwidth", bandwidth, 0.01)
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    place, residual = _residuals(confidence, hit, weight)
+    order = place.argsort(stable=True)
+    place, residual = place[order], residual[order]
+    # Of a sorted pair the kernel is exp(c_i / s) · exp(-c_j / s): one running sum has all pairs.
+    growth = torch.exp((place - 0.5) / scale)
+    before = torch.cat((residual.new_zeros(1), (residual * growth).cumsum(0)))[:-1]
+    pairs = (weight.sum().square() - weight.square().sum()) / 2
+    enough = _all_valid(confidence, weight) & ((weight > 0).sum() > 1)
+    error = nan_unless(enough, (residual / growth * before).sum() / pairs)
+    return (_signed_root(error) if root else error).to(confidence.dtype)
+
+
+@takes_arrays
+def debiased_calibration_error(
+    confidences: Tensor, hits: Tensor, *, num_bins: int = 15, root: bool = False, weights: Tensor | None = None
+) -> Tensor:
+    """Squared calibration error over bins of equal width, less what noise alone adds to it.
+
+    `Σ p_b (g_b² - v_b)`, with `g_b` the mean of `confidence - hit` in bin b, `v_b` the variance of that mean and `p_b`
+    the share of samples: without bias for the squared `"l2"` error of `calibration_error` between these bins, and so
+    at times negative. A bin with one sample has no variance and adds 0.
+
+    Args:
+        confidences: float [...], in [0, 1].
+        hits: [...], bool, or 0 and 1.
+        num_bins: number of bins, 1 or more.
+        root: return `sign(x) · sqrt(|x|)`, which has the unit of a probability but is no longer without bias.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
+
+    Returns:
+        0-dim, in [-1, 1], in the confidences' dtype (float32 for half precision); NaN where no bin has two samples,
+        and as in `calibration_error`.
+
+    Raises:
+        TypeError: `confidences` is not floating, or `num_bins` no whole number.
+        ValueError: shapes differ, or `num_bins` is under 1.
+
+    Source: Kumar, Liang and Ma, "Verified uncertainty calibration" (2019), which takes the variance of the hits alone.
+
+    Example:
+        >>> debiased_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
+        tensor(0.0767)
+    """
+    confidence, hit, weight = _prepare(confidences, hits, weights)
+    edges = _edges(confidence, num_bins)
+    index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, num_bins - 1)
+    _, residual = _residuals(confidence, hit, weight)
+    columns = (weight > 0).to(hit.dtype), weight, weight.square(), residual, residual.square()
+    count, mass, squares, first, second = (hit.new_zeros(num_bins).index_add_(0, index, column) for column in columns)
+    several = count > 1
+    bins = torch.where(several, (first.square() - second) / (mass.square() - squares), torch.zeros_like(mass))
+    enough = _all_valid(confidence, weight) & several.any()
+    error = nan_unless(enough, (mass / mass.sum() * bins).sum())
+    return (_signed_root(error) if root else error).to(confidence.dtype)
 
 
 @takes_arrays
@@ -325,3 +465,14 @@ def _sum_bins(
 def _all_valid(confidence: Tensor, weight: Tensor) -> Tensor:
     """0-dim bool, on the device: is every confidence that counts a probability?"""
     return ((confidence >= 0) & (confidence <= 1) | (weight == 0)).all()
+
+
+def _residuals(confidence: Tensor, hit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's confidence and its `weight · (confidence - hit)`, in float64: 0 where it has no weight."""
+    zero = torch.zeros_like(weight)
+    place = torch.where(weight > 0, confidence.to(hit.dtype), zero)
+    return place, torch.where(weight > 0, weight * (place - hit), zero)
+
+
+def _signed_root(value: Tensor) -> Tensor:
+    return value.sign() * value.abs().sqrt()

@@ -358,12 +358,12 @@ def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence:
     if total == 0:
         return Interval(estimate, estimate, estimate, STUDENT)
     freedom = total**2 / sum(variance**2 / each for variance, each in spreads)
-    half = _t_quantile(confidence, round(freedom, 9)) * math.sqrt(total)
+    half = student_quantile(confidence, round(freedom, 9)) * math.sqrt(total)
     return Interval(estimate, estimate - half, estimate + half, STUDENT)
 
 
 @functools.lru_cache(maxsize=256)
-def _t_quantile(confidence: float, freedom: float) -> float:
+def student_quantile(confidence: float, freedom: float) -> float:
     """The t that holds `confidence` of Student's distribution between -t and t."""
     # With t = sqrt(f) tan(angle), what lies outside is the incomplete beta function at cos²(angle): it falls.
     low, high = 0.0, math.pi / 2

@@ -16,7 +16,13 @@ _HALVINGS = 48
 
 
 @takes_arrays
-def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, float] = (1e-3, 1e3)) -> Tensor:
+def fit_temperature(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    bounds: tuple[float, float] = (1e-3, 1e3),
+    weights: Tensor | None = None,
+) -> Tensor:
     """The temperature T whose `softmax(logits / T)` has the least negative log-likelihood. Divide logits by it.
 
     The likelihood is convex in 1/T, so that its slope has one change of sign, which is halved in on log T, in float64:
@@ -26,6 +32,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
         logits: float [..., K].
         labels: int64 [...], in [0, K).
         bounds: the least and the greatest T, both above 0.
+        weights: [...], sample weights, 0 or more; None counts each sample once. A sample of weight 0 plays no part.
 
     Returns:
         0-dim, dimensionless, in the logits' dtype (float32 for half precision). It is the lower bound where every
@@ -47,7 +54,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
     low, high = (check_in_range(f"bounds[{place}]", bound, 0.0, low_open=True) for place, bound in enumerate(bounds))
     if low >= high:
         raise ValueError(f"bounds={bounds!r} must ascend: the least temperature first.")
-    samples, label, weight, valid = as_samples(logits, labels, name="logits")
+    samples, label, weight, valid = as_samples(logits, labels, weights, name="logits")
     # A class at -inf has probability 0 at every T: left out, since 0 · inf would make the slope NaN.
     legal = samples > -torch.inf
     wide = samples.to(weight.dtype)
@@ -57,10 +64,11 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
     def slope(log_inverse: Tensor) -> Tensor:
         """Derivative of the likelihood by 1/T."""
         inverse = log_inverse.exp().requires_grad_()
-        return torch.autograd.grad(cross_entropy(values * inverse, label, mask=legal), inverse)[0]
+        return torch.autograd.grad(cross_entropy(values * inverse, label, mask=legal, weight=each), inverse)[0]
 
     with torch.inference_mode(False), torch.enable_grad():  # wherever the caller evaluates
         values, label, legal = values.clone(), label.clone(), legal.clone()
+        each = None if weights is None else weight.clone()
         start = torch.zeros((), dtype=values.dtype, device=values.device)
         below, above = start - math.log(high), start - math.log(low)
         indifferent = slope(start) == 0
@@ -69,7 +77,6 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, floa
             falling = slope(middle) <= 0  # 0 where the softmax has saturated: the right way where all are right
             below, above = torch.where(falling, middle, below), torch.where(falling, above, middle)
     temperature = torch.where(indifferent, torch.ones_like(start), torch.exp(-(below + above) / 2))
-    has_label = legal.gather(-1, label.unsqueeze(-1)).all()
-    well_formed = valid.all() & has_label & (samples < torch.inf).all()
-    # An empty mean is NaN: no samples, no temperature.
-    return nan_unless(well_formed, temperature + 0 * weight.mean()).to(samples.dtype)
+    well_formed = legal.gather(-1, label.unsqueeze(-1)).squeeze(-1) & (samples < torch.inf).all(-1) | (weight == 0)
+    # No samples, no temperature.
+    return nan_unless((valid & well_formed).all() & (weight.sum() > 0), temperature).to(samples.dtype)
