@@ -1,4 +1,4 @@
-"""Audits of a trained policy or classifier, and statistics of a few runs. Privacy comes here later."""
+"""Audits of a trained policy or classifier, and statistics of a few runs."""
 
 from rlsmooth.audits.calibration import (
     ReliabilityBins,
@@ -12,6 +12,18 @@ from rlsmooth.audits.calibration import (
     smooth_calibration_error,
 )
 from rlsmooth.audits.classification import accuracy, brier_score, negative_log_likelihood
+from rlsmooth.audits.fairness import (
+    GapDisparity,
+    GroupCalibration,
+    GroupTemperatures,
+    Multicalibration,
+    fairlearn_metric,
+    fit_group_temperatures,
+    fit_multicalibration,
+    gap_disparity,
+    group_calibration,
+    predicted_gap,
+)
 from rlsmooth.audits.gradient_attacks import (
     Recovered,
     alpha_from_absent_class,
@@ -29,17 +41,6 @@ from rlsmooth.audits.gradient_attacks import (
     recover_target,
     recover_target_without_bias,
     round_counts,
-from rlsmooth.audits.fairness import (
-    GapDisparity,
-    GroupCalibration,
-    GroupTemperatures,
-    Multicalibration,
-    fairlearn_metric,
-    fit_group_temperatures,
-    fit_multicalibration,
-    gap_disparity,
-    group_calibration,
-    predicted_gap,
 )
 from rlsmooth.audits.intervals import (
     Band,
@@ -74,9 +75,9 @@ __all__ = [
     "GroupTemperatures",
     "Interval",
     "LastLayer",
+    "Multicalibration",
     "NoisePoint",
     "Recovered",
-    "Multicalibration",
     "ReliabilityBins",
     "RiskCoverage",
     "accuracy",
@@ -93,10 +94,9 @@ __all__ = [
     "counts_from_class_means",
     "counts_ilrg",
     "counts_llg",
-    "distance_at_k",
-    "equivalent_noise",
     "debiased_calibration_error",
     "distance_at_k",
+    "equivalent_noise",
     "fairlearn_metric",
     "fit_group_temperatures",
     "fit_multicalibration",
@@ -109,12 +109,12 @@ __all__ = [
     "interquartile_mean_band",
     "interquartile_mean_difference",
     "interquartile_mean_interval",
+    "kernel_calibration_error",
     "label_by_argmin",
     "label_by_idlg",
     "label_by_sign",
     "label_counts",
     "label_gradient_distance",
-    "kernel_calibration_error",
     "mean_absolute_error",
     "mean_logit_margin",
     "mistake_severity",
