@@ -105,6 +105,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing
+.PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness study-privacy study-claims
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -150,3 +151,21 @@ study-variable-horizon: $(DEV)  ## study: what the sign of GAIL's reward teaches
 
 study-gail-smoothing: $(DEV)  ## study: GAIL with smoothed targets of its discriminator
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gail_smoothing $(ARGS)
+
+study-ordinal-classes: $(DEV)  ## study: ordered classes, flat smoothing and smoothing over neighbours
+	$(BIN)/python -P -m rlsmooth.scripts.studies.ordinal_classes $(ARGS)
+
+study-pseudo-gradients: $(DEV)  ## study: which gradients of pseudo-labels smoothing damps
+	$(BIN)/python -P -m rlsmooth.scripts.studies.pseudo_gradients $(ARGS)
+
+study-hybrid-digits: $(DEV)  ## study: hybrids of two digits, of known parentage
+	$(BIN)/python -P -m rlsmooth.scripts.studies.hybrid_digits $(ARGS)
+
+study-fairness: $(DEV)  ## study: calibration of groups, with and without smoothing
+	$(BIN)/python -P -m rlsmooth.scripts.studies.fairness $(ARGS)
+
+study-privacy: $(DEV)  ## study: labels in gradients, with and without smoothing
+	$(BIN)/python -P -m rlsmooth.scripts.studies.privacy $(ARGS)
+
+study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of the studies
+	$(BIN)/python -P -m rlsmooth.scripts.studies.claims $(ARGS)

@@ -280,7 +280,7 @@ def share_interval(shares: ArrayLike, *, confidence: float = 0.95) -> Interval:
     trials = float(n)
     if variance > 0:
         z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-        trials = p * (1.0 - p) / variance * n * (z / _t_quantile(level, n - 1.0)) ** 2
+        trials = p * (1.0 - p) / variance * n * (z / student_quantile(level, n - 1.0)) ** 2
     return Interval(p, *_wilson(p, trials, level), WILSON)
 
 
