@@ -69,13 +69,8 @@ def test_nothing_there_is_none(tmp_path: Path) -> None:
 
 
 def test_other_files_and_half_written_ones_are_passed_over(tmp_path: Path) -> None:
-    for name in (
-        ".checkpoint_9.zip.abc.tmp",
-        "checkpoint_8.zip.tmp",
-        "checkpoint_x.zip",
-        "checkpoint_07.zip",
-        "notes.txt",
-    ):
+    names = ".checkpoint_9.zip.abc.tmp checkpoint_8.zip.tmp checkpoint_x.zip checkpoint_07.zip notes.txt"
+    for name in names.split():
         (tmp_path / name).write_bytes(b"PK half")
     assert latest_checkpoint(tmp_path) is None
     save(tmp_path, 5)
