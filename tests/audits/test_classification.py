@@ -135,13 +135,8 @@ def test_a_million_rows_lose_nothing() -> None:
 def test_bad_arguments(score: Score) -> None:
     rows, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
     assert_raises(TypeError, r"has dtype torch\.int64: pass a floating-point tensor", score, labels, labels)
-    assert_raises(
-        TypeError,
-        r"labels must be an int64 tensor of classes, or an array of whole numbers, got torch\.int32",
-        score,
-        rows,
-        labels.int(),
-    )
+    message = r"labels must be an int64 tensor of classes, or an array of whole numbers, got torch\.int32"
+    assert_raises(TypeError, message, score, rows, labels.int())
     assert_raises(ValueError, r"labels has shape \(2,\), needs one per sample", score, rows, labels[:2])
     with pytest.raises(ValueError, match=r"weights has shape \(1,\), needs one per sample"):
         score(rows, labels, weights=torch.ones(1))

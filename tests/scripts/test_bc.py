@@ -125,25 +125,6 @@ def demonstrations_of(env: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("env", "options"),
-    [
-        ("rlsmooth/IdentityBox-v0", []),
-        ("rlsmooth/IdentityBox-v0", ["--action-bins", "5", "--reference", "triangular"]),
-        ("rlsmooth/IdentityMultiDiscrete-v0", ["--kl-coef", "0.1"]),
-        pytest.param("rlsmooth/IdentityMultiBinary-v0", [], marks=pytest.mark.slow),
-        ("rlsmooth/IdentityMasked-v0", []),
-        ("rlsmooth/IdentityMasked-v0", ["--policy", "MlpPolicy"]),
-    ],
-)
-def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> None:
-    path = demonstrations_of(env, tmp_path / "demonstrations.npz")
-    words = ["bc", "--env", env, "--demonstrations", str(path), "--epochs", "2", "--eval-episodes", "1"]
-    folder = run_here(tmp_path, *words, *options)
-    assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", "--demonstrations", str(path)]) == 0
-
-
 # ---- bco
 QUICK = ("--epochs", "1", "--inverse-epochs", "2", "--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8")
 TINY_BCO = (*QUICK, "--n-episodes", "1", "--rounds", "2", "--transitions-per-round", "200", "--device", "cpu")
@@ -194,17 +175,6 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     summary = report_of(folder)["summary"]
     assert "pseudo_label_accuracy" not in summary  # nobody knows
     assert "demonstrated_return" not in summary
-
-
-@pytest.mark.parametrize(
-    "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
-)
-def test_other_action_spaces_of_bco(env: str, tmp_path: Path) -> None:
-    path = demonstrations_of(env, tmp_path / "demonstrations.npz")
-    words = ["bco", "--env", env, "--demonstrations", str(path), *QUICK, "--rounds", "1"]
-    folder = run_here(tmp_path, *words, "--transitions-per-round", "100")
-    assert ("pseudo_label_error" if "Box" in env else "pseudo_label_accuracy") in report_of(folder)["summary"]
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
 
 
 @pytest.mark.parametrize("run", ["finished", "bco_run", "dagger_run"])
@@ -295,15 +265,36 @@ def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
     assert report_of(folder)["summary"]["expert_return"] == report_of(expert)["summary"]["mean_reward"]
 
 
+SHORT = ("--epochs", "2", "--eval-episodes", "1")
+ONE_ROUND = (*QUICK, "--rounds", "1", "--transitions-per-round", "100")
+WITH_EXPERT = (*SMALL, "--train-expert", "512", "-n", "100", "--round-min-timesteps", "20")
+
+
 @pytest.mark.parametrize(
-    "env", ["rlsmooth/IdentityMasked-v0", pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow)]
+    ("command", "env", "options", "measured"),
+    [
+        ("bc", "IdentityBox", SHORT, "nll_hard"),
+        ("bc", "IdentityBox", (*SHORT, "--action-bins", "5", "--reference", "triangular"), "accuracy"),
+        ("bc", "IdentityMultiDiscrete", (*SHORT, "--kl-coef", "0.1"), "accuracy"),
+        pytest.param("bc", "IdentityMultiBinary", SHORT, "accuracy", marks=pytest.mark.slow),
+        ("bc", "IdentityMasked", SHORT, "accuracy"),
+        ("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy"),
+        pytest.param("bco", "IdentityBox", ONE_ROUND, "pseudo_label_error", marks=pytest.mark.slow),
+        ("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy"),
+        ("dagger", "IdentityMasked", WITH_EXPERT, "expert_agreement"),
+        pytest.param("dagger", "IdentityBox", WITH_EXPERT, "expert_error", marks=pytest.mark.slow),
+    ],
 )
-def test_other_action_spaces_of_dagger(env: str, tmp_path: Path) -> None:
-    words = ["dagger", "--env", env, "--train-expert", "512", *SMALL, "-n", "100", "--round-min-timesteps", "20"]
-    folder = run_here(tmp_path, *words)
-    assert ("expert_error" if "Box" in env else "expert_agreement") in report_of(folder)["summary"]
-    assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+def test_other_action_spaces(command: str, env: str, options: tuple[str, ...], measured: str, tmp_path: Path) -> None:
+    path = demonstrations_of(f"rlsmooth/{env}-v0", tmp_path / "demonstrations.npz")
+    given = [] if command == "dagger" else ["--demonstrations", str(path)]
+    folder = run_here(tmp_path, command, "--env", f"rlsmooth/{env}-v0", *given, *options)
+    assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
+    assert measured in report_of(folder)["summary"]
+    words = given if command == "bc" else []
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", *words]) == 0
+    if command == "dagger":
+        assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
 
 
 def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: Path, capsys: Any) -> None:
