@@ -24,8 +24,7 @@ from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
 from support import assert_raises, same_parameters
 
-EPISODE = 200
-"""Steps of Pendulum-v1."""
+EPISODE = 200  # steps of Pendulum-v1
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
 
 

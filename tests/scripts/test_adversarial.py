@@ -147,14 +147,14 @@ def test_every_generator_trains_and_is_evaluated_and_drawn(words: str, kind: str
     assert main(["enjoy", str(folder), "--no-render", "--max-steps", "3"]) == 0
 
 
+SAC = "--algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8"
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        "gail --algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8",
-        pytest.param(
-            "airl --algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8",
-            marks=pytest.mark.slow,
-        ),
+        f"gail {SAC}",
+        pytest.param(f"airl {SAC}", marks=pytest.mark.slow),
         pytest.param("airl --algo ppo --hyperparams n_steps=32 batch_size=32", marks=pytest.mark.slow),
     ],
 )
