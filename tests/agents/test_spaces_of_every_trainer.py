@@ -65,14 +65,25 @@ def alias_of(space: spaces.Space[Any], algorithm: Any = PPO) -> str:
     return f"{kind}{'Lstm' if algorithm is SmoothedRecurrentPPO else ''}Policy"
 
 
+OBSERVATIONS = [
+    spaces.Box(-1, 1, (2, 2)),
+    spaces.Discrete(4),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary((2, 2)),
+    spaces.Dict({"a": spaces.Box(-1, 1, (2, 2)), "b": spaces.Discrete(3)}),
+]
+
+
 @pytest.mark.parametrize("trainer", [AIRL, GAIL])
-@pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, SmoothedPPO, SmoothedA2C, SAC, TD3])
-def test_box_actions_of_two_axes(trainer: Any, algorithm: Any) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "observations"), [*((one, VECTOR) for one in SHORT), *((PPO, space) for space in OBSERVATIONS)]
+)
+def test_box_actions_of_two_axes(trainer: Any, algorithm: Any, observations: spaces.Space[Any]) -> None:
     if trainer is AIRL and algorithm is TD3:
         pytest.skip("TD3 has no log-probability")
-    env = Random(VECTOR, spaces.Box(-2, 3, (2, 3)))
+    env = Random(observations, spaces.Box(-2, 3, (2, 3)))
     demonstrations = record(lambda _: env.action_space.sample(), env, 3, seed=0)
-    generator = algorithm("MlpPolicy", env, seed=0, device="cpu", **SHORT[algorithm])
+    generator = algorithm(alias_of(observations), env, seed=0, device="cpu", **SHORT[algorithm])
     agent = trainer(demonstrations, generator, demo_batch_size=8, gen_train_timesteps=16, seed=0).learn(32)
     assert agent.rounds == 2
 
@@ -91,25 +102,6 @@ def test_the_log_probability_of_a_box_does_not_depend_on_its_axes(algorithm: Any
         mean = generator.policy.get_distribution(observations).distribution.mean.double()
         oracle = -0.5 * ((actions.double() - mean) ** 2 + np.log(2 * np.pi)).sum(-1)
         torch.testing.assert_close(found[0].double(), oracle, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "observations",
-    [
-        spaces.Box(-1, 1, (2, 2)),
-        spaces.Discrete(4),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary((2, 2)),
-        spaces.Dict({"a": spaces.Box(-1, 1, (2, 2)), "b": spaces.Discrete(3)}),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("trainer", [AIRL, GAIL])
-def test_observations_of_every_kind_beside_actions_of_two_axes(trainer: Any, observations: spaces.Space[Any]) -> None:
-    env = Random(observations, spaces.Box(-1, 1, (2, 3)))
-    demonstrations = record(lambda _: env.action_space.sample(), env, 3, seed=0)
-    generator = PPO(alias_of(observations), env, seed=0, device="cpu", **SHORT[PPO])
-    assert trainer(demonstrations, generator, demo_batch_size=8, gen_train_timesteps=16, seed=0).learn(16).rounds == 1
 
 
 TRAINERS: dict[str, Callable[[gym.Env[Any, Any], Demonstrations], Any]] = {

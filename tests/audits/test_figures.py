@@ -48,12 +48,6 @@ def test_a_reliability_diagram_shows_the_filled_bins() -> None:
     figure.canvas.draw()
 
 
-def test_a_reliability_diagram_of_nothing_is_empty() -> None:
-    _, axes = new_figure()
-    draw_reliability(axes, reliability_bins(torch.zeros(0), torch.zeros(0)))
-    assert len(axes.lines[1].get_xdata()) == 0  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(("size", "written"), [(3, 9), (15, 0)])
 def test_a_target_matrix_is_written_into_its_cells_while_they_are_few(size: int, written: int) -> None:
     matrix = torch.eye(size) * 0.9 + 0.1 / size
@@ -103,7 +97,10 @@ def test_risk_coverage_curves_share_axes() -> None:
     figure.canvas.draw()
 
 
-def test_the_curve_of_nothing_is_empty() -> None:
+def test_the_curves_of_nothing_are_empty() -> None:
+    _, axes = new_figure()
+    draw_reliability(axes, reliability_bins(torch.zeros(0), torch.zeros(0)))
+    assert len(axes.lines[1].get_xdata()) == 0  # type: ignore[arg-type]
     figure, axes = new_figure()
     draw_risk_coverage(axes, risk_coverage(torch.zeros(0), torch.zeros(0)))
     assert len(axes.lines[0].get_xdata()) == 0  # type: ignore[arg-type]

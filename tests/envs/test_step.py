@@ -285,6 +285,11 @@ def test_actions_as_sb3_sends_them_are_accepted() -> None:
         (lambda: IdentityBoxEnv(2).expert_action(np.zeros(3, dtype=np.float32)), ValueError, "not a batch"),
         (lambda: IdentityBoxEnv(1).optimal_smoothed_policy(np.zeros(1, np.float32), 0.0), ValueError, "alpha=0.0"),
         (lambda: IdentityBoxEnv(1).soft_optimal_policy(np.zeros(1, np.float32), 0.0), ValueError, "coefficient=0.0"),
+        (lambda: DeepSeaEnv(1), ValueError, "size=1 must be at least 2"),
+        (lambda: DeepSeaEnv(2.5), TypeError, "size must be a whole number"),
+        (lambda: DeepSeaEnv(unscaled_move_cost=-0.1), ValueError, "unscaled_move_cost"),
+        (lambda: DeepSeaEnv(mapping_seed=-1), ValueError, "mapping_seed=-1"),
+        (lambda: DeepSeaEnv(observation="image"), ValueError, "observation='image'"),
     ],
 )
 def test_bad_arguments(make: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -309,7 +314,7 @@ def test_pictures_show_the_state_and_what_is_legal() -> None:
     assert places == pytest.approx(state, abs=0.03)
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", [*MAKERS, DeepSeaEnv])
 def test_without_a_render_mode_there_is_a_warning_and_no_picture(maker: Callable[..., Any]) -> None:
     env = maker()
     env.reset(seed=0)
@@ -558,11 +563,6 @@ def test_the_picture_shows_the_diver_and_the_treasure() -> None:
     assert np.argwhere(middles.sum(axis=-1) > 0).tolist() == [[1, 1], [3, 3]]
 
 
-def test_without_a_render_mode_there_is_a_warning_and_no_picture_of_deep_sea() -> None:
-    with pytest.warns(UserWarning, match="render mode"):
-        assert DeepSeaEnv(4).render() is None
-
-
 def test_a_step_out_of_turn_and_wrong_actions_are_errors() -> None:
     env = DeepSeaEnv(2)
     assert_raises(ResetNeeded, "call reset", env.step, 0)
@@ -574,18 +574,3 @@ def test_a_step_out_of_turn_and_wrong_actions_are_errors() -> None:
     assert_raises(ResetNeeded, None, env.step, 0)
     assert_raises(ValueError, "one-hot code of a cell", env.expert_action, np.zeros(4, dtype=np.float32))
     assert_raises(ValueError, r"shape \(1, 4\)", env.expert_action, np.array([[1, 0, 0, 0]], dtype=np.float32))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"size": 1}, ValueError, "size=1 must be at least 2"),
-        ({"size": 2.5}, TypeError, "size must be a whole number"),
-        ({"unscaled_move_cost": -0.1}, ValueError, "unscaled_move_cost"),
-        ({"mapping_seed": -1}, ValueError, "mapping_seed=-1"),
-        ({"observation": "image"}, ValueError, "observation='image'"),
-        ({"render_mode": "human"}, ValueError, "render_mode='human'"),
-    ],
-)
-def test_refused_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    assert_raises(error, message, DeepSeaEnv, **arguments)

@@ -36,6 +36,16 @@ def run_command(programs: Any, home: Path, *words: str) -> tuple[Path, str]:
     return folder, result.stdout
 
 
+def finished_run(*words: str) -> Any:
+    """A fixture of a module: the folder of a run, in a process of its own, and what it printed."""
+
+    @pytest.fixture(scope="module")
+    def run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
+        return run_command(programs, tmp_path_factory.mktemp("home"), *words)
+
+    return run
+
+
 def run_here(logs: Path, *words: str) -> Path:
     """Run a command in this process, below `logs`; return its run's folder."""
     before = set(logs.glob("*/*"))
@@ -157,19 +167,3 @@ def assert_refused(says: str, words: Sequence[str], capsys: Any) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rlsmooth {words[0]}: error: ")
     assert says in line
-
-
-# Mistakes that every training command reports in the same words: the arguments, and a part of the message.
-MISTAKES = [
-    ("--seed -1", "seed=-1"),
-    ("--device toaster", "device='toaster' can't be used"),
-    ("-f {file}/below", "can't be written to"),
-    ("-tb {file}/below", "tensorboard_log="),
-    ("--resume nowhere", "'nowhere' is no folder of a run"),
-]
-MISTAKES_IN_ENVIRONMENTS = [
-    ("--env Nope-v0", "env='Nope-v0' can't be made"),
-    ("--eval-episodes 0", "eval_episodes=0"),
-    ("--n-envs 0", "n_envs=0"),
-    *MISTAKES,
-]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
+import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlsmooth.data import Demonstrations
 
@@ -81,6 +87,65 @@ def assert_raises(
     """`call` raises `error`, and `match` is found in its message."""
     with pytest.raises(error, match=match):
         call(*args, **named)
+
+
+def assert_refuses(
+    error: type[BaseException], message: str, call: Callable[..., object], /, *args: Any, **named: Any
+) -> None:
+    """`call` raises `error`, and its message begins with `message`, letter by letter."""
+    assert_raises(error, f"^{re.escape(message)}", call, *args, **named)
+
+
+# ---- numbers
+def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss, and the gradient of its rows weighed 1, 2, 3, … where it has rows."""
+    leaf = logits.detach().clone().requires_grad_(True)
+    value = loss(leaf)
+    upstream = torch.arange(1, value.numel() + 1, dtype=value.dtype, device=value.device).reshape(value.shape)
+    (gradient,) = torch.autograd.grad(value, leaf, upstream)
+    return value.detach(), gradient
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where an operation's result, or its size, must come back to the host, which then waits for a GPU."""
+
+    waiting = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select", "unique", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.seen.append(name)
+        places = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_bools = any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in places)
+        if by_bools or name.startswith(self.waiting):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def calls_of_own_files() -> Iterator[list[tuple[str, str]]]:
+    """Collect (file, qualified name) of each call of the block that enters a function of ours, in their order."""
+    calls: list[tuple[str, str]] = []
+
+    @functools.cache
+    def own_file(name: str) -> str | None:
+        path = Path(name).resolve()
+        is_own = any(path.is_relative_to(REPOSITORY / folder) for folder in FOLDERS)
+        return str(path.relative_to(REPOSITORY)) if is_own else None
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and (file := own_file(frame.f_code.co_filename)) is not None:
+            calls.append((file, frame.f_code.co_qualname))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
 
 
 # ---- data

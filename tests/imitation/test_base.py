@@ -1,7 +1,6 @@
 """The behaviours that imitation's `tests/algorithms/test_base.py` checks: horizons, and data in several forms.
 
-docs/imitation-tests.md has the table: which behaviour is whose test, what differs and why.
-"""
+Which behaviour is whose test, and what differs: docs/imitation-tests.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The behaviours that imitation's `tests/algorithms/test_dagger.py` checks, of our `DAgger`.
 
-docs/imitation-tests.md has the table: which behaviour is whose test, what differs and why.
-"""
+Which behaviour is whose test, and what differs: docs/imitation-tests.md."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ from rlsmooth.agents.cloning.dagger import as_beta_schedule
 from rlsmooth.data import Demonstrations, record
 from support import assert_raises, same_parameters
 
-EPISODE = 200
-"""Steps of Pendulum-v1."""
+EPISODE = 200  # steps of Pendulum-v1
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
 
 

@@ -1,7 +1,6 @@
 """The behaviours that imitation's `tests/rewards/` check, of our reward networks and `LearnedRewardVecEnv`.
 
-docs/imitation-tests.md has the table: which behaviour is whose test, what differs and why.
-"""
+Which behaviour is whose test, and what differs: docs/imitation-tests.md."""
 
 from __future__ import annotations
 

@@ -15,19 +15,11 @@ from torch.nn import functional as F
 
 from rlsmooth.losses import binary_cross_entropy, closed_form, cross_entropy, entropy, kl_divergence, reference
 from rlsmooth.targets import Target, from_probs, kernel, one_hot, prior, teacher, uniform
+from support import value_and_gradient
 
 CLASSES = 7
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 LAYERS = {"closed form": cross_entropy, "reference": reference.cross_entropy}
-
-
-def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """A loss, and the gradient of its rows weighed 1, 2, 3, … where it has rows."""
-    leaf = logits.detach().clone().requires_grad_(True)
-    value = loss(leaf)
-    upstream = torch.arange(1, value.numel() + 1, dtype=value.dtype, device=value.device).reshape(value.shape)
-    (gradient,) = torch.autograd.grad(value, leaf, upstream)
-    return value.detach(), gradient
 
 
 def assert_same(
@@ -415,31 +407,6 @@ def test_reductions(
     torch.testing.assert_close(ENTROPY[layer](logits, None, reduction), expected(ENTROPY[layer](logits)))
     rows = KL[layer](logits, direction="policy_to_reference", reduction="none")
     torch.testing.assert_close(KL[layer](logits, direction="policy_to_reference", reduction=reduction), expected(rows))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_blocks_of_rows_give_what_one_block_gives_of_kl_and_entropy(
-    rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logits = draw_logits(device)
-    labels = torch.randint(K, (9,), device=device)
-    mask = (torch.rand(9, K, device=device) < 0.5).scatter(-1, labels.unsqueeze(-1), True)
-    goal = prior(labels, torch.full((K,), 1 / K, device=device), 0.5)
-
-    def losses() -> list[Tensor]:
-        return [
-            part
-            for loss in (
-                lambda x: entropy(x, mask),
-                lambda x: kl_divergence(x, goal, direction="policy_to_reference", reduction="none"),
-                lambda x: kl_divergence(x, goal, direction="reference_to_policy", reduction="none"),
-            )
-            for part in value_and_gradient(loss, logits)
-        ]
-
-    whole = losses()
-    monkeypatch.setitem(closed_form._BLOCK_ELEMENTS, device.type, rows * K)
-    torch.testing.assert_close(losses(), whole, rtol=1e-13, atol=1e-13)
 
 
 # ---- binary_cross_entropy: infinite logits, and what one-sided smoothing promises

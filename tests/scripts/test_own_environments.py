@@ -86,14 +86,8 @@ def test_record_train_resume_evaluate_and_enjoy_an_environment_of_ones_own(
 def test_every_command_that_trains_passes_the_arguments_on(
     command: str, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        command,
-        "--env",
-        ENV[1],
-        "--env-kwargs",
-        "size=5",
-        *(("--train-expert", "64") if command == "dagger" else ()),
-    ]
+    words = [command, "--env", ENV[1], "--env-kwargs", "size=5"]
+    words += ["--train-expert", "64"] if command == "dagger" else []
     if command not in ("a2c", "dagger"):
         record(lambda _: 1, ENV[1], 2).save("own.npz")
         words += ["--demonstrations", "own.npz"]
@@ -115,24 +109,10 @@ def test_an_environment_that_is_not_there(env: str, says: str, own: Path) -> Non
 
 def test_record_takes_the_arguments_only_of_an_id(own: Path) -> None:
     assert set(record(lambda _: 1, ENV[1], 2, env_kwargs={"length": 4}).episode_lengths()) == {4}
-    assert_raises(
-        ValueError,
-        r"can't be made with env_kwargs=\{'size': 1\}",
-        record,
-        lambda _: 1,
-        ENV[1],
-        2,
-        env_kwargs={"size": 1},
-    )
-    assert_raises(
-        ValueError,
-        "env_kwargs=.* are for an environment id",
-        record,
-        lambda _: 1,
-        gym.make(ENV[1]),
-        2,
-        env_kwargs={"a": 1},
-    )
+    with pytest.raises(ValueError, match=r"can't be made with env_kwargs=\{'size': 1\}"):
+        record(lambda _: 1, ENV[1], 2, env_kwargs={"size": 1})
+    with pytest.raises(ValueError, match=r"env_kwargs=.* are for an environment id"):
+        record(lambda _: 1, gym.make(ENV[1]), 2, env_kwargs={"a": 1})
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -20,16 +20,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Categorical
 
 from commands import (
-    MISTAKES_IN_ENVIRONMENTS,
     assert_picture,
     assert_refused,
     assert_resumed_unchanged,
     assert_same_run,
     assert_written,
     evaluated,
+    finished_run,
     parameters,
     report_of,
-    run_command,
     run_here,
 )
 from killing import kill_command
@@ -46,12 +45,7 @@ from support import assert_raises, read_events, same_parameters, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
 ON = ("--smoothing", "0.05", "--exploration-floor", "0.1")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Path, str]:
-    """The folder of a tiny run, in a process of its own, and what it printed."""
-    return run_command(programs, tmp_path_factory.mktemp("home"), "ppo", *TINY, *ON)
+finished = finished_run("ppo", *TINY, *ON)
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
@@ -290,46 +284,6 @@ def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: P
     normalizer = agent.get_vec_normalize_env()
     assert (normalizer.norm_obs, normalizer.norm_reward) == (False, True)
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
-
-
-MISTAKES = [
-    *((f"ppo {words}", says) for words, says in MISTAKES_IN_ENVIRONMENTS),
-    ("ppo -n 0", "n_timesteps=0"),
-    ("ppo --eval-freq 0", "eval_freq=0"),
-    ("ppo --save-freq 0", "save_freq=0"),
-    ("ppo --n-eval-envs 0", "n_eval_envs=0"),
-    ("ppo --smoothing lots", "'lots'"),
-    ("ppo --smoothing -1", "smoothing"),
-    ("ppo --smoothing nan", "nan"),
-    ("ppo --reference adjacent", "--reference adjacent does nothing without --smoothing"),
-    ("ppo --exploration-floor 2", "exploration_floor"),
-    ("ppo --exploration-floor lin_0_1", "exploration_floor='lin_0_1'"),
-    ("ppo --target-entropy-frac 2", "target_entropy_frac"),
-    ("ppo --target-entropy-nats 2", "target_entropy_nats"),
-    ("ppo --target-entropy-nats 0.1 --target-entropy-frac 0.1", "target_entropy"),
-    ("ppo --env Pendulum-v1 --target-entropy-frac 0.1", "target_entropy_frac"),
-    ("ppo --env Pendulum-v1 --exploration-floor 0.1", "SDE"),
-    ("ppo --from-bc nowhere.zip", "from_bc='nowhere.zip' is neither"),
-    ("ppo --from-bc {file}", "is not a zip archive"),
-    ("ppo --from-bc {file} --reference adjacent", "can't be used with --from-bc"),
-    ("ppo --from-bc {file} --value-warmup-steps 1000000", "leaves nothing of n_timesteps=100000"),
-    ("ppo --value-warmup-steps 10", "is for --from-bc"),
-    ("ppo --conf-file nowhere.yml", "conf_file='nowhere.yml' can't be read"),
-    ("ppo --hyperparams n_steps", "must be key=value"),
-    ("ppo --hyperparams no_such=1", "'no_such' is unknown"),
-    ("ppo --hyperparams n_steps=many", "n_steps"),
-    ("ppo --hyperparams policy=NoPolicy", "NoPolicy"),
-    ("ppo --hyperparams env_kwargs={{no_such:1}}", "env='CartPole-v1' can't be made"),
-    ("maskable-ppo --env CartPole-v1", "has no action_masks()"),
-    ("recurrent-ppo --from-bc {clone}", "recurrent"),
-    ("ppo --from-bc {clone} --env Acrobot-v1", "env has observation_space="),
-    ("ppo --resume {clone}", "was not written by `rlsmooth ppo`"),
-]
-
-
-@pytest.mark.parametrize(("words", "says"), MISTAKES)
-def test_wrong_input_is_told_in_one_line_and_leaves_nothing(words: str, says: str, clone: Path, refused: Any) -> None:
-    refused(words, says, clone=clone)
 
 
 def test_what_does_not_fit_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,25 +20,14 @@ import pathlib, gymnasium
 pathlib.Path({mark!r}).touch()
 gymnasium.register("Evil-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=20)
 """
-SMALL = [
-    "--n-timesteps",
-    "64",
-    "--n-envs",
-    "1",
-    "--eval-episodes",
-    "1",
-    "-params",
-    "n_steps=32",
-    "batch_size=32",
-    "--log-folder",
-]
+SMALL = "--n-timesteps 64 --n-envs 1 --eval-episodes 1 -params n_steps=32 batch_size=32 --log-folder"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of PPO with a checkpoint."""
     logs = tmp_path_factory.mktemp("logs")
-    assert main(["ppo", "--env", "CartPole-v1", "--save-freq", "32", *SMALL, str(logs)]) == 0
+    assert main(["ppo", "--env", "CartPole-v1", "--save-freq", "32", *SMALL.split(), str(logs)]) == 0
     return logs / "ppo" / "CartPole-v1_1"
 
 
@@ -101,13 +90,8 @@ def test_links_in_a_folder_are_not_followed(folder: Path, name: str, capsys: Any
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("seed", "0"),
-        ("seed", 1e3),
-        ("num_threads", True),
-        ("env", 3),
-        ("verbose", None),
-        ("hyperparams", "a"),
-        ("x", 1),
+        *(("seed", "0"), ("seed", 1e3), ("num_threads", True), ("env", 3)),
+        *(("verbose", None), ("hyperparams", "a"), ("x", 1)),
     ],
 )
 def test_arguments_of_another_type_are_refused_by_name(folder: Path, name: str, value: Any, capsys: Any) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import re
-import sys
 import tomllib
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,7 +14,7 @@ from packaging.requirements import Requirement
 
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1
-from support import REPOSITORY
+from support import REPOSITORY, calls_of_own_files
 
 ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text("utf-8")
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
@@ -127,22 +124,8 @@ def test_every_function_of_the_walk_exists() -> None:
 
 
 def test_a_label_takes_the_walk_of_the_page() -> None:
-    calls: list[tuple[str, str]] = []
-
-    @functools.cache
-    def own_file(name: str) -> str | None:
-        path = Path(name).resolve()
-        return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else None
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and (file := own_file(frame.f_code.co_filename)) is not None:
-            calls.append((file, frame.f_code.co_qualname.removesuffix(".__init__")))
-
-    sys.setprofile(note)
-    try:
+    with calls_of_own_files() as calls:
         BC("MlpPolicy", None, cartpole_v1(), smoothing="lin_0.1", seed=0, device="cpu").learn(total_batches=1)
-    finally:
-        sys.setprofile(None)
-    remaining = iter(calls)
+    remaining = iter([(file, name.removesuffix(".__init__")) for file, name in calls])
     for _, file, name in WALK[BEFORE_TRAINING:]:
         assert (file, name) in remaining, f"{file}: {name} is not called after the step before it"

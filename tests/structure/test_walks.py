@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
-import rlsmooth
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1
-
-ROOT = Path(rlsmooth.__file__).resolve().parent.parent
-OWN = tuple(str(ROOT / folder) for folder in ("rlsmooth", "agents", "envs", "scripts"))
-
-
-@contextmanager
-def own_files_called() -> Iterator[set[str]]:
-    """Collect the own files with a function that is called in the block. Comprehensions and lambdas count too."""
-    found: set[str] = set()
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            path = str(Path(frame.f_code.co_filename).resolve())
-            if path.startswith(OWN):
-                found.add(str(Path(path).relative_to(ROOT)))
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield found
-    finally:
-        sys.setprofile(before)
+from support import calls_of_own_files
 
 
 def make(**arguments: Any) -> BC:
@@ -67,13 +42,14 @@ def test_a_walk_passes_through_few_own_files(
     walk: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
 ) -> None:
     step = walk(tmp_path)
-    with own_files_called() as files:
+    with calls_of_own_files() as calls:
         step()
+    files = {file for file, _ in calls}  # with comprehensions and lambdas
     assert files, "nothing was traced"
     assert len(files) <= most, f"{len(files)} files: {sorted(files)}"
 
 
 def test_the_tracer_counts_a_call() -> None:
-    with own_files_called() as files:
+    with calls_of_own_files() as calls:
         cartpole_v1()
-    assert "rlsmooth/data/shipped.py" in files
+    assert ("rlsmooth/data/shipped.py", "cartpole_v1") in calls

@@ -36,7 +36,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
-from support import assert_raises
+from support import assert_raises, assert_refuses
 
 TREE = Tree.from_nested(["a", "b", "c"])
 PRIOR = torch.tensor([0.5, 0.25, 0.25])
@@ -80,18 +80,15 @@ def test_labels(name: str) -> None:
         with raises(ValueError, f"labels[{at}]={value} is outside [0, 3): labels are class indices from 0"):
             build(labels)
     if name != "teacher":
-        with raises(ValueError, "labels=3 is outside [0, 3)"):
-            build(3)
-        with raises(ValueError, "labels[1, 0]=5 is outside [0, 3)"):
-            build(torch.tensor([[0, 1], [5, 7]]))
+        assert_refuses(ValueError, "labels=3 is outside [0, 3)", build, 3)
+        assert_refuses(ValueError, "labels[1, 0]=5 is outside [0, 3)", build, torch.tensor([[0, 1], [5, 7]]))
 
 
 @pytest.mark.parametrize("name", SMOOTHED)
 def test_alpha(name: str) -> None:
     build = FROM_LABELS[name]
     for alpha in (1.0000001, 2, NAN, INF, -INF):
-        with raises(ValueError, f"alpha={alpha!r} must be finite and at most 1"):
-            build([0, 1], alpha=alpha)
+        assert_refuses(ValueError, f"alpha={alpha!r} must be finite and at most 1", build, [0, 1], alpha=alpha)
         with raises(ValueError, f"alpha={alpha!r} must be finite and at most 1"):
             build([0, 1], alpha=alpha, validate=False)  # a number on the host costs no waiting
     for alpha in ("0.1", [0.1], True):
@@ -100,10 +97,8 @@ def test_alpha(name: str) -> None:
     for at, value in ((0, 1.5), (1, NAN), (1, -INF)):
         alpha = torch.tensor([0.1, 0.1], dtype=torch.float64)
         alpha[at] = value
-        with raises(ValueError, f"alpha[{at}]={value!r} must be finite and at most 1."):
-            build([0, 1], alpha=alpha)
-    with raises(ValueError, "alpha=1.5 must be finite and at most 1."):
-        build([0, 1], alpha=torch.tensor(1.5))
+        assert_refuses(ValueError, f"alpha[{at}]={value!r} must be finite and at most 1.", build, [0, 1], alpha=alpha)
+    assert_refuses(ValueError, "alpha=1.5 must be finite and at most 1.", build, [0, 1], alpha=torch.tensor(1.5))
     with raises(TypeError, "alpha must be a floating-point tensor, got torch.int64."):
         build([0, 1], alpha=torch.tensor([0, 1]))
     for shape in ((3,), (2, 1), (1, 2), (0,)):
@@ -130,8 +125,7 @@ def test_mask(name: str) -> None:
     if name != "teacher":
         with raises(ValueError, "labels=1 is illegal under its mask"):
             build(1, mask=torch.tensor([True, False, True]))
-        with raises(ValueError, "mask allows no class at all"):
-            build(1, mask=torch.zeros(3, dtype=torch.bool))
+        assert_refuses(ValueError, "mask allows no class at all", build, 1, mask=torch.zeros(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", FROM_LABELS)
@@ -145,8 +139,7 @@ def test_validate_false_reads_no_value(name: str) -> None:
 def test_num_classes(build: Callable[..., object]) -> None:
     arguments = () if build is ordinal_kernel else ([],)
     for num_classes in (0, -2):
-        with raises(ValueError, f"num_classes={num_classes} must be at least 1."):
-            build(*arguments, num_classes)
+        assert_refuses(ValueError, f"num_classes={num_classes} must be at least 1.", build, *arguments, num_classes)
     for num_classes in (3.0, "3", None, True):
         with raises(
             TypeError, f"num_classes must be a whole number, got {type(num_classes).__name__} {num_classes!r}."
@@ -186,8 +179,7 @@ def test_spread() -> None:
     ],
 )
 def test_prior(value: Any, error: type[Exception], message: str) -> None:
-    with raises(error, message):
-        prior([0], value)
+    assert_refuses(error, message, prior, [0], value)
 
 
 def test_a_prior_within_the_tolerance_passes_and_a_prior_of_nothing_legal_does_not() -> None:
@@ -217,8 +209,7 @@ def test_a_prior_within_the_tolerance_passes_and_a_prior_of_nothing_legal_does_n
 )
 @pytest.mark.parametrize("validate", [True, False])
 def test_kernel(value: Any, error: type[Exception], message: str, validate: bool) -> None:
-    with raises(error, message):
-        kernel([0], value, validate=validate)
+    assert_refuses(error, message, kernel, [0], value, validate=validate)
 
 
 def test_tree_and_decay() -> None:
@@ -227,8 +218,7 @@ def test_tree_and_decay() -> None:
     for decay in (-0.5, NAN, INF):
         with raises(ValueError, f"decay={decay!r} must be a finite number in [0, inf]."):
             hierarchical([0], TREE, decay=decay)
-    with raises(TypeError, "decay must be a number, got str '1'."):
-        hierarchical([0], TREE, decay="1")  # type: ignore[arg-type]
+    assert_refuses(TypeError, "decay must be a number, got str '1'.", hierarchical, [0], TREE, decay="1")
 
 
 @pytest.mark.parametrize(
@@ -245,18 +235,14 @@ def test_tree_and_decay() -> None:
     ],
 )
 def test_ordinal(arguments: dict[str, Any], message: str) -> None:
-    with raises(ValueError, message):
-        ordinal_kernel(**({"num_classes": 3} | arguments))
-    with raises(ValueError, message):
-        ordinal([0], **({"num_classes": 3} | arguments))
+    assert_refuses(ValueError, message, ordinal_kernel, **{"num_classes": 3} | arguments)
+    assert_refuses(ValueError, message, ordinal, [0], **{"num_classes": 3} | arguments)
 
 
 def test_ordinal_schemes_that_say_nothing() -> None:
     message = 'scheme="adjacent" says nothing of the label itself: give alpha, the mass of its neighbours.'
-    with raises(ValueError, message):
-        ordinal_kernel(3, "adjacent", include_label=True)
-    with raises(ValueError, message):
-        ordinal([0], 3, None, "adjacent")
+    assert_refuses(ValueError, message, ordinal_kernel, 3, "adjacent", include_label=True)
+    assert_refuses(ValueError, message, ordinal, [0], 3, None, "adjacent")
     nearest = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]])  # whatever is left of it by then
     np.testing.assert_allclose(ordinal_kernel(3, "beta", concentration=1e6), nearest, rtol=1e-7)
     np.testing.assert_array_equal(ordinal_kernel(3, "beta", include_label=True, concentration=1e6), np.eye(3))
@@ -264,15 +250,13 @@ def test_ordinal_schemes_that_say_nothing() -> None:
 
 def test_mixture() -> None:
     pair = torch.tensor([[0, 1]])
-    with raises(TypeError, "num_classes is missing: mixture can't infer it from the parents."):
-        mixture(pair)
+    assert_refuses(TypeError, "num_classes is missing: mixture can't infer it from the parents.", mixture, pair)
     with raises(TypeError, "parents must hold class indices (int64), got torch.float32"):
         mixture(pair.float(), None, 3)
     for parents in (torch.tensor(1), torch.zeros(2, 0, dtype=torch.int64)):
         with raises(ValueError, f"parents has shape {tuple(parents.shape)}, needs [..., P] with at least one parent."):
             mixture(parents, None, 3)
-    with raises(ValueError, "parents[0, 1]=3 is outside [0, 3)"):
-        mixture(torch.tensor([[0, 3]]), None, 3)
+    assert_refuses(ValueError, "parents[0, 1]=3 is outside [0, 3)", mixture, torch.tensor([[0, 3]]), None, 3)
     with raises(ValueError, "parents[0, 1]=1 is illegal under its mask"):
         mixture(pair, None, 3, mask=torch.tensor([True, False, True]))
     with raises(ValueError, "mask[0] allows no class at all"):
@@ -284,12 +268,9 @@ def test_mixture() -> None:
         mixture(pair, torch.tensor([1, 0]), 3)
     with raises(ValueError, "weights[0] sums to 1.2, must sum to 1: give weights / weights.sum(-1, keepdim=True)."):
         mixture(pair, torch.tensor([[0.6, 0.6]]), 3)
-    with raises(ValueError, "weights[0, 0]=-0.5 is no probability"):
-        mixture(pair, torch.tensor([[-0.5, 1.5]]), 3)
-    with raises(ValueError, "weights sums to 1.2, must sum to 1"):
-        mixture(pair, torch.tensor([0.6, 0.6]), 3)
-    with raises(ValueError, "alpha=2 must be finite and at most 1"):
-        mixture(pair, None, 3, 2)
+    assert_refuses(ValueError, "weights[0, 0]=-0.5 is no probability", mixture, pair, torch.tensor([[-0.5, 1.5]]), 3)
+    assert_refuses(ValueError, "weights sums to 1.2, must sum to 1", mixture, pair, torch.tensor([0.6, 0.6]), 3)
+    assert_refuses(ValueError, "alpha=2 must be finite and at most 1", mixture, pair, None, 3, 2)
     with raises(ValueError, "alpha of shape (2,) does not broadcast over the batch (1,)"):
         mixture(pair, None, 3, torch.zeros(2))
     mixture(torch.tensor([[0, 1]]), torch.tensor([0.6, 0.6]), 3, validate=False)
@@ -301,14 +282,12 @@ def test_sparse() -> None:
         sparse(indices.float(), torch.ones(1, 2), 3)
     with raises(TypeError, "weights must be a floating-point tensor, got torch.int64."):
         sparse(indices, torch.ones(1, 2).long(), 3)
-    with raises(TypeError, "weights must be a floating-point tensor, got list."):
-        sparse(indices, [[1.0, 0.0]], 3)  # type: ignore[arg-type]
+    assert_refuses(TypeError, "weights must be a floating-point tensor, got list.", sparse, indices, [[1.0, 0.0]], 3)
     with raises(ValueError, "indices (1, 2) and weights (2,) must have one shape [..., A]."):
         sparse(indices, torch.ones(2), 3)
     with raises(ValueError, "indices () and weights () must have one shape [..., A]."):
         sparse(torch.tensor(1), torch.tensor(1.0), 3)
-    with raises(ValueError, "indices[0, 1]=1 is outside [0, 1)"):
-        sparse(indices, torch.ones(1, 2), 1)
+    assert_refuses(ValueError, "indices[0, 1]=1 is outside [0, 1)", sparse, indices, torch.ones(1, 2), 1)
     with raises(ValueError, "num_classes=0 must be at least 1."):
         sparse(indices, torch.ones(1, 2), 0, validate=False)
     for value in (NAN, INF, -INF):
@@ -333,8 +312,7 @@ def test_lists_where_a_tensor_is_needed(name: str) -> None:
         "visit_counts": lambda: visit_counts([[1, 3]]),  # type: ignore[arg-type]
         "weight_classes": lambda: one_hot([0], 2).weight_classes([1.0, 2.0]),  # type: ignore[arg-type]
     }
-    with pytest.raises(TypeError, match=r"(weights|counts) must be .*tensor.* got list"):
-        calls[name]()
+    assert_raises(TypeError, r"(weights|counts) must be .*tensor.* got list", calls[name])
 
 
 def test_alpha_as_a_numpy_number() -> None:
@@ -349,8 +327,7 @@ def test_single_rows_are_named_without_brackets(name: str) -> None:
         "counts": lambda: visit_counts(torch.tensor([0, 0])),
         "q_values": lambda: boltzmann(torch.tensor([-INF, -INF])),
     }
-    with pytest.raises(ValueError, match=f"^{name} "):
-        calls[name]()
+    assert_raises(ValueError, f"^{name} ", calls[name])
 
 
 def test_a_cached_table_does_not_hide_a_bad_number_of_classes() -> None:
@@ -370,8 +347,7 @@ def test_dense_arguments(build: Callable[..., Target], name: str) -> None:
         (torch.tensor([[1, 0]]), "torch.int64"),
         (torch.ones(2) > 0, "torch.bool"),
     ):
-        with raises(TypeError, f"{name} must be a floating-point tensor [..., K], got {kind}."):
-            build(value)
+        assert_refuses(TypeError, f"{name} must be a floating-point tensor [..., K], got {kind}.", build, value)
     for shape in ((), (0,), (2, 0)):
         with raises(ValueError, f"{name} has shape {shape}, needs [..., K] with at least one class."):
             build(torch.ones(shape))
@@ -389,10 +365,8 @@ def test_from_probs() -> None:
         ([1.5, -0.5], "probs[1, 1]=-0.5 is no probability"),
         ([NAN, 1.0], "probs[1, 0]=nan is no probability"),
     ):
-        with raises(ValueError, message):
-            from_probs(torch.tensor([[0.5, 0.5], row]))
-    with raises(ValueError, "probs sums to 2, must sum to 1"):
-        from_probs(torch.ones(2))
+        assert_refuses(ValueError, message, from_probs, torch.tensor([[0.5, 0.5], row]))
+    assert_refuses(ValueError, "probs sums to 2, must sum to 1", from_probs, torch.ones(2))
     with raises(ValueError, "probs[0, 1]=0.5 is on a class that its mask forbids."):
         from_probs(torch.tensor([[0.5, 0.5]]), mask=torch.tensor([True, False]))
     assert from_probs(torch.ones(2), validate=False).mass().item() == 2
@@ -434,8 +408,7 @@ def test_visit_counts() -> None:
         with raises(ValueError, f"temperature={temperature!r} must be a finite number in [0, inf]."):
             visit_counts(torch.tensor([[1, 2]]), temperature)
     for counts, kind in ((torch.tensor(3), "torch.int64 ()"), (torch.ones(2) > 0, "torch.bool (2,)")):
-        with raises(TypeError, f"counts must be numbers of shape [..., K], got {kind}."):
-            visit_counts(counts)
+        assert_refuses(TypeError, f"counts must be numbers of shape [..., K], got {kind}.", visit_counts, counts)
 
 
 # ---- numpy's arrays and scalars

@@ -141,8 +141,7 @@ class Stranger:
 
 
 def test_other_values_are_refused_as_ever() -> None:
-    with pytest.raises(pickle.UnpicklingError, match="Stranger"):
-        saved(Smoothing(0.1, TREE).to_config() | {"x": Stranger()})
+    assert_raises(pickle.UnpicklingError, "Stranger", saved, Smoothing(0.1, TREE).to_config() | {"x": Stranger()})
 
 
 @pytest.mark.parametrize("kind", KINDS)

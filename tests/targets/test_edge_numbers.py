@@ -127,10 +127,12 @@ SUPPORTS = {
 def test_hl_gauss_is_mpmaths_whatever_the_ratio_and_the_scale(support: str, ratio: float) -> None:
     points = SUPPORTS[support]
     values = [points[0], points[1], points[1] / 2 + points[2] / 2, points[-1] * 0.9, -math.inf, math.inf]
+    values += [*points[2:], 0.1, 7.5] if support == "uneven" else []
     dense = hl_gauss(torch.tensor(values, dtype=F64), torch.tensor(points, dtype=F64), ratio).dense(F64).numpy()
     for row, value in zip(dense, values, strict=True):
         expected = bins_of(value, points, ratio, 80 if ratio < 1e20 else 700)
         np.testing.assert_allclose(row, expected, rtol=3e-12, atol=1e-290)
+        assert row.sum() == pytest.approx(1, abs=1e-14)
 
 
 def test_hl_gauss_of_many_narrow_bins() -> None:

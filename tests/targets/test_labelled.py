@@ -1,9 +1,8 @@
-"""Hard, uniform, prior, mixture and atom targets, mixup and pseudo-labels, against numpy, torch, timm and theory."""
+"""Hard, uniform, prior, mixture and atom targets, mixup and pseudo-labels, against numpy, torch and theory."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ from rlsmooth.targets import (
     two_hot,
     uniform,
 )
-from support import assert_raises
+from support import assert_refuses
 
 BATCHES = [(), (1,), (5,), (2, 3), (2, 1, 3), (0,), (3, 0)]
 Array = np.ndarray[Any, Any]
@@ -55,90 +54,14 @@ def assert_dense(target: Target, expected: Array, tolerance: float = 1e-14) -> N
 
 
 @pytest.mark.parametrize("shape", BATCHES)
-def test_one_hot_is_the_identity_matrix_row(shape: tuple[int, ...], device: torch.device) -> None:
-    labels = draw_labels(shape, 4, device)
-    target = one_hot(labels, 4)
-    assert target.batch_shape == shape
-    assert_dense(target, onehot_of(labels, 4), tolerance=0)
-    assert target.background_weight is None
-
-
-@pytest.mark.parametrize("shape", BATCHES)
-@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.1, 1.0])
-def test_uniform_over_all(shape: tuple[int, ...], alpha: float, device: torch.device) -> None:
-    labels = draw_labels(shape, 7, device)
-    assert_dense(uniform(labels, 7, alpha), (1 - alpha) * onehot_of(labels, 7) + alpha / 7)
-
-
-@pytest.mark.parametrize("shape", BATCHES)
-@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.1, 1.0])
-def test_uniform_over_others(shape: tuple[int, ...], alpha: float, device: torch.device) -> None:
-    labels = draw_labels(shape, 7, device)
-    onehot = onehot_of(labels, 7)
-    assert_dense(uniform(labels, 7, alpha, "others"), (1 - alpha) * onehot + alpha / 6 * (1 - onehot))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_uniform_is_torchs_label_smoothing_in_value_and_gradient(
-    alpha: float, dtype: torch.dtype, device: torch.device
-) -> None:
-    logits = torch.randn(6, 5, dtype=dtype, device=device, requires_grad=True)
-    labels = draw_labels((6,), 5, device)
-    theirs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=alpha, reduction="none")
-    ours = -(uniform(labels, 5, alpha).dense(dtype) * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(ours, theirs)
-    (their_gradient,) = torch.autograd.grad(theirs.sum(), logits)
-    (our_gradient,) = torch.autograd.grad(ours.sum(), logits)
-    torch.testing.assert_close(our_gradient, their_gradient)
-
-
-def test_uniform_is_timms_label_smoothing(device: torch.device) -> None:
-    # timm.loss.LabelSmoothingCrossEntropy: (1 - smoothing) · nll + smoothing · mean over classes of -log p
-    smoothing = 0.13
-    log_probs = torch.randn(6, 5, dtype=torch.float64, device=device).log_softmax(-1)
-    labels = draw_labels((6,), 5, device)
-    nll = -log_probs.gather(-1, labels.unsqueeze(1)).squeeze(1)
-    theirs = (1 - smoothing) * nll + smoothing * -log_probs.mean(-1)
-    ours = -(uniform(labels, 5, smoothing).dense(torch.float64) * log_probs).sum(-1)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_alpha_is_divided_among_the_classes_not_replaced_by_their_number() -> None:
-    """ConvE's published code added 1/K where alpha/K belongs, so that its targets summed to 1 + (1 - alpha)."""
-    target = uniform(torch.tensor([3]), 50, 0.1)
-    conve = 0.9 * onehot_of(torch.tensor([3]), 50) + 1 / 50
-    assert conve.sum() == pytest.approx(1.9)  # what the test guards against
-    assert target.dense(torch.float64).sum().item() == pytest.approx(1.0, abs=1e-14)
-    assert target.dense(torch.float64)[0, 0].item() == pytest.approx(0.1 / 50, abs=1e-17)
-
-
-@pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
-@pytest.mark.parametrize("alpha", [-1.0, 0.1, 0.5])
-def test_others_at_alpha_is_all_at_alpha_k_over_k_minus_1(num_classes: int, alpha: float) -> None:
-    labels = torch.arange(num_classes)
-    rescaled = alpha * num_classes / (num_classes - 1)
-    if rescaled > 1:
-        pytest.skip("the rescaled alpha is above 1")
-    others = uniform(labels, num_classes, alpha, "others").dense(torch.float64)
-    everything = uniform(labels, num_classes, rescaled, "all").dense(torch.float64)
-    torch.testing.assert_close(others, everything, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize(("spread", "margin"), [("all", 4.511), ("others", 4.394)])
-def test_optimal_margin_of_ten_classes(spread: Any, margin: float) -> None:
-    """The logit difference of the target itself: log(1 + K(1-a)/a) and log((1-a)(K-1)/a)."""
-    dense = uniform(torch.tensor(0), 10, 0.1, spread).dense(torch.float64)
-    assert math.log(dense[0] / dense[1]) == pytest.approx(margin, abs=5e-4)
-
-
-@pytest.mark.parametrize("shape", BATCHES)
 @pytest.mark.parametrize("spread", ["all", "others"])
-@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.3, 1.0])
-def test_uniform_under_a_mask(shape: tuple[int, ...], spread: Any, alpha: float, device: torch.device) -> None:
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.1, 1.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_uniform(masked: bool, spread: Any, alpha: float, shape: tuple[int, ...], device: torch.device) -> None:
     labels = draw_labels(shape, 6, device)
-    mask = draw_mask(labels, 6)
-    legal, onehot = mask.cpu().numpy().astype(float), onehot_of(labels, 6)
+    mask = draw_mask(labels, 6) if masked else None
+    onehot = onehot_of(labels, 6)
+    legal = np.ones_like(onehot) if mask is None else mask.cpu().numpy().astype(float)
     if spread == "all":
         expected = (1 - alpha) * onehot + alpha * legal / legal.sum(-1, keepdims=True)
     else:
@@ -148,15 +71,7 @@ def test_uniform_under_a_mask(shape: tuple[int, ...], spread: Any, alpha: float,
         expected = kept * onehot + (1 - kept) * others / np.maximum(count, 1)
     target = uniform(labels, 6, alpha, spread, mask=mask)
     assert_dense(target, expected)
-    assert (target.dense(torch.float64)[~mask] == 0).all()
-
-
-@pytest.mark.parametrize("spread", ["all", "others"])
-def test_a_full_mask_changes_nothing(spread: Any, device: torch.device) -> None:
-    labels = draw_labels((4,), 5, device)
-    mask = torch.ones(5, dtype=torch.bool, device=device)
-    plain = uniform(labels, 5, 0.2, spread).dense(torch.float64)
-    torch.testing.assert_close(uniform(labels, 5, 0.2, spread, mask=mask).dense(torch.float64), plain)
+    assert mask is None or (target.dense(torch.float64)[~mask] == 0).all()
 
 
 @pytest.mark.parametrize("mask_shape", [(4,), (1, 4), (3, 4), (1, 3, 4), (2, 1, 4), (2, 3, 4)])
@@ -167,23 +82,6 @@ def test_masks_broadcast(mask_shape: tuple[int, ...], device: torch.device) -> N
     legal = np.broadcast_to(mask.cpu().numpy(), (2, 3, 4)).astype(float)
     expected = 0.8 * onehot_of(labels, 4) + 0.2 * legal / legal.sum(-1, keepdims=True)
     assert_dense(uniform(labels, 4, 0.2, mask=mask), expected)
-
-
-@pytest.mark.parametrize("spread", ["all", "others"])
-@pytest.mark.parametrize("alpha", [-0.3, 0.4, 1.0])
-def test_one_legal_class_gives_the_hard_target(spread: Any, alpha: float) -> None:
-    labels = torch.tensor([2, 0])
-    mask = torch.eye(3, dtype=torch.bool)[labels]
-    assert_dense(uniform(labels, 3, alpha, spread, mask=mask), onehot_of(labels, 3), tolerance=1e-15)
-
-
-@pytest.mark.parametrize("spread", ["all", "others"])
-def test_one_class(spread: Any) -> None:
-    target = uniform(torch.zeros(3, dtype=torch.int64), 1, 0.4, spread)
-    assert_dense(target, np.ones((3, 1)), tolerance=1e-16)
-    assert_dense(one_hot([0], 1), np.ones((1, 1)))
-    assert_dense(prior([0], torch.ones(1), 0.4), np.ones((1, 1)))
-    assert_dense(mixture(torch.tensor([[0]]), None, 1, 0.4), np.ones((1, 1)))
 
 
 @pytest.mark.parametrize("alpha_shape", [(), (1,), (3,), (1, 3), (2, 1), (2, 3)])
@@ -207,13 +105,14 @@ def test_alpha_tensors_broadcast_over_the_batch(
 def test_labels_may_be_numbers_lists_arrays_or_any_whole_dtype() -> None:
     expected = onehot_of(torch.tensor([2, 0]), 3)
     for labels in ([2, 0], (2, 0), np.array([2, 0]), np.array([2, 0], dtype=np.int16), torch.tensor([2, 0])):
-        assert_dense(one_hot(labels, 3), expected)
+        assert_dense(one_hot(labels, 3), expected, tolerance=0)
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         target = one_hot(torch.tensor([2, 0], dtype=dtype), 3)
         assert target.atom_indices.dtype == torch.int64
         assert_dense(target, expected)
     assert_dense(one_hot(2, 3), expected[0])
     assert one_hot(2, 3).batch_shape == ()
+    assert one_hot(2, 3).background_weight is None
     assert one_hot([], 3).batch_shape == (0,)
     assert one_hot(np.int64(2), 3).batch_shape == ()
 
@@ -303,12 +202,6 @@ def test_the_iris_hybrid_is_two_thirds_of_one_parent() -> None:
     """Fisher (1936): versicolor (1) lies two thirds of the way from setosa (0) to virginica (2)."""
     target = mixture(torch.tensor([[0, 2]]), torch.tensor([[1 / 3, 2 / 3]], dtype=torch.float64), 3, 0.1)
     assert_dense(target, np.array([[0.3, 0.1, 0.6]]))
-
-
-def test_one_parent_is_uniform_over_the_others() -> None:
-    labels = torch.arange(4)
-    single = mixture(labels.unsqueeze(-1), None, 4, 0.3).dense(torch.float64)
-    torch.testing.assert_close(single, uniform(labels, 4, 0.3, "others").dense(torch.float64))
 
 
 def test_sparse_adds_repeated_atoms_up_and_keeps_the_mass(device: torch.device) -> None:
@@ -505,14 +398,13 @@ def test_a_fixed_alpha_damps_least_where_the_label_is_uncertain(device: torch.de
     goal = 1 - alpha + alpha / classes
     label = torch.zeros(1, dtype=torch.int64, device=device)
     left = []
-    for confidence in (0.1, 0.3, 0.5, 0.7, 0.9, goal):
+    for confidence in (0.1, 0.3, 0.5, 0.7, 0.9, goal, 0.99):
         logits = even_logits(confidence, classes, device)
         hard = gradient(logits, one_hot(label, classes)).norm().item()
         left.append(gradient(logits, uniform(label, classes, alpha)).norm().item() / hard)
         assert left[-1] == pytest.approx(abs(confidence - goal) / (1 - confidence), abs=1e-9)
-    assert left == sorted(left, reverse=True)
-    assert left[0] == pytest.approx(0.9, abs=1e-9)
-    assert left[-1] == pytest.approx(0.0, abs=1e-9)
+    assert left[:-1] == sorted(left[:-1], reverse=True)
+    assert [left[0], left[2], *left[-2:]] == pytest.approx([0.9, 0.82, 0.0, 8.0], abs=1e-9)
 
 
 def test_max_alpha_limits_the_smoothing(device: torch.device) -> None:
@@ -558,7 +450,7 @@ def test_confidence_may_be_a_number_an_array_or_broadcast(device: torch.device) 
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
-    assert_raises(error, f"^{re.escape(message)}", confidence_adaptive, *arguments)
+    assert_refuses(error, message, confidence_adaptive, *arguments)
 
 
 def test_bad_limits_and_masks() -> None:

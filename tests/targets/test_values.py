@@ -1,14 +1,11 @@
-"""Two-hot and HL-Gauss targets: against mpmath and scipy, far tails, ends of the support, and what decoding gives."""
+"""Two-hot and HL-Gauss targets against scipy: far tails, ends of the support, and what decoding gives."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
-import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import scipy.special
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from rlsmooth.losses import cross_entropy, expected_value
 from rlsmooth.targets import Target, hl_gauss, two_hot
-from support import assert_raises
+from support import assert_raises, assert_refuses
 
 F64 = torch.float64
 INF, NAN = math.inf, math.nan
@@ -32,22 +29,6 @@ both_builders = pytest.mark.parametrize("build", BUILDERS, ids=lambda build: bui
 
 def mean(target: Target, support: Tensor) -> Tensor:
     return target.dense(F64) @ support.to(target.device, F64)
-
-
-def gaussian_bins(value: float, centres: Tensor, sigma: float) -> np.ndarray:
-    """The truth: 60 digits, each bin's mass over the mass of all bins."""
-    points = [mpmath.mpf(centre) for centre in centres.tolist()]
-    inner = [(a + b) / 2 for a, b in pairwise(points)]
-    edges = [2 * points[0] - inner[0], *inner, 2 * points[-1] - inner[-1]]
-    with mpmath.workdps(60):
-        masses = [
-            mpmath.ncdf((b - value) / sigma) - mpmath.ncdf((a - value) / sigma)
-            if b < value
-            else mpmath.ncdf((value - a) / sigma) - mpmath.ncdf((value - b) / sigma)
-            for a, b in pairwise(edges)
-        ]
-        total = sum(masses)
-        return np.array([float(mass / total) for mass in masses])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, F64])
@@ -98,19 +79,6 @@ def test_values_outside_are_clamped(build: Callable[..., Target], device: torch.
     assert ends.isfinite().all()
 
 
-@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.75, 2.0, 30.0])
-@pytest.mark.parametrize("value", [-5.0, -4.9, -4.75, 0.0, 0.1, 0.25, 3.3333, 5.0])
-def test_hl_gauss_is_the_gaussians_mass_in_each_bin(value: float, ratio: float, device: torch.device) -> None:
-    found = hl_gauss(torch.tensor(value, dtype=F64, device=device), EVEN.to(device), ratio).dense(F64).cpu().numpy()
-    exact = gaussian_bins(value, EVEN, ratio * 0.5)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-14)
-    # Far bins too, relative to their own mass: an edge z standard deviations out knows its tail to 1e-16 · z².
-    seen = exact > 1e-290
-    np.testing.assert_allclose(found[seen], exact[seen], rtol=1e-11)
-    assert (found[~seen] < 1e-289).all()
-    assert found.sum() == pytest.approx(1, abs=1e-14)
-
-
 def test_hl_gauss_agrees_with_scipy_in_logarithms(device: torch.device) -> None:
     """The logarithms, down to -600: what a KL divergence of two value targets would read."""
     centres = torch.arange(0, 28, dtype=F64, device=device)
@@ -139,19 +107,6 @@ def test_hl_gauss_is_symmetric_and_shifts(support: Tensor, device: torch.device)
     torch.testing.assert_close(hl_gauss(-values, -support.flip(0)).dense(F64), dense.flip(-1), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(hl_gauss(8 * values, 8 * support).dense(F64), dense, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(hl_gauss(values + 64, support + 64).dense(F64), dense, rtol=1e-9, atol=1e-13)
-
-
-def test_sigma_follows_the_bins_of_an_uneven_support(device: torch.device) -> None:
-    edges = [-10.5, -5.5, -2.0, -0.75, -0.25, 0.125, 1.125, 5.5, 12.5]
-    widths = np.diff(edges)
-    for place in range(8):  # at a centre sigma is the ratio times that bin's own width
-        value = UNEVEN[place].item()
-        found = hl_gauss(torch.tensor([value], dtype=F64, device=device), UNEVEN.to(device), 0.6).dense(F64)
-        np.testing.assert_allclose(found[0].cpu(), gaussian_bins(value, UNEVEN, 0.6 * widths[place]), atol=1e-14)
-    half = torch.tensor((UNEVEN[6] + UNEVEN[7]).item() / 2, dtype=F64, device=device)
-    found = hl_gauss(half, UNEVEN.to(device), 0.6).dense(F64)  # and half way between two, the mean of theirs
-    exact = gaussian_bins(half.item(), UNEVEN, 0.6 * (widths[6] + widths[7]) / 2)
-    np.testing.assert_allclose(found.cpu(), exact, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +204,7 @@ def test_a_nan_is_an_error_and_without_checks_stays_a_nan(build: Callable[..., T
 def test_bad_arguments(
     build: Callable[..., Target], values: Any, support: Any, error: type[Exception], message: str
 ) -> None:
-    assert_raises(error, f"^{re.escape(message)}", build, values, support)
+    assert_refuses(error, message, build, values, support)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, NAN, INF])

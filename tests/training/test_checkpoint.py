@@ -48,34 +48,21 @@ def test_the_latest_comes_back_and_the_last_two_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint_10.zip", "checkpoint_100.zip"]
 
 
-@pytest.mark.parametrize("keep", [1, 3])
-def test_keep_says_how_many_stay(tmp_path: Path, keep: int) -> None:
-    for step in range(5):
-        save(tmp_path, step, keep=keep)
-    assert checkpoint_steps(tmp_path) == list(range(5))[-keep:]
-
-
-def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
-    save(tmp_path, 3)
-    save_checkpoint(tmp_path, 3, config={"again": True}, tensors={})
-    latest = latest_checkpoint(tmp_path)
-    assert latest.config == {"again": True}
-
-
-def test_nothing_there_is_none(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
-    assert latest_checkpoint(tmp_path / "none") is None
+def test_keep_says_how_many_stay_and_the_same_step_replaces_its_file(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is latest_checkpoint(tmp_path / "none") is None
     assert checkpoint_steps(tmp_path / "none") == []
+    for keep in (1, 3):
+        folder = tmp_path / f"{keep}"
+        for step in range(5):
+            save(folder, step, keep=keep)
+        assert checkpoint_steps(folder) == list(range(5))[-keep:]
+        save_checkpoint(folder, 4, config={"again": True}, tensors={})
+        assert latest_checkpoint(folder).config == {"again": True}
 
 
 def test_other_files_and_half_written_ones_are_passed_over(tmp_path: Path) -> None:
-    for name in (
-        ".checkpoint_9.zip.abc.tmp",
-        "checkpoint_8.zip.tmp",
-        "checkpoint_x.zip",
-        "checkpoint_07.zip",
-        "notes.txt",
-    ):
+    names = ".checkpoint_9.zip.abc.tmp checkpoint_8.zip.tmp checkpoint_x.zip checkpoint_07.zip notes.txt"
+    for name in names.split():
         (tmp_path / name).write_bytes(b"PK half")
     assert latest_checkpoint(tmp_path) is None
     save(tmp_path, 5)
@@ -97,10 +84,8 @@ def test_damaged_ones_are_passed_over_with_a_warning_that_names_them(tmp_path: P
 
 
 def test_all_damaged_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    truncate(tmp_path / "checkpoint_1.zip")
-    truncate(tmp_path / "checkpoint_2.zip")
+    for step in (1, 2):
+        truncate(save(tmp_path, step))
     with pytest.raises(SafeFileError, match=r"No checkpoint in .*checkpoint_2\.zip.*checkpoint_1\.zip"):
         latest_checkpoint(tmp_path)
 

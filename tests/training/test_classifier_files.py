@@ -48,6 +48,9 @@ def noise(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
     return rng.normal(size=(rows, 4)).astype(np.float32), np.arange(rows) % 3
 
 
+X, y = noise()
+
+
 def network() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
@@ -68,7 +71,6 @@ def assert_same(one: Classifier, two: Classifier) -> None:
 # ---- files
 @pytest.mark.parametrize("names", [["a", "bb", "c"], [5, -1, 7], [False, True, True]])
 def test_a_file_brings_everything_back(names: list[Any], tmp_path: Path) -> None:
-    X, y = noise()
     labels = np.array(names)[y]
     classes = len(set(names))
     given = make(lambda features, _classes: nn.Linear(features, classes), class_weight={names[0]: 2.0}, max_epochs=2)
@@ -85,7 +87,6 @@ def test_a_file_brings_everything_back(names: list[Any], tmp_path: Path) -> None
 
 
 def test_an_mlp_needs_no_model(tmp_path: Path) -> None:
-    X, y = noise()
     smoothing = Smoothing(0.2, reference=torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64))
     path = make("mlp", smoothing=smoothing, warm_start=True).fit(X, y).save(tmp_path / "mlp.zip")
     loaded = Classifier.load(path, device="cpu")
@@ -94,7 +95,6 @@ def test_an_mlp_needs_no_model(tmp_path: Path) -> None:
 
 
 def test_what_a_file_can_not_hold_is_asked_for(tmp_path: Path) -> None:
-    X, y = noise()
     model = network()
     given = make(model, smoothing=Smoothing(lambda progress: 0.1 * progress), learning_rate=lambda _: 1e-3).fit(X, y)
     path = given.save(tmp_path / "own.zip")
@@ -112,7 +112,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert_raises(ValueError, "not fitted", make().save, tmp_path / "none.zip")
     (tmp_path / "pickle.zip").write_bytes(pickle.dumps({"model": 1}))
     assert_raises(SafeFileError, None, Classifier.load, tmp_path / "pickle.zip", "mlp")
-    X, y = noise()
     whole = make("mlp").fit(X, y).save(tmp_path / "whole.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     assert_raises(SafeFileError, None, Classifier.load, tmp_path / "cut.zip")
@@ -120,7 +119,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_fitted_classifier_can_be_pickled() -> None:
-    X, y = noise()
     fitted = make().fit(X, y)
     assert_same(fitted, pickle.loads(pickle.dumps(fitted)))
 
@@ -139,26 +137,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     monkeypatch.setattr(engine, "save_checkpoint", write)
 
 
-HARD: dict[str, Any] = {
-    "mixup": 0.3,
-    "smoothing": "lin_0.2",
-    "learning_rate": "lin_1e-2",
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "validation_fraction": 0.2,
-    "early_stopping_patience": 20,
-    "class_weight": "balanced",
-}
+HARD: dict[str, Any] = {"mixup": 0.3, "smoothing": "lin_0.2", "learning_rate": "lin_1e-2", "weight_decay": 0.01}
+HARD |= {"max_grad_norm": 1.0, "validation_fraction": 0.2, "early_stopping_patience": 20, "class_weight": "balanced"}
 
 
 def test_checkpoints_do_not_change_a_run(tmp_path: Path) -> None:
-    X, y = noise()
     assert_same(make(**HARD).fit(X, y), make(**HARD, checkpoint_folder=tmp_path, checkpoint_every=1).fit(X, y))
     assert checkpoint_steps(tmp_path) == [5, 6]
 
 
 def test_a_warm_start_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = noise()
     whole = make(warm_start=True).fit(X, y).fit(X, y)
     first = make(warm_start=True).fit(X, y)
     first.set_params(checkpoint_folder=tmp_path, checkpoint_every=3)
@@ -170,14 +158,12 @@ def test_a_warm_start_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_seed_that_was_drawn_is_that_of_the_run(tmp_path: Path) -> None:
-    X, y = noise()
     arguments = {"seed": None, "validation_fraction": 0.2, "checkpoint_folder": tmp_path}
     one = make("mlp", **arguments).fit(X, y)
     assert_same(one, make("mlp", **arguments).fit(X, y, resume=True))
 
 
 def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
-    X, y = noise()
     with pytest.raises(ValueError, match="resume=True needs the run's checkpoint_folder"):
         make().fit(X, y, resume=True)
     make(checkpoint_folder=tmp_path).fit(X, y)
@@ -186,14 +172,10 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
         given = {name: changed.pop(name) for name in ("target", "mask", "sample_weight") if name in changed}
         make(model, checkpoint_folder=tmp_path, **changed).fit(X, y, **given, resume=True)
 
-    for changed in ({"smoothing": 0.2}, {"class_weight": "balanced"}):
-        (name,) = changed
-        with pytest.raises(ValueError, match=f"^{name}=.* was started with"):
-            resume(**changed)
-    with pytest.raises(ValueError, match="seed=1 was 0"):
-        resume(seed=1)
-    with pytest.raises(ValueError, match="model does not fit"):
-        resume(model=nn.Linear(4, 3))
+    assert_raises(ValueError, "^smoothing=.* was started with", resume, smoothing=0.2)
+    assert_raises(ValueError, "^class_weight=.* was started with", resume, class_weight="balanced")
+    assert_raises(ValueError, "seed=1 was 0", resume, seed=1)
+    assert_raises(ValueError, "model does not fit", resume, model=nn.Linear(4, 3))
     moved = X.copy()
     moved[17, 2] += 1
     others = (
@@ -204,8 +186,7 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path: Path) -> None:
         {"mask": np.ones((60, 3), dtype=bool)},
     )
     for other in others:
-        with pytest.raises(ValueError, match=r"^X, y, .*: these are not those"):
-            resume(**other)
+        assert_raises(ValueError, r"^X, y, .*: these are not those", resume, **other)
     resume()
 
 
@@ -226,7 +207,6 @@ def measured(logits: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
 
 
 def test_the_history_has_what_others_compute() -> None:
-    X, y = noise()
     held_out = noise(rows=30, seed=1)
     fitted = three_epochs(smoothing=0.2).fit(X, y, validation=held_out)
     expected = measured(fitted.logits(X), torch.tensor(y), 0.2)
@@ -245,17 +225,14 @@ def test_the_history_has_what_others_compute() -> None:
 
 
 def test_the_loss_is_the_mean_over_an_epochs_updates() -> None:
-    X, y = noise()
-    fitted = make(lambda _features, _classes: nn.Linear(4, 3), max_epochs=3, learning_rate=1e-12, batch_size=32).fit(
-        X, y
-    )
+    given = {"max_epochs": 3, "learning_rate": 1e-12, "batch_size": 32}
+    fitted = make(lambda _features, _classes: nn.Linear(4, 3), **given).fit(X, y)
     each = functional.cross_entropy(fitted.logits(X), torch.tensor(y), label_smoothing=0.1, reduction="none")
     means = [float(each[rows].mean()) for rows in epoch_permutation(0, 2, 60).split(32)]
     assert fitted.history_["loss"][-1] == pytest.approx(sum(means) / 2, abs=1e-6)
 
 
 def test_only_the_cross_entropy_weighs_rows() -> None:
-    X, y = noise()
     weights = np.arange(60) + 1.0
     fitted = three_epochs(smoothing=0.2).fit(X, y, weights)
     logits, labels = fitted.logits(X), torch.tensor(y)
@@ -265,7 +242,6 @@ def test_only_the_cross_entropy_weighs_rows() -> None:
 
 
 def test_metrics_are_over_the_legal_classes() -> None:
-    X, y = noise()
     mask = np.ones((60, 3), dtype=bool)
     mask[np.arange(60), (y + 1) % 3] = False
     fitted = three_epochs(smoothing=0.2).fit(X, y, mask=mask)
@@ -277,7 +253,6 @@ def test_metrics_are_over_the_legal_classes() -> None:
 
 
 def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
-    X, y = noise()
     fitted = three_epochs(tensorboard_log=tmp_path, validation_fraction=0.2).fit(X, y)
     three_epochs(tensorboard_log=tmp_path).fit(X, y)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Classifier_1", "Classifier_2"]
@@ -291,7 +266,6 @@ def test_tensorboard_has_the_history_and_pictures(tmp_path: Path) -> None:
 
 
 def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None:
-    X, y = noise()
     stops = {"at": 4}
 
     class Breaking(nn.Linear):
@@ -315,7 +289,6 @@ def test_a_resumed_fit_goes_on_in_its_tensorboard_folder(tmp_path: Path) -> None
 
 
 def test_lines_and_a_bar_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    X, y = noise()
     three_epochs(verbose=1, progress_bar=True, validation_fraction=0.2).fit(X, y)
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
@@ -340,7 +313,6 @@ class Exploding(nn.Linear):
 
 
 def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> None:
-    X, y = noise()
     classifier = make(Exploding(at=10), max_epochs=3, checkpoint_folder=tmp_path, checkpoint_every=1)
     with pytest.raises(TrainingDivergedError, match=r"step 10: the loss is nan.*lower learning_rate") as caught:
         classifier.fit(X, y)
@@ -352,13 +324,11 @@ def test_a_fit_that_diverges_names_the_batch_and_its_rows(tmp_path: Path) -> Non
 
 
 def test_parameters_that_are_spoilt_by_a_finite_loss_are_found() -> None:
-    X, y = noise()
     with pytest.raises(TrainingDivergedError, match="step 1: the parameters are not finite"):
         three_epochs(learning_rate=1e39, batch_size=60, max_epochs=1).fit(X, y)
 
 
 def test_the_rows_of_a_held_out_fit_are_those_that_were_given() -> None:
-    X, y = noise()
     with pytest.raises(TrainingDivergedError) as caught:
         make(Exploding(at=1), max_epochs=3, validation_fraction=0.5, batch_size=1000).fit(X, y)
     kept = set(caught.value.rows.tolist())
@@ -435,7 +405,6 @@ def partly(y: Any) -> Any:
 @pytest.mark.parametrize("attribute", ["columns", "column_names"])
 @pytest.mark.parametrize("self_trains", [False, True])
 def test_reordered_columns_are_refused_wherever_features_are_given(attribute: str, self_trains: bool) -> None:
-    X, y = noise()
     frame = Frame(X, NAMES, attribute)
     reordered = Frame(X[:, ::-1], NAMES[::-1], attribute)
     classifier: Any = Classifier(warm_start=True, **QUICK)
@@ -458,7 +427,6 @@ def test_reordered_columns_are_refused_wherever_features_are_given(attribute: st
 
 
 def test_a_mask_with_the_columns_of_other_classes_first_is_refused() -> None:
-    X, y = noise()
     mask = np.ones((60, 3), dtype=bool)
     classifier = Classifier(**QUICK)
     classifier.fit(X, y, mask=Frame(mask, [0, 1, 2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlsmooth.data import Demonstrations
 from rlsmooth.targets import uniform
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.divergence import FiniteWatch, TrainingDivergedError
@@ -36,6 +36,7 @@ from rlsmooth.training.run import (
     set_learning_rate,
     spread_evenly,
 )
+from support import read_events, recorded
 
 
 def folder(path: Path) -> RunFolder:
@@ -116,7 +117,11 @@ def test_a_checkpoint_has_the_state_of_execution_and_generators(tmp_path: Path) 
     run.save(1, {"a": [1]}, {"net": {}})
     run.save(2, {"a": [2]}, {"net": {}}, keeps_rng=False, keep=1)
     assert run.steps() == [2]
-    found = run.begin(resume=True)
+    left, kept = tmp_path / ".checkpoint_3.zip.abcd1234.tmp", tmp_path / ".notes.tmp"
+    left.touch()
+    kept.touch()
+    found = run.begin(resume=True)  # deletes what killed saves left
+    assert (left.exists(), kept.exists()) == (False, True)
     assert (found.step, sorted(found.config), sorted(found.tensors)) == (2, ["a", "execution"], ["net"])
     run.save(3, {}, {})
     found = run.latest()
@@ -292,24 +297,16 @@ def test_parameters_and_drawn_minibatches_are_watched_too() -> None:
 
 # ---- events
 def test_values_go_to_tensorboard_the_caller_and_the_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-
     seen: list[tuple[int, dict[str, float]]] = []
     for first, resumed_at in ((0, None), (2, 2)):
-        with EventLog(
-            tmp_path,
-            resumed_at=resumed_at,
-            on_log=lambda step, values: seen.append((step, dict(values))),
-            bar=(5, first, "step"),
-        ) as log:
+        note: Any = lambda step, values: seen.append((step, dict(values)))  # noqa: E731
+        with EventLog(tmp_path, resumed_at=resumed_at, on_log=note, bar=(5, first, "step")) as log:
             for step in range(first + 1, first + 4):
                 log.write("gan", {"loss": step / 2}, step)
                 log.advance()
     assert seen[0] == (1, {"gan/loss": 0.5})
     assert [step for step, _ in seen] == [1, 2, 3, 3, 4, 5]
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [event.step for event in events.Scalars("gan/loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in read_events(tmp_path).Scalars("gan/loss")] == [1, 2, 3, 4, 5]
     assert "5/5" in capsys.readouterr().err
 
 
@@ -364,15 +361,11 @@ def test_demonstrations_keep_their_fingerprint(count: int, full: bool, digest: s
     steps = np.arange(count)
     features = np.stack([steps / 8, -steps], axis=1).astype(np.float32)
     box = spaces.Box(-np.inf, np.inf, (2,))
-    data = Demonstrations.from_arrays(
-        {"b": features, "a": steps % 4} if full else features,
-        steps % 3 + 5,
-        observation_space=spaces.Dict([("b", box), ("a", spaces.Discrete(4))]) if full else box,
-        action_space=spaces.Discrete(3, start=5),
-        episode_ends=[count // 3, count],
-        weights=steps / 4 if full else None,
-        action_masks=np.ones((count, 3), bool) if full else None,
-    )
+    seen, space = features, box
+    more: dict[str, Any] = {"weights": steps / 4, "action_masks": np.ones((count, 3), bool)} if full else {}
+    if full:
+        seen, space = {"b": features, "a": steps % 4}, spaces.Dict([("b", box), ("a", spaces.Discrete(4))])
+    data = recorded(seen, steps % 3 + 5, space, spaces.Discrete(3, start=5), [count // 3, count], **more)
     # Cut off, not rounded as elsewhere: these places are part of every checkpoint of a cloning agent.
     batch = data[np.unique(np.linspace(0, count - 1, min(count, MOST)).astype(np.int64))]
     observations = batch.observations if isinstance(batch.observations, dict) else {"": batch.observations}
@@ -425,16 +418,3 @@ def test_the_samples_of_a_gan_keep_their_fingerprint(count: int, dtype: torch.dt
     data = torch.stack([steps / 8, -steps], 1).to(dtype)
     head, _ = described(data)
     assert fingerprint(head, data[spread_evenly(count, MOST)]) == digest
-
-
-def test_a_resumed_run_deletes_what_killed_saves_left(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, unit="step", resume="train(..., resume=True)")
-    folder.save(1, {}, {})
-    left, kept = tmp_path / ".checkpoint_2.zip.abcd1234.tmp", tmp_path / ".notes.tmp"
-    left.touch()
-    kept.touch()
-    checkpoint = folder.begin(resume=True)
-    assert checkpoint is not None
-    assert checkpoint.step == 1
-    assert not left.exists()
-    assert kept.exists()

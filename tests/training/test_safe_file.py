@@ -75,13 +75,9 @@ def test_a_tensor_comes_back_bit_for_bit(tmp_path: Path, tensor: Tensor) -> None
 def test_config_groups_and_versions_come_back(tmp_path: Path) -> None:
     file = read(write(tmp_path / "a.zip", config={**CONFIG, "pair": (1, 2), "inf": float("inf")}))
     assert file.config == {**CONFIG, "pair": [1, 2], "inf": float("inf")}
-    assert {group: sorted(named) for group, named in file.tensors.items()} == {
-        "net": ["bias", "weight"],
-        "rng": ["torch"],
-    }
-    assert (
-        file.versions["torch"] == torch.__version__.removesuffix("+cpu") or file.versions["torch"] == torch.__version__
-    )
+    groups = {group: sorted(named) for group, named in file.tensors.items()}
+    assert groups == {"net": ["bias", "weight"], "rng": ["torch"]}
+    assert file.versions["torch"] in (torch.__version__, torch.__version__.removesuffix("+cpu"))
     assert file.format_version == 3
 
 
@@ -111,53 +107,42 @@ def test_the_members_are_what_other_programs_can_read(tmp_path: Path) -> None:
     assert head["config"] == CONFIG
 
 
-def test_the_same_contents_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_contents_give_the_same_bytes_and_what_is_loaded_is_a_copy(tmp_path: Path) -> None:
     assert write(tmp_path / "a.zip").read_bytes() == write(tmp_path / "b.zip").read_bytes()
-
-
-def test_loaded_tensors_can_be_written_to(tmp_path: Path) -> None:
-    loaded = read(write(tmp_path / "a.zip")).tensors["net"]["weight"]
-    loaded.zero_()
+    read(tmp_path / "a.zip").tensors["net"]["weight"].zero_()
     assert read(tmp_path / "a.zip").tensors["net"]["weight"].sum() == 15
 
 
-def test_a_file_packed_again_by_another_tool_is_read(tmp_path: Path) -> None:
+def test_a_file_of_an_older_version_or_packed_again_by_another_tool_is_read(tmp_path: Path) -> None:
     path = repack(write(tmp_path / "a.zip"), lambda members: None)
     assert read(path).config == CONFIG
-
-
-def test_an_older_version_is_read_and_said(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.zip"), format_version=5).format_version == 3
+    assert read(path, format_version=5).format_version == 3
 
 
 # ---- damage
-def test_cut_short_anywhere_is_one_clear_error(tmp_path: Path) -> None:
+DAMAGES: dict[str, Callable[[bytes], list[bytes]]] = {
+    "cut short": lambda whole: [whole[:length] for length in range(len(whole))],
+    "another bit": lambda whole: flipped(whole, 0x01, 1),
+    "the highest bit": lambda whole: flipped(whole, 0x80, 5),
+    "all bits": lambda whole: flipped(whole, 0xFF, 3),
+    "a zero more": lambda whole: [whole[:place] + b"\0" + whole[place:] for place in range(0, len(whole) + 1, 4)],
+    "a zero": lambda whole: [
+        whole[:place] + b"\0" + whole[place + 1 :] for place in range(0, len(whole), 4) if whole[place] != 0
+    ],
+}
+
+
+def flipped(whole: bytes, bits: int, stride: int) -> list[bytes]:
+    places = range(0, len(whole), stride)
+    return [whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :] for place in places]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_anywhere_is_one_clear_error(tmp_path: Path, damage: str) -> None:
     path = write(tmp_path / "a.zip")
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    for data in DAMAGES[damage](path.read_bytes()):
+        path.write_bytes(data)
         assert_raises(SafeFileError, r"a\.zip", read, path)
-
-
-@pytest.mark.parametrize(("flip", "stride"), [(0x01, 1), (0x80, 5), (0xFF, 3)])
-def test_a_flipped_byte_anywhere_is_one_clear_error(tmp_path: Path, flip: int, stride: int) -> None:
-    path = write(tmp_path / "a.zip")
-    whole = path.read_bytes()
-    for offset in range(0, len(whole), stride):
-        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ flip]) + whole[offset + 1 :])
-        assert_raises(SafeFileError, r"a\.zip", read, path)
-
-
-def test_a_zeroed_byte_or_one_more_anywhere_is_one_clear_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zip")
-    whole = path.read_bytes()
-    for offset in range(0, len(whole) + 1, 4):
-        changed = [whole[:offset] + b"\0" + whole[offset:]]
-        if offset < len(whole) and whole[offset] != 0:
-            changed.append(whole[:offset] + b"\0" + whole[offset + 1 :])
-        for data in changed:
-            path.write_bytes(data)
-            assert_raises(SafeFileError, r"a\.zip", read, path)
 
 
 def test_a_changed_member_of_a_repacked_file_is_found_by_its_hash(tmp_path: Path) -> None:

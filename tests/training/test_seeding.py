@@ -122,17 +122,12 @@ def test_a_seeded_block_repeats() -> None:
     assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_outside_are_errors(seed: int) -> None:
-    assert_raises(ValueError, f"seed={seed}", seed_everything, seed)
-    with pytest.raises(ValueError, match=f"seed={seed}"), isolated_rng(seed):
-        pass
-
-
-def test_seeds_that_are_no_whole_numbers_are_errors() -> None:
-    for bad in (1.0, "1", True):
-        assert_raises(TypeError, "seed must be a whole number", seed_everything, bad)
-        with pytest.raises(TypeError, match="seed must be a whole number"), isolated_rng(bad):  # type: ignore[arg-type]
+def test_seeds_outside_and_what_is_no_whole_number_are_errors() -> None:
+    cases = [(ValueError, f"seed={seed}", seed) for seed in (-1, 2**32)]
+    cases += [(TypeError, "seed must be a whole number", bad) for bad in (1.0, "1", True)]
+    for error, message, seed in cases:
+        assert_raises(error, message, seed_everything, seed)
+        with pytest.raises(error, match=message), isolated_rng(seed):
             pass
 
 

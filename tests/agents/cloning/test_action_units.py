@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rlsmooth.agents import BC, DAgger, InverseDynamics, SmoothedPPO, load_agent
 from rlsmooth.data import Demonstrations
-from support import KillAt, KilledError, same_parameters
+from support import KillAt, KilledError, recorded, same_parameters
 
 OBSERVATION = spaces.Box(-1.0, 1.0, (1,))
 EPISODES, LENGTH = 8, 250
@@ -67,14 +67,7 @@ def expert(box: str, *, noise: float = 0.0) -> tuple[Demonstrations, Any]:
     actions = middle + half * normal
     space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
     ends = np.arange(LENGTH, len(observations) + 1, LENGTH)
-    data = Demonstrations.from_arrays(
-        observations,
-        actions.astype(np.float32),
-        episode_ends=ends,
-        observation_space=OBSERVATION,
-        action_space=space,
-    )
-    return data, 2 * half
+    return recorded(observations, actions.astype(np.float32), OBSERVATION, space, ends), 2 * half
 
 
 def error(model: Any, data: Demonstrations, width: Any) -> float:

@@ -321,16 +321,6 @@ def test_what_has_no_bins_is_refused() -> None:
 
 
 # ---- agent files
-def test_three_lines_load_an_agent_that_acts(tmp_path: Path) -> None:
-    BC("MlpPolicy", "CartPole-v1", cartpole_v1_noisy(), seed=0).learn(total_batches=3).save(tmp_path / "agent")
-    agent = BC.load(tmp_path / "agent.zip")
-    env = gym.make("CartPole-v1")
-    observation, _ = env.reset(seed=0)
-    action, _ = agent.predict(observation, deterministic=True)
-    assert env.action_space.contains(action.item())
-    assert_raises(ValueError, "demonstrations is None", agent.learn, total_batches=1)
-
-
 TREE = Tree.from_nested({"a": ["0", "1"], "b": ["2"]})
 
 

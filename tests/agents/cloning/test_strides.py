@@ -15,6 +15,7 @@ from rlsmooth.agents.adversarial.reward_nets import reward_of
 from rlsmooth.data import Demonstrations
 from rlsmooth.targets import one_hot, prior
 from rlsmooth.training import Classifier
+from support import recorded
 
 CPU: dict[str, Any] = {"seed": 0, "device": "cpu"}
 COUNT = 12
@@ -77,14 +78,7 @@ def test_the_other_entrances() -> None:
     flipped = np.flip(NUMBERS)
     np.testing.assert_array_equal(score(flipped, flipped, flipped, ended[::-1]), score(*[flipped.copy()] * 3, ended))
     data = demonstrations(NUMBERS, box, copied=True)
-    data = Demonstrations.from_arrays(
-        NUMBERS,
-        data.actions,
-        observation_space=box,
-        action_space=spaces.Discrete(2),
-        episode_ends=[6, COUNT],
-        next_observations=NUMBERS[:, ::-1],
-    )
+    data = recorded(NUMBERS, data.actions, box, data.action_space, [6, COUNT], next_observations=NUMBERS[:, ::-1])
     inverse = InverseDynamics(box, spaces.Discrete(2), max_epochs=1, validation_fraction=0.5, **CPU).fit(data)
     masks = np.ones((COUNT, 2), dtype=bool)[::-1]
     assert inverse.predict(NUMBERS[::-1], NUMBERS[:, ::-1], masks).shape == (COUNT,)

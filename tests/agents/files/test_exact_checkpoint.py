@@ -164,15 +164,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -
     env.close()
 
 
-def test_checkpoints_fall_in_the_middle_of_episodes(tmp_path: Path) -> None:
-    """Otherwise the test above would show less than it says."""
-    make_env, build = CASES["PPO-Pendulum-gSDE"]
-    cut_off(make_env, build, 640, tmp_path, 390)
-    model = load_checkpoint(tmp_path, make_env()).model
-    assert not model._last_episode_starts.any()
-    assert 0 < model.env.get_attr("_elapsed_steps")[0] < 200
-
-
 def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         given: dict[str, Any] = {"wrapper_class": Resumable, "vec_env_cls": SubprocVecEnv}
@@ -193,15 +184,8 @@ def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
 
 def test_a_run_cut_off_twice_and_one_resumed_from_its_end(tmp_path: Path) -> None:
     make_env, build = CASES["PPO-Pendulum-gSDE"]
-
-    def twice() -> dict[str, Any]:
-        env = make_env()
-        seed_everything(7)
-        model = build(env)
-        model.learn(512).learn(256, reset_num_timesteps=False)
-        return end_state(model)
-
-    expected = twice()
+    seed_everything(7)
+    expected = end_state(build(make_env()).learn(512).learn(256, reset_num_timesteps=False))
     cut_off(make_env, build, 512, tmp_path, 200)
     run = load_checkpoint(tmp_path, make_env())
     with pytest.raises(KilledError):
@@ -257,15 +241,26 @@ def test_a_forged_state_of_callbacks_says_not_where_to_write(tmp_path: Path) -> 
     assert "_on_step" not in vars(callback)
 
 
-def test_what_happens_between_loading_and_learning_does_not_matter(tmp_path: Path) -> None:
-    make_env, build = CASES["RecurrentPPO-Pendulum"]
-    expected = uninterrupted(make_env, build, 256)
-    cut_off(make_env, build, 256, tmp_path, 100)  # killed in the first rollout
+@pytest.mark.parametrize(
+    ("case", "total", "at", "more"), [("RecurrentPPO-Pendulum", 256, 100, 128), ("SAC-gSDE", 240, 30, 80)]
+)
+def test_cut_off_before_the_first_update_and_resumed_from_the_end(
+    case: str, total: int, at: int, more: int, tmp_path: Path
+) -> None:
+    """What happens between loading and learning does not matter."""
+    make_env, build = CASES[case]
+    seed_everything(7)
+    expected = end_state(build(make_env()).learn(total).learn(more, reset_num_timesteps=False))
+    cut_off(make_env, build, total, tmp_path, at)
     run = load_checkpoint(tmp_path, make_env())
     assert run.model.num_timesteps == 0
     run.model.env.reset()
     run.model.env.step(np.zeros((2, 1)))
-    run.model.learn(run.remaining_timesteps, callback=run.callback)  # resets the environments
+    run.model.learn(run.remaining_timesteps, callback=[run.callback, KillAt(10**9)])  # resets the environments
+    seed_everything(6)
+    run = load_checkpoint(tmp_path, make_env())
+    assert run.remaining_timesteps == 0
+    run.model.learn(more, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
     assert_equal(end_state(run.model), expected)
 
 
@@ -314,7 +309,12 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
 
 # ---- off-policy algorithms
 def test_checkpoints_fall_in_the_middle_of_episodes_and_of_learning(tmp_path: Path) -> None:
-    """Otherwise the test above would show less than it says."""
+    """Otherwise the tests of resumed runs would show less than they say."""
+    make_env, build = CASES["PPO-Pendulum-gSDE"]
+    cut_off(make_env, build, 640, tmp_path / "on", 390)
+    model = load_checkpoint(tmp_path / "on", make_env()).model
+    assert not model._last_episode_starts.any()
+    assert 0 < model.env.get_attr("_elapsed_steps")[0] < 200
     cut_off(*CASES["TD3"], 280, tmp_path, 190)
     model = load_checkpoint(tmp_path, CASES["TD3"][0]()).model
     assert 0 < model.env.get_attr("_elapsed_steps")[0] < 200
@@ -322,24 +322,6 @@ def test_checkpoints_fall_in_the_middle_of_episodes_and_of_learning(tmp_path: Pa
     assert model._n_updates > 20
     cut_off(*CASES["DQN-n-steps"], 280, tmp_path / "full", 190)
     assert load_checkpoint(tmp_path / "full", CASES["DQN-n-steps"][0]()).model.replay_buffer.full
-
-
-def test_before_learning_starts_and_after_the_end(tmp_path: Path) -> None:
-    make_env, build = CASES["SAC-gSDE"]
-    seed_everything(7)
-    model = build(make_env())
-    expected = end_state(model.learn(240).learn(80, reset_num_timesteps=False))
-    cut_off(make_env, build, 240, tmp_path, 30)
-    run = load_checkpoint(tmp_path, make_env())
-    assert run.model.num_timesteps == 0
-    run.model.env.reset()
-    run.model.env.step(np.zeros((2, 1)))
-    run.model.learn(run.remaining_timesteps, callback=[run.callback, KillAt(10**9)])  # resets the environments
-    seed_everything(6)
-    run = load_checkpoint(tmp_path, make_env())
-    assert run.remaining_timesteps == 0
-    run.model.learn(80, callback=[run.callback, KillAt(10**9)], reset_num_timesteps=False)
-    assert_equal(end_state(run.model), expected)
 
 
 def test_what_can_not_be_kept_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -95,9 +95,8 @@ def test_a_reward_that_nothing_learns_from_does_not_matter(tmp_path: Path) -> No
 
 def test_a_policy_that_diverged_replaces_nothing(tmp_path: Path) -> None:
     model = SmoothedPPO("MlpPolicy", "CartPole-v1", **ON, learning_rate=1e30, seed=0, device="cpu")
-    with pytest.raises(
-        TrainingDivergedError, match=r"stopped at step \d+: the policy's .* is not finite.*learning_rate"
-    ):
+    message = r"stopped at step \d+: the policy's .* is not finite.*learning_rate"
+    with pytest.raises(TrainingDivergedError, match=message):
         model.learn(400, callback=ExactCheckpointCallback(32, tmp_path / "run", keep=1))
     assert is_finite(load_checkpoint(tmp_path / "run", "CartPole-v1", device="cpu").model.policy)
     good = SmoothedPPO("MlpPolicy", "CartPole-v1", **ON, seed=0, device="cpu")

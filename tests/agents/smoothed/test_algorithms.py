@@ -172,6 +172,8 @@ def test_smoothing_follows_its_schedule() -> None:
     alphas.append(model.logger.name_to_value["train/smoothing"])
     assert alphas[0] is None
     assert alphas[1:] == pytest.approx([0.3, 0.2, 0.1, 0.0])  # after a rollout, as SB3's own schedules
+    assert ppo(smoothing=lambda progress: 0.1 * progress).alpha == 0.1
+    assert ppo(smoothing=ConstantSchedule(0.3)).alpha == 0.3
 
 
 def test_the_reference_of_a_smoothing_is_the_policys() -> None:
@@ -283,11 +285,6 @@ def test_arguments_may_be_changed_between_two_learns() -> None:
     plain = build(SmoothedPPO, PlainPolicy, "CartPole-v1", PPO_ARGUMENTS)
     plain.smoothing = 0.1
     assert_raises(TypeError, "PlainPolicy can't be used with smoothing", plain.learn, 64)
-
-
-def test_a_callable_is_a_schedule_of_smoothing() -> None:
-    assert ppo(smoothing=lambda progress: 0.1 * progress).alpha == 0.1
-    assert ppo(smoothing=ConstantSchedule(0.3)).alpha == 0.3
 
 
 class NothingLegal(IdentityMaskedEnv):
@@ -432,35 +429,29 @@ class Fractions(BaseCallback):
             self.values.append(-recorded["train/entropy_loss"] / self.largest)
 
 
-def test_a_target_holds_where_entropy_would_fall() -> None:
-    """IdentityEnv is solved within a few updates, so that plain PPO's entropy falls to almost 0."""
-    found = {}
-    for target in (None, 0.6):
-        seen = Fractions(4)
-        given = {"n_steps": 32, "batch_size": 64, "n_epochs": 5, "gamma": 0.0, "learning_rate": 2e-3, "seed": 0}
-        env = make_vec_env(lambda: IdentityEnv(4), n_envs=8)
-        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, device="cpu", **given)
-        model.learn(2_000 if target is None else 7_000, callback=seen, log_interval=None)
-        found[target] = np.array(seen.values)
-    assert found[None][-5:].mean() < 0.2
-    late = found[0.6][len(found[0.6]) // 2 :]
-    assert late.mean() == pytest.approx(0.6, abs=0.03)
-    assert np.mean(np.abs(late - 0.6) <= 0.06) > 0.9
+QUICK = {"batch_size": 64, "n_epochs": 5, "gamma": 0.0, "learning_rate": 2e-3}
+SLOW = {"batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "learning_rate": 3e-3}
 
 
-@pytest.mark.slow
-def test_cartpole_holds_a_target_that_the_parent_leaves() -> None:
-    late = {}
-    for target in (None, 0.9):
-        seen = Fractions(2)
-        given = {"n_steps": 32, "batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "seed": 0}
-        env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
-        model = SmoothedPPO("MlpPolicy", env, target_entropy_frac=target, learning_rate=3e-3, device="cpu", **given)
-        model.learn(10_000, callback=seen, log_interval=None)
-        late[target] = np.array(seen.values[len(seen.values) // 2 :])
-    assert late[None].mean() < 0.81
-    assert late[0.9].mean() == pytest.approx(0.9, abs=0.03)
-    assert np.mean(np.abs(late[0.9] - 0.9) <= 0.09) > 0.9
+@pytest.mark.parametrize(
+    ("env", "num_actions", "target", "steps", "fallen", "given"),
+    [
+        (lambda: IdentityEnv(4), 4, 0.6, (2_000, 7_000), 0.2, QUICK),  # solved within a few updates
+        pytest.param("CartPole-v1", 2, 0.9, (10_000, 10_000), 0.81, SLOW, marks=pytest.mark.slow),
+    ],
+)
+def test_a_target_holds_where_entropy_would_fall(
+    env: Any, num_actions: int, target: float, steps: tuple[int, int], fallen: float, given: dict[str, Any]
+) -> None:
+    late = []
+    for wanted, length in zip((None, target), steps, strict=True):
+        seen, envs = Fractions(num_actions), make_vec_env(env, n_envs=8, seed=0)
+        model = SmoothedPPO("MlpPolicy", envs, n_steps=32, target_entropy_frac=wanted, seed=0, device="cpu", **given)
+        model.learn(length, callback=seen, log_interval=None)
+        late.append(np.array(seen.values[len(seen.values) // 2 :]))
+    assert late[0].mean() < fallen
+    assert late[1].mean() == pytest.approx(target, abs=0.03)
+    assert np.mean(np.abs(late[1] - target) <= target / 10) > 0.9
 
 
 NATS = {"target_entropy_nats": 1.0, "n_steps": 64}

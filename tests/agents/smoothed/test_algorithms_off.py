@@ -102,15 +102,6 @@ def test_off_stays_off_in_a_second_learn_and_after_set_env() -> None:
     assert_equal(*map(state_of, models))
 
 
-def test_off_takes_any_actor_critic_policy() -> None:
-    class MyPolicy(ActorCriticPolicy):
-        pass
-
-    models = [trained(one, MyPolicy, "CartPole-v1", 128, **PPO_ARGUMENTS) for one in (SmoothedPPO, PPO)]
-    assert type(models[0].policy) is MyPolicy
-    assert_equal(*map(state_of, models))
-
-
 def test_the_names_of_policies_stand_for_smoothed_ones() -> None:
     assert type(SmoothedPPO("MlpPolicy", "CartPole-v1").policy).__name__ == "SmoothedActorCriticPolicy"
     assert SmoothedA2C.policy_aliases.keys() == A2C.policy_aliases.keys()
@@ -150,6 +141,7 @@ def test_a_policy_with_a_distribution_of_its_own_trains_without_tags() -> None:
             raise TypeError("nobody can read this")
 
     models = [trained(one, OwnPolicy, "CartPole-v1", 128, **PPO_ARGUMENTS) for one in (SmoothedPPO, PPO)]
+    assert type(models[0].policy) is OwnPolicy
     assert_equal(*map(state_of, models))
     assert "train/policy_entropy" not in models[0].logger.name_to_value
 
@@ -164,10 +156,10 @@ ALL: list[tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = [
 ]
 
 
-def saved_and_loaded(model: Any, **overrides: Any) -> Any:
+def saved_and_loaded(model: Any, *, exclude: tuple[str, ...] = (), **overrides: Any) -> Any:
     """Through SB3's zip in memory."""
     file = io.BytesIO()
-    model.save(file)
+    model.save(file, exclude=exclude)
     file.seek(0)
     return type(model).load(file, device="cpu", **overrides)
 
@@ -212,15 +204,14 @@ def test_schedules_and_references_come_back() -> None:
 
 
 def test_load_takes_other_arguments_and_checks_them() -> None:
-    model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=0.1, device="cpu", **SAVED_ARGUMENTS)
-    file = io.BytesIO()
-    model.save(file)
+    given: dict[str, Any] = {"smoothing": 0.1, "exploration_floor": 0.2, "seed": 0, "device": "cpu"}
+    model, env = SmoothedPPO("MlpPolicy", "CartPole-v1", **given, **SAVED_ARGUMENTS).learn(64), gym.make("CartPole-v1")
     for smoothing, is_smoothed in ((0.0, False), ("lin_0.3", True)):
-        file.seek(0)
-        loaded = SmoothedPPO.load(file, env=gym.make("CartPole-v1"), smoothing=smoothing)
-        assert loaded.is_smoothed == is_smoothed
-    file.seek(0)
-    assert_raises(ValueError, "smoothing", SmoothedPPO.load, file, smoothing=-1.0)
+        assert saved_and_loaded(model, env=env, smoothing=smoothing).is_smoothed == is_smoothed
+    assert_raises(ValueError, "smoothing", saved_and_loaded, model, smoothing=-1.0)
+    assert not saved_and_loaded(model, exclude=("smoothing",)).is_smoothed
+    for floor in (0.5, 0.0):
+        assert saved_and_loaded(model, exploration_floor=floor).policy.exploration_floor == floor
 
 
 def test_a_model_that_is_off_loads_as_its_parent_and_back(tmp_path: Path) -> None:
@@ -231,14 +222,6 @@ def test_a_model_that_is_off_loads_as_its_parent_and_back(tmp_path: Path) -> Non
     assert parent.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]
     parent.save(tmp_path / "parent")
     assert not SmoothedPPO.load(tmp_path / "parent", device="cpu").is_smoothed
-
-
-def test_excluded_attributes_are_left_out() -> None:
-    model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=0.1, device="cpu", **SAVED_ARGUMENTS)
-    file = io.BytesIO()
-    model.save(file, exclude=["smoothing"])
-    file.seek(0)
-    assert not SmoothedPPO.load(file, device="cpu").is_smoothed
 
 
 def test_the_reference_policy_and_the_rest_of_the_warm_up_come_back() -> None:
@@ -266,13 +249,6 @@ def test_load_can_leave_the_target_out() -> None:
     assert loaded.entropy_target is None
     assert loaded.alpha == 0
     assert not loaded.learn(64).is_smoothed
-
-
-def test_a_floor_given_to_load_is_in_force_at_once() -> None:
-    model = SmoothedPPO("MlpPolicy", "CartPole-v1", exploration_floor=0.2, seed=0, device="cpu", **SAVED_ARGUMENTS)
-    model.learn(64)
-    assert saved_and_loaded(model, exploration_floor=0.5).policy.exploration_floor == 0.5
-    assert saved_and_loaded(model, exploration_floor=0.0).policy.exploration_floor == 0.0
 
 
 def test_a_kickstarted_model_can_go_on_without_its_clone() -> None:

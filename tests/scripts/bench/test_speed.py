@@ -97,18 +97,6 @@ def test_loss_speed_runs(tmp_path: Path) -> None:
     assert (tmp_path / "loss_speed.md").read_text() in done.stdout
 
 
-def test_quick_writes_nothing_unless_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the committed result would be overwritten")
-
-    monkeypatch.setattr(loss_speed, "write_result", refuse)
-    monkeypatch.setattr(loss_speed, "measure", lambda *_: [])
-    loss_speed.main(loss_speed.Args(quick=True, device="cpu", threads=torch.get_num_threads()))
-    assert "--quick" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="overwritten"):
-        loss_speed.main(loss_speed.Args(device="cpu", threads=torch.get_num_threads()))
-
-
 def test_contenders_agree_on_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     original = torch.autograd.grad
@@ -181,6 +169,8 @@ def test_shipped_data_keeps_its_rows() -> None:
 def test_bad_arguments_are_named() -> None:
     assert_raises(ValueError, "batch_sizes has 100", bc_speed.main, bc_speed.Args(batch_sizes=(100,)))
     assert_raises(ValueError, "shapes has '4by5'", loss_speed.parse_shape, "4by5")
+    assert_raises(ValueError, "settings has", ppo_overhead.main, ppo_overhead.Args(settings=("atari",)))
+    assert_raises(ValueError, "rounds=0", ppo_overhead.main, ppo_overhead.Args(rounds=0))
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.95, "met"), (0.85, "NOT met")])
@@ -217,15 +207,19 @@ def test_quick_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "ppo_overhead.md").read_text() in capsys.readouterr().out
 
 
-def test_quick_writes_nothing_unless_told_of_ppo_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", [loss_speed, ppo_overhead])
+def test_quick_writes_nothing_unless_told(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the committed result would be overwritten")
 
-    seconds = {name: [1.0, 1.0, 1.0] for name in LABELS}
-    monkeypatch.setattr(ppo_overhead, "write_result", refuse)
-    monkeypatch.setattr(ppo_overhead, "measure", lambda _: [{**run, "steps": 1} for run in records(seconds)])
-    ppo_overhead.main(ppo_overhead.Args(quick=True, settings=("zoo",)))
-    assert_raises(AssertionError, "overwritten", ppo_overhead.main, ppo_overhead.Args(settings=("zoo",)))
+    measured = [{**run, "steps": 1} for run in records({name: [1.0] * 3 for name in LABELS})]
+    monkeypatch.setattr(module, "write_result", refuse)
+    monkeypatch.setattr(module, "measure", lambda *_: [] if module is loss_speed else measured)
+    threads = {"device": "cpu", "threads": torch.get_num_threads()}
+    given: dict[str, Any] = threads if module is loss_speed else {"settings": ("zoo",)}
+    module.main(module.Args(quick=True, **given))
+    assert "--quick" in capsys.readouterr().out
+    assert_raises(AssertionError, "overwritten", module.main, module.Args(**given))
 
 
 def test_each_contender_is_what_its_label_says() -> None:
@@ -270,11 +264,6 @@ def test_the_verdict_is_about_the_upper_end() -> None:
     assert row["seconds_ratio"]["estimate"] < 1.05 < row["seconds_ratio"]["high"]
     assert verdict(rows).count("NOT met") == 1
     assert "PolicyEntropyCallback (zoo): 1.000 [1.000, 1.000], met" in verdict(rows)
-
-
-def test_bad_arguments_are_named_of_ppo_overhead() -> None:
-    assert_raises(ValueError, "settings has", ppo_overhead.main, ppo_overhead.Args(settings=("atari",)))
-    assert_raises(ValueError, "rounds=0", ppo_overhead.main, ppo_overhead.Args(rounds=0))
 
 
 # ---- beside imitation: its experts, its settings, its page, and a small run of our side
@@ -443,9 +432,8 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "stable_baselines3" / "version.txt").write_text(f"{stable_baselines3.__version__}\n")
     (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (folder / "tests" / "test_small.py").write_text(TESTS)
-    (folder / "tests" / "test_other.py").write_text(
-        "from stable_baselines3 import SAC\n\ndef test_it(): assert False\n"
-    )
+    other = "from stable_baselines3 import SAC\n\ndef test_it(): assert False\n"
+    (folder / "tests" / "test_other.py").write_text(other)
     return folder
 
 

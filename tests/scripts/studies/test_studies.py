@@ -399,13 +399,6 @@ def test_the_ordinal_arm_smooths_near_bins_alone() -> None:
     assert float(target[7:14].sum()) == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_it_runs_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result, _ = run_here(ordinal_bins, tmp_path, capsys)
-    arms = {f"{arm}|{episodes}" for arm in ordinal_bins.ARMS for episodes in ordinal_bins.EPISODES}
-    assert result["runs"].keys() == arms
-
-
 # ---- value targets
 def test_the_chances_are_of_a_walk_that_stays_at_the_goal() -> None:
     chances, cells, goal = value_targets.four_rooms()
@@ -445,11 +438,6 @@ def test_each_head_learns_constant_values(head: str) -> None:
         critic.loss(places, actions, goals).backward()
         optimiser.step()
     assert critic(places)[:, 0].sub(0.4).abs().max() < 0.05
-
-
-@pytest.mark.slow
-def test_it_runs_from_start_to_end_of_value_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "hl_gauss" in run_here(value_targets, tmp_path, capsys)[1]
 
 
 # ---- variable horizons
@@ -511,12 +499,26 @@ def test_one_run() -> None:
     assert hits / 359 == pytest.approx(plain["plain"]["accuracy"])
 
 
+ARMS_OF: dict[Any, tuple[Any, str]] = {  # and what the page has of an arm
+    ordinal_bins: ([f"{arm}|{number}" for arm in ordinal_bins.ARMS for number in ordinal_bins.EPISODES], ""),
+    digits: ([digits.arm_of(alpha, noise) for alpha in digits.ALPHAS for noise in digits.NOISES], ""),
+    hybrid_iris: (hybrid_iris.ARMS, "\n| {} |"),
+}
+
+
 @pytest.mark.slow
-def test_it_runs_from_start_to_end_of_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found, page = run_here(digits, tmp_path, capsys)
-    assert set(found["runs"]) == {digits.arm_of(alpha, noise) for alpha in digits.ALPHAS for noise in digits.NOISES}
-    assert all(len(runs) == 3 for runs in found["runs"].values())
-    assert "| 0.1 | scaled |" in page
+@pytest.mark.parametrize("study", ARMS_OF)
+def test_it_runs_from_start_to_end(study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = run_here(study, tmp_path, capsys)
+    arms, shown = ARMS_OF[study]
+    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(arms, 3)
+    assert all(shown.format(arm) in page for arm in arms)
+    assert study is not digits or "| 0.1 | scaled |" in page
+
+
+@pytest.mark.slow
+def test_it_runs_from_start_to_end_of_value_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hl_gauss" in run_here(value_targets, tmp_path, capsys)[1]
 
 
 # ---- taxonomy
@@ -631,13 +633,6 @@ def test_one_run_of_hybrid_iris(arm: str) -> None:
     assert result["told"] > (0.6 if arm == "parents, hard" else 0.85)
     errors = [abs(np.asarray(shares) - truth) for shares, truth in zip(result["shares"], (0, 2 / 3, 1), strict=True)]
     assert result["error"] == pytest.approx(np.concatenate(errors).mean())
-
-
-@pytest.mark.slow
-def test_it_runs_from_start_to_end_of_hybrid_iris(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result, page = run_here(hybrid_iris, tmp_path, capsys)
-    assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(hybrid_iris.ARMS, 3)
-    assert all(f"\n| {arm} |" in page for arm in hybrid_iris.ARMS)
 
 
 # ---- self-training
