@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.scripts.arguments import RunArgs, alias, number_or_word, resumed
+from rlsmooth.scripts.arguments import RunArgs, alias, make_smoothing, resumed
 from rlsmooth.scripts.command import run_command
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ def make_trainer(
     """The trainer for one smoothing, and what saves its network."""
     import torch
 
-    from rlsmooth.targets import Smoothing
     from rlsmooth.training import CuriousServer, FedAvg, FederatedClient, FederatedTrainer, FedSGD
     from rlsmooth.training.classifier_model import as_device
 
@@ -213,7 +212,7 @@ def make_trainer(
     device = as_device(args.device)
     module = module.to(device)
     num_classes = parts.test.num_classes
-    smoothing = Smoothing(number_or_word(word))
+    smoothing = make_smoothing("smoothing", word)
     clients = [
         FederatedClient(
             module,

@@ -1,11 +1,12 @@
 """Study: who finds the treasure of Deep Sea?
 
-Fixed before running: `rlsmooth/DeepSea-v0` of sizes 8, 10 and 12; 16 environments; 20,000 steps; PPO with n_steps 32,
+Fixed before running: `rlsmooth/DeepSea-v0` of sizes 8 and 10; 16 environments; 60,000 steps; PPO with n_steps 32,
 batch size 128, 4 epochs, gamma 0.99, a learning rate of 0.001 unless the table says otherwise, SB3's defaults for the
 rest. Four arms with three settings each; the setting of an arm is chosen on size 10 by the tuning seeds 100, 101 and
 102: most runs solved, then fewest steps, then the first of the list. Then seeds 0 to 9 on all sizes. A run is solved,
 and ends, when the deterministic policy finds the treasure at two evaluations in a row, which come every 1,000 steps.
-A policy that acts at random sees the treasure once in 2,048, 10,240 and 49,152 steps on average.
+A policy that acts at random sees the treasure once in 2,048 and 10,240 steps on average. A first run of the study had
+20,000 steps, in which no arm solved size 10 in more than 3 of 10 seeds, and size 12, which one seed of 40 solved.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rlsmooth.scripts.studies.study_callbacks import Watch, mean_return
 assert rlsmooth.envs.ENVIRONMENTS
 
 ENV = "rlsmooth/DeepSea-v0"
-SIZES = (8, 10, 12)
+SIZES = (8, 10)
 HYPERPARAMETERS: dict[str, Any] = {"n_steps": 32, "batch_size": 128, "n_epochs": 4, "gamma": 0.99}
 ARMS: dict[str, tuple[dict[str, Any], ...]] = {
     "PPO": ({"learning_rate": 0.001}, {"learning_rate": 0.0003}, {"learning_rate": 0.003}),
@@ -79,7 +80,7 @@ def main(args: Args) -> None:
     """Run it and write the summary."""
     runs, summary = results_folder(args, "deep_sea")
     tuning_seeds, seeds, sizes, budget = (
-        ((100,), (0, 1), (4,), 1_024) if args.small else ((100, 101, 102), tuple(range(10)), SIZES, 20_000)
+        ((100,), (0, 1), (4,), 1_024) if args.small else ((100, 101, 102), tuple(range(10)), SIZES, 60_000)
     )
     tuning_size = 4 if args.small else 10
 

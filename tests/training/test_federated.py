@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from rlsmooth.audits import optimal_margin
+from rlsmooth.audits import counts_llg, optimal_margin, round_counts
 from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import (
     ClipAndNoise,
+    CuriousServer,
     FedAvg,
     FederatedClient,
     FederatedTrainer,
@@ -328,3 +329,48 @@ def test_what_clients_return_is_what_flower_takes():
     assert evaluated == count
     assert {type(v) for v in (*metrics.values(), *more.values())} == {float}
     assert FedAvg().aggregate_fit(1, [(0, (parameters, count, metrics))], [])[0][0].dtype == np.float32
+
+
+# ---- the server that looks on
+
+
+@pytest.mark.parametrize("share", ["weights", "gradients"])
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_a_server_with_the_clients_means_counts_exactly(share, alpha):
+    module = network().double()
+    few = torch.nonzero(LABELS < 3).squeeze(1)  # so that alpha can be inferred
+    inputs, labels = INPUTS[few].double(), LABELS[few]
+    settings = {"smoothing": alpha, "learning_rate": 0.3, "batch_size": None, "share": share}
+    client = FederatedClient(module, inputs, labels, CLASSES, **settings)
+    before = get_parameters(module)
+    after, count, metrics = client.fit(before, {})
+    for known in (alpha, None):  # the means of the client's classes are exact, and one class is absent
+        everything = (INPUTS.double(), LABELS)
+        server = CuriousServer(module, [labels], CLASSES, auxiliary=everything, smoothing=known, share=share)
+        assert server(1, 0, before, after, count, metrics)["class_means"] == 1
+    server = CuriousServer(module, [labels], CLASSES, auxiliary=(inputs, labels), smoothing=alpha, share=share)
+    found = server(1, 0, before, after, count, metrics)
+    assert found["mean_probabilities"] == found["class_means"] == found["prior"] == 1
+    others = torch.zeros(4, 3, dtype=torch.float64), torch.tensor([3, 3, 3, 0])
+    server = CuriousServer(module, [labels], CLASSES, auxiliary=others, smoothing="lin_0.4", share=share)
+    halfway = server(1, 0, before, after, count, {**metrics, "progress_remaining": alpha / 0.4})
+    shares = torch.bincount(labels, minlength=CLASSES) / len(labels)
+    assert halfway["prior"] == pytest.approx(float(min(shares[0], 0.25)), abs=1.5 / len(labels))
+    place = list(module.state_dict()).index("2.weight")
+    step = after[place] if share == "gradients" else (before[place] - after[place]) / 0.3
+    known = round_counts(counts_llg(torch.from_numpy(step), count), count)
+    common = torch.minimum(known, torch.bincount(labels, minlength=CLASSES)).sum()
+    assert halfway["llg"] == int(common) / count
+
+
+def test_a_server_without_a_bias_and_one_without_a_last_layer():
+    bare = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, CLASSES, bias=False))
+    server = CuriousServer(bare, [LABELS], CLASSES, auxiliary=(INPUTS, LABELS))
+    client = FederatedClient(bare, INPUTS, LABELS, CLASSES)
+    before = get_parameters(bare)
+    assert set(server(1, 0, before, *client.fit(before, {}))) == {"prior", "llg"}
+    with pytest.raises(TypeError, match="module ends in Tanh"):
+        CuriousServer(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), [LABELS], CLASSES, auxiliary=(INPUTS, LABELS))
+    with pytest.raises(ValueError, match="uniform over all classes"):
+        others = Smoothing(0.1, spread="others")
+        CuriousServer(bare, [LABELS], CLASSES, auxiliary=(INPUTS, LABELS), smoothing=others)

@@ -1,0 +1,87 @@
+"""`rlsmooth federated` as its users run it: files, numbers, both kinds of data, a killed run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from commands import (
+    assert_picture,
+    assert_resumed_unchanged,
+    assert_same_run,
+    assert_written,
+    evaluated,
+    finished_run,
+    report_of,
+)
+from killing import kill_command
+from rlsmooth.data import load_labelled
+from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.main import main
+from rlsmooth.training import Classifier, read_safe_file
+
+WORDS = ("--rounds", "3", "--smoothing", "0", "0.2", "--clients", "4", "--auxiliary", "100", "--learning-rate", "0.3")
+finished = finished_run("federated", *WORDS)
+
+
+def parameters(folder: Path) -> dict[str, Tensor]:
+    """Those of all networks of a run."""
+    return {
+        f"{path.stem}/{name}": tensor
+        for path in sorted(folder.glob("classifier*.zip"))
+        for name, tensor in read_safe_file(
+            path, format_name="rlsmooth-classifier", format_version=1
+        ).tensors["module"].items()
+    }  # fmt: skip
+
+
+def test_it_writes_networks_and_report(finished: Any, tmp_path: Path) -> None:
+    folder, printed = finished
+    files = [
+        f"{kind}_{alpha}{end}" for alpha in ("0", "0.2") for kind, end in (("classifier", ".zip"), ("smoothing", ""))
+    ]
+    assert_written(folder, printed, files, WORDS)
+    assert "Smoothing does not hide labels" in printed.replace("\n", " ")
+    assert_resumed_unchanged(folder, tmp_path, parameters)
+
+
+def test_the_numbers_are_those_of_the_saved_network(finished: Any) -> None:
+    folder, _ = finished
+    data = load_labelled("digits")
+    training = data.sample_indices(len(data) - round(0.25 * len(data)), 0)
+    test = data.take(np.setdiff1d(np.arange(len(data)), training))
+    last = report_of(folder)["last"]
+    for word in ("0", "0.2"):
+        classifier = Classifier.load(folder / f"classifier_{word}.zip", network((64, 64)), device="cpu")
+        assert classifier.score(test.features, test.labels) == pytest.approx(last[word]["accuracy"], abs=1e-6)
+        logs = classifier.predict_log_proba(test.features)
+        assert -logs[np.arange(len(test)), test.labels].mean() == pytest.approx(last[word]["nll"], abs=1e-5)
+        attacks = [value for name, value in last[word].items() if name.startswith("audit_") and name != "audit_prior"]
+        assert last[word]["audit_best"] == max(attacks)
+
+
+def test_demonstrators_train_one_agent(tmp_path: Path) -> None:
+    words = ["--demos", "cartpole-v1", "cartpole-v1-noisy", "--split", "by-group", "--rounds", "2", "-f", str(tmp_path)]
+    assert main(["federated", *words, "--share", "gradients", "--defence", "clip-noise:1:1"]) == 0
+    (folder,) = (tmp_path / "federated").iterdir()
+    assert folder.name == "cartpole-v1+cartpole-v1-noisy_1"
+    assert evaluated(folder / "agent.zip")["deterministic"]["mean_reward"] >= 8
+    assert_picture(folder / "report.png")
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_parameters(tmp_path: Path) -> None:
+    settings = ["--rounds", "40", "--smoothing", "0.1", "0", "--optimizer", "adam", "--learning-rate", "0.01"]
+    settings += ["--keep-optimizer", "--clients-per-round", "3"]
+
+    def reached(checkpoints: Path) -> bool:
+        return any(checkpoints.glob("smoothing_*/checkpoint_2?.zip"))
+
+    whole, killed = kill_command("federated", settings, tmp_path, reached, run="digits_1", result="classifier_0.zip")
+    assert_same_run(whole, killed, parameters)
+    assert torch.stack([value.float().abs().sum() for value in parameters(whole).values()]).isfinite().all()
