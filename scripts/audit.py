@@ -81,7 +81,7 @@ class Audited(NamedTuple):
     layers: list[LastLayer]
     groups: Any
     """A pandas categorical `[N]` of places in `names`, so that groups without samples are listed."""
-    names: list[str]
+    names: dict[Any, str]
     alpha: float
     samples: str
 
@@ -98,6 +98,9 @@ def main(args: Args) -> Path:
         raise ValueError("name either --demonstrations, to audit an agent, or --data, to audit a classifier.")
     check_positive_int("attacked", args.attacked)
     check_positive_int("auxiliary", args.auxiliary, minimum=0)
+    for size, noise in itertools.zip_longest(args.batch_sizes, args.noise, fillvalue=1):
+        check_positive_int("batch_sizes", size)
+        check_in_range("noise", noise, 0.0)
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import check_seed, limit_threads
     from rlsmooth.scripts.figures.kinds import new_report, publish_report
@@ -160,7 +163,7 @@ def audit_of_classifier(args: Args) -> Audited:
     alpha = alpha_of(args, () if classifier.smoothing is None else (as_smoothing(classifier.smoothing),))
     target = uniform(torch.from_numpy(data.labels), classes, alpha=alpha)
     layer = LastLayer.of_module(classifier.module_, torch.from_numpy(data.features), target)
-    return Audited([layer], categorical(places, len(names)), names.tolist(), alpha, words)
+    return Audited([layer], categorical(places, len(names)), dict(enumerate(names.tolist())), alpha, words)
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -227,7 +230,7 @@ def audit_of_agent(args: Args) -> Audited:
     alpha = alpha_of(args, getattr(agent, "smoothings", None) or ())
     layers = action_layers(agent, demonstrations, alpha)
     words = f"the {len(demonstrations):,} transitions of {', '.join(args.demonstrations)}, perhaps trained on"
-    return Audited(layers, groups, names, alpha, words)
+    return Audited(layers, groups, dict(enumerate(names)), alpha, words)
 
 
 def groups_of(args: Args, read: list[Demonstrations], joined: Demonstrations) -> tuple[Any, list[str]]:

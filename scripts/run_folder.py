@@ -194,7 +194,7 @@ def command_line(command: str, args: Any) -> str:
         value = getattr(args, field.name)
         if value == field.default and (value is None or field.name not in ("data", "env", "seed")):
             continue
-        if field.default is dataclasses.MISSING:  # no option: it stands in its place
+        if field.default is dataclasses.MISSING:  # positional, without an option
             words.append(str(value))
             continue
         option = field.name.replace("_", "-")

@@ -174,7 +174,7 @@ def _begin(ax: Axes, report: RunReport, title: str) -> Mapping[str, Any]:
 
 
 def _colours(count: int) -> Sequence[Any]:
-    return COLOURS[:count] if count <= len(COLOURS) else mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
+    return COLOURS[:count] if count <= len(COLOURS) else [*mpl.colormaps["viridis"](np.linspace(0, 0.9, count))]
 
 
 def _draw_reliability(ax: Axes, report: RunReport) -> None:
@@ -225,8 +225,8 @@ def _draw_attacks(ax: Axes, report: RunReport) -> None:
         places = [place for place, line in enumerate(lines) if line["batch_size"] == size]
         shares = [lines[place]["success"][0] for place in places]
         ax.barh(places, shares, color=colour, height=0.7, label=f"{size} sample{'s' if size > 1 else ''}")
-    priors, style = [line["prior"] for line in lines], {"marker": "|", "markersize": 13, "markeredgewidth": 2.5}
-    ax.plot(priors, range(len(lines)), color=INK, linestyle="none", label="prior", **style)
+    priors, thick = [line["prior"] for line in lines], {"markersize": 13.0, "markeredgewidth": 2.5}
+    ax.plot(priors, range(len(lines)), "|", color=INK, label="prior", **thick)  # type: ignore[arg-type]
     ax.set_yticks(range(len(lines)), [line["attack"].replace("mean probabilities", "mean p") for line in lines])
     ax.tick_params(axis="y", labelsize=10)
     ax.set(xlim=(0, 1.01), ylim=(max(len(lines), 1) - 0.5, -0.5))
