@@ -169,7 +169,7 @@ def _begin(ax: Axes, report: RunReport, title: str) -> Mapping[str, Any]:
     components = _components(report)
     ax.set_title(title + (f" ({components[0]['name']})" if len(components) > 1 else ""))
     if not components:
-        write_into(ax, "drawn when the audit ends")
+        write_into(ax, "drawn when the run ends")
     return components[0] if components else {"groups": [], "disparities": [], "attacks": [], "noise": []}
 
 
