@@ -330,10 +330,13 @@ def disparities(args: Args, logits: Tensor, labels: Tensor, audited: Audited) ->
     from rlsmooth.audits import fit_group_temperatures, fit_temperature, gap_disparity, predicted_gap
 
     names, groups, chosen = audited.names, audited.groups, logits.argmax(-1)
+    reference = int(np.bincount(groups.codes).argmax())  # of all lines, whichever group is largest in a half
 
     def line(name: str, confidences: Any, here: Any, num_resamples: int = 1) -> dict[str, Any]:
         hits = (chosen == labels)[here]
-        found = gap_disparity(confidences, hits, groups[here], seed=args.seed, num_resamples=num_resamples)
+        found = gap_disparity(
+            confidences, hits, groups[here], reference=reference, seed=args.seed, num_resamples=num_resamples
+        )
         return {
             "name": name,
             "samples": len(hits),

@@ -110,7 +110,7 @@ def _disparity_rows(report: RunReport) -> list[Row]:
             above = ""
             for group, (value, low, high) in others:
                 words = f"{group} minus {line['reference']}"
-                rows.append((words, "", _number(value), _interval(low, high), "Welch's t"))
+                rows.append((words, "", _number(value), _interval(low, high), "" if low is None else "Welch's t"))
             rows.append(
                 ("greatest minus least", "", _number(line["spread"]), "", f"permutation, p {line['p_value']:.4f}")
             )

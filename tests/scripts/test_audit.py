@@ -188,18 +188,20 @@ def test_an_agent_by_region_and_by_column(clone: Path, tmp_path: Path) -> None:
     """A region that no state is in is listed; one sample has a gap and no interval."""
     data = cartpole_v1().select_episodes([0])
     angle = np.asarray(data.observations)[:, 2]
-    edges = np.sort(angle)[[1, 250]]
-    region = f"region:2:{edges[0]},{edges[1]},9"
+    cuts = np.array([1, 167, 334])
+    edges = (np.sort(angle)[cuts] + np.sort(angle)[cuts - 1]) / 2
+    region = f"region:2:{','.join(map(str, edges))},9"
     words = ["audit", str(clone / "agent.zip"), *FEW]
     data.replace_unchecked(groups=np.searchsorted(edges, angle, side="right")).save(tmp_path / "held.npz")
     by_region = component(run_here(tmp_path, *words, "--demos", str(tmp_path / "held.npz"), "--groups", region))
     by_column = component(run_here(tmp_path, *words, "--demos", str(tmp_path / "held.npz"), "--groups", "column"))
-    assert [line["rows"] for line in by_region["groups"]] == [1, 249, 250, 0]
+    assert [line["rows"] for line in by_region["groups"]] == [1, 166, 167, 166, 0]
     assert by_region["groups"][0]["gap_interval"][1:] == [None, None]
     assert by_region["groups"][0]["gap"] is not None
-    assert by_region["groups"][3]["gap"] is by_region["groups"][3]["accuracy"] is None
+    assert by_region["groups"][4]["gap"] is by_region["groups"][4]["accuracy"] is None
+    assert {line["reference"] for line in by_region["disparities"]} == {by_region["groups"][2]["group"]}
     columns = [{**line, "group": ""} for line in by_column["groups"]]
-    assert columns == [{**line, "group": ""} for line in by_region["groups"][:3]]
+    assert columns == [{**line, "group": ""} for line in by_region["groups"][:4]]
 
 
 def test_an_agent_that_sees_normalised_observations(tmp_path: Path) -> None:
