@@ -192,7 +192,10 @@ def command_line(command: str, args: Any) -> str:
     words = ["rlsmooth", command]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default and field.name not in ("data", "env", "seed"):
+        if value == field.default and (value is None or field.name not in ("data", "env", "seed")):
+            continue
+        if field.default is dataclasses.MISSING:  # positional, without an option
+            words.append(str(value))
             continue
         option = field.name.replace("_", "-")
         if isinstance(value, bool):

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlsmooth.scripts.figures import adversarial, bc, classify, federated, gan, on_policy, rounds, self_train
+from rlsmooth.scripts.figures import adversarial, audit, bc, classify, federated, gan, on_policy, rounds, self_train
 from rlsmooth.scripts.figures.page import comparison_figure, report_figure, save_figure
 from rlsmooth.scripts.reports import ReportKind, RunReport
 from rlsmooth.scripts.run_folder import read_command
@@ -25,6 +25,7 @@ KINDS = {
         self_train.KIND,
         gan.KIND,
         federated.KIND,
+        audit.KIND,
     )
     for command in kind.commands
 }
