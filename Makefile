@@ -104,7 +104,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
-.PHONY: study-variable-horizon study-gail-smoothing
+.PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -150,3 +150,6 @@ study-variable-horizon: $(DEV)  ## study: what the sign of GAIL's reward teaches
 
 study-gail-smoothing: $(DEV)  ## study: GAIL with smoothed targets of its discriminator
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gail_smoothing $(ARGS)
+
+study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)
