@@ -28,6 +28,7 @@ from rlsmooth.audits.calibration import calibration_error, kernel_calibration_er
 from rlsmooth.audits.intervals import Interval, student_quantile
 from rlsmooth.audits.temperature import fit_temperature
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
+from rlsmooth.losses import cross_entropy, log_probabilities
 
 Group = Hashable
 _Floats = NDArray[np.float64]
@@ -535,7 +536,8 @@ def _terms(confidence: _Floats, hit: _Floats, weight: _Floats) -> list[_Floats]:
 
 
 def _gaps(terms: list[_Floats], index: NDArray[np.int64], count: int) -> _Gaps:
-    rows, total, squares, mean, gap, power = (np.bincount(index, column, count) for column in terms)
+    sums: list[_Floats] = [np.bincount(index, term, count).astype(np.float64) for term in terms]
+    rows, total, squares, mean, gap, power = sums
     with np.errstate(invalid="ignore", divide="ignore"):
         mean, gap, power = mean / total, gap / total, power / total
         effective = np.where(rows > 1, total**2 / squares, math.nan)  # Kish: n where all weigh the same
@@ -611,22 +613,21 @@ def _fit_bias(values: Tensor, label: Tensor, weight: Tensor, temperature: float)
     """The temperature and the bias of the greatest logit with the least weighted loss: Newton, in (1/T, bias)."""
     top = values.argmax(-1, keepdim=True)
     shifted = values - values.gather(-1, top)
-    legal, shifted = shifted > -torch.inf, shifted.clamp_min(-1e300)  # 0 · inf would be NaN
-    shifted = shifted.masked_fill(~legal, 0.0)
+    legal = shifted > -torch.inf
+    shifted = shifted.masked_fill(~legal, 0.0)  # 0 · inf would be NaN
     share, hit = weight / weight.sum(), (top.squeeze(-1) == label).to(values.dtype)
     chosen = shifted.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     bound = torch.tensor([[1 / _GREATEST, -_MOST_BIAS], [1 / _LEAST, _MOST_BIAS]], dtype=values.dtype)
 
-    def log_softmax(point: Tensor) -> Tensor:
-        logits = (point[0] * shifted).masked_fill(~legal, -torch.inf)
-        return logits.scatter_add(-1, top, point[1].expand_as(top)).log_softmax(-1)
+    def scaled(point: Tensor) -> Tensor:
+        return (point[0] * shifted).scatter_add(-1, top, point[1].expand_as(top))
 
     def loss(point: Tensor) -> Tensor:
-        return -(share * log_softmax(point).gather(-1, label.unsqueeze(-1)).squeeze(-1)).sum()
+        return cross_entropy(scaled(point), label, mask=legal, weight=share, reduction="sum")
 
     point = torch.tensor([1 / temperature, 0.0], dtype=values.dtype)
     for _ in range(100):
-        probability = log_softmax(point).exp()
+        probability = log_probabilities(scaled(point), legal).exp()
         mean, first = (probability * shifted).sum(-1), probability.gather(-1, top).squeeze(-1)
         spread = (probability * shifted.square()).sum(-1) - mean.square()
         slope = torch.stack(((share * (mean - chosen)).sum(), (share * (first - hit)).sum()))

@@ -21,9 +21,12 @@ from rlsmooth.audits import (
     calibration_error,
     classwise_calibration_error,
     confidence_gap,
+    debiased_calibration_error,
     fit_temperature,
+    kernel_calibration_error,
     negative_log_likelihood,
     reliability_bins,
+    smooth_calibration_error,
 )
 from rlsmooth.audits.calibration import diagram_bins
 from support import assert_raises
@@ -222,6 +225,8 @@ def test_nothing_waits_for_the_device() -> None:
         assert calibration_error(confidences, hits, norm=norm, weights=hits).shape == ()
     assert confidence_gap(confidences, hits, weights=hits).shape == ()
     assert reliability_bins(confidences, hits, weights=hits).counts.shape == (15,)
+    for measure in (smooth_calibration_error, kernel_calibration_error, debiased_calibration_error):
+        assert measure(confidences, hits, weights=hits).shape == ()
 
 
 def test_bad_arguments() -> None:
