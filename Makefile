@@ -104,7 +104,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
-.PHONY: study-variable-horizon study-gail-smoothing
+.PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
 .PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness study-privacy study-claims
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
@@ -169,3 +169,6 @@ study-privacy: $(DEV)  ## study: labels in gradients, with and without smoothing
 
 study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of the studies
 	$(BIN)/python -P -m rlsmooth.scripts.studies.claims $(ARGS)
+
+study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

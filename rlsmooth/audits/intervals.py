@@ -365,6 +365,8 @@ def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence:
 @functools.lru_cache(maxsize=256)
 def student_quantile(confidence: float, freedom: float) -> float:
     """The t that holds `confidence` of Student's distribution between -t and t."""
+    if confidence <= 0.999:
+        return _quick_quantile(confidence, freedom)
     # With t = sqrt(f) tan(angle), what lies outside is the incomplete beta function at cos²(angle): it falls.
     low, high = 0.0, math.pi / 2
     half, outside = torch.tensor([freedom / 2, 0.5], dtype=torch.float64), math.log1p(-confidence)
@@ -374,6 +376,33 @@ def student_quantile(confidence: float, freedom: float) -> float:
         place = min(max(int((tails > outside).sum()), 1), 128)
         low, high = float(angles[place - 1]), float(angles[place])
     return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def _quick_quantile(confidence: float, freedom: float) -> float:
+    """It, to ten digits, and far sooner: the tail is one minus the rest."""
+    # With t = sqrt(f) tan(angle), it is an integral of cos(angle)^(f - 1), which falls: Newton from the normal law's
+    # quantile, which is smaller, comes nearer from below.
+    nodes, weights = _legendre()
+    if freedom < 1e4:
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    else:  # the logarithms would cancel
+        inverse = 1 / freedom
+        scale = (1 - inverse / 4 + inverse**2 / 32 + 5 * inverse**3 / 128) / math.sqrt(2 * math.pi * inverse)
+    angle = math.atan(NormalDist().inv_cdf((1.0 + confidence) / 2.0) / math.sqrt(freedom))
+    for _ in range(100):
+        inside = scale * angle * float(weights @ np.cos(angle * nodes) ** (freedom - 1))
+        step = (confidence - inside) / (2 * scale * math.cos(angle) ** (freedom - 1))
+        angle += step
+        if abs(step) <= 1e-15 * angle:
+            break
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+@functools.lru_cache(maxsize=1)
+def _legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places in [0, 1] and twice the weights of Gauss and Legendre's rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    return (nodes + 1) / 2, weights
 
 
 def _quantiles(means: NDArray[np.float64], level: float) -> NDArray[np.float64]:

@@ -21,9 +21,12 @@ from rlsmooth.audits import (
     calibration_error,
     classwise_calibration_error,
     confidence_gap,
+    debiased_calibration_error,
     fit_temperature,
+    kernel_calibration_error,
     negative_log_likelihood,
     reliability_bins,
+    smooth_calibration_error,
 )
 from rlsmooth.audits.calibration import diagram_bins
 from support import assert_raises
@@ -167,6 +170,13 @@ def test_a_million_rows_lose_nothing() -> None:
     confidences = torch.full((1_000_000,), 0.1)
     error = calibration_error(confidences, torch.zeros(1_000_000))
     assert error.item() == pytest.approx(0.1, abs=1e-7)
+
+
+def test_errors_of_few_samples_do_not_wait_for_the_device() -> None:
+    """On the meta device every read of a value is an error."""
+    confidences, hits = torch.rand(9, device="meta"), torch.rand(9, device="meta")
+    for measure in (smooth_calibration_error, kernel_calibration_error, debiased_calibration_error):
+        assert measure(confidences, hits, weights=hits).shape == ()
 
 
 def test_bad_arguments() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
+from rlsmooth.scripts.studies.gap_coverage import cells, simulate
 
 Draw = Callable[[np.random.Generator, Any], np.ndarray]
 SCORES: dict[str, Draw] = {
@@ -55,3 +58,27 @@ def test_of_differences() -> None:
         _, low, high = interquartile_mean_difference(rng.normal(size=4), 3 * rng.normal(size=9))
         hits += low <= 0 <= high
     assert 0.93 < hits / 1000 < 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", cells(trials=1000, bootstrapped=100), ids=lambda job: job.key)
+def test_of_the_gaps_of_groups(job: Any) -> None:
+    found = simulate({**job.settings, "seed": 1000})  # not the numbers of the committed table
+    assert (
+        0.93 - 0.015 < min(found["gap of B"], found["Welch"]) <= max(found["gap of B"], found["Welch"]) < 0.97 + 0.015
+    )
+    assert found["furthest of three"] > 0.93 - 0.015
+    assert found["bootstrap"] > 0.87
+
+
+def test_of_the_gaps_of_groups_in_the_committed_table(repository: Path) -> None:
+    folder = repository / "scripts" / "studies" / "results"
+    rows = json.loads((folder / "gap_coverage.json").read_text())["cells"]
+    page = (folder / "gap_coverage.md").read_text()
+    assert len(rows) == 18
+    for row in rows:
+        reported = [row["gap of B"], row["Welch"], row["bootstrap"]]
+        assert 0.93 <= min(reported) <= max(reported) <= 0.97
+        assert 0.93 <= row["furthest of three"] <= 0.985  # simultaneous: it may be wider than need be
+        numbers = " | ".join(f"{100 * each:.1f}" for each in reported)
+        assert f"| {row['A']} | {row['B']} | {row['reference_rows']} | {row['rows']} | {numbers} |" in page

@@ -52,7 +52,7 @@ from rlsmooth.targets import Smoothing, Tree
 from rlsmooth.training import generator_loss
 from support import assert_raises
 
-NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea")
+NAMES = ("bc_to_ppo", "cartpole", "collapse", "deep_sea", "gap_coverage")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
