@@ -35,6 +35,7 @@ from rlsmooth.envs.snapshot_values import (
     may_hold_data,
     same_class,
 )
+from rlsmooth.untrusted import refused
 
 # Constants, or belonging to the process: what the new environment has of these is right already.
 LEFT_NAMES = frozenset(
@@ -143,12 +144,10 @@ def set_object_state(value: object, state: Mapping[str, Any], where: str) -> Non
     Raises:
         CannotSnapshotError: as in `set_env_state`, or the data is malformed.
     """
-    try:
+    with refused(
+        where, CannotSnapshotError, "Build it as it was, or use another copy.", "does not fit its saved state"
+    ):
         _decode_object(dict(state), value, where, {})
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        if isinstance(error, CannotSnapshotError):
-            raise
-        raise CannotSnapshotError(f"the state of {where} does not fit it ({type(error).__name__}: {error}).") from error
 
 
 class Resumable(gym.Wrapper[Any, Any, Any, Any]):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlsmooth.untrusted import refused
+
 ARRAY_KINDS = "biufc"
 PACKED_LENGTH = 32
 BIT_GENERATORS: dict[str, Any] = {
@@ -108,10 +110,8 @@ def value_from_plain(encoded: Any) -> Any:
     Raises:
         CannotSnapshotError: it is malformed.
     """
-    try:
+    with refused("the value", CannotSnapshotError):
         return _decode_plain(encoded, None, "the value", {})
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CannotSnapshotError(f"the data is malformed ({type(error).__name__}: {error}).") from error
 
 
 def _encode_plain(value: Any, where: str, same: Same) -> Any:

@@ -519,21 +519,24 @@ class ExactCheckpointCallback(BaseCallback):
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
-        run = _run_of(checkpoint)
-        set_logger_state(model.logger, run["logger"])
+        with checkpoint.refused():
+            run = _run_of(checkpoint)
+            set_logger_state(model.logger, run["logger"])
+            problem = set_callback_states(self._root, self, run["callbacks"])
         problems = [
-            set_callback_states(self._root, self, run["callbacks"]),
+            problem,
             set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
             warnings.warn(f"The state of the callbacks was not restored: {problem}.", RuntimeWarning, stacklevel=2)
-        if self._is_exact:
-            # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
-            set_interaction_state(model, run["interaction"])
-            set_action_noise_state(model, run.get("action_noise"))
         self._saved_at = checkpoint.step
-        set_rng_state(tensors["rng"])
-        set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
+        with checkpoint.refused():
+            if self._is_exact:
+                # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
+                set_interaction_state(model, run["interaction"])
+                set_action_noise_state(model, run.get("action_noise"))
+            set_rng_state(tensors["rng"])
+            set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
 
 
 def load_checkpoint(

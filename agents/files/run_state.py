@@ -33,6 +33,7 @@ from rlsmooth.envs.snapshot_values import (
     plain_value,
     value_from_plain,
 )
+from rlsmooth.untrusted import refused
 
 TENSOR = "tensor"
 DTYPES = {
@@ -73,10 +74,8 @@ def state_from_tree(tree: Any) -> Any:
     Raises:
         CannotSnapshotError: the tree is malformed.
     """
-    try:
+    with refused("the state", CannotSnapshotError):
         return _decode(tree, None, "the state", {})
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CannotSnapshotError(f"the data is malformed ({type(error).__name__}: {error}).") from error
 
 
 def _encode(value: Any, where: str, same: Same) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.untrusted import refused
 
 CUDA_PREFIX = "cuda_"
 CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
@@ -89,10 +90,11 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"state lacks {missing}: pass what rng_state() gave.")
     before = rng_state()
     try:
-        _apply(state)
-    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        with refused("state", ValueError, "Use another copy.", "is not what rng_state() gave"):
+            _apply(state)
+    except ValueError:
         _apply(before)
-        raise ValueError(f"state is not what rng_state() gave ({error}).") from error
+        raise
     cuda_keys = [key for key in state if key.startswith(CUDA_PREFIX)]
     lost = [key for key in cuda_keys if key not in before]
     if lost:
@@ -102,6 +104,13 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def check_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `set_rng_state` can put the state back; no generator changes."""
+    with isolated_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GPUs that this machine lacks
+        set_rng_state(state)
 
 
 @contextmanager
