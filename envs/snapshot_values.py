@@ -249,7 +249,9 @@ def _decode_mutable(encoded: dict[str, Any], current: Any, where: str, made: dic
     kind, number = encoded["kind"], encoded["number"]
     value: Any
     if kind == "array":
-        value = encoded["array"].copy()
+        value = np.array(encoded["array"])
+        if value.dtype.kind not in ARRAY_KINDS:
+            raise CannotSnapshotError(f"the state of {where} has no array of numbers: use another copy.")
     elif kind == "text_array":
         letter, size, *shape = encoded["shape"]
         dtype = np.dtype((np.bytes_, size) if letter == "S" else (np.str_, size // 4))

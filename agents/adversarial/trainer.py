@@ -727,7 +727,8 @@ class Rounds(BaseCallback):
         """
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
         if episodes_continue:
-            self.wrapper.set_episode_state(state["episodes"])
+            with misfits_refused(Path("checkpoint")):
+                self.wrapper.set_episode_state(state["episodes"])
 
     def _on_training_start(self) -> None:
         generator = self.trainer.gen_algo

@@ -331,6 +331,7 @@ def _check_option(name: str, value: Any, mine: Any) -> None:
             raise ValueError(f"the option {name} is of shape {tuple(value.shape)} or not finite")
     elif (
         isinstance(value, bool)
+        or isinstance(mine, bool)
         or not isinstance(value, numbers)
         or not isinstance(mine, numbers)
         or not -math.inf < value < math.inf
