@@ -99,7 +99,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
-from rlsmooth.untrusted import decode, refused
+from rlsmooth.untrusted import Count, decode, refused
 
 OTHER = "Use another checkpoint, or the environments and arguments of the run."
 
@@ -529,12 +529,12 @@ class ExactCheckpointCallback(BaseCallback):
         ]
         for problem in filter(None, problems):
             warnings.warn(f"The state of the callbacks was not restored: {problem}.", RuntimeWarning, stacklevel=2)
+        if self._is_exact:
+            # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
+            set_interaction_state(model, run["interaction"])
+            set_action_noise_state(model, run.get("action_noise"))
         self._saved_at = checkpoint.step
         with checkpoint.refused():
-            if self._is_exact:
-                # Again: the environments may have been stepped since, or been reset by learn(reset_num_timesteps=True).
-                set_interaction_state(model, run["interaction"])
-                set_action_noise_state(model, run.get("action_noise"))
             set_rng_state(tensors["rng"])
             set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
 
@@ -591,7 +591,8 @@ def load_checkpoint(
         callback = ExactCheckpointCallback(
             checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
         )
-        total = int(checkpoint.config["total_timesteps"])
+        total = decode(Count, checkpoint.config["total_timesteps"], "total_timesteps")
+        decode(bool, checkpoint.config["has_noise"], "has_noise")
         states = {
             stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))
