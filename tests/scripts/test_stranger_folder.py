@@ -15,7 +15,7 @@ from rlsmooth.scripts.arguments import resume_line
 from rlsmooth.scripts.bc import Args as BCArgs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.ppo import Args as PPOArgs
-from rlsmooth.scripts.run_folder import write_json
+from rlsmooth.scripts.run_folder import choosing_kwargs, write_json
 
 PLANTED = """
 import pathlib, gymnasium
@@ -83,18 +83,7 @@ def test_a_place_to_write_is_used_only_if_the_command_line_names_it(folder: Path
     assert list(Path("elsewhere").glob("run/events*"))
 
 
-CHOOSING = [
-    "xml_file=/a.xml",
-    "id=planted:Evil-v0",
-    "render_mode=human",
-    "log=../x",
-    "a=[1, 2]",
-    "u=http://x",
-    "k=&a [1]",
-]
-
-
-@pytest.mark.parametrize("word", CHOOSING)
+@pytest.mark.parametrize("word", ["xml_file=/a.xml", "render_mode=human", "a=[1, 2]"])
 def test_arguments_of_an_environment_that_may_choose_are_given_again(word: str, folder: Path, capsys: Any) -> None:
     name, _, value = word.partition("=")
     config = json.loads((folder / "config.json").read_text())
@@ -111,6 +100,11 @@ def test_arguments_of_an_environment_that_may_choose_are_given_again(word: str, 
         if name != "render_mode":
             assert main([*words, "--env-kwargs", word]) == 2  # as far as the environment, which has no such argument
             assert "can't be made with env_kwargs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["id=planted:Evil-v0", "log=../x", "u=http://x", "k=&a [1]", "d={a: b}", "m=a.b", "x"])
+def test_what_may_choose_is_no_number_switch_or_word(word: str) -> None:
+    assert choosing_kwargs([word, "a=1", "b: 1e-3", "c=true", "d=8x8", "e=-0.5", "f="]) == [word]
 
 
 def test_numbers_switches_and_words_of_ones_own_run_need_not_be_given_again(tmp_path: Path) -> None:
