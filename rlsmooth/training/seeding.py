@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.untrusted import refused
 
 CUDA_PREFIX = "cuda_"
 CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
@@ -90,11 +89,10 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"state lacks {missing}: pass what rng_state() gave.")
     before = rng_state()
     try:
-        with refused("state", ValueError, "Use another copy.", "is not what rng_state() gave"):
-            _apply(state)
-    except ValueError:
+        _apply(state)
+    except Exception as error:  # a file can make torch, numpy and Python raise anything
         _apply(before)
-        raise
+        raise ValueError(f"state is not what rng_state() gave ({error}).") from error
     cuda_keys = [key for key in state if key.startswith(CUDA_PREFIX)]
     lost = [key for key in cuda_keys if key not in before]
     if lost:
