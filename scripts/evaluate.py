@@ -15,7 +15,6 @@ from typing import Annotated
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import environment_kwargs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
@@ -58,8 +57,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
     path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
-    env, env_kwargs = env_of_run(path, args.env)
-    env_kwargs = environment_kwargs(args) or env_kwargs
+    env, env_kwargs = env_of_run(path, args.env, args.env_kwargs)
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)

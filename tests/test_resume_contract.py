@@ -12,8 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from killing import assert_same_after_kills
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
-from rlsmooth.training import TrainingDivergedError
-from support import KilledError, assert_equal, assert_raises, draw
+from rlsmooth.training import TrainingDivergedError, read_safe_file
+from support import KilledError, assert_equal, assert_raises, draw, forge, put
 from trainers import NET, TRAINERS, OfClassifier, Trainer
 
 BLOWN_UP = {"learning_rate": 1e38, "policy_kwargs": {**NET, "optimizer_class": torch.optim.SGD}}
@@ -55,6 +55,26 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(trainer: Trainer, tmp_path: 
     assert list(tmp_path.rglob("checkpoint_*.zip"))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))  # of a run that has ended
+
+
+@of_each
+def test_no_entry_of_a_forged_checkpoint_is_taken_for_another(trainer: Trainer, tmp_path: Path) -> None:
+    assert_raises(KilledError, None, trainer.start, tmp_path, trainer.at)
+    newest, *others = sorted(tmp_path.rglob("checkpoint_*.zip"), key=lambda path: -int(path.stem.split("_")[1]))
+    for other in others:
+        if other.parent == newest.parent:
+            other.unlink()
+    whole = newest.read_bytes()
+    file = read_safe_file(newest, format_name="rlsmooth-checkpoint", format_version=1)
+    entries: dict[str, Any] = file.config["config"]
+    for name, value in entries.items():
+        wrong = -1 if type(value) is int else "yes"
+        forge(newest, lambda head, _, name=name, wrong=wrong: put(head, ("config", "config", name), wrong))
+        if value is not None or isinstance(trainer, (OfClassifier, type(TRAINERS["BC"]))):
+            with pytest.raises(ValueError, match=r"Use another|was started with|environments"):
+                trainer.resume(tmp_path)
+        newest.write_bytes(whole)
+    trainer.resume(tmp_path)
 
 
 @of_each

@@ -189,7 +189,7 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
         Raises:
             ValueError: it is of another number of environments.
         """
-        if state["lengths"].shape != self._lengths.shape:
+        if {state["lengths"].shape, state["returns"].shape} != {self._lengths.shape}:
             raise ValueError(f"the state is of {len(state['lengths'])} environments, these are {self.num_envs}.")
         self._observations = state["observations"]
         self._lengths[:], self._returns[:] = state["lengths"], state["returns"]

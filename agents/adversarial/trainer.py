@@ -84,6 +84,7 @@ from rlsmooth.training.discriminator import (
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.run import check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
+from rlsmooth.untrusted import Count, decode
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
 Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
@@ -670,8 +671,8 @@ class AdversarialImitation(ABC):
         net: Any = self.reward_net
         load_parameters(path, net, state["net_tensors"]["net"])
         load_optimizer(self.optimizer, state["optimizer_tensors"], state["optimizer"])
-        self.rounds = int(state["rounds"])
-        self.knows_absorbing = bool(state["knows_absorbing"])
+        self.rounds = decode(Count, state["rounds"], "rounds")
+        self.knows_absorbing = decode(bool, state["knows_absorbing"], "knows_absorbing")
         self.draws.bit_generator.state = state["draws"]
 
     def run_state(self) -> dict[str, Any]:
@@ -690,10 +691,11 @@ class AdversarialImitation(ABC):
             SafeFileError: the network's parameters don't fit.
             ValueError: the demonstrations are others, or the rest does not fit.
         """
-        check_given_again({"demonstrations": state["fingerprint"]}, {"demonstrations": self._fingerprint}, path)
-        self.set_state(state["trainer"], path)
-        self.generated.set_state(state["rows"])
-        self.trained_at = int(state["trained_at"])
+        check_given_again({"demonstrations": state.get("fingerprint")}, {"demonstrations": self._fingerprint}, path)
+        with misfits_refused(path):
+            self.set_state(state["trainer"], path)
+            self.generated.set_state(state["rows"])
+            self.trained_at = decode(Count, state["trained_at"], "trained_at")
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -725,7 +727,8 @@ class Rounds(BaseCallback):
         """
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
         if episodes_continue:
-            self.wrapper.set_episode_state(state["episodes"])
+            with misfits_refused(Path("checkpoint")):
+                self.wrapper.set_episode_state(state["episodes"])
 
     def _on_training_start(self) -> None:
         generator = self.trainer.gen_algo

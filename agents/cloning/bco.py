@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from rlsmooth.agents.cloning.bc import SmoothingLike
 from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
-from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel
+from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsCheckpoint, RoundsModel
 from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint, one_or_list
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
@@ -30,10 +30,18 @@ from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import RESUME_FILE, check_given_again, open_progress_bar
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
+from rlsmooth.untrusted import Count
 
 PseudoLabels: TypeAlias = Literal["hard", "soft"]
 INVERSE_SHOWN = ("accuracy", "cross_entropy", "ece")
 TRANSITIONS_FILE = "transitions_{}.npz"
+
+
+class BCOCheckpoint(RoundsCheckpoint):
+    """What a checkpoint holds besides tensors."""
+
+    total_rounds: Count
+    fingerprint: str
 
 
 @final
@@ -118,6 +126,7 @@ class BCO(RoundsModel):
 
     PREFIX: ClassVar[str] = "bco"
     FOLDER: ClassVar[str] = "checkpoint_folder"
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]] = BCOCheckpoint
     OWN_ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "pseudo_labels",
         "n_rounds",
@@ -416,7 +425,7 @@ class BCO(RoundsModel):
             files = [folder / TRANSITIONS_FILE.format(number + 1) for number in range(self.round)]
             self.parts = [Demonstrations.load(file) for file in files]
             self.transitions = concatenate(self.parts)
-            self.total_rounds = int(config["total_rounds"])
+            self.total_rounds = config["total_rounds"]
 
 
 def _check_demonstrations(value: object) -> None:

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from rlsmooth.agents.cloning.bc import SmoothingLike
 from rlsmooth.agents.cloning.collection import agreement, collect_round
 from rlsmooth.agents.cloning.expert import Expert, ExpertLike, ExpertTargets
-from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsModel
+from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsCheckpoint, RoundsModel
 from rlsmooth.agents.cloning.training_data import ReferenceLike, fingerprint
 from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
@@ -27,7 +27,9 @@ from rlsmooth.checks import check_choice, check_in_range, check_optional_folder,
 from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
+from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_temporary_files, open_progress_bar
+from rlsmooth.untrusted import Count, Positive
 
 BetaSchedule: TypeAlias = int | float | Callable[[int], float]
 PLACEHOLDER_SCHEDULE = 15
@@ -63,6 +65,16 @@ def as_beta_schedule(given: BetaSchedule) -> Callable[[int], float]:
     raise TypeError(
         f"beta_schedule must be a whole number of rounds, a float in (0, 1] or a function of the round, got {given!r}."
     )
+
+
+class DAggerCheckpoint(RoundsCheckpoint):
+    """What a checkpoint holds besides tensors."""
+
+    total_timesteps: Count
+    num_timesteps_at_start: Count
+    initial: str | None
+    episodes: list[Positive]
+    fingerprints: list[str]
 
 
 @final
@@ -162,6 +174,7 @@ class DAgger(RoundsModel):
 
     PREFIX: ClassVar[str] = "dagger"
     FOLDER: ClassVar[str] = "scratch_dir"
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]] = DAggerCheckpoint
     OWN_ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "expert_targets",
         "expert_deterministic",
@@ -545,6 +558,9 @@ class DAgger(RoundsModel):
     def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
         if config is None:
             return
+        kept = {len(config["episodes"]), len(config["fingerprints"]), self.round}
+        if len(kept) > 1 or config["num_timesteps_at_start"] > self.num_timesteps:
+            raise SafeFileError(f"{str(folder)!r} has a checkpoint whose counts disagree. Use another copy.")
         if config["initial"] != (None if self.initial is None else fingerprint(self.initial)):
             raise ValueError(f"{str(_initial_path(folder))!r} does not hold what the run was started with.")
         for number, (count, known) in enumerate(zip(config["episodes"], config["fingerprints"], strict=True)):
@@ -552,8 +568,7 @@ class DAgger(RoundsModel):
             self.rounds.append(concatenate(episodes))
             if fingerprint(self.rounds[-1]) != known:
                 raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
-        self._progress.start = int(config["num_timesteps_at_start"])
-        self._progress.end = int(config["total_timesteps"])
+        self._progress.start, self._progress.end = config["num_timesteps_at_start"], config["total_timesteps"]
         self.is_resumed = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
-from rlsmooth.untrusted import refused
+from rlsmooth.untrusted import AnyNumber, Count, Positive, refused
 
 COLLECTING, LEARNING = 0, 1
 """What a round's seeds are for."""
@@ -74,6 +74,16 @@ def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
     return last.values
 
 
+class RoundsCheckpoint(TypedDict):
+    """What a checkpoint of every agent of rounds holds besides tensors."""
+
+    round: Count
+    num_timesteps: Count
+    n_envs: Positive
+    history: list[dict[str, AnyNumber]]
+    optimizer: dict[str, Any]
+
+
 class RoundsFile(NamedTuple):
     """What an agent's file contains.
 
@@ -110,6 +120,8 @@ class RoundsModel(ActingModel):
     """The constructor's arguments that the clone's file does not contain by itself."""
     FOLDER: ClassVar[str]
     """Name of the argument that says where checkpoints go."""
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]]
+    """What its checkpoints hold."""
     bc: BC
     round: int
     history: list[dict[str, float]]
@@ -321,14 +333,15 @@ class RoundsModel(ActingModel):
         """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
         checkpoint = run.latest()
         if checkpoint is not None:
-            config, tensors = checkpoint.config, checkpoint.tensors
+            config, tensors = checkpoint.decoded(self.CHECKPOINT), checkpoint.tensors
             check_num_envs(config["n_envs"], self.n_envs)
-            load_parameters(checkpoint.path, self.policy, tensors["policy"])
-            load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
-            self.round = int(config["round"])
-            self.num_timesteps = int(config["num_timesteps"])
-            self.history = [dict(line) for line in config["history"]]
-        self._restore(run.path, None if checkpoint is None else checkpoint.config)
+            with checkpoint.refused():
+                if not config["round"] == len(config["history"]) == checkpoint.step:
+                    raise ValueError(f"round and history are not those of round {checkpoint.step}")
+                load_parameters(checkpoint.path, self.policy, tensors["policy"])
+                load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+            self.round, self.num_timesteps, self.history = checkpoint.step, config["num_timesteps"], config["history"]
+        self._restore(run.path, None if checkpoint is None else config)
         self._kept_in = run.path.resolve()
 
     def _kept(self) -> dict[str, Any]:

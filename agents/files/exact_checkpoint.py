@@ -99,7 +99,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
-from rlsmooth.untrusted import decode, refused
+from rlsmooth.untrusted import Count, decode, refused
 
 OTHER = "Use another checkpoint, or the environments and arguments of the run."
 
@@ -519,10 +519,12 @@ class ExactCheckpointCallback(BaseCallback):
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
-        run = _run_of(checkpoint)
-        set_logger_state(model.logger, run["logger"])
+        with checkpoint.refused():
+            run = _run_of(checkpoint)
+            set_logger_state(model.logger, run["logger"])
+            problem = set_callback_states(self._root, self, run["callbacks"])
         problems = [
-            set_callback_states(self._root, self, run["callbacks"]),
+            problem,
             set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
@@ -532,8 +534,9 @@ class ExactCheckpointCallback(BaseCallback):
             set_interaction_state(model, run["interaction"])
             set_action_noise_state(model, run.get("action_noise"))
         self._saved_at = checkpoint.step
-        set_rng_state(tensors["rng"])
-        set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
+        with checkpoint.refused():
+            set_rng_state(tensors["rng"])
+            set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
 
 
 def load_checkpoint(
@@ -588,7 +591,8 @@ def load_checkpoint(
         callback = ExactCheckpointCallback(
             checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
         )
-        total = int(checkpoint.config["total_timesteps"])
+        total = decode(Count, checkpoint.config["total_timesteps"], "total_timesteps")
+        decode(bool, checkpoint.config["has_noise"], "has_noise")
         states = {
             stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))

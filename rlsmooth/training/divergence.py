@@ -132,9 +132,16 @@ class FiniteWatch:
         return {name: torch.stack(losses) for name, losses in parts.items() if losses}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue with the losses of `tensors`, which had been checked."""
+        """Continue with the losses of `tensors`, which had been checked.
+
+        Raises:
+            ValueError: these are no losses.
+        """
+        if any(part.ndim != 1 or not part.is_floating_point() for part in tensors.values()):
+            raise ValueError("the losses of the last steps are no vectors of numbers")
+        device = next((part.device for module in self.modules for part in module.parameters()), None)
         self._earlier, self.losses = (
-            list(tensors[name].unbind()) if name in tensors else [] for name in ("earlier", "losses")
+            list(tensors[name].to(device).unbind()) if name in tensors else [] for name in ("earlier", "losses")
         )
         self.restored = self._checked = len(self.losses)
 

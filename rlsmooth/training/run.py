@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ from torch.overrides import TorchFunctionMode
 from rlsmooth.checks import check_writable_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
 from rlsmooth.training.divergence import check_no_nan
-from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
+from rlsmooth.training.seeding import check_rng_state, execution_state, rng_state, warn_if_execution_differs
+from rlsmooth.untrusted import AnyNumber, Count, decode
 
 RESUME_FILE = "resume.zip"
 """The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
@@ -282,9 +283,13 @@ class RunFolder:
             RuntimeWarning: a damaged checkpoint was skipped, or the run will not repeat bit for bit.
         """
         checkpoint = latest_checkpoint(self.path)
-        saved = None if checkpoint is None else checkpoint.config.get("execution")
-        if isinstance(saved, Mapping):
-            warn_if_execution_differs(saved)
+        if checkpoint is not None:
+            with checkpoint.refused():
+                saved = decode(dict[str, Any], checkpoint.config.get("execution", {}), "execution")
+                if "rng" in checkpoint.tensors:
+                    check_rng_state(checkpoint.tensors["rng"])
+            if saved:
+                warn_if_execution_differs(saved)
         return checkpoint
 
     def delete_leftovers(self, *names: str) -> None:
@@ -588,6 +593,12 @@ def log_line(head: str, values: Mapping[str, float], names: Sequence[str]) -> st
 # ---- early stopping
 
 
+class _Stopping(TypedDict):
+    best_loss: AnyNumber
+    best_step: Count
+    validations_without_gain: Count
+
+
 class EarlyStopping:
     """Keeps the parameters of the lowest validation loss.
 
@@ -639,12 +650,20 @@ class EarlyStopping:
             "validations_without_gain": self.validations_without_gain,
         }
 
-    def load(self, config: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore the state from `to_config` and `parameters`."""
-        self.best_loss = float(config["best_loss"])
-        self.best_step = int(config["best_step"])
-        self.validations_without_gain = int(config["validations_without_gain"])
-        self.parameters = dict(parameters)
+    def load(self, config: Any, parameters: Mapping[str, Tensor], module: nn.Module, step: int) -> None:
+        """Restore the state from `to_config` and `parameters`, of a file whose run stands at `step`.
+
+        Raises:
+            ValueError: the state is malformed, or does not fit the module.
+        """
+        found = decode(_Stopping, config, "early_stopping")
+        own = module.state_dict()
+        shapes = {name: tensor.shape for name, tensor in (own if found["best_loss"] < math.inf else {}).items()}
+        if found["best_step"] > step or {name: tensor.shape for name, tensor in parameters.items()} != shapes:
+            raise ValueError("early_stopping does not fit the run's step, or its parameters not the network")
+        self.best_loss, self.best_step = found["best_loss"], found["best_step"]
+        self.validations_without_gain = found["validations_without_gain"]
+        self.parameters = {name: tensor.to(own[name].device) for name, tensor in parameters.items()}
 
 
 # ---- SIGINT and SIGTERM
