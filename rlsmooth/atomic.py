@@ -23,6 +23,17 @@ _LOCKED: dict[Path, int] = {}
 """The folders that this process has reserved, with their descriptors."""
 
 
+def _forget_locks() -> None:
+    """In a process that was forked: the folders are the parent's, and free when that ends, however long this lives."""
+    for descriptor in _LOCKED.values():
+        os.close(descriptor)
+    _LOCKED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for binary writing that takes the place of `path` only when the block ends well.
@@ -127,22 +138,26 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
-def lock_folder(folder: str | Path) -> None:
+def lock_folder(folder: str | Path) -> bool:
     """Reserve a folder for this process, until `unlock_folder` or its end, however it ends.
 
     Nothing is written. Where the system has no such locks (Windows, some network drives), nothing is checked.
+
+    Returns:
+        Whether this call reserved it: False if this process had done so before, or can't.
 
     Raises:
         ValueError: another process has reserved it.
 
     Example:
         >>> folder = tempfile.mkdtemp()
-        >>> lock_folder(folder); lock_folder(folder)  # this process may do so again
+        >>> lock_folder(folder), lock_folder(folder)  # this process may do so again
+        (True, False)
         >>> unlock_folder(folder)
     """
     path = Path(folder).expanduser().resolve()
     if fcntl is None or path in _LOCKED or not path.is_dir():
-        return
+        return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,8 +168,9 @@ def lock_folder(folder: str | Path) -> None:
         ) from error
     except OSError:
         os.close(descriptor)
-        return
+        return False
     _LOCKED[path] = descriptor
+    return True
 
 
 def unlock_folder(folder: str | Path) -> None:
@@ -162,6 +178,17 @@ def unlock_folder(folder: str | Path) -> None:
     descriptor = _LOCKED.pop(Path(folder).expanduser().resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
+
+
+@contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Reserve a folder inside the `with` block; see `lock_folder`. What was reserved before it stays so after it."""
+    is_new = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            unlock_folder(folder)
 
 
 def _file_mode(target: Path) -> int:

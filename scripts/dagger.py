@@ -110,13 +110,13 @@ def main(args: Args) -> Path:
     with TrainingRun("dagger", args, args.env) as run:
         agent = make_agent(args, run, initial, expert.agent, env, eval_env)
         agent.set_logger(run.logger(agent.num_timesteps or None))
-        run.begin(resume_from="round")
+        run.begin()
         if expert.steps:
             print(f"Training an expert, {type(expert.agent).__name__}, for {expert.steps:,} steps", flush=True)
         expert.make_ready(run.folder / EXPERT_FILE, progress=run.shows_bar)
         expert_return = evaluate_expert(args, expert.agent)
         print(f"Return of the expert: {expert_return:.1f}")
-        start = f", from round {agent.round + 1}" if agent.round else ""
+        start = f", from round {agent.round + 1}" if agent.is_resumed else ""
         print(f"Training on {agent.device.type} in {run.folder}{start}", flush=True)
         agent.learn(args.n_timesteps, progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
@@ -141,7 +141,7 @@ def load_data(args: Args) -> Demonstrations | None:
 def make_agent(
     args: Args, run: TrainingRun, initial: Demonstrations | None, expert: Any, env: VecEnv, eval_env: VecEnv
 ) -> DAgger:
-    """A new agent, or that of the run's last round."""
+    """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import DAgger
     from rlsmooth.scripts.environment import check_device, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints

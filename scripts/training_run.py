@@ -60,8 +60,9 @@ class TrainingRun:
         self._resume_from = ""
         self._outputs: list[KVWriter] = []
         self._closing = ExitStack()
-        lock_folder(self.folder)
-        self._closing.callback(unlock_folder, self.folder)
+        for folder in (self.folder, self.checkpoints):  # the second alone is known to trainers
+            lock_folder(folder)
+            self._closing.callback(unlock_folder, folder)
         if args.resume is not None:
             delete_temporary_files(self.folder)
 

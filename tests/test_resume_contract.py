@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from killing import assert_same_after_kills
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.training import TrainingDivergedError
+from rlsmooth.training import run as run_module
+from rlsmooth.training.run import TrainingInterrupted
 from support import KilledError, assert_equal, assert_raises, draw
 from trainers import NET, TRAINERS, OfClassifier, Trainer
 
@@ -20,6 +24,9 @@ BLOWN_UP = {"learning_rate": 1e38, "policy_kwargs": {**NET, "optimizer_class": t
 # How many times as long as the shortest a run lasts that is killed; the others are in the slow tests.
 KILLED = {"BC": 10, "GAN": 20, "AIRL": 4}
 KILLED_TOO = {"BCO": 4, "DAgger": 6, "GAIL": 4, "Classifier": 4, "SelfTraining": 4, "PPO": 8, "DQN": 4}
+# Trainers around another trainer; the others are in the slow tests.
+ROUNDS = ("BCO", "DAgger", "SelfTraining")
+STOPPED = [name if name in ROUNDS else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
 # What is refused when it differs from the run's: the name, and the arguments of `resume` that differ.
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "BC": {"demonstrations": {"data": draw(seed=1)}, "total": {"epochs": 4}},
@@ -55,6 +62,25 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(trainer: Trainer, tmp_path: 
     assert list(tmp_path.rglob("checkpoint_*.zip"))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))
     assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))  # of a run that has ended
+
+
+@pytest.mark.parametrize("trainer", STOPPED)
+def test_a_run_that_is_asked_to_stop_again_and_again_ends_the_same(
+    trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal waits when a call begins: each takes one step, collection, epoch or rollout on from the last's files."""
+    run, changed = TRAINERS[trainer], {"n_rounds": 2} if trainer == "BCO" else {}
+    whole = run.start(None, **changed)
+    for call in (partial(run.start, **changed), *[run.resume] * 99):
+        monkeypatch.setattr(run_module._REQUESTS, "depth", 0)
+        monkeypatch.setattr(run_module._REQUESTS, "number", signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted, match=r"A checkpoint of .* was written|is over") as ended:
+            call(tmp_path)
+        assert ended.value.exit_code == 143
+        assert run_module._REQUESTS.depth == 0
+        if "is over" in str(ended.value):
+            break
+    assert_equal(run.state(run.resume(tmp_path)), run.state(whole))
 
 
 @of_each

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from rlsmooth.agents.cloning.bc import SmoothingLike
-from rlsmooth.agents.cloning.collection import agreement, collect_round
+from rlsmooth.agents.cloning.collection import Collected, agreement, collect_round
 from rlsmooth.agents.cloning.expert import Expert, ExpertLike, ExpertTargets
 from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsModel
 from rlsmooth.agents.cloning.training_data import ReferenceLike, fingerprint
@@ -340,20 +340,23 @@ class DAgger(RoundsModel):
             self._asked = self._expert_in(self._shown, self.expert)
         bar.set_postfix_str("collecting")
         beta = self.beta(self.round)
-        with self._rollout(listener, bar) as after_step:
-            made = collect_round(
-                self.bc,
-                self._asked,
-                self._shown,
-                beta=beta,
-                min_episodes=self.rollout_round_min_episodes,
-                min_timesteps=self.rollout_round_min_timesteps,
-                seed=self._seed_of(COLLECTING),
-                learner_deterministic=self.learner_deterministic,
-                after_step=after_step,
-            )
+        made = self._take_collected()
         if made is None:
-            return False
+            with self._rollout(listener, bar) as after_step:
+                made = collect_round(
+                    self.bc,
+                    self._asked,
+                    self._shown,
+                    beta=beta,
+                    min_episodes=self.rollout_round_min_episodes,
+                    min_timesteps=self.rollout_round_min_timesteps,
+                    seed=self._seed_of(COLLECTING),
+                    learner_deterministic=self.learner_deterministic,
+                    after_step=after_step,
+                )
+            if made is None:
+                return False
+            self._keep_collected(made)
 
         bar.set_postfix_str("cloning")
         agreed = agreement(self.bc, made.demonstrations)
@@ -524,20 +527,20 @@ class DAgger(RoundsModel):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.initial.save(path)
         super()._begin_checkpoints(run)
-        if self.round == 0:  # how far the call is to go
-            self._save_checkpoint(run)
 
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self, made: Collected | None) -> dict[str, Any]:
+        parts = self.rounds if made is None else [*self.rounds, made.demonstrations]
         return {
             "total_timesteps": self._progress.end,
             "num_timesteps_at_start": self._progress.start,
             "initial": None if self.initial is None else fingerprint(self.initial),
-            "episodes": [part.num_episodes for part in self.rounds],
-            "fingerprints": [fingerprint(part) for part in self.rounds],
+            "episodes": [part.num_episodes for part in parts],
+            "fingerprints": [fingerprint(part) for part in parts],
+            "collected": None if made is None else {"returns": made.returns.tolist(), "share": made.learner_share},
         }
 
-    def _save_round(self, folder: Path, number: int) -> None:
-        part = self.rounds[number]
+    def _save_round(self, folder: Path, number: int, made: Collected | None = None) -> None:
+        part = self.rounds[number] if made is None else made.demonstrations
         _round_folder(folder, number).mkdir(parents=True, exist_ok=True)
         for place in range(part.num_episodes):
             part.select_episodes([place]).save(_episode_path(folder, number, place))
@@ -552,6 +555,10 @@ class DAgger(RoundsModel):
             self.rounds.append(concatenate(episodes))
             if fingerprint(self.rounds[-1]) != known:
                 raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
+        collected = config.get("collected")
+        if collected is not None:
+            made = Collected(self.rounds.pop(), np.array(collected["returns"]), collected["share"])
+            self._collected = made, int(config["collected_timesteps"])
         self._progress.start = int(config["num_timesteps_at_start"])
         self._progress.end = int(config["total_timesteps"])
         self.is_resumed = True
