@@ -34,7 +34,7 @@ from rlsmooth.scripts.run_folder import agent_file
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from rlsmooth.agents import DAgger
+    from rlsmooth.agents import DAgger, ExactCheckpointCallback
     from rlsmooth.data import Demonstrations
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -42,6 +42,9 @@ alias = tyro.conf.arg
 
 EXPERT_FILE = "expert.zip"
 """In the run's folder, so that a run can be resumed without the file that it began with."""
+EXPERT_CHECKPOINTS = Path("checkpoints") / "expert"
+"""In the run's folder, until the expert is trained."""
+EXPERT_SAVE_FREQ = 50_000
 N_EVAL_ENVS = 20
 
 
@@ -216,11 +219,13 @@ class ExpertAgent:
         agent: cloned or on-policy; one that was trained on normalised observations has its `VecNormalize`.
         source: its file; None: it is new.
         steps: how long it is to be trained; 0 if it comes from a file.
+        checkpoints: what writes its checkpoints; None: it has none yet.
     """
 
     agent: Any
     source: Path | None = None
     steps: int = 0
+    checkpoints: ExactCheckpointCallback | None = None
 
     def make_ready(self, path: Path, *, progress: bool) -> None:
         """Train it if it is new, and write its file.
@@ -233,14 +238,21 @@ class ExpertAgent:
             if self.source != path:
                 shutil.copyfile(self.source, path)
             return
-        from rlsmooth.agents import save_agent
+        from rlsmooth.agents import ExactCheckpointCallback, save_agent
         from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 
-        self.agent.learn(self.steps, [ProgressBar(disabled=not progress)], log_interval=None)
+        folder = path.parent / EXPERT_CHECKPOINTS
+        callbacks = [
+            self.checkpoints or ExactCheckpointCallback(EXPERT_SAVE_FREQ, folder),
+            ProgressBar(disabled=not progress),
+        ]
+        left = self.steps - self.agent.num_timesteps
+        self.agent.learn(left, callbacks, log_interval=None, reset_num_timesteps=self.checkpoints is None)
         normalizer = self.agent.get_vec_normalize_env()
         if normalizer is not None:
             normalizer.training = normalizer.norm_reward = False
         save_agent(self.agent, path)
+        shutil.rmtree(folder)
 
 
 def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
@@ -268,14 +280,18 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
 
 
 def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
-    """An untrained PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
+    """A PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
+
+    It is untrained, or, where a run is resumed, as its last checkpoint has it.
 
     Raises:
         ValueError: nobody says how long to train.
     """
-    from rlsmooth.agents import SmoothedPPO
+    from rlsmooth.agents import SmoothedPPO, load_checkpoint
+    from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
     from rlsmooth.scripts.on_policy import new_algorithm, training_envs
+    from rlsmooth.training import checkpoint_steps
 
     algorithm: Any = SmoothedPPO
     command = "ppo"
@@ -295,7 +311,12 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
         )
     hyperparameters = resolve_hyperparameters(values, algorithm)
     options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
-    agent = new_algorithm(algorithm, options, hyperparameters, training_envs(options, hyperparameters))
+    train_env = training_envs(options, hyperparameters)
+    saved = None if args.resume is None else args.resume / EXPERT_CHECKPOINTS
+    if saved is not None and checkpoint_steps(saved):
+        run = load_checkpoint(saved, train_env, device=check_device(args.device))
+        return ExpertAgent(agent=run.model, steps=hyperparameters.n_timesteps, checkpoints=run.callback)
+    agent = new_algorithm(algorithm, options, hyperparameters, train_env)
     return ExpertAgent(agent=agent, steps=hyperparameters.n_timesteps)
 
 
