@@ -258,6 +258,7 @@ class BCO(RoundsModel):
                     self.env,
                     self.transitions_per_round,
                     seed=self._seed_of(COLLECTING),
+                    check=self._check_observations,
                     after_step=after_step,
                 )
             if made is None:

@@ -352,6 +352,7 @@ class DAgger(RoundsModel):
                     min_timesteps=self.rollout_round_min_timesteps,
                     seed=self._seed_of(COLLECTING),
                     learner_deterministic=self.learner_deterministic,
+                    check=self._check_observations,
                     after_step=after_step,
                 )
             if made is None:

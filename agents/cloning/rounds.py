@@ -27,6 +27,7 @@ from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, checkpoint_steps, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.divergence import check_finite_step
 from rlsmooth.training.run import (
     RESUME_FILE,
     RunFolder,
@@ -267,13 +268,21 @@ class RoundsModel(ActingModel):
             listener.on_rollout_start()
         try:
             yield after_step
-        except BaseException:
+        except BaseException as error:
+            if type(error) is ValueError:  # of the environment, the expert or the data
+                error.args = (f"{error} (Training stopped after step {self.num_timesteps:,}.)",)
             self.num_timesteps = self._before
             raise
         if not continues:
             self.num_timesteps = self._before
         elif listener is not None:
             listener.on_rollout_end()
+
+    def _check_observations(self, num_steps: int, observations: Any) -> None:
+        """Raise TrainingDivergedError if the step that was just made gave an observation that is not finite."""
+        run = self._run_folder()
+        folder = None if run is None else run.path
+        check_finite_step(self.num_timesteps + num_steps, None, observations, checkpoint_folder=folder)
 
     def _take_collected(self) -> Any:
         """What the round collected before it was cut off; None: nothing."""
