@@ -130,7 +130,7 @@ TRAINERS: dict[str, tuple[Callable[..., Any], ...]] = {
 of_each = pytest.mark.parametrize(("train", "resume"), TRAINERS.values(), ids=TRAINERS)
 
 
-@pytest.mark.parametrize(("name", "value"), zip(TRAINERS, (np.nan, -np.inf) * 3, strict=False))
+@pytest.mark.parametrize(("name", "value"), [*zip(TRAINERS, (np.nan, -np.inf) * 3, strict=False)])
 def test_an_observation_stops_what_would_learn_from_it(tmp_path: Path, name: str, value: float) -> None:
     train, resume = TRAINERS[name]
     message = rf"stopped at step {FIRST}: environment 0 gave an observation that holds {value}"
