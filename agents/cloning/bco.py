@@ -90,7 +90,7 @@ class BCO(RoundsModel):
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        checkpoint_folder: where each round ends with a checkpoint that `resume` continues from; None: none are written.
+        checkpoint_folder: for transitions and for checkpoints that `resume` continues from; None: none are written.
         eval_env: environment of an evaluation at the end of each round; None: there are none.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
 
@@ -347,10 +347,12 @@ class BCO(RoundsModel):
         policy_class: type[BasePolicy] | None = None,
         custom_objects: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The agent after the last round that was kept; `learn` then makes the rounds that are missing.
+        """The agent of the last checkpoint; `learn` then makes what is missing.
 
         On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. A round that was
-        cut off is made again from its beginning. Callbacks start anew: their own state is not kept.
+        cut off is resumed from the last checkpoint of its training. What was cut off while it collected transitions
+        collects them again; SIGINT and SIGTERM let a command collect them all first. Callbacks start anew: their own
+        state is not kept.
 
         Args:
             checkpoint_folder: of the run.

@@ -131,7 +131,7 @@ class DAgger(RoundsModel):
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        scratch_dir: where each round's episodes go, and a checkpoint that `resume` continues from; None: nowhere.
+        scratch_dir: where each round's episodes go, and checkpoints that `resume` continues from; None: nowhere.
         eval_env: environment of an evaluation at the end of each round; None: there are none.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
 
@@ -447,11 +447,13 @@ class DAgger(RoundsModel):
         policy_class: type[BasePolicy] | None = None,
         custom_objects: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The agent after the last round that was kept; `learn` with the same total then makes those that are missing.
+        """The agent of the last checkpoint; `learn` with the same total then makes what is missing.
 
         On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit, if the expert is
-        the same and says the same to the same observations. A round that was cut off is made again from its beginning.
-        Callbacks start anew: their own state is not kept.
+        the same and says the same to the same observations. A round that was cut off is resumed from the last
+        checkpoint of its training, and the expert is not asked again. What was cut off while it collected episodes
+        collects them again; SIGINT and SIGTERM let a command collect them all first. Callbacks start anew: their own
+        state is not kept.
 
         Args:
             scratch_dir: of the run; the initial demonstrations are there.
