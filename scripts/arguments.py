@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 
 import tyro
 
-from rlsmooth.atomic import lock_folder
+from rlsmooth.checks import lock_folder
 from rlsmooth.scripts.run_folder import imports_module, read_kwargs, read_settings, refuse_links
 from rlsmooth.untrusted import decode_fields, refused
 

@@ -18,10 +18,8 @@ from rlsmooth.atomic import (
     DISK_ERRORS,
     EXPLAINED,
     explained_disk_errors,
-    lock_folder,
-    unlock_folder,
 )
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.checks import check_writable_folder, lock_folder, unlock_folder
 from rlsmooth.scripts.arguments import RunArgs, resume_line
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics

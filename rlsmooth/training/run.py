@@ -36,8 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rlsmooth.atomic import locked_folder
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.checks import check_writable_folder, locked_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
 from rlsmooth.training.divergence import check_no_nan
 from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
