@@ -43,7 +43,7 @@ alias = tyro.conf.arg
 EXPERT_FILE = "expert.zip"
 """In the run's folder, so that a run can be resumed without the file that it began with."""
 EXPERT_CHECKPOINTS = Path("checkpoints") / "expert"
-"""In the run's folder, until the expert is trained."""
+"""In the run's folder: of an expert that the command trains."""
 EXPERT_SAVE_FREQ = 50_000
 N_EVAL_ENVS = 20
 
@@ -241,9 +241,8 @@ class ExpertAgent:
         from rlsmooth.agents import ExactCheckpointCallback, save_agent
         from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 
-        folder = path.parent / EXPERT_CHECKPOINTS
         callbacks = [
-            self.checkpoints or ExactCheckpointCallback(EXPERT_SAVE_FREQ, folder),
+            self.checkpoints or ExactCheckpointCallback(EXPERT_SAVE_FREQ, path.parent / EXPERT_CHECKPOINTS),
             ProgressBar(disabled=not progress),
         ]
         left = self.steps - self.agent.num_timesteps
@@ -252,7 +251,6 @@ class ExpertAgent:
         if normalizer is not None:
             normalizer.training = normalizer.norm_reward = False
         save_agent(self.agent, path)
-        shutil.rmtree(folder)
 
 
 def find_expert(args: Args, env: VecEnv) -> ExpertAgent:

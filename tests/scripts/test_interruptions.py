@@ -97,7 +97,9 @@ def test_a_command_that_is_told_to_end_saves_first(
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
 
     def is_there() -> bool:
-        inner = "checkpoints" if words[0] not in ("bco", "dagger", "self-train") else "checkpoints/*"
+        inner = {"bco": "checkpoints/round_*", "dagger": "checkpoints/round_*", "self-train": "checkpoints/fit_*"}.get(
+            words[0], "checkpoints"
+        )
         return bool(list(tmp_path.glob("*/*/config.json")) and list(tmp_path.glob(f"*/*/{inner}/checkpoint_*.zip")))
 
     thread = send_when(is_there, lambda: (time.sleep(0.3), os.kill(os.getpid(), number)))
