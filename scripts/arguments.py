@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 
 import tyro
 
-from rlsmooth.atomic import lock_folder
+from rlsmooth.checks import lock_folder
 from rlsmooth.scripts.run_folder import (
     CHOICE,
     choosing_kwargs,

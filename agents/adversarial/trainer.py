@@ -81,7 +81,7 @@ from rlsmooth.training.discriminator import (
     check_targets,
     discriminator_step,
 )
-from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.divergence import FiniteWatch, check_finite_step
 from rlsmooth.training.run import check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
 from rlsmooth.untrusted import Count, decode
@@ -311,10 +311,11 @@ class AdversarialImitation(ABC):
                 venv, self.predict_reward, self.generated, horizon=self.horizon, gamma=self.gamma, is_deferred=deferred
             ),
         )
-        listeners: list[BaseCallback] = [Rounds(self, wrapper)]
+        listeners: list[BaseCallback] = [rounds := Rounds(self, wrapper)]
         if callback is not None:
             given = callback if isinstance(callback, Sequence) else [callback]
             listeners += [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
+            rounds.folder = next((each.save_path for each in given if isinstance(each, ExactCheckpointCallback)), None)
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
         try:
             with deferred_rewards(self.gen_algo, wrapper):
@@ -714,6 +715,7 @@ class Rounds(BaseCallback):
         super().__init__()
         self.trainer = trainer
         self.wrapper = wrapper
+        self.folder: Path | None = None
 
     def exact_state(self) -> dict[str, Any]:
         """Everything of the trainer that is not the generator's; see `HasExactState`."""
@@ -752,6 +754,8 @@ class Rounds(BaseCallback):
         self.wrapper.begin_rollout()
 
     def _on_step(self) -> bool:
+        found = self.locals.get("rewards"), self.locals.get("new_obs", ())
+        check_finite_step(self.num_timesteps, *found, checkpoint_folder=self.folder, is_learned=True)
         return True
 
     def _on_training_end(self) -> None:

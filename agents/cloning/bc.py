@@ -346,7 +346,7 @@ class BC(ActingModel):
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
-            safe_points(used=self.checkpoint_folder is not None),
+            safe_points(self.checkpoint_folder),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
         ):
             set_rng_state(self._rng)
@@ -675,7 +675,7 @@ class BC(ActingModel):
             verbose=verbose,
             checkpoint_folder=run.path,
         )
-        cls._restore_checkpoint(agent)
+        cls.restore_checkpoint(agent)
         run.delete_leftovers()
         return agent
 
@@ -776,7 +776,7 @@ class BC(ActingModel):
             self._run_folder().save(self.num_timesteps, config, parts)
         self.policy.set_training_mode(True)
 
-    def _restore_checkpoint(self) -> None:
+    def restore_checkpoint(self) -> None:
         """Restore the latest checkpoint. A run that was killed before its first one restarts from the resume file."""
         checkpoint = self._run_folder().latest()
         self.is_resumed = True

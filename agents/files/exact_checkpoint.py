@@ -31,6 +31,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -92,10 +93,9 @@ from rlsmooth.training.divergence import check_finite_model, check_finite_step
 from rlsmooth.training.run import (
     RESUME_FILE,
     RunFolder,
-    begin_safe_points,
     check_no_missing,
     check_num_envs,
-    end_safe_points,
+    safe_points,
     stop,
     stop_requested,
 )
@@ -384,6 +384,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._saved_at: int | None = None
         self._is_between_rollouts = False
         self._has_warned = False
+        self._training = ExitStack()
 
     def resume_from(self, checkpoint: Checkpoint, *, is_exact: bool) -> None:
         """Restore the rest of `checkpoint` at the next rollout; `load_checkpoint` calls this.
@@ -397,7 +398,8 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
-        begin_safe_points()
+        self._training = ExitStack()  # where an error ends the training, it lasts as long as this object
+        self._training.enter_context(safe_points(self.save_path))
         if isinstance(self.model, OffPolicyAlgorithm):
             check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
         if self._pending is not None:
@@ -417,7 +419,8 @@ class ExactCheckpointCallback(BaseCallback):
             if stops or self.num_timesteps - self._saved_at >= self.save_freq:
                 self._save(noise_state(self._model))
             if stops:
-                stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
+                with self._training:
+                    stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
             return
         self._baseline = callback_states(self._root, self)
         if self._pending is not None:
@@ -449,7 +452,7 @@ class ExactCheckpointCallback(BaseCallback):
         # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
-        end_safe_points()
+        self._training.close()
 
     @property
     def _model(self) -> Algorithm:
@@ -628,7 +631,7 @@ def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.de
     """
     saved = _run_folder(folder, "folder")
     file = MODEL_FILE if (saved.path / MODEL_FILE).is_file() else RESUME_FILE
-    saved.check_resumable(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    saved.check_exists(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
     checkpoint = latest_checkpoint(saved.path)
     assert checkpoint is not None
     agent = load_agent(saved.path / file, env=env, device=device)

@@ -336,7 +336,7 @@ class Classifier(ScikitLearnEstimator):
         if checkpoint is not None:
             self._restore(state, checkpoint)
         with (
-            safe_points(used=self.checkpoint_folder is not None),
+            safe_points(self.checkpoint_folder),
             self._event_log(state, is_resumed=checkpoint is not None) as events,
             isolated_rng(),
         ):

@@ -340,7 +340,7 @@ class GANTrainer:
             set_rng_state(self._rng)
             try:
                 with (
-                    safe_points(used=self.checkpoint_folder is not None),
+                    safe_points(self.checkpoint_folder),
                     EventLog(
                         self.tensorboard_log,
                         resumed_at=self.step if is_resumed else None,
@@ -411,12 +411,12 @@ class GANTrainer:
                 self._log(events)
             if self.evaluate_every is not None and self.step % self.evaluate_every == 0:
                 self._evaluate(events)
-            if self.checkpoint_folder is not None and self.step % self.checkpoint_every == 0:
-                self._save_checkpoint()
-            if not continues:
+            if not continues or progress.is_over:  # `_finish` logs before it saves: no later step fills a log line
                 break
-            if self.checkpoint_folder is not None and stop_requested():
+            stops = self.checkpoint_folder is not None and stop_requested()
+            if stops or (self.checkpoint_folder is not None and self.step % self.checkpoint_every == 0):
                 self._save_checkpoint()
+            if stops:
                 stop(f"A checkpoint of step {self.step:,} was written.")
 
     def _finish(self, events: EventLog) -> None:

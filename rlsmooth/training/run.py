@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.checks import check_writable_folder, locked_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
 from rlsmooth.training.divergence import check_no_nan
 from rlsmooth.training.seeding import check_rng_state, execution_state, rng_state, warn_if_execution_differs
@@ -211,6 +211,12 @@ class RunFolder:
             )
 
     def check_resumable(self, *files: str) -> None:
+        """Raise ValueError unless there is a run (see `check_exists`), in which no other process trains."""
+        self.check_exists(*files)
+        with locked_folder(self.path):
+            pass
+
+    def check_exists(self, *files: str) -> None:
         """Raise ValueError unless all of `files`, by default the resume file, are there."""
         missing = [file for file in files or (RESUME_FILE,) if not (self.path / file).is_file()]
         if missing:
@@ -235,8 +241,9 @@ class RunFolder:
             self.check_free(own_up_to)
             return None
         check_writable_folder(self.name, self.path)
-        self.delete_leftovers()
-        return self.latest()
+        with locked_folder(self.path):
+            self.delete_leftovers()
+            return self.latest()
 
     def save(
         self,
@@ -298,7 +305,16 @@ class RunFolder:
         Args:
             names: regular expressions of further file names, besides the resume file and the checkpoints.
         """
-        delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+        with locked_folder(self.path):
+            delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+
+    def delete(self) -> None:
+        """Delete the run: resume file, checkpoints, leftovers, and the folder if nothing else is in it."""
+        self.delete_leftovers()
+        for name in (RESUME_FILE, *(f"checkpoint_{step}.zip" for step in self.steps())):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
 
 def delete_temporary_files(folder: str | Path, *names: str) -> None:
@@ -725,40 +741,34 @@ def handled_signals() -> Iterator[None]:
         _REQUESTS.depth, _REQUESTS.number = 0, None
 
 
-def begin_safe_points() -> None:
-    """Say that a trainer looks for requests from now on; see `safe_points`."""
-    _REQUESTS.depth += 1
-
-
-def end_safe_points() -> None:
-    """End what `begin_safe_points` began, and stop if a request came after the last safe point."""
-    _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
-    if _REQUESTS.number is not None and _REQUESTS.depth == 0:
-        stop("The training is over.")
-
-
 @contextmanager
-def safe_points(*, used: bool = True) -> Iterator[None]:
+def safe_points(folder: str | Path | None) -> Iterator[None]:
     """Inside the `with` block the trainer looks for requests at its safe points, and a signal waits for the next one.
 
+    The folder is this process's for so long: another process that trains in it, or resumes its run, is refused.
+
     Args:
-        used: False: the trainer keeps no checkpoints, and a signal ends the run at once.
+        folder: where the trainer keeps its checkpoints; None: it keeps none, and a signal ends the run at once.
+
+    Raises:
+        ValueError: another process trains in the folder.
 
     Example:
-        >>> with safe_points():
+        >>> with safe_points("no/such/folder"):
         ...     stop_requested()
         False
     """
-    if not used:
+    if folder is None:
         yield
         return
-    begin_safe_points()
-    try:
-        yield
-    except BaseException:
-        _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
-        raise
-    end_safe_points()
+    with locked_folder(folder):
+        _REQUESTS.depth += 1
+        try:
+            yield
+        finally:
+            _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
+    if _REQUESTS.number is not None and _REQUESTS.depth == 0:  # it came after the last safe point
+        stop("The training is over.")
 
 
 def stop_requested() -> bool:
