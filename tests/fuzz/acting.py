@@ -405,7 +405,10 @@ def test_outputs_probabilities_and_densities(case: Case) -> None:
         close(entropy, wanted)
     if case.clones and not case.floor:
         shown, weights = case.demonstrations.actions, case.demonstrations.weights
-        places = shown if case.bins is None else case.agent.bins.encode(shown.reshape(ROWS, -1))
+        places = shown
+        if case.bins is not None:
+            low, high = (bound.astype(np.float64) for bound in (case.box.low, case.box.high))
+            places = np.minimum((shown.astype(np.float64) - low) / (high - low) * case.bins, case.bins - 1) // 1
         each = -exact.log_prob(places.astype(np.float32) if case.box is not None else places)
         close(case.agent.measures.training(0.0)["nll_hard"], np.average(each, weights=weights), np.abs(each).max())
     if case.trainer == "bc":
