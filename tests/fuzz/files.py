@@ -48,7 +48,7 @@ from rlsmooth.data import Demonstrations, DemonstrationsFileError, ObservationOn
 from rlsmooth.envs import IdentityEnv
 from rlsmooth.scripts import ppo
 from rlsmooth.scripts.arguments import resumed
-from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report
+from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.run_folder import plain, read_settings, write_settings
@@ -61,7 +61,7 @@ from rlsmooth.training import (
     save_checkpoint,
     set_rng_state,
 )
-from support import KillAt, KilledError, draw, product_files
+from support import REPOSITORY, KillAt, KilledError, draw, product_files
 from trainers import CUSTOM, TRAINERS, OfBCO, cartpole_ppo, expert
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
@@ -259,15 +259,8 @@ def read_imitation(kind: type[Any]) -> Callable[[Path], str]:
 
 
 def save_report(folder: Path) -> Path:
-    folder = folder / "run"
-    folder.mkdir()
-    write_settings(folder, "ppo", ppo.Args(), {"hyperparameters": {"n_timesteps": 100}})
-    curves = {"eval/mean_reward": ([0.0, 64.0], [9.5, 20.0]), "train/policy_entropy": ([64.0], [0.5])}
-    values = {"curves": curves, "summary": {"mean_reward": 20.0, "policy_entropy": 0.5}}
-    new = new_report("ppo", name="run", settings=plain(dataclasses.asdict(ppo.Args())), hyperparameters={}, **values)
-    KINDS["ppo"].save(folder, new)
-    save_metrics(folder)
-    return folder
+    original = REPOSITORY / "tests" / "frozen" / "reports" / "ppo"
+    return Path(shutil.copytree(original, folder / "run", ignore=shutil.ignore_patterns("table.txt")))
 
 
 def draw_report(path: Path) -> str:
