@@ -65,7 +65,7 @@ from support import REPOSITORY, KillAt, KilledError, draw, product_files
 from trainers import CUSTOM, TRAINERS, OfBCO, cartpole_ppo, expert
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
-COUNT = 25  # damaged and forged files a format
+COUNT = 17  # damaged and forged files a format, of which there are thirty
 MOST_BYTES = 2**30
 MOST_SECONDS = 20.0
 COMMANDS = (ValueError, TypeError)  # become one line on stderr
