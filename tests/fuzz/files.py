@@ -360,7 +360,7 @@ FORMATS = {
         SafeFileError,
     ),
     "checkpoint": Format(write_checkpoint, read_checkpoint, SafeFileError),
-    "classifier": Format(write_classifier, read_classifier, SafeFileError),
+    "classifier": Format(write_classifier, read_classifier, ValueError),  # it may ask for the model, too
     "gan": Format(write_gan, read_gan, SafeFileError),
     "npz": Format(save_npz, of_demonstrations(Demonstrations.load), DemonstrationsFileError),
     "folder": Format(save_folder, of_demonstrations(Demonstrations.load), DemonstrationsFileError, is_checked=False),
