@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 
 from rlsmooth.scripts.metrics_file import Curve, read_metrics
 from rlsmooth.scripts.run_folder import read_json, read_settings, write_json
+from rlsmooth.untrusted import AnyNumber, decode_fields, refused
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+ENTRIES = {
+    "name": str,
+    "settings": dict[str, Any],
+    "curves": dict[str, tuple[list[AnyNumber], list[AnyNumber]]],
+    "summary": dict[str, AnyNumber],
+}
+"""What every `report.json` holds; others depend on the command."""
 Row: TypeAlias = tuple[str, ...]
 """Of a table: a name, and a value with its unit, or several."""
 
@@ -151,10 +159,11 @@ class ReportKind:
             part = "hyperparameters"
             extras = {part: read_settings(folder, command, part)} if part in self.extras else {}
             return self.new(name=folder.name, settings=settings, command=command, curves=self.logged(folder), **extras)
-        try:
-            report = self.new(**{"command": command, **read_json(path)})
-        except TypeError as error:
-            raise ValueError(f"{str(path)!r} is no report of this version: {error}.") from error
+        entries = read_json(path)
+        with refused(path, ValueError, "Train again.", "is no report of this version"):
+            hints = {**ENTRIES, "command": Literal[*self.commands], **dict.fromkeys(self.extras, Any)}
+            optional = frozenset(hints) - {"name", "settings"}
+            report = self.new(**{"command": command, **decode_fields(hints, entries, "report", optional)})
         self._check(report.settings, path)
         return report
 

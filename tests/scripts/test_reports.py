@@ -72,6 +72,26 @@ def test_a_run_of_another_version_is_reported(name: str, tmp_path: Path, capsys:
         assert_refused(f"{file}' is not of this version: it lacks {lost}", ["plot", str(folder)], capsys)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"curves": "float32"}, "is no report of this version (report.curves must be an object"),
+        ({"command": True}, "is no report of this version (report.command"),
+        ({"summary": {"mean_reward": None}}, "report.summary.mean_reward=None must be a number"),
+        ({"unknown": 1}, "report has unknown"),
+        ({"hyperparameters": 3}, "can't be drawn"),
+    ],
+)
+def test_a_report_of_a_stranger_is_drawn_or_refused(
+    change: dict[str, Any], words: str, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(FROZEN / "ppo", folder)
+    content = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(content | change))
+    assert_refused(words, ["plot", str(folder)], capsys)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_every_panel_has_a_title_and_data(name: str) -> None:
     figure = draw_reports([load(name)])
