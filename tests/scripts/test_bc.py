@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[P
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert_written(folder, printed, ["agent.zip"], [*TINY, "--env", "CartPole-v1"])
-    assert "the 1 held-out episodes" in printed
+    assert "the 1 held-out episode (" in printed
     settings = json.loads((folder / "config.json").read_text())
     assert settings["arguments"]["n_episodes"] == 3
     assert settings["arguments"]["smoothing"] == "0.1"

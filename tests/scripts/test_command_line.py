@@ -586,7 +586,10 @@ def test_agents_of_sb3_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ({}, "give either --trained-agent, or --train-expert"),
         ({"trained_agent": Path("x.zip"), "n_timesteps": 5}, "give either"),
-        ({"trained_agent": Path("missing.zip")}, "trained_agent='missing.zip' is no file"),
+        (
+            {"trained_agent": Path("missing.zip")},
+            "trained_agent='missing.zip' is neither an agent's file nor a run's folder",
+        ),
         ({"n_timesteps": -1}, "n_timesteps=-1"),
     ],
 )
