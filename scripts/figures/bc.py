@@ -28,6 +28,7 @@ from rlsmooth.scripts.reports import (
     Runs,
     entropy_rows,
     layers_words,
+    leading_number,
     return_rows,
     with_unit,
 )
@@ -61,8 +62,9 @@ def _result_rows(report: RunReport) -> list[Row]:
 
 def _num_measured(report: RunReport) -> int | None:
     """How many actions, of each dimension, accuracy is of; None where the report does not say so."""
-    reliability = report.extras["reliability"]
-    return None if reliability is None else round(sum(reliability["counts"]))
+    sizes = report.extras["data"]
+    transitions = leading_number(sizes.get("held out", sizes.get("training", "")))
+    return None if transitions is None else transitions * max(1, len(report.extras["target_matrices"]))
 
 
 def _rounded(value: float) -> str:

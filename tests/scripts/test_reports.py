@@ -307,7 +307,6 @@ def test_shares_of_rounds_name_their_transitions(capsys: pytest.CaptureFixture[s
         KINDS[report.command].print(report)
     printed = capsys.readouterr().out
     assert all(words in printed for words in ("100 % of 12 ", "87 % of 12 ", "97 % of 12 ", "98 % of 52 "))
-    assert ".0 %" not in printed
 
 
 def test_a_spread_has_the_digits_of_its_return() -> None:
@@ -327,7 +326,8 @@ def test_an_ended_self_training_without_pseudo_labels_says_so() -> None:
     words = {
         text.get_text() for ax in draw_reports([dataclasses.replace(report, curves=curves)]).axes for text in ax.texts
     }
-    assert "nothing was labelled" in words and "drawn when the run ends" not in words
+    assert "nothing was labelled" in words
+    assert "drawn when the run ends" not in words
 
 
 def test_targets_name_actions_that_do_not_start_at_0() -> None:
