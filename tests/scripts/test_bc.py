@@ -164,7 +164,7 @@ def bco_run(tmp_path_factory: pytest.TempPathFactory, programs: Any) -> tuple[Pa
 
 def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
     assert_written(*bco_run, ["agent.zip", "inverse_dynamics.zip"], [*TINY_BCO, "--env", "CartPole-v1"])
-    assert "500 in 1 episodes" in bco_run[1]
+    assert "500 in 1 episode\n" in bco_run[1]
 
 
 def test_the_run_is_that_of_bco(bco_run: tuple[Path, str]) -> None:
