@@ -386,6 +386,11 @@ def read_demonstrations(args: DemonstrationArgs, seed: int) -> Demonstrations:
     return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, seed)
 
 
+def number_of(count: float, noun: str) -> str:
+    """`1 round`, `2,000 rounds`."""
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
 def size_words(demonstrations: Demonstrations | ObservationOnly) -> str:
     """How many demonstrations there are: `1,000 in 2 episodes`."""
-    return f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"
+    return f"{len(demonstrations):,} in {number_of(demonstrations.num_episodes, 'episode')}"

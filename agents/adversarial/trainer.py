@@ -722,11 +722,7 @@ class Rounds(BaseCallback):
         return {"run": self.trainer.run_state(), "episodes": self.wrapper.episode_state()}
 
     def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
-        """Put back what `exact_state` gave.
-
-        Raises:
-            ValueError: it is another trainer's.
-        """
+        """Put back what `exact_state` gave; ValueError if it is another trainer's."""
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
         if episodes_continue:
             with misfits_refused(Path("checkpoint")):

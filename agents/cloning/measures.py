@@ -20,6 +20,7 @@ from rlsmooth.agents.cloning.training_data import (
     target_matrices,
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, ActionUnits, CategoricalHead, GaussianHead, TensorBatch
+from rlsmooth.agents.spaces import start_of
 from rlsmooth.audits import ReliabilityBins, calibration_error
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
@@ -297,9 +298,12 @@ def l2_norm(policy: nn.Module, units: ActionUnits | None = None) -> Tensor:
 def target_figures(head: ActionHead, smoothings: Smoothings) -> dict[str, Any]:
     """The target of each label as an image, by TensorBoard tag."""
     found = {}
+    start = start_of(head.policy.action_space) or ()
     for name, matrix in target_matrices(head, smoothings).items():
         figure, axes = new_figure()
-        draw_target_matrix(axes, matrix)
+        dimension = name.partition("_dim")[2]
+        first = start[int(dimension or 0)] if start else 0
+        draw_target_matrix(axes, matrix, names=[str(first + place) for place in range(len(matrix))])
         found[f"bc/{name}"] = Figure(figure, close=False)
     return found
 

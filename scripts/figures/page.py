@@ -128,7 +128,7 @@ class RunAxis:
     prefix: str = ""
     counted_by: str | None = None
     whole: bool = False
-    empty: str = "nothing logged yet"
+    empty: str = "nothing logged"
 
     def curve(self, report: RunReport, tag: str) -> Values:
         """Places and values; empty if nothing was logged."""
