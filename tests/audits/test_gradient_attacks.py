@@ -67,6 +67,7 @@ def close(one: Any, other: Any, tolerance: float = 1e-9) -> None:
 
 # ---- one sample
 MASKS = draw_masks([K], ROWS) | nn.functional.one_hot(LABELS, K).bool()
+MASKS[3] = nn.functional.one_hot(LABELS[3], K).bool()  # one legal class
 TARGETS = {
     "hard": one_hot(LABELS, K),
     "others": uniform(LABELS, K, 0.3, "others"),
@@ -114,18 +115,18 @@ def test_any_target_of_mass_one_is_recovered(name: str) -> None:
     close(found.target[~unknown], wanted[~unknown])
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("relu", 0), ("relu", 100), ("tanh", 0), ("tanh", 60)])
+@pytest.mark.parametrize(("kind", "steps"), [("relu", 0), ("relu", 100), ("tanh", 60)])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_without_bias_a_uniformly_smoothed_target_is_recovered(kind: str, steps: int, alpha: float) -> None:
     net, inputs, labels = build(kind, bias=False, steps=steps, alpha=alpha)
-    target = uniform(labels, K, alpha)
+    inputs, target = inputs[:10], uniform(labels[:10], K, alpha)
     slopes, _ = by_sample(net, inputs, target)
     for known in (alpha, None):
         found = audits.recover_target_without_bias(slopes, net[-1].weight, alpha=known)
         close(found.target, target.dense(torch.float64), 1e-8)
         close(found.feature, net[:-1](inputs), 1e-6)
     float32 = audits.recover_target_without_bias(slopes.float(), net[-1].weight.float())
-    assert (float32.target.argmax(-1) == labels).double().mean() >= (0.95 if steps else 1.0)
+    close(float32.target, target.dense(torch.float64), 0.01)
 
 
 def test_without_bias_over_the_others_and_under_masks() -> None:
@@ -209,8 +210,8 @@ def test_counts_and_alpha_are_identities(spread: Any, masks: str, alpha: float) 
     found = audits.alpha_from_absent_class(errors, mean_probs, **more)
     close(found, torch.full((2,), alpha, dtype=torch.float64))
     close(audits.label_counts(errors, mean_probs, 10, alpha=found, **more), truth)
-    if alpha:
-        assert not torch.allclose(audits.label_counts(errors, mean_probs, 10, **more), truth.double(), atol=0.1)
+    if alpha > 0.05:
+        assert not torch.allclose(audits.label_counts(errors, mean_probs, 10, **more), truth.double(), atol=0.05)
 
 
 def test_llg_by_hand() -> None:
@@ -292,9 +293,9 @@ def test_what_noise_hides(noise: float, num_classes: int, alpha: float) -> None:
         audits.informed_success(audits.equivalent_noise(noise, alpha), num_classes), abs=1e-12
     )
     assert audits.informed_success(noise * 5, num_classes, alpha, math.sqrt(24)) == pytest.approx(found, abs=1e-12)
-    drawn = noise * torch.randn(200_000, num_classes, generator=torch.Generator().manual_seed(0))
+    drawn = noise * torch.randn(60_000, num_classes, generator=torch.Generator().manual_seed(0))
     drawn[:, 0] += 1 - alpha
-    assert found == pytest.approx(float((drawn.argmax(-1) == 0).double().mean()), abs=0.004)
+    assert found == pytest.approx(float((drawn.argmax(-1) == 0).double().mean()), abs=0.008)
 
 
 def test_the_epsilon_of_randomised_response_is_the_optimal_margin() -> None:
@@ -368,7 +369,7 @@ MISTAKES: list[tuple[type[Exception], str, Any]] = [
     (
         TypeError,
         "must end in an nn.Linear",
-        lambda: LastLayer.of_module(nn.Softmax(-1), PAIR, one_hot(LABELS[:K] % 2, 2)),
+        lambda: LastLayer.of_module(nn.Softmax(-1), PAIR, one_hot([0] * K, 2)),
     ),
     (ValueError, "target is for batch .1,. and 3 classes", lambda: LastLayer(PAIR, PAIR[:3], None, ONE)),
     (ValueError, "has no samples", lambda: attack_rows(LastLayer(PAIR[:0], PAIR[:3], None, ONE[:0]))),
@@ -454,14 +455,13 @@ def test_the_tables_are_those_of_the_attacks() -> None:
     assert results == attack_batches(layer, [5, 10], alpha=0.1, auxiliary=layer)
     inferred = attack_batches(layer, [10], alpha=None, auxiliary=layer)
     assert [result.success.estimate for result in inferred if result.attack.endswith("known")] == [1.0]
-    assert [result.attack for result in attack_batches(LastLayer.of_module(*build("relu", bias=False)[:2], target))][
-        :1
-    ] == ["LLG"]
+    no_bias = LastLayer.of_module(*build("relu", bias=False)[:2], target)
+    assert [result.attack for result in attack_batches(no_bias, [8])] == ["LLG"]
 
 
 def test_the_noise_curve_agrees_with_theory() -> None:
     net, inputs, labels = build("relu", steps=40, alpha=0.2)
-    inputs, labels = inputs.repeat(50, 1), labels.repeat(50)
+    inputs, labels = inputs.repeat(20, 1), labels.repeat(20)
     layer = LastLayer.of_module(net, inputs, uniform(labels, K, 0.2))
     points = noise_curve(layer, [0.0, 1.0, 4.0], alpha=0.2)
     assert points[0].success.estimate == points[0].expected == 1.0
