@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -369,10 +369,11 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         raise TypeError(f"agent has the policy {type(policy).__name__}: use an actor-critic one that is not recurrent.")
     head = make_head(policy, policy.action_space, None)
     assert isinstance(head, CategoricalHead)
-    own = getattr(agent, "smoothings", None)
-    if smoothing is None and own is None:
+    smoothings: Smoothings | None = getattr(agent, "smoothings", None)
+    if smoothing is not None:
+        smoothings = as_smoothings(smoothing, head)
+    if smoothings is None:
         raise ValueError("smoothing is None, but only a BC has its own: give the smoothing of the targets to audit.")
-    smoothings = own if smoothing is None else as_smoothings(smoothing, head)
     data = TrainingData(
         demonstrations,
         head,
@@ -400,13 +401,14 @@ def _component_layers(
 ) -> list[LastLayer]:
     assert isinstance(targets, tuple)
     weight, bias = net.weight.detach(), net.bias.detach()
+    parts: Sequence[Tensor | None]
     if head.kind == "multi_binary":
         weights = list(torch.stack((torch.zeros_like(weight), weight), 1))
         biases = list(torch.stack((torch.zeros_like(bias), bias), 1))
         targets = tuple(targets[0][:, bit] for bit in range(len(head.dims)))
         parts = [None] * len(targets) if masks is None else masks.reshape(len(masks), -1, 2).unbind(1)
     else:
-        weights, biases = list(weight.split(head.dims)), list(bias.split(head.dims))
+        weights, biases = list(torch.split(weight, list(head.dims))), list(torch.split(bias, list(head.dims)))
         parts = head.mask_groups(masks)
     return [
         LastLayer(features, *layer, name=f"action {number}" if len(weights) > 1 else "action")

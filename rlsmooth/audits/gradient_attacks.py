@@ -482,7 +482,8 @@ def counts_from_class_means(
         system = torch.where(seen.unsqueeze(-1), means, 0.0).mT - scale.unsqueeze(-1) * unit
         system = torch.where(seen.unsqueeze(-2), torch.cat((system, torch.ones_like(system[..., :1, :])), -2), 0.0)
         goal = torch.cat((errors + level * floor, torch.ones_like(errors[..., :1])), -1)
-        return batch_size * (torch.linalg.pinv(system) @ goal.unsqueeze(-1)).squeeze(-1)
+        solution: Tensor = torch.linalg.pinv(system) @ goal.unsqueeze(-1)
+        return batch_size * solution.squeeze(-1)
 
     if alpha is not None:
         return solved(alpha)
@@ -642,7 +643,8 @@ def found_through_noise(scale: Tensor, num_classes: Tensor, alpha: float) -> Ten
     gap = torch.where(scale > 0, (1 - alpha) / scale, torch.inf if alpha < 1 else 0.0)
     density = (-places.square() / 2).exp() / math.sqrt(2 * math.pi)
     others = (num_classes - 1).unsqueeze(-1) * torch.special.log_ndtr(places + gap.unsqueeze(-1))
-    return ((density * others.exp()).sum(-1) * 0.01).clamp(max=1.0)  # rounding alone exceeds 1
+    found: Tensor = (density * others.exp()).sum(-1) * 0.01
+    return found.clamp(max=1.0)  # rounding alone exceeds 1
 
 
 # ---- arguments

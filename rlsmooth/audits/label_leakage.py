@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class LastLayer:
             >>> LastLayer.of_module(net, torch.ones(5, 2), one_hot(torch.zeros(5, dtype=torch.int64), 3)).features.shape
             torch.Size([5, 8])
         """
-        seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+        seen: list[tuple[Any, Tensor, Tensor]] = []
         handles = [
             part.register_forward_hook(lambda layer, given, output: seen.append((layer, given[0], output)))
             for part in module.modules()
