@@ -353,8 +353,9 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         >>> from rlsmooth.agents import BC
         >>> from rlsmooth.audits import attack_rows
         >>> from rlsmooth.data import cartpole_v1
-        >>> agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu")
-        >>> (layer,) = action_layers(agent, cartpole_v1()[:20])
+        >>> episode = cartpole_v1().select_episodes([0])
+        >>> agent = BC("MlpPolicy", None, episode, smoothing=0.1, seed=0, device="cpu")
+        >>> (layer,) = action_layers(agent, episode)
         >>> attack_rows(layer)[0].success.estimate
         1.0
     """
