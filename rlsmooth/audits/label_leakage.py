@@ -80,6 +80,11 @@ class LastLayer:
                 f"target is for batch {tuple(self.target.batch_shape)} and {self.target.num_classes} classes, the "
                 f"layer has {len(self.features)} samples and {len(self.weight)} classes."
             )
+        mass = self.target.mass()
+        if bool(((mass - 1).abs() > 1e-4).any()):
+            raise ValueError(
+                f"target has rows of mass {float(mass.min()):.6g} to {float(mass.max()):.6g}: it must be 1."
+            )
         if self.mask is not None:
             check_mask(broadcast_mask(self.mask, self.features.shape[:1], len(self.weight)))
 
