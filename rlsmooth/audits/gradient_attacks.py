@@ -410,7 +410,7 @@ def counts_ilrg(
         spread: as in `uniform`.
 
     Returns:
-        float64 `[..., K]`, not rounded; 0 for a class whose gradient is 0.
+        float64 `[..., K]`, not rounded; 0 for a class whose gradient is 0, NaN where that holds for all.
 
     Source:
         Ma et al. 2023, "Instance-wise batch label restoration via gradients in federated learning".
@@ -427,7 +427,8 @@ def counts_ilrg(
     _check_last("bias", biases, errors.shape[-1:])
     features = slopes / errors.unsqueeze(-1)
     means = (features @ weights.mT + biases).softmax(-1)
-    return counts_from_class_means(means, bias_grad, batch_size, alpha=alpha, spread=spread)
+    counts = counts_from_class_means(means, bias_grad, batch_size, alpha=alpha, spread=spread)
+    return nan_unless((errors != 0).any(-1, keepdim=True), counts)
 
 
 @takes_arrays

@@ -323,6 +323,7 @@ def test_a_gradient_of_zero_and_one_class_say_nothing() -> None:
         ):
             assert found.target.isnan().all()
             assert found.residual.isnan()
+    assert audits.counts_ilrg(torch.zeros(3, 2), torch.zeros(3), torch.ones(3, 2), torch.zeros(3), 4).isnan().all()
     assert audits.alpha_from_absent_class(torch.zeros(1), torch.ones(1)).isnan()
     assert audits.label_counts(torch.zeros(1), torch.ones(1), 7, alpha=0.1).tolist() == [7.0]
     assert math.isnan(audits.label_gradient_distance(0.1, 1))
