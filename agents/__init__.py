@@ -19,6 +19,7 @@ from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.bco import BCO
 from rlsmooth.agents.cloning.dagger import DAgger
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
+from rlsmooth.agents.cloning.measures import action_layers
 from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.agents.files.exact_checkpoint import ExactCheckpointCallback, load_checkpoint
 from rlsmooth.agents.files.policy_file import AgentFile, load_agent_file, save_agent_file
@@ -76,6 +77,7 @@ __all__ = [
     "SmoothedRecurrentPPO",
     "TrainingDivergedError",
     "Transitions",
+    "action_layers",
     "load_agent",
     "load_agent_file",
     "load_checkpoint",

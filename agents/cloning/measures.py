@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 from torch import Tensor, nn
 
+from rlsmooth.agents.cloning.policy_building import make_head
 from rlsmooth.agents.cloning.training_data import (
     Smoothings,
     TrainingData,
     action_target,
     alpha_in_force,
+    as_smoothings,
     slice_batch,
     target_matrices,
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, ActionUnits, CategoricalHead, GaussianHead, TensorBatch
+from rlsmooth.agents.sb3 import RECURRENT, has_base
 from rlsmooth.agents.spaces import start_of
-from rlsmooth.audits import ReliabilityBins, calibration_error
+from rlsmooth.audits import LastLayer, ReliabilityBins, calibration_error
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
+from rlsmooth.data import Demonstrations
 from rlsmooth.losses import entropy_fractions, gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
 from rlsmooth.losses.arguments import reduce
 from rlsmooth.losses.categorical import PredictionMeasures, measure_predictions
@@ -331,3 +336,86 @@ def write_to_tensorboard(logger: Logger, values: Mapping[str, Any], step: int) -
         if isinstance(output, TensorBoardOutputFormat):
             for name, value in values.items():
                 output.write({name: value}, {name: NOT_FOR_TEXT}, step=step)
+
+
+def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = None) -> list[LastLayer]:
+    """The last layer of an agent's policy with the demonstrations that reach it: one for each component of the action.
+
+    For `rlsmooth.audits.attack_rows` and the others, which audit what gradients of cloning these transitions leak. A
+    bit of a MultiBinary is a component of two choices, the first of which has the logit 0.
+
+    Args:
+        agent: a `BC`, an algorithm of Stable-Baselines3 or its actor-critic policy, with discrete actions.
+        demonstrations: whose transitions are audited.
+        smoothing: as `BC` takes it; None: a `BC`'s own, at the end of training.
+
+    Raises:
+        TypeError: a Gaussian policy (Box actions), one without a linear `action_net`, a recurrent one.
+        ValueError: no smoothing; demonstrations that do not fit it.
+
+    Example:
+        >>> from rlsmooth.agents import BC
+        >>> from rlsmooth.audits import attack_rows
+        >>> from rlsmooth.data import cartpole_v1
+        >>> episode = cartpole_v1().select_episodes([0])
+        >>> agent = BC("MlpPolicy", None, episode, smoothing=0.1, seed=0, device="cpu")
+        >>> (layer,) = action_layers(agent, episode)
+        >>> attack_rows(layer)[0].success.estimate
+        1.0
+    """
+    policy = getattr(agent, "policy", agent)
+    net = getattr(policy, "action_net", None)
+    if isinstance(getattr(policy, "action_space", None), spaces.Box):
+        raise TypeError(
+            f"agent has the action space {policy.action_space!r}, whose Gaussian head has no labels: audit agents with "
+            "discrete actions, or BC(action_bins=...)."
+        )
+    if not isinstance(net, nn.Linear) or has_base(type(policy), RECURRENT[0]):
+        raise TypeError(f"agent has the policy {type(policy).__name__}: use an actor-critic one that is not recurrent.")
+    head = make_head(policy, policy.action_space, None)
+    assert isinstance(head, CategoricalHead)
+    smoothings: Smoothings | None = getattr(agent, "smoothings", None)
+    if smoothing is not None:
+        smoothings = as_smoothings(smoothing, head)
+    if smoothings is None:
+        raise ValueError("smoothing is None, but only a BC has its own: give the smoothing of the targets to audit.")
+    data = TrainingData(
+        demonstrations,
+        head,
+        policy.observation_space,
+        smoothings=smoothings,
+        references=None,
+        bins=getattr(agent, "bins", None),
+        device=policy.device,
+    )
+    batch = data.read(slice(0, len(data)))
+    targets = action_target(head, smoothings, batch, progress=0.0) if batch.target is None else batch.target
+    features: list[Tensor] = []
+    handle = net.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+    policy.set_training_mode(False)
+    try:
+        with torch.no_grad():
+            head.outputs(batch.observations)
+    finally:
+        handle.remove()
+    return _component_layers(head, net, features[0], targets, batch.masks)
+
+
+def _component_layers(
+    head: CategoricalHead, net: nn.Linear, features: Tensor, targets: ActionTarget, masks: Tensor | None
+) -> list[LastLayer]:
+    assert isinstance(targets, tuple)
+    weight, bias = net.weight.detach(), net.bias.detach()
+    parts: Sequence[Tensor | None]
+    if head.kind == "multi_binary":
+        weights = list(torch.stack((torch.zeros_like(weight), weight), 1))
+        biases = list(torch.stack((torch.zeros_like(bias), bias), 1))
+        targets = tuple(targets[0][:, bit] for bit in range(len(head.dims)))
+        parts = [None] * len(targets) if masks is None else masks.reshape(len(masks), -1, 2).unbind(1)
+    else:
+        weights, biases = list(torch.split(weight, list(head.dims))), list(torch.split(bias, list(head.dims)))
+        parts = head.mask_groups(masks)
+    return [
+        LastLayer(features, *layer, name=f"action {number}" if len(weights) > 1 else "action")
+        for number, layer in enumerate(zip(weights, biases, targets, parts, strict=True))
+    ]

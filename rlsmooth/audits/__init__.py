@@ -1,4 +1,4 @@
-"""Audits of a trained policy or classifier, and statistics of a few runs. Fairness and privacy come here later."""
+"""Audits of a trained policy or classifier and of the gradients that train it, and statistics of a few runs."""
 
 from rlsmooth.audits.calibration import (
     ReliabilityBins,
@@ -9,6 +9,24 @@ from rlsmooth.audits.calibration import (
     reliability_bins,
 )
 from rlsmooth.audits.classification import accuracy, brier_score, negative_log_likelihood
+from rlsmooth.audits.gradient_attacks import (
+    Recovered,
+    alpha_from_absent_class,
+    counts_from_class_means,
+    counts_ilrg,
+    counts_llg,
+    equivalent_noise,
+    informed_success,
+    label_by_argmin,
+    label_by_idlg,
+    label_by_sign,
+    label_counts,
+    label_gradient_distance,
+    randomised_response_epsilon,
+    recover_target,
+    recover_target_without_bias,
+    round_counts,
+)
 from rlsmooth.audits.intervals import (
     Band,
     Interval,
@@ -17,6 +35,15 @@ from rlsmooth.audits.intervals import (
     interquartile_mean_difference,
     interquartile_mean_interval,
     proportion_interval,
+    share_interval,
+)
+from rlsmooth.audits.label_leakage import (
+    AttackResult,
+    LastLayer,
+    NoisePoint,
+    attack_batches,
+    attack_rows,
+    noise_curve,
 )
 from rlsmooth.audits.margins import implied_alpha, mean_logit_margin, optimal_margin
 from rlsmooth.audits.mistakes import distance_at_k, mistake_severity, tree_distances
@@ -26,33 +53,56 @@ from rlsmooth.audits.summary import classification_summary
 from rlsmooth.audits.temperature import fit_temperature
 
 __all__ = [
+    "AttackResult",
     "Band",
     "Interval",
+    "LastLayer",
+    "NoisePoint",
+    "Recovered",
     "ReliabilityBins",
     "RiskCoverage",
     "accuracy",
     "adaptive_calibration_error",
+    "alpha_from_absent_class",
+    "attack_batches",
+    "attack_rows",
     "average_mean_absolute_error",
     "brier_score",
     "calibration_error",
     "classification_summary",
     "classwise_calibration_error",
     "confidence_gap",
+    "counts_from_class_means",
+    "counts_ilrg",
+    "counts_llg",
     "distance_at_k",
+    "equivalent_noise",
     "fit_temperature",
     "implied_alpha",
+    "informed_success",
     "interquartile_mean",
     "interquartile_mean_band",
     "interquartile_mean_difference",
     "interquartile_mean_interval",
+    "label_by_argmin",
+    "label_by_idlg",
+    "label_by_sign",
+    "label_counts",
+    "label_gradient_distance",
     "mean_absolute_error",
     "mean_logit_margin",
     "mistake_severity",
     "negative_log_likelihood",
+    "noise_curve",
     "optimal_margin",
     "proportion_interval",
+    "randomised_response_epsilon",
     "ranked_probability_score",
+    "recover_target",
+    "recover_target_without_bias",
     "reliability_bins",
     "risk_coverage",
+    "round_counts",
+    "share_interval",
     "tree_distances",
 ]

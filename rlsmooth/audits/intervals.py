@@ -244,14 +244,54 @@ def proportion_interval(successes: int, trials: int, *, confidence: float = 0.95
     if hits > n:
         raise ValueError(f"successes={hits} must be at most trials={n}.")
     level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    return Interval(hits / n, *_wilson(hits / n, n, level), WILSON)
+
+
+def share_interval(shares: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Return the mean of shares, each of one group (a minibatch, a client), and its interval.
+
+    It is Wilson's score interval of the mean with as many trials as would vary as much, `p (1 - p) (n - 1) / Σ (share -
+    p)²` for n shares of mean p, and n where all shares are equal; with few shares fewer, as Student's t is wider than
+    the normal. It covers the mean 93 to 97 % of the time where 95 % is said; of five shares that are mostly near
+    1 (or 0) 91 % (simulated in `tests/audits/test_gradient_attacks.py`).
+
+    Args:
+        shares: `[n]`, at least one, each in [0, 1], of independent groups.
+        confidence: in (0, 1).
+
+    Raises:
+        TypeError: the confidence is no number.
+        ValueError: another shape, a share or the confidence out of range.
+
+    Source:
+        Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+        estimated from survey data", for the effective number of trials.
+
+    Example:
+        >>> mean, low, high = share_interval([0.5, 0.75, 1.0, 0.75])
+        >>> mean, round(low, 3), round(high, 3)
+        (0.75, 0.385, 0.935)
+    """
+    values = _checked(shares)
+    if values.ndim != 1 or values.min() < 0 or values.max() > 1:
+        raise ValueError(f"shares of shape {values.shape} must be [n], each from 0 to 1: got {values.tolist()!r:.60}.")
+    level = check_in_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    n, p = len(values), float(values.mean())
+    variance = float(values.var(ddof=1)) if n > 1 else 0.0
+    trials = float(n)
+    if variance > 0:
+        z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+        trials = p * (1.0 - p) / variance * n * (z / _t_quantile(level, n - 1.0)) ** 2
+    return Interval(p, *_wilson(p, trials, level), WILSON)
+
+
+def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
+    """The bounds of Wilson's interval of a share of n trials."""
     z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-    p = hits / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1.0 - p) / n + z * z / (4 * n * n))
     shrink = 1.0 + z * z / n
     # At 0 and 1 the formula gives 0 and 1 but for the rounding.
-    low = 0.0 if hits == 0 else (middle - half) / shrink
-    high = 1.0 if hits == n else (middle + half) / shrink
-    return Interval(p, low, high, WILSON)
+    return (0.0 if p == 0 else (middle - half) / shrink), (1.0 if p == 1 else (middle + half) / shrink)
 
 
 def _checked(scores: ArrayLike) -> NDArray[np.float64]:
