@@ -564,7 +564,9 @@ class DAgger(RoundsModel):
     def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
         if config is None:
             return
-        kept = {len(config["episodes"]), len(config["fingerprints"]), self.round}
+        collected, timesteps = config.get("collected"), config.get("collected_timesteps")
+        rounds = self.round + (collected is not None)
+        kept = {len(config["episodes"]), len(config["fingerprints"]), rounds, self.round + (timesteps is not None)}
         if len(kept) > 1 or config["num_timesteps_at_start"] > self.num_timesteps:
             raise SafeFileError(f"{str(folder)!r} has a checkpoint whose counts disagree. Use another copy.")
         if config["initial"] != (None if self.initial is None else fingerprint(self.initial)):
@@ -574,7 +576,6 @@ class DAgger(RoundsModel):
             self.rounds.append(concatenate(episodes))
             if fingerprint(self.rounds[-1]) != known:
                 raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
-        collected, timesteps = config.get("collected"), config.get("collected_timesteps")
         if collected is not None and timesteps is not None:
             made = Collected(self.rounds.pop(), np.array(collected["returns"]), collected["share"])
             self._collected = made, timesteps

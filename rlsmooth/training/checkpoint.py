@@ -48,14 +48,15 @@ class Checkpoint:
     versions: dict[str, str]
 
     def decoded(self, schema: Any) -> Any:
-        """The entries of the config that a TypedDict declares, each of its type.
+        """The entries of the config that a TypedDict declares, each of its type; optional ones may be missing.
 
         Raises:
             SafeFileError: one is missing or of another type.
         """
         hints = get_type_hints(schema, include_extras=True)
         with self.refused():
-            return decode_fields(hints, {name: self.config[name] for name in hints}, "config")
+            declared = {name: value for name, value in self.config.items() if name in hints}
+            return decode_fields(hints, declared, "config", schema.__optional_keys__)
 
     @contextmanager
     def refused(self) -> Iterator[None]:

@@ -98,7 +98,7 @@ def test_what_may_choose_is_no_number_switch_or_word(word: str) -> None:
 
 def test_numbers_switches_and_words_of_ones_own_run_need_not_be_given_again(tmp_path: Path) -> None:
     own = ("--env", "FrozenLake-v1", "--env-kwargs", "map_name=8x8", "is_slippery=false", "success_rate=0.5")
-    assert main(["ppo", *own, *SMALL, str(tmp_path)]) == 0
+    assert main(["ppo", *own, *SMALL.split(), str(tmp_path)]) == 0
     folder = tmp_path / "ppo" / "FrozenLake-v1_1"
     assert main(["ppo", "--resume", str(folder)]) == 0
     assert main(["ppo", "--resume", str(folder), *own]) == 0  # what is equal may be given again
