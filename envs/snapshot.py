@@ -17,6 +17,7 @@ import enum
 import logging
 import re
 import types
+from collections import deque
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +36,7 @@ from rlsmooth.envs.snapshot_values import (
     may_hold_data,
     same_class,
 )
+from rlsmooth.untrusted import refused
 
 # Constants, or belonging to the process: what the new environment has of these is right already.
 LEFT_NAMES = frozenset(
@@ -143,12 +145,10 @@ def set_object_state(value: object, state: Mapping[str, Any], where: str) -> Non
     Raises:
         CannotSnapshotError: as in `set_env_state`, or the data is malformed.
     """
-    try:
+    with refused(
+        where, CannotSnapshotError, "Build it as it was, or use another copy.", "does not fit its saved state"
+    ):
         _decode_object(dict(state), value, where, {})
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        if isinstance(error, CannotSnapshotError):
-            raise
-        raise CannotSnapshotError(f"the state of {where} does not fit it ({type(error).__name__}: {error}).") from error
 
 
 class Resumable(gym.Wrapper[Any, Any, Any, Any]):
@@ -294,6 +294,10 @@ def _decode_object(encoded: dict[str, Any], current: Any, where: str, made: dict
         value = _decode(item, before.get(name), f"{where}.{name}", made)
         if records and isinstance(value, (str, bytes)):
             continue
+        if records and not _is_alike(value, before.get(name)):
+            raise CannotSnapshotError(
+                f"the state of {where} has {name}={value!r:.80} of another type: use another copy."
+            )
         if name in slots:
             object.__setattr__(current, name, value)
         else:
@@ -313,6 +317,16 @@ def _records(owner: type) -> bool:
     """Whether it is a wrapper of Gymnasium's or of Stable-Baselines3's, or below one: these may write files."""
     modules = {base.__module__ for base in owner.__mro__} - {BASE_MODULE}
     return any(module.startswith(RECORDING_MODULES) for module in modules)
+
+
+def _is_alike(value: Any, current: Any) -> bool:
+    """Whether both are numbers, switches, or of the same type, as far as both are there; a list must be of one type."""
+    numbers = (int, float, np.number, np.ndarray)  # a statistic may be any of them
+    if isinstance(value, (list, deque)) and len({isinstance(item, numbers) for item in value}) > 1:
+        return False
+    if isinstance(value, numbers) and not isinstance(value, bool):
+        return current is None or (isinstance(current, numbers) and not isinstance(current, bool))
+    return value is None or current is None or type(value) is type(current)
 
 
 def _decode_space(encoded: dict[str, Any], current: Any, where: str, made: dict[int, Any]) -> None:

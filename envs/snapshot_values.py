@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlsmooth.untrusted import refused
+
 ARRAY_KINDS = "biufc"
 PACKED_LENGTH = 32
 BIT_GENERATORS: dict[str, Any] = {
@@ -108,10 +110,8 @@ def value_from_plain(encoded: Any) -> Any:
     Raises:
         CannotSnapshotError: it is malformed.
     """
-    try:
+    with refused("the value", CannotSnapshotError):
         return _decode_plain(encoded, None, "the value", {})
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CannotSnapshotError(f"the data is malformed ({type(error).__name__}: {error}).") from error
 
 
 def _encode_plain(value: Any, where: str, same: Same) -> Any:
@@ -249,7 +249,9 @@ def _decode_mutable(encoded: dict[str, Any], current: Any, where: str, made: dic
     kind, number = encoded["kind"], encoded["number"]
     value: Any
     if kind == "array":
-        value = encoded["array"].copy()
+        value = np.array(encoded["array"])
+        if value.dtype.kind not in ARRAY_KINDS:
+            raise CannotSnapshotError(f"the state of {where} has no array of numbers: use another copy.")
     elif kind == "text_array":
         letter, size, *shape = encoded["shape"]
         dtype = np.dtype((np.bytes_, size) if letter == "S" else (np.str_, size // 4))

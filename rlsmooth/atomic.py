@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and folders that one process at a time uses. Floor 0: imports no other."""
+"""Files that are either whole or not there. Floor 0: imports no other."""
 
 from __future__ import annotations
 
@@ -8,19 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from typing import BinaryIO
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 """A full disk, a used-up quota, a disk that fails, a file beyond the limit."""
 EXPLAINED = "What was saved before is as it was"
-_LOCKED: dict[Path, int] = {}
-"""The folders that this process has reserved, with their descriptors."""
 
 
 @contextmanager
@@ -125,43 +117,6 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
-
-
-def lock_folder(folder: str | Path) -> None:
-    """Reserve a folder for this process, until `unlock_folder` or its end, however it ends.
-
-    Nothing is written. Where the system has no such locks (Windows, some network drives), nothing is checked.
-
-    Raises:
-        ValueError: another process has reserved it.
-
-    Example:
-        >>> folder = tempfile.mkdtemp()
-        >>> lock_folder(folder); lock_folder(folder)  # this process may do so again
-        >>> unlock_folder(folder)
-    """
-    path = Path(folder).expanduser().resolve()
-    if fcntl is None or path in _LOCKED or not path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(
-            f"another process is training in {str(folder)!r}: wait until it ends, or end it, before the run is resumed."
-        ) from error
-    except OSError:
-        os.close(descriptor)
-        return
-    _LOCKED[path] = descriptor
-
-
-def unlock_folder(folder: str | Path) -> None:
-    """Undo `lock_folder`; of a folder that is not reserved, do nothing."""
-    descriptor = _LOCKED.pop(Path(folder).expanduser().resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def _file_mode(target: Path) -> int:

@@ -1,12 +1,24 @@
-"""Argument checks whose messages name the argument, the value and the fix. Floor 0: imports nothing of ours."""
+"""Checks of arguments, whose messages name the argument, the value and the fix, and of folders that are in use.
+
+Floor 0: imports nothing of ours.
+"""
 
 from __future__ import annotations
 
 import math
 import numbers
+import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
@@ -71,3 +83,74 @@ def check_optional_folder(name: str, folder: str | Path | None) -> Path | None:
         ValueError: it can't be written to.
     """
     return None if folder is None else check_writable_folder(name, folder)
+
+
+# ---- folders that one process at a time uses
+
+
+_LOCKED: dict[Path, int] = {}
+"""The folders that this process has reserved, with their descriptors."""
+
+
+def _forget_locks() -> None:
+    """In a process that was forked: the folders are the parent's, and free when that ends, however long this lives."""
+    for descriptor in _LOCKED.values():
+        os.close(descriptor)
+    _LOCKED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+def lock_folder(folder: str | Path) -> bool:
+    """Reserve a folder for this process, until `unlock_folder` or its end, however it ends.
+
+    Nothing is written. Where the system has no such locks (Windows, some network drives), nothing is checked.
+
+    Returns:
+        Whether this call reserved it: False if this process had done so before, or can't.
+
+    Raises:
+        ValueError: another process has reserved it.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> lock_folder(folder), lock_folder(folder)  # this process may do so again
+        (True, False)
+        >>> unlock_folder(folder)
+    """
+    path = Path(folder).expanduser().resolve()
+    if fcntl is None or path in _LOCKED or not path.is_dir():
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is training in {str(folder)!r}: wait until it ends, or end it, before the run is resumed."
+        ) from error
+    except OSError:
+        os.close(descriptor)
+        return False
+    _LOCKED[path] = descriptor
+    return True
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Undo `lock_folder`; of a folder that is not reserved, do nothing."""
+    descriptor = _LOCKED.pop(Path(folder).expanduser().resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Reserve a folder inside the `with` block; see `lock_folder`. What was reserved before it stays so after it."""
+    is_new = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            unlock_folder(folder)

@@ -26,7 +26,7 @@ from rlsmooth.agents import (
 )
 from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import AdversarialArgs, read_demonstrations, size_words
+from rlsmooth.scripts.arguments import AdversarialArgs, number_of, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
 from rlsmooth.scripts.on_policy import (
@@ -110,7 +110,7 @@ def train(
         start = agent.num_timesteps
         run.begin(
             f"Training {trainer_class.__name__} with {type(agent).__name__} for {n_timesteps:,} steps in "
-            f"{agent.n_envs} environment{'s' if agent.n_envs != 1 else ''}, on {agent.device.type},",
+            f"{number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
             more={"hyperparameters": plain(values)},

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
-from rlsmooth.atomic import lock_folder
-from rlsmooth.scripts.run_folder import imports_module, read_kwargs, read_settings, refuse_links
+from rlsmooth.checks import lock_folder
+from rlsmooth.scripts.run_folder import (
+    CHOICE,
+    choosing_kwargs,
+    imports_module,
+    kwargs_words,
+    read_kwargs,
+    read_settings,
+    refuse_links,
+    stored_kwargs,
+)
 from rlsmooth.untrusted import decode_fields, refused
 
 if TYPE_CHECKING:
@@ -235,8 +246,7 @@ class ClassificationArgs(RunArgs, DataArgs):
 def resumed(args: ArgsT, command: str) -> ArgsT:
     """The arguments that the run in `args.resume` began with, or `args` where that is None.
 
-    A folder may come from a stranger: an environment whose module would be imported, and a folder to write to, must be
-    given again on the command line.
+    A folder may come from a stranger: what `to_give_again` finds in it must be given again on the command line.
 
     Args:
         args: of the command line.
@@ -260,15 +270,19 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
         for field in dataclasses.fields(args)
         if field.name not in MAY_DIFFER and getattr(args, field.name) != field.default
     }
-    needed = to_give_again(began)
-    for name, value in needed.items():
-        if given.get(name) != value:
-            danger = "imports a module" if name == "env" else "is a folder to write to"
+    for name, (value, danger) in to_give_again(began, args.resume).items():
+        again = given.get(name)
+        if again != value and not (isinstance(value, tuple) and _bare(value).keys() <= _bare(again or ()).keys()):
             raise ValueError(
-                f"the config.json of {str(args.resume)!r} has {name}={str(value)!r}, which {danger}: if you trust it, "
-                f"give {_option(name)} {shlex.quote(str(value))} again."
+                f"the config.json of {str(args.resume)!r} has {name}={_words(value)}, which {danger}: if you trust it, "
+                f"give {_option(name)} {_words(value)} again."
             )
-    changed = [_option(name) for name in given if name not in needed]
+    known = _bare([*getattr(began, "env_kwargs", ()), *kwargs_words(stored_kwargs(args.resume))])
+    changed = [
+        _option(name)
+        for name, value in given.items()
+        if value != getattr(began, name) and not (name == "env_kwargs" and _bare(value).keys() <= known.keys())
+    ]
     if changed:
         raise ValueError(f"--resume takes the arguments that the run began with: leave out {', '.join(changed)}.")
     lock_folder(args.resume)  # before anything else in it is read
@@ -276,21 +290,42 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
     return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
 
 
-def to_give_again(args: Any) -> dict[str, Any]:
-    """The arguments of a run that no file may choose: code to import, and a place to write to."""
-    found: dict[str, Any] = {}
+def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any, str]]:
+    """The arguments of a run that no file may choose, and why: code to import, places to write to or to connect to.
+
+    Args:
+        args: that the run began with.
+        folder: of the run, whose `config.json` may have arguments of the environment from a file of hyperparameters.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if isinstance(value, (str, Path)) and str(value).startswith(("//", "\\\\")):
+            found[field.name] = value, "may be a place on another machine"
     env = getattr(args, "env", None)
     if env is not None and imports_module(env):
-        found["env"] = env
+        found["env"] = env, "imports a module"
     if args.tensorboard_log is not None:
-        found["tensorboard_log"] = args.tensorboard_log
+        found["tensorboard_log"] = args.tensorboard_log, "is a folder to write to"
+    words = [*kwargs_words({} if folder is None else stored_kwargs(folder)), *getattr(args, "env_kwargs", ())]
+    if choosing := tuple(_bare(choosing_kwargs(words)).values()):
+        found["env_kwargs"] = choosing, CHOICE.removeprefix("that ")
     return found
 
 
 def resume_line(command: str, folder: Path, args: Any) -> str:
     """What to type to resume a run."""
-    again = [word for name, value in to_give_again(args).items() for word in (_option(name), str(value))]
-    return shlex.join(["rlsmooth", command, "--resume", str(folder), *again])
+    again = "".join(f" {_option(name)} {_words(value)}" for name, (value, _) in to_give_again(args, folder).items())
+    return f"{shlex.join(['rlsmooth', command, '--resume', str(folder)])}{again}"
+
+
+def _bare(words: Sequence[str]) -> dict[str, str]:
+    """The words by what they say without spaces and quotes: JSON and YAML write the same value in two ways."""
+    return {re.sub(r"[\s'\"]", "", word): word for word in words}
+
+
+def _words(value: Any) -> str:
+    return shlex.join(str(part) for part in (value if isinstance(value, tuple) else (value,)))
 
 
 def _option(name: str) -> str:
@@ -351,6 +386,11 @@ def read_demonstrations(args: DemonstrationArgs, seed: int) -> Demonstrations:
     return demonstrations if args.n_episodes is None else demonstrations.sample_episodes(args.n_episodes, seed)
 
 
+def number_of(count: float, noun: str) -> str:
+    """`1 round`, `2,000 rounds`."""
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
 def size_words(demonstrations: Demonstrations | ObservationOnly) -> str:
     """How many demonstrations there are: `1,000 in 2 episodes`."""
-    return f"{len(demonstrations):,} in {demonstrations.num_episodes} episodes"
+    return f"{len(demonstrations):,} in {number_of(demonstrations.num_episodes, 'episode')}"

@@ -22,6 +22,7 @@ from rlsmooth.scripts.arguments import (
     RunArgs,
     environment_kwargs,
     make_smoothing,
+    number_of,
     number_or_word,
     read_demonstrations,
     resumed,
@@ -165,16 +166,22 @@ def batches(name: str, transitions: int, args: Args) -> int:
 def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
     """The entries of the report: what was logged, and measures on the held-out or else the training data."""
     from rlsmooth.agents.cloning.training_data import target_matrices
+    from rlsmooth.agents.spaces import start_of
     from rlsmooth.scripts.measure import bins_to_json, measure
 
     curves = run.curves()
     held_out = agent.validation
     assert agent.demonstrations is not None
     measured = agent.demonstrations if held_out is None else held_out
+    kind = "training episode" if held_out is None else "held-out episode"
     summary, bins = measure(agent, measured)
     summary |= {name.removeprefix("eval/"): values[-1] for name, (_, values) in curves.items() if name[:5] == "eval/"}
     if "bc/samples_per_second" in curves:
         summary["samples_per_second"] = statistics.median(curves["bc/samples_per_second"][1])
+    matrices = target_matrices(agent.head, agent.smoothings)
+    if start := start_of(agent.policy.action_space):
+        names = ["first_action"] if len(start) == 1 else [f"first_action_dim{place}" for place in range(len(start))]
+        summary |= dict(zip(names, map(float, start), strict=True))
     if agent.demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(agent.demonstrations.episode_returns().mean())
     return {
@@ -185,12 +192,9 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
             for name, part in (("training", agent.demonstrations), ("held out", held_out))
             if part
         },
-        "measured_on": f"the {measured.num_episodes} {'training' if held_out is None else 'held-out'} episodes "
-        f"({len(measured):,} transitions)",
+        "measured_on": f"the {number_of(measured.num_episodes, kind)} ({number_of(len(measured), 'transition')})",
         "reliability": None if bins is None else bins_to_json(bins),
-        "target_matrices": {
-            name: matrix.tolist() for name, matrix in target_matrices(agent.head, agent.smoothings).items()
-        },
+        "target_matrices": {name: matrix.tolist() for name, matrix in matrices.items()},
     }
 
 

@@ -94,8 +94,8 @@ def main(args: Args) -> Path:
     with TrainingRun("bco", args, args.env) as run:
         agent = make_agent(args, run, demonstrations, env, eval_env)
         agent.set_logger(run.logger(agent.num_timesteps or None))
-        start = f"round {agent.round + 1}" if agent.round else ""
-        run.begin(f"Training on {agent.device.type}", start, resume_from="round")
+        start = f"round {agent.round + 1}" if agent.is_resumed else ""
+        run.begin(f"Training on {agent.device.type}", start)
         agent.learn(progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
         if agent.inverse_dynamics is not None:  # no checkpoint has it: a run that was all done has written its own
@@ -126,7 +126,7 @@ def load_data(args: Args) -> Demonstrations | ObservationOnly:
 def make_agent(
     args: Args, run: TrainingRun, demonstrations: Demonstrations | ObservationOnly, env: VecEnv, eval_env: VecEnv
 ) -> BCO:
-    """A new agent, or that of the run's last round."""
+    """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import BCO
     from rlsmooth.schedules import as_schedule
     from rlsmooth.scripts.environment import check_device, policy_alias

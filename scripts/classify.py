@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import ClassificationArgs, ClassReference, number_or_word, resumed
+from rlsmooth.scripts.arguments import ClassificationArgs, ClassReference, number_of, number_or_word, resumed
 from rlsmooth.scripts.command import run_command
 from rlsmooth.untrusted import open_regular, refused
 
@@ -100,7 +100,7 @@ def main(args: Args) -> Path:
         except (TypeError, ValueError):  # an argument is wrong, and nothing has been trained
             run.discard()
             raise
-        print(f"Trained for {classifier.n_iter_} epochs in {time.perf_counter() - started:.1f} s.")
+        print(f"Trained for {number_of(classifier.n_iter_, 'epoch')} in {time.perf_counter() - started:.1f} s.")
         classifier.save(run.folder / "classifier.zip")
         return run.finish("Classifier, report and logs", **results(run, classifier, smoothing, split))
 

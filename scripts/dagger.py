@@ -34,7 +34,7 @@ from rlsmooth.scripts.run_folder import agent_file
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from rlsmooth.agents import DAgger
+    from rlsmooth.agents import DAgger, ExactCheckpointCallback
     from rlsmooth.data import Demonstrations
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -42,6 +42,9 @@ alias = tyro.conf.arg
 
 EXPERT_FILE = "expert.zip"
 """In the run's folder, so that a run can be resumed without the file that it began with."""
+EXPERT_CHECKPOINTS = Path("checkpoints") / "expert"
+"""In the run's folder: of an expert that the command trains."""
+EXPERT_SAVE_FREQ = 50_000
 N_EVAL_ENVS = 20
 
 
@@ -110,13 +113,13 @@ def main(args: Args) -> Path:
     with TrainingRun("dagger", args, args.env) as run:
         agent = make_agent(args, run, initial, expert.agent, env, eval_env)
         agent.set_logger(run.logger(agent.num_timesteps or None))
-        run.begin(resume_from="round")
+        run.begin()
         if expert.steps:
             print(f"Training an expert, {type(expert.agent).__name__}, for {expert.steps:,} steps", flush=True)
         expert.make_ready(run.folder / EXPERT_FILE, progress=run.shows_bar)
         expert_return = evaluate_expert(args, expert.agent)
         print(f"Return of the expert: {expert_return:.1f}")
-        start = f", from round {agent.round + 1}" if agent.round else ""
+        start = f", from round {agent.round + 1}" if agent.is_resumed else ""
         print(f"Training on {agent.device.type} in {run.folder}{start}", flush=True)
         agent.learn(args.n_timesteps, progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
@@ -141,7 +144,7 @@ def load_data(args: Args) -> Demonstrations | None:
 def make_agent(
     args: Args, run: TrainingRun, initial: Demonstrations | None, expert: Any, env: VecEnv, eval_env: VecEnv
 ) -> DAgger:
-    """A new agent, or that of the run's last round."""
+    """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import DAgger
     from rlsmooth.scripts.environment import check_device, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
@@ -216,11 +219,13 @@ class ExpertAgent:
         agent: cloned or on-policy; one that was trained on normalised observations has its `VecNormalize`.
         source: its file; None: it is new.
         steps: how long it is to be trained; 0 if it comes from a file.
+        checkpoints: what writes its checkpoints; None: it has none yet.
     """
 
     agent: Any
     source: Path | None = None
     steps: int = 0
+    checkpoints: ExactCheckpointCallback | None = None
 
     def make_ready(self, path: Path, *, progress: bool) -> None:
         """Train it if it is new, and write its file.
@@ -233,10 +238,15 @@ class ExpertAgent:
             if self.source != path:
                 shutil.copyfile(self.source, path)
             return
-        from rlsmooth.agents import save_agent
+        from rlsmooth.agents import ExactCheckpointCallback, save_agent
         from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 
-        self.agent.learn(self.steps, [ProgressBar(disabled=not progress)], log_interval=None)
+        callbacks = [
+            self.checkpoints or ExactCheckpointCallback(EXPERT_SAVE_FREQ, path.parent / EXPERT_CHECKPOINTS),
+            ProgressBar(disabled=not progress),
+        ]
+        left = self.steps - self.agent.num_timesteps
+        self.agent.learn(left, callbacks, log_interval=None, reset_num_timesteps=self.checkpoints is None)
         normalizer = self.agent.get_vec_normalize_env()
         if normalizer is not None:
             normalizer.training = normalizer.norm_reward = False
@@ -268,14 +278,18 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
 
 
 def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
-    """An untrained PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
+    """A PPO with the hyperparameters of `rlsmooth ppo`, or of `maskable-ppo` where there are action masks.
+
+    It is untrained, or, where a run is resumed, as its last checkpoint has it.
 
     Raises:
         ValueError: nobody says how long to train.
     """
-    from rlsmooth.agents import SmoothedPPO
+    from rlsmooth.agents import SmoothedPPO, load_checkpoint
+    from rlsmooth.scripts.environment import check_device
     from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
     from rlsmooth.scripts.on_policy import new_algorithm, training_envs
+    from rlsmooth.training import checkpoint_steps
 
     algorithm: Any = SmoothedPPO
     command = "ppo"
@@ -295,7 +309,12 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
         )
     hyperparameters = resolve_hyperparameters(values, algorithm)
     options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
-    agent = new_algorithm(algorithm, options, hyperparameters, training_envs(options, hyperparameters))
+    train_env = training_envs(options, hyperparameters)
+    saved = None if args.resume is None else args.resume / EXPERT_CHECKPOINTS
+    if saved is not None and checkpoint_steps(saved):
+        run = load_checkpoint(saved, train_env, device=check_device(args.device))
+        return ExpertAgent(agent=run.model, steps=hyperparameters.n_timesteps, checkpoints=run.callback)
+    agent = new_algorithm(algorithm, options, hyperparameters, train_env)
     return ExpertAgent(agent=agent, steps=hyperparameters.n_timesteps)
 
 

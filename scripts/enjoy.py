@@ -16,7 +16,6 @@ import numpy as np
 import tyro
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import environment_kwargs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
@@ -66,8 +65,7 @@ def main(args: Args) -> dict[str, list[float]]:
         ImportError: an .mp4 without imageio-ffmpeg.
     """
     path = agent_file("agent", args.agent, or_checkpoints=True)
-    env, env_kwargs = env_of_run(path, args.env)
-    env_kwargs = environment_kwargs(args) or env_kwargs
+    env, env_kwargs = env_of_run(path, args.env, args.env_kwargs)
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:
         check_positive_int("max_steps", args.max_steps)

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import environment_kwargs
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
@@ -58,8 +58,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
     path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
-    env, env_kwargs = env_of_run(path, args.env)
-    env_kwargs = environment_kwargs(args) or env_kwargs
+    env, env_kwargs = env_of_run(path, args.env, args.env_kwargs)
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)
@@ -100,10 +99,12 @@ def main(args: Args) -> dict[str, dict[str, float]]:
             **measure_on_states(agent, played),
         }
     envs.close()
+    counts: dict[str, int] = {}
     if given is not None:
-        found["demonstrations"], _ = measure(agent, given)
-    counts = {} if given is None else {"demonstrations": len(given)}
-    print_evaluation(f"{path}, {args.eval_episodes} episodes of {env}", found, counts)
+        found["demonstrations"], bins = measure(agent, given)
+        if bins is not None:
+            counts = {"demonstrations": round(float(bins.counts.sum()))}
+    print_evaluation(f"{path}, {number_of(args.eval_episodes, 'episode')} of {env}", found, counts)
     if args.json is not None:
         write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})
         print(f"written to {args.json}")

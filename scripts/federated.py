@@ -208,7 +208,7 @@ def make_trainer(
     from rlsmooth.training import CuriousServer, FedAvg, FederatedClient, FederatedTrainer, FedSGD
     from rlsmooth.training.classifier_model import as_device
 
-    module, save = make_network(args, parts)
+    module, save = make_network(args, parts, word)
     device = as_device(args.device)
     module = module.to(device)
     num_classes = parts.test.num_classes
@@ -256,7 +256,7 @@ def make_trainer(
     return trainer, save
 
 
-def make_network(args: Args, parts: Parts) -> tuple[nn.Module, Callable[[Path], object]]:
+def make_network(args: Args, parts: Parts, word: str) -> tuple[nn.Module, Callable[[Path], object]]:
     """A network with the seed's weights, and what saves it: as a classifier, or as an agent of behaviour cloning."""
     import numpy as np
 
@@ -264,7 +264,7 @@ def make_network(args: Args, parts: Parts) -> tuple[nn.Module, Callable[[Path], 
     from rlsmooth.training.classifier_model import build_model
 
     if args.demonstrations:
-        return make_policy(args)
+        return make_policy(args, word)
     from rlsmooth.scripts.classification import network
 
     everything = np.concatenate([part.features for part in parts.clients])
@@ -275,12 +275,14 @@ def make_network(args: Args, parts: Parts) -> tuple[nn.Module, Callable[[Path], 
 
     def save(path: Path) -> None:
         shape = test.features.shape[1:]
-        Classifier.from_module(module, np.arange(test.num_classes), shape, seed=args.seed).save(path)
+        smoothing = make_smoothing("smoothing", word)
+        classes = np.arange(test.num_classes)
+        Classifier.from_module(module, classes, shape, smoothing=smoothing, seed=args.seed).save(path)
 
     return module, save
 
 
-def make_policy(args: Args) -> tuple[nn.Module, Callable[[Path], object]]:
+def make_policy(args: Args, word: str) -> tuple[nn.Module, Callable[[Path], object]]:
     """The layers of a behaviour-cloning policy between observations and logits, and the agent's `save`."""
     from torch import nn
 
@@ -293,6 +295,7 @@ def make_policy(args: Args) -> tuple[nn.Module, Callable[[Path], object]]:
         "MlpPolicy",
         (demonstrations.observation_space, demonstrations.action_space),
         demonstrations,
+        smoothing=make_smoothing("smoothing", word),
         policy_kwargs={"net_arch": sizes},
         seed=args.seed,
         device=args.device,

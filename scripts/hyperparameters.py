@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from rlsmooth.agents.files.known_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
 from rlsmooth.checks import check_positive_int
 from rlsmooth.schedules import linear_start
+from rlsmooth.untrusted import read_regular, refused
 
 FOLDER = Path(__file__).parent / "hyperparams"
 OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
@@ -63,9 +64,10 @@ def read_hyperparameters(
     """
     path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"conf_file={str(path)!r} can't be read: {error}") from error
+        with refused(path, ValueError, "Name a YAML file of hyperparameters.", "can't be read"):
+            table = yaml.safe_load(read_regular(path))
+    except ValueError as error:
+        raise ValueError(f"conf_file={error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
     found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
@@ -147,7 +149,7 @@ def read_pair(option: str, word: str) -> tuple[str, Any]:
     name, value = word[: min(places)], word[min(places) + 1 :]
     try:
         return name, _plain(yaml.safe_load(value))
-    except yaml.YAMLError as error:
+    except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
         raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
 
 
@@ -238,5 +240,5 @@ def _dict_expression(name: str, text: str) -> Any:
 
     try:
         return read(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as error:
+    except Exception as error:  # Python's, of what is malformed or nested too deeply
         raise ValueError(f"{name}={text!r} can't be read: write a mapping, such as {{ortho_init: false}}.") from error

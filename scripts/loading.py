@@ -21,6 +21,7 @@ from rlsmooth.agents.smoothed.policies import initial_lstm_states
 from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
+from rlsmooth.untrusted import open_regular, refused
 
 MOST_ROWS = 4096
 GAUSSIAN = ("SACPolicy", "TQCPolicy", "CrossQPolicy")
@@ -30,10 +31,8 @@ MEASURED = ("policy_entropy", "entropy_frac", "kl_uniform")
 
 def is_agent_file(path: Path) -> bool:
     """Whether it is a zip in our own form, to be checked when it is read; SB3's zips hold pickles."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return "config.json" in file.namelist()
+    with refused(path, ValueError), open_regular(path) as file:
+        return zipfile.is_zipfile(file) and "config.json" in zipfile.ZipFile(file).namelist()
 
 
 def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:

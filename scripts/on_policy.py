@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_or_word
+from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_of, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
 from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.metrics_file import Curve
@@ -74,7 +74,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         if args.from_bc is not None and hyperparameters.normalize is not None:
             print("Observations are not normalised, since the cloned policy has seen them as they are.")
         run.begin(
-            f"Training {type(agent).__name__} for {n_timesteps:,} steps in {agent.n_envs} environments, "
+            f"Training {type(agent).__name__} for {n_timesteps:,} steps in {number_of(agent.n_envs, 'environment')}, "
             f"on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",

@@ -21,7 +21,7 @@ import tyro
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.arguments import EnvironmentArgs, environment_kwargs
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import new_run_folder
+from rlsmooth.scripts.run_folder import agent_file, new_run_folder
 
 Algorithm = Literal[
     "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
@@ -44,7 +44,8 @@ class Args(EnvironmentArgs):
     algo: Algorithm = "ppo"
     """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
-    """The agent's file. SB3's zips are pickles, which can run code: load only those that you trust. Ours are safe."""
+    """The agent's file, or the folder of the run that wrote it. SB3's zips are pickles, which can run code: load only
+    those that you trust. Ours are safe."""
     n_timesteps: Annotated[int, alias(aliases=["-n", "--train-expert"])] = 0
     """Train a PPO expert for this many steps first, in place of --trained-agent."""
     n_episodes: int = 24
@@ -151,11 +152,14 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     from stable_baselines3 import PPO
     from stable_baselines3.common.evaluation import evaluate_policy
 
+    from rlsmooth.agents import SmoothedPPO
+    from rlsmooth.agents.spaces import start_of
     from rlsmooth.scripts.environment import make_envs
 
     steps = check_positive_int("n_timesteps", args.n_timesteps)
     env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args))
-    agent = PPO(
+    algorithm = PPO if start_of(env.action_space) is None else SmoothedPPO  # PPO's actions count from 0
+    agent = algorithm(
         "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
         env,
         learning_rate=lambda left: 1e-3 * left,
@@ -187,12 +191,11 @@ def _load_agent(args: Args) -> tuple[Any, str]:
     """The agent, and the name of its algorithm."""
     path = args.trained_agent
     assert path is not None
-    if not path.is_file():
-        raise ValueError(f"trained_agent={str(path)!r} is no file.")
+    path = agent_file("trained_agent", path, or_checkpoints=True)
     from rlsmooth.agents import BC
     from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_to_play
 
-    if args.algo == "bc" or is_agent_file(path):
+    if args.algo == "bc" or path.is_dir() or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
 
         env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args))

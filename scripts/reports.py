@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 
 from rlsmooth.scripts.metrics_file import Curve, read_metrics
 from rlsmooth.scripts.run_folder import read_json, read_settings, write_json
+from rlsmooth.untrusted import AnyNumber, decode_fields, refused
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+ENTRIES = {
+    "name": str,
+    "settings": dict[str, Any],
+    "curves": dict[str, tuple[list[AnyNumber], list[AnyNumber]]],
+    "summary": dict[str, AnyNumber],
+}
+"""What every `report.json` holds; others depend on the command."""
 Row: TypeAlias = tuple[str, ...]
 """Of a table: a name, and a value with its unit, or several."""
 
@@ -151,10 +159,11 @@ class ReportKind:
             part = "hyperparameters"
             extras = {part: read_settings(folder, command, part)} if part in self.extras else {}
             return self.new(name=folder.name, settings=settings, command=command, curves=self.logged(folder), **extras)
-        try:
-            report = self.new(**{"command": command, **read_json(path)})
-        except TypeError as error:
-            raise ValueError(f"{str(path)!r} is no report of this version: {error}.") from error
+        entries = read_json(path)
+        with refused(path, ValueError, "Train again.", "is no report of this version"):
+            hints = {**ENTRIES, "command": Literal[*self.commands], **dict.fromkeys(self.extras, Any)}
+            optional = frozenset(hints) - {"name", "settings"}
+            report = self.new(**{"command": command, **decode_fields(hints, entries, "report", optional)})
         self._check(report.settings, path)
         return report
 
@@ -173,15 +182,16 @@ class ReportKind:
 # ---- rows that several kinds have
 
 
-def return_words(value: float) -> str:
-    """A return: with more digits where all of it is small, as on DeepSea."""
-    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3f}"
+def return_words(value: float, spread: float | None = None) -> str:
+    """A return, and its standard deviation: with more digits where all of it is small, as on DeepSea."""
+    digits = 1 if max(abs(value), spread or 0.0) >= 1 or value == 0 == (spread or 0) else 3
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
-def return_rows(found: Mapping[str, float], words: Callable[[float], str] = return_words) -> list[Row]:
+def return_rows(found: Mapping[str, float]) -> list[Row]:
     """Returns of the last evaluation, of deterministic and of sampled actions."""
     return [
-        (f"return, {how}", f"{words(found[f'mean_reward{suffix}'])} ± {words(found[f'std_reward{suffix}'])}")
+        (f"return, {how}", return_words(found[f"mean_reward{suffix}"], found[f"std_reward{suffix}"]))
         for suffix, how in (("", "deterministic"), ("_sampled", "sampled"))
         if f"mean_reward{suffix}" in found
     ]
@@ -194,12 +204,12 @@ def best_rows(found: Mapping[str, float]) -> list[Row]:
     return [("best evaluation", f"{return_words(found['best_mean_reward'])} at {found['best_step']:,.0f} steps")]
 
 
-def entropy_rows(found: Mapping[str, float], *, continuous: str = "differential entropy") -> list[Row]:
-    """The policy's entropy, and its share of the largest possible one; `continuous`: its name where that is unknown."""
+def entropy_rows(found: Mapping[str, float]) -> list[Row]:
+    """The policy's entropy, and its share of the largest possible one; without one it is of continuous actions."""
     if "policy_entropy" not in found:
         return []
     share = f" ({100 * found['entropy_frac']:.1f} % of log n)" if "entropy_frac" in found else ""
-    return [("policy entropy" if share else continuous, f"{found['policy_entropy']:.3f} nats{share}")]
+    return [("policy entropy" if share else "differential entropy", f"{found['policy_entropy']:.3f} nats{share}")]
 
 
 def speed_rows(found: Mapping[str, float]) -> list[Row]:
@@ -208,6 +218,12 @@ def speed_rows(found: Mapping[str, float]) -> list[Row]:
         return []
     speed = f", {found['steps_per_second']:,.0f} a second" if "steps_per_second" in found else ""
     return [("training", f"{found['steps']:,.0f} steps{speed}")]
+
+
+def leading_number(words: str) -> int | None:
+    """The number that words such as `1,000 in 2 episodes` begin with; None if they don't."""
+    first = words.partition(" ")[0].replace(",", "")
+    return int(first) if first.isdigit() else None
 
 
 def layers_words(sizes: Iterable[int]) -> str:

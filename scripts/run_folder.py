@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsmooth.atomic import write_bytes_atomically
-from rlsmooth.untrusted import parse_json, read_regular, refused
+from rlsmooth.untrusted import decode, parse_json, read_regular, refused
 
 LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
 
@@ -95,36 +96,77 @@ def read_settings(folder: Path, command: str, part: str = "arguments") -> dict[s
     return dict(settings[part])
 
 
-def env_of_run(path: Path, given: str | None = None) -> tuple[str, dict[str, Any]]:
+def env_of_run(path: Path, given: str | None = None, words: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """The environment's id and its arguments, of the run that wrote the agent in `path`.
 
     Args:
         path: the agent's file.
         given: an id that comes first; the run's arguments are kept if it has the same.
+        words: arguments, as key=value, that come in place of the run's.
 
     Raises:
-        ValueError: no `config.json` beside it says so, or the id there has a module to import, which a file from
-            elsewhere must not choose.
+        ValueError: no `config.json` beside it says so, or it has an id or arguments that a file from elsewhere must
+            not choose.
     """
+    config, own = path.parent / "config.json", read_kwargs(words)
     try:
-        command = read_command(path.parent)
-        arguments = read_settings(path.parent, command)
-        env = str(arguments["env"])
-        if command in ("bc", "bco", "dagger"):
-            kwargs = read_kwargs(arguments.get("env_kwargs", ()))
-        else:
-            kwargs = dict(read_settings(path.parent, command, "hyperparameters").get("env_kwargs", {}))
-    except (ValueError, TypeError, KeyError) as error:
+        with refused(config, ValueError):
+            command = read_command(path.parent)
+            arguments = read_settings(path.parent, command)
+            env = decode(str, arguments["env"], "env")
+            is_cloned = command in ("bc", "bco", "dagger")
+            stored = decode(list[str], arguments.get("env_kwargs", []), "env_kwargs") if is_cloned else []
+            kwargs = stored_kwargs(path.parent)
+    except ValueError as error:
         if given is not None:
-            return given, {}
+            return given, own
         raise ValueError("no config.json beside the agent names an environment: give --env.") from error
-    if given is not None:
-        return given, kwargs if given == env else {}
-    if imports_module(env):
+    if given is None and imports_module(env):
         raise ValueError(
             f"the config.json beside the agent imports a module, env={env!r}: if you trust it, give --env."
         )
-    return env, kwargs
+    if given not in (None, env) or own:
+        return given or env, own
+    words = [*stored, *kwargs_words(kwargs)]
+    if choosing_kwargs(words):
+        raise ValueError(
+            f"the config.json beside the agent has arguments of the environment {CHOICE}: if you trust it, give "
+            f"--env-kwargs {shlex.join(words)}."
+        )
+    return env, {**read_kwargs(stored), **kwargs}
+
+
+def kwargs_words(kwargs: Mapping[str, Any]) -> list[str]:
+    """Arguments of an environment as key=value words."""
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in kwargs.items()]
+
+
+def stored_kwargs(folder: Path) -> dict[str, Any]:
+    """The arguments of the environment among the hyperparameters in a run's `config.json`.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    with refused(path, ValueError):
+        hyperparameters = decode(dict, read_json(path).get("hyperparameters", {}), "hyperparameters")
+        return dict(decode(dict, hyperparameters.get("env_kwargs") or {}, "env_kwargs"))
+
+
+CHOICE = "that may name code, a place or a window"
+NO_CHOICE = re.compile(r"(?!render_mode)\w+[=:] ?([\w-]*|[-+]?[\d.]+(e[-+]?\d+)?)")
+
+
+def choosing_kwargs(words: Sequence[str]) -> list[str]:
+    """Those of an environment's key=value words that no file may choose: all but numbers, switches and plain words.
+
+    Example:
+        >>> choosing_kwargs(["size=8", "map_name=8x8", "slip=1e-3", "xml_file=/a.xml", "id=mine:A-v0", "a=[1]"])
+        ['xml_file=/a.xml', 'id=mine:A-v0', 'a=[1]']
+    """
+    return [word for word in words if not NO_CHOICE.fullmatch(word)]
 
 
 def imports_module(env: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import ClassificationArgs, number_or_word, resumed
+from rlsmooth.scripts.arguments import ClassificationArgs, number_of, number_or_word, resumed
 from rlsmooth.scripts.command import run_command
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def main(args: Args) -> Path:
         except (TypeError, ValueError):  # an argument is wrong, and nothing has been trained
             run.discard()
             raise
-        print(f"Trained for {model.n_iter_} rounds in {time.perf_counter() - started:.1f} s.")
+        print(f"Trained for {number_of(model.n_iter_, 'round')} in {time.perf_counter() - started:.1f} s.")
         model.classifier_.save(run.folder / "classifier.zip")
         entries = results(run, model, test, counts)
         write_rounds(run.events(), entries["curves"])

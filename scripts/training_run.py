@@ -18,10 +18,8 @@ from rlsmooth.atomic import (
     DISK_ERRORS,
     EXPLAINED,
     explained_disk_errors,
-    lock_folder,
-    unlock_folder,
 )
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.checks import check_writable_folder, lock_folder, unlock_folder
 from rlsmooth.scripts.arguments import RunArgs, resume_line
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
@@ -60,8 +58,9 @@ class TrainingRun:
         self._resume_from = ""
         self._outputs: list[KVWriter] = []
         self._closing = ExitStack()
-        lock_folder(self.folder)
-        self._closing.callback(unlock_folder, self.folder)
+        for folder in (self.folder, self.checkpoints):  # the second alone is known to trainers
+            lock_folder(folder)
+            self._closing.callback(unlock_folder, folder)
         if args.resume is not None:
             delete_temporary_files(self.folder)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
+import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,19 @@ from stable_baselines3.common.env_util import make_vec_env
 from killing import assert_same_after_kills
 from rlsmooth.data import ObservationOnly, cartpole_v1
 from rlsmooth.envs import IdentityEnv
-from rlsmooth.training import TrainingDivergedError
-from support import KilledError, assert_equal, assert_raises, draw
+from rlsmooth.training import TrainingDivergedError, read_safe_file, save_checkpoint
+from rlsmooth.training import run as run_module
+from rlsmooth.training.run import TrainingInterrupted
+from support import REPOSITORY, KilledError, assert_equal, assert_raises, draw, forge, put
 from trainers import NET, TRAINERS, OfClassifier, Trainer
 
 BLOWN_UP = {"learning_rate": 1e38, "policy_kwargs": {**NET, "optimizer_class": torch.optim.SGD}}
 # How many times as long as the shortest a run lasts that is killed; the others are in the slow tests.
 KILLED = {"BC": 10, "GAN": 20, "AIRL": 4}
 KILLED_TOO = {"BCO": 4, "DAgger": 6, "GAIL": 4, "Classifier": 4, "SelfTraining": 4, "PPO": 8, "DQN": 4}
+# Trainers around another trainer; the others are in the slow tests.
+ROUNDS = ("BCO", "DAgger", "SelfTraining")
+STOPPED = [name if name in ROUNDS else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
 # What is refused when it differs from the run's: the name, and the arguments of `resume` that differ.
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "BC": {"demonstrations": {"data": draw(seed=1)}, "total": {"epochs": 4}},
@@ -48,13 +58,132 @@ DIVERGING: dict[str, dict[str, Any]] = {
 of_each = pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
 
 
+def is_free(folder: Path) -> bool:
+    """Whether another process could train there: this opens the folder anew, as that does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 @of_each
-def test_a_resumed_run_ends_as_an_uninterrupted_one(trainer: Trainer, tmp_path: Path) -> None:
-    whole = trainer.start(None)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another process that trains in the folder meanwhile is refused, as this one is where another trains."""
+    whole, (run, new), free = trainer.start(None), (tmp_path / "run", tmp_path / "new"), []
+
+    def save(*given: Any, **named: Any) -> Path:
+        free.append(is_free(run))
+        return save_checkpoint(*given, **named)
+
+    monkeypatch.setattr(run_module, "save_checkpoint", save)
+    assert_raises(KilledError, None, trainer.start, run, trainer.at)
+    assert list(run.rglob("checkpoint_*.zip"))
+    gc.collect()  # a callback of Stable-Baselines3 is not told that an error ended the training
+    new.mkdir()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for call, folder in ((trainer.resume, run), (trainer.start, new)):
+        other = os.open(folder, os.O_RDONLY)  # an open file of its own, as another process has
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert_raises(ValueError, f"another process is training in {str(folder)!r}", call, folder)
+        os.close(other)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert_equal(trainer.state(trainer.resume(run)), trainer.state(whole))
+    assert_equal(trainer.state(trainer.resume(run)), trainer.state(whole))  # of a run that has ended
+    assert free
+    assert not any(free)
+    assert is_free(run)
+
+
+@pytest.mark.parametrize("trainer", STOPPED)
+def test_a_run_that_is_asked_to_stop_again_and_again_ends_the_same(
+    trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal waits when a call begins: each takes one step, collection, epoch or rollout on from the last's files."""
+    run, changed = TRAINERS[trainer], {"n_rounds": 2} if trainer == "BCO" else {}
+    whole = run.start(None, **changed)
+    for call in (partial(run.start, **changed), *[run.resume] * 99):
+        monkeypatch.setattr(run_module._REQUESTS, "depth", 0)
+        monkeypatch.setattr(run_module._REQUESTS, "number", signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted, match=r"A checkpoint of .* was written|is over") as ended:
+            call(tmp_path)
+        assert ended.value.exit_code == 143
+        assert run_module._REQUESTS.depth == 0
+        if "is over" in str(ended.value):
+            break
+    assert_equal(run.state(run.resume(tmp_path)), run.state(whole))
+
+
+SECOND = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, HELPERS)
+from rlsmooth.agents import DAgger
+from rlsmooth.envs import IdentityEnv
+from trainers import CUSTOM, TRAINERS, KillAt
+
+def attempt():
+    try:
+        DAgger.resume("run", IdentityEnv(4), int, custom_objects=CUSTOM, device="cpu")
+        print("resumed", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+
+class Fork(KillAt):  # a worker of the process that trains, which outlives it
+    def _on_step(self):
+        if self.num_timesteps == self.step and os.fork() == 0:
+            attempt()
+            Path("worker").write_text(str(os.getpid()))
+            time.sleep(60)
+            os._exit(0)
+        return True
+
+import trainers
+trainers.KillAt = Fork
+first = os.fork()
+if first == 0:
+    TRAINERS["DAgger"].times = 10**6
+    TRAINERS["DAgger"].start(Path("run"), 60)
+while not Path("worker").exists() or not Path("worker").read_text():
+    time.sleep(0.01)
+attempt()
+os.kill(first, signal.SIGKILL)
+os.waitpid(first, 0)
+attempt()
+os.kill(int(Path("worker").read_text()), signal.SIGKILL)
+"""
+
+
+def test_a_lock_ends_with_the_process_that_trains(programs: Any, tmp_path: Path) -> None:
+    done = programs.run(SECOND.replace("HELPERS", repr(str(REPOSITORY / "tests" / "helpers"))), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = "another process is training in 'run': wait until it ends, or end it, before the run is resumed."
+    assert done.stdout.splitlines() == [refused, refused, "resumed"]
+
+
+@of_each
+def test_no_entry_of_a_forged_checkpoint_is_taken_for_another(trainer: Trainer, tmp_path: Path) -> None:
     assert_raises(KilledError, None, trainer.start, tmp_path, trainer.at)
-    assert list(tmp_path.rglob("checkpoint_*.zip"))
-    assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))
-    assert_equal(trainer.state(trainer.resume(tmp_path)), trainer.state(whole))  # of a run that has ended
+    newest, *others = sorted(tmp_path.rglob("checkpoint_*.zip"), key=lambda path: -int(path.stem.split("_")[1]))
+    for other in others:
+        if other.parent == newest.parent:
+            other.unlink()
+    whole = newest.read_bytes()
+    file = read_safe_file(newest, format_name="rlsmooth-checkpoint", format_version=1)
+    entries: dict[str, Any] = file.config["config"]
+    for name, value in entries.items():
+        wrong = -1 if type(value) is int else "yes"
+        forge(newest, lambda head, _, name=name, wrong=wrong: put(head, ("config", "config", name), wrong))
+        if value is not None or isinstance(trainer, (OfClassifier, type(TRAINERS["BC"]))):
+            with pytest.raises(ValueError, match=r"Use another|was started with|environments"):
+                trainer.resume(tmp_path)
+        newest.write_bytes(whole)
+    trainer.resume(tmp_path)
 
 
 @of_each

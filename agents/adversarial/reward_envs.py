@@ -21,6 +21,7 @@ from rlsmooth.agents.adversarial.transitions import TransitionStore, absorbing_s
 from rlsmooth.agents.files.algorithm_state import KNOWN_BUFFERS
 from rlsmooth.agents.files.run_state import TransientVecEnvWrapper
 from rlsmooth.agents.sb3 import forget_last_observation
+from rlsmooth.training.divergence import check_finite_step
 
 Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
@@ -189,7 +190,7 @@ class RecordingRewardVecEnv(LearnedRewardVecEnv, TransientVecEnvWrapper):
         Raises:
             ValueError: it is of another number of environments.
         """
-        if state["lengths"].shape != self._lengths.shape:
+        if {state["lengths"].shape, state["returns"].shape} != {self._lengths.shape}:
             raise ValueError(f"the state is of {len(state['lengths'])} environments, these are {self.num_envs}.")
         self._observations = state["observations"]
         self._lengths[:], self._returns[:] = state["lengths"], state["returns"]
@@ -320,7 +321,11 @@ def deferred_rewards(algorithm: BaseAlgorithm, wrapper: RecordingRewardVecEnv) -
     compute = buffer.compute_returns_and_advantage
 
     def settle_and_compute(last_values: Tensor, dones: NDArray[np.bool_]) -> None:
-        buffer.rewards += wrapper.settle()
+        rewards = wrapper.settle()
+        for place in np.flatnonzero(~np.isfinite(rewards).all(axis=1)):
+            step = algorithm.num_timesteps - (len(rewards) - 1 - int(place)) * algorithm.n_envs
+            check_finite_step(step, rewards[place], (), is_learned=True)
+        buffer.rewards += rewards
         compute(last_values=last_values, dones=dones)
 
     vars(buffer)["compute_returns_and_advantage"] = settle_and_compute

@@ -81,9 +81,10 @@ from rlsmooth.training.discriminator import (
     check_targets,
     discriminator_step,
 )
-from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.divergence import FiniteWatch, check_finite_step
 from rlsmooth.training.run import check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
+from rlsmooth.untrusted import Count, decode
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
 Callbacks: TypeAlias = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
@@ -310,10 +311,11 @@ class AdversarialImitation(ABC):
                 venv, self.predict_reward, self.generated, horizon=self.horizon, gamma=self.gamma, is_deferred=deferred
             ),
         )
-        listeners: list[BaseCallback] = [Rounds(self, wrapper)]
+        listeners: list[BaseCallback] = [rounds := Rounds(self, wrapper)]
         if callback is not None:
             given = callback if isinstance(callback, Sequence) else [callback]
             listeners += [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
+            rounds.folder = next((each.save_path for each in given if isinstance(each, ExactCheckpointCallback)), None)
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
         try:
             with deferred_rewards(self.gen_algo, wrapper):
@@ -670,8 +672,8 @@ class AdversarialImitation(ABC):
         net: Any = self.reward_net
         load_parameters(path, net, state["net_tensors"]["net"])
         load_optimizer(self.optimizer, state["optimizer_tensors"], state["optimizer"])
-        self.rounds = int(state["rounds"])
-        self.knows_absorbing = bool(state["knows_absorbing"])
+        self.rounds = decode(Count, state["rounds"], "rounds")
+        self.knows_absorbing = decode(bool, state["knows_absorbing"], "knows_absorbing")
         self.draws.bit_generator.state = state["draws"]
 
     def run_state(self) -> dict[str, Any]:
@@ -690,10 +692,11 @@ class AdversarialImitation(ABC):
             SafeFileError: the network's parameters don't fit.
             ValueError: the demonstrations are others, or the rest does not fit.
         """
-        check_given_again({"demonstrations": state["fingerprint"]}, {"demonstrations": self._fingerprint}, path)
-        self.set_state(state["trainer"], path)
-        self.generated.set_state(state["rows"])
-        self.trained_at = int(state["trained_at"])
+        check_given_again({"demonstrations": state.get("fingerprint")}, {"demonstrations": self._fingerprint}, path)
+        with misfits_refused(path):
+            self.set_state(state["trainer"], path)
+            self.generated.set_state(state["rows"])
+            self.trained_at = decode(Count, state["trained_at"], "trained_at")
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -712,20 +715,18 @@ class Rounds(BaseCallback):
         super().__init__()
         self.trainer = trainer
         self.wrapper = wrapper
+        self.folder: Path | None = None
 
     def exact_state(self) -> dict[str, Any]:
         """Everything of the trainer that is not the generator's; see `HasExactState`."""
         return {"run": self.trainer.run_state(), "episodes": self.wrapper.episode_state()}
 
     def set_exact_state(self, state: dict[str, Any], *, episodes_continue: bool) -> None:
-        """Put back what `exact_state` gave.
-
-        Raises:
-            ValueError: it is another trainer's.
-        """
+        """Put back what `exact_state` gave; ValueError if it is another trainer's."""
         self.trainer.set_run_state(state["run"], Path("checkpoint"))
         if episodes_continue:
-            self.wrapper.set_episode_state(state["episodes"])
+            with misfits_refused(Path("checkpoint")):
+                self.wrapper.set_episode_state(state["episodes"])
 
     def _on_training_start(self) -> None:
         generator = self.trainer.gen_algo
@@ -749,6 +750,8 @@ class Rounds(BaseCallback):
         self.wrapper.begin_rollout()
 
     def _on_step(self) -> bool:
+        found = self.locals.get("rewards"), self.locals.get("new_obs", ())
+        check_finite_step(self.num_timesteps, *found, checkpoint_folder=self.folder, is_learned=True)
         return True
 
     def _on_training_end(self) -> None:

@@ -18,6 +18,7 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import forward
 from rlsmooth.data.observation_only import transitions_with_next
+from rlsmooth.untrusted import Count, decode
 
 Array = NDArray[Any]
 Observations = Array | dict[str, Array]
@@ -161,7 +162,7 @@ class TransitionStore:
         Raises:
             ValueError: it is of another store.
         """
-        added = int(state["added"])
+        added = decode(Count, state["added"], "added")
         size = min(added, self.capacity)
         pairs = [*zip(_parts(self.observations), _parts(state["observations"]), strict=True)]
         pairs += zip(_parts(self.next_observations), _parts(state["next_observations"]), strict=True)

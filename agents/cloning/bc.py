@@ -37,7 +37,7 @@ from rlsmooth.agents.cloning.training_data import (
     refuse_alphas_by_transition,
     split_validation,
 )
-from rlsmooth.agents.files.policy_file import load_agent_file, save_agent_file
+from rlsmooth.agents.files.policy_file import load_agent_file, load_parameters, save_agent_file
 from rlsmooth.agents.heads import TensorBatch, make_units, step_optimizer
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
@@ -346,7 +346,7 @@ class BC(ActingModel):
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
-            safe_points(used=self.checkpoint_folder is not None),
+            safe_points(self.checkpoint_folder),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
         ):
             set_rng_state(self._rng)
@@ -675,7 +675,7 @@ class BC(ActingModel):
             verbose=verbose,
             checkpoint_folder=run.path,
         )
-        cls._restore_checkpoint(agent)
+        cls.restore_checkpoint(agent)
         run.delete_leftovers()
         return agent
 
@@ -730,10 +730,10 @@ class BC(ActingModel):
             "first_epoch": self._first_epoch,
         }
 
-    def _set_counters(self, counters: Mapping[str, Any]) -> None:
+    def _set_counters(self, counters: Mapping[str, int]) -> None:
         names = ("num_timesteps", "num_timesteps_at_start", "total_timesteps")
-        self.progress.step, self.progress.start, self.progress.end = (int(counters[name]) for name in names)
-        self._first_epoch = int(counters["first_epoch"])
+        self.progress.step, self.progress.start, self.progress.end = (counters[name] for name in names)
+        self._first_epoch = counters["first_epoch"]
 
     # ---- checkpoints of a run
 
@@ -776,21 +776,21 @@ class BC(ActingModel):
             self._run_folder().save(self.num_timesteps, config, parts)
         self.policy.set_training_mode(True)
 
-    def _restore_checkpoint(self) -> None:
+    def restore_checkpoint(self) -> None:
         """Restore the latest checkpoint. A run that was killed before its first one restarts from the resume file."""
         checkpoint = self._run_folder().latest()
         self.is_resumed = True
         if checkpoint is None:
             return
-        config, tensors = checkpoint.config, checkpoint.tensors
-        saved = dict(zip(DATA, config["fingerprints"], strict=True))
-        given = dict(zip(DATA, self.fingerprints, strict=True))
+        config, tensors = checkpoint.decoded(building.BCCheckpoint), checkpoint.tensors
+        saved, given = (dict(zip(DATA, each, strict=True)) for each in (config["fingerprints"], self.fingerprints))
         check_given_again(saved, given, self._run_folder().path)
-        self.policy.load_state_dict(tensors["policy"])
-        load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
-        if self.early_stopping is not None:
-            best = {name: tensor.to(self.device) for name, tensor in tensors["best"].items()}
-            self.early_stopping.load(config["early_stopping"], best)
-        self._set_counters(config["counters"])
-        self._watch.restore({name: loss.to(self.device) for name, loss in tensors.get("losses", {}).items()})
-        self._rng = tensors["rng"]
+        with checkpoint.refused():
+            self._set_counters(building.decode_counters(config["counters"], checkpoint.step))
+            load_parameters(checkpoint.path, self.policy, tensors["policy"])
+            load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+            if self.early_stopping is not None:
+                best = tensors["best"]
+                self.early_stopping.load(config["early_stopping"], best, self.policy, checkpoint.step)
+            self._watch.restore(tensors.get("losses", {}))
+            self._rng = tensors["rng"]

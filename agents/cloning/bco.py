@@ -17,7 +17,13 @@ from stable_baselines3.common.type_aliases import GymEnv
 from rlsmooth.agents.cloning.bc import SmoothingLike
 from rlsmooth.agents.cloning.collection import collect
 from rlsmooth.agents.cloning.inverse_dynamics import InverseDynamics
-from rlsmooth.agents.cloning.rounds import COLLECTING, LEARNING, RoundsModel
+from rlsmooth.agents.cloning.rounds import (
+    COLLECTING,
+    INVERSE_DYNAMICS,
+    LEARNING,
+    RoundsCheckpoint,
+    RoundsModel,
+)
 from rlsmooth.agents.cloning.training_data import ReferenceLike, Smoothings, as_smoothings, fingerprint, one_or_list
 from rlsmooth.agents.cloning.transition_features import INPUTS, Inputs
 from rlsmooth.agents.heads import CategoricalHead
@@ -30,10 +36,18 @@ from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import RESUME_FILE, check_given_again, open_progress_bar
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
+from rlsmooth.untrusted import Count
 
 PseudoLabels: TypeAlias = Literal["hard", "soft"]
 INVERSE_SHOWN = ("accuracy", "cross_entropy", "ece")
 TRANSITIONS_FILE = "transitions_{}.npz"
+
+
+class BCOCheckpoint(RoundsCheckpoint):
+    """What a checkpoint holds besides tensors."""
+
+    total_rounds: Count
+    fingerprint: str
 
 
 @final
@@ -90,7 +104,7 @@ class BCO(RoundsModel):
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        checkpoint_folder: where each round ends with a checkpoint that `resume` continues from; None: none are written.
+        checkpoint_folder: for transitions and for checkpoints that `resume` continues from; None: none are written.
         eval_env: environment of an evaluation at the end of each round; None: there are none.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
 
@@ -118,6 +132,7 @@ class BCO(RoundsModel):
 
     PREFIX: ClassVar[str] = "bco"
     FOLDER: ClassVar[str] = "checkpoint_folder"
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]] = BCOCheckpoint
     OWN_ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "pseudo_labels",
         "n_rounds",
@@ -250,16 +265,20 @@ class BCO(RoundsModel):
         assert self.env is not None
         assert self.pairs is not None
         bar.set_postfix_str("collecting")
-        with self._rollout(listener) as after_step:
-            made = collect(
-                None if self.round == 0 else self.bc,
-                self.env,
-                self.transitions_per_round,
-                seed=self._seed_of(COLLECTING),
-                after_step=after_step,
-            )
+        made = self._take_collected()
         if made is None:
-            return False
+            with self._rollout(listener) as after_step:
+                made = collect(
+                    None if self.round == 0 else self.bc,
+                    self.env,
+                    self.transitions_per_round,
+                    seed=self._seed_of(COLLECTING),
+                    check=self._check_observations,
+                    after_step=after_step,
+                )
+            if made is None:
+                return False
+            self._keep_collected(made)
         parts = [*self.parts, made]
         transitions = concatenate(parts)
 
@@ -293,7 +312,7 @@ class BCO(RoundsModel):
             policy_kwargs={"net_arch": self.inverse_net_arch},
             seed=self._seed_of(LEARNING),
             device=self.device,
-        ).fit(transitions)
+        ).fit(transitions, checkpoint_folder=self._part_folder(INVERSE_DYNAMICS))
 
     # ---- files
 
@@ -343,10 +362,12 @@ class BCO(RoundsModel):
         policy_class: type[BasePolicy] | None = None,
         custom_objects: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The agent after the last round that was kept; `learn` then makes the rounds that are missing.
+        """The agent of the last checkpoint; `learn` then makes what is missing.
 
         On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit. A round that was
-        cut off is made again from its beginning. Callbacks start anew: their own state is not kept.
+        cut off is resumed from the last checkpoint of its training. What was cut off while it collected transitions
+        collects them again; SIGINT and SIGTERM let a command collect them all first. Callbacks start anew: their own
+        state is not kept.
 
         Args:
             checkpoint_folder: of the run.
@@ -403,20 +424,24 @@ class BCO(RoundsModel):
     def _own_arguments(self) -> dict[str, Any]:
         return {**super()._own_arguments(), "inverse_smoothing": encode_smoothing(self.inverse_smoothings)}
 
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self, made: Demonstrations | None) -> dict[str, Any]:
         return {"total_rounds": self.total_rounds, "fingerprint": self.fingerprint}
 
-    def _save_round(self, folder: Path, number: int) -> None:
-        self.parts[number].save(folder / TRANSITIONS_FILE.format(number + 1))
+    def _save_round(self, folder: Path, number: int, made: Demonstrations | None = None) -> None:
+        part = self.parts[number] if made is None else made
+        part.save(folder / TRANSITIONS_FILE.format(number + 1))
 
     def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
         self.is_resumed, self.total_rounds = True, self.n_rounds
         if config is not None:
             check_given_again({"demonstrations": config["fingerprint"]}, {"demonstrations": self.fingerprint}, folder)
-            files = [folder / TRANSITIONS_FILE.format(number + 1) for number in range(self.round)]
-            self.parts = [Demonstrations.load(file) for file in files]
-            self.transitions = concatenate(self.parts)
-            self.total_rounds = int(config["total_rounds"])
+            with_collected = config.get("collected_timesteps")
+            count = self.round + (with_collected is not None)
+            self.parts = [Demonstrations.load(folder / TRANSITIONS_FILE.format(place + 1)) for place in range(count)]
+            if with_collected is not None:
+                self._collected = self.parts.pop(), with_collected
+            self.transitions = concatenate(self.parts) if self.parts else None
+            self.total_rounds = config["total_rounds"]
 
 
 def _check_demonstrations(value: object) -> None:

@@ -24,7 +24,13 @@ LONGEST_PIECE = 50
 
 
 def collect(
-    agent: BC | None, env: VecEnv, n_transitions: int, *, seed: int, after_step: Callable[[int], bool]
+    agent: BC | None,
+    env: VecEnv,
+    n_transitions: int,
+    *,
+    seed: int,
+    after_step: Callable[[int], bool],
+    check: Callable[[int, Any], object] = lambda *_: None,
 ) -> Demonstrations | None:
     """Collect transitions by sampled actions of the agent's policy, or by random actions.
 
@@ -41,12 +47,13 @@ def collect(
         n_transitions: at least so many; each environment makes as many as the others.
         seed: of environments and actions.
         after_step: called after each step of all environments with their number; False ends the collection.
+        check: called with the number of steps just made (0 after the reset) and the environments' observations.
 
     Returns:
         The transitions, environment by environment; None if `after_step` ended it.
 
     Raises:
-        ValueError: a `VecNormalize` whose statistics would move; an environment whose observations are NaN or infinite.
+        ValueError: a `VecNormalize` whose statistics would move.
     """
     stream = open_stream(env, 1)
     count, n_steps = env.num_envs, -(-n_transitions // env.num_envs)
@@ -62,6 +69,7 @@ def collect(
         choices = np.random.default_rng([seed, 1])
         space = stream.action_space
         stream.reset(seed)
+        check(0, stack_observations(stream.observations))
         space.seed(action_seed(seed))
         for _ in range(n_steps):
             legal = stream.action_masks()
@@ -76,6 +84,7 @@ def collect(
             if flat is not None:
                 masks.append(flat)
             steps.append([step for step in stream.step(list(chosen), everyone) if step is not None])
+            check(count, stack_observations([step.next_observation for step in steps[-1]]))
             if not after_step(count):
                 return None
     order = [(moment, number) for number in range(count) for moment in range(n_steps)]
@@ -154,6 +163,7 @@ def collect_round(
     seed: int,
     learner_deterministic: bool,
     after_step: Callable[[int], bool],
+    check: Callable[[int, Any], object] = lambda *_: None,
 ) -> Collected | None:
     """Collect whole episodes by the mixture policy `beta · expert + (1 - beta) · learner`, labelled by the expert.
 
@@ -175,13 +185,13 @@ def collect_round(
         learner_deterministic: the learner's most probable actions, else sampled ones.
         after_step: called after each step of all environments with the number of those whose step is kept; False ends
             the collection.
+        check: called with the number of steps just made (0 after the reset) and the environments' observations.
 
     Returns:
         The episodes; None if `after_step` ended it.
 
     Raises:
-        ValueError: an illegal action of the expert; a `VecNormalize` whose statistics would move; an environment whose
-            observations are NaN or infinite.
+        ValueError: an illegal action of the expert; a `VecNormalize` whose statistics would move.
     """
     stream = open_stream(env, 1)
     count, space = env.num_envs, env.action_space
@@ -196,6 +206,7 @@ def collect_round(
         # Not `seed` itself: environment 0 draws its noise from that very stream.
         generator = np.random.default_rng([seed, 1])
         stream.reset(seed)
+        check(0, stack_observations(stream.observations))
         expert.restart(count)
         while active.any():
             seen = list(stream.observations)
@@ -211,6 +222,8 @@ def collect_round(
                 chosen = [own[i] if by_learner[i] else chosen[i] for i in range(count)]
             steps = stream.step(chosen, active)
             num_active = int(active.sum())
+            after = [seen[i] if step is None else step.next_observation for i, step in enumerate(steps)]
+            check(num_active, stack_observations(after))
             num_steps += num_active
             num_by_learner += int((by_learner & active).sum())
             ended = np.zeros(count, dtype=bool)

@@ -17,9 +17,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from rlsmooth.agents.cloning.bc import SmoothingLike
-from rlsmooth.agents.cloning.collection import agreement, collect_round
+from rlsmooth.agents.cloning.collection import Collected, agreement, collect_round
 from rlsmooth.agents.cloning.expert import Expert, ExpertLike, ExpertTargets
-from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsModel
+from rlsmooth.agents.cloning.rounds import COLLECTING, RoundsCheckpoint, RoundsModel
 from rlsmooth.agents.cloning.training_data import ReferenceLike, fingerprint
 from rlsmooth.agents.sb3 import Callbacks
 from rlsmooth.agents.spaces import check_demonstrations, check_same_spaces
@@ -27,7 +27,9 @@ from rlsmooth.checks import check_choice, check_in_range, check_optional_folder,
 from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
+from rlsmooth.training import SafeFileError
 from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_temporary_files, open_progress_bar
+from rlsmooth.untrusted import Count, Positive
 
 BetaSchedule: TypeAlias = int | float | Callable[[int], float]
 PLACEHOLDER_SCHEDULE = 15
@@ -63,6 +65,16 @@ def as_beta_schedule(given: BetaSchedule) -> Callable[[int], float]:
     raise TypeError(
         f"beta_schedule must be a whole number of rounds, a float in (0, 1] or a function of the round, got {given!r}."
     )
+
+
+class DAggerCheckpoint(RoundsCheckpoint):
+    """What a checkpoint holds besides tensors."""
+
+    total_timesteps: Count
+    num_timesteps_at_start: Count
+    initial: str | None
+    episodes: list[Positive]
+    fingerprints: list[str]
 
 
 @final
@@ -131,7 +143,7 @@ class DAgger(RoundsModel):
         device: as SB3's.
         tensorboard_log: folder for TensorBoard files; None: none.
         verbose: 0 nothing, 1 logs on the terminal.
-        scratch_dir: where each round's episodes go, and a checkpoint that `resume` continues from; None: nowhere.
+        scratch_dir: where each round's episodes go, and checkpoints that `resume` continues from; None: nowhere.
         eval_env: environment of an evaluation at the end of each round; None: there are none.
         n_eval_episodes: episodes of an evaluation, so many deterministic and so many sampled.
 
@@ -162,6 +174,7 @@ class DAgger(RoundsModel):
 
     PREFIX: ClassVar[str] = "dagger"
     FOLDER: ClassVar[str] = "scratch_dir"
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]] = DAggerCheckpoint
     OWN_ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "expert_targets",
         "expert_deterministic",
@@ -340,20 +353,24 @@ class DAgger(RoundsModel):
             self._asked = self._expert_in(self._shown, self.expert)
         bar.set_postfix_str("collecting")
         beta = self.beta(self.round)
-        with self._rollout(listener, bar) as after_step:
-            made = collect_round(
-                self.bc,
-                self._asked,
-                self._shown,
-                beta=beta,
-                min_episodes=self.rollout_round_min_episodes,
-                min_timesteps=self.rollout_round_min_timesteps,
-                seed=self._seed_of(COLLECTING),
-                learner_deterministic=self.learner_deterministic,
-                after_step=after_step,
-            )
+        made = self._take_collected()
         if made is None:
-            return False
+            with self._rollout(listener, bar) as after_step:
+                made = collect_round(
+                    self.bc,
+                    self._asked,
+                    self._shown,
+                    beta=beta,
+                    min_episodes=self.rollout_round_min_episodes,
+                    min_timesteps=self.rollout_round_min_timesteps,
+                    seed=self._seed_of(COLLECTING),
+                    learner_deterministic=self.learner_deterministic,
+                    check=self._check_observations,
+                    after_step=after_step,
+                )
+            if made is None:
+                return False
+            self._keep_collected(made)
 
         bar.set_postfix_str("cloning")
         agreed = agreement(self.bc, made.demonstrations)
@@ -443,11 +460,13 @@ class DAgger(RoundsModel):
         policy_class: type[BasePolicy] | None = None,
         custom_objects: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The agent after the last round that was kept; `learn` with the same total then makes those that are missing.
+        """The agent of the last checkpoint; `learn` with the same total then makes what is missing.
 
         On the CPU the parameters at the end equal those of a run that was never cut off, bit for bit, if the expert is
-        the same and says the same to the same observations. A round that was cut off is made again from its beginning.
-        Callbacks start anew: their own state is not kept.
+        the same and says the same to the same observations. A round that was cut off is resumed from the last
+        checkpoint of its training, and the expert is not asked again. What was cut off while it collected episodes
+        collects them again; SIGINT and SIGTERM let a command collect them all first. Callbacks start anew: their own
+        state is not kept.
 
         Args:
             scratch_dir: of the run; the initial demonstrations are there.
@@ -524,20 +543,20 @@ class DAgger(RoundsModel):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.initial.save(path)
         super()._begin_checkpoints(run)
-        if self.round == 0:  # how far the call is to go
-            self._save_checkpoint(run)
 
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self, made: Collected | None) -> dict[str, Any]:
+        parts = self.rounds if made is None else [*self.rounds, made.demonstrations]
         return {
             "total_timesteps": self._progress.end,
             "num_timesteps_at_start": self._progress.start,
             "initial": None if self.initial is None else fingerprint(self.initial),
-            "episodes": [part.num_episodes for part in self.rounds],
-            "fingerprints": [fingerprint(part) for part in self.rounds],
+            "episodes": [part.num_episodes for part in parts],
+            "fingerprints": [fingerprint(part) for part in parts],
+            "collected": None if made is None else {"returns": made.returns.tolist(), "share": made.learner_share},
         }
 
-    def _save_round(self, folder: Path, number: int) -> None:
-        part = self.rounds[number]
+    def _save_round(self, folder: Path, number: int, made: Collected | None = None) -> None:
+        part = self.rounds[number] if made is None else made.demonstrations
         _round_folder(folder, number).mkdir(parents=True, exist_ok=True)
         for place in range(part.num_episodes):
             part.select_episodes([place]).save(_episode_path(folder, number, place))
@@ -545,6 +564,11 @@ class DAgger(RoundsModel):
     def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
         if config is None:
             return
+        collected, timesteps = config.get("collected"), config.get("collected_timesteps")
+        rounds = self.round + (collected is not None)
+        kept = {len(config["episodes"]), len(config["fingerprints"]), rounds, self.round + (timesteps is not None)}
+        if len(kept) > 1 or config["num_timesteps_at_start"] > self.num_timesteps:
+            raise SafeFileError(f"{str(folder)!r} has a checkpoint whose counts disagree. Use another copy.")
         if config["initial"] != (None if self.initial is None else fingerprint(self.initial)):
             raise ValueError(f"{str(_initial_path(folder))!r} does not hold what the run was started with.")
         for number, (count, known) in enumerate(zip(config["episodes"], config["fingerprints"], strict=True)):
@@ -552,8 +576,10 @@ class DAgger(RoundsModel):
             self.rounds.append(concatenate(episodes))
             if fingerprint(self.rounds[-1]) != known:
                 raise ValueError(f"{str(_round_folder(folder, number))!r} does not hold the episodes of this run.")
-        self._progress.start = int(config["num_timesteps_at_start"])
-        self._progress.end = int(config["total_timesteps"])
+        if collected is not None and timesteps is not None:
+            made = Collected(self.rounds.pop(), np.array(collected["returns"]), collected["share"])
+            self._collected = made, timesteps
+        self._progress.start, self._progress.end = config["num_timesteps_at_start"], config["total_timesteps"]
         self.is_resumed = True
 
 

@@ -138,12 +138,13 @@ class InverseDynamics:
         self.bc = self._build("MultiInputPolicy", given, None, seed)
         self.seed = self.bc.seed
 
-    def fit(self, transitions: Demonstrations) -> Self:
+    def fit(self, transitions: Demonstrations, *, checkpoint_folder: Path | None = None) -> Self:
         """Learn from transitions, from new initial weights.
 
         Args:
             transitions: with `next_observations`; of any behaviour policy, best of many actions in many states. Masks,
                 weights and soft targets count as for `BC`.
+            checkpoint_folder: for checkpoints, from which a fit to the same transitions resumes; None: none.
 
         Returns:
             The model itself.
@@ -173,7 +174,7 @@ class InverseDynamics:
         for module in self.bc.policy.modules():
             if isinstance(module, TransitionFeatures):
                 module.set_statistics(*statistics)
-        self.metrics = train_quietly(self.bc, self.max_epochs)
+        self.metrics = train_quietly(self.bc, self.max_epochs, checkpoint_folder)
         self.is_fitted = True
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from rlsmooth.agents.cloning.training_data import (
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, ActionUnits, CategoricalHead, GaussianHead, TensorBatch
 from rlsmooth.agents.sb3 import RECURRENT, has_base
+from rlsmooth.agents.spaces import start_of
 from rlsmooth.audits import LastLayer, ReliabilityBins, calibration_error
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
@@ -302,9 +303,12 @@ def l2_norm(policy: nn.Module, units: ActionUnits | None = None) -> Tensor:
 def target_figures(head: ActionHead, smoothings: Smoothings) -> dict[str, Any]:
     """The target of each label as an image, by TensorBoard tag."""
     found = {}
+    start = start_of(head.policy.action_space) or ()
     for name, matrix in target_matrices(head, smoothings).items():
         figure, axes = new_figure()
-        draw_target_matrix(axes, matrix)
+        dimension = name.partition("_dim")[2]
+        first = start[int(dimension or 0)] if start else 0
+        draw_target_matrix(axes, matrix, names=[str(first + place) for place in range(len(matrix))])
         found[f"bc/{name}"] = Figure(figure, close=False)
     return found
 
@@ -353,8 +357,9 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         >>> from rlsmooth.agents import BC
         >>> from rlsmooth.audits import attack_rows
         >>> from rlsmooth.data import cartpole_v1
-        >>> agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu")
-        >>> (layer,) = action_layers(agent, cartpole_v1()[:20])
+        >>> episode = cartpole_v1().select_episodes([0])
+        >>> agent = BC("MlpPolicy", None, episode, smoothing=0.1, seed=0, device="cpu")
+        >>> (layer,) = action_layers(agent, episode)
         >>> attack_rows(layer)[0].success.estimate
         1.0
     """
@@ -369,10 +374,11 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         raise TypeError(f"agent has the policy {type(policy).__name__}: use an actor-critic one that is not recurrent.")
     head = make_head(policy, policy.action_space, None)
     assert isinstance(head, CategoricalHead)
-    own = getattr(agent, "smoothings", None)
-    if smoothing is None and own is None:
+    smoothings: Smoothings | None = getattr(agent, "smoothings", None)
+    if smoothing is not None:
+        smoothings = as_smoothings(smoothing, head)
+    if smoothings is None:
         raise ValueError("smoothing is None, but only a BC has its own: give the smoothing of the targets to audit.")
-    smoothings = own if smoothing is None else as_smoothings(smoothing, head)
     data = TrainingData(
         demonstrations,
         head,
@@ -400,13 +406,14 @@ def _component_layers(
 ) -> list[LastLayer]:
     assert isinstance(targets, tuple)
     weight, bias = net.weight.detach(), net.bias.detach()
+    parts: Sequence[Tensor | None]
     if head.kind == "multi_binary":
         weights = list(torch.stack((torch.zeros_like(weight), weight), 1))
         biases = list(torch.stack((torch.zeros_like(bias), bias), 1))
         targets = tuple(targets[0][:, bit] for bit in range(len(head.dims)))
         parts = [None] * len(targets) if masks is None else masks.reshape(len(masks), -1, 2).unbind(1)
     else:
-        weights, biases = list(weight.split(head.dims)), list(bias.split(head.dims))
+        weights, biases = list(torch.split(weight, list(head.dims))), list(torch.split(bias, list(head.dims)))
         parts = head.mask_groups(masks)
     return [
         LastLayer(features, *layer, name=f"action {number}" if len(weights) > 1 else "action")

@@ -70,13 +70,24 @@ class Counters(TypedDict):
     first_epoch: Count
 
 
-def decode_counters(encoded: Any) -> dict[str, int]:
-    """The counters of a file.
+class BCCheckpoint(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    counters: dict[str, Any]
+    optimizer: dict[str, Any]
+    early_stopping: dict[str, Any] | None
+    fingerprints: tuple[str, str | None]
+
+
+def decode_counters(encoded: Any, step: int | None = None) -> dict[str, int]:
+    """The counters of a file, whose `num_timesteps` must be `step` if that is given.
 
     Raises:
         ValueError: one is missing, no whole number from 0, or they are in no order of time.
     """
     found: dict[str, int] = decode(Counters, encoded, "counters")
+    if step not in (None, found["num_timesteps"]):
+        raise ValueError(f"counters.num_timesteps={found['num_timesteps']} is not the checkpoint's, {step}")
     if not found["num_timesteps_at_start"] <= found["num_timesteps"] <= found["total_timesteps"]:
         raise ValueError("counters: num_timesteps_at_start, num_timesteps and total_timesteps must ascend")
     return found

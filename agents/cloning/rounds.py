@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -26,12 +26,25 @@ from rlsmooth.agents.files.policy_file import load_parameters, read_agent_file
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
-from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.run import RESUME_FILE, RunFolder, check_given, check_no_missing, check_num_envs
-from rlsmooth.untrusted import refused
+from rlsmooth.training import SafeFileError, checkpoint_steps, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.divergence import check_finite_step
+from rlsmooth.training.run import (
+    RESUME_FILE,
+    RunFolder,
+    check_given,
+    check_no_missing,
+    check_num_envs,
+    safe_points,
+    stop,
+    stop_requested,
+)
+from rlsmooth.untrusted import AnyNumber, Count, Positive, refused
 
 COLLECTING, LEARNING = 0, 1
 """What a round's seeds are for."""
+INVERSE_DYNAMICS, CLONE = "inverse_dynamics", "clone"
+"""What a round trains."""
+PART_FOLDER = "round_{}_{}"
 CLONE_SHOWN = (
     "cross_entropy",
     "nll_hard",
@@ -62,16 +75,49 @@ class LastLine(KVWriter):
         """Nothing is open."""
 
 
-def train_quietly(agent: BC, epochs: int) -> dict[str, float]:
+def train_quietly(agent: BC, epochs: int, checkpoint_folder: Path | None = None) -> dict[str, float]:
     """Train for so many epochs and return the last line's numbers, `bc/` left out of their names.
+
+    Args:
+        agent: to be trained.
+        epochs: passes over its demonstrations.
+        checkpoint_folder: of the checkpoints to resume from, where there are any, and to write; None: there are none.
 
     Raises:
         TrainingDivergedError: the loss or a parameter became NaN or infinite.
     """
     last = LastLine()
     agent.set_logger(Logger(None, [last]))
+    agent.checkpoint_folder = checkpoint_folder
+    if checkpoint_folder is not None and checkpoint_steps(checkpoint_folder):
+        agent.restore_checkpoint()
     agent.learn(total_epochs=epochs)
+    agent.checkpoint_folder = None  # a later `learn` of the agent is no part of the run
     return last.values
+
+
+class CollectedEpisodes(TypedDict):
+    """What a round has collected, besides its transitions."""
+
+    returns: list[AnyNumber]
+    share: AnyNumber
+
+
+class CollectedCheckpoint(TypedDict, total=False):
+    """What a checkpoint of a round that has only collected holds."""
+
+    collected_timesteps: Count | None
+    collected: CollectedEpisodes | None
+
+
+class RoundsCheckpoint(CollectedCheckpoint):
+    """What a checkpoint of every agent of rounds holds besides tensors."""
+
+    round: Count
+    num_timesteps: Count
+    n_envs: Positive
+    history: list[dict[str, AnyNumber]]
+    optimizer: dict[str, Any]
 
 
 class RoundsFile(NamedTuple):
@@ -110,6 +156,8 @@ class RoundsModel(ActingModel):
     """The constructor's arguments that the clone's file does not contain by itself."""
     FOLDER: ClassVar[str]
     """Name of the argument that says where checkpoints go."""
+    CHECKPOINT: ClassVar[type[RoundsCheckpoint]]
+    """What its checkpoints hold."""
     bc: BC
     round: int
     history: list[dict[str, float]]
@@ -121,6 +169,8 @@ class RoundsModel(ActingModel):
     _clone_arguments: dict[str, Any]
     _has_logger: bool
     _kept_in: Path | None  # the folder whose checkpoints are this run's
+    _before: int  # how many steps there were when the round began
+    _collected: Any  # by the round that was cut off, and how many steps there are with it; None: nothing
 
     def _set_up(
         self,
@@ -163,7 +213,8 @@ class RoundsModel(ActingModel):
         self.missing = ()
         self._logger = None
         self._has_logger = self._has_custom_logger = False
-        self._kept_in = None
+        self._kept_in = self._collected = None
+        self._before = 0
         return observation_space
 
     def evaluate(self) -> dict[str, float]:
@@ -210,15 +261,17 @@ class RoundsModel(ActingModel):
         run = self._run_folder()
         if run is not None and not self.is_resumed:
             run.check_free(self.round if self._kept_in == run.path.resolve() else None)
-            self._kept_in = run.path.resolve()
-            self._begin_checkpoints(run)
-        self.is_resumed = False
-        listener = init_callback(self, callback)
-        if listener is not None:
-            listener.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
-        yield listener
-        if listener is not None:
-            listener.on_training_end()
+        with safe_points(None if run is None else run.path):
+            if run is not None and not self.is_resumed:
+                self._kept_in, self._collected = run.path.resolve(), None
+                self._begin_checkpoints(run)
+            self.is_resumed = False
+            listener = init_callback(self, callback)
+            if listener is not None:
+                listener.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
+            yield listener
+            if listener is not None:
+                listener.on_training_end()
 
     @contextmanager
     def _rollout(self, listener: BaseCallback | None, bar: Any = None) -> Iterator[Callable[[int], bool]]:
@@ -227,7 +280,7 @@ class RoundsModel(ActingModel):
         It returns False where a callback ends the training. A rollout that is cut off, by this or by an error, leaves
         no steps behind. `bar` is one that counts steps.
         """
-        before, continues = self.num_timesteps, True
+        self._before, continues = self.num_timesteps, True
 
         def after_step(num_steps: int) -> bool:
             nonlocal continues
@@ -241,13 +294,50 @@ class RoundsModel(ActingModel):
             listener.on_rollout_start()
         try:
             yield after_step
-        except BaseException:
-            self.num_timesteps = before
+        except BaseException as error:
+            if type(error) is ValueError:  # of the environment, the expert or the data
+                error.args = (f"{error} (Training stopped after step {self.num_timesteps:,}.)",)
+            self.num_timesteps = self._before
             raise
         if not continues:
-            self.num_timesteps = before
+            self.num_timesteps = self._before
         elif listener is not None:
             listener.on_rollout_end()
+
+    def _check_observations(self, num_steps: int, observations: Any) -> None:
+        """Raise TrainingDivergedError if the step that was just made gave an observation that is not finite."""
+        run = self._run_folder()
+        folder = None if run is None else run.path
+        check_finite_step(self.num_timesteps + num_steps, None, observations, checkpoint_folder=folder)
+
+    def _take_collected(self) -> Any:
+        """What the round collected before it was cut off; None: nothing."""
+        if self._collected is None:
+            return None
+        made, self.num_timesteps = self._collected
+        self._collected = None
+        return made
+
+    def _keep_collected(self, made: Any) -> None:
+        """Write what the round has collected, so that it is not collected again, and stop if a signal asks for it."""
+        run = self._run_folder()
+        if run is None:
+            return
+        self._delete_parts(run, self.round)  # of a call that was cut off and not resumed
+        self._save_round(run.path, self.round, made)
+        self._save_checkpoint(run, made)
+        if stop_requested():
+            stop(f"A checkpoint of round {self.round + 1:,}, whose transitions are collected, was written.")
+
+    def _part_folder(self, part: str) -> Path | None:
+        """Where a part of the present round keeps checkpoints while it trains; None: nowhere."""
+        run = self._run_folder()
+        return None if run is None else run.path / PART_FOLDER.format(self.round + 1, part)
+
+    def _delete_parts(self, run: RunFolder, number: int) -> None:
+        """Delete the checkpoints of what a round trains."""
+        for part in (INVERSE_DYNAMICS, CLONE):
+            self._folder_of_run(run.path / PART_FOLDER.format(number + 1, part)).delete()
 
     def _seed_of(self, purpose: int) -> int:
         """The same for a round of the same number, whether or not the run was cut off before it."""
@@ -266,7 +356,7 @@ class RoundsModel(ActingModel):
             )
         if not self.bc.normalises_actions:
             clone.units, clone.normalises_actions = None, False
-        found = train_quietly(clone, epochs)
+        found = train_quietly(clone, epochs, self._part_folder(CLONE))
         return clone, {name: found[name] for name in CLONE_SHOWN if name in found}
 
     def _end_round(self, line: Mapping[str, float], bar: Any) -> None:
@@ -281,8 +371,10 @@ class RoundsModel(ActingModel):
         self.logger.dump(self.num_timesteps)
         run = self._run_folder()
         if run is not None:
-            self._save_round(run.path, self.round - 1)
             self._save_checkpoint(run)
+            self._delete_parts(run, self.round - 1)
+            if stop_requested():
+                stop(f"A checkpoint of round {self.round:,} was written.")
 
     # ---- checkpoints
 
@@ -302,17 +394,23 @@ class RoundsModel(ActingModel):
         if self.round > 0:
             self._save_checkpoint(run)
         self.save(run.path / RESUME_FILE)
+        if self.round == 0:  # how far the call is to continue
+            self._save_checkpoint(run)
 
-    def _save_checkpoint(self, run: RunFolder) -> None:
-        """Write parameters, optimiser, counters, history, and what else the subclass keeps."""
+    def _save_checkpoint(self, run: RunFolder, made: Any = None) -> None:
+        """Write parameters, optimiser, counters, history, and what else the subclass keeps.
+
+        `made` is what the present round has collected, if no more of it is done.
+        """
         tensors, optimizer = optimizer_to_tensors(self.policy.optimizer)
         config = {
             "round": self.round,
-            "num_timesteps": self.num_timesteps,
+            "num_timesteps": self.num_timesteps if made is None else self._before,
+            "collected_timesteps": None if made is None else self.num_timesteps,
             "n_envs": self.n_envs,
             "history": self.history,
             "optimizer": optimizer,
-            **self._kept(),
+            **self._kept(made),
         }
         parts = {"policy": self.policy.state_dict(), "optimizer": tensors}
         run.save(self.round, config, parts, keeps_rng=False)  # each round draws from seeds of its own
@@ -321,26 +419,27 @@ class RoundsModel(ActingModel):
         """Put back the latest checkpoint; where the run was cut off before its first, the resume file is its start."""
         checkpoint = run.latest()
         if checkpoint is not None:
-            config, tensors = checkpoint.config, checkpoint.tensors
+            config, tensors = checkpoint.decoded(self.CHECKPOINT), checkpoint.tensors
             check_num_envs(config["n_envs"], self.n_envs)
-            load_parameters(checkpoint.path, self.policy, tensors["policy"])
-            load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
-            self.round = int(config["round"])
-            self.num_timesteps = int(config["num_timesteps"])
-            self.history = [dict(line) for line in config["history"]]
-        self._restore(run.path, None if checkpoint is None else checkpoint.config)
+            with checkpoint.refused():
+                if not config["round"] == len(config["history"]) == checkpoint.step:
+                    raise ValueError(f"round and history are not those of round {checkpoint.step}")
+                load_parameters(checkpoint.path, self.policy, tensors["policy"])
+                load_optimizer(self.policy.optimizer, tensors["optimizer"], config["optimizer"])
+            self.round, self.num_timesteps, self.history = checkpoint.step, config["num_timesteps"], config["history"]
+        self._restore(run.path, None if checkpoint is None else config)
         self._kept_in = run.path.resolve()
 
-    def _kept(self) -> dict[str, Any]:
-        """What else a checkpoint contains, as JSON."""
+    def _kept(self, made: Any) -> dict[str, Any]:
+        """What else a checkpoint contains, as JSON; `made` is what the present round has collected, or None."""
         raise NotImplementedError
 
-    def _save_round(self, folder: Path, number: int) -> None:
+    def _save_round(self, folder: Path, number: int, made: Any = None) -> None:
         """Write the transitions of a round, which no later round changes, into files of their own."""
         raise NotImplementedError
 
     def _restore(self, folder: Path, config: Mapping[str, Any] | None) -> None:
-        """Put back what `_kept` and `_save_round` wrote; None: there was no checkpoint yet."""
+        """Restore what `_kept` and `_save_round` wrote; None: there was no checkpoint yet."""
         raise NotImplementedError
 
     # ---- agent files

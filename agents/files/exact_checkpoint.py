@@ -31,6 +31,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -92,14 +93,13 @@ from rlsmooth.training.divergence import check_finite_model, check_finite_step
 from rlsmooth.training.run import (
     RESUME_FILE,
     RunFolder,
-    begin_safe_points,
     check_no_missing,
     check_num_envs,
-    end_safe_points,
+    safe_points,
     stop,
     stop_requested,
 )
-from rlsmooth.untrusted import decode, refused
+from rlsmooth.untrusted import Count, decode, refused
 
 OTHER = "Use another checkpoint, or the environments and arguments of the run."
 
@@ -384,6 +384,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._saved_at: int | None = None
         self._is_between_rollouts = False
         self._has_warned = False
+        self._training = ExitStack()
 
     def resume_from(self, checkpoint: Checkpoint, *, is_exact: bool) -> None:
         """Restore the rest of `checkpoint` at the next rollout; `load_checkpoint` calls this.
@@ -397,7 +398,8 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._root = self.locals["callback"]
         self._baseline = None
-        begin_safe_points()
+        self._training = ExitStack()  # where an error ends the training, it lasts as long as this object
+        self._training.enter_context(safe_points(self.save_path))
         if isinstance(self.model, OffPolicyAlgorithm):
             check_buffer("replay_buffer of the algorithm", self.model.replay_buffer)
         if self._pending is not None:
@@ -417,7 +419,8 @@ class ExactCheckpointCallback(BaseCallback):
             if stops or self.num_timesteps - self._saved_at >= self.save_freq:
                 self._save(noise_state(self._model))
             if stops:
-                stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
+                with self._training:
+                    stop(f"A checkpoint of step {self.num_timesteps:,} was written.")
             return
         self._baseline = callback_states(self._root, self)
         if self._pending is not None:
@@ -449,7 +452,7 @@ class ExactCheckpointCallback(BaseCallback):
         # A run that a callback stopped in the middle of a rollout has no state to resume from.
         if self._is_between_rollouts and self.num_timesteps != self._saved_at:
             self._save(None)  # gSDE draws its noise when the next rollout starts
-        end_safe_points()
+        self._training.close()
 
     @property
     def _model(self) -> Algorithm:
@@ -519,10 +522,12 @@ class ExactCheckpointCallback(BaseCallback):
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state that `learn` itself has changed since the checkpoint was loaded."""
         model, config, tensors = self._model, checkpoint.config, checkpoint.tensors
-        run = _run_of(checkpoint)
-        set_logger_state(model.logger, run["logger"])
+        with checkpoint.refused():
+            run = _run_of(checkpoint)
+            set_logger_state(model.logger, run["logger"])
+            problem = set_callback_states(self._root, self, run["callbacks"])
         problems = [
-            set_callback_states(self._root, self, run["callbacks"]),
+            problem,
             set_own_states(self._root, self, run.get("own_states", []), episodes_continue=self._is_exact),
         ]
         for problem in filter(None, problems):
@@ -532,8 +537,9 @@ class ExactCheckpointCallback(BaseCallback):
             set_interaction_state(model, run["interaction"])
             set_action_noise_state(model, run.get("action_noise"))
         self._saved_at = checkpoint.step
-        set_rng_state(tensors["rng"])
-        set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
+        with checkpoint.refused():
+            set_rng_state(tensors["rng"])
+            set_noise_state(model, tensors["noise"] if config["has_noise"] else None)
 
 
 def load_checkpoint(
@@ -588,7 +594,8 @@ def load_checkpoint(
         callback = ExactCheckpointCallback(
             checkpoint.config["save_freq"], saved.path, keep=checkpoint.config["keep"], verbose=verbose
         )
-        total = int(checkpoint.config["total_timesteps"])
+        total = decode(Count, checkpoint.config["total_timesteps"], "total_timesteps")
+        decode(bool, checkpoint.config["has_noise"], "has_noise")
         states = {
             stable_name(kept["class"]): state_from_tree(kept["state"])
             for kept in reversed(_run_of(checkpoint).get("own_states", ()))
@@ -624,7 +631,7 @@ def load_checkpointed_agent(folder: str | Path, env: VecEnv, *, device: torch.de
     """
     saved = _run_folder(folder, "folder")
     file = MODEL_FILE if (saved.path / MODEL_FILE).is_file() else RESUME_FILE
-    saved.check_resumable(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
+    saved.check_exists(file, *(() if saved.steps() else ("checkpoint_0.zip",)))
     checkpoint = latest_checkpoint(saved.path)
     assert checkpoint is not None
     agent = load_agent(saved.path / file, env=env, device=device)

@@ -39,6 +39,8 @@ from rlsmooth.untrusted import budget, modules_within, refused
 
 CUSTOM = "__custom__"
 TWICE = re.compile(r"got multiple values for (?:keyword )?argument '(\w+)'")
+FIX = "Check policy_class and custom_objects, or use another copy."
+PASSED_ON = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 SHARED = "share_features_extractor"
 SPACES = ("observation_space", "action_space")
 CLASS_TABLES: dict[str, dict[str, type]] = {
@@ -375,7 +377,7 @@ def agent_from_safe_file(
     with isolated_rng():
         with modules_within(file.tensors["policy"]):
             policy = _build_policy(path, build, arguments)
-        load_parameters(path, policy, file.tensors["policy"])
+        load_parameters(path, policy, file.tensors["policy"], _fix(build, arguments))
         target = get_device(device)
         policy.to(target)
         policy.set_training_mode(False)
@@ -428,18 +430,28 @@ def _policy_class(path: Path, named: Any, given: type[BasePolicy] | None) -> typ
 
 def _build_policy(path: Path, build: type[BasePolicy], arguments: Mapping[str, Any]) -> BasePolicy:
     # The arguments are the file's to fill, so any error of torch's, Stable-Baselines3's or a custom class's can come.
-    fix = "Check policy_class and custom_objects, or use another copy."
-    with refused(path, SafeFileError, fix, f"gives arguments from which {build.__name__} can't be built"):
+    with refused(
+        path, SafeFileError, _fix(build, arguments), f"gives arguments from which {build.__name__} can't be built"
+    ):
         return build(lr_schedule=constant_zero, **arguments)
 
 
-def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor]) -> None:
+def _fix(build: type[BasePolicy], given: Mapping[str, Any]) -> str:
+    """What to do where a policy does not fit its file: a class of the user's may take what the file lacks."""
+    parameters = inspect.signature(build).parameters.values()
+    own = [] if listed_policy_name(build) else [each.name for each in parameters if each.kind not in PASSED_ON]
+    lacking = ", ".join(f"{name!r}: ..." for name in own if name not in {*given, "lr_schedule"})
+    return f"Load it with custom_objects={{{lacking}}}, which the file lacks." if lacking else FIX
+
+
+def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor], fix: str = FIX) -> None:
     """Put a file's parameters and buffers into a policy, in the dtypes that they have in the file.
 
     Args:
         path: what errors call the file.
         policy: built already.
         state: all of its `state_dict()`, on any device.
+        fix: the message's last sentence.
 
     Raises:
         SafeFileError: something is missing, too many, or of another shape.
@@ -455,8 +467,7 @@ def load_parameters(path: Path, policy: BasePolicy, state: Mapping[str, Tensor])
     if problems:
         raise SafeFileError(
             f"{str(path)!r} does not fit {type(policy).__name__}: {'; '.join(problems[:5])}"
-            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
-            "Check policy_class and custom_objects, or use another copy."
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. {fix}"
         )
     # load_state_dict would cast to the dtype that the policy was built in; the file's is the one that was trained.
     for name, tensor in [*policy.named_parameters(), *policy.named_buffers()]:

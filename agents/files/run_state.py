@@ -33,6 +33,7 @@ from rlsmooth.envs.snapshot_values import (
     plain_value,
     value_from_plain,
 )
+from rlsmooth.untrusted import refused
 
 TENSOR = "tensor"
 DTYPES = {
@@ -73,10 +74,8 @@ def state_from_tree(tree: Any) -> Any:
     Raises:
         CannotSnapshotError: the tree is malformed.
     """
-    try:
+    with refused("the state", CannotSnapshotError):
         return _decode(tree, None, "the state", {})
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CannotSnapshotError(f"the data is malformed ({type(error).__name__}: {error}).") from error
 
 
 def _encode(value: Any, where: str, same: Same) -> Any:
@@ -285,7 +284,10 @@ def set_interaction_state(algorithm: Algorithm, state: Mapping[str, Any]) -> str
     """
     assert algorithm.env is not None
     window = stats_window_size(algorithm)
-    algorithm.ep_info_buffer = deque(value_from_plain(state["episodes"]), maxlen=window)
+    episodes = value_from_plain(state["episodes"])
+    if not all(isinstance(episode.get(key), (int, float, np.number)) for episode in episodes for key in "rl"):
+        raise CannotSnapshotError("the last episodes have no returns and lengths.")
+    algorithm.ep_info_buffer = deque(episodes, maxlen=window)
     algorithm.ep_success_buffer = deque(value_from_plain(state["successes"]), maxlen=window)
     flat = value_from_plain(state["lstm_states"])
     if flat is not None:
@@ -296,8 +298,17 @@ def set_interaction_state(algorithm: Algorithm, state: Mapping[str, Any]) -> str
         set_lstm_states(algorithm, type(states)(*pairs))
     problem = set_vec_env_state(algorithm.env, state["env"])
     for name in SEEN:
-        setattr(algorithm, name, None if problem else value_from_plain(state["seen"][name]))
+        value = None if problem else value_from_plain(state["seen"][name])
+        _check_seen(name, value, algorithm.n_envs)
+        setattr(algorithm, name, value)
     return problem
+
+
+def _check_seen(name: str, value: Any, n_envs: int) -> None:
+    """Raise CannotSnapshotError unless the value is None, or has arrays with an entry for each environment."""
+    for part in value.values() if isinstance(value, dict) else () if value is None else (value,):
+        if not isinstance(part, np.ndarray) or part.shape[:1] != (n_envs,):
+            raise CannotSnapshotError(f"{name} is no array with an entry for each of {n_envs} environments.")
 
 
 def noise_state(algorithm: Algorithm) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from io import BufferedIOBase
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -39,6 +41,7 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.untrusted import open_regular
 
 # ---- arguments
 
@@ -317,6 +320,19 @@ class SmoothedTraining(OnPolicyAlgorithm):
         # The entropy target's state. It exists even when `load` is given arguments without a target.
         self._entropy_state = torch.zeros(2)
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path | BufferedIOBase, *arguments: Any, **named: Any) -> Self:
+        """Stable-Baselines3's `load`, which unpickles: only for files that you trust.
+
+        Raises:
+            ValueError: the file is a pointer of Git LFS, a pipe or a device; and as Stable-Baselines3 does.
+        """
+        if isinstance(path, (str, Path)):
+            file = Path(path) if Path(path).exists() or Path(path).suffix else Path(f"{path}.zip")
+            if file.exists():
+                open_regular(file).close()
+        return super().load(path, *arguments, **named)
 
     @classmethod
     def from_bc(

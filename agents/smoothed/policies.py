@@ -108,9 +108,13 @@ class PolicyQueries(BasePolicy):
             return found.mixture_entropy_estimate()
         return exact
 
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """As Stable-Baselines3's, which `predict` calls; also for tensors and for arrays with negative strides."""
+        return super().obs_to_tensor(_as_numpy(observation))
+
     def _without_training(self, observation: Any, action_masks: Any, lstm_states: Any, episode_starts: Any) -> Mixture:
         """The distribution for the arguments of `predict`, without a graph, in evaluation mode."""
-        tensors, _ = self.obs_to_tensor(_as_numpy(observation))
+        tensors, _ = self.obs_to_tensor(observation)
         states = None if lstm_states is None else tuple(self._float_tensor(state) for state in lstm_states)
         starts = None if episode_starts is None else self._float_tensor(episode_starts)
         was_training = self.training

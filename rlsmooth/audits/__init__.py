@@ -1,4 +1,4 @@
-"""Audits of a trained policy or classifier, and statistics of a few runs."""
+"""Audits of a trained policy or classifier and of the gradients that train it, and statistics of a few runs."""
 
 from rlsmooth.audits.calibration import (
     ReliabilityBins,

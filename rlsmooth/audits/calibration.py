@@ -424,6 +424,12 @@ def diagram_bins(confidences: Tensor, hits: Tensor, weights: Tensor | None = Non
     return ReliabilityBins(edges, counts, mean_confidence, accuracy)
 
 
+def has_equal_widths(bins: ReliabilityBins) -> bool:
+    """Whether the bins are of equal width, as those of `reliability_bins`, and not of equal size."""
+    widths = bins.edges.diff()
+    return len(widths) > 1 and bool((widths - 1 / len(widths)).abs().max() < 1e-5)
+
+
 def _prepare(confidences: Tensor, hits: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Flat `confidence` (float32 or float64), `hit` and `weight` (float64)."""
     check_floating("confidences", confidences)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.audits.arguments import takes_arrays
-from rlsmooth.audits.calibration import ReliabilityBins
+from rlsmooth.audits.calibration import ReliabilityBins, has_equal_widths
 from rlsmooth.audits.selective import RiskCoverage
 
 if TYPE_CHECKING:
@@ -61,14 +61,12 @@ def draw_reliability(
     edges, counts = bins.edges.detach().cpu().double(), bins.counts.detach().cpu().double()
     share = (counts / counts.sum().clamp(min=1e-300)).nan_to_num()
     filled = counts > 0
-    axes.bar(
-        edges[:-1].tolist(),
-        share.tolist(),
-        width=edges.diff().tolist(),
-        align="edge",
-        color=COUNT_COLOUR,
-        label=f"share of the {float(counts.nansum()):,.0f} samples",
-    )
+    words = f"{float(counts.nansum()):,.0f} samples"
+    if has_equal_widths(bins):
+        places, widths = edges[:-1].tolist(), edges.diff().tolist()
+        axes.bar(places, share.tolist(), width=widths, align="edge", color=COUNT_COLOUR, label=f"share of the {words}")
+    else:  # bins of equal size: bars would all be as high
+        axes.plot([], [], linestyle="", label=words)
     axes.plot([0, 1], [0, 1], linestyle="--", color=IDEAL_COLOUR, label="perfectly calibrated")
     axes.plot(
         bins.mean_confidence.detach().cpu()[filled].tolist(),
@@ -128,7 +126,7 @@ def draw_target_matrix(
     axes.set(xlabel="action", ylabel="demonstrated action", title=title)
     if size <= 20:
         labels = list(names) if names is not None else [str(place) for place in range(size)]
-        axes.set_xticks(range(size), labels, rotation=90 if names is not None and size > 4 else 0)
+        axes.set_xticks(range(size), labels, rotation=90 if size > 4 and max(map(len, labels)) > 3 else 0)
         axes.set_yticks(range(size), labels)
     if size <= 8:  # more numbers would overlap
         for row in range(size):

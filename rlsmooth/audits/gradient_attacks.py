@@ -173,10 +173,10 @@ def recover_target_without_bias(
         mask: bool, broadcasts to `[..., K]`; True = legal.
 
     Returns:
-        The sample; NaN where the gradient is 0 or not of one sample, and where several targets fit. Three (legal)
-        classes need alpha. Two never suffice by themselves, since `-h` fits as well with the other label. Where several
-        targets fit, one whose features are all 0 or more is preferred, as after a ReLU; not for two classes of unknown
-        alpha.
+        The sample; NaN where the gradient is 0 or not of one sample, and where several targets fit: of those, one
+        whose features are all 0 or more is preferred, as after a ReLU. Of unknown alpha two (legal) classes give NaN
+        and three often do. Of known alpha two do, since `-h` fits as well with the other label, unless that preference
+        decides.
 
     Raises:
         TypeError: an argument that is not floating, a mask that is not bool.
@@ -232,25 +232,22 @@ def _search_scale(
         return (scales.unsqueeze(-1) * direction).softmax(-1) - (size / scales).unsqueeze(-1) * left
 
     def roots_of(targets: Tensor) -> Tensor:
-        """Functions `[S, F]` that cross 0 at the right scale."""
+        """Functions `[..., F]` of the scale that cross 0 at the right one."""
         if alpha is None:
             return targets - targets.roll(1, -1)
         return torch.cat((targets - alpha / num_classes, targets - (1 - alpha + alpha / num_classes)), -1)
 
     # |p - q| is at most sqrt(2), so that |h| is at least size / sqrt(2).
-    log_scales = torch.linspace(-0.01, math.log(1e10), _SCALES, dtype=left.dtype, device=left.device)
-    halves = []
-    for sign in (1.0, -1.0):
-        scales = sign * log_scales.exp() * (size / math.sqrt(2))
-        above = roots_of(targets_at(scales)) > 0
-        place, which = torch.nonzero(above[1:] != above[:-1], as_tuple=True)
-        low, high, low_is_above = scales[place], scales[place + 1], above[place, which]
-        for _ in range(60):
-            middle = (low + high) / 2
-            same = (roots_of(targets_at(middle)).gather(-1, which.unsqueeze(-1)).squeeze(-1) > 0) == low_is_above
-            low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-        halves.append((low + high) / 2)
-    scales = torch.cat(halves)
+    steps = torch.linspace(-0.01, math.log(1e10), _SCALES, dtype=left.dtype, device=left.device).exp()
+    steps = torch.stack((steps, -steps)) * (size / math.sqrt(2))
+    above = roots_of(targets_at(steps)) > 0
+    half, place, which = torch.nonzero(above[:, 1:] != above[:, :-1], as_tuple=True)
+    low, high, low_is_above = steps[half, place], steps[half, place + 1], above[half, place, which]
+    for _ in range(60):
+        middle = (low + high) / 2
+        same = (roots_of(targets_at(middle)).gather(-1, which.unsqueeze(-1)).squeeze(-1) > 0) == low_is_above
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    scales = (low + high) / 2
     targets = targets_at(scales)
     label = targets.argmax(-1, keepdim=True)
     is_label = torch.zeros_like(targets, dtype=torch.bool).scatter(-1, label, value=True)
@@ -413,7 +410,7 @@ def counts_ilrg(
         spread: as in `uniform`.
 
     Returns:
-        float64 `[..., K]`, not rounded; 0 for a class whose gradient is 0.
+        float64 `[..., K]`, not rounded; 0 for a class whose gradient is 0, NaN where that holds for all.
 
     Source:
         Ma et al. 2023, "Instance-wise batch label restoration via gradients in federated learning".
@@ -430,7 +427,8 @@ def counts_ilrg(
     _check_last("bias", biases, errors.shape[-1:])
     features = slopes / errors.unsqueeze(-1)
     means = (features @ weights.mT + biases).softmax(-1)
-    return counts_from_class_means(means, bias_grad, batch_size, alpha=alpha, spread=spread)
+    counts = counts_from_class_means(means, bias_grad, batch_size, alpha=alpha, spread=spread)
+    return nan_unless((errors != 0).any(-1, keepdim=True), counts)
 
 
 @takes_arrays
@@ -485,14 +483,15 @@ def counts_from_class_means(
         system = torch.where(seen.unsqueeze(-1), means, 0.0).mT - scale.unsqueeze(-1) * unit
         system = torch.where(seen.unsqueeze(-2), torch.cat((system, torch.ones_like(system[..., :1, :])), -2), 0.0)
         goal = torch.cat((errors + level * floor, torch.ones_like(errors[..., :1])), -1)
-        return batch_size * (torch.linalg.pinv(system) @ goal.unsqueeze(-1)).squeeze(-1)
+        solution: Tensor = torch.linalg.pinv(system) @ goal.unsqueeze(-1)
+        return batch_size * solution.squeeze(-1)
 
     if alpha is not None:
         return solved(alpha)
     low, high = torch.zeros_like(errors[..., 0]), torch.full_like(errors[..., 0], 1 - 1e-6)
     if spread == "others":
         high = high * max(num_classes - 1, 1) / num_classes
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         is_low = solved(middle).amin(-1) >= -1e-9 * batch_size
         low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
@@ -645,7 +644,8 @@ def found_through_noise(scale: Tensor, num_classes: Tensor, alpha: float) -> Ten
     gap = torch.where(scale > 0, (1 - alpha) / scale, torch.inf if alpha < 1 else 0.0)
     density = (-places.square() / 2).exp() / math.sqrt(2 * math.pi)
     others = (num_classes - 1).unsqueeze(-1) * torch.special.log_ndtr(places + gap.unsqueeze(-1))
-    return (density * others.exp()).sum(-1) * 0.01
+    found: Tensor = (density * others.exp()).sum(-1) * 0.01
+    return found.clamp(max=1.0)  # rounding alone exceeds 1
 
 
 # ---- arguments

@@ -252,7 +252,8 @@ def share_interval(shares: ArrayLike, *, confidence: float = 0.95) -> Interval:
 
     It is Wilson's score interval of the mean with as many trials as would vary as much, `p (1 - p) (n - 1) / Σ (share -
     p)²` for n shares of mean p, and n where all shares are equal; with few shares fewer, as Student's t is wider than
-    the normal.
+    the normal. It covers the mean 93 to 97 % of the time where 95 % is said; of five shares that are mostly near
+    1 (or 0) 91 % (simulated in `tests/audits/test_gradient_attacks.py`).
 
     Args:
         shares: `[n]`, at least one, each in [0, 1], of independent groups.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ class LastLayer:
                 f"target is for batch {tuple(self.target.batch_shape)} and {self.target.num_classes} classes, the "
                 f"layer has {len(self.features)} samples and {len(self.weight)} classes."
             )
+        mass = self.target.mass()
+        if bool(((mass - 1).abs() > 1e-4).any()):
+            raise ValueError(
+                f"target has rows of mass {float(mass.min()):.6g} to {float(mass.max()):.6g}: it must be 1."
+            )
         if self.mask is not None:
             check_mask(broadcast_mask(self.mask, self.features.shape[:1], len(self.weight)))
 
@@ -105,7 +110,7 @@ class LastLayer:
             >>> LastLayer.of_module(net, torch.ones(5, 2), one_hot(torch.zeros(5, dtype=torch.int64), 3)).features.shape
             torch.Size([5, 8])
         """
-        seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+        seen: list[tuple[Any, Tensor, Tensor]] = []
         handles = [
             part.register_forward_hook(lambda layer, given, output: seen.append((layer, given[0], output)))
             for part in module.modules()
@@ -145,20 +150,30 @@ class LastLayer:
         return everything if self.mask is None else self.mask.to(everything.device).expand(shape)
 
     def gradients(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """By autograd, the gradients of weight and bias of the mean loss over some samples (int64 `[B]`)."""
-        weight = self.weight.detach().requires_grad_()
-        bias = None if self.bias is None else self.bias.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = nn.functional.linear(self.features[chosen], weight, bias)
-            loss = cross_entropy(logits, self.target[chosen], mask=None if self.mask is None else self.legal[chosen])
-        slopes, *errors = torch.autograd.grad(loss, [weight] if bias is None else [weight, bias])
+        """By autograd, the gradients of weight and bias of the mean loss over each minibatch.
+
+        Args:
+            chosen: int64 `[M, B]`, M minibatches of B samples.
+
+        Returns:
+            `[M, K, D]` and `[M, K]`, or None without bias.
+        """
+        parameters = [each.detach().requires_grad_() for each in (self.weight, self.bias) if each is not None]
+        found = []
+        for batch in chosen:
+            with torch.enable_grad():
+                logits = nn.functional.linear(self.features[batch], *parameters)
+                mask = None if self.mask is None else self.legal[batch]
+                loss = cross_entropy(logits, self.target[batch], mask=mask)
+            found.append(torch.autograd.grad(loss, parameters))
+        if not found:
+            raise ValueError(f"the layer {self.name!r} has no samples: give at least one.")
+        slopes, *errors = (torch.stack(each) for each in zip(*found, strict=True))
         return slopes, (errors[0] if errors else None)
 
     def sample_gradients(self) -> tuple[Tensor, Tensor | None]:
         """The gradients of each sample by itself: `[N, K, D]` and `[N, K]`."""
-        ones = torch.arange(len(self.features), device=self.features.device).split(1)
-        slopes, errors = zip(*map(self.gradients, ones), strict=True)
-        return torch.stack(slopes), None if self.bias is None else torch.stack(errors)
+        return self.gradients(torch.arange(len(self.features), device=self.features.device).unsqueeze(-1))
 
 
 class AttackResult(NamedTuple):
@@ -291,7 +306,7 @@ def attack_batches(
         >>> layer = LastLayer(torch.ones(4, 4), torch.zeros(3, 4), torch.zeros(3), target)
         >>> for result in attack_batches(layer, [4], alpha=0.1):
         ...     print(result.attack, result.success.estimate, result.prior)
-        LLG 1.0 1.0
+        LLG 0.75 1.0
         counts, softmax(bias) 1.0 1.0
         iLRG 1.0 1.0
         counts, mean probabilities known 1.0 1.0
@@ -302,18 +317,17 @@ def attack_batches(
     for size in batch_sizes:
         if check_positive_int("batch_sizes", size) > len(labels):
             raise ValueError(f"batch_sizes has {size}, but there are {len(labels)} samples: give at most so many.")
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        overlaps: dict[str, list[float]] = {}
-        for chosen in order[: len(order) // size * size].view(-1, size).to(labels.device):
-            truth = torch.bincount(labels[chosen], minlength=num_classes)
-            expected = _among_legal(share, layer.legal[chosen]).sum(0)
-            for name, counts in [("prior", expected), *_counted(layer, chosen, alpha, spread, means)]:
-                found = round_counts(counts, size)
-                overlap = float(torch.minimum(found, truth).clamp(min=0).sum()) / size
-                overlaps.setdefault(name, []).append(overlap)
-        blind = overlaps.pop("prior")
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+        chosen = order[: len(order) // size * size].view(-1, size)
+        truth = nn.functional.one_hot(labels[chosen], num_classes).sum(-2)
+        expected = _among_legal(share, layer.legal[chosen]).sum(-2)
+        overlaps = {
+            name: torch.minimum(round_counts(counts, size), truth).clamp(min=0).sum(-1).cpu().numpy() / size
+            for name, counts in [("prior", expected), *_counted(layer, chosen, alpha, spread, means)]
+        }
+        blind = float(overlaps.pop("prior").mean())
         results += [
-            AttackResult(name, size, len(each), share_interval(each, confidence=confidence), sum(blind) / len(blind))
+            AttackResult(name, size, len(chosen), share_interval(each, confidence=confidence), blind)
             for name, each in overlaps.items()
         ]
     return results
@@ -418,25 +432,25 @@ def _class_means(layer: LastLayer) -> Tensor:
 def _counted(
     layer: LastLayer, chosen: Tensor, alpha: float | None, spread: Spread, means: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The counts `[K]` of one minibatch by each attack that the layer allows."""
+    """The counts `[M, K]` of minibatches `[M, B]` by each attack that the layer allows."""
     slopes, errors = layer.gradients(chosen)
-    size, legal = len(chosen), layer.legal[chosen]
+    size, legal = chosen.shape[-1], layer.legal[chosen]
     mask = None if layer.mask is None else legal
     yield "LLG", counts_llg(slopes, size)
     if errors is None or layer.bias is None:
         return
 
     def counted(mean_probs: Tensor) -> Tensor:
-        level: float | Tensor = 0.0
+        level: float | Tensor = 0.0 if alpha is None else alpha
         if alpha is None:
             limit = 1.0 if spread == "all" else (len(layer.weight) - 1) / len(layer.weight)
             level = alpha_from_absent_class(errors, mean_probs, spread=spread, mask=mask).clamp(0.0, 0.99 * limit)
-        return label_counts(errors, mean_probs, size, alpha=level if alpha is None else alpha, spread=spread, mask=mask)
+        return label_counts(errors, mean_probs, size, alpha=level, spread=spread, mask=mask)
 
-    by_bias = layer.bias.to(wide_dtype(layer.bias)).expand(size, -1).masked_fill(~legal, -torch.inf).softmax(-1)
-    yield "counts, softmax(bias)", counted(by_bias.mean(0))
+    by_bias = layer.bias.to(wide_dtype(layer.bias)).expand(legal.shape).masked_fill(~legal, -torch.inf).softmax(-1)
+    yield "counts, softmax(bias)", counted(by_bias.mean(-2))
     if mask is None:
         yield "iLRG", counts_ilrg(slopes, errors, layer.weight, layer.bias, size, alpha=alpha, spread=spread)
     if means is not None:
         yield "auxiliary", counts_from_class_means(means, errors, size, alpha=alpha, spread=spread, mask=mask)
-    yield "counts, mean probabilities known", counted(layer.probabilities[chosen].mean(0))
+    yield "counts, mean probabilities known", counted(layer.probabilities[chosen].mean(-2))

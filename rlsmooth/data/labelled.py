@@ -252,10 +252,8 @@ def load_labelled(name: str | Path) -> LabelledData:
     path = Path(name).expanduser()
     if path.suffix == ".npz":
         raw = _read_file(path)
-        try:
+        with refused(path, ValueError, problem="is no labelled data set"):
             return _from_raw(raw, path.stem)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is no labelled data set: {error}") from error
     raise ValueError(f"data={str(name)!r} is not known: choose one of {', '.join(LABELLED)}, or name an .npz.")
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, tree_from_json, tree_to_json, write_safe_file
+from rlsmooth.untrusted import AnyNumber, decode, decode_fields, refused
 
 FORMAT_NAME = "rlsmooth-checkpoint"
 FORMAT_VERSION = 1
 NOT_NEGATIVE = ("lr", "eps", "weight_decay", "betas", "alpha", "momentum")
 """Options of optimisers that are never below 0."""
+CHOSEN = ("foreach", "fused")
+"""Switches of optimisers that are None where torch chooses."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "momentum_buffer", "sum")
+"""What optimisers keep in the shape of each parameter; the last but one may be None."""
 FILE_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.zip")
 
 
@@ -40,6 +46,45 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     path: Path
     versions: dict[str, str]
+
+    def decoded(self, schema: Any) -> Any:
+        """The entries of the config that a TypedDict declares, each of its type; optional ones may be missing.
+
+        Raises:
+            SafeFileError: one is missing or of another type.
+        """
+        hints = get_type_hints(schema, include_extras=True)
+        with self.refused():
+            declared = {name: value for name, value in self.config.items() if name in hints}
+            return decode_fields(hints, declared, "config", schema.__optional_keys__)
+
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """Turn whatever its content makes the block raise into SafeFileError; see `rlsmooth.untrusted.refused`."""
+        with refused(self.path, SafeFileError, "Use another checkpoint.", "is malformed or does not fit"):
+            yield
+
+
+def decode_history(encoded: Any, name: str, length: int | None = None) -> dict[str, list[float]]:
+    """The numbers of a run's log lines by quantity, as a file holds them.
+
+    Args:
+        encoded: of JSON.
+        name: what errors call it.
+        length: of each column; None: they must be of one length.
+
+    Raises:
+        ValueError: it is no dict of lists of numbers, or a list has another length.
+
+    Example:
+        >>> decode_history({"step": [1, 2], "loss": [0.5, 0.25]}, "history", 2)
+        {'step': [1, 2], 'loss': [0.5, 0.25]}
+    """
+    found: dict[str, list[float]] = decode(dict[str, list[AnyNumber]], encoded, name)
+    lengths = {len(column) for column in found.values()} | ({length} if found and length is not None else set())
+    if len(lengths) > 1:
+        raise ValueError(f"{name} has columns of {sorted(lengths)} numbers, which must be as many")
+    return found
 
 
 def save_checkpoint(
@@ -212,6 +257,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         )
     try:
         state = tree_from_json(config["state_dict"], tensors)
+        encoded, named = tree_to_json(state, "optimizer")
+        if encoded != config["state_dict"] or named.keys() != {
+            name for name in tensors if name.startswith("optimizer.")
+        }:
+            raise ValueError("its tensors are not those that it names")
         _check_optimizer_state(optimizer, state)
         # load_state_dict keeps the tensors it is given where dtype and device fit: the caller's must not change later.
         optimizer.load_state_dict(_clone_tensors(state))
@@ -244,21 +294,35 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None
             raise ValueError(f"the options {sorted(group.keys() ^ mine.keys())} of a parameter group differ")
         for name, value in group.items():
             _check_option(name, value, mine[name])
+    names = {frozenset(kept) for kept in state["state"].values()}
+    if len(names) > 1:
+        raise ValueError("it has other values of one parameter than of another")
     for place, kept in state["state"].items():
         if type(place) is not int or not 0 <= place < len(parameters):
             raise ValueError(f"there is no parameter {place!r}")
         for name, value in kept.items():
-            shapes = (parameters[place].shape, torch.Size([]), torch.Size([1]))
-            if isinstance(value, Tensor) and (value.shape not in shapes or not value.dtype.is_floating_point):
-                raise ValueError(f"{name} of parameter {place} is {value.dtype} of shape {tuple(value.shape)}")
-            if not isinstance(value, (Tensor, int, float)) and value is not None:
-                raise ValueError(f"{name} of parameter {place} is a {type(value).__name__}")
+            _check_kept(f"{name} of parameter {place}", name, value, parameters[place].shape)
+
+
+def _check_kept(where: str, name: str, value: Any, shape: torch.Size) -> None:
+    """Check one value that is kept of a parameter: a tensor of its shape, or a number."""
+    if value is None and name == "momentum_buffer":
+        return
+    shapes = (shape,) if name in MOMENTS else (shape, torch.Size([]), torch.Size([1]))
+    if isinstance(value, Tensor):
+        if value.shape not in shapes or not value.dtype.is_floating_point:
+            raise ValueError(f"{where} is {value.dtype} of shape {tuple(value.shape)}")
+    elif name in MOMENTS or type(value) not in (int, float):
+        raise ValueError(f"{where} is a {type(value).__name__}")
+    if name == "step" and not 0 <= float(value) < math.inf:
+        raise ValueError(f"{where} is {float(value)}")
 
 
 def _check_option(name: str, value: Any, mine: Any) -> None:
     """Check one option of a parameter group: numbers stay numbers, pairs pairs, switches switches."""
-    numbers, switches = (int, float), (bool, type(None))
-    if name == "params" or (isinstance(value, switches) and isinstance(mine, switches)):
+    numbers = (int, float)
+    is_switch = isinstance(value, bool) and isinstance(mine, bool)
+    if name == "params" or is_switch or (name in CHOSEN and value in (None, True, False)):
         return
     if isinstance(mine, (tuple, list)) and isinstance(value, (tuple, list)) and len(value) == len(mine):
         for one, other in zip(value, mine, strict=True):
@@ -268,10 +332,12 @@ def _check_option(name: str, value: Any, mine: Any) -> None:
             raise ValueError(f"the option {name} is of shape {tuple(value.shape)} or not finite")
     elif (
         isinstance(value, bool)
+        or isinstance(mine, bool)
         or not isinstance(value, numbers)
         or not isinstance(mine, numbers)
         or not -math.inf < value < math.inf
         or (name in NOT_NEGATIVE and value < 0)
+        or (name == "betas" and value >= 1)
     ):
         raise ValueError(f"the option {name}={value!r:.50} does not fit {mine!r:.50}")
 

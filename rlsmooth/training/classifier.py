@@ -36,16 +36,17 @@ from rlsmooth.losses import cross_entropy, log_probabilities
 from rlsmooth.schedules import LearningRate, Schedule, as_schedule
 from rlsmooth.targets import Smoothing, Target, as_smoothing
 from rlsmooth.training import classifier_measures, seeding
-from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.checkpoint import Checkpoint, decode_history, load_module, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_measures import events_folder, mean_alpha, measure, training_sample
 from rlsmooth.training.classifier_model import (
+    ClassifierCheckpoint,
     ModelLike,
-    SavedClassifier,
     ScikitLearnEstimator,
     as_device,
     build_model,
     check_feature_names,
     check_model,
+    check_saved,
     decoded_arguments,
     decoded_classes,
     encode_class_weight,
@@ -93,7 +94,7 @@ from rlsmooth.training.safe_file import (
     write_safe_file,
 )
 from rlsmooth.training.seeding import EpochCut, epoch_permutation, isolated_rng, rng_state, set_rng_state
-from rlsmooth.untrusted import decode, modules_within, refused
+from rlsmooth.untrusted import modules_within, refused
 
 PREDICTED_AT_ONCE = 4096
 SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -336,7 +337,7 @@ class Classifier(ScikitLearnEstimator):
         if checkpoint is not None:
             self._restore(state, checkpoint)
         with (
-            safe_points(used=self.checkpoint_folder is not None),
+            safe_points(self.checkpoint_folder),
             self._event_log(state, is_resumed=checkpoint is not None) as events,
             isolated_rng(),
         ):
@@ -379,7 +380,7 @@ class Classifier(ScikitLearnEstimator):
         if self.seed is not None:
             return self.seed
         if checkpoint is not None:
-            return int(checkpoint.config["seed"])
+            return int(checkpoint.decoded(ClassifierCheckpoint)["seed"])
         if self._is_warm:  # the same samples are held out again
             return self._seed
         return int(torch.randint(2**31, ()))
@@ -719,12 +720,12 @@ class Classifier(ScikitLearnEstimator):
             raise ValueError(f"{str(path)!r} holds no code: give the model that the classifier was made with.")
         with refused(path, SafeFileError):
             arguments = decoded_arguments(config["arguments"], path)
-            decode(SavedClassifier, config, "config")
+            check_saved(config)
             classes = decoded_classes(config["classes"])
             shape = tuple(config["input_shape"])
             fitted = {
                 "classes_": classes,
-                "history_": {name: [float(value) for value in column] for name, column in config["history"].items()},
+                "history_": config["history"],
                 "n_iter_": config["n_iter"],
                 "best_epoch_": config["best_epoch"],
                 "n_features_in_": shape[0],
@@ -781,17 +782,17 @@ class Classifier(ScikitLearnEstimator):
 
     def _restore(self, state: _FitState, checkpoint: Checkpoint) -> None:
         """Restore the state from a checkpoint, after a check that data and arguments are the same."""
-        config, tensors, folder = checkpoint.config, checkpoint.tensors, self._run_folder().path
-        seed = {"seed": config["seed"]}
+        config, tensors = checkpoint.decoded(ClassifierCheckpoint), checkpoint.tensors
+        folder, seed = self._run_folder().path, {"seed": config["seed"]}
         check_same_arguments(config["arguments"] | seed, self._arguments() | {"seed": state.seed}, folder)
         check_given_again({DATA: config["data"]}, {DATA: state.data.fingerprint()}, folder)
-        load_module("model", state.module, tensors["module"], f"the run in {str(folder)!r}")
-        load_optimizer(state.optimizer, tensors["optimizer"], config["optimizer"])
-        if state.stopping is not None:
-            device = state.data.samples.labels.device
-            best = {name: kept.to(device) for name, kept in tensors["best"].items()}
-            state.stopping.load(config["early_stopping"], best)
-        state.progress.step = int(config["step"])
-        state.first_epoch = int(config["first_epoch"])
-        state.history = {name: list(values) for name, values in config["history"].items()}
-        state.rng = tensors["rng"]
+        with checkpoint.refused():
+            state.progress.step, state.first_epoch = config["step"], config["first_epoch"]
+            if state.epoch != checkpoint.step or state.progress.step > state.progress.end:
+                raise ValueError(f"step={config['step']} is not that of epoch {checkpoint.step}")
+            state.history = decode_history(config["history"], "history", state.epoch)
+            load_module("model", state.module, tensors["module"], f"the run in {str(folder)!r}")
+            load_optimizer(state.optimizer, tensors["optimizer"], config["optimizer"])
+            if state.stopping is not None:
+                state.stopping.load(config["early_stopping"], tensors["best"], state.module, state.epoch)
+            state.rng = tensors["rng"]

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlsmooth.checks import check_in_range
+from rlsmooth.training.checkpoint import decode_history
 from rlsmooth.training.safe_file import decode_smoothing
 from rlsmooth.training.seeding import isolated_rng
-from rlsmooth.untrusted import AnyNumber, Count, Positive, Within
+from rlsmooth.untrusted import AnyNumber, Count, Positive, Within, decode
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 HIDDEN = 64
@@ -353,6 +354,27 @@ class SavedClassifier(TypedDict):
     best_epoch: Count
     total_epochs: Count
     seed: Count
+
+
+class ClassifierCheckpoint(TypedDict):
+    """What a checkpoint holds besides tensors."""
+
+    arguments: dict[str, Any]
+    seed: Count
+    first_epoch: Count
+    step: Count
+    history: dict[str, Any]
+    optimizer: dict[str, Any]
+    early_stopping: dict[str, Any] | None
+    data: str
+
+
+def check_saved(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless it is the configuration of a file, whose epochs and history agree."""
+    found = decode(SavedClassifier, config, "config")
+    if not found["best_epoch"] <= found["n_iter"] <= found["total_epochs"]:
+        raise ValueError("best_epoch, n_iter and total_epochs must ascend")
+    decode_history(found["history"], "history", found["n_iter"])
 
 
 def decoded_classes(saved: Mapping[str, Any]) -> NDArray[Any]:

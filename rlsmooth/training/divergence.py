@@ -132,9 +132,16 @@ class FiniteWatch:
         return {name: torch.stack(losses) for name, losses in parts.items() if losses}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue with the losses of `tensors`, which had been checked."""
+        """Continue with the losses of `tensors`, which had been checked.
+
+        Raises:
+            ValueError: these are no losses.
+        """
+        if any(part.ndim != 1 or not part.is_floating_point() for part in tensors.values()):
+            raise ValueError("the losses of the last steps are no vectors of numbers")
+        device = next((part.device for module in self.modules for part in module.parameters()), None)
         self._earlier, self.losses = (
-            list(tensors[name].unbind()) if name in tensors else [] for name in ("earlier", "losses")
+            list(tensors[name].to(device).unbind()) if name in tensors else [] for name in ("earlier", "losses")
         )
         self.restored = self._checked = len(self.losses)
 
@@ -289,7 +296,9 @@ def check_no_nan(step: int, tensors: Mapping[str, Mapping[str, Tensor]], checkpo
         raise _spoilt_error(step, f"{floating[flags.index(True)][0]} holds NaN", "model", checkpoint_folder)
 
 
-def check_finite_step(step: int, rewards: Any, observations: Any, *, checkpoint_folder: Path | None = None) -> None:
+def check_finite_step(
+    step: int, rewards: Any, observations: Any, *, checkpoint_folder: Path | None = None, is_learned: bool = False
+) -> None:
     """Raise TrainingDivergedError if an environment gave a reward or an observation that is not finite.
 
     Args:
@@ -297,6 +306,7 @@ def check_finite_step(step: int, rewards: Any, observations: Any, *, checkpoint_
         rewards: of each environment, on the CPU; None: unknown.
         observations: an array with a row for each environment, or a dict or tuple of such.
         checkpoint_folder: where the last good checkpoint is, or None.
+        is_learned: whether a reward network gave the rewards.
 
     Example:
         >>> check_finite_step(1, np.zeros(2), np.zeros((2, 4)))
@@ -314,11 +324,15 @@ def check_finite_step(step: int, rewards: Any, observations: Any, *, checkpoint_
         env = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))[0])
         worst = values[env].reshape(-1)
         bad = float(worst[~np.isfinite(worst)][0])
-        what = f"gave the reward {bad}" if name == "reward" else f"gave an {name} that holds {bad}"
+        what, cause = f"environment {env} gave an {name} that holds {bad}", f"environment's {name}"
+        if name == "reward" and is_learned:
+            what, cause = f"the reward network gave the reward {bad} in environment {env}", "reward network"
+        elif name == "reward":
+            what = f"environment {env} gave the reward {bad}"
         stays = "" if checkpoint_folder is None else f" The last good checkpoint stays in {str(checkpoint_folder)!r}."
         raise TrainingDivergedError(
-            f"Training stopped at step {step}: environment {env} {what}. Nothing has been learnt from it, so the model "
-            f"in memory is as before. Fix the environment's {name}.{stays}",
+            f"Training stopped at step {step}: {what}. Nothing has been learnt from it, so the model in memory is as "
+            f"before. Fix the {cause}.{stays}",
             step,
             np.zeros(0, np.int64),
         )

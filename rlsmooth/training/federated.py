@@ -344,7 +344,7 @@ class FederatedTrainer:
         data = self._fingerprints() if used else {}
         self.strategy.initialize_parameters(self.parameters)
         with (
-            safe_points(used=used),
+            safe_points(self.checkpoint_folder),
             EventLog(self.tensorboard_log, resumed_at=resumed_at, on_log=self.on_log) as events,
         ):
             while not self.progress.is_over:

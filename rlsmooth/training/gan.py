@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rlsmooth.checks import check_choice, check_in_range, check_optional_folder, check_positive_int
 from rlsmooth.losses import binary_cross_entropy
 from rlsmooth.schedules import LearningRate, ScheduleLike, as_schedule, value_at
-from rlsmooth.training.checkpoint import Checkpoint, load_module, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.checkpoint import Checkpoint, decode_history, load_module, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_model import as_device, average_into, model_dtype
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
 from rlsmooth.training.divergence import FiniteWatch, last_interval
@@ -52,7 +52,7 @@ from rlsmooth.training.run import (
 )
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
 from rlsmooth.training.seeding import check_trains_on_one, has_batch_norm, isolated_rng, rng_state, set_rng_state
-from rlsmooth.untrusted import AnyNumber, Count, Positive, Within, decode, refused
+from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
 GeneratorLoss: TypeAlias = Literal["non_saturating", "saturating"]
 Evaluate: TypeAlias = Callable[[Tensor], Mapping[str, float | Tensor]]
@@ -65,6 +65,16 @@ SHOWN = ("discriminator_loss", "generator_loss", "probability_real", "probabilit
 
 FORMAT_NAME = "rlsmooth-gan"
 FORMAT_VERSION = 1
+
+
+class GANCheckpoint(TypedDict):
+    """What a checkpoint holds besides networks, optimisers and history."""
+
+    arguments: dict[str, Any]
+    step: Count
+    start: Count
+    end: Count
+    fingerprint: str
 
 
 class GANArguments(TypedDict):
@@ -330,7 +340,7 @@ class GANTrainer:
             set_rng_state(self._rng)
             try:
                 with (
-                    safe_points(used=self.checkpoint_folder is not None),
+                    safe_points(self.checkpoint_folder),
                     EventLog(
                         self.tensorboard_log,
                         resumed_at=self.step if is_resumed else None,
@@ -401,12 +411,12 @@ class GANTrainer:
                 self._log(events)
             if self.evaluate_every is not None and self.step % self.evaluate_every == 0:
                 self._evaluate(events)
-            if self.checkpoint_folder is not None and self.step % self.checkpoint_every == 0:
-                self._save_checkpoint()
-            if not continues:
+            if not continues or progress.is_over:  # `_finish` logs before it saves: no later step fills a log line
                 break
-            if self.checkpoint_folder is not None and stop_requested():
+            stops = self.checkpoint_folder is not None and stop_requested()
+            if stops or (self.checkpoint_folder is not None and self.step % self.checkpoint_every == 0):
                 self._save_checkpoint()
+            if stops:
                 stop(f"A checkpoint of step {self.step:,} was written.")
 
     def _finish(self, events: EventLog) -> None:
@@ -660,8 +670,10 @@ class GANTrainer:
             self.discriminator_optimizer, tensors["discriminator_optimizer"], config["discriminator_optimizer"]
         )
         self._progress.step = decode(Count, config["step"], "step")
-        self.history = decode(dict[str, list[AnyNumber]], config["history"], "history")
-        self.evaluations = decode(dict[str, list[AnyNumber]], config["evaluations"], "evaluations")
+        self.history = decode_history(config["history"], "history")
+        self.evaluations = decode_history(config["evaluations"], "evaluations")
+        if any(found and "step" not in found for found in (self.history, self.evaluations)):
+            raise ValueError("history or evaluations lacks its steps")
 
     def _arguments(self) -> dict[str, Any]:
         """The constructor's arguments as JSON holds them."""
@@ -699,15 +711,18 @@ class GANTrainer:
         """Bring the run to where a checkpoint was written."""
         assert self.checkpoint_folder is not None
         assert self.data is not None
-        config, tensors, folder = checkpoint.config, checkpoint.tensors, self.checkpoint_folder
+        config, tensors, folder = checkpoint.decoded(GANCheckpoint), checkpoint.tensors, self.checkpoint_folder
         check_same_arguments(config["arguments"], self._arguments(), folder)
         check_given_again({"data": config["fingerprint"]}, {"data": self.data.fingerprint()}, folder)
-        self._set_state(config, tensors, f"the run in {str(folder)!r}")
-        self._progress.start, self._progress.end = int(config["start"]), int(config["end"])
-        self._rng = tensors["rng"]
-        window = {name: kept.to(self.device) for name, kept in tensors["window"].items()}
-        self._statistics, self._generator_losses = _window(window, "")
-        self._earlier = _window(window, "earlier_")
+        with checkpoint.refused():
+            self._progress.start, self._progress.end = config["start"], config["end"]
+            if not config["start"] <= config["step"] == checkpoint.step <= config["end"]:
+                raise ValueError(f"start, step and end must ascend, and step be {checkpoint.step}")
+            self._set_state(checkpoint.config, tensors, f"the run in {str(folder)!r}")
+            self._rng = tensors["rng"]
+            window = {name: kept.to(self.device) for name, kept in tensors["window"].items()}
+            self._statistics, self._generator_losses = _window(window, "")
+            self._earlier = _window(window, "earlier_")
 
 
 def _window(saved: Mapping[str, Tensor], prefix: str) -> tuple[list[DiscriminatorStatistics], list[Tensor]]:

@@ -24,11 +24,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rlsmooth.checks import check_writable_folder
+from rlsmooth.checks import check_writable_folder, locked_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
 from rlsmooth.training.divergence import check_no_nan
-from rlsmooth.training.seeding import execution_state, rng_state, warn_if_execution_differs
+from rlsmooth.training.seeding import check_rng_state, execution_state, rng_state, warn_if_execution_differs
+from rlsmooth.untrusted import AnyNumber, Count, decode
 
 RESUME_FILE = "resume.zip"
 """The file in a run's folder with everything that stays constant during the run, which checkpoints leave out."""
@@ -210,6 +211,12 @@ class RunFolder:
             )
 
     def check_resumable(self, *files: str) -> None:
+        """Raise ValueError unless there is a run (see `check_exists`), in which no other process trains."""
+        self.check_exists(*files)
+        with locked_folder(self.path):
+            pass
+
+    def check_exists(self, *files: str) -> None:
         """Raise ValueError unless all of `files`, by default the resume file, are there."""
         missing = [file for file in files or (RESUME_FILE,) if not (self.path / file).is_file()]
         if missing:
@@ -234,8 +241,9 @@ class RunFolder:
             self.check_free(own_up_to)
             return None
         check_writable_folder(self.name, self.path)
-        self.delete_leftovers()
-        return self.latest()
+        with locked_folder(self.path):
+            self.delete_leftovers()
+            return self.latest()
 
     def save(
         self,
@@ -282,9 +290,13 @@ class RunFolder:
             RuntimeWarning: a damaged checkpoint was skipped, or the run will not repeat bit for bit.
         """
         checkpoint = latest_checkpoint(self.path)
-        saved = None if checkpoint is None else checkpoint.config.get("execution")
-        if isinstance(saved, Mapping):
-            warn_if_execution_differs(saved)
+        if checkpoint is not None:
+            with checkpoint.refused():
+                saved = decode(dict[str, Any], checkpoint.config.get("execution", {}), "execution")
+                if "rng" in checkpoint.tensors:
+                    check_rng_state(checkpoint.tensors["rng"])
+            if saved:
+                warn_if_execution_differs(saved)
         return checkpoint
 
     def delete_leftovers(self, *names: str) -> None:
@@ -293,7 +305,16 @@ class RunFolder:
         Args:
             names: regular expressions of further file names, besides the resume file and the checkpoints.
         """
-        delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+        with locked_folder(self.path):
+            delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
+
+    def delete(self) -> None:
+        """Delete the run: resume file, checkpoints, leftovers, and the folder if nothing else is in it."""
+        self.delete_leftovers()
+        for name in (RESUME_FILE, *(f"checkpoint_{step}.zip" for step in self.steps())):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
 
 def delete_temporary_files(folder: str | Path, *names: str) -> None:
@@ -588,6 +609,12 @@ def log_line(head: str, values: Mapping[str, float], names: Sequence[str]) -> st
 # ---- early stopping
 
 
+class _Stopping(TypedDict):
+    best_loss: AnyNumber
+    best_step: Count
+    validations_without_gain: Count
+
+
 class EarlyStopping:
     """Keeps the parameters of the lowest validation loss.
 
@@ -639,12 +666,20 @@ class EarlyStopping:
             "validations_without_gain": self.validations_without_gain,
         }
 
-    def load(self, config: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore the state from `to_config` and `parameters`."""
-        self.best_loss = float(config["best_loss"])
-        self.best_step = int(config["best_step"])
-        self.validations_without_gain = int(config["validations_without_gain"])
-        self.parameters = dict(parameters)
+    def load(self, config: Any, parameters: Mapping[str, Tensor], module: nn.Module, step: int) -> None:
+        """Restore the state from `to_config` and `parameters`, of a file whose run stands at `step`.
+
+        Raises:
+            ValueError: the state is malformed, or does not fit the module.
+        """
+        found = decode(_Stopping, config, "early_stopping")
+        own = module.state_dict()
+        shapes = {name: tensor.shape for name, tensor in (own if found["best_loss"] < math.inf else {}).items()}
+        if found["best_step"] > step or {name: tensor.shape for name, tensor in parameters.items()} != shapes:
+            raise ValueError("early_stopping does not fit the run's step, or its parameters not the network")
+        self.best_loss, self.best_step = found["best_loss"], found["best_step"]
+        self.validations_without_gain = found["validations_without_gain"]
+        self.parameters = {name: tensor.to(own[name].device) for name, tensor in parameters.items()}
 
 
 # ---- SIGINT and SIGTERM
@@ -706,40 +741,34 @@ def handled_signals() -> Iterator[None]:
         _REQUESTS.depth, _REQUESTS.number = 0, None
 
 
-def begin_safe_points() -> None:
-    """Say that a trainer looks for requests from now on; see `safe_points`."""
-    _REQUESTS.depth += 1
-
-
-def end_safe_points() -> None:
-    """End what `begin_safe_points` began, and stop if a request came after the last safe point."""
-    _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
-    if _REQUESTS.number is not None and _REQUESTS.depth == 0:
-        stop("The training is over.")
-
-
 @contextmanager
-def safe_points(*, used: bool = True) -> Iterator[None]:
+def safe_points(folder: str | Path | None) -> Iterator[None]:
     """Inside the `with` block the trainer looks for requests at its safe points, and a signal waits for the next one.
 
+    The folder is this process's for so long: another process that trains in it, or resumes its run, is refused.
+
     Args:
-        used: False: the trainer keeps no checkpoints, and a signal ends the run at once.
+        folder: where the trainer keeps its checkpoints; None: it keeps none, and a signal ends the run at once.
+
+    Raises:
+        ValueError: another process trains in the folder.
 
     Example:
-        >>> with safe_points():
+        >>> with safe_points("no/such/folder"):
         ...     stop_requested()
         False
     """
-    if not used:
+    if folder is None:
         yield
         return
-    begin_safe_points()
-    try:
-        yield
-    except BaseException:
-        _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
-        raise
-    end_safe_points()
+    with locked_folder(folder):
+        _REQUESTS.depth += 1
+        try:
+            yield
+        finally:
+            _REQUESTS.depth = max(0, _REQUESTS.depth - 1)
+    if _REQUESTS.number is not None and _REQUESTS.depth == 0:  # it came after the last safe point
+        stop("The training is over.")
 
 
 def stop_requested() -> bool:

@@ -10,6 +10,7 @@ half a download), not forgery: whoever changes a file on purpose can write new h
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -249,6 +250,7 @@ def _tensors_to_bytes(group: str, named: Mapping[str, Tensor]) -> bytes:
         raise TypeError(f"tensors[{group!r}] has a dtype that safetensors can't hold ({error}): convert it.") from error
 
 
+@functools.cache  # the installed packages' descriptions are read once, and not for each checkpoint
 def _library_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:

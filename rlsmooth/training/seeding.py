@@ -90,7 +90,7 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
     before = rng_state()
     try:
         _apply(state)
-    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+    except Exception as error:  # a file can make torch, numpy and Python raise anything
         _apply(before)
         raise ValueError(f"state is not what rng_state() gave ({error}).") from error
     cuda_keys = [key for key in state if key.startswith(CUDA_PREFIX)]
@@ -102,6 +102,13 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def check_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `set_rng_state` can put the state back; no generator changes."""
+    with isolated_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GPUs that this machine lacks
+        set_rng_state(state)
 
 
 @contextmanager

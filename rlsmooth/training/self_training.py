@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, check_in_range, check_positive_int
+from rlsmooth.checks import check_choice, check_in_range, check_positive_int, check_writable_folder
 from rlsmooth.targets import Smoothing, teacher
 from rlsmooth.training.classifier import Classifier
 from rlsmooth.training.classifier_model import ScikitLearnEstimator, average_into, not_fitted_error
 from rlsmooth.training.classifier_samples import in_class_order, keep_feature_names
-from rlsmooth.training.run import check_folder_given
+from rlsmooth.training.run import check_folder_given, safe_points
 from rlsmooth.training.self_training_labels import (
     PseudoSmoothing,
     Recipes,
@@ -162,6 +162,17 @@ class SelfTraining(ScikitLearnEstimator):
         self.classifier_, self.rounds_, self.n_iter_ = student, [], 0
         self.transduction_, self.labeled_iter_, self.classes_ = samples.labels, samples.labelled_in, samples.classes
 
+        folder = student.checkpoint_folder
+        if folder is not None:
+            check_writable_folder("checkpoint_folder", folder)
+        with safe_points(folder):  # those of the fits
+            self._make_rounds(samples, recipes, resume=resume)
+        self.n_features_in_ = student.n_features_in_
+        keep_feature_names(X, self, student, self.teacher_)
+        return self
+
+    def _make_rounds(self, samples: SelfTrainingSamples, recipes: Recipes, *, resume: bool) -> None:
+        """The loop: train, label, and train again."""
         self._train(samples, recipes, resume=resume)
         self.termination_condition_ = "max_iter"
         while len(samples.unlabelled()) and self.n_iter_ != self.max_iter:
@@ -177,9 +188,6 @@ class SelfTraining(ScikitLearnEstimator):
                 print(f"End of iteration {self.n_iter_}, added {len(chosen)} new labels.")
         if not len(samples.unlabelled()):
             self.termination_condition_ = "all_labeled"
-        self.n_features_in_ = student.n_features_in_
-        keep_feature_names(X, self, student, self.teacher_)
-        return self
 
     def _train(self, samples: SelfTrainingSamples, recipes: Recipes, *, resume: bool) -> None:
         """Fit the student to the labelled samples, and bring the teacher up to date."""

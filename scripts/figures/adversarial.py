@@ -7,6 +7,7 @@ import math
 
 from matplotlib.axes import Axes
 
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.page import (
     BLUE,
     INK,
@@ -55,9 +56,9 @@ def _result_rows(report: RunReport) -> list[Row]:
 def _setting_rows(report: RunReport) -> list[Row]:
     settings, values, demonstrated = report.settings, report.extras["hyperparameters"], report.extras["demonstrated"]
     rows: list[Row] = [("demonstrated", demonstrated)] if demonstrated else []
-    count = values.get("n_envs", 1)
+    count = number_of(values.get("n_envs", 1), "environment")
     normalised = ", normalised" if values.get("normalize") else ""
-    rows.append(("generator", f"{settings['algo']} in {count} environment{'s' if count != 1 else ''}{normalised}"))
+    rows.append(("generator", f"{settings['algo']} in {count}{normalised}"))
     if settings.get("reward_form"):
         rows.append(("reward", REWARDS.get(settings["reward_form"], settings["reward_form"])))
     updates, size = settings["n_disc_updates_per_round"], settings["demo_batch_size"]
@@ -85,7 +86,7 @@ def _generator_words(report: RunReport) -> str:
 
 def _note(report: RunReport) -> str:
     return (
-        f"Returns: the environment's own, mean ± std of {report.settings['eval_episodes']} episodes. "
+        f"Returns: the environment's own, mean ± std of {number_of(report.settings['eval_episodes'], 'episode')}. "
         "D: the discriminator's mean probability of the expert, in the last round."
     )
 

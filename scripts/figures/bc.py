@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.page import (
     BLUE,
     RED,
@@ -27,12 +28,15 @@ from rlsmooth.scripts.reports import (
     Runs,
     entropy_rows,
     layers_words,
+    leading_number,
     return_rows,
     with_unit,
 )
 
 # Logs count updates; each log line says how many transitions those were.
 AXIS = RunAxis(label="transitions trained on", counted_by="bc/samples_so_far")
+MATRIX_TAG, FIRST_ACTION = "target_matrix", "first_action"
+"""Of the matrices, and in the summary of the first action of each, where that is not 0."""
 MOST_MATRICES = 6
 """More in one panel can't be read."""
 LIKELIHOOD = "Negative log-likelihood (held-out data where there are any)"
@@ -40,7 +44,7 @@ LIKELIHOOD = "Negative log-likelihood (held-out data where there are any)"
 
 def _result_rows(report: RunReport) -> list[Row]:
     found = report.summary
-    rows = return_rows(found, "{:.1f}".format)
+    rows = return_rows(found)
     for name, tag, unit in (
         ("accuracy", "accuracy", "share"),
         ("negative log-likelihood", "nll_hard", "nats"),
@@ -57,10 +61,10 @@ def _result_rows(report: RunReport) -> list[Row]:
 
 
 def _num_measured(report: RunReport) -> int | None:
-    """How many transitions accuracy and so on are of; None where the report does not say so."""
+    """How many actions, of each dimension, accuracy is of; None where the report does not say so."""
     sizes = report.extras["data"]
-    words = sizes.get("held out", sizes.get("training", "")).partition(" ")[0].replace(",", "")
-    return int(words) if words.isdigit() else None
+    transitions = leading_number(sizes.get("held out", sizes.get("training", "")))
+    return None if transitions is None else transitions * max(1, len(report.extras["target_matrices"]))
 
 
 def _rounded(value: float) -> str:
@@ -84,8 +88,8 @@ def _setting_rows(report: RunReport) -> list[Row]:
 
 
 def _note(report: RunReport) -> str:
-    episodes, measured_on = report.settings["eval_episodes"], report.extras["measured_on"]
-    return f"Returns: mean ± std of {episodes} episodes. The rest: {measured_on}."
+    episodes = number_of(report.settings["eval_episodes"], "episode")
+    return f"Returns: mean ± std of {episodes}. The rest: {report.extras['measured_on']}."
 
 
 def _title(report: RunReport) -> str:
@@ -121,26 +125,34 @@ def _draw_targets(ax: Axes, report: RunReport) -> None:
         _write_why_not(ax, "Target probabilities", report)
         return
     title = "Targets at the start" if str(report.settings["smoothing"]).startswith("lin_") else "Target probabilities"
-    tables = [torch.tensor(matrix) for matrix in matrices.values()]
-    if len(tables) == 1:
-        draw_target_matrix(ax, tables[0], title=title)
+    if len(matrices) == 1:
+        ((tag, matrix),) = matrices.items()
+        draw_target_matrix(ax, torch.tensor(matrix), names=_action_names(report, tag), title=title)
         ax.grid(False)
         return
-    shown = tables[:MOST_MATRICES]
-    several = f"dimensions 1 to {len(shown)} of {len(tables)}" if len(shown) < len(tables) else "every dimension"
-    ax.set_title(f"{title}, {several}")
+    shown = list(matrices.items())[:MOST_MATRICES]
+    ax.set_title(f"{title}, {'the first dimensions' if len(shown) < len(matrices) else 'by dimension'}")
     ax.set_axis_off()
     rows = 1 if len(shown) < 3 else 2
     columns = -(-len(shown) // rows)
-    for place, table in enumerate(shown):
+    for place, (tag, matrix) in enumerate(shown):
         row, column = divmod(place, columns)
         corner = (column / columns, 1 - (row + 1) / rows)
         part = ax.inset_axes((*corner, 0.86 / columns, 0.8 / rows))
-        draw_target_matrix(part, table, title="")
+        draw_target_matrix(part, torch.tensor(matrix), names=_action_names(report, tag), title="")
         part.set(xlabel="", ylabel="")
-        part.set_title(f"dimension {place + 1}", fontsize=10.5, fontweight="normal", pad=3)
+        number = tag.removeprefix(f"{MATRIX_TAG}_dim")  # one with too many choices to draw is left out
+        part.set_title(
+            f"dimension {int(number) + 1 if number.isdigit() else place + 1}", fontsize=10.5, fontweight="normal", pad=3
+        )
         part.tick_params(labelsize=8)
         part.grid(False)
+
+
+def _action_names(report: RunReport, tag: str) -> list[str]:
+    """The actions' numbers, which need not begin with 0."""
+    first = int(report.summary.get(tag.replace(MATRIX_TAG, FIRST_ACTION), 0))
+    return [str(first + place) for place in range(len(report.extras["target_matrices"][tag]))]
 
 
 def _write_why_not(ax: Axes, title: str, report: RunReport) -> None:

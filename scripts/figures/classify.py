@@ -10,10 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from rlsmooth.audits.calibration import has_equal_widths
 from rlsmooth.scripts.figures.page import BLUE, GREY, INK, ORANGE, RED, RunAxis, legend, table, write_into
 from rlsmooth.scripts.measure import bins_from_json
 from rlsmooth.scripts.metrics_file import Curve, curves_of
-from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs, layers_words, share_words
+from rlsmooth.scripts.reports import (
+    Comparison,
+    ReportKind,
+    Row,
+    RunReport,
+    Runs,
+    layers_words,
+    leading_number,
+    share_words,
+)
 from rlsmooth.training import checkpoint_steps, latest_checkpoint
 
 AXIS = RunAxis(label="epochs", prefix="classifier/", whole=True)
@@ -53,8 +63,7 @@ def score_row(tag: str, columns: Sequence[Mapping[str, float]], count: int | Non
 
 def num_tested(report: RunReport) -> int | None:
     """How many test samples the scores are of; None where the report does not say so."""
-    words = report.extras["data"].get("test", "").replace(",", "")
-    return int(words) if words.isdigit() else None
+    return leading_number(report.extras["data"].get("test", ""))
 
 
 def _score_words(value: float, unit: str, count: int | None) -> str:
@@ -162,13 +171,15 @@ def _draw_calibration(ax: Axes, report: RunReport) -> None:
         filled = share > 0
         # Bars side by side in each bin; a point is as large as its bin, so that a few samples don't seem to be a trend.
         edges, width = bins.edges.numpy(), np.diff(bins.edges.numpy()) / len(named)
-        ax.bar(edges[:-1] + side * width, share, width=width, align="edge", color=colour, alpha=0.25)
+        if has_equal_widths(bins):
+            ax.bar(edges[:-1] + side * width, share, width=width, align="edge", color=colour, alpha=0.25)
         places, heights = bins.mean_confidence.numpy()[filled], bins.accuracy.numpy()[filled]
         ax.plot(places, heights, color=colour, linewidth=1.0, alpha=0.6)
         ax.scatter(places, heights, s=12 + 400 * share[filled], color=colour, alpha=0.85, zorder=3, linewidths=0)
         ax.plot([], [], color=colour, marker="o", label=f"{name}, ECE {found['ece']:.3f}")
     ax.set(xlim=(0, 1), ylim=(0, 1.03), title="Calibration on test samples", xlabel="confidence (largest probability)")
-    ax.set_ylabel(f"accuracy (bars: share of the {float(bins.counts.sum()):,.0f} samples)")
+    count = f"{float(bins.counts.sum()):,.0f} samples"
+    ax.set_ylabel(f"accuracy (bars: share of the {count})" if has_equal_widths(bins) else f"accuracy ({count})")
     legend(ax)
 
 

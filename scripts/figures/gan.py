@@ -18,21 +18,21 @@ from rlsmooth.scripts.figures.page import (
     results_table,
     write_into,
 )
-from rlsmooth.scripts.reports import ReportKind, Row, RunReport
+from rlsmooth.scripts.reports import ReportKind, Row, RunReport, share_words
 from rlsmooth.training.gan_cases import image_grid, scatter
 
 AXIS = RunAxis(label="steps")
 RESULTS = {
     "modes": ("modes recovered", ".0f"),
-    "high_quality": ("high-quality samples", ".1%"),
+    "high_quality": ("high-quality samples", "share"),
     "reverse_kl": ("reverse KL over modes", ".3f"),
     "digits": ("digits found", ".0f"),
-    "rarest_digit": ("the rarest digit's share", ".1%"),
+    "rarest_digit": ("the rarest digit's share", "share"),
     "distance": ("distance to real images", ".2f"),
     "probability_real": ("D(real)", ".3f"),
     "probability_fake": ("D(fake)", ".3f"),
     "probability_real_max": ("largest D(real)", ".3f"),
-    "accuracy": ("discriminator's accuracy", ".1%"),
+    "accuracy": ("discriminator's accuracy", "%"),
     "generator_gradient_norm": ("generator's gradient", ".3f"),
 }
 
@@ -42,7 +42,9 @@ def _result_rows(report: RunReport) -> list[Row]:
     for tag, (name, form) in RESULTS.items():
         if tag in report.summary:
             of_all = f" of {report.extras['num_modes']}" if tag == "modes" else " of 10" if tag == "digits" else ""
-            rows.append((name, f"{report.summary[tag]:{form}}{of_all}"))
+            value, count = report.summary[tag], report.settings["eval_samples"] if form == "share" else None
+            words = share_words(value, count) if form in ("share", "%") else f"{value:{form}}"
+            rows.append((name, words + of_all))
     return rows
 
 

@@ -12,6 +12,7 @@ from rlsmooth.scripts.figures import adversarial, audit, bc, classify, federated
 from rlsmooth.scripts.figures.page import comparison_figure, report_figure, save_figure
 from rlsmooth.scripts.reports import ReportKind, RunReport
 from rlsmooth.scripts.run_folder import read_command
+from rlsmooth.untrusted import refused
 
 KINDS = {
     command: kind
@@ -68,17 +69,21 @@ def draw_reports(reports: Sequence[RunReport]) -> Figure:
     """One run at a glance, or several of one kind compared.
 
     Raises:
-        ValueError: the runs are of several kinds, of a kind that can't be compared, or on several environments or data.
+        ValueError: the runs are of several kinds, of a kind that can't be compared, or on several environments or data;
+            or a file holds what can't be drawn.
     """
     kind = _common_kind([report.command for report in reports])
+    malformed = refused(", ".join(report.name for report in reports), ValueError, "Train again.", "can't be drawn")
     if len(reports) == 1:
-        return report_figure(kind, reports[0])
+        with malformed:
+            return report_figure(kind, reports[0])
     if kind.comparison is None:
         raise ValueError(f"runs of {kind.name} can't be compared: name one folder.")
     subjects = sorted({str(report.settings[kind.subject]) for report in reports})
     if len(subjects) > 1:  # their returns have nothing in common
         raise ValueError(f"runs on {', '.join(subjects)} don't share an axis: name those on one {kind.subject}.")
-    return comparison_figure(kind.comparison, reports)
+    with malformed:
+        return comparison_figure(kind.comparison, reports)
 
 
 def _common_kind(commands: Sequence[str]) -> ReportKind:

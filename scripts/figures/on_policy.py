@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.page import (
     BLUE,
     GREEN,
@@ -89,7 +90,7 @@ def smoothing_words(report: RunReport) -> str:
 
 def _note(report: RunReport) -> str:
     return (
-        f"Returns: mean ± std of {report.settings['eval_episodes']} episodes. "
+        f"Returns: mean ± std of {number_of(report.settings['eval_episodes'], 'episode')}. "
         "Entropy and KL: mean over the states of the last update."
     )
 

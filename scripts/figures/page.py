@@ -128,7 +128,7 @@ class RunAxis:
     prefix: str = ""
     counted_by: str | None = None
     whole: bool = False
-    empty: str = "nothing logged yet"
+    empty: str = "nothing logged"
 
     def curve(self, report: RunReport, tag: str) -> Values:
         """Places and values; empty if nothing was logged."""
@@ -296,7 +296,8 @@ def table(ax: Axes, title: str, rows: Sequence[Row], *, wide: bool = False) -> N
     """Rows of words, names on the left; an empty row is a gap; `wide`: two or three values a row, as low as must be."""
     ax.set_axis_off()
     ax.set_title(title)
-    places, size = ((0.0, 0.47, 0.76), 11.0) if wide else ((0.0, 0.48), None)
+    places: tuple[float, ...] = (0.0, 0.47, 0.76) if wide else (0.0, 0.48)
+    size = 11.0 if wide else None
     if wide and max(map(len, rows), default=0) > 3:
         places = (0.0, 0.43, 0.62, 0.81)
     step = min(0.077, 1.05 / max(1, len(rows))) if wide else 0.077

@@ -6,6 +6,7 @@ import functools
 
 from matplotlib.axes import Axes
 
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.page import (
     BLUE,
     GREEN,
@@ -19,6 +20,7 @@ from rlsmooth.scripts.figures.page import (
     show_shares,
 )
 from rlsmooth.scripts.reports import (
+    FEW_SAMPLES,
     Comparison,
     ReportKind,
     Row,
@@ -26,8 +28,10 @@ from rlsmooth.scripts.reports import (
     Runs,
     entropy_rows,
     layers_words,
+    leading_number,
     return_rows,
     return_words,
+    share_words,
 )
 
 # BCO's logs count transitions; each log line says which round those made.
@@ -56,19 +60,21 @@ def _smoothing_row(report: RunReport) -> Row:
 
 def _bco_results(report: RunReport) -> list[Row]:
     found = report.summary
-    rows = return_rows(found, "{:.1f}".format)
+    rows = return_rows(found)
     if "demonstrated_return" in found:
-        rows.append(("return, demonstrations", f"{found['demonstrated_return']:.1f}"))
+        rows.append(("return, demonstrations", return_words(found["demonstrated_return"])))
+    count = leading_number(report.extras["watched"])
+    held_out = max(FEW_SAMPLES, int(found.get("transitions", 0)) // 10)  # about: episodes are held out as a whole
     shares = (
-        ("pseudo-labels: right", "pseudo_label_accuracy"),
-        ("confidence in them", "pseudo_label_confidence"),
-        ("policy agrees with them", "accuracy"),
-        ("held-out actions: right", "inverse_dynamics_accuracy"),
+        ("pseudo-labels: right", "pseudo_label_accuracy", count),
+        ("confidence in them", "pseudo_label_confidence", None if count is None else max(FEW_SAMPLES, count)),
+        ("policy agrees with them", "accuracy", count),
+        ("held-out actions: right", "inverse_dynamics_accuracy", held_out),
     )
-    rows += [(name, f"{100 * found[tag]:.1f} %") for name, tag in shares if tag in found]
+    rows += [(name, share_words(found[tag], of)) for name, tag, of in shares if tag in found]
     if "pseudo_label_error" in found:
         rows.append(("pseudo-labels: error", f"{found['pseudo_label_error']:.3f}"))
-    return rows + entropy_rows(found, continuous="policy entropy")
+    return rows + entropy_rows(found)
 
 
 def _bco_settings(report: RunReport) -> list[Row]:
@@ -83,8 +89,8 @@ def _bco_settings(report: RunReport) -> list[Row]:
 
 
 def _bco_note(report: RunReport) -> str:
-    episodes = report.settings["eval_episodes"]
-    return f"Returns: mean ± std of {episodes} episodes. Entropy: mean over the demonstrations' states."
+    episodes = number_of(report.settings["eval_episodes"], "episode")
+    return f"Returns: mean ± std of {episodes}. Entropy: mean over the demonstrations' states."
 
 
 def _bco_title(report: RunReport) -> str:
@@ -158,16 +164,19 @@ def _dagger_results(report: RunReport) -> list[Row]:
     rows = return_rows(found)
     if "expert_return" in found:
         rows.append(("return, expert", return_words(found["expert_return"])))
-    shares = (("does as the expert did", "expert_agreement"), ("the same, after training", "accuracy"))
-    rows += [(name, f"{100 * found[tag]:.1f} %") for name, tag in shares if tag in found]
+    counts = [0.0, *report.curves.get("dagger/transitions", ((), ()))[1]][-2:]
+    shares = (
+        ("does as the expert did", "expert_agreement", int(counts[-1] - counts[0]) or None),
+        ("the same, after training", "accuracy", int(counts[-1]) or None),
+    )
+    rows += [(name, share_words(found[tag], of)) for name, tag, of in shares if tag in found]
     if "expert_error" in found:
         rows.append(("from the expert's action", f"{found['expert_error']:.3f} (root mean square)"))
     if "nll_hard" in found:
         rows.append(("neg. log-likelihood", f"{found['nll_hard']:.3f} nats"))
     rows += entropy_rows(found)
     if "transitions" in found:
-        rounds = f"{found['rounds']:.0f} round{'s' if found['rounds'] != 1 else ''}"
-        rows.append(("labelled", f"{found['transitions']:,.0f} in {rounds}"))
+        rows.append(("labelled", f"{found['transitions']:,.0f} in {number_of(found['rounds'], 'round')}"))
     return rows
 
 
@@ -188,10 +197,9 @@ def beta_words(schedule: str) -> str:
 
 
 def _dagger_note(report: RunReport) -> str:
-    return (
-        f"Returns: mean ± std of {report.settings['eval_episodes']} episodes. Does as the expert did: at the states of "
-        "the last round, before it was trained on them."
-    )
+    row = "From the expert's action" if "expert_error" in report.summary else "Does as the expert did"
+    episodes = number_of(report.settings["eval_episodes"], "episode")
+    return f"Returns: mean ± std of {episodes}. {row}: at the states of the last round, before it was trained on them."
 
 
 def _dagger_title(report: RunReport) -> str:

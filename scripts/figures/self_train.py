@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from rlsmooth.scripts.reports import FEW_SAMPLES, Comparison, ReportKind, Row, R
 
 LATER = "drawn when the run ends"
 AXIS = RunAxis(label="round (0: given labels only)", prefix="self_train/", whole=True, empty=LATER)
+ENDED_AXIS = dataclasses.replace(AXIS, empty="nothing was labelled")
 SHOWN = ("accuracy", "nll", "brier", "ece", "confidence_gap", "distance_at_1", "mistake_severity", "mae", "rps")
 ENDED = {
     "all_labeled": "all samples have a label",
@@ -111,6 +113,10 @@ def _run_name(report: RunReport) -> str:
 # ---- panels
 
 
+def _axis(report: RunReport) -> RunAxis:
+    return ENDED_AXIS if report.summary else AXIS
+
+
 def _draw_accuracy(ax: Axes, report: RunReport) -> None:
     before = report.extras["before"]
     if "accuracy" in before:
@@ -140,14 +146,14 @@ def _draw_correctness(ax: Axes, report: RunReport) -> None:
     AXIS.draw(ax, report, "new_accuracy", "new: right", SKY, marker="o")
     AXIS.draw(ax, report, "mean_confidence", "new: confidence", ORANGE, marker="o")
     show_shares(ax)
-    AXIS.finish(ax, "Pseudo-labels", "share, or mean probability")
+    _axis(report).finish(ax, "Pseudo-labels", "share, or mean probability")
 
 
 def _draw_bias(ax: Axes, report: RunReport) -> None:
     ax.axhline(0, color=INK, linewidth=1.0)
     AXIS.draw(ax, report, "mean_growth", "wrong ones", RED, marker="o")
     AXIS.draw(ax, report, "mean_growth_of_right", "right ones", GREEN, marker="o")
-    AXIS.finish(ax, "Confidence gained by training on them", "probability", has_data=len(ax.lines) > 1)
+    _axis(report).finish(ax, "Confidence gained by training on them", "probability", has_data=len(ax.lines) > 1)
 
 
 def _draw_gradients(ax: Axes, report: RunReport) -> None:
@@ -156,7 +162,7 @@ def _draw_gradients(ax: Axes, report: RunReport) -> None:
     first = rounds[0]["gradients"] if rounds else None
     ax.set(title="Gradient of a pseudo-label (round 1)", xlabel="confidence", ylabel="norm on the logits")
     if first is None:
-        write_into(ax, LATER)
+        write_into(ax, _axis(report).empty)
         return
     filled = [place for place, count in enumerate(first["counts"]) if count]
     columns = {

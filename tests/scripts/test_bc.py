@@ -44,7 +44,7 @@ finished = finished_run("bc", *TINY)
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert_written(folder, printed, ["agent.zip"], [*TINY, "--env", "CartPole-v1"])
-    assert "the 1 held-out episodes" in printed
+    assert "the 1 held-out episode (" in printed
     settings = json.loads((folder / "config.json").read_text())
     assert settings["arguments"]["n_episodes"] == 3
     assert settings["arguments"]["smoothing"] == "0.1"
@@ -133,7 +133,7 @@ bco_run = finished_run("bco", *TINY_BCO)
 
 def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
     assert_written(*bco_run, ["agent.zip", "inverse_dynamics.zip"], [*TINY_BCO, "--env", "CartPole-v1"])
-    assert "500 in 1 episodes" in bco_run[1]
+    assert "500 in 1 episode\n" in bco_run[1]
 
 
 def smoothed_and_evaluated() -> dict[str, Any]:

@@ -189,7 +189,7 @@ MISTAKES = [  # the commands, words, and what is reported
     ("record", "-i {file}", "can't be loaded as ppo"),
     ("record", "", "give either --trained-agent, or --train-expert"),
     ("record", "-i x.zip --train-expert 5", "give either"),
-    ("record", "-i missing.zip", "trained_agent='missing.zip' is no file"),
+    ("record", "-i missing.zip", "trained_agent='missing.zip' is neither an agent's file nor a run's folder"),
     ("record", "--train-expert -1", "n_timesteps=-1"),
     ("plot", "nowhere", "'nowhere' is no folder of a run"),
     ("plot", "", "name at least one folder"),

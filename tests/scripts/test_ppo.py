@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Categorical
 
 from commands import (
+    COMMAND,
     assert_picture,
     assert_refused,
     assert_resumed_unchanged,
@@ -32,7 +33,7 @@ from commands import (
     run_here,
 )
 from killing import kill_command
-from rlsmooth.agents import BC, SmoothedPPO, load_agent
+from rlsmooth.agents import BC, SmoothedPPO, load_agent, save_agent
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.figures.kinds import draw_reports, new_report
@@ -358,3 +359,15 @@ def test_a_floor_that_was_never_on_is_not_in_the_legend(floor: float, shown: boo
     drawn = {str(line.get_label()) for ax in axes for line in ax.get_lines()}
     assert ("exploration floor" in drawn) is shown
     assert "of KL (alpha)" in drawn
+
+
+def test_an_agent_with_functions_of_its_writers_own_is_played_by_the_commands(programs: Any, tmp_path: Path) -> None:
+    own: Any = {
+        "learning_rate": lambda left: 1e-3 * left,
+        "clip_range": lambda left: 0.2,
+        "smoothing": lambda left: left,
+    }
+    path = save_agent(SmoothedPPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, **own), tmp_path / "agent.zip")
+    for words in (("evaluate", "--eval-episodes", "1", "-i"), ("enjoy", "--no-render", "--max-steps", "5")):
+        done = programs.run(COMMAND, tmp_path, *words, str(path), "--env", "CartPole-v1", warnings_are_errors=True)
+        assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from rlsmooth.audits import interquartile_mean_band
 from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report, publish_report
 from rlsmooth.scripts.figures.on_policy import DEFAULT_RATES
 from rlsmooth.scripts.figures.seeds import HIGH, LOW, merge_seeds
-from rlsmooth.scripts.reports import RunReport, share_words, with_unit
+from rlsmooth.scripts.reports import RunReport, return_words, share_words, with_unit
 from support import assert_raises
 
 FROZEN = next(folder / "frozen" / "reports" for folder in Path(__file__).parents if (folder / "frozen").is_dir())
@@ -70,6 +70,26 @@ def test_a_run_of_another_version_is_reported(name: str, tmp_path: Path, capsys:
         del content[part][lost]
         (folder / file).write_text(json.dumps(content))
         assert_refused(f"{file}' is not of this version: it lacks {lost}", ["plot", str(folder)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"curves": "float32"}, "is no report of this version (report.curves must be an object"),
+        ({"command": True}, "is no report of this version (report.command"),
+        ({"summary": {"mean_reward": None}}, "report.summary.mean_reward=None must be a number"),
+        ({"unknown": 1}, "report has unknown"),
+        ({"hyperparameters": 3}, "can't be drawn"),
+    ],
+)
+def test_a_report_of_a_stranger_is_drawn_or_refused(
+    change: dict[str, Any], words: str, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(FROZEN / "ppo", folder)
+    content = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(content | change))
+    assert_refused(words, ["plot", str(folder)], capsys)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -146,7 +166,7 @@ def test_what_was_not_logged_is_said_to_be_missing() -> None:
     for name in ("airl", "dagger"):
         begun = new_report(name, name="run_1", settings=load(name).settings)
         words = {text.get_text() for ax in draw_reports([begun]).axes for text in ax.texts}
-        assert "nothing logged yet" in words
+        assert "nothing logged" in words
 
 
 def test_panels_and_legends_of_a_comparison() -> None:
@@ -241,7 +261,7 @@ def test_every_dimension_has_its_targets() -> None:
         extras = {**report.extras, "target_matrices": {str(place): matrix for place in range(count)}}
         panel = draw_reports([dataclasses.replace(report, extras=extras)]).axes[4]
         assert len(panel.child_axes) == min(count, 6)
-        assert f"dimensions 1 to 6 of {count}" in panel.get_title(loc="left") or count <= 6
+        assert panel.get_title(loc="left").endswith("by dimension" if count <= 6 else "the first dimensions")
 
 
 def test_the_learning_rate_of_an_algorithm_is_a_number() -> None:
@@ -298,3 +318,41 @@ def test_a_result_of_one_sample_is_printed_as_such(name: str, capsys: pytest.Cap
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ accuracy ")]
     assert "100 % of 1 " in line
     assert "100.0" not in line
+
+
+def test_shares_of_rounds_name_their_transitions(capsys: pytest.CaptureFixture[str]) -> None:
+    bco, dagger = load("bco"), load("dagger")
+    bco.extras["watched"] = "12 in 1 episode"
+    dagger.curves["dagger/transitions"] = ([1, 2], [40.0, 52.0])  # type: ignore[index]
+    for report in (bco, dagger):
+        KINDS[report.command].print(report)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("100 % of 12 ", "87 % of 12 ", "97 % of 12 ", "98 % of 52 "))
+
+
+def test_a_spread_has_the_digits_of_its_return() -> None:
+    assert [return_words(*pair) for pair in ((9.5, 0.25), (0.0, 0.0), (0.0, 0.013), (0.012, 0.5), (0.5, 2.0))] == [
+        "9.5 ± 0.2",
+        "0.0 ± 0.0",
+        "0.000 ± 0.013",
+        "0.012 ± 0.500",
+        "0.5 ± 2.0",
+    ]
+
+
+def test_an_ended_self_training_without_pseudo_labels_says_so() -> None:
+    report = load("self_train")
+    tags = ("test_accuracy", "num_labelled")
+    curves = {f"self_train/{tag}": report.curves[f"self_train/{tag}"] for tag in tags}
+    words = {
+        text.get_text() for ax in draw_reports([dataclasses.replace(report, curves=curves)]).axes for text in ax.texts
+    }
+    assert "nothing was labelled" in words
+    assert "drawn when the run ends" not in words
+
+
+def test_targets_name_actions_that_do_not_start_at_0() -> None:
+    report = load("bc")
+    summary = {**report.summary, "first_action": 5.0}
+    panel = draw_reports([dataclasses.replace(report, summary=summary)]).axes[4]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["5", "6"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from rlsmooth.scripts.arguments import resume_line
 from rlsmooth.scripts.bc import Args as BCArgs
 from rlsmooth.scripts.main import main
-from rlsmooth.scripts.run_folder import write_json
+from rlsmooth.scripts.ppo import Args as PPOArgs
+from rlsmooth.scripts.run_folder import choosing_kwargs, write_json
 
 PLANTED = """
 import pathlib, gymnasium
@@ -68,6 +70,44 @@ def test_a_place_to_write_is_used_only_if_the_command_line_names_it(folder: Path
     assert not Path("elsewhere").exists()
     assert main([*words, "--tensorboard-log", "elsewhere"]) == 0
     assert list(Path("elsewhere").glob("run/events*"))
+
+
+@pytest.mark.parametrize("word", ["xml_file=/a.xml", "render_mode=human", "a=[1, 2]"])
+def test_arguments_of_an_environment_that_may_choose_are_given_again(word: str, folder: Path, capsys: Any) -> None:
+    name, _, value = word.partition("=")
+    config = json.loads((folder / "config.json").read_text())
+    config["hyperparameters"]["env_kwargs"] = {name: [1, 2] if value == "[1, 2]" else value}
+    write_json(folder / "config.json", config)
+    quoted = shlex.quote(word)
+    for words in (changed(folder), changed(folder, env_kwargs=[word])):
+        assert main(words) == 2
+        assert f"give --env-kwargs {quoted} again" in capsys.readouterr().err
+        assert main([*words, "--env-kwargs", "other=1"]) == 2
+        assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 2
+        assert f"give --env-kwargs {quoted}" in capsys.readouterr().err
+        assert resume_line("ppo", folder, PPOArgs()).endswith(f"--env-kwargs {quoted}")
+        if name != "render_mode":
+            assert main([*words, "--env-kwargs", word]) == 2  # as far as the environment, which has no such argument
+            assert "can't be made with env_kwargs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["id=planted:Evil-v0", "log=../x", "u=http://x", "k=&a [1]", "d={a: b}", "m=a.b", "x"])
+def test_what_may_choose_is_no_number_switch_or_word(word: str) -> None:
+    assert choosing_kwargs([word, "a=1", "b: 1e-3", "c=true", "d=8x8", "e=-0.5", "f="]) == [word]
+
+
+def test_numbers_switches_and_words_of_ones_own_run_need_not_be_given_again(tmp_path: Path) -> None:
+    own = ("--env", "FrozenLake-v1", "--env-kwargs", "map_name=8x8", "is_slippery=false", "success_rate=0.5")
+    assert main(["ppo", *own, *SMALL.split(), str(tmp_path)]) == 0
+    folder = tmp_path / "ppo" / "FrozenLake-v1_1"
+    assert main(["ppo", "--resume", str(folder)]) == 0
+    assert main(["ppo", "--resume", str(folder), *own]) == 0  # what is equal may be given again
+    assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
+
+
+def test_a_place_on_another_machine_is_given_again(folder: Path, capsys: Any) -> None:
+    assert main(changed(folder, from_bc="//host/agent.zip")) == 2
+    assert "give --from-bc //host/agent.zip again" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")

@@ -371,6 +371,6 @@ def test_a_server_without_a_bias_and_one_without_a_last_layer():
     assert set(server(1, 0, before, *client.fit(before, {}))) == {"prior", "llg"}
     with pytest.raises(TypeError, match="module ends in Tanh"):
         CuriousServer(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), [LABELS], CLASSES, auxiliary=(INPUTS, LABELS))
+    others = Smoothing(0.1, spread="others")
     with pytest.raises(ValueError, match="uniform over all classes"):
-        others = Smoothing(0.1, spread="others")
         CuriousServer(bare, [LABELS], CLASSES, auxiliary=(INPUTS, LABELS), smoothing=others)

@@ -72,6 +72,9 @@ def test_the_other_entrances() -> None:
     )
     shown = np.moveaxis(FRAMES, -1, 1)[:, ::-1]
     torch.testing.assert_close(policy.action_probabilities(shown), policy.action_probabilities(shown.copy()))
+    for seen in (shown, FRAMES[:, ::-1], FRAMES[0, ..., ::-1]):  # to be transposed, and one alone
+        acted, wanted = (policy.predict(one, deterministic=True)[0] for one in (seen, seen.copy()))
+        np.testing.assert_array_equal(acted, wanted)
     box = spaces.Box(-1.0, 1.0, (3,))
     score = reward_of(RewardNet(box, box, net_arch=[4]).eval())
     ended = np.zeros(COUNT, dtype=bool)

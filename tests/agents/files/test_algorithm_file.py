@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
-from rlsmooth.agents import BC, load_agent_file
+from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, load_agent_file
 from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
@@ -240,6 +240,28 @@ def test_what_is_ones_own_is_asked_for(
     again = read_safe_file(save_agent(acting, tmp_path / "again"), format_name="rlsmooth-agent", format_version=1)
     kept = again.config["config"]["arguments"]
     assert all(kept[name]["__custom__"].endswith("halved") for name in ("learning_rate", "clip_range"))
+
+
+@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedMaskablePPO])
+def test_a_pointer_of_git_lfs_is_named_by_our_loaders_of_sb3_files(algorithm: Any, tmp_path: Path) -> None:
+    (tmp_path / "agent.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for name in ("agent", "agent.zip"):
+        assert_raises(ValueError, "git lfs pull", algorithm.load, tmp_path / name)
+
+
+class Wide(ActorCriticPolicy):
+    """Takes a keyword of its own, which Stable-Baselines3's list of arguments lacks."""
+
+    def __init__(self, *spaces_and_rate: Any, width: int = 8, **more: Any) -> None:
+        super().__init__(*spaces_and_rate, **(more | {"net_arch": [width]}))
+
+
+def test_a_keyword_of_ones_own_policy_is_asked_for(tmp_path: Path) -> None:
+    path = save_agent(PPO(Wide, CARTPOLE, policy_kwargs={"width": 16}, **SHORT), tmp_path / "agent.zip")
+    message = r"Load it with custom_objects=\{'width': \.\.\.\}"
+    assert_raises(SafeFileError, message, load_agent, path, policy_class=Wide)
+    loaded = load_agent(path, policy_class=Wide, custom_objects={"width": 16})
+    assert loaded.policy.action_net.in_features == 16
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:

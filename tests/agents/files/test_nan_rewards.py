@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rlsmooth.agents import (
+    AIRL,
+    BCO,
     GAIL,
+    DAgger,
     ExactCheckpointCallback,
+    RewardNet,
     SmoothedA2C,
     SmoothedPPO,
     TrainingDivergedError,
@@ -22,6 +27,7 @@ from rlsmooth.agents import (
     save_agent,
 )
 from rlsmooth.data import cartpole_v1
+from support import assert_equal
 
 FIRST = 150
 ON, OFF = {"n_steps": 32, "batch_size": 32}, {"learning_starts": 20}
@@ -86,11 +92,102 @@ def test_without_a_callback_the_policy_stays_good(algorithm: Any, normalised: bo
     assert is_finite(model.policy)
 
 
-def test_a_reward_that_nothing_learns_from_does_not_matter(tmp_path: Path) -> None:
-    generator = PPO("MlpPolicy", Spoilt("CartPole-v1", "reward", np.nan), n_steps=64, seed=0, device="cpu")
-    trainer = GAIL(cartpole_v1(), generator, seed=0)
-    trainer.learn(256, callback=ExactCheckpointCallback(64, tmp_path, keep=1))
-    assert load_checkpoint(tmp_path, Spoilt("CartPole-v1", "reward", np.nan), device="cpu").model.num_timesteps == 256
+# ---- trainers around an algorithm or a clone, which learn from observations, and not from the environment's rewards
+DEMONSTRATIONS = cartpole_v1().sample_episodes(2, seed=0)
+SMALL: dict[str, Any] = {"seed": 0, "device": "cpu"}
+
+
+def adversarial(kind: Any, algorithm: Any = PPO, reward_net: Any = None) -> tuple[Callable[..., Any], ...]:
+    """What trains in an environment with checkpoints in a folder (None: without), and what resumes there."""
+    arguments = {"n_steps": 32, "batch_size": 32, "n_epochs": 1} if algorithm is PPO else {"learning_starts": 20}
+
+    def train(env: Any, folder: Path | None) -> Any:
+        generator = algorithm("MlpPolicy", env, **arguments, **SMALL)
+        trainer = kind(DEMONSTRATIONS, generator, reward_net, gen_train_timesteps=32, demo_batch_size=32, seed=0)
+        kept = None if folder is None else ExactCheckpointCallback(32, folder, keep=1)
+        return trainer.learn(256, callback=kept)
+
+    return train, lambda env, folder: kind.resume(folder, DEMONSTRATIONS, env, device="cpu").trainer
+
+
+def bco(env: Any, folder: Path | None) -> BCO:
+    given: dict[str, Any] = {"transitions_per_round": 60, "n_rounds": 4, "n_epochs": 1, "inverse_epochs": 2, **SMALL}
+    return BCO("MlpPolicy", env, DEMONSTRATIONS, checkpoint_folder=folder, **given).learn()
+
+
+def dagger(env: Any, folder: Path | None, expert: Any = lambda _: 0, **arguments: Any) -> DAgger:
+    given = {"rollout_round_min_timesteps": 60, "rollout_round_min_episodes": 1, **SMALL, **arguments}
+    return DAgger("MlpPolicy", env, expert, scratch_dir=folder, **given).learn(256)
+
+
+TRAINERS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "GAIL": adversarial(GAIL),
+    "AIRL": adversarial(AIRL),
+    "GAIL of DQN": adversarial(GAIL, DQN),
+    "BCO": (bco, lambda env, folder: BCO.resume(folder, env, DEMONSTRATIONS, device="cpu")),
+    "DAgger": (dagger, lambda env, folder: DAgger.resume(folder, env, lambda _: 0, device="cpu")),
+}
+of_each = pytest.mark.parametrize(("train", "resume"), TRAINERS.values(), ids=TRAINERS)
+
+
+@pytest.mark.parametrize(("name", "value"), [*zip(TRAINERS, (np.nan, -np.inf) * 3, strict=False)])
+def test_an_observation_stops_what_would_learn_from_it(tmp_path: Path, name: str, value: float) -> None:
+    train, resume = TRAINERS[name]
+    message = rf"stopped at step {FIRST}: environment 0 gave an observation that holds {value}"
+    with pytest.raises(TrainingDivergedError, match=message + ".*last good checkpoint stays in") as found:
+        train(Spoilt("CartPole-v1", "observation", value), tmp_path)
+    assert str(tmp_path) in str(found.value)
+    again = resume(Spoilt("CartPole-v1", "observation", value), tmp_path)
+    assert is_finite(again.policy)
+    with pytest.raises(TrainingDivergedError, match=message):
+        train(Spoilt("CartPole-v1", "observation", value), None)
+
+
+@of_each
+def test_a_reward_that_nothing_learns_from_does_not_matter(tmp_path: Path, train: Any, resume: Any) -> None:
+    trained = train(Spoilt("CartPole-v1", "reward", np.nan), tmp_path)
+    assert is_finite(trained.policy)
+    again = resume(Spoilt("CartPole-v1", "reward", np.inf), tmp_path)
+    assert_equal(again.policy.state_dict(), trained.policy.state_dict())
+
+
+class SpoiltNet(RewardNet):
+    """A reward network of the user's own that gives infinity from step `FIRST` on, where only the generator learns."""
+
+    def forward(self, *parts: Any) -> torch.Tensor:
+        found = super().forward(*parts)
+        self.steps = getattr(self, "steps", 0) + (0 if self.training else len(found))
+        return torch.where(torch.tensor(self.steps >= FIRST and not self.training), torch.inf, found)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])  # rewards at the end of a rollout, and at each step
+def test_a_learned_reward_stops_what_would_learn_from_it(tmp_path: Path, algorithm: Any) -> None:
+    env = gym.make("CartPole-v1")
+    train, _ = adversarial(GAIL, algorithm, SpoiltNet(env.observation_space, env.action_space))
+    with pytest.raises(
+        TrainingDivergedError,
+        match=r"stopped at step \d+: the reward network gave the reward (-?inf|nan) in environment 0",
+    ):
+        train(env, tmp_path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("targets", ["actions", "probabilities"])
+def test_an_experts_answer_stops_dagger(tmp_path: Path, targets: Any, bad: float) -> None:
+    asked = 0
+
+    def expert(_: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        answer = bad if asked > FIRST else 0.5
+        return np.array([answer] if targets == "actions" else [answer, 0.5], np.float32)
+
+    env = "Pendulum-v1" if targets == "actions" else "CartPole-v1"
+    message = rf"the expert (chose|gave).*{bad}.*Training stopped after step {FIRST}"
+    with pytest.raises(ValueError, match=message):
+        dagger(env, tmp_path, expert, expert_targets=targets, beta_schedule=1)
+    again = DAgger.resume(tmp_path, env, lambda _: 0, device="cpu")
+    assert is_finite(again.policy)
 
 
 def test_a_policy_that_diverged_replaces_nothing(tmp_path: Path) -> None:
