@@ -22,6 +22,7 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.scripts.arguments import alias
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, new_run_folder, plain, read_command, read_settings, write_settings
+from rlsmooth.untrusted import refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,9 +193,10 @@ def samples_of(args: Args, path: Path) -> tuple[LabelledData, str]:
     assert args.data is not None
     data = load_labelled(args.data)
     try:
-        settings = read_settings(path.parent, read_command(path.parent))
-        name, fraction, seed = settings["data"], float(settings["test_fraction"]), int(settings["seed"])
-    except (KeyError, TypeError, ValueError):
+        with refused(path.parent, ValueError):
+            settings = read_settings(path.parent, read_command(path.parent))
+            name, fraction, seed = settings["data"], float(settings["test_fraction"]), int(settings["seed"])
+    except ValueError:
         name, fraction, seed = None, 0.0, 0
     if name != args.data:
         return data, f"all {len(data):,} samples of {args.data}, perhaps trained on"

@@ -158,7 +158,7 @@ def label_dp_epsilon(smoothing: float | str | Smoothing, num_classes: int) -> fl
             f"smoothing={smoothing!r} follows a schedule: labels are drawn once, so give a constant alpha."
         )
     logs = recipe(torch.arange(num_classes), num_classes).dense(torch.float64).log()
-    # A class that no label's target has is never drawn, so that it tells nothing.
+    # A class that no label's target has is never drawn, so that it gives nothing away.
     drawn = logs[:, logs.isfinite().any(0)]
     return float((drawn.max(0).values - drawn.min(0).values).max())
 
@@ -376,7 +376,7 @@ class FederatedClient:
             for _ in range(steps):
                 private.zero_grad(set_to_none=True)
                 drawn = torch.nonzero(torch.rand(len(self)) < self._step_size / len(self)).squeeze(1)
-                with warnings.catch_warnings():  # inputs need no gradient, which torch tells Opacus' hooks
+                with warnings.catch_warnings():  # torch warns Opacus' hooks that inputs need no gradient
                     warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
                     losses.append(self._backward(drawn, progress, module=per_sample))
                 if self.share == "gradients":

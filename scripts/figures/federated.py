@@ -151,7 +151,7 @@ KIND = ReportKind(
     name="federated",
     commands={"federated": ""},
     subject="data",
-    needed=("data", "demonstrations", "split", "smoothing", "rounds", "seed", "share", "defence"),
+    needed=("device", "data", "demonstrations", "split", "smoothing", "rounds", "seed", "share", "defence"),
     extras={
         "last": {},  # by smoothing, the values of the last round
         "data": {},  # how many samples the clients, the server and the test have, in words

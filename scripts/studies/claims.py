@@ -28,7 +28,7 @@ from rlsmooth.scripts.figures.page import GREEN, GREY, INK, ORANGE, RED, STYLE, 
 from rlsmooth.scripts.studies.runner import Args, in_words
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "claims.md"
 BEGIN, END = "<!-- the table is written by make study-claims -->", "<!-- end of the table -->"
 HOLDS, ONLY_IF, FAILS, NOT_SHOWN = "holds", "holds only if", "does not hold", "not shown"
 COLOURS = {HOLDS: GREEN, ONLY_IF: ORANGE, FAILS: RED, NOT_SHOWN: GREY}
@@ -302,7 +302,7 @@ LINES = (
     ),
     Line(
         7, "outcome", "Smoothing over neighbours lowers the error in grades.",
-        "The two-sided median is kept only inside; at an end the one neighbour gets all.",
+        "The median is kept only between the outer grades: there, the one neighbour gets all.",
         "ordinal_classes", "mean absolute error, adjacent less flat smoothing (grades)", -1, 0.005,
         arms("ordinal_classes", ADJACENT, "mae"),
     ),
@@ -389,7 +389,7 @@ def verdict(line: Line, found: Mapping[str, Interval]) -> str:
     if len(claimed) == len(found):
         return HOLDS
     if claimed:
-        return f"{ONLY_IF} it is {', or '.join(claimed)}"
+        return f"{ONLY_IF} the data are {', or '.join(claimed)}"
     return FAILS if other else NOT_SHOWN
 
 

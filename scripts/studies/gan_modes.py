@@ -7,7 +7,7 @@ units), the generator's loss is the non-saturating one, noise is 2-dimensional, 
 is 0.8 as there; the learning rate falls linearly from 0.001 to 0 over 30,000 steps (PacGAN: 0.0001 and 400,000 steps).
 So published rows and ours differ in everything but the data and the measures: they are there for scale. These settings
 were looked at on hard targets only, with a seed (1000) that is not among those of the study. A first run of the study
-had 5,000 steps, in which no arm of the grid came to an end; this one has the same seeds and six times the steps.
+had 5,000 steps, which were too few for the grid; this one has the same seeds and six times the steps.
 Ten runs an arm: networks, points and noise of their own, trained side by side as one stack (Adam works number by number
 and the loss is the mean over the stack, so that they do not feel each other); the arms start from the same networks.
 Reported, of 2,500 samples after the last step: modes recovered, the share of high-quality samples (within three

@@ -130,8 +130,8 @@ def private(training: LabelledData, test: LabelledData, settings: dict[str, Any]
 def _found(module: nn.Module, one: Tensor, label: int, alpha: float, generator: torch.Generator) -> bool:
     """Whether the nearest of the ten possible clipped gradients to the noisy one is the true label's."""
     candidates = []
-    for guess in range(CLASSES):
-        loss = cross_entropy(module(one[None]), uniform(torch.tensor([guess]), CLASSES, alpha))
+    for candidate in range(CLASSES):
+        loss = cross_entropy(module(one[None]), uniform(torch.tensor([candidate]), CLASSES, alpha))
         flat = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(module.parameters()))])
         candidates.append(flat / flat.norm().clamp(min=1.0))
     table = torch.stack(candidates)

@@ -41,7 +41,7 @@ from rlsmooth.scripts.run_folder import new_run_folder, read_settings, write_set
 from support import assert_raises, repack
 
 COMMANDS = (
-    *("bc", "bco", "gail", "airl", "dagger", "classify", "self-train", "gan"),
+    *("bc", "bco", "gail", "airl", "dagger", "classify", "self-train", "gan", "federated"),
     *("ppo", "a2c", "maskable-ppo", "recurrent-ppo", "record", "enjoy", "evaluate", "audit", "plot"),
 )
 SHARED = ("arguments",)  # what several of them take

@@ -25,7 +25,21 @@ from rlsmooth.scripts.classification import network
 from rlsmooth.scripts.main import main
 from rlsmooth.training import Classifier, read_safe_file
 
-WORDS = ("--rounds", "3", "--smoothing", "0", "0.2", "--clients", "4", "--auxiliary", "100", "--learning-rate", "0.3")
+WORDS = (
+    "--data",
+    "digits",
+    "--rounds",
+    "3",
+    "--smoothing",
+    "0",
+    "0.2",
+    "--clients",
+    "4",
+    "--auxiliary",
+    "100",
+    "--learning-rate",
+    "0.3",
+)
 finished = finished_run("federated", *WORDS)
 
 
@@ -70,7 +84,7 @@ def test_demonstrators_train_one_agent(tmp_path: Path) -> None:
     assert main(["federated", *words, "--share", "gradients", "--defence", "clip-noise:1:1"]) == 0
     (folder,) = (tmp_path / "federated").iterdir()
     assert folder.name == "cartpole-v1+cartpole-v1-noisy_1"
-    assert evaluated(folder / "agent.zip")["deterministic"]["mean_reward"] >= 8
+    assert evaluated(folder / "agent.zip", "--env", "CartPole-v1")["deterministic"]["mean_reward"] >= 8
     assert_picture(folder / "report.png")
 
 

@@ -21,7 +21,7 @@ from support import REPOSITORY, product_files
 
 README = REPOSITORY / "README.md"
 PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", README]
-TABLES = ("architecture.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
+TABLES = ("architecture.md", "claims.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

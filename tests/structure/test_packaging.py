@@ -65,7 +65,7 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     core = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
-    assert set(project["optional-dependencies"]) == {"contrib", "minari", "datasets", "video", "dev"}
+    assert set(project["optional-dependencies"]) == {"contrib", "minari", "datasets", "privacy", "video", "dev"}
 
 
 def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
