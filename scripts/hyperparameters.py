@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
-from rlsmooth.agents.files.known_classes import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
+from rlsmooth.agents.files.policy_file import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
 from rlsmooth.checks import check_positive_int
 from rlsmooth.schedules import linear_start
 from rlsmooth.untrusted import read_regular, refused

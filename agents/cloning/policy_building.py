@@ -24,8 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlsmooth.agents.cloning.training_data import one_or_list
 from rlsmooth.agents.cloning.transition_features import TransitionFeatures
-from rlsmooth.agents.files.known_classes import policy_class_by_name
-from rlsmooth.agents.files.policy_file import AgentFile
+from rlsmooth.agents.files.policy_file import AgentFile, policy_class_by_name
 from rlsmooth.agents.heads import ActionHead, ActionUnits, CategoricalHead, GaussianHead
 from rlsmooth.agents.sb3 import MASKABLE, has_base, is_maskable, same_latent_distribution
 from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces, count_from_start, plain_class

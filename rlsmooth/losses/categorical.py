@@ -14,7 +14,6 @@ from rlsmooth.losses.closed_form import (
     Weights,
     cross_entropy_rows,
     inner_with_target,
-    is_traced,
     label_rows,
     legal_logits,
     policy_divergence_rows,
@@ -23,8 +22,7 @@ from rlsmooth.losses.closed_form import (
     shift,
     target_entropies,
 )
-from rlsmooth.targets.reference import Reference
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, is_traced
 
 
 def cross_entropy(

@@ -20,26 +20,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 
 from rlsmooth.losses.arguments import compute_dtype
-from rlsmooth.targets.reference import Reference
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, is_traced
 
 _BLOCK_ELEMENTS = {"cpu": 1 << 19}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
-
-
-def is_traced() -> bool:
-    """Whether torch compiles or transforms (`torch.func`) the loss: then it is plain operations, which torch derives.
-
-    The same as `rlsmooth.targets.arguments.is_traced`, here as well so that a loss passes through few files.
-    """
-    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
 
 
 def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:

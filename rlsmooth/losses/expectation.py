@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlsmooth.losses.policy import log_probabilities
-from rlsmooth.targets.reference import weight_dtype
+from rlsmooth.targets.target import weight_dtype
 from rlsmooth.targets.values import to_support
 
 

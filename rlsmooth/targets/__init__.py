@@ -11,11 +11,10 @@ from rlsmooth.targets.dense import boltzmann, from_probs, teacher, visit_counts
 from rlsmooth.targets.gaussian import GaussianTarget, gaussian
 from rlsmooth.targets.kernels import ordinal_kernel
 from rlsmooth.targets.labelled import mixture, one_hot, prior, sparse, uniform
-from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.search import completed_q
 from rlsmooth.targets.smoothing import Smoothing, as_smoothing
 from rlsmooth.targets.structured import hierarchical, kernel, ordinal
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target
 from rlsmooth.targets.tree import Tree
 from rlsmooth.targets.values import hl_gauss, two_hot
 

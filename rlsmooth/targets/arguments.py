@@ -9,21 +9,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
-from rlsmooth.targets.reference import check_broadcast, weight_dtype
+from rlsmooth.targets.target import check_broadcast, from_array, is_traced, weight_dtype
 
 Alpha: TypeAlias = float | Tensor
 Labels: TypeAlias = Tensor | Sequence[int] | int
 
 SUM_TOLERANCE = 1e-4
 """How far a distribution's sum may be from 1: wide enough for float32 counts, too narrow for a forgotten division."""
-
-
-def is_traced() -> bool:
-    """Whether torch compiles what runs, or transforms it (`torch.func`): no value can be read, no tensor changed."""
-    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
 
 
 def values_can_be_checked(validate: bool) -> bool:
@@ -45,21 +39,6 @@ def kind_of(value: object) -> str:
 def at(index: tuple[int, ...]) -> str:
     """How a message writes an index: nothing for that of a single row."""
     return f"[{', '.join(map(str, index))}]" if index else ""
-
-
-def from_array(values: Any) -> Any:
-    """A numpy array as a tensor (a copy: it may be read-only, as a memory-mapped file's); anything else as it is.
-
-    Recognised by what torch makes of it, so that this floor needs no numpy.
-    """
-    if values is None or isinstance(values, (Tensor, bool, int, float, str, list, tuple, dict)):
-        return values
-    try:
-        if hasattr(values, "__array__"):  # a column of a table too
-            return torch.as_tensor(values.__array__().copy())  # torch reads no array that is turned around
-        return torch.tensor(values)
-    except (TypeError, ValueError, RuntimeError):  # no array: the caller says what it wants
-        return values
 
 
 def to_labels(labels: Labels, name: str = "labels") -> Tensor:

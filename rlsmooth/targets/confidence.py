@@ -6,18 +6,9 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range, check_positive_int
-from rlsmooth.targets.arguments import (
-    Labels,
-    at,
-    broadcast_mask,
-    first_row,
-    from_array,
-    to_labels,
-    values_can_be_checked,
-)
+from rlsmooth.targets.arguments import Labels, at, broadcast_mask, first_row, to_labels, values_can_be_checked
 from rlsmooth.targets.labelled import uniform
-from rlsmooth.targets.reference import check_broadcast, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Target, check_broadcast, from_array, weight_dtype
 
 
 def confidence_adaptive(

@@ -11,9 +11,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from rlsmooth.targets.gaussian import GaussianTarget
-from rlsmooth.targets.reference import Reference
 from rlsmooth.targets.smoothing import Smoothing
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target
 from rlsmooth.targets.tree import Tree
 
 

@@ -17,12 +17,10 @@ from rlsmooth.targets.arguments import (
     check_mask,
     check_probabilities,
     first_row,
-    from_array,
     to_labels,
     values_can_be_checked,
 )
-from rlsmooth.targets.reference import Reference, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, from_array, weight_dtype
 
 
 def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = True) -> Target:

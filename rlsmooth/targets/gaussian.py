@@ -8,16 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlsmooth.targets.arguments import (
-    Alpha,
-    broadcast_alpha,
-    check_alpha,
-    first_row,
-    from_array,
-    kind_of,
-    values_can_be_checked,
-)
+from rlsmooth.targets.arguments import Alpha, broadcast_alpha, check_alpha, first_row, kind_of, values_can_be_checked
 from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
+from rlsmooth.targets.target import from_array
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_positive_int
-from rlsmooth.targets.arguments import (
-    check_ordinal_parameters,
-    first_row,
-    from_array,
-    is_traced,
-    values_can_be_checked,
-)
+from rlsmooth.targets.arguments import check_ordinal_parameters, first_row, values_can_be_checked
 from rlsmooth.targets.special import log_incomplete_beta
+from rlsmooth.targets.target import from_array, is_traced
 
 OrdinalScheme: TypeAlias = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "exponential"]
 ORDINAL_SCHEMES: tuple[str, ...] = get_args(OrdinalScheme)

@@ -19,14 +19,12 @@ from rlsmooth.targets.arguments import (
     check_mask,
     check_probabilities,
     first_row,
-    from_array,
     kind_of,
     to_labels,
     values_can_be_checked,
 )
 from rlsmooth.targets.kernels import is_steep
-from rlsmooth.targets.reference import Reference, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, from_array, weight_dtype
 
 
 def one_hot(labels: Labels, num_classes: int, *, mask: Tensor | None = None, validate: bool = True) -> Target:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
-from rlsmooth.targets.arguments import at, broadcast_mask, check_mask, first_row, from_array, values_can_be_checked
+from rlsmooth.targets.arguments import at, broadcast_mask, check_mask, first_row, values_can_be_checked
 from rlsmooth.targets.dense import boltzmann, check_float
-from rlsmooth.targets.reference import check_broadcast, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Target, check_broadcast, from_array, weight_dtype
 
 _EPSILON = torch.finfo(torch.float32).eps
 _NARROWEST_RANGE = 1e-8

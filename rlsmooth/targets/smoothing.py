@@ -12,21 +12,12 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice
 from rlsmooth.schedules import Schedule, start_of
-from rlsmooth.targets.arguments import (
-    Labels,
-    check_alpha,
-    check_ordinal_parameters,
-    check_probabilities,
-    from_array,
-    is_traced,
-    to_labels,
-)
+from rlsmooth.targets.arguments import Labels, check_alpha, check_ordinal_parameters, check_probabilities, to_labels
 from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows
 from rlsmooth.targets.labelled import from_prior, one_hot, uniform
-from rlsmooth.targets.reference import weight_dtype
 from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Target, from_array, is_traced, weight_dtype
 from rlsmooth.targets.tree import Tree
 
 

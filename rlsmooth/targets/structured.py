@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_in_range
-from rlsmooth.targets.arguments import Alpha, Labels, is_traced, to_labels
+from rlsmooth.targets.arguments import Alpha, Labels, to_labels
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows, ordinal_kernel
 from rlsmooth.targets.labelled import around_label
-from rlsmooth.targets.reference import Reference, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, is_traced, weight_dtype
 from rlsmooth.targets.tree import Tree
 
 

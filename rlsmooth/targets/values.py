@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
-from rlsmooth.targets.arguments import first_row, from_array, values_can_be_checked
+from rlsmooth.targets.arguments import first_row, values_can_be_checked
 from rlsmooth.targets.dense import without_label
-from rlsmooth.targets.reference import Reference, take_rows, weight_dtype
-from rlsmooth.targets.target import Target
+from rlsmooth.targets.target import Reference, Target, from_array, take_rows, weight_dtype
 
 _NARROW = 0.02
 """Bins narrower than this beside sigma, and the more so the farther from the value, are integrated by their density."""

@@ -60,7 +60,7 @@ def test_it_writes_networks_and_report(finished: Any, tmp_path: Path) -> None:
         f"{kind}_{alpha}{end}" for alpha in ("0", "0.2") for kind, end in (("classifier", ".zip"), ("smoothing", ""))
     ]
     assert_written(folder, printed, files, WORDS)
-    assert "Smoothing does not hide labels" in printed.replace("\n", " ")
+    assert "Smoothing does not hide labels" in " ".join(printed.split())
     assert_resumed_unchanged(folder, tmp_path, parameters)
 
 

@@ -26,7 +26,8 @@ GUESSES = {
     "rlsmooth/data/validation.py": 1,
     "rlsmooth/data/vec_env_adapter.py": 1,  # makes an environment
     "rlsmooth/schedules.py": 1,
-    "rlsmooth/targets/arguments.py": 2,  # the caller's arrays
+    "rlsmooth/targets/arguments.py": 1,
+    "rlsmooth/targets/target.py": 1,  # the caller's arrays
     "rlsmooth/training/classifier_model.py": 1,  # the caller's network
     "rlsmooth/training/safe_file.py": 1,  # writes tensors
     "scripts/classify.py": 1,  # wrong arguments

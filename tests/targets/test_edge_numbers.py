@@ -260,7 +260,7 @@ STEEP: dict[str, tuple[int, Callable[[Tensor, Tensor, bool], Target], Callable[[
 }
 TINY = 10.0 ** -torch.arange(K, dtype=F64).sub(torch.arange(K, dtype=F64)[:, None]).abs().mul(5.0).clamp_max(300)
 RARE = torch.cat((torch.ones(1, dtype=F64), 10.0 ** -torch.linspace(20, 307, K - 1, dtype=F64)))
-MODULES = ("target", "reference", "arguments", "labelled", "structured", "smoothing")
+MODULES = ("target", "arguments", "labelled", "structured", "smoothing")
 
 
 @pytest.mark.parametrize("through_smoothing", [False, True])
