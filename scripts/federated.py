@@ -64,8 +64,8 @@ class Args(RunArgs):
     """How much of the target leaves the label: a number, or lin_0.1 for one that falls to 0. Several: a training for
     each."""
     defence: str = "none"
-    """none; clip-noise:NORM:SIGMA, differentially private steps (extra `privacy`); or randomised-labels, each label
-    drawn once from its smoothed target."""
+    """How clients hide labels: none; clip-noise:NORM:SIGMA, differentially private steps (extra `privacy`); or
+    randomised-labels, each label drawn once from its smoothed target."""
     auxiliary: int = 200
     """How many labelled samples of its own the server has for its attacks; no client trains on them."""
     alpha_known: bool = True

@@ -57,7 +57,7 @@ def fit_temperature(
     samples, label, weight, valid = as_samples(logits, labels, weights, name="logits")
     # A class at -inf has probability 0 at every T: left out, since 0 · inf would make the slope NaN.
     legal = samples > -torch.inf
-    wide = samples.to(weight.dtype)
+    wide = torch.where((weight == 0).unsqueeze(-1), 0.0, samples.to(weight.dtype))  # an infinity times 0 is NaN
     # Less the label's logit, so that where every sample is right no rounding turns the slope's sign before it is 0.
     values = (wide - wide.gather(-1, label.unsqueeze(-1))).masked_fill(~legal, 0.0)
 
