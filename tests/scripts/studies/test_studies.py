@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -33,11 +34,16 @@ from rlsmooth.scripts.studies import (
     digits,
     distil_dqn,
     distil_dqn_teachers,
+    fairness,
     gail_smoothing,
     gan_modes,
     hierarchy,
+    hybrid_digits,
     hybrid_iris,
     ordinal_bins,
+    ordinal_classes,
+    privacy,
+    pseudo_gradients,
     self_training,
     value_targets,
     variable_horizon,
@@ -503,6 +509,13 @@ ARMS_OF: dict[Any, tuple[Any, str]] = {  # and what the page has of an arm
     ordinal_bins: ([f"{arm}|{number}" for arm in ordinal_bins.ARMS for number in ordinal_bins.EPISODES], ""),
     digits: ([digits.arm_of(alpha, noise) for alpha in digits.ALPHAS for noise in digits.NOISES], ""),
     hybrid_iris: (hybrid_iris.ARMS, "\n| {} |"),
+    ordinal_classes: ([f"{data}, {arm}" for data in ordinal_classes.DATA for arm in ordinal_classes.ARMS], ""),
+    hybrid_digits: ([f"{kind}, {arm}" for kind in hybrid_digits.SHARES for arm in hybrid_digits.arms_of(kind)], ""),
+    fairness: (
+        [fairness.arm_of(*arm) for arm in itertools.product(fairness.DATA, fairness.EPOCHS, fairness.ALPHAS)],
+        "",
+    ),
+    privacy: ([f"alpha {alpha:g}" for alpha in privacy.ALPHAS], ""),
 }
 
 
@@ -514,6 +527,15 @@ def test_it_runs_from_start_to_end(study: Any, tmp_path: Path, capsys: pytest.Ca
     assert {arm: len(runs) for arm, runs in result["runs"].items()} == dict.fromkeys(arms, 3)
     assert all(shown.format(arm) in page for arm in arms)
     assert study is not digits or "| 0.1 | scaled |" in page
+
+
+@pytest.mark.slow
+def test_it_runs_from_start_to_end_of_pseudo_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = run_here(pseudo_gradients, tmp_path, capsys)
+    assert len(result["runs"]) == 3
+    assert all(f"\n| {alpha:g} |" in page for alpha in pseudo_gradients.ALPHAS)
+    for run in result["runs"]:
+        assert run["ratios"]["0.1"][0] < 1 < run["ratios"]["0.1"][-1]
 
 
 @pytest.mark.slow
