@@ -154,9 +154,9 @@ SAC = "--algo sac --gen-train-timesteps 64 --hyperparams learning_starts=64 grad
 @pytest.mark.parametrize(
     "words",
     [
-        f"gail {SAC}",
+        pytest.param(f"gail {SAC}", marks=pytest.mark.slow),
         pytest.param(f"airl {SAC}", marks=pytest.mark.slow),
-        pytest.param("airl --algo ppo --hyperparams n_steps=32 batch_size=32", marks=pytest.mark.slow),
+        "airl --algo ppo --hyperparams n_steps=32 batch_size=32",
     ],
 )
 def test_continuous_actions(words: str, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     assert "demonstrated_return" not in summary
 
 
-@pytest.mark.parametrize("run", ["finished", "bco_run", "dagger_run"])
+@pytest.mark.parametrize("run", ["finished", "bco_run", pytest.param("dagger_run", marks=pytest.mark.slow)])
 def test_a_finished_run_resumes_unchanged_and_is_drawn_evaluated_and_filmed(
     run: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

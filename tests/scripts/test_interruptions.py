@@ -227,8 +227,11 @@ def test_only_a_reader_that_has_gone_ends_a_command_without_a_word(
     [
         ("ppo", "--env", "Pendulum-v1", "-n", "512", *OFTEN, "-params", "normalize=True", "use_sde=False"),
         ("bc", "--epochs", "1", *PLAY),
-        ("dagger", "-n", "200", "--train-expert", "256", "--epochs", "1", "--eval-episodes", "1", *CPU),
-        ("gail", "-n", "512", *OFTEN, "--n-envs", "1", "-params", "n_steps=256"),
+        pytest.param(
+            ("dagger", "-n", "200", "--train-expert", "256", "--epochs", "1", "--eval-episodes", "1", *CPU),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("gail", "-n", "512", *OFTEN, "--n-envs", "1", "-params", "n_steps=256"), marks=pytest.mark.slow),
     ],
 )
 def test_the_last_checkpoint_is_evaluated(tmp_path: Path, capsys: Any, words: tuple[str, ...]) -> None:

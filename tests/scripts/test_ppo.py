@@ -149,6 +149,7 @@ def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
     assert same_tensors(parameters(tmp_path / "ppo" / "CartPole-v1_1"), model.policy.state_dict())
 
 
+@pytest.mark.slow  # BC's is quick, and the contract of resuming has the generators
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_agent(tmp_path: Path) -> None:
     settings = ["-n", "2560", "--eval-freq", "1024", "--save-freq", "512", "--eval-episodes", "1", "--device", "cpu"]
     settings += ["--target-entropy-frac", "0.9", "--exploration-floor", "lin_0.2"]

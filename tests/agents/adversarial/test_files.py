@@ -208,7 +208,7 @@ def test_forged_files_are_refused(tmp_path: Path) -> None:
         (GAIL, lambda: normalised(norm_reward=True), expert, "CartPole-v1"),
         (GAIL, dqn, expert, "CartPole-v1"),
         (AIRL, masked, mask_data, MASKED),
-        (AIRL, sac, pendulum, "Pendulum-v1"),
+        pytest.param(AIRL, sac, pendulum, "Pendulum-v1", marks=pytest.mark.slow),
     ],
     ids=["smoothed", "a2c", "normalised", "dqn", "airl-masked", "airl-sac"],
 )
