@@ -1,6 +1,7 @@
 """Federated training: a server sends parameters to clients, combines what they send back, and may audit it.
 
 FederatedTrainer  the loop over rounds: sends parameters, audits, aggregates, evaluates, writes checkpoints
+CuriousServer     estimates the clients' labels from what they send
 FedAvg, FedSGD    combine what the clients of a round send, by numbers of samples
 even_split, dirichlet_split, group_split    the samples of each client
 """
@@ -28,7 +29,7 @@ from rlsmooth.audits import (
 )
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, as_smoothing
-from rlsmooth.training.checkpoint import Checkpoint, load_module
+from rlsmooth.training.checkpoint import Checkpoint, decode_history, load_module
 from rlsmooth.training.classifier_model import model_dtype
 from rlsmooth.training.divergence import TrainingDivergedError
 from rlsmooth.training.federated_client import (
@@ -36,8 +37,8 @@ from rlsmooth.training.federated_client import (
     FitResult,
     Parameters,
     Share,
-    as_samples,
     get_parameters,
+    labelled_samples,
     logits_of,
     set_parameters,
 )
@@ -55,9 +56,8 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
-from rlsmooth.training.safe_file import SafeFileError
 from rlsmooth.training.seeding import epoch_permutation
-from rlsmooth.untrusted import AnyNumber, Count, decode, refused
+from rlsmooth.untrusted import AnyNumber, Count
 
 Audit: TypeAlias = Callable[[int, int, Parameters, Parameters, int, Mapping[str, float]], Mapping[str, float]]
 """Called with round, client, what was sent to it, what came back, its number of samples and metrics."""
@@ -308,7 +308,7 @@ class FederatedTrainer:
         self.clients_per_round = clients_per_round
         self.audit = audit
         classes = clients[0].num_classes
-        self.evaluation = None if evaluation is None else as_samples(*evaluation, classes, model_dtype(module))
+        self.evaluation = None if evaluation is None else labelled_samples(*evaluation, classes, model_dtype(module))
         self.checkpoint_folder = checkpoint_folder
         self.tensorboard_log = tensorboard_log
         self.on_log = on_log
@@ -379,7 +379,9 @@ class FederatedTrainer:
         epsilons = [client.epsilon for client in self.clients]
         if any(map(math.isfinite, epsilons)):
             values["epsilon"] = max(epsilons)
-        values |= {f"audit_{name}": float(np.nanmean(column)) for name, column in audited.items()}
+        for name, column in audited.items():  # a client that an attack finds nothing of does not count
+            known = [value for value in column if not math.isnan(value)]
+            values[f"audit_{name}"] = sum(known) / len(known) if known else math.nan
         append_values(self.history, values)
         events.write("federated", values, number)
         if self.verbose:
@@ -444,19 +446,20 @@ class FederatedTrainer:
         self._run_folder().save(self.progress.step, config, tensors, keeps_rng=False)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        config, tensors, folder = checkpoint.config, checkpoint.tensors, self._run_folder().path
-        with refused(folder, SafeFileError):
-            decode(SavedRun, config, "config")
+        config, tensors, folder = checkpoint.decoded(SavedRun), checkpoint.tensors, self._run_folder().path
         check_same_arguments(config["arguments"], self._arguments(), folder)
         check_given_again(config["data"], self._fingerprints(), folder)
         load_module("module", self.module, tensors["module"], f"the run in {str(folder)!r}")
         self.parameters = get_parameters(self.module)
-        with refused(folder, SafeFileError):
+        with checkpoint.refused():
             for index, client in enumerate(self.clients):
                 name = f"client_{index}"
                 client.load_state(tensors.get(name, {}), config["clients"][name])
-            self.progress.step, self.progress.start, self.progress.end = config["progress"]
-            self.history = {name: [float(value) for value in column] for name, column in config["history"].items()}
+            step, start, end = config["progress"]
+            if step != checkpoint.step or not start <= step <= end:
+                raise ValueError(f"progress={config['progress']} is not that of round {checkpoint.step}")
+            self.history = decode_history(config["history"], "history", step)
+            self.progress.step, self.progress.start, self.progress.end = step, start, end
 
 
 class SavedRun(TypedDict):
@@ -467,7 +470,6 @@ class SavedRun(TypedDict):
     history: dict[str, list[AnyNumber]]
     data: dict[str, str]
     clients: dict[str, dict[str, Any]]
-    execution: dict[str, Any]
 
 
 # ---- a server that looks on
@@ -477,10 +479,11 @@ class SavedRun(TypedDict):
 class CuriousServer:
     """Estimates from what a client sends how many of its samples have each class: an `audit` of `FederatedTrainer`.
 
-    It is a fair server that does nothing but compute. From the last layer it takes the gradient, or, where weights are
-    shared, the pseudo-gradient `(before - after) / (learning rate · steps)`, which is the gradient exactly after one
-    step of SGD. Each attack gives counts; its score is the overlap with the true ones, `sum_k min(n_k, m_k) / N`.
-    `prior` needs no gradient (the class shares of the server's own samples): read every other score against it.
+    It is honest but curious: it follows the protocol, and computes what it can. From the last layer it takes the
+    gradient, or, where weights are shared, the pseudo-gradient `(before - after) / (learning rate · steps)`, which is
+    the gradient exactly after one step of SGD. Each attack gives counts; its score is the overlap with the true ones,
+    `sum_k min(n_k, m_k) / N`. `prior` needs no gradient (the class shares of the server's own samples): read every
+    other score against it.
 
     | score | attack |
     |---|---|
@@ -530,7 +533,7 @@ class CuriousServer:
         self._weight = names.index(f"{prefix}weight")
         self._bias = None if layer.bias is None else names.index(f"{prefix}bias")
         self._counts = [torch.bincount(part.cpu(), minlength=num_classes).to(torch.float64) for part in labels]
-        self._inputs, own = as_samples(*auxiliary, num_classes, model_dtype(module))
+        self._inputs, own = labelled_samples(*auxiliary, num_classes, model_dtype(module))
         self._inputs = self._inputs.to(next(self.module.parameters()).device)
         self._members = nn.functional.one_hot(own.cpu(), num_classes).to(torch.float64)
         self.share = share

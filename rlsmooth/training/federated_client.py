@@ -81,7 +81,8 @@ class ClipAndNoise:
     """DP-SGD (Abadi et al. 2016): each sample's gradient is clipped, and noise added to their sum. Needs Opacus.
 
     A local step draws each sample with probability `batch_size / N`. The epsilon that a client reports is that of its
-    samples against everyone who sees what it sends, by Opacus' RDP accountant, over all its steps so far.
+    samples against everyone who sees the parameters or gradients that it sends, by Opacus' RDP accountant, over all its
+    steps so far. The `loss` among its metrics has no noise: do not publish it.
 
     Attributes:
         max_norm: the bound of the norm of a sample's gradient.
@@ -248,7 +249,7 @@ class FederatedClient:
         check_positive_int("num_classes", num_classes)
         check_positive_int("seed", seed, minimum=0)
         self.module = module
-        self.inputs, self.labels = as_samples(inputs, labels, num_classes, model_dtype(module))
+        self.inputs, self.labels = labelled_samples(inputs, labels, num_classes, model_dtype(module))
         self.num_classes = num_classes
         self.smoothing = as_smoothing(smoothing)
         self.mask = mask
@@ -325,9 +326,7 @@ class FederatedClient:
             metrics["epsilon"] = self.epsilon
         return self._to_send(), len(self), metrics
 
-    def evaluate(
-        self, parameters: Sequence[NDArray[Any]], config: Mapping[str, Any]
-    ) -> tuple[float, int, dict[str, float]]:
+    def evaluate(self, parameters: Sequence[NDArray[Any]], config: Mapping[str, Any]) -> EvaluationResult:
         """The mean negative log-likelihood of the true labels (nats), the number of samples, and `accuracy`.
 
         Args:
@@ -342,9 +341,7 @@ class FederatedClient:
 
     def _train(self, number: int, progress: float) -> list[Tensor]:
         """The local loop: shuffle the samples, update. Returns the losses."""
-        optimizer = self._make_optimizer()
-        if self.keep_optimizer and self._optimizer_state is not None:
-            load_optimizer(optimizer, *self._optimizer_state)
+        optimizer = self._begun_optimizer()
         cut = EpochCut(len(self), self.batch_size, joins_single=has_batch_norm(self.module))
         losses = []
         for epoch in range(self.local_epochs):
@@ -360,9 +357,7 @@ class FederatedClient:
     def _train_privately(self, defence: ClipAndNoise, progress: float) -> list[Tensor]:
         """The same with Poisson-sampled minibatches, clipped gradients of single samples, and noise."""
         opacus = _opacus()
-        optimizer = self._make_optimizer()
-        if self.keep_optimizer and self._optimizer_state is not None:
-            load_optimizer(optimizer, *self._optimizer_state)
+        optimizer = self._begun_optimizer()
         private = opacus.optimizers.DPOptimizer(
             optimizer,
             noise_multiplier=defence.noise_multiplier,
@@ -399,12 +394,19 @@ class FederatedClient:
         mask = None if self.mask is None else self.mask[places]
         labels = self._trained_labels[places]
         target = self._trained_smoothing(labels, self.num_classes, mask=mask, progress=progress, validate=False)
-        logits = (module or self.module)(self.inputs[places])
+        logits = (self.module if module is None else module)(self.inputs[places])
         loss = cross_entropy(logits, target, mask=mask, reduction="sum") / max(len(places), 1)
         if module is None:
             self.module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _begun_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser at the start of a round."""
+        optimizer = self._make_optimizer()
+        if self.keep_optimizer and self._optimizer_state is not None:
+            load_optimizer(optimizer, *self._optimizer_state)
+        return optimizer
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -452,7 +454,9 @@ class FederatedClient:
             "smoothing": encode_smoothing([self.smoothing]),
             "optimizer": [self.optimizer, self.learning_rate, self.momentum, self.keep_optimizer],
             "local": [self.batch_size, self.local_epochs, self.share, self.seed],
-            "defence": [noise.max_norm, noise.noise_multiplier] if isinstance(noise, ClipAndNoise) else noise,
+            "defence": [noise.max_norm, noise.noise_multiplier, noise.delta]
+            if isinstance(noise, ClipAndNoise)
+            else noise,
         }
 
     def fingerprint(self) -> str:
@@ -481,7 +485,7 @@ class FederatedClient:
 # ---- samples
 
 
-def as_samples(inputs: Any, labels: Any, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def labelled_samples(inputs: Any, labels: Any, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tensors `[N, ...]` and int64 `[N]`, checked."""
     features = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs)).to(dtype)
     known = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))

@@ -6,7 +6,7 @@ rest. Four arms with three settings each; the setting of an arm is chosen on siz
 102: most runs solved, then fewest steps, then the first of the list. Then seeds 0 to 9 on all sizes. A run is solved,
 and ends, when the deterministic policy finds the treasure at two evaluations in a row, which come every 1,000 steps.
 A policy that acts at random sees the treasure once in 2,048 and 10,240 steps on average. A first run of the study had
-20,000 steps, in which no arm solved size 10 in more than 3 of 10 seeds, and size 12, which one seed of 40 solved.
+20,000 steps, in which no arm solved size 10 on more than 3 seeds, and had size 12 too, which 1 run of 40 solved.
 """
 
 from __future__ import annotations

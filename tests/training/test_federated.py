@@ -281,6 +281,15 @@ def test_an_audit_sees_what_is_sent_and_what_comes_back():
     assert history["audit_index"] == [1.0, 1.0]
 
 
+def test_an_attack_that_finds_nothing_is_no_number_in_the_history_and_in_checkpoints(tmp_path):
+    module, nothing = network(), lambda number, index, *_: {"one": math.nan, "two": math.nan if index else 0.5}
+    FederatedTrainer(module, clients(module), audit=nothing, checkpoint_folder=tmp_path).train(2)
+    history = FederatedTrainer(module, clients(module), audit=nothing, checkpoint_folder=tmp_path)
+    history = history.train(2, resume=True).history
+    assert np.isnan(history["audit_one"]).all()
+    assert history["audit_two"] == [0.5, 0.5]
+
+
 def test_a_value_that_is_not_finite_ends_the_run(tmp_path):
     module = network()
     members = clients(module)
