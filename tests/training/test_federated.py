@@ -1,6 +1,7 @@
 """Federated training against hand-written loops of torch, a numpy mean, and closed forms of its guarantees."""
 
 import math
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -166,6 +167,12 @@ def test_clipped_gradients_and_their_noise():
     assert noisy.epsilon == ClipAndNoise(0.5, 4.0).epsilon(1.0, 30)
     again = FederatedClient(module, INPUTS, LABELS, CLASSES, defence=ClipAndNoise(0.5, 4.0), **settings)
     np.testing.assert_array_equal(draws[0], np.concatenate([p.ravel() for p in again.fit(start, {})[0]]) - expected)
+
+
+def test_opacus_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(ImportError, match=r"pip install 'rlsmooth\[privacy\]'"):
+        clients(network(), defence=ClipAndNoise(1.0, 1.0))
 
 
 def test_epsilon_of_the_gaussian_mechanism_and_of_more_steps():
