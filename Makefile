@@ -105,7 +105,8 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
-.PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness study-privacy study-claims
+.PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness
+.PHONY: study-privacy study-policies study-claims
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -166,6 +167,9 @@ study-fairness: $(DEV)  ## study: calibration of groups, with and without smooth
 
 study-privacy: $(DEV)  ## study: labels in gradients, with and without smoothing
 	$(BIN)/python -P -m rlsmooth.scripts.studies.privacy $(ARGS)
+
+study-policies: $(DEV)  ## study: a clone of two demonstrators: its calibration by group, and actions in its gradients
+	$(BIN)/python -P -m rlsmooth.scripts.studies.policies $(ARGS)
 
 study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of the studies
 	$(BIN)/python -P -m rlsmooth.scripts.studies.claims $(ARGS)

@@ -118,6 +118,24 @@ def groups(value: Callable[[Any], float], other: Any = None) -> Callable[[Studie
     return find
 
 
+def policies(value: Callable[[Mapping[str, float], str, str], float]) -> Callable[[Studies], Found]:
+    """Alpha 0.1 less none, on policies by demonstrator and by region; `value` is of a run and two groups' names."""
+
+    def find(studies: Studies) -> Found:
+        for env, regions in {"CartPole-v1": ("upright", "tilted"), "Acrobot-v1": ("low", "high")}.items():
+            ours, theirs = (seeds_of(studies["policies"]["runs"][f"{env}, alpha {alpha}"]) for alpha in ("0.1", "0"))
+            for kind, names in {"demonstrators": ("skilled", "weak"), "regions": regions}.items():
+                differences = [value(a, *names) - value(b, *names) for a, b in _pairs(ours, theirs)]
+                yield f"{env} policy by {kind}", differences
+
+    return find
+
+
+def seeds_of(columns: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """A table a seed, of one with a column a measure."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def both(one: Callable[[Studies], Found], two: Callable[[Studies], Found]) -> Callable[[Studies], Found]:
     """The data sets of two studies."""
 
@@ -182,6 +200,25 @@ def privacy(studies: Studies) -> Found:
     for when in ("first", "last"):
         pairs = _pairs(ours, theirs)
         yield f"federated, {when} round", [a["federated"][when] - b["federated"][when] for a, b in pairs]
+
+
+def policy_privacy(studies: Studies) -> Found:
+    """The best attack on the actions of a policy, alpha 0.1 less none."""
+    kinds = {
+        "one sample": ("exact", "sign", "argmin", "iDLG"),
+        "minibatch of 32": tuple(
+            f"{name}, 32"
+            for name in ("LLG", *(f"{kind}, alpha known" for kind in ("iLRG", "auxiliary", "counts, softmax(bias)")))
+        ),
+    }
+    for env in ("CartPole-v1", "Acrobot-v1"):
+        ours, theirs = (seeds_of(studies["policies"]["runs"][f"{env}, alpha {alpha}"]) for alpha in ("0.1", "0"))
+        for state in ("before", "after"):
+            for kind, names in kinds.items():
+                best = [
+                    [max(run[f"{state}: {name}"] for name in names) for run in pair] for pair in _pairs(ours, theirs)
+                ]
+                yield f"{env} policy, {kind}, {state} training", [a - b for a, b in best]
 
 
 def _pairs(ours: Sequence[Any], theirs: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -344,14 +381,18 @@ LINES = (
     Line(
         9, "mechanism", "Smoothing lowers the confidence of every group.",
         "By `a (conf - 1 / K)` each: most where confidence is high.",
-        "fairness", "confidence of the group that is less sure, a = 0.1 less none", -1, 0.005,
-        groups(lambda run: min(run["plain"]["A"]["confidence"], run["plain"]["B"]["confidence"])),
+        "fairness, policies", "confidence of the group that is less sure, a = 0.1 less none", -1, 0.005,
+        both(
+            groups(lambda run: min(run["plain"]["A"]["confidence"], run["plain"]["B"]["confidence"])),
+            policies(lambda run, a, b: min(run[f"confidence, {a}"], run[f"confidence, {b}"])),
+        ),
     ),
     Line(
         9, "outcome", "So groups are calibrated more alike.",
         "`D_a = D_0 - a (conf_B - conf_A)`: of a calibrated model smoothing creates a disparity, and a harder group's "
         "grows. The unsigned ECE difference may vanish as one group becomes underconfident.",
-        "fairness", "size of gap_B - gap_A (signed gaps), a = 0.1 less none", -1, 0.005, groups(_disparity),
+        "fairness, policies", "size of gap_B - gap_A (signed gaps), a = 0.1 less none", -1, 0.005,
+        both(groups(_disparity), policies(lambda run, a, b: abs(run[f"gap, {b}"] - run[f"gap, {a}"]))),
         contradicted=True,
     ),
     Line(
@@ -362,7 +403,8 @@ LINES = (
     Line(
         10, "outcome", "So labels are harder to infer from gradients.",
         "The target of one sample follows from its gradient exactly, at every a: `q = softmax(W h + b) - db`.",
-        "privacy", "share of labels found by the best attack, a = 0.1 less none", -1, 0.02, privacy,
+        "privacy, policies", "share of labels found by the best attack, a = 0.1 less none", -1, 0.02,
+        both(privacy, policy_privacy),
         contradicted=True,
     ),
 )  # fmt: skip

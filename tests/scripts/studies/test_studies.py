@@ -42,6 +42,7 @@ from rlsmooth.scripts.studies import (
     hybrid_iris,
     ordinal_bins,
     ordinal_classes,
+    policies,
     privacy,
     pseudo_gradients,
     self_training,
@@ -536,6 +537,33 @@ def test_it_runs_from_start_to_end_of_pseudo_gradients(tmp_path: Path, capsys: p
     assert all(f"\n| {alpha:g} |" in page for alpha in pseudo_gradients.ALPHAS)
     for run in result["runs"]:
         assert run["ratios"]["0.1"][0] < 1 < run["ratios"]["0.1"][-1]
+
+
+@pytest.mark.slow
+def test_it_runs_from_start_to_end_of_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, _ = run_here(policies, tmp_path, capsys)
+    arms = [policies.arm_of(env, alpha) for env in policies.ENVS for alpha in policies.ALPHAS]
+    assert list(result["runs"]) == arms
+    for arm in arms:
+        columns, hard = result["runs"][arm], result["runs"][f"{arm.partition(',')[0]}, alpha 0"]
+        assert {len(column) for column in columns.values()} == {3}
+        assert columns["before: exact"] == columns["after: exact"] == [1.0] * 3
+        gap = {skill: np.array(columns[f"gap, {skill}"]) for skill in policies.SKILLS}
+        np.testing.assert_allclose(columns["D, plain"], gap["weak"] - gap["skilled"], atol=2e-6)
+        assert columns["rows, weak"] == hard["rows, weak"]  # arms share the split, and the agent as built
+        assert columns["before: LLG, 8"] == hard["before: LLG, 8"]
+    assert len(set(columns["gap, weak"])) == 3
+
+
+def test_d_within_shared_cells_compares_like_with_like() -> None:
+    cells = np.repeat([0, 1, 2], (60, 60, 9))
+    is_weak = np.tile([True, False, False], 43)
+    hits = np.where(cells == 0, 0.0, 1.0)
+    sure = 0.5 + 0.1 * is_weak  # within a cell D is 0.1, and the third has too few
+    found, share = policies.within_cells(sure, hits, is_weak, cells)
+    assert found == pytest.approx(0.1)
+    assert share == pytest.approx(120 / 129)
+    assert np.isnan(policies.within_cells(sure[120:], hits[120:], is_weak[120:], cells[120:])[0])
 
 
 @pytest.mark.slow
