@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -312,7 +313,7 @@ def tables(runs: dict[str, Columns], env: str, returns: dict[str, float]) -> lis
         | {f"gap_{high} - gap_{low}": "D of regions"}
         | {"predicted": expected[REGIONS[env]]},
     )
-    lines += ["Over the rows of a seed: mean ends of the Welch interval; seeds in which it leaves out 0:\n"]
+    lines += ["Over a seed's held-out transitions: mean ends of the Welch interval; seeds in which it leaves out 0:\n"]
     lines += table(arms, {})[:2]
     lines += over_rows(
         arms,
@@ -347,14 +348,15 @@ def draw(path: Path, runs: dict[str, Columns], seeds: int) -> None:
             for axes in (gaps, disparities):
                 axes.axhline(0, color=INK, linewidth=1)
                 axes.legend(frameon=False, fontsize=9)
-            batches = [f"{name}, 32" for name in ("LLG", "iLRG, alpha known", "auxiliary, alpha known")]
+            counted = ("iLRG", "auxiliary", "counts, softmax(bias)")
+            batches = ["LLG, 32", *(f"{name}, alpha known, 32" for name in counted)]
             shown = ["prior", "exact", "sign", "argmin", "iDLG", "prior, 32", *batches]
             for shift, alpha, arm in zip((-1.5, -0.5, 0.5, 1.5), ALPHAS, arms, strict=True):
                 columns = [arm[f"after: {name}"] for name in shown]
                 places = np.arange(len(shown)) + 0.15 * shift
                 bars(attacks, places, columns, COLOURS[alpha], f"alpha {alpha:g}")
-            ticks = [name.replace(", alpha known", "").replace(", ", "\n") for name in shown]
-            attacks.set_xticks(range(len(shown)), ticks, fontsize=9)
+            ticks = [re.sub(r"counts, |softmax|[()]|, alpha known", "", name).replace(", ", "\n") for name in shown]
+            attacks.set_xticks(range(len(shown)), ticks, fontsize=8)
             attacks.set(ylim=(0, 1.05), title=f"{env}: actions found, after training")
             attacks.legend(frameon=False, loc="lower left", fontsize=9)
         save_figure(path, figure)
