@@ -150,16 +150,25 @@ def newest():  # a run that was killed before it had its settings begins anew, i
     found = sorted(pathlib.Path("killed").glob("*/*/config.json"), key=lambda path: path.stat().st_mtime)
     return found[-1].parent if found else None
 
-began = time.monotonic()
-assert os.waitpid(start(*words, "-f", "whole"), 0)[1] == 0
-whole = time.monotonic() - began
+def seconds(process):  # its own, on the CPU: a loaded machine does not move the moment
+    try:
+        user, system = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except (FileNotFoundError, ProcessLookupError):
+        return float("inf")
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+_, status, usage = os.wait4(start(*words, "-f", "whole"), 0)
+assert status == 0
+whole = usage.ru_utime + usage.ru_stime
 stopped = 0
 for number in map(int, numbers.split(",")):
     folder, before = newest(), time.time()
     process = start(*words, "-f", "killed") if folder is None else start("--resume", str(folder))
     while newest() is None and os.waitpid(process, os.WNOHANG)[0] == 0:
         time.sleep(0.001)
-    time.sleep(moments.uniform(0.05, 0.4) * whole)
+    moment = seconds(process) + moments.uniform(0.05, 0.3) * whole
+    while seconds(process) < moment and os.waitpid(process, os.WNOHANG)[0] == 0:
+        time.sleep(0.001)
     try:
         os.kill(process, number)
     except ProcessLookupError:
