@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import (
     AIRL,
@@ -36,6 +34,7 @@ from rlsmooth.scripts.on_policy import (
     hyperparameter_values,
     make_journal,
     new_algorithm,
+    steps_of,
     summarise_run,
     training_envs,
     uses_masks,
@@ -109,7 +108,8 @@ def train(
         checkpoints = checkpoint_callback(run, args, checkpoint)
         start = agent.num_timesteps
         run.begin(
-            f"Training {trainer_class.__name__} with {type(agent).__name__} for {n_timesteps:,} steps in "
+            f"Training {trainer_class.__name__} with {type(agent).__name__} for "
+            f"{steps_of(agent, n_timesteps):,} steps in "
             f"{number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
@@ -198,8 +198,7 @@ def score_net(args: AdversarialArgs, generator: BaseAlgorithm) -> RewardNet:
 def check_rounds(trainer: GAIL | AIRL, n_timesteps: int) -> None:
     """Raise ValueError if the training ends before the discriminator is trained once."""
     agent = trainer.gen_algo
-    rollout = agent.n_steps * agent.n_envs if isinstance(agent, OnPolicyAlgorithm) else 1
-    if math.ceil(n_timesteps / rollout) * rollout < trainer.gen_train_timesteps:
+    if steps_of(agent, n_timesteps) < trainer.gen_train_timesteps:
         raise ValueError(
             f"n_timesteps={n_timesteps} ends before the first round of gen_train_timesteps="
             f"{trainer.gen_train_timesteps}: the discriminator would never be trained."

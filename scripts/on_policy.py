@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
@@ -74,7 +76,8 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         if args.from_bc is not None and hyperparameters.normalize is not None:
             print("Observations are not normalised, since the cloned policy has seen them as they are.")
         run.begin(
-            f"Training {type(agent).__name__} for {n_timesteps:,} steps in {number_of(agent.n_envs, 'environment')}, "
+            f"Training {type(agent).__name__} for {steps_of(agent, n_timesteps):,} steps in "
+            f"{number_of(agent.n_envs, 'environment')}, "
             f"on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
@@ -93,6 +96,18 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
             curves=curves,
             summary=summarise_run(agent, journal, curves, values, has_masks=command == "maskable-ppo"),
         )
+
+
+def steps_of(algorithm: BaseAlgorithm, steps: int) -> int:
+    """How many steps a training for at least `steps` makes: an algorithm collects whole rollouts."""
+    length = 1
+    if isinstance(algorithm, OnPolicyAlgorithm):
+        length = algorithm.n_steps
+    elif isinstance(algorithm, OffPolicyAlgorithm):
+        assert isinstance(algorithm.train_freq, TrainFreq)
+        length = algorithm.train_freq.frequency if algorithm.train_freq.unit == TrainFrequencyUnit.STEP else 1
+    rollout = length * algorithm.n_envs
+    return -(-steps // rollout) * rollout
 
 
 # ---- arguments and hyperparameters
