@@ -26,7 +26,7 @@ from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import AdversarialArgs, number_of, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
-from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
+from rlsmooth.scripts.hyperparameters import named_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.on_policy import (
     check_numbers,
     checkpoint_callback,
@@ -80,8 +80,9 @@ def train(
         raise ValueError("--horizon does nothing with --terminal-states as_is: leave one of them out.")
     algorithm = algorithm_class(args)
     values = hyperparameter_values(command, args, algorithm=args.algo)
-    hyperparameters = resolve_hyperparameters(values, algorithm)
-    eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    with named_hyperparameters(values, args.resume):
+        hyperparameters = resolve_hyperparameters(values, algorithm)
+        eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
     if args.algo == "ppo" and args.resume is None and eval_env.has_attr("action_masks"):
         eval_env.close()  # an alias stands for its maskable form, whose hyperparameters are others
         return train(command, trainer_class, dataclasses.replace(args, algo="maskable-ppo"), make_net, **own)
@@ -96,7 +97,8 @@ def train(
         loaded = trainer_class.resume(saved, demonstrations, env, device=check_device(args.device))
         trainer, checkpoint, left = loaded.trainer, loaded.callback, loaded.remaining_timesteps
     else:
-        generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
+        with named_hyperparameters(values, args.resume):
+            generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
         net = build_net(lambda: make_net(generator), args.seed)
         trainer = trainer_class(demonstrations, generator, net, **own, **trainer_arguments(args))
         check_rounds(trainer, left)

@@ -19,7 +19,12 @@ from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_of, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
-from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
+from rlsmooth.scripts.hyperparameters import (
+    Hyperparameters,
+    named_hyperparameters,
+    read_hyperparameters,
+    resolve_hyperparameters,
+)
 from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
 from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
@@ -57,8 +62,9 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
     """
     check_numbers(args)
     values = hyperparameter_values(command, args, algorithm=command)
-    hyperparameters = resolve_hyperparameters(values, algorithm)
-    eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    with named_hyperparameters(values, args.resume):
+        hyperparameters = resolve_hyperparameters(values, algorithm)
+        eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
     use_masks = uses_masks(command, eval_env, args.env)
     env = training_envs(args, hyperparameters)
     saved = saved_checkpoints(args)
@@ -67,7 +73,8 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         loaded = load_checkpoint(saved, env, device=check_device(args.device))
         agent, checkpoint, left = loaded.model, loaded.callback, loaded.remaining_timesteps
     else:
-        agent, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
+        with named_hyperparameters(values, args.resume):
+            agent, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
     n_timesteps, steps_per_row = hyperparameters.n_timesteps, agent.n_envs * agent.n_steps
     with TrainingRun(command, args, args.env) as run:
         journal = make_journal(run, args, agent, eval_env, n_timesteps, steps_per_row, use_masks=use_masks)

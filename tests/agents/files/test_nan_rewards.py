@@ -111,7 +111,7 @@ def in_dict(env: gym.Env[Any, Any]) -> DummyVecEnv:
 
 ONLY_ACT: dict[str, Callable[[Any], Any]] = {
     "play": lambda env: BC("MlpPolicy", env, DEMONSTRATIONS, **SMALL).play(n_episodes=50, seed=0),
-    "learn": lambda env: BC("MlpPolicy", env, DEMONSTRATIONS, eval_every=1, **SMALL).learn(total_batches=40),
+    "learn": lambda env: BC("MlpPolicy", None, DEMONSTRATIONS, eval_env=env, n_eval_episodes=50, **SMALL).learn(1),
     "record": lambda env: record(BC("MlpPolicy", None, DEMONSTRATIONS, **SMALL), env, 50),
     "Dict": lambda env: played(in_dict(env)),
 }
