@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
@@ -111,8 +111,8 @@ def steps_of(algorithm: BaseAlgorithm, steps: int) -> int:
     if isinstance(algorithm, OnPolicyAlgorithm):
         length = algorithm.n_steps
     elif isinstance(algorithm, OffPolicyAlgorithm):
-        assert isinstance(algorithm.train_freq, TrainFreq)
-        length = algorithm.train_freq.frequency if algorithm.train_freq.unit == TrainFrequencyUnit.STEP else 1
+        collected: Any = algorithm.train_freq
+        length = collected.frequency if collected.unit == TrainFrequencyUnit.STEP else 1
     rollout = length * algorithm.n_envs
     return -(-steps // rollout) * rollout
 
