@@ -76,8 +76,6 @@ def train(
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
-    if args.horizon is not None and args.terminal_states == "as_is":
-        raise ValueError("--horizon does nothing with --terminal-states as_is: leave one of them out.")
     algorithm = algorithm_class(args)
     values = hyperparameter_values(command, args, algorithm=args.algo)
     with named_hyperparameters(values, args.resume):
@@ -110,9 +108,8 @@ def train(
         checkpoints = checkpoint_callback(run, args, checkpoint)
         start = agent.num_timesteps
         run.begin(
-            f"Training {trainer_class.__name__} with {type(agent).__name__} for "
-            f"{steps_of(agent, n_timesteps):,} steps in "
-            f"{number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
+            f"Training {trainer_class.__name__} with {type(agent).__name__} for {steps_of(agent, n_timesteps):,} "
+            f"steps in {number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
             more={"hyperparameters": plain(values)},
@@ -146,6 +143,8 @@ def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:
     Raises:
         ValueError: it can't use an option that was given, or sb3-contrib, which has it, is not installed.
     """
+    if args.horizon is not None and args.terminal_states == "as_is":
+        raise ValueError("--horizon does nothing with --terminal-states as_is: leave one of them out.")
     given = [f"--{name.replace('_', '-')}" for name in OF_SMOOTHED if getattr(args, name) is not None]
     given += ["--reference"] if args.reference != "uniform" else []
     if given and args.algo not in SMOOTHED:
