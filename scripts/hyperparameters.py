@@ -134,13 +134,13 @@ def named_hyperparameters(values: Mapping[str, Any], folder: Path | None) -> Ite
     """
     try:
         yield
-    except (AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # SB3 only asserts much, and passes the rest on to Python
+        if folder is None and not isinstance(error, AssertionError):
+            raise
         said = f"{error}".rstrip(".") or type(error).__name__
         if not any(name in said for name in values):
             said = f"{said} (of the hyperparameters {', '.join(values)})"
         if folder is None:
-            if isinstance(error, (ValueError, TypeError)):
-                raise
             raise ValueError(f"{said}.") from error
         path = str(folder / "config.json")
         raise ValueError(f"hyperparameters in {path!r} can't be used: {said}. Put them back as they were.") from error
