@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
+from rlsmooth.checks import check_finite_observations
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import isolated_rng
 
@@ -185,20 +186,37 @@ def play_episodes(
         seed: of the environments and of the sampled actions.
         use_masks: ask the environment for `action_masks` and pass them to `predict`.
         deterministic: the most probable actions, else sampled ones.
+
+    Raises:
+        ValueError: an observation is not finite.
     """
+    checked: Any = _CheckedActor(agent)
     with isolated_rng(seed):
         env.seed(seed)
         if use_masks:
             from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
 
             returns, lengths = evaluate_masked(
-                agent, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
+                checked, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
             )
         else:
             returns, lengths = evaluate_policy(
-                agent, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
+                checked, env, n_episodes, deterministic, return_episode_rewards=True, warn=False
             )
     return np.asarray(returns, np.float64), np.asarray(lengths, np.int64)
+
+
+class _CheckedActor:
+    """An agent whose `predict` raises ValueError if the environments' observations are not finite."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self.steps = 0
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        check_finite_observations(self.steps, observation)
+        self.steps += 1
+        return self.agent.predict(observation, *args, **kwargs)
 
 
 CRITIC = ("value_net.", "mlp_extractor.value_net.", "vf_features_extractor.")

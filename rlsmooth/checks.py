@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,3 +154,56 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
     finally:
         if is_new:
             unlock_folder(folder)
+
+
+# ---- what environments give
+
+
+def first_not_finite(name: str, values: Any) -> tuple[str, int, float] | None:
+    """The part, the environment and the number of the first value that is not finite; None: all are.
+
+    Args:
+        name: what the values are, for the name of the part.
+        values: an array with a row for each environment, or a dict or tuple of such.
+
+    Example:
+        >>> import numpy as np
+        >>> first_not_finite("observation", {"a": np.zeros(2), "b": np.array([0.0, np.inf])})
+        ("observation 'b'", 1, inf)
+    """
+    import numpy as np
+
+    if isinstance(values, (Mapping, tuple)):
+        parts = values.items() if isinstance(values, Mapping) else enumerate(values)
+        found = (first_not_finite(f"{name} {key!r}", value) for key, value in parts)
+        return next((one for one in found if one is not None), None)
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return None
+    env = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(-1))[0])
+    worst = array[env].reshape(-1)
+    return name, env, float(worst[~np.isfinite(worst)][0])
+
+
+def check_finite_observations(step: int, observations: Any) -> None:
+    """Raise ValueError if an observation that an agent is to act on is not finite.
+
+    Args:
+        step: how many steps each environment has made.
+        observations: an array with a row for each environment, or a dict or tuple of such.
+
+    Example:
+        >>> import numpy as np
+        >>> check_finite_observations(3, np.array([[0.0, np.nan]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: environment 0 gave an observation that holds nan after step 3 of these episodes: no agent can act on
+        it. Fix the environment's observation.
+    """
+    found = first_not_finite("observation", observations)
+    if found is not None:
+        name, env, bad = found
+        raise ValueError(
+            f"environment {env} gave an {name} that holds {bad} after step {step} of these episodes: no agent can act "
+            f"on it. Fix the environment's {name}."
+        )

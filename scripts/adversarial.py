@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import (
     AIRL,
@@ -28,7 +26,7 @@ from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import AdversarialArgs, number_of, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
-from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
+from rlsmooth.scripts.hyperparameters import named_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.on_policy import (
     check_numbers,
     checkpoint_callback,
@@ -36,6 +34,7 @@ from rlsmooth.scripts.on_policy import (
     hyperparameter_values,
     make_journal,
     new_algorithm,
+    steps_of,
     summarise_run,
     training_envs,
     uses_masks,
@@ -77,12 +76,11 @@ def train(
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
-    if args.horizon is not None and args.terminal_states == "as_is":
-        raise ValueError("--horizon does nothing with --terminal-states as_is: leave one of them out.")
     algorithm = algorithm_class(args)
     values = hyperparameter_values(command, args, algorithm=args.algo)
-    hyperparameters = resolve_hyperparameters(values, algorithm)
-    eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    with named_hyperparameters(values, args.resume):
+        hyperparameters = resolve_hyperparameters(values, algorithm)
+        eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
     if args.algo == "ppo" and args.resume is None and eval_env.has_attr("action_masks"):
         eval_env.close()  # an alias stands for its maskable form, whose hyperparameters are others
         return train(command, trainer_class, dataclasses.replace(args, algo="maskable-ppo"), make_net, **own)
@@ -97,7 +95,8 @@ def train(
         loaded = trainer_class.resume(saved, demonstrations, env, device=check_device(args.device))
         trainer, checkpoint, left = loaded.trainer, loaded.callback, loaded.remaining_timesteps
     else:
-        generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
+        with named_hyperparameters(values, args.resume):
+            generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
         net = build_net(lambda: make_net(generator), args.seed)
         trainer = trainer_class(demonstrations, generator, net, **own, **trainer_arguments(args))
         check_rounds(trainer, left)
@@ -109,8 +108,8 @@ def train(
         checkpoints = checkpoint_callback(run, args, checkpoint)
         start = agent.num_timesteps
         run.begin(
-            f"Training {trainer_class.__name__} with {type(agent).__name__} for {n_timesteps:,} steps in "
-            f"{number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
+            f"Training {trainer_class.__name__} with {type(agent).__name__} for {steps_of(agent, n_timesteps):,} "
+            f"steps in {number_of(agent.n_envs, 'environment')}, on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
             more={"hyperparameters": plain(values)},
@@ -144,6 +143,8 @@ def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:
     Raises:
         ValueError: it can't use an option that was given, or sb3-contrib, which has it, is not installed.
     """
+    if args.horizon is not None and args.terminal_states == "as_is":
+        raise ValueError("--horizon does nothing with --terminal-states as_is: leave one of them out.")
     given = [f"--{name.replace('_', '-')}" for name in OF_SMOOTHED if getattr(args, name) is not None]
     given += ["--reference"] if args.reference != "uniform" else []
     if given and args.algo not in SMOOTHED:
@@ -198,8 +199,7 @@ def score_net(args: AdversarialArgs, generator: BaseAlgorithm) -> RewardNet:
 def check_rounds(trainer: GAIL | AIRL, n_timesteps: int) -> None:
     """Raise ValueError if the training ends before the discriminator is trained once."""
     agent = trainer.gen_algo
-    rollout = agent.n_steps * agent.n_envs if isinstance(agent, OnPolicyAlgorithm) else 1
-    if math.ceil(n_timesteps / rollout) * rollout < trainer.gen_train_timesteps:
+    if steps_of(agent, n_timesteps) < trainer.gen_train_timesteps:
         raise ValueError(
             f"n_timesteps={n_timesteps} ends before the first round of gen_train_timesteps="
             f"{trainer.gen_train_timesteps}: the discriminator would never be trained."

@@ -20,6 +20,7 @@ from rlsmooth.scripts.run_folder import (
     read_kwargs,
     read_settings,
     refuse_links,
+    stored_hyperparameters,
     stored_kwargs,
 )
 from rlsmooth.untrusted import decode_fields, refused
@@ -37,9 +38,25 @@ ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
 
+WORDS = ("env_kwargs", "hyperparams")
+"""Options of key=value words."""
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 MAY_DIFFER = ("resume", "progress", "verbose", "device")
 """Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
+MOST = {
+    **dict.fromkeys(("n_timesteps", "steps", "value_warmup_steps"), 10**9),
+    **dict.fromkeys(("learning_starts", "transitions_per_round", "round_min_timesteps", "gen_train_timesteps"), 10**7),
+    **dict.fromkeys(("batch_size", "demo_batch_size", "n_steps"), 2**16),
+    **dict.fromkeys(("n_envs", "n_eval_envs", "num_threads", "width", "clients_per_round", "image_size"), 1_024),
+    "clients": 10_000,
+    "action_bins": 4_096,
+}
+"""How much a run's `config.json` may ask for, which may be a stranger's: what takes more of memory or time must be
+given again. Of whole numbers that are not listed: `MOST_OF_OTHERS`."""
+MOST_OF_OTHERS = 10**6
+MOST_LAYERS, MOST_SQUARES = 64, 2**25
+"""How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
+FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
 ADDED = ("env_kwargs",)
 """Options that runs of earlier versions do not have."""
 
@@ -277,11 +294,13 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
                 f"the config.json of {str(args.resume)!r} has {name}={_words(value)}, which {danger}: if you trust it, "
                 f"give {_option(name)} {_words(value)} again."
             )
-    known = _bare([*getattr(began, "env_kwargs", ()), *kwargs_words(stored_kwargs(args.resume))])
+    stored = {**stored_hyperparameters(args.resume), **stored_kwargs(args.resume)}
+    given_words = (*getattr(began, "env_kwargs", ()), *getattr(began, "hyperparams", ()))
+    known = _bare([*given_words, *kwargs_words(stored)])
     changed = [
         _option(name)
         for name, value in given.items()
-        if value != getattr(began, name) and not (name == "env_kwargs" and _bare(value).keys() <= known.keys())
+        if value != getattr(began, name) and not (name in WORDS and _bare(value).keys() <= known.keys())
     ]
     if changed:
         raise ValueError(f"--resume takes the arguments that the run began with: leave out {', '.join(changed)}.")
@@ -291,7 +310,9 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
 
 
 def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any, str]]:
-    """The arguments of a run that no file may choose, and why: code to import, places to write to or to connect to.
+    """The arguments of a run that no file may choose, and why.
+
+    They are code to import, places to write to or to connect to, and sizes that would exhaust memory or time.
 
     Args:
         args: that the run began with.
@@ -302,15 +323,44 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
         value = getattr(args, field.name)
         if isinstance(value, (str, Path)) and str(value).startswith(("//", "\\\\")):
             found[field.name] = value, "may be a place on another machine"
+        if danger := _too_large(field.name, value):
+            found[field.name] = value, danger
     env = getattr(args, "env", None)
     if env is not None and imports_module(env):
         found["env"] = env, "imports a module"
     if args.tensorboard_log is not None:
         found["tensorboard_log"] = args.tensorboard_log, "is a folder to write to"
+    sizes = {} if folder is None else stored_hyperparameters(folder)
+    large = {
+        name: (value, danger)
+        for name, value in sizes.items()
+        if getattr(args, name, None) != value and (danger := _too_large(name, value))
+    }
+    if large:
+        words = kwargs_words({name: value for name, (value, _) in large.items()})
+        found["hyperparams"] = tuple(words), "; ".join(f"{danger} ({name})" for name, (_, danger) in large.items())
     words = [*kwargs_words({} if folder is None else stored_kwargs(folder)), *getattr(args, "env_kwargs", ())]
     if choosing := tuple(_bare(choosing_kwargs(words)).values()):
         found["env_kwargs"] = choosing, CHOICE.removeprefix("that ")
     return found
+
+
+def _too_large(name: str, value: Any) -> str:
+    """How a size exceeds what a file may ask for; empty: it does not."""
+    if isinstance(value, dict):  # policy_kwargs, and a net_arch of several networks
+        return next(filter(None, (_too_large(key, part) for key, part in value.items())), "")
+    if isinstance(value, str) and name == "policy_kwargs":  # as RL Zoo writes them: the sizes of all lists together
+        value = [int(word) for word in re.findall(r"\d{1,18}", value)]
+    if isinstance(value, (list, tuple)) and all(isinstance(one, (int, float)) for one in value):
+        squares = sum(size * size for size in value)
+        if len(value) > MOST_LAYERS:
+            return f"has {len(value):,} layers, over {MOST_LAYERS}"
+        return f"has layers whose squares add up to over {MOST_SQUARES:,}" if squares > MOST_SQUARES else ""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, (_too_large(name, part) for part in value)), "")
+    is_size = name in MOST if isinstance(value, float) else isinstance(value, int) and name not in FREE
+    most = MOST.get(name, MOST_OF_OTHERS)
+    return f"is over {most:,}, the most that a file may ask for" if is_size and value > most else ""
 
 
 def resume_line(command: str, folder: Path, args: Any) -> str:

@@ -97,6 +97,7 @@ def main(args: Args) -> Path:
     args = resumed(args, "dagger")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.on_policy import steps_of
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
@@ -115,7 +116,8 @@ def main(args: Args) -> Path:
         agent.set_logger(run.logger(agent.num_timesteps or None))
         run.begin()
         if expert.steps:
-            print(f"Training an expert, {type(expert.agent).__name__}, for {expert.steps:,} steps", flush=True)
+            steps = steps_of(expert.agent, expert.steps)
+            print(f"Training an expert, {type(expert.agent).__name__}, for {steps:,} steps", flush=True)
         expert.make_ready(run.folder / EXPERT_FILE, progress=run.shows_bar)
         expert_return = evaluate_expert(args, expert.agent)
         print(f"Return of the expert: {expert_return:.1f}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_finite_observations, check_positive_int
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
@@ -124,6 +124,7 @@ def _play(args: Args, agent: Any, envs: Any, env_id: str, sink: Sink | None) -> 
     total, begin, steps, state, starts = 0.0, 0, 0, None, np.ones(1, dtype=bool)
     observation: Any = envs.reset()
     while len(found["returns"]) < args.episodes and steps != args.max_steps:
+        check_finite_observations(steps, observation)
         masks = np.stack(envs.env_method("action_masks")) if takes_masks else None
         acting = read_choice(agent, observation, masks, state, starts)
         more = {} if masks is None else {"action_masks": masks}

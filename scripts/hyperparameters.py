@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,10 @@ def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyper
             arguments[name] = _of_kind(name, value, type(known[name].default))
         elif name == "target_kl" and value is not None:
             arguments[name] = _of_kind(name, value, float)
+        elif name.endswith("_kwargs") and name != "policy_kwargs" and value is not None:
+            arguments[name] = _mapping(name, value)
+    if "stats_window_size" in arguments:
+        check_positive_int("stats_window_size", arguments["stats_window_size"])
     if "policy_kwargs" in arguments:
         arguments["policy_kwargs"] = _policy_kwargs(arguments["policy_kwargs"])
     return Hyperparameters(
@@ -114,6 +119,31 @@ def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyper
         env_kwargs=_mapping("env_kwargs", values.get("env_kwargs", {})),
         arguments=arguments,
     )
+
+
+@contextmanager
+def named_hyperparameters(values: Mapping[str, Any], folder: Path | None) -> Iterator[None]:
+    """Turn what an algorithm or an environment says of wrong hyperparameters into an error that names them.
+
+    Args:
+        values: that the block uses.
+        folder: of a resumed run, whose `config.json` they are of; None: of the command line.
+
+    Raises:
+        ValueError: in place of whatever the block raises.
+    """
+    try:
+        yield
+    except Exception as error:  # SB3 only asserts much, and passes the rest on to Python
+        if folder is None and not isinstance(error, AssertionError):
+            raise
+        said = f"{error}".rstrip(".") or type(error).__name__
+        if not any(name in said for name in values):
+            said = f"{said} (of the hyperparameters {', '.join(values)})"
+        if folder is None:
+            raise ValueError(f"{said}.") from error
+        path = str(folder / "config.json")
+        raise ValueError(f"hyperparameters in {path!r} can't be used: {said}. Put them back as they were.") from error
 
 
 def _parameters(algorithm: type) -> dict[str, inspect.Parameter]:

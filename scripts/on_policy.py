@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
@@ -17,7 +19,12 @@ from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_of, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
-from rlsmooth.scripts.hyperparameters import Hyperparameters, read_hyperparameters, resolve_hyperparameters
+from rlsmooth.scripts.hyperparameters import (
+    Hyperparameters,
+    named_hyperparameters,
+    read_hyperparameters,
+    resolve_hyperparameters,
+)
 from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
 from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
@@ -55,8 +62,9 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
     """
     check_numbers(args)
     values = hyperparameter_values(command, args, algorithm=command)
-    hyperparameters = resolve_hyperparameters(values, algorithm)
-    eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
+    with named_hyperparameters(values, args.resume):
+        hyperparameters = resolve_hyperparameters(values, algorithm)
+        eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
     use_masks = uses_masks(command, eval_env, args.env)
     env = training_envs(args, hyperparameters)
     saved = saved_checkpoints(args)
@@ -65,7 +73,8 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         loaded = load_checkpoint(saved, env, device=check_device(args.device))
         agent, checkpoint, left = loaded.model, loaded.callback, loaded.remaining_timesteps
     else:
-        agent, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
+        with named_hyperparameters(values, args.resume):
+            agent, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
     n_timesteps, steps_per_row = hyperparameters.n_timesteps, agent.n_envs * agent.n_steps
     with TrainingRun(command, args, args.env) as run:
         journal = make_journal(run, args, agent, eval_env, n_timesteps, steps_per_row, use_masks=use_masks)
@@ -74,7 +83,8 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         if args.from_bc is not None and hyperparameters.normalize is not None:
             print("Observations are not normalised, since the cloned policy has seen them as they are.")
         run.begin(
-            f"Training {type(agent).__name__} for {n_timesteps:,} steps in {number_of(agent.n_envs, 'environment')}, "
+            f"Training {type(agent).__name__} for {steps_of(agent, n_timesteps):,} steps in "
+            f"{number_of(agent.n_envs, 'environment')}, "
             f"on {agent.device.type},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
@@ -93,6 +103,18 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
             curves=curves,
             summary=summarise_run(agent, journal, curves, values, has_masks=command == "maskable-ppo"),
         )
+
+
+def steps_of(algorithm: BaseAlgorithm, steps: int) -> int:
+    """How many steps a training for at least `steps` makes: an algorithm collects whole rollouts."""
+    length = 1
+    if isinstance(algorithm, OnPolicyAlgorithm):
+        length = algorithm.n_steps
+    elif isinstance(algorithm, OffPolicyAlgorithm):
+        collected: Any = algorithm.train_freq
+        length = collected.frequency if collected.unit == TrainFrequencyUnit.STEP else 1
+    rollout = length * algorithm.n_envs
+    return -(-steps // rollout) * rollout
 
 
 # ---- arguments and hyperparameters

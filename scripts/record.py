@@ -150,9 +150,9 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3 import PPO
-    from stable_baselines3.common.evaluation import evaluate_policy
 
     from rlsmooth.agents import SmoothedPPO
+    from rlsmooth.agents.acting import play_episodes
     from rlsmooth.agents.spaces import start_of
     from rlsmooth.scripts.environment import make_envs
 
@@ -175,8 +175,14 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     agent.learn(steps, progress_bar=args.progress)
     scores = {}
     for name, deterministic in (("deterministic", True), ("sampled", False)):
-        env.seed(args.seed + 1000)  # other episodes than those trained on
-        returns, _ = evaluate_policy(agent, env, args.eval_episodes, deterministic, return_episode_rewards=True)
+        returns, _ = play_episodes(
+            agent,
+            env,
+            n_episodes=args.eval_episodes,
+            seed=args.seed + 1000,  # other episodes than those trained on
+            use_masks=False,
+            deterministic=deterministic,
+        )
         scores[name] = {
             "n_episodes": args.eval_episodes,
             "mean_return": float(np.mean(returns)),

@@ -147,12 +147,21 @@ def stored_kwargs(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: they are malformed.
     """
+    with refused(folder / "config.json", ValueError):
+        return dict(decode(dict, stored_hyperparameters(folder).get("env_kwargs") or {}, "env_kwargs"))
+
+
+def stored_hyperparameters(folder: Path) -> dict[str, Any]:
+    """The hyperparameters in a run's `config.json`; none where there are neither.
+
+    Raises:
+        ValueError: they are malformed.
+    """
     path = folder / "config.json"
     if not path.is_file():
         return {}
     with refused(path, ValueError):
-        hyperparameters = decode(dict, read_json(path).get("hyperparameters", {}), "hyperparameters")
-        return dict(decode(dict, hyperparameters.get("env_kwargs") or {}, "env_kwargs"))
+        return dict(decode(dict, read_json(path).get("hyperparameters", {}), "hyperparameters"))
 
 
 CHOICE = "that may name code, a place or a window"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -308,10 +309,17 @@ def can_defer(algorithm: BaseAlgorithm, capacity: int) -> bool:
 
 
 @contextmanager
-def deferred_rewards(algorithm: BaseAlgorithm, wrapper: RecordingRewardVecEnv) -> Iterator[None]:
+def deferred_rewards(
+    algorithm: BaseAlgorithm, wrapper: RecordingRewardVecEnv, checkpoint_folder: Path | None = None
+) -> Iterator[None]:
     """Meanwhile the rollout buffer adds the true rewards to its own before it computes the returns.
 
     By then it holds the values of the states at which time limits truncated episodes, else 0.
+
+    Args:
+        algorithm: that acts in the wrapper.
+        wrapper: that gives the rewards.
+        checkpoint_folder: where the last good checkpoint is, for the error about a reward that is not finite, or None.
     """
     if not wrapper.is_deferred:
         yield
@@ -324,7 +332,7 @@ def deferred_rewards(algorithm: BaseAlgorithm, wrapper: RecordingRewardVecEnv) -
         rewards = wrapper.settle()
         for place in np.flatnonzero(~np.isfinite(rewards).all(axis=1)):
             step = algorithm.num_timesteps - (len(rewards) - 1 - int(place)) * algorithm.n_envs
-            check_finite_step(step, rewards[place], (), is_learned=True)
+            check_finite_step(step, rewards[place], (), checkpoint_folder=checkpoint_folder, is_learned=True)
         buffer.rewards += rewards
         compute(last_values=last_values, dones=dones)
 

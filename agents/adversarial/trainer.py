@@ -318,7 +318,7 @@ class AdversarialImitation(ABC):
             rounds.folder = next((each.save_path for each in given if isinstance(each, ExactCheckpointCallback)), None)
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
         try:
-            with deferred_rewards(self.gen_algo, wrapper):
+            with deferred_rewards(self.gen_algo, wrapper, rounds.folder):
                 self.gen_algo.learn(
                     total_timesteps,
                     callback=listeners,

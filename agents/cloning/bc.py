@@ -404,7 +404,7 @@ class BC(ActingModel):
             order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
             for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
                 loss = self._update(update)
-                self._watch.add(loss)
+                self._watch.add(loss, samples=sum(len(part.labels) for part in update))
                 progress.step = step = progress.step + 1
                 bar.update()
                 if listener is not None:
@@ -486,22 +486,20 @@ class BC(ActingModel):
         """Write one log line."""
         self._check_finite()
         assert self._data is not None
-        step, remaining, losses = self.num_timesteps, self.progress.remaining_of_all, self._watch.losses
+        step, remaining, watch = self.num_timesteps, self.progress.remaining_of_all, self._watch
         logger = self._logger
         assert logger is not None  # from `learn`
-        size = self.batch_size * self.gradient_accumulation
-        if losses:
-            fresh = (len(losses) - self._watch.restored) * min(size, len(self._data))
-            logger.record("bc/samples_per_second", fresh / self._clock.seconds)
+        if watch.losses:
+            logger.record("bc/samples_per_second", sum(watch.samples[watch.restored :]) / self._clock.seconds)
         found = self.measures.training(remaining)
         norm = float(l2_norm(self.policy, self.units).detach())
-        if losses:
-            found["loss"] = float(self._watch.mean_loss())
+        if watch.losses:
+            found["loss"] = float(watch.mean_loss())
         epoch, done = divmod(step, self.batches_per_epoch)
         found |= {
             "batch": step,
             "epoch": epoch,
-            "samples_so_far": epoch * len(self._data) + done * size,
+            "samples_so_far": epoch * len(self._data) + done * self.batch_size * self.gradient_accumulation,
             "neglogp": found["nll_hard"],
             "entropy": found["policy_entropy"],
             "l2_norm": norm,

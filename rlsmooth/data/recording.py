@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-from rlsmooth.checks import check_positive_int
+from rlsmooth.checks import check_finite_observations, check_positive_int
 from rlsmooth.data.actors import Actor, PolicyLike, Predictor, checked_action
 from rlsmooth.data.arrays import AnyArray, stack_observations
 from rlsmooth.data.demonstrations import Demonstrations
@@ -105,10 +105,13 @@ def _run(stream: Stream, actor: Actor, n_episodes: int, seed: int, *, ask_masks:
     done = np.zeros(count, dtype=np.int64)
     starts = np.ones(count, dtype=bool)
     tracks = [_Track() for _ in range(count)]
+    steps = 0
     stream.reset(seed)
     with tqdm(total=n_episodes, disable=not progress, unit="episode") as bar:
         while (wanted := done < quotas).any():
             observations = list(stream.observations)
+            check_finite_observations(steps, stack_observations(observations))
+            steps += 1
             masks = stream.action_masks() if ask_masks else None
             actions = [checked_action(one, stream.action_space) for one in actor(observations, masks, starts)]
             for number, step in enumerate(stream.step(actions, wanted)):

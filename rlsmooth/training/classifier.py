@@ -435,7 +435,7 @@ class Classifier(ScikitLearnEstimator):
         while not state.is_over:
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
             for batch in samples.batches(order, state.cut):
-                state.watch.add(self._update(state, batch))
+                state.watch.add(self._update(state, batch), samples=len(batch))
                 progress.step += 1
                 events.advance()
             self._log(state, events, measured)

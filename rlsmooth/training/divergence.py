@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlsmooth.checks import first_not_finite
+
 SHOWN_SAMPLES = 8
 
 
@@ -68,6 +70,7 @@ class FiniteWatch:
 
     Attributes:
         losses: of each step since `clear`, on the device.
+        samples: how many samples each of the losses is about.
         restored: how many of them an earlier process computed.
 
     Example:
@@ -100,25 +103,31 @@ class FiniteWatch:
         self.learning_rate = learning_rate
         self.can_clip = can_clip
         self.losses: list[Tensor] = []
+        self.samples: list[int] = []
         self.restored = 0
-        self._earlier: list[Tensor] = []
+        self._earlier: tuple[list[Tensor], list[int]] = [], []
         self._checked = 0
 
-    def add(self, *losses: Tensor) -> None:
-        """Store a step's losses (detached, 0-dim) without waiting for the device."""
+    def add(self, *losses: Tensor, samples: int = 1) -> None:
+        """Store a step's losses (detached, 0-dim), each the mean over `samples`, without waiting for the device."""
         self.losses += losses
+        self.samples += [samples] * len(losses)
 
     def mean_loss(self) -> Tensor:
-        """The mean loss since `clear`, 0-dim, on the device.
+        """The mean loss since `clear`, 0-dim, on the device: over samples, since the last minibatch may be short.
 
         Of a run's last interval, which may be short, it is the mean over as many steps as the interval before had:
         that of a few steps would jump.
         """
-        return torch.stack(last_interval(self._earlier, self.losses)).mean()
+        losses = torch.stack(last_interval(self._earlier[0], self.losses))
+        counts = last_interval(self._earlier[1], self.samples)
+        if len(set(counts)) == 1:
+            return losses.mean()
+        return losses @ (torch.tensor(counts, dtype=torch.float64) / sum(counts)).to(losses)
 
     def clear(self) -> None:
         """Begin a new interval."""
-        self._earlier, self.losses = self.losses, []
+        self._earlier, self.losses, self.samples = (self.losses, self.samples), [], []
         self.restored = self._checked = 0
 
     def restart(self) -> None:
@@ -127,12 +136,17 @@ class FiniteWatch:
         self.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The losses of this interval and the one before, for a checkpoint; empty where there are none."""
-        parts = {"losses": self.losses, "earlier": self._earlier}
-        return {name: torch.stack(losses) for name, losses in parts.items() if losses}
+        """The losses of this interval and the one before, and of how many samples, for a checkpoint.
+
+        Empty where there are none.
+        """
+        parts = {"losses": self.losses, "earlier": self._earlier[0]}
+        counts = {"losses_samples": self.samples, "earlier_samples": self._earlier[1]}
+        found = {name: torch.stack(losses) for name, losses in parts.items() if losses}
+        return found | {name: torch.tensor(each, dtype=torch.float64) for name, each in counts.items() if each}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue with the losses of `tensors`, which had been checked.
+        """Continue with the losses of `tensors`, which had been checked; without numbers of samples they weigh alike.
 
         Raises:
             ValueError: these are no losses.
@@ -140,9 +154,14 @@ class FiniteWatch:
         if any(part.ndim != 1 or not part.is_floating_point() for part in tensors.values()):
             raise ValueError("the losses of the last steps are no vectors of numbers")
         device = next((part.device for module in self.modules for part in module.parameters()), None)
-        self._earlier, self.losses = (
-            list(tensors[name].to(device).unbind()) if name in tensors else [] for name in ("earlier", "losses")
-        )
+        pairs = []
+        for name in ("earlier", "losses"):
+            losses = tensors.get(name, torch.zeros(0))
+            counts = tensors.get(f"{name}_samples", torch.ones(len(losses)))
+            if len(counts) != len(losses) or not bool(((counts >= 1) & counts.isfinite()).all()):
+                raise ValueError("the numbers of samples of the last steps' losses are none")
+            pairs.append((list(losses.to(device).unbind()), [int(count) for count in counts.tolist()]))
+        self._earlier, (self.losses, self.samples) = pairs
         self.restored = self._checked = len(self.losses)
 
     def check(
@@ -317,13 +336,10 @@ def check_finite_step(
         Training stopped at step 7: environment 1 gave the reward nan. Nothing has been learnt from it, so the model in
         memory is as before. Fix the environment's reward.
     """
-    found = () if rewards is None else (("reward", rewards),)
-    for name, values in (*found, *_named_parts("observation", observations)):
-        if values.dtype.kind != "f" or np.isfinite(values).all():
-            continue
-        env = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))[0])
-        worst = values[env].reshape(-1)
-        bad = float(worst[~np.isfinite(worst)][0])
+    found = None if rewards is None else first_not_finite("reward", rewards)
+    found = found or first_not_finite("observation", observations)
+    if found is not None:
+        name, env, bad = found
         what, cause = f"environment {env} gave an {name} that holds {bad}", f"environment's {name}"
         if name == "reward" and is_learned:
             what, cause = f"the reward network gave the reward {bad} in environment {env}", "reward network"
@@ -336,14 +352,6 @@ def check_finite_step(
             step,
             np.zeros(0, np.int64),
         )
-
-
-def _named_parts(name: str, values: Any) -> list[tuple[str, NDArray[Any]]]:
-    if isinstance(values, Mapping):
-        return [part for key, value in values.items() for part in _named_parts(f"{name} {key!r}", value)]
-    if isinstance(values, tuple):
-        return [part for place, value in enumerate(values) for part in _named_parts(f"{name} {place}", value)]
-    return [(name, np.asarray(values))]
 
 
 def _spoilt_error(step: int, what: str, model: str, folder: Path | None) -> TrainingDivergedError:

@@ -299,8 +299,8 @@ class FederatedClient:
                 `progress_remaining`, 1 to 0, is for an alpha that follows a schedule.
 
         Returns:
-            arrays, number of samples, and metrics: `loss` (mean over the steps, nats), `steps`, `learning_rate`,
-            `progress_remaining`, and `epsilon` with `ClipAndNoise`.
+            arrays, number of samples, and metrics: `loss` (mean over the steps' samples, nats), `steps`,
+            `learning_rate`, `progress_remaining`, and `epsilon` with `ClipAndNoise`.
         """
         self._fits += 1
         number = int(config.get("server_round", self._fits))
@@ -316,8 +316,9 @@ class FederatedClient:
                 losses = self._train(number, progress)
         self.module.eval()
         self.steps += len(losses)
+        total = sum(count for _, count in losses)
         metrics = {
-            "loss": float(torch.stack(losses).mean()),
+            "loss": float(torch.stack([loss * (count / max(total, 1)) for loss, count in losses]).sum()),
             "steps": float(len(losses)),
             "learning_rate": self.learning_rate,
             "progress_remaining": progress,
@@ -339,7 +340,7 @@ class FederatedClient:
 
     # ---- local training
 
-    def _train(self, number: int, progress: float) -> list[Tensor]:
+    def _train(self, number: int, progress: float) -> list[tuple[Tensor, int]]:
         """The local loop: shuffle the samples, update. Returns the losses."""
         optimizer = self._begun_optimizer()
         cut = EpochCut(len(self), self.batch_size, joins_single=has_batch_norm(self.module))
@@ -354,7 +355,7 @@ class FederatedClient:
             self._optimizer_state = optimizer_to_tensors(optimizer)
         return losses
 
-    def _train_privately(self, defence: ClipAndNoise, progress: float) -> list[Tensor]:
+    def _train_privately(self, defence: ClipAndNoise, progress: float) -> list[tuple[Tensor, int]]:
         """The same with Poisson-sampled minibatches, clipped gradients of single samples, and noise."""
         opacus = _opacus()
         optimizer = self._begun_optimizer()
@@ -388,8 +389,8 @@ class FederatedClient:
             self._optimizer_state = optimizer_to_tensors(optimizer)
         return losses
 
-    def _backward(self, places: Tensor, progress: float, module: nn.Module | None = None) -> Tensor:
-        """The gradients of the mean loss of some samples. Returns that loss without waiting for the device."""
+    def _backward(self, places: Tensor, progress: float, module: nn.Module | None = None) -> tuple[Tensor, int]:
+        """The gradients of the mean loss of some samples. Returns it, without a wait, and how many they are."""
         places = places.to(self.labels.device)
         mask = None if self.mask is None else self.mask[places]
         labels = self._trained_labels[places]
@@ -399,7 +400,7 @@ class FederatedClient:
         if module is None:
             self.module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        return loss.detach(), len(places)
 
     def _begun_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser at the start of a round."""

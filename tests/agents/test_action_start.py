@@ -30,6 +30,7 @@ from rlsmooth.agents import (
 )
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.data.arrays import action_dims
+from rlsmooth.scripts.main import main
 from support import assert_raises
 
 ABOVE = spaces.Discrete(3, start=5)
@@ -211,3 +212,18 @@ def test_dimensions_of_one_action_keep_their_place() -> None:
     space = spaces.MultiDiscrete([1], start=[9])
     agent = BC("MlpPolicy", None, demonstrations_of(space), **CPU)
     assert agent.policy.predict(np.zeros(3, dtype=np.float32))[0].tolist() == [9]
+
+
+def test_record_trains_an_expert_where_actions_do_not_start_at_0(space: Any, tmp_path: Path) -> None:
+    """The environment stops at an action outside its space, in training, evaluation and recording."""
+    if "Strict-v0" in gym.registry:
+        del gym.registry["Strict-v0"]
+    gym.register("Strict-v0", entry_point=lambda: Strict(space))
+    words = "record --env Strict-v0 --train-expert 256 --n-episodes 3 --eval-episodes 1 --device cpu --log-folder"
+    assert main([*words.split(), str(tmp_path)]) == 0
+    folder = tmp_path / "record" / "Strict-v0_1"
+    assert (folder / "expert.zip").is_file()
+    made = Demonstrations.load(folder / "demonstrations.npz")
+    assert made.action_space == space
+    assert len(made) == 3 * LENGTH
+    assert all(space.contains(action) for action in np.asarray(made.actions))

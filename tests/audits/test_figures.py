@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 
 from rlsmooth.audits import (
@@ -25,6 +26,7 @@ from rlsmooth.audits import (
     reliability_bins,
     risk_coverage,
 )
+from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import (
     draw_entropy_histogram,
     draw_reliability,
@@ -273,3 +275,22 @@ def test_the_proportions_interval_is_scipys_wilson(confidence: float, trials: in
 )
 def test_refused_arguments(call: Any, error: type[Exception], message: str) -> None:
     assert_raises(error, message, call)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, 1), (38, 10), (299, 10), (300, 15)])
+def test_a_diagram_of_few_rows_has_few_points_of_equal_mass_and_no_bars(rows: int, most: int) -> None:
+    rng = np.random.default_rng(rows)
+    confidences = torch.from_numpy(rng.uniform(0.3, 1, rows))
+    bins = diagram_bins(confidences, torch.from_numpy(rng.random(rows) < 0.7))
+    axes = Figure().add_subplot()
+    draw_reliability(axes, bins)
+    points = next(line for line in axes.lines if line.get_marker() == "o").get_xdata()
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(f"{rows} samples" in word for word in words)
+    assert 0 < len(np.asarray(points)) <= most
+    if rows < 300:
+        assert not axes.patches
+        assert np.ptp(bins.counts[bins.counts > 0].numpy()) <= 1
+    else:
+        assert axes.patches
+        assert any("share of the" in word for word in words)

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
@@ -40,6 +40,7 @@ from rlsmooth.scripts.figures.kinds import draw_reports, new_report
 from rlsmooth.scripts.figures.on_policy import smoothing_words
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
+from rlsmooth.scripts.on_policy import steps_of
 from rlsmooth.scripts.reports import RunReport
 from rlsmooth.scripts.run_folder import env_of_run
 from support import assert_raises, read_events, same_parameters, same_tensors
@@ -372,3 +373,40 @@ def test_an_agent_with_functions_of_its_writers_own_is_played_by_the_commands(pr
     for words in (("evaluate", "--eval-episodes", "1", "-i"), ("enjoy", "--no-render", "--max-steps", "5")):
         done = programs.run(COMMAND, tmp_path, *words, str(path), "--env", "CartPole-v1", warnings_are_errors=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ("ppo -n 600 --n-envs 1 -params n_steps=2048", "2,048"),
+        ("ppo -n 600 --n-envs 3 -params n_steps=200 batch_size=200", "600"),
+        ("a2c -n 601 --n-envs 8 -params n_steps=5", "640"),
+        ("recurrent-ppo -n 10 --n-envs 2 -params n_steps=64", "128"),
+        ("maskable-ppo -n 10 --n-envs 2 --env rlsmooth/IdentityMasked-v0 -params n_steps=64", "128"),
+        ("gail -n 600 --n-envs 1 -params n_steps=2048", "2,048"),
+        ("airl -n 600 --n-envs 1 --algo trpo -params n_steps=2048", "2,048"),
+        ("gail -n 1030 --n-envs 1 --algo dqn -params train_freq=256", "1,280"),
+    ],
+)
+def test_the_steps_that_are_said_are_those_that_are_trained(
+    words: str, steps: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Any, what: str, *__: Any, **___: Any) -> None:
+        raise ValueError(what)
+
+    monkeypatch.setattr("rlsmooth.scripts.training_run.TrainingRun.begin", stop)
+    assert main([*words.split(), "--eval-episodes", "1", "--device", "cpu", "--log-folder", str(tmp_path)]) == 2
+    assert f"for {steps} steps in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        lambda env: SmoothedPPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu"),
+        lambda env: DQN("MlpPolicy", env, train_freq=8, learning_starts=100, device="cpu"),
+    ],
+)
+def test_rollouts_are_trained_whole(algorithm: Any) -> None:
+    for steps in (1, 16, 17):
+        made = algorithm(make_vec_env("CartPole-v1", 2))
+        assert steps_of(made, steps) == made.learn(steps).num_timesteps

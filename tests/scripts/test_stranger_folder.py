@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
-from rlsmooth.scripts.arguments import resume_line
+from rlsmooth.scripts.arguments import resume_line, resumed, to_give_again
 from rlsmooth.scripts.bc import Args as BCArgs
+from rlsmooth.scripts.classify import Args as ClassifyArgs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.ppo import Args as PPOArgs
-from rlsmooth.scripts.run_folder import choosing_kwargs, write_json
+from rlsmooth.scripts.run_folder import choosing_kwargs, plain, write_json
 
 PLANTED = """
 import pathlib, gymnasium
@@ -139,6 +143,77 @@ def test_arguments_of_another_type_are_refused_by_name(folder: Path, name: str, 
     error = capsys.readouterr().err
     assert name in error
     assert "config.json" in error
+
+
+NET = {"policy_kwargs": {"net_arch": {"vf": [10**6]}}}
+
+
+@pytest.mark.parametrize("part", ["arguments", "hyperparameters"])
+@pytest.mark.parametrize(
+    ("name", "value", "bound"),
+    [
+        ("n_envs", 10**6, "1,024"),
+        ("n_timesteps", 10**12, "1,000,000,000"),
+        ("eval_episodes", 10**9, "1,000,000"),
+        ("n_epochs", 10**9, "1,000,000"),
+        ("n_steps", 2**40, "65,536"),
+        ("policy_kwargs", NET["policy_kwargs"], "33,554,432"),
+        ("policy_kwargs", "dict(net_arch=[1000000, 1000000])", "33,554,432"),
+        ("policy_kwargs", {"net_arch": [1] * 1000}, "64"),
+    ],
+)
+def test_sizes_that_exhaust_a_machine_are_given_again(
+    folder: Path, part: str, name: str, value: Any, bound: str, capsys: Any
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if (name in config["arguments"]) < (part == "arguments") or (name, part) == ("eval_episodes", "hyperparameters"):
+        return
+    config[part][name] = value
+    write_json(folder / "config.json", config)
+    began = time.perf_counter()
+    assert main(["ppo", "--resume", str(folder)]) == 2
+    assert time.perf_counter() - began < 5
+    error = capsys.readouterr().err
+    assert all(word in error for word in (name, "config.json", bound, str(value)[:6].strip("{'"), "again"))
+
+
+@pytest.mark.parametrize(("args", "name"), [(BCArgs, "net_arch"), (ClassifyArgs, "hidden_sizes")])
+def test_a_long_list_of_layers_is_given_again(args: Any, name: str) -> None:
+    for sizes, is_free in (((64, 64), True), ((4096, 4096), True), ((10**6,), False), ((1,) * 100_000, False)):
+        assert (name not in to_give_again(args(**{name: sizes}))) is is_free
+    assert all(to_give_again(each(batch_size=2**40)) for each in (BCArgs, ClassifyArgs))
+    assert not to_give_again(args(seed=2**32 - 1, checkpoint_freq=10**9))
+
+
+def test_a_size_of_ones_own_is_free(folder: Path) -> None:
+    """On the command line of a new run, and of a resumed one where it is given again."""
+    own = PPOArgs(n_envs=2_000, hyperparams=("n_steps=70000", "batch_size=7"))
+    write_json(folder / "config.json", {"hyperparameters": {"n_envs": 2_000, "n_steps": 70_000, "batch_size": 7}})
+    line = resume_line("ppo", folder, own)
+    assert line.endswith("--n-envs 2000 --hyperparams n_steps=70000")
+    settings = {"command": "ppo", "arguments": plain(dataclasses.asdict(own)), "hyperparameters": {"n_steps": 70_000}}
+    write_json(folder / "config.json", settings)
+    given = tyro.cli(PPOArgs, args=shlex.split(line)[2:])
+    assert resumed(given, "ppo").n_envs == 2_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_steps", -1), ("n_steps", "x"), ("normalize", {"a": 1}), ("policy_kwargs", {"a": 1}), ("policy", "x")),
+        *(("rollout_buffer_kwargs", "x"), ("rollout_buffer_kwargs", {"a": 1}), ("stats_window_size", -1)),
+        *(("smoothing", {"a": 1}), ("gamma", None), ("n_envs", "x"), ("unknown", 1), ("env_kwargs", [1])),
+    ],
+)
+def test_forged_hyperparameters_are_refused_by_file_and_entry(folder: Path, name: str, value: Any, capsys: Any) -> None:
+    shutil.rmtree(folder / "checkpoints")
+    config = json.loads((folder / "config.json").read_text())
+    config["hyperparameters"][name] = value
+    write_json(folder / "config.json", config)
+    assert main(["ppo", "--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert str(folder / "config.json") in error
+    assert name in error
 
 
 def test_the_line_that_resumes_a_run_gives_them_again() -> None:

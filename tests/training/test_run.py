@@ -243,6 +243,28 @@ def test_a_short_last_interval_is_averaged_over_a_whole_one() -> None:
         assert float(one.mean_loss()) == 11.0
 
 
+def test_a_short_minibatch_weighs_less_in_the_mean_loss() -> None:
+    watch, resumed = FiniteWatch(nn.Linear(1, 1)), FiniteWatch(nn.Linear(1, 1))
+    rng = np.random.default_rng(0)
+    each, counts = rng.exponential(size=8), [64, 64, 3, 64, 64, 3, 64, 1]
+    for place in range(6):
+        watch.add(torch.tensor(each[place]), samples=counts[place])
+        if place == 2:
+            assert float(watch.mean_loss()) == pytest.approx(np.average(each[:3], weights=counts[:3]), rel=1e-12)
+    watch.clear()
+    resumed.restore(watch.tensors())
+    for one in (watch, resumed):
+        for place in (6, 7):
+            one.add(torch.tensor(each[place]), samples=counts[place])
+        assert float(one.mean_loss()) == pytest.approx(np.average(each[2:], weights=counts[2:]), rel=1e-12)
+    losses = torch.tensor([1.0, 2.0])  # as earlier versions wrote them
+    resumed.restore({"losses": losses})
+    assert float(resumed.mean_loss()) == 1.5
+    for bad in ([1.0], [1.0, torch.nan], [0.0, 1.0], [1.0, torch.inf]):
+        with pytest.raises(ValueError, match="numbers of samples"):
+            resumed.restore({"losses": losses, "losses_samples": torch.tensor(bad)})
+
+
 def test_the_watch_names_the_first_step_and_its_minibatch() -> None:
     watch = FiniteWatch(nn.Linear(1, 1), losses_per_step=2, data="training data", model="model")
     watch.check(0, None, rate=0.1)

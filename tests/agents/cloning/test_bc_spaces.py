@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from rlsmooth.agents.heads import CategoricalHead, GaussianHead
 from rlsmooth.audits import calibration_error
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, entropy, kl_divergence
+from rlsmooth.scripts.measure import measure
 from rlsmooth.targets import Smoothing
-from support import FLAT, assert_raises, recorded, same_parameters, samples
+from support import FLAT, assert_raises, listen, recorded, same_parameters, samples
 
 ROWS = 12
 ACTIONS: dict[str, spaces.Space[Any]] = {
@@ -438,6 +440,33 @@ def test_an_unwritable_folder_is_no_place_for_an_agent(tmp_path: Path) -> None:
     agent = BC("MlpPolicy", None, draw(FLAT, SPACES["discrete"], 8), device="cpu")
     (tmp_path / "file").write_text("")
     assert_raises(ValueError, "can't be written", agent.save, tmp_path / "file" / "agent")
+
+
+def test_the_share_of_right_actions_counts_every_dimension() -> None:
+    """In the log lines, and in the tables of `rlsmooth bc` and `evaluate`."""
+    space = spaces.MultiDiscrete([3, 2, 4])
+    given: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
+    drawn = draw(FLAT, space)
+    chosen, _ = BC("MlpPolicy", None, drawn, **given).predict(drawn.observations, deterministic=True)
+    wrong = np.zeros((len(chosen), 3), dtype=bool)
+    wrong[:, 2], wrong[:3, 1] = True, True  # dimension 0 alone is always right
+    actions = np.where(wrong, (chosen + 1) % space.nvec, chosen)
+    taught = dataclasses.replace(drawn, actions=actions)
+    agent = BC("MlpPolicy", None, taught, **given)  # the seed's policy again, whatever the data
+    assert np.array_equal(agent.predict(drawn.observations, deterministic=True)[0], chosen)
+    for found in (metrics(agent)["accuracy"], measure(agent, taught)[0]["accuracy"]):
+        assert found == pytest.approx(1 - wrong.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_logged_loss_weighs_a_short_minibatch_by_its_samples(weighted: bool) -> None:
+    """With parameters that stay, it is the mean over all transitions, which the line measures in another way."""
+    more = {"weights": np.random.default_rng(0).exponential(size=ROWS) ** 2} if weighted else {}
+    given: dict[str, Any] = {"batch_size": 11, "learning_rate": 1e-30, "smoothing": 0.2, "seed": 0, "device": "cpu"}
+    agent = BC("MlpPolicy", None, draw(FLAT, ACTIONS["discrete"], **more), **given)
+    lines = listen(agent)
+    agent.learn(total_epochs=1)
+    assert lines.lines[-1][1]["bc/loss"] == pytest.approx(metrics(agent)["loss"], rel=1e-5)
 
 
 # ---- weights

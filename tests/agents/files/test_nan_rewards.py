@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rlsmooth.agents import (
     AIRL,
+    BC,
     BCO,
     GAIL,
     DAgger,
@@ -26,7 +27,8 @@ from rlsmooth.agents import (
     load_checkpoint,
     save_agent,
 )
-from rlsmooth.data import cartpole_v1
+from rlsmooth.agents.acting import play_episodes
+from rlsmooth.data import cartpole_v1, record
 from support import assert_equal
 
 FIRST = 150
@@ -97,6 +99,34 @@ DEMONSTRATIONS = cartpole_v1().sample_episodes(2, seed=0)
 SMALL: dict[str, Any] = {"seed": 0, "device": "cpu"}
 
 
+def played(venv: Any) -> Any:
+    agent = PPO("MultiInputPolicy", venv, **SMALL)
+    return play_episodes(agent, venv, n_episodes=50, seed=0, use_masks=False, deterministic=False)
+
+
+def in_dict(env: gym.Env[Any, Any]) -> DummyVecEnv:
+    spaces = gym.spaces.Dict({"far": env.observation_space, "near": gym.spaces.Discrete(2)})
+    return DummyVecEnv([lambda: gym.wrappers.TransformObservation(env, lambda o: {"near": 0, "far": o}, spaces)])
+
+
+ONLY_ACT: dict[str, Callable[[Any], Any]] = {
+    "play": lambda env: BC("MlpPolicy", env, DEMONSTRATIONS, **SMALL).play(n_episodes=50, seed=0),
+    "learn": lambda env: BC("MlpPolicy", None, DEMONSTRATIONS, eval_env=env, n_eval_episodes=50, **SMALL).learn(1),
+    "record": lambda env: record(BC("MlpPolicy", None, DEMONSTRATIONS, **SMALL), env, 50),
+    "Dict": lambda env: played(in_dict(env)),
+}
+
+
+@pytest.mark.parametrize(("where", "value"), [*zip(ONLY_ACT, (np.nan, -np.inf) * 2, strict=True)])
+def test_an_observation_that_an_agent_is_only_to_act_on_is_refused(where: str, value: float) -> None:
+    name = "observation 'far'" if where == "Dict" else "observation"
+    message = (
+        rf"environment 0 gave an {name} that holds {value} after step \d+ of these episodes.*Fix the environment's"
+    )
+    with pytest.raises(ValueError, match=message):
+        ONLY_ACT[where](Spoilt("CartPole-v1", "observation", value))
+
+
 def adversarial(kind: Any, algorithm: Any = PPO, reward_net: Any = None) -> tuple[Callable[..., Any], ...]:
     """What trains in an environment with checkpoints in a folder (None: without), and what resumes there."""
     arguments = {"n_steps": 32, "batch_size": 32, "n_epochs": 1} if algorithm is PPO else {"learning_starts": 20}
@@ -164,11 +194,12 @@ class SpoiltNet(RewardNet):
 def test_a_learned_reward_stops_what_would_learn_from_it(tmp_path: Path, algorithm: Any) -> None:
     env = gym.make("CartPole-v1")
     train, _ = adversarial(GAIL, algorithm, SpoiltNet(env.observation_space, env.action_space))
-    with pytest.raises(
-        TrainingDivergedError,
-        match=r"stopped at step \d+: the reward network gave the reward (-?inf|nan) in environment 0",
-    ):
+    message = r"stopped at step \d+: the reward network gave the reward (-?inf|nan) in environment 0"
+    with pytest.raises(TrainingDivergedError, match=message + ".*last good checkpoint stays in") as found:
         train(env, tmp_path)
+    assert str(tmp_path) in str(found.value)
+    with pytest.raises(TrainingDivergedError, match=r"Fix the reward network\.$"):
+        train(env, None)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
