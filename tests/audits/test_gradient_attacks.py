@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,29 @@ def test_each_rule_fails_exactly_where_its_inequality_does(kind: str, steps: int
     assert torch.equal((published == audits.label_by_argmin(errors))[positive], torch.ones_like(positive)[positive])
     assert alpha or (only_negative.all() and least.all())
     assert not (alpha and steps) or not only_negative.all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_attacks_on_one_sample_are_those_of_breaching(alpha: float) -> None:
+    """Of breaching 0.1.2, which is no development package: it needs torchvision, hydra-core and lpips."""
+    attacks = pytest.importorskip("breaching.attacks")
+    net, inputs, labels = build("relu", steps=100, alpha=alpha)
+    slopes, errors = by_sample(net, inputs, uniform(labels, K, alpha))
+    found: dict[str, list[int]] = {"iDLG": [], "analytic": []}
+    for strategy, column in found.items():
+        impl = SimpleNamespace(mixed_precision=False, dtype="double")
+        config = SimpleNamespace(attack_type="analytic", label_strategy=strategy, impl=impl)
+        attacker = attacks.prepare_attack(net, nn.CrossEntropyLoss(), config)
+        for each in zip(slopes, errors, strict=True):
+            shared = {"metadata": {"num_data_points": 1}, "gradients": each}
+            column.append(int(attacker._recover_label_information([shared], None, None)))
+            if not alpha:  # later a class's error may be near 0
+                feature = attacker.invert_fc_layer(*each, column[-1:])
+                close(audits.recover_target(*each, net[-1].weight, net[-1].bias).feature, feature, 1e-6)
+    assert audits.label_by_idlg(slopes).tolist() == found["iDLG"]
+    signs = audits.label_by_sign(errors)
+    assert signs[signs >= 0].tolist() == torch.tensor(found["analytic"])[signs >= 0].tolist()
+    assert (signs >= 0).all() or alpha
 
 
 # ---- counts
