@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def _result_rows(report: RunReport) -> list[Row]:
         if any(f"audit_{attack}" in column for column in columns)
     ]
     if any("epsilon" in column for column in columns):
-        rows.append(("epsilon of the defence", *(f"{column['epsilon']:.2f}" for column in columns)))
+        rows.append(("epsilon of the defence", *(f"{column.get('epsilon', math.inf):.2f}" for column in columns)))
     return rows
 
 

@@ -89,9 +89,17 @@ def test_demonstrators_train_one_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_parameters(tmp_path: Path) -> None:
-    settings = ["--rounds", "40", "--smoothing", "0.1", "0", "--optimizer", "adam", "--learning-rate", "0.01"]
-    settings += ["--keep-optimizer", "--clients-per-round", "3"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--optimizer adam --learning-rate 0.01 --keep-optimizer --clients-per-round 3",
+        "--momentum 0.9 --keep-optimizer --defence clip-noise:1:1",
+        "--momentum 0.9 --defence randomised-labels --no-alpha-known",
+        "--share gradients --defence clip-noise:1:0.5",
+    ],
+)
+def test_a_killed_run_continues_to_the_same_parameters(tmp_path: Path, words: str) -> None:
+    settings = ["--rounds", "40", "--smoothing", "0.1", "0", *words.split()]
 
     def reached(checkpoints: Path) -> bool:
         return any(checkpoints.glob("smoothing_*/checkpoint_2?.zip"))

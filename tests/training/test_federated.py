@@ -292,24 +292,27 @@ RUNS = {
     [("sgd", "norm"), ("adam", "dropout"), ("adam", "norm"), ("noise", "dropout"), ("drawn", "dropout")],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, kind):
-    def trainer(folder, audit=None):
+    def trainer(folder, killed_in=None):
         module = network(kind)
         members = clients(module, **RUNS[name])
+        server = CuriousServer(module, [LABELS[part] for part in PARTS], CLASSES, auxiliary=(INPUTS, LABELS))
+
+        def audit(number, index, *sent):
+            if number == killed_in and index > 0:
+                raise KilledError
+            return server(number, index, *sent)
+
         return FederatedTrainer(
             module, members, clients_per_round=2, audit=audit, evaluation=(INPUTS, LABELS), checkpoint_folder=folder
         )
 
-    def kill(number, index, *_):
-        if number == 4 and index > 0:
-            raise KilledError
-        return {}
-
     whole = trainer(tmp_path / "whole").train(6)
     with pytest.raises(KilledError):
-        trainer(tmp_path / "run", kill).train(6)
+        trainer(tmp_path / "run", killed_in=4).train(6)
     resumed = trainer(tmp_path / "run").train(6, resume=True)
     assert all(map(np.array_equal, whole.parameters, resumed.parameters))
-    assert whole.history == resumed.history
+    np.testing.assert_equal(whole.history, resumed.history)
+    assert len(whole.history["audit_class_means"]) == 6
     assert len(whole.history["nll"]) == 6
     assert gap(whole.module, resumed.module) == 0
 
