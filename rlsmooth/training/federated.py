@@ -569,11 +569,16 @@ class CuriousServer:
             errors = self._gradient(self._bias, before, after, metrics)
             weight, bias = (torch.from_numpy(before[place]).double() for place in (self._weight, self._bias))
             level = 0.0 if alpha is None else alpha
-            if mask is None:
-                found["ilrg"] = counts_ilrg(slopes, errors, weight, bias, size, alpha=level)
-            found["mean_probabilities"] = label_counts(errors, probabilities.mean(0), size, alpha=level, mask=mask)
             means = (self._members.T @ probabilities) / self._members.sum(0).unsqueeze(-1)  # NaN: no sample of a class
-            found["class_means"] = counts_from_class_means(means, errors, size, alpha=alpha, mask=mask)
+            counted = {
+                "ilrg": lambda: counts_ilrg(slopes, errors, weight, bias, size, alpha=level),
+                "mean_probabilities": lambda: label_counts(errors, probabilities.mean(0), size, alpha=level, mask=mask),
+                "class_means": lambda: counts_from_class_means(means, errors, size, alpha=alpha, mask=mask),
+            }
+            if mask is not None:
+                del counted["ilrg"]
+            nothing = torch.full_like(shares, math.nan)  # at alpha 1 no target depends on its label
+            found |= {name: nothing if level == 1 else counts() for name, counts in counted.items()}
         return {name: _overlap(round_counts(counts, size), true) for name, counts in found.items()}
 
     def _gradient(self, place: int, before: Parameters, after: Parameters, metrics: Mapping[str, float]) -> Tensor:

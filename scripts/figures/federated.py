@@ -70,7 +70,7 @@ def _setting_rows(report: RunReport) -> list[Row]:
     steps = f"{settings['local_epochs']} × batches of {settings['batch_size']}"
     rows: list[Row] = [(f"samples, {name}", size) for name, size in report.extras["data"].items() if name != "clients"]
     rows += [
-        ("clients, split", f"{settings['clients']}, {settings['split']}"),
+        ("clients, split", f"{len(report.extras['data']['clients'].split(' + '))}, {settings['split']}"),
         ("clients send", "gradients" if settings["share"] == "gradients" else f"weights after {steps}"),
         ("optimiser", f"{settings['optimizer']}, {settings['learning_rate']:g}"),
         ("defence", settings["defence"]),

@@ -486,6 +486,16 @@ class _Unordered(nn.Module):
         return self.head(self.body(inputs))
 
 
+def test_a_server_counts_nothing_where_targets_do_not_depend_on_labels():
+    module = network()
+    server = CuriousServer(
+        module, [LABELS[part] for part in PARTS], CLASSES, auxiliary=(INPUTS, LABELS), smoothing="lin_1"
+    )
+    history = FederatedTrainer(module, clients(module, smoothing="lin_1"), audit=server).train(2).history
+    assert np.isnan(history["audit_class_means"]).tolist() == [True, False]  # alpha 1, then less
+    assert np.isfinite(history["audit_prior"]).all()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_server_follows_the_forward_pass(bias):
     unordered = _Unordered(bias=bias)
