@@ -576,8 +576,9 @@ def _furthest_interval(gaps: _Gaps, place: int, base: int, several: list[int], l
     estimate, centre, variance, freedom = _difference(gaps, place, base)
     shared = float((gaps.variance[base] / (gaps.variance[several] + gaps.variance[base])).mean())
     truths, below, above = no_surprise(round(shared, 2), len(several), level)
-    error, bounds = math.sqrt(variance), []
-    for side in (-1.0, 1.0):
+    error = math.sqrt(variance)
+
+    def bound(side: float) -> float:
         near, away = 0.0, 2 * _FARTHEST
         while away - near > 1e-6:  # the truth is so far on that side of the estimate
             middle = (near + away) / 2
@@ -585,8 +586,9 @@ def _furthest_interval(gaps: _Gaps, place: int, base: int, several: list[int], l
             normal = np.interp(abs(truth), truths, below if side * truth > 0 else above)
             held = middle <= student_quantile(2 * NormalDist().cdf(float(normal)) - 1, round(freedom, 9))
             near, away = (middle, away) if held else (near, middle)
-        bounds.append(centre + side * near * error)
-    return Interval(estimate, *bounds, FURTHEST.format(len(several)))
+        return centre + side * near * error
+
+    return Interval(estimate, bound(-1.0), bound(1.0), FURTHEST.format(len(several)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -570,7 +570,7 @@ class CuriousServer:
             weight, bias = (torch.from_numpy(before[place]).double() for place in (self._weight, self._bias))
             level = 0.0 if alpha is None else alpha
             means = (self._members.T @ probabilities) / self._members.sum(0).unsqueeze(-1)  # NaN: no sample of a class
-            counted = {
+            counted: dict[str, Callable[[], Tensor]] = {
                 "ilrg": lambda: counts_ilrg(slopes, errors, weight, bias, size, alpha=level),
                 "mean_probabilities": lambda: label_counts(errors, probabilities.mean(0), size, alpha=level, mask=mask),
                 "class_means": lambda: counts_from_class_means(means, errors, size, alpha=alpha, mask=mask),

@@ -50,8 +50,8 @@ INTERVALS = {
 OVERLAPS = {"narrow": (40.0, 10.0), "wide": (3.0, 3.0), "mostly near 1": (8.0, 0.5)}
 Draw = Callable[[np.random.Generator, Any], np.ndarray]
 SCORES: dict[str, Draw] = {
-    "normal": lambda generator, size: generator.normal(size=size),
-    "exponential": lambda generator, size: generator.exponential(size=size),
+    "normal": lambda generator, size: np.asarray(generator.normal(size=size)),
+    "exponential": lambda generator, size: np.asarray(generator.exponential(size=size)),
     "bimodal": lambda generator, size: generator.normal(size=size) + generator.choice([-1.5, 1.5], size=size),
 }
 

@@ -125,7 +125,7 @@ def test_masked_demonstrations_train_an_agent(tmp_path: Path, capsys: pytest.Cap
     "words",
     [
         "--optimizer adam --learning-rate 0.01 --keep-optimizer --clients-per-round 3",
-        "--momentum 0.9 --keep-optimizer --defence clip-noise:1:1",
+        "--momentum 0.9 --keep-optimizer --batch-size 256 --defence clip-noise:1:1",
         "--momentum 0.9 --defence randomised-labels --no-alpha-known",
         "--share gradients --defence clip-noise:1:0.5",
     ],
