@@ -78,12 +78,27 @@ class Args(RunArgs):
     """Decides the split, the initial weights, and all that clients draw."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Samples, and bool `[N, K]` the classes that are legal for each, or None."""
+
+    data: LabelledData
+    masks: Any = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, index: Any) -> Samples:
+        """Some of the samples."""
+        return Samples(self.data.take(index), None if self.masks is None else self.masks[index])
+
+
 class Parts(NamedTuple):
     """The samples by who has them."""
 
-    clients: list[LabelledData]
-    auxiliary: LabelledData
-    test: LabelledData
+    clients: list[Samples]
+    auxiliary: Samples
+    test: Samples
 
 
 def main(args: Args) -> Path:
@@ -112,7 +127,7 @@ def main(args: Args) -> Path:
     sizes = [len(part) for part in parts.clients]
     print(
         f"Samples of {len(sizes)} clients: {min(sizes):,} to {max(sizes):,}; of the server: {len(parts.auxiliary):,}; "
-        f"test: {len(parts.test):,}. {parts.test.source}".strip()
+        f"test: {len(parts.test):,}. {parts.test.data.source}".strip()
     )
     with TrainingRun("federated", args, data_name(args.data)) as run:
         trainers = [make_trainer(args, run, parts, word) for word in args.smoothing]
@@ -141,11 +156,12 @@ def load_parts(args: Args) -> Parts:
 
     how, _, number = args.split.partition(":")
     if args.demonstrations:
-        data, groups = labelled_demonstrations(args.demonstrations)
+        samples, groups = labelled_demonstrations(args.demonstrations)
     elif how == "by-group":
         raise ValueError("split=by-group needs --demonstrations: each of them becomes a client.")
     else:
-        data, groups = load_labelled(args.data), None
+        samples, groups = Samples(load_labelled(args.data)), None
+    data = samples.data
     share = check_in_range("test_fraction", args.test_fraction, 0.0, 1.0, low_open=True, high_open=True)
     places = data.sample_indices(len(data) - round(share * len(data)), args.seed)
     test = np.setdiff1d(np.arange(len(data)), places)
@@ -163,11 +179,11 @@ def load_parts(args: Args) -> Parts:
         parts = dirichlet_split(data.labels[rest], args.clients, concentration, seed=args.seed)
     else:
         raise ValueError(f"split={args.split!r} is not known: give even, dirichlet:0.3 or by-group.")
-    return Parts([data.take(rest[part]) for part in parts], data.take(auxiliary), data.take(test))
+    return Parts([samples.take(rest[part]) for part in parts], samples.take(auxiliary), samples.take(test))
 
 
-def labelled_demonstrations(names: tuple[str, ...]) -> tuple[LabelledData, Any]:
-    """Observations as features, actions as labels, and the number of the demonstrations that each is from."""
+def labelled_demonstrations(names: tuple[str, ...]) -> tuple[Samples, Any]:
+    """Observations as features, actions as labels, masks, and the number of the demonstrations that each is from."""
     import numpy as np
     from gymnasium import spaces
 
@@ -184,8 +200,6 @@ def labelled_demonstrations(names: tuple[str, ...]) -> tuple[LabelledData, Any]:
             )
         if (space.shape, found.action_space) != (first.observation_space.shape, first.action_space):
             raise ValueError(f"demonstrations={name!r} has other spaces than {names[0]!r}.")
-        if found.action_masks is not None:
-            raise ValueError(f"demonstrations={name!r} has action masks, which federated training does not know.")
     assert isinstance(first.action_space, spaces.Discrete)
     start, count = int(first.action_space.start), int(first.action_space.n)
     data = LabelledData(
@@ -193,7 +207,12 @@ def labelled_demonstrations(names: tuple[str, ...]) -> tuple[LabelledData, Any]:
         np.concatenate([part.action_labels for part in read]),
         tuple(f"action {start + number}" for number in range(count)),
     )
-    return data, np.repeat(np.arange(len(read)), [len(part) for part in read])
+    masks = None
+    if any(part.action_masks is not None for part in read):
+        everything = (np.ones((len(part), count), dtype=bool) for part in read)
+        given = zip(read, everything, strict=True)
+        masks = np.concatenate([every if part.action_masks is None else part.action_masks for part, every in given])
+    return Samples(data, masks), np.repeat(np.arange(len(read)), [len(part) for part in read])
 
 
 # ---- networks, clients
@@ -211,15 +230,22 @@ def make_trainer(
     module, save = make_network(args, parts, word)
     device = as_device(args.device)
     module = module.to(device)
-    num_classes = parts.test.num_classes
+    num_classes = parts.test.data.num_classes
     smoothing = make_smoothing("smoothing", word)
+
+    def tensors(part: Samples) -> tuple[Any, Any, Any]:
+        masks = None if part.masks is None else torch.from_numpy(part.masks)
+        return torch.from_numpy(part.data.features).to(device), torch.from_numpy(part.data.labels), masks
+
+    samples = [tensors(part) for part in parts.clients]
     clients = [
         FederatedClient(
             module,
-            torch.from_numpy(part.features).to(device),
-            torch.from_numpy(part.labels),
+            features,
+            labels,
             num_classes,
             smoothing=smoothing,
+            mask=masks,
             optimizer=args.optimizer,
             learning_rate=args.learning_rate,
             momentum=args.momentum,
@@ -230,16 +256,17 @@ def make_trainer(
             defence=as_defence(args.defence),
             seed=args.seed + place,
         )
-        for place, part in enumerate(parts.clients)
+        for place, (features, labels, masks) in enumerate(samples)
     ]
     drawn = args.defence == "randomised-labels"
     server = CuriousServer(
         module,
-        [torch.from_numpy(part.labels) for part in parts.clients],
+        [labels for _, labels, _ in samples],
         num_classes,
-        auxiliary=(parts.auxiliary.features, parts.auxiliary.labels),
+        auxiliary=tensors(parts.auxiliary),
         smoothing=(0.0 if drawn else smoothing) if args.alpha_known else None,
         share=args.share,
+        masks=None if parts.test.masks is None else [masks for _, _, masks in samples],
     )
     trainer = FederatedTrainer(
         module,
@@ -247,7 +274,7 @@ def make_trainer(
         strategy=FedSGD(args.learning_rate) if args.share == "gradients" else FedAvg(),
         clients_per_round=args.clients_per_round,
         audit=server,
-        evaluation=(torch.from_numpy(parts.test.features).to(device), torch.from_numpy(parts.test.labels)),
+        evaluation=tensors(parts.test),
         checkpoint_folder=run.checkpoints / f"smoothing_{word}",
         tensorboard_log=run.events() / f"smoothing_{word}",
         seed=args.seed,
@@ -267,8 +294,8 @@ def make_network(args: Args, parts: Parts, word: str) -> tuple[nn.Module, Callab
         return make_policy(args, word)
     from rlsmooth.scripts.classification import network
 
-    everything = np.concatenate([part.features for part in parts.clients])
-    test = parts.test
+    everything = np.concatenate([part.data.features for part in parts.clients])
+    test = parts.test.data
     module = build_model(
         network(args.hidden_sizes, everything), test.features.shape[1], test.num_classes, seed=args.seed
     )
@@ -362,7 +389,7 @@ def results(run: TrainingRun, parts: Parts, histories: dict[str, dict[str, list[
             "server": f"{len(parts.auxiliary):,}",
             "test": f"{len(parts.test):,}",
         },
-        "source": parts.test.source,
+        "source": parts.test.data.source,
     }
 
 

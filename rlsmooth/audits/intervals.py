@@ -4,9 +4,9 @@ Scores are numbers on the host, one a run, so these are functions of numpy array
 
 From ten runs on intervals are bootstrapped. The bootstrap of fewer runs is too narrow: where 95 % is said, it covers
 the truth 73 % of the time with three runs and 90 % with five. There the interval is Student's t, which covers it 93 to
-97 % of the time for normal, exponential and bimodal scores (simulated in `tests/audits/test_coverage.py`). Where runs
-either succeed or fail, all of three may do the same by chance: no interval of three scores shows that. Every result
-says its `method`.
+97 % of the time for normal, exponential and bimodal scores (simulated in `tests/audits/test_coverage.py`). That of ten
+and more covers it 92 to 95 % of the time (`scripts/studies/results/gap_coverage.md`). Where runs either succeed or
+fail, all of three may do the same by chance: no interval of three scores shows that. Every result says its `method`.
 
 Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (the package
 `rliable`), whose interquartile mean and stratified bootstrap these are.

@@ -110,23 +110,7 @@ class LastLayer:
             >>> LastLayer.of_module(net, torch.ones(5, 2), one_hot(torch.zeros(5, dtype=torch.int64), 3)).features.shape
             torch.Size([5, 8])
         """
-        seen: list[tuple[Any, Tensor, Tensor]] = []
-        handles = [
-            part.register_forward_hook(lambda layer, given, output: seen.append((layer, given[0], output)))
-            for part in module.modules()
-            if isinstance(part, nn.Linear)
-        ]
-        was_training = module.training
-        try:
-            with torch.no_grad():
-                output = module.eval()(inputs)
-        finally:
-            module.train(was_training)
-            for handle in handles:
-                handle.remove()
-        if not seen or seen[-1][2] is not output:
-            raise TypeError(f"module {type(module).__name__} must end in an nn.Linear, whose output is the logits.")
-        layer, features, _ = seen[-1]
+        layer, features = last_linear(module, inputs)
         bias: Tensor | None = layer.bias
         return LastLayer(features, layer.weight.detach(), None if bias is None else bias.detach(), target, mask, name)
 
@@ -174,6 +158,40 @@ class LastLayer:
     def sample_gradients(self) -> tuple[Tensor, Tensor | None]:
         """The gradients of each sample by itself: `[N, K, D]` and `[N, K]`."""
         return self.gradients(torch.arange(len(self.features), device=self.features.device).unsqueeze(-1))
+
+
+def last_linear(module: nn.Module, inputs: Tensor) -> tuple[nn.Linear, Tensor]:
+    """The `nn.Linear` whose output a network in evaluation mode returns, in whatever order it names its layers.
+
+    Args:
+        module: its output is that of an `nn.Linear`.
+        inputs: float `[N, ...]`, on the module's device.
+
+    Returns:
+        the layer, and its inputs `[N, D]`.
+
+    Raises:
+        TypeError: the output is not that of an `nn.Linear`.
+    """
+    seen: list[tuple[Any, Tensor, Tensor]] = []
+    handles = [
+        part.register_forward_hook(lambda layer, given, output: seen.append((layer, given[0], output)))
+        for part in module.modules()
+        if isinstance(part, nn.Linear)
+    ]
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            output = module.eval()(inputs)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for handle in handles:
+            handle.remove()
+    if not seen or seen[-1][2] is not output:
+        raise TypeError(f"module {type(module).__name__} must end in an nn.Linear, whose output is the logits.")
+    layer, features, _ = seen[-1]
+    return layer, features
 
 
 class AttackResult(NamedTuple):
@@ -320,7 +338,7 @@ def attack_batches(
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
         chosen = order[: len(order) // size * size].view(-1, size)
         truth = nn.functional.one_hot(labels[chosen], num_classes).sum(-2)
-        expected = _among_legal(share, layer.legal[chosen]).sum(-2)
+        expected = among_legal(share, layer.legal[chosen]).sum(-2)
         overlaps = {
             name: torch.minimum(round_counts(counts, size), truth).clamp(min=0).sum(-1).cpu().numpy() / size
             for name, counts in [("prior", expected), *_counted(layer, chosen, alpha, spread, means)]
@@ -411,7 +429,7 @@ def _frequencies(layer: LastLayer, prior: Tensor | None) -> Tensor:
     return prior.to(layer.features.device, wide_dtype(prior))
 
 
-def _among_legal(share: Tensor, legal: Tensor) -> Tensor:
+def among_legal(share: Tensor, legal: Tensor) -> Tensor:
     """The frequencies among each sample's legal classes, `[B, K]`; even where none of them is known to occur."""
     known = share * legal
     return torch.where(known.sum(-1, keepdim=True) > 0, known, legal.to(known.dtype)) / torch.where(
@@ -420,7 +438,7 @@ def _among_legal(share: Tensor, legal: Tensor) -> Tensor:
 
 
 def _blind_labels(layer: LastLayer, prior: Tensor | None) -> Tensor:
-    return _among_legal(_frequencies(layer, prior), layer.legal).argmax(-1)
+    return among_legal(_frequencies(layer, prior), layer.legal).argmax(-1)
 
 
 def _class_means(layer: LastLayer) -> Tensor:

@@ -27,6 +27,7 @@ from rlsmooth.audits import (
     label_counts,
     round_counts,
 )
+from rlsmooth.audits.label_leakage import among_legal, last_linear
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.checkpoint import Checkpoint, decode_history, load_module
@@ -36,6 +37,7 @@ from rlsmooth.training.federated_client import (
     FederatedClient,
     FitResult,
     Parameters,
+    Samples,
     Share,
     get_parameters,
     labelled_samples,
@@ -260,7 +262,7 @@ class FederatedTrainer:
         strategy: `FedAvg()` by default; `FedSGD(learning_rate)` where clients share gradients.
         clients_per_round: so many are drawn for each round, without replacement; None: all.
         audit: called between the client's `fit` and the aggregation; its numbers go to `history`.
-        evaluation: `(X, y)`, samples for measures after each round; None: none.
+        evaluation: `(X, y)` or `(X, y, mask)`, samples for measures after each round; None: none.
         checkpoint_folder: a checkpoint follows each round, for `train(resume=True)`; None: none.
         tensorboard_log: folder for TensorBoard's files; None: none.
         on_log: called with the round and its values.
@@ -285,7 +287,7 @@ class FederatedTrainer:
         strategy: Strategy | None = None,
         clients_per_round: int | None = None,
         audit: Audit | None = None,
-        evaluation: tuple[Any, Any] | None = None,
+        evaluation: Samples | None = None,
         checkpoint_folder: str | Path | None = None,
         tensorboard_log: str | Path | None = None,
         on_log: OnLog | None = None,
@@ -308,7 +310,7 @@ class FederatedTrainer:
         self.clients_per_round = clients_per_round
         self.audit = audit
         classes = clients[0].num_classes
-        self.evaluation = None if evaluation is None else labelled_samples(*evaluation, classes, model_dtype(module))
+        self.evaluation = None if evaluation is None else labelled_samples(evaluation, classes, model_dtype(module))
         self.checkpoint_folder = checkpoint_folder
         self.tensorboard_log = tensorboard_log
         self.on_log = on_log
@@ -398,8 +400,8 @@ class FederatedTrainer:
         if self.evaluation is None:
             return {}
         set_parameters(self.module, self.parameters)
-        inputs, labels = self.evaluation
-        summary = classification_summary(logits_of(self.module, inputs, None, self.clients[0].batch_size), labels)
+        inputs, labels, mask = self.evaluation
+        summary = classification_summary(logits_of(self.module, inputs, mask, self.clients[0].batch_size), labels)
         return {name: summary[name] for name in ("accuracy", "nll", "ece", "confidence_gap")}
 
     def _check_finite(self, number: int, index: int, sent: Parameters) -> None:
@@ -493,19 +495,22 @@ class CuriousServer:
     | `mean_probabilities` | `rlsmooth.audits.label_counts`, mean probabilities from `auxiliary` |
     | `class_means` | `rlsmooth.audits.counts_from_class_means`, class means from `auxiliary` |
 
-    Without a bias in the last layer only `prior` and `llg` are there.
+    Without a bias in the last layer only `prior` and `llg` are there, and with masks no `ilrg`. Under masks the server
+    is taken to know which classes were legal.
 
     Args:
-        module: of the clients' architecture (copied); it ends in an `nn.Linear`.
+        module: of the clients' architecture (copied); its output is that of an `nn.Linear`.
         labels: each client's true labels, int64 `[N]`: only the scores use them.
         num_classes: `K`.
-        auxiliary: `(X, y)`, labelled samples of the server's own.
+        auxiliary: `(X, y)` or `(X, y, mask)`, labelled samples of the server's own.
         smoothing: the clients' uniform smoothing, if it is known; None: it is estimated where an attack can.
         share: what clients send.
+        masks: of each client the mask of its samples, bool `[N, K]`, True = legal; None: all classes are legal.
 
     Raises:
-        TypeError: the module's last layer is no `nn.Linear`.
-        ValueError: the smoothing is not uniform over all classes; or as `FederatedClient`.
+        TypeError: the module's output is not that of an `nn.Linear`.
+        ValueError: the smoothing is not uniform over all classes; masks and labels of different numbers; or as
+            `FederatedClient`.
     """
 
     def __init__(
@@ -514,29 +519,31 @@ class CuriousServer:
         labels: Sequence[Tensor],
         num_classes: int,
         *,
-        auxiliary: tuple[Any, Any],
+        auxiliary: Samples,
         smoothing: float | str | Smoothing | None = None,
         share: Share = "weights",
+        masks: Sequence[Tensor] | None = None,
     ) -> None:
         self.module = copy.deepcopy(module)
-        layers = [(name, part) for name, part in self.module.named_modules() if not list(part.children())]
-        name, layer = layers[-1] if layers else ("", self.module)
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(
-                f"module ends in {type(layer).__name__}: the attacks need an nn.Linear, whose output is logits."
-            )
         self.smoothing = None if smoothing is None else as_smoothing(smoothing)
         if self.smoothing is not None and (self.smoothing.reference, self.smoothing.spread) != ("uniform", "all"):
             raise ValueError("smoothing must be uniform over all classes, or None: the attacks know no other.")
-        prefix = f"{name}." if name else ""
-        names = list(self.module.state_dict())
-        self._weight = names.index(f"{prefix}weight")
-        self._bias = None if layer.bias is None else names.index(f"{prefix}bias")
+        device = next(self.module.parameters()).device
+        self._inputs, own, self._mask = labelled_samples(auxiliary, num_classes, model_dtype(module), device)
+        layer, _ = last_linear(self.module, self._inputs[:1])
+        state = list(self.module.state_dict(keep_vars=True).values())
+        places = [[at for at, part in enumerate(state) if part is it] for it in (layer.weight, layer.bias)]
+        if not places[0]:
+            raise TypeError(
+                "module ends in an nn.Linear whose weight is computed from others: the attacks need its own."
+            )
+        self._weight, self._bias = places[0][0], places[1][0] if places[1] else None
         self._counts = [torch.bincount(part.cpu(), minlength=num_classes).to(torch.float64) for part in labels]
-        self._inputs, own = labelled_samples(*auxiliary, num_classes, model_dtype(module))
-        self._inputs = self._inputs.to(next(self.module.parameters()).device)
         self._members = nn.functional.one_hot(own.cpu(), num_classes).to(torch.float64)
         self.share = share
+        self._masks = None if masks is None else [mask.cpu() for mask in masks]
+        if masks is not None and [tuple(mask.shape) for mask in masks] != [(len(part), num_classes) for part in labels]:
+            raise ValueError(f"masks must be [N, {num_classes}] for each client's N labels.")
 
     def __call__(
         self,
@@ -551,19 +558,27 @@ class CuriousServer:
         true = self._counts[client]
         size, recipe = int(true.sum()), self.smoothing
         alpha: Any = None if recipe is None else recipe.alpha_at(metrics.get("progress_remaining", 1.0))
+        mask = None if self._masks is None else self._masks[client]
         set_parameters(self.module, before)
-        probabilities = logits_of(self.module, self._inputs, None, len(self._inputs)).double().softmax(-1).cpu()
-        found = {"prior": self._members.mean(0) * size}
+        logits = logits_of(self.module, self._inputs, self._mask, len(self._inputs))
+        probabilities, shares = logits.double().softmax(-1).cpu(), self._members.mean(0)
+        found = {"prior": shares * size if mask is None else among_legal(shares, mask).sum(0)}
         slopes = self._gradient(self._weight, before, after, metrics)
         found["llg"] = counts_llg(slopes, size)
         if self._bias is not None:
             errors = self._gradient(self._bias, before, after, metrics)
             weight, bias = (torch.from_numpy(before[place]).double() for place in (self._weight, self._bias))
             level = 0.0 if alpha is None else alpha
-            found["ilrg"] = counts_ilrg(slopes, errors, weight, bias, size, alpha=level)
-            found["mean_probabilities"] = label_counts(errors, probabilities.mean(0), size, alpha=level)
             means = (self._members.T @ probabilities) / self._members.sum(0).unsqueeze(-1)  # NaN: no sample of a class
-            found["class_means"] = counts_from_class_means(means, errors, size, alpha=alpha)
+            counted: dict[str, Callable[[], Tensor]] = {
+                "ilrg": lambda: counts_ilrg(slopes, errors, weight, bias, size, alpha=level),
+                "mean_probabilities": lambda: label_counts(errors, probabilities.mean(0), size, alpha=level, mask=mask),
+                "class_means": lambda: counts_from_class_means(means, errors, size, alpha=alpha, mask=mask),
+            }
+            if mask is not None:
+                del counted["ilrg"]
+            nothing = torch.full_like(shares, math.nan)  # at alpha 1 no target depends on its label
+            found |= {name: nothing if level == 1 else counts() for name, counts in counted.items()}
         return {name: _overlap(round_counts(counts, size), true) for name, counts in found.items()}
 
     def _gradient(self, place: int, before: Parameters, after: Parameters, metrics: Mapping[str, float]) -> Tensor:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, final
@@ -26,6 +27,7 @@ from rlsmooth.audits import classification_summary
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import Smoothing, as_smoothing
+from rlsmooth.targets.arguments import broadcast_mask, check_mask
 from rlsmooth.training.checkpoint import load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_model import model_dtype
 from rlsmooth.training.run import fingerprint, samples_at_once
@@ -39,6 +41,8 @@ FitResult: TypeAlias = tuple[Parameters, int, dict[str, float]]
 EvaluationResult: TypeAlias = tuple[float, int, dict[str, float]]
 """What `evaluate` of a client returns: loss, number of samples, metrics."""
 Share: TypeAlias = Literal["weights", "gradients"]
+Samples: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any]
+"""`(X, y)`, or `(X, y, mask)`."""
 
 ROWS_AT_ONCE = 4096
 
@@ -249,10 +253,9 @@ class FederatedClient:
         check_positive_int("num_classes", num_classes)
         check_positive_int("seed", seed, minimum=0)
         self.module = module
-        self.inputs, self.labels = labelled_samples(inputs, labels, num_classes, model_dtype(module))
+        self.inputs, self.labels, self.mask = labelled_samples((inputs, labels, mask), num_classes, model_dtype(module))
         self.num_classes = num_classes
         self.smoothing = as_smoothing(smoothing)
-        self.mask = mask
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.momentum = momentum
@@ -268,15 +271,15 @@ class FederatedClient:
         self._fits = 0
         self._optimizer_state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._trained_labels, self._trained_smoothing = self.labels, self.smoothing
-        if share == "gradients" and has_batch_norm(module):
-            raise ValueError("share='gradients' can't send the running statistics of BatchNorm: share weights.")
+        self.smoothing(self.labels, num_classes, mask=self.mask)  # checks values once; rounds need not
         if defence == "randomised_labels":
             self._randomise_labels()
         elif isinstance(defence, ClipAndNoise):
             self._check_private()
         elif defence is not None:
             raise ValueError(f"defence={defence!r}: give None, a ClipAndNoise or 'randomised_labels'.")
-        self._trained_smoothing(self.labels, num_classes, mask=mask)  # checks values once; rounds need not
+        if share == "gradients" and has_batch_norm(module):
+            raise ValueError("share='gradients' can't send the running statistics of BatchNorm: share weights.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -357,37 +360,47 @@ class FederatedClient:
 
     def _train_privately(self, defence: ClipAndNoise, progress: float) -> list[tuple[Tensor, int]]:
         """The same with Poisson-sampled minibatches, clipped gradients of single samples, and noise."""
-        opacus = _opacus()
         optimizer = self._begun_optimizer()
-        private = opacus.optimizers.DPOptimizer(
+        private = _opacus().optimizers.DPOptimizer(
             optimizer,
             noise_multiplier=defence.noise_multiplier,
             max_grad_norm=defence.max_norm,
             expected_batch_size=self._step_size,
         )
-        per_sample = opacus.GradSampleModule(self.module)
         steps = 1 if self.share == "gradients" else self.local_epochs * math.ceil(len(self) / self.batch_size)
         losses = []
-        try:
+        with self._sample_gradients() as per_sample:
             for _ in range(steps):
                 private.zero_grad(set_to_none=True)
                 drawn = torch.nonzero(torch.rand(len(self)) < self._step_size / len(self)).squeeze(1)
-                with warnings.catch_warnings():  # torch warns Opacus' hooks that inputs need no gradient
-                    warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
+                if len(drawn):
                     losses.append(self._backward(drawn, progress, module=per_sample))
+                else:  # only noise; not every layer takes a minibatch of none
+                    for parameter in private.params:
+                        parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+                    losses.append((self.inputs.new_zeros((), dtype=model_dtype(self.module)), 0))
                 if self.share == "gradients":
                     private.pre_step()
                 else:
                     private.step()
-        finally:
-            per_sample.remove_hooks()
-        for parameter in self.module.parameters():  # Opacus' notes, which the next round would trip over
-            for name in ("grad_sample", "summed_grad"):
-                if hasattr(parameter, name):
-                    delattr(parameter, name)
         if self.keep_optimizer:
             self._optimizer_state = optimizer_to_tensors(optimizer)
         return losses
+
+    @contextmanager
+    def _sample_gradients(self) -> Iterator[nn.Module]:
+        """The module with Opacus' hooks, which keep each sample's gradient."""
+        per_sample = _opacus().GradSampleModule(self.module)
+        try:
+            with warnings.catch_warnings():  # torch warns Opacus' hooks that inputs need no gradient
+                warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
+                yield per_sample
+        finally:
+            per_sample.remove_hooks()
+            for parameter in self.module.parameters():  # Opacus' notes, which the next round would trip over
+                for name in ("grad_sample", "summed_grad"):
+                    if hasattr(parameter, name):
+                        delattr(parameter, name)
 
     def _backward(self, places: Tensor, progress: float, module: nn.Module | None = None) -> tuple[Tensor, int]:
         """The gradients of the mean loss of some samples. Returns it, without a wait, and how many they are."""
@@ -426,16 +439,35 @@ class FederatedClient:
 
     def _randomise_labels(self) -> None:
         if self.mask is not None:
-            raise ValueError("defence='randomised_labels' can't be used with mask: a drawn label could be illegal.")
+            raise ValueError(
+                "defence='randomised_labels' can't be used with mask: a drawn label could be illegal. Use "
+                "ClipAndNoise, or samples without mask."
+            )
         label_dp_epsilon(self.smoothing, self.num_classes)  # refuses a schedule
         drawn = draw_labels(self.smoothing, self.labels, self.num_classes, seed=self.seed)
         self._trained_labels, self._trained_smoothing = drawn.to(self.labels.device), Smoothing(0.0)
 
     def _check_private(self) -> None:
+        """Raise ValueError, naming the layer, where Opacus can't take each sample's gradient."""
+        refused = "module can't be trained with ClipAndNoise: "
         self.module.train()  # Opacus asks for it
-        faults = _opacus().validators.ModuleValidator.validate(self.module, strict=False)
-        if faults:
-            raise ValueError(f"module can't be trained with ClipAndNoise: {faults[0]}")
+        for name, layer, why in _not_private("", self.module):
+            raise ValueError(
+                f"{refused}its layer {name!r} is a {type(layer).__name__}. {why}. Use another layer, such as GroupNorm "
+                "for BatchNorm; opacus.validators.ModuleValidator.fix(module) replaces some."
+            )
+        trained = {name: part for name, part in self.module.named_parameters() if part.requires_grad}
+        inplace = [name for name, layer in self.module.named_modules() if getattr(layer, "inplace", False)]
+        try:
+            with isolated_rng(0), self._sample_gradients() as per_sample:
+                self._backward(torch.arange(min(len(self), 2)), 1.0, module=per_sample)
+                unused = [name for name, part in trained.items() if getattr(part, "grad_sample", None) is None]
+        except RuntimeError as error:
+            hint = f" Layer {inplace[0]!r} works in place: make it with inplace=False." if inplace else ""
+            raise ValueError(f"{refused}{str(error).partition('. ')[0]}.{hint}") from error
+        self.module.zero_grad(set_to_none=True)
+        if unused:
+            raise ValueError(f"{refused}no logit depends on its parameter {unused[0]!r}: freeze it, or take it out.")
 
     @property
     def epsilon(self) -> float:
@@ -483,11 +515,28 @@ class FederatedClient:
             load_optimizer(self._make_optimizer(), *self._optimizer_state)  # refuses what does not fit
 
 
+def _not_private(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The layers of which no gradient of a single sample is to be had, each with its name and the reason."""
+    inner = [found for child, part in module.named_children() for found in _not_private(f"{name}.{child}", part)]
+    yield from inner
+    if inner:
+        return
+    if has_batch_norm(module):  # Opacus overlooks layers without parameters that are trained
+        yield name.removeprefix("."), module, "It mixes the samples of a minibatch"
+    if getattr(module, "track_running_stats", False):
+        yield name.removeprefix("."), module, "Its running statistics are sent without noise"
+    for fault in _opacus().validators.ModuleValidator.validate(module, strict=False)[:1]:
+        yield name.removeprefix("."), module, str(fault).partition(". ")[0]
+
+
 # ---- samples
 
 
-def labelled_samples(inputs: Any, labels: Any, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Tensors `[N, ...]` and int64 `[N]`, checked."""
+def labelled_samples(
+    samples: Samples, num_classes: int, dtype: torch.dtype, device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tensors `[N, ...]`, int64 `[N]` and bool `[N, K]` or None, checked, on the inputs' device or the one given."""
+    inputs, labels, mask = (*samples, None)[:3]
     features = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs)).to(dtype)
     known = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
     if known.is_floating_point() or known.ndim != 1 or len(known) != len(features) or not len(known):
@@ -495,12 +544,17 @@ def labelled_samples(inputs: Any, labels: Any, num_classes: int, dtype: torch.dt
             f"labels must be [N] whole numbers, one for each of at least one input, got {known.dtype} "
             f"{tuple(known.shape)} for {len(features)} inputs."
         )
+    features = features if device is None else features.to(device)
     known = known.to(features.device, torch.int64)
     if bool((known < 0).any()) or bool((known >= num_classes).any()):
         raise ValueError(f"labels must be 0 to {num_classes - 1}, got {int(known.min())} to {int(known.max())}.")
     if features.is_floating_point() and not bool(features.isfinite().all()):
         raise ValueError("inputs holds NaN or infinity: remove these samples.")
-    return features, known
+    if mask is None:
+        return features, known, None
+    legal = broadcast_mask(mask, known.shape, num_classes).to(features.device)
+    check_mask(legal, known)
+    return features, known, legal
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def _result_rows(report: RunReport) -> list[Row]:
         if any(f"audit_{attack}" in column for column in columns)
     ]
     if any("epsilon" in column for column in columns):
-        rows.append(("epsilon of the defence", *(f"{column['epsilon']:.2f}" for column in columns)))
+        rows.append(("epsilon of the defence", *(f"{column.get('epsilon', math.inf):.2f}" for column in columns)))
     return rows
 
 
@@ -69,7 +70,7 @@ def _setting_rows(report: RunReport) -> list[Row]:
     steps = f"{settings['local_epochs']} × batches of {settings['batch_size']}"
     rows: list[Row] = [(f"samples, {name}", size) for name, size in report.extras["data"].items() if name != "clients"]
     rows += [
-        ("clients, split", f"{settings['clients']}, {settings['split']}"),
+        ("clients, split", f"{len(report.extras['data']['clients'].split(' + '))}, {settings['split']}"),
         ("clients send", "gradients" if settings["share"] == "gradients" else f"weights after {steps}"),
         ("optimiser", f"{settings['optimizer']}, {settings['learning_rate']:g}"),
         ("defence", settings["defence"]),

@@ -11,8 +11,9 @@ split, initial weights and order of the data. B is the group named above, A all 
 Reported on the test samples: the expected calibration error of 15 bins (ECE) and the signed gap, mean confidence less
 accuracy, of all and of each group; the disparity in both, B less A. The signed gap comes first: the ECE is biased
 upwards, the more the fewer samples a group has, so that its difference is no estimate of unequal calibration. Also the
-disparity that theory predicts from alpha 0, `D - alpha · (confidence_B - confidence_A)`; and after a temperature for
-all, a temperature for each group, a temperature and a bias for each group, and multicalibration (10 levels).
+disparity that theory predicts from alpha 0, `D - alpha · (confidence_B - confidence_A)`; and, of alpha 0, after a
+temperature for all, a temperature for each group, a temperature and a bias for each group, and multicalibration (10
+levels).
 Interquartile means over seeds with 95 % bootstrap intervals: they say how much training varies, not how much a test set
 of this size does.
 """
@@ -68,17 +69,17 @@ def confidences_of(logits: Tensor, prediction: Tensor) -> Tensor:
 
 
 def measured(confidence: Tensor, hits: Tensor, in_b: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-    """Scores of all, of group A and of group B."""
-    found = {}
+    """Scores of all, of group A and of group B, to ten digits."""
+    found: dict[str, dict[str, float]] = {}
     for name, chosen in (("all", np.ones_like(in_b)), ("A", ~in_b), ("B", in_b)):
         part = torch.from_numpy(chosen)
-        found[name] = {
-            "rows": int(chosen.sum()),
-            "accuracy": float(hits[part].double().mean()),
-            "confidence": float(confidence[part].mean()),
-            "gap": float(confidence[part].mean() - hits[part].double().mean()),
-            "ece": float(calibration_error(confidence[part], hits[part])),
+        scores = {
+            "accuracy": hits[part].double().mean(),
+            "confidence": confidence[part].mean(),
+            "gap": confidence[part].mean() - hits[part].double().mean(),
+            "ece": calibration_error(confidence[part], hits[part]),
         }
+        found[name] = {"rows": int(chosen.sum())} | {tag: float(f"{float(one):.10g}") for tag, one in scores.items()}
     return found
 
 
@@ -97,9 +98,12 @@ def train(settings: dict[str, Any]) -> Result:
     ).fit(training.features, training.labels, classes=np.arange(data.num_classes))
     column, member = DATA[name]
     groups = {part: source.groups[column] == member for part, source in (("tuning", tuning), ("test", test))}
-    held_out, fitted = classifier.logits(tuning.features), torch.from_numpy(tuning.labels)
     logits, labels = classifier.logits(test.features), torch.from_numpy(test.labels)
-    prediction, known = logits.argmax(-1), held_out.argmax(-1)
+    prediction = logits.argmax(-1)
+    if settings["alpha"]:  # what follows is read of alpha 0 only
+        return {"plain": measured(confidences_of(logits, prediction), prediction == labels, groups["test"])}
+    held_out, fitted = classifier.logits(tuning.features), torch.from_numpy(tuning.labels)
+    known = held_out.argmax(-1)
     scaled = {"plain": logits, "temperature": logits / fit_temperature(held_out, fitted)}
     for kind, bias in (("by_group", False), ("with_bias", True)):
         scalers = fit_group_temperatures(held_out, fitted, groups["tuning"].astype(int), bias=bias)

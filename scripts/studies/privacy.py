@@ -45,10 +45,9 @@ from rlsmooth.training import (
     FederatedClient,
     FederatedTrainer,
     dirichlet_split,
-    isolated_rng,
     label_dp_epsilon,
 )
-from rlsmooth.training.classifier_model import mlp
+from rlsmooth.training.classifier_model import build_model
 from rlsmooth.training.federated_client import draw_labels
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2)
@@ -87,8 +86,7 @@ def attacks(module: nn.Module, training: LabelledData, auxiliary: LabelledData, 
 def federated(training: LabelledData, test: LabelledData, auxiliary: LabelledData, settings: dict[str, Any]) -> Result:
     """Accuracy and leakage in the first and the last round."""
     alpha, seed = settings["alpha"], settings["seed"]
-    with isolated_rng(seed):
-        module = mlp(64, CLASSES)
+    module = build_model("mlp", 64, CLASSES, seed=seed)
     parts = [training.take(part) for part in dirichlet_split(training.labels, 6, 0.3, seed=seed)]
     clients = [
         FederatedClient(module, features_of(part), part.labels, CLASSES, smoothing=alpha, seed=seed + place)
@@ -114,8 +112,7 @@ def federated(training: LabelledData, test: LabelledData, auxiliary: LabelledDat
 def private(training: LabelledData, test: LabelledData, settings: dict[str, Any]) -> Result:
     """DP-SGD: accuracy, epsilon, and how often an informed observer finds the label of one sample."""
     alpha, seed, defence = settings["alpha"], settings["seed"], ClipAndNoise(1.0, 1.0)
-    with isolated_rng(seed):
-        module = mlp(64, CLASSES)
+    module = build_model("mlp", 64, CLASSES, seed=seed)
     client = FederatedClient(
         module, features_of(training), training.labels, CLASSES,
         smoothing=alpha, learning_rate=0.5, batch_size=64, defence=defence, seed=seed,
@@ -144,8 +141,7 @@ def train(settings: dict[str, Any]) -> Result:
     alpha, seed = settings["alpha"], settings["seed"]
     training, test = load_labelled("digits").split(0.25, seed=seed)
     auxiliary = test.take(test.sample_indices(200, seed))
-    untrained = Classifier("mlp", smoothing=alpha, learning_rate=1e-12, max_epochs=1, seed=seed, device="cpu")
-    untrained.fit(features_of(training), training.labels)
+    untrained = build_model("mlp", 64, CLASSES, seed=seed)  # as the classifier of this seed begins
 
     def fitted(labels: Any, smoothing: float) -> Classifier:
         classifier = Classifier("mlp", smoothing=smoothing, max_epochs=settings["epochs"], seed=seed, device="cpu")
@@ -153,7 +149,7 @@ def train(settings: dict[str, Any]) -> Result:
 
     trained = fitted(training.labels, alpha)
     drawn = draw_labels(Smoothing(alpha), torch.from_numpy(training.labels), CLASSES, seed=seed)
-    modules = dict(zip(STATES, (untrained.module_, trained.module_), strict=True))
+    modules = dict(zip(STATES, (untrained, trained.module_), strict=True))
     return {
         **{state: attacks(copy.deepcopy(module), training, auxiliary, alpha) for state, module in modules.items()},
         "federated": federated(training, test, auxiliary, settings),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias
 
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits.intervals import Interval
-from rlsmooth.scripts.run_folder import versions, write_json
+from rlsmooth.scripts.run_folder import versions
 
 Result: TypeAlias = dict[str, Any]
 
@@ -100,10 +101,12 @@ def results_folder(args: Args, name: str) -> tuple[Path, Path]:
 
 
 def write_study(folder: Path, name: str, *, report: str, data: dict[str, Any]) -> None:
-    """Write `<name>.md` and `<name>.json`."""
+    """Write `<name>.md` and `<name>.json`, which has each innermost list and mapping on one line."""
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(folder / f"{name}.md", report.encode())
-    write_json(folder / f"{name}.json", {**data, "versions": versions()})
+    words = json.dumps({**data, "versions": versions()}, indent=1)
+    short = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda part: re.sub(r"\n *", " ", part.group()), words)
+    write_bytes_atomically(folder / f"{name}.json", f"{short}\n".encode())
 
 
 def _path(job: Job, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from commands import (
@@ -20,8 +21,10 @@ from commands import (
     report_of,
 )
 from killing import kill_command
-from rlsmooth.data import load_labelled
+from rlsmooth.agents import BC
+from rlsmooth.data import Demonstrations, load_labelled
 from rlsmooth.scripts.classification import network
+from rlsmooth.scripts.federated import Args, load_parts
 from rlsmooth.scripts.main import main
 from rlsmooth.training import Classifier, read_safe_file
 
@@ -89,9 +92,46 @@ def test_demonstrators_train_one_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_parameters(tmp_path: Path) -> None:
-    settings = ["--rounds", "40", "--smoothing", "0.1", "0", "--optimizer", "adam", "--learning-rate", "0.01"]
-    settings += ["--keep-optimizer", "--clients-per-round", "3"]
+def test_masked_demonstrations_train_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside others without masks; the accuracy is that of the saved agent among legal actions."""
+    rng, paths = np.random.default_rng(0), []
+    for name, masked in (("masked", True), ("free", False)):
+        observations = rng.normal(size=(150, 3)).astype(np.float32)
+        masks = rng.random((150, 4)) < 0.5
+        masks[np.arange(150), rng.integers(4, size=150)] = True
+        masks |= not masked
+        actions = np.where(masks, observations @ rng.normal(size=(3, 4)), -np.inf).argmax(1)
+        Demonstrations.from_arrays(
+            observations, actions, observation_space=spaces.Box(-9, 9, (3,)), action_space=spaces.Discrete(4),
+            episode_ends=[150], action_masks=masks if masked else None,
+        ).save(tmp_path / f"{name}.npz")  # fmt: skip
+        paths.append(str(tmp_path / f"{name}.npz"))
+    words = ["--demos", *paths, "--split", "by-group", "--rounds", "2", "--auxiliary", "50", "-f", str(tmp_path)]
+    assert main(["federated", *words, "--smoothing", "0", "0.2"]) == 0
+    (folder,) = (tmp_path / "federated").iterdir()
+    args = Args(demonstrations=tuple(paths), split="by-group", auxiliary=50)
+    test = load_parts(args).test
+    agent = BC.load(folder / "agent_0.2.zip", device="cpu")
+    chosen, _ = agent.predict(test.data.features, deterministic=True, action_masks=test.masks)
+    assert report_of(folder)["last"]["0.2"]["accuracy"] == pytest.approx((chosen == test.data.labels).mean())
+    assert not test.masks.all()
+    assert (agent.predict(test.data.features, deterministic=True)[0] != chosen).any()
+    assert main(["federated", *words, "--defence", "randomised-labels"]) == 2
+    assert "Use ClipAndNoise, or samples without mask" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--optimizer adam --learning-rate 0.01 --keep-optimizer --clients-per-round 3",
+        "--momentum 0.9 --keep-optimizer --batch-size 256 --defence clip-noise:1:1",
+        "--momentum 0.9 --defence randomised-labels --no-alpha-known",
+        "--share gradients --defence clip-noise:1:0.5",
+    ],
+)
+def test_a_killed_run_continues_to_the_same_parameters(tmp_path: Path, words: str) -> None:
+    settings = ["--rounds", "40", "--smoothing", "0.1", "0", *words.split()]
 
     def reached(checkpoints: Path) -> bool:
         return any(checkpoints.glob("smoothing_*/checkpoint_2?.zip"))

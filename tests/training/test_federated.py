@@ -169,6 +169,67 @@ def test_clipped_gradients_and_their_noise():
     np.testing.assert_array_equal(draws[0], np.concatenate([p.ravel() for p in again.fit(start, {})[0]]) - expected)
 
 
+def image_network(middle: nn.Module, activation: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    convolutions = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), middle, activation)
+    return nn.Sequential(convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+IMAGES = torch.randn(COUNT, 1, 4, 4, generator=GENERATOR)
+
+
+def test_private_steps_of_convolutions():
+    module = image_network(nn.GroupNorm(2, 4), nn.ReLU())
+    expected = torch.cat([part.flatten() for part in clipped_mean(module, IMAGES, LABELS, 0.5)])
+    settings = {"smoothing": 0.1, "share": "gradients"}
+    plain = FederatedClient(module, IMAGES, LABELS, CLASSES, defence=ClipAndNoise(0.5, 0.0), **settings)
+    sent, _, _ = plain.fit(get_parameters(module), {})
+    np.testing.assert_allclose(np.concatenate([part.ravel() for part in sent]), expected.numpy(), atol=2e-6)
+
+
+def test_a_private_step_that_draws_no_sample_is_noise_alone():
+    module = nn.Sequential(
+        nn.ConvTranspose2d(1, 1, 1), nn.Flatten(), nn.Linear(16, CLASSES)
+    )  # takes no empty minibatch
+    start = get_parameters(module)
+    noisy = FederatedClient(
+        module, IMAGES[:9], LABELS[:9], CLASSES, defence=ClipAndNoise(0.5, 4.0), batch_size=1, learning_rate=1e-6
+    )
+    draws = []
+    for number in range(1, 5):  # steps of 0 to 3 samples
+        after, _, metrics = noisy.fit(start, {"server_round": number})
+        moved = np.concatenate([(a.astype(np.float64) - b).ravel() for a, b in zip(after, start, strict=True)])
+        draws.append(moved / 1e-6 / 3)
+        assert math.isfinite(metrics["loss"])
+    assert np.std(draws) == pytest.approx(4.0 * 0.5, rel=0.15)
+
+
+class _Spare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.spare = nn.Linear(16, CLASSES), nn.Linear(16, 2)
+
+    def forward(self, inputs):
+        return self.head(inputs.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (image_network(nn.BatchNorm2d(4), nn.ReLU()), r"layer '0.1' is a BatchNorm2d.*GroupNorm"),
+        (image_network(nn.BatchNorm2d(4, affine=False), nn.ReLU()), "layer '0.1' is a BatchNorm2d"),
+        (image_network(nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU()), "'0.1' .*running statistics"),
+        (image_network(nn.Identity(), nn.ReLU(inplace=True)), "Layer '0.2' works in place: .*inplace=False"),
+        (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(4, 2)), "'1.self_attn' is a MultiheadAttention"),
+        (_Spare(), "no logit depends on its parameter 'spare.weight': freeze it"),
+    ],
+)
+@pytest.mark.parametrize("share", ["weights", "gradients"])
+def test_a_layer_without_private_gradients_is_named(module, says, share):
+    with pytest.raises(ValueError, match=f"module can't be trained with ClipAndNoise: .*{says}"):
+        FederatedClient(module, IMAGES, LABELS, CLASSES, defence=ClipAndNoise(1.0, 1.0), share=share)
+
+
 def test_opacus_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(ImportError, match=r"pip install 'rlsmooth\[privacy\]'"):
@@ -231,24 +292,27 @@ RUNS = {
     [("sgd", "norm"), ("adam", "dropout"), ("adam", "norm"), ("noise", "dropout"), ("drawn", "dropout")],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, kind):
-    def trainer(folder, audit=None):
+    def trainer(folder, killed_in=None):
         module = network(kind)
         members = clients(module, **RUNS[name])
+        server = CuriousServer(module, [LABELS[part] for part in PARTS], CLASSES, auxiliary=(INPUTS, LABELS))
+
+        def audit(number, index, *sent):
+            if number == killed_in and index > 0:
+                raise KilledError
+            return server(number, index, *sent)
+
         return FederatedTrainer(
             module, members, clients_per_round=2, audit=audit, evaluation=(INPUTS, LABELS), checkpoint_folder=folder
         )
 
-    def kill(number, index, *_):
-        if number == 4 and index > 0:
-            raise KilledError
-        return {}
-
     whole = trainer(tmp_path / "whole").train(6)
     with pytest.raises(KilledError):
-        trainer(tmp_path / "run", kill).train(6)
+        trainer(tmp_path / "run", killed_in=4).train(6)
     resumed = trainer(tmp_path / "run").train(6, resume=True)
     assert all(map(np.array_equal, whole.parameters, resumed.parameters))
-    assert whole.history == resumed.history
+    np.testing.assert_equal(whole.history, resumed.history)
+    assert len(whole.history["audit_class_means"]) == 6
     assert len(whole.history["nll"]) == 6
     assert gap(whole.module, resumed.module) == 0
 
@@ -379,13 +443,81 @@ def test_a_server_with_the_clients_means_counts_exactly(share, alpha):
     assert halfway["llg"] == int(common) / count
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("share", ["weights", "gradients"])
+def test_a_server_counts_under_masks(share, alpha):
+    """The masks of samples have different numbers of classes, so that none has the floor alpha / K."""
+    module, mask = network().double(), torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[torch.arange(COUNT), LABELS] = True
+    settings = {"smoothing": alpha, "batch_size": None, "share": share, "mask": mask}
+    client = FederatedClient(module, INPUTS.double(), LABELS, CLASSES, **settings)
+    before = get_parameters(module)
+    everything = INPUTS.double(), LABELS, mask
+    server = CuriousServer(module, [LABELS], CLASSES, auxiliary=everything, smoothing=alpha, share=share, masks=[mask])
+    found = server(1, 0, before, *client.fit(before, {}))
+    assert found["mean_probabilities"] == found["class_means"] == 1
+    assert set(found) == {"prior", "llg", "mean_probabilities", "class_means"}
+    shares = torch.bincount(LABELS, minlength=CLASSES) / COUNT * mask
+    blind = round_counts((shares / shares.sum(-1, keepdim=True)).sum(0), COUNT)
+    assert found["prior"] == int(torch.minimum(blind, torch.bincount(LABELS)).sum()) / COUNT
+    with pytest.raises(ValueError, match="masks must be"):
+        CuriousServer(module, [LABELS], CLASSES, auxiliary=everything, masks=[mask[1:]])
+    with pytest.raises(ValueError, match=r"labels\[0\]=\d is illegal"):
+        FederatedClient(module, INPUTS.double(), LABELS, CLASSES, mask=~mask | (torch.arange(COUNT) > 0)[:, None])
+    trainer = FederatedTrainer(
+        module, [client], strategy=None if share == "weights" else FedSGD(0.1), evaluation=everything
+    )
+    last = trainer.train(1).history["nll"][-1]
+    with torch.no_grad():
+        logits = module(INPUTS.double()).masked_fill(~mask, -math.inf)
+    assert last == pytest.approx(float(nn.functional.cross_entropy(logits, LABELS)))
+
+
+class _Unordered(nn.Module):
+    """Its layers in another order than that of its forward pass."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, CLASSES, bias=bias)
+        self.body = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+        self.spare = nn.Linear(5, CLASSES)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs))
+
+
+def test_a_server_counts_nothing_where_targets_do_not_depend_on_labels():
+    module = network()
+    server = CuriousServer(
+        module, [LABELS[part] for part in PARTS], CLASSES, auxiliary=(INPUTS, LABELS), smoothing="lin_1"
+    )
+    history = FederatedTrainer(module, clients(module, smoothing="lin_1"), audit=server).train(2).history
+    assert np.isnan(history["audit_class_means"]).tolist() == [True, False]  # alpha 1, then less
+    assert np.isfinite(history["audit_prior"]).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_server_follows_the_forward_pass(bias):
+    unordered = _Unordered(bias=bias)
+    ordered = nn.Sequential(*unordered.body, unordered.head)
+    found = []
+    for module in (unordered, ordered):
+        client = FederatedClient(module, INPUTS, LABELS, CLASSES)
+        server = CuriousServer(module, [LABELS], CLASSES, auxiliary=(INPUTS[:9], LABELS[:9]), smoothing=0.1)
+        before = get_parameters(module)
+        found.append(server(1, 0, before, *client.fit(before, {})))
+        set_parameters(module, before)
+    assert found[0] == found[1]
+    assert len(found[0]) == (5 if bias else 2)
+
+
 def test_a_server_without_a_bias_and_one_without_a_last_layer():
     bare = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, CLASSES, bias=False))
     server = CuriousServer(bare, [LABELS], CLASSES, auxiliary=(INPUTS, LABELS))
     client = FederatedClient(bare, INPUTS, LABELS, CLASSES)
     before = get_parameters(bare)
     assert set(server(1, 0, before, *client.fit(before, {}))) == {"prior", "llg"}
-    with pytest.raises(TypeError, match="module ends in Tanh"):
+    with pytest.raises(TypeError, match=r"must end in an nn\.Linear"):
         CuriousServer(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), [LABELS], CLASSES, auxiliary=(INPUTS, LABELS))
     others = Smoothing(0.1, spread="others")
     with pytest.raises(ValueError, match="uniform over all classes"):
