@@ -79,7 +79,7 @@ def check_network_space(name: str, space: spaces.Space[Any]) -> None:
     """Refuse what Stable-Baselines3's networks fail on in the middle of the training, by a message without a name.
 
     Raises:
-        ValueError: a Box without axes, or a MultiDiscrete of two or more.
+        ValueError: a Box without axes or without numbers, or a MultiDiscrete of two or more axes.
     """
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
@@ -89,6 +89,8 @@ def check_network_space(name: str, space: spaces.Space[Any]) -> None:
             f"{name}={space!r} has no axes, which Stable-Baselines3's networks can't use: give it one, shape (1,), in "
             "a wrapper (gymnasium.wrappers.ReshapeObservation, or TransformAction), and in the demonstrations."
         )
+    if isinstance(space, spaces.Box) and 0 in space.shape:
+        raise ValueError(f"{name}={space!r} holds no number: give it at least one in a wrapper.")
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
         raise ValueError(
             f"{name}={space!r} must have one axis, as Stable-Baselines3's networks need: flatten it in a wrapper "

@@ -125,7 +125,7 @@ def as_schedule(learning_rate: LearningRate, name: str = "learning_rate") -> Sch
         0.25
     """
     if callable(learning_rate):
-        return learning_rate
+        return lambda progress: value_at(name, learning_rate, progress, low=0.0, high=math.inf)
     if isinstance(learning_rate, str):
         start = start_of(name, learning_rate)
         if not 0.0 < start < math.inf:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,15 @@ def test_numbers_and_callables_are_taken_as_they_are() -> None:
     check_schedule("floor", lambda progress: 7.0, low=0, high=1)
     with pytest.raises(ValueError, match=r"^floor, a callable, gave 7\.0 at progress 0\.5: floor=7\.0 must be"):
         value_at("floor", lambda progress: 7.0, 0.5, low=0, high=1)
+
+
+@pytest.mark.parametrize("number", [None, "x", math.nan, -1.0, math.inf])
+def test_what_a_learning_rate_function_gives_is_checked(number: Any) -> None:
+    rate = as_schedule(lambda progress: number)
+    error = ValueError if isinstance(number, float) else TypeError
+    assert_raises(error, f"^learning_rate, a callable, gave {number!r} at progress 0.5", rate, 0.5)
+    given = as_schedule(lambda progress: np.float32(0.5))(1.0)
+    assert type(given) is float  # JSON can't hold numpy's scalars, and checkpoints keep the rate
 
 
 def test_numbers_out_of_range_are_named() -> None:

@@ -256,7 +256,7 @@ def check_sb3_schedules(algorithm: OnPolicyAlgorithm) -> None:
     """Refuse text where Stable-Baselines3 takes a number or a function; it would end in an error without a name.
 
     Raises:
-        TypeError: an argument is neither; the message names it.
+        TypeError: an argument is neither, or a coefficient is no number; the message names it.
         ValueError: a number is negative or not finite.
     """
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
@@ -270,6 +270,8 @@ def check_sb3_schedules(algorithm: OnPolicyAlgorithm) -> None:
                 f"write lambda remaining: {0.001 if start is None else start:g} * remaining for one that falls to 0."
             )
         check_in_range(name, value, 0.0)
+    for name in ("ent_coef", "vf_coef", "gamma", "gae_lambda"):
+        check_in_range(name, getattr(algorithm, name))
 
 
 # ---- algorithms

@@ -98,6 +98,8 @@ def read_minari(source: str | Path) -> dict[str, Any]:
     fix = "`minari list local` shows the ids, `minari download` gets more."
     problem = "is neither a folder nor the id of a downloaded Minari data set"
     with refused(str(source), DemonstrationsFileError, fix, problem):
+        for file in folders[0].glob("*.*") if folders else ():
+            open_regular(file).close()  # Git LFS may have left pointers, of which minari says nothing
         data = minari.MinariDataset(folders[0]) if folders else minari.load_dataset(str(source), download=False)
         episodes = list(data.iterate_episodes())
     if not episodes:

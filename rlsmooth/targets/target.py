@@ -601,7 +601,7 @@ def _alike_backgrounds(targets: Sequence[Target]) -> list[tuple[Tensor, Referenc
             values = weight.unsqueeze(-1) * reference.dense(shape, weight.dtype, weight.device)
             weight = torch.ones_like(weight)
             reference = Reference(target.num_classes, "dense", values, total=values.sum(-1))
-        elif reference.total is not None:
+        elif reference.total is not None and "total" in reference.row_names:
             reference = replace(reference, total=reference.total.expand(shape))
         backgrounds.append((weight, reference))
     return backgrounds

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rlsmooth.atomic import atomic_file
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.seeds import HIGH, LEAST_RUNS, LOW, merge_seeds
 from rlsmooth.scripts.reports import Comparison, ReportKind, Row, RunReport, Runs
 
@@ -69,7 +70,7 @@ def comparison_figure(comparison: Comparison, reports: Sequence[RunReport]) -> F
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
     runs = [(report, comparison.name(report), colour) for report, colour in zip(ordered, shades, strict=True)]
     with mpl.rc_context({**STYLE, "axes.titlepad": 10}):
-        settings = f", {len(runs)} settings" if len(runs) < len(reports) else ""
+        settings = f", {number_of(len(runs), 'setting')}" if len(runs) < len(reports) else ""
         figure = _page(f"Comparison of {len(reports)} runs{settings}")
         places = figure.subplots(2, 2).ravel()
         for ax, draw in zip(places, comparison.panels, strict=True):

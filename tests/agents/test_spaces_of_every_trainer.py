@@ -119,7 +119,7 @@ TRAINERS: dict[str, Callable[[gym.Env[Any, Any], Demonstrations], Any]] = {
         for one in SMOOTHED
     },
 }
-NO_AXES, TWO_AXES = spaces.Box(-1, 1, ()), spaces.MultiDiscrete([[2, 3], [2, 2]])
+NO_AXES, TWO_AXES, NO_NUMBERS = spaces.Box(-1, 1, ()), spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.Box(-1, 1, (0,))
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -131,15 +131,16 @@ NO_AXES, TWO_AXES = spaces.Box(-1, 1, ()), spaces.MultiDiscrete([[2, 3], [2, 2]]
         (VECTOR, NO_AXES, r"(?s)action_space=Box\(.*has no axes.*shape \(1,\)"),
         (TWO_AXES, spaces.Discrete(2), r"(?s)observation_space=MultiDiscrete\(.*must have one axis.*flatten"),
         (VECTOR, TWO_AXES, r"(?s)action_space=MultiDiscrete\(.*must have one axis.*flatten"),
+        (NO_NUMBERS, spaces.Discrete(2), r"observation_space=Box\(.*holds no number"),
     ],
-    ids=["0-d", "0-d in a Dict", "0-d action", "2-D", "2-D action"],
+    ids=["0-d", "0-d in a Dict", "0-d action", "2-D", "2-D action", "empty"],
 )
 def test_shapes_that_no_network_takes_are_named(
     trainer: str, observation: spaces.Space[Any], action: spaces.Space[Any], message: str
 ) -> None:
     if action == NO_AXES and trainer == "SmoothedMaskablePPO":
         pytest.skip("it has no Box actions at all")
-    if trainer in ("GAIL", "AIRL") and TWO_AXES in (observation, action):
+    if trainer in ("GAIL", "AIRL") and (TWO_AXES in (observation, action) or observation == NO_NUMBERS):
         pytest.skip("Stable-Baselines3 itself builds no generator for it")
     env = Random(observation, action)
     given = record(lambda _: env.action_space.sample(), env, 2, seed=0)

@@ -253,6 +253,15 @@ def test_a_minari_set_by_id_and_by_folder(minari_folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
+def test_a_pointer_of_git_lfs_in_a_minari_folder_is_named(name: str, minari_folder: Path) -> None:
+    write_minari("tiny/box-v0", BOX, lambda obs: obs)
+    folder = minari_folder / "tiny" / "box-v0"
+    (folder / "data" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert_raises(DemonstrationsFileError, rf"{name}' is a pointer.*git lfs pull", Demonstrations.from_minari, folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_minari_set_of_dicts(minari_folder: Path) -> None:
     space = spaces.Dict({"now": BOX, "step": spaces.Discrete(9)})
     write_minari("tiny/dict-v0", space, lambda obs: {"now": obs, "step": obs[:, 1].astype(int)})

@@ -151,6 +151,7 @@ def test_samples_collate_to_the_batch(kind: str) -> None:
     batch, numbers = default_collate(rows)
     assert numbers.tolist() == list(range(6))
     for found in (batch, next(iter(DataLoader(rows, batch_size=6)))[0]):  # type: ignore[arg-type]
+        assert found == target
         assert torch.equal(found.dense(F64), target.dense(F64))
         assert found.batch_shape == (6,)
     logits = torch.randn(6, K)

@@ -289,7 +289,7 @@ def test_a_progress_bar_counts_the_steps(capsys: pytest.CaptureFixture[str]) -> 
 
 # ---- what stops it
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    trainer = make(learning_rate=lambda progress: 1e-3 if progress > 0.5 else math.inf, checkpoint_folder=tmp_path)
+    trainer = make(learning_rate=lambda progress: 1e-3 if progress > 0.5 else 1e38, checkpoint_folder=tmp_path)
     with pytest.raises(TrainingDivergedError, match=r"stopped at step [67]: .*the GAN diverged.*last good") as found:
         trainer.train(12)
     assert len(found.value.rows) == 8

@@ -242,6 +242,20 @@ def test_what_is_ones_own_is_asked_for(
     assert all(kept[name]["__custom__"].endswith("halved") for name in ("learning_rate", "clip_range"))
 
 
+def test_an_agent_with_a_function_as_exploration_floor_acts_with_the_last_one(tmp_path: Path) -> None:
+    model = SmoothedPPO("MlpPolicy", CARTPOLE, **SHORT, exploration_floor=halved, smoothing=halved, seed=0)
+    for _ in range(2):
+        loaded = load_agent(save_agent(model, tmp_path / "agent.zip"))
+        assert loaded.policy.exploration_floor == model.policy.exploration_floor > 0
+        assert_equal(loaded.policy.state_dict(), model.policy.state_dict())
+        assert_raises(ValueError, "smoothing, exploration_floor was a callable.*custom_objects", loaded.learn, 1)
+        model = load_agent(
+            save_agent(loaded, tmp_path / "again.zip"),
+            env=CARTPOLE,
+            custom_objects={"exploration_floor": halved, "smoothing": halved},
+        ).learn(1)
+
+
 @pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedMaskablePPO])
 def test_a_pointer_of_git_lfs_is_named_by_our_loaders_of_sb3_files(algorithm: Any, tmp_path: Path) -> None:
     (tmp_path / "agent.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
