@@ -23,6 +23,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_divergence, kl_divergence
 from rlsmooth.losses.arguments import Reduction, reduce
 from rlsmooth.targets import GaussianTarget, Target
+from rlsmooth.training.flat import take_step
 
 CHUNK_TRANSITIONS = 65_536
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
@@ -307,10 +308,10 @@ def step_optimizer(
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if units is None:
-        optimizer.step()
+        take_step(optimizer)
         return
     with units.normalised():
-        optimizer.step()
+        take_step(optimizer)
 
 
 def _middle_and_spread(space: spaces.Box, demonstrations: Demonstrations | None) -> tuple[Any, Any, Any]:

@@ -55,6 +55,7 @@ from rlsmooth.training import (
     set_rng_state,
 )
 from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.flat import clear_gradients
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
@@ -432,7 +433,7 @@ class BC(ActingModel):
         optimizer = self.policy.optimizer
         if self._rate_changes:
             set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
-        optimizer.zero_grad()
+        clear_gradients(optimizer)
         mean_weight, total = self._data.mean_weight, None
         if mean_weight is not None or len(update) > 1:
             total = sum(len(part.labels) for part in update) * (mean_weight or 1.0)
