@@ -55,7 +55,7 @@ from rlsmooth.training import (
     set_rng_state,
 )
 from rlsmooth.training.divergence import FiniteWatch
-from rlsmooth.training.flat import clear_gradients
+from rlsmooth.training.flat import clear_gradients, run_backward
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
@@ -450,7 +450,7 @@ class BC(ActingModel):
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
             if self.l2_coef and not losses:
                 loss = loss + self.l2_coef * l2_norm(self.policy, self.units)
-            loss.backward()  # type: ignore[no-untyped-call]
+            run_backward(loss)
             losses.append(loss.detach())
         step_optimizer(optimizer, self.policy.parameters(), self.max_grad_norm, self.units)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -8,8 +8,9 @@ same to the bit.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -264,6 +265,8 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 
 BLOCK_BYTES = 64 * 2**20
 SAMPLED_TRANSITIONS = 2048
+CUT_UPDATES = 256
+"""A block is cut into batches for so many updates at once: cutting each when it is needed takes twice as long."""
 
 
 class TrainingData:
@@ -351,16 +354,19 @@ class TrainingData:
             numbers = range(first, min(first + in_block, len(cut)))
             begin = cut.bounds(first)[0]
             block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
-            for number in numbers[max(0, skip - first) :]:
-                start, end = cut.bounds(number)
-                if num_parts == 1:
-                    yield (slice_batch(block, start - begin, end - begin),)
-                    continue
-                parts = EpochCut(end - start, batch_size, cut.joins_single)
-                yield tuple(
-                    slice_batch(block, start - begin + part, start - begin + part_end)
-                    for part, part_end in map(parts.bounds, range(len(parts)))
-                )
+            for group in range(max(first, skip), numbers.stop, CUT_UPDATES):
+                chosen = range(group, min(group + CUT_UPDATES, numbers.stop))
+                start, end = cut.bounds(chosen.start)[0], cut.bounds(chosen[-1])[1]
+                sizes = [self._part_sizes(cut, number, batch_size) for number in chosen]
+                parts = iter(split_batch(slice_batch(block, start - begin, end - begin), sum(sizes, [])))
+                for of_update in sizes:
+                    yield tuple(itertools.islice(parts, len(of_update)))
+
+    def _part_sizes(self, cut: EpochCut, number: int, batch_size: int) -> list[int]:
+        """How many transitions the batches of an update have."""
+        start, end = cut.bounds(number)
+        parts = EpochCut(end - start, batch_size, cut.joins_single)
+        return [stop - begin for begin, stop in map(parts.bounds, range(len(parts)))]
 
     def check_trains(self, batch_size: int, num_parts: int) -> None:
         """Raise ValueError if a batch has one transition and the policy BatchNorm that can't train on it."""
@@ -383,7 +389,7 @@ class TrainingData:
         if self._whole is None:
             return self.read(chosen.numpy())
         index = chosen.to(self.device)
-        return _map(self._whole, lambda tensor: tensor.index_select(0, index), index)
+        return _map(self._whole, lambda tensor: tensor.index_select(0, index))
 
     def chunks(self) -> Iterator[TensorBatch]:
         """All transitions in order, a block at a time."""
@@ -454,14 +460,32 @@ class TrainingData:
 
 def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
     """Views of the transitions from `start` up to `end`."""
-    chosen = slice(start, end)
-    return _map(batch, lambda tensor: tensor[chosen], chosen)
+    return _map(batch, lambda tensor: tensor[start:end])
 
 
-def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
+def split_batch(batch: TensorBatch, sizes: list[int]) -> list[TensorBatch]:
+    """Views of the transitions in pieces of these sizes: each tensor is cut once, not once a piece."""
+    columns: list[Sequence[Tensor]] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        columns.append(tensor.split(sizes))
+        return tensor
+
+    def piece(tensors: Iterator[Tensor]) -> TensorBatch:
+        return _map(batch, lambda _: next(tensors))
+
+    _map(batch, cut)
+    return [piece(iter(tensors)) for tensors in zip(*columns, strict=True)]
+
+
+def _map(batch: TensorBatch, select: Callable[[Tensor], Tensor]) -> TensorBatch:
     observations, target = batch.observations, batch.target
     if target is not None:
-        target = target[index] if isinstance(target, GaussianTarget) else tuple(part[index] for part in target)
+        target = (
+            target.map_rows(select)
+            if isinstance(target, GaussianTarget)
+            else tuple([part.map_rows(select) for part in target])
+        )
     return TensorBatch(
         {key: select(value) for key, value in observations.items()}
         if isinstance(observations, dict)
@@ -471,7 +495,7 @@ def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
         None if batch.weights is None else select(batch.weights),
         None if batch.probs is None else select(batch.probs),
         target,
-        None if batch.reference is None else tuple(part[index] for part in batch.reference),
+        None if batch.reference is None else tuple([part.map_rows(select) for part in batch.reference]),
     )
 
 

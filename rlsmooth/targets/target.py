@@ -388,11 +388,11 @@ class Target:
         ):
             if not self.batch_shape:
                 raise IndexError("This target has no batch axis to index.")
-            return self._map_rows(lambda tensor: tensor[index])
+            return self.map_rows(lambda tensor: tensor[index])
         flat_size = self.batch_shape.numel()
         places = torch.arange(flat_size, device=self.device).reshape(self.batch_shape)[index]
         batch_dims = len(self.batch_shape)
-        return self._map_rows(
+        return self.map_rows(
             lambda tensor: take_rows(tensor.flatten(0, batch_dims - 1) if batch_dims else tensor.unsqueeze(0), places)
         )
 
@@ -401,7 +401,7 @@ class Target:
         batch_dims = len(self.batch_shape)
         # Found on the batch alone: an atom axis of size 0 says nothing of a -1.
         shape = torch.empty(self.batch_shape, device="meta").reshape(batch_shape).shape
-        return self._map_rows(lambda tensor: tensor.reshape((*shape, *tensor.shape[batch_dims:])))
+        return self.map_rows(lambda tensor: tensor.reshape((*shape, *tensor.shape[batch_dims:])))
 
     def scale(self, weights: Tensor | float) -> Target:
         """Multiply each row's `q` by `weights`, which broadcasts over the batch: the row's loss is scaled by it."""
@@ -547,7 +547,8 @@ class Target:
         check_broadcast(name, factor, self.batch_shape)
         return factor.expand(self.batch_shape)
 
-    def _map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:
+    def map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:
+        """The target of the rows that `select` takes from each tensor of theirs; classes and atoms must stay whole."""
         return Target(
             self.num_classes,
             select(self.atom_indices),

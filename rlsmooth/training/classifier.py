@@ -68,7 +68,7 @@ from rlsmooth.training.classifier_samples import (
     prepare_data,
 )
 from rlsmooth.training.divergence import FiniteWatch
-from rlsmooth.training.flat import clear_gradients, take_step
+from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
@@ -466,7 +466,7 @@ class Classifier(ScikitLearnEstimator):
             weight = None if self.mixup else batch.weights  # mixup's are in the target
             total = cross_entropy(logits, target, mask=batch.mask, weight=weight, reduction="sum")
             loss = total / (len(batch) * mean_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
+        run_backward(loss)
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
         take_step(state.optimizer)

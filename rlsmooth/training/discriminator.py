@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import binary_cross_entropy
-from rlsmooth.training.flat import clear_gradients, take_step
+from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 
 
 class DiscriminatorStatistics(NamedTuple):
@@ -205,7 +205,7 @@ def discriminator_step(
     if penalty is not None:
         loss = loss + penalty
     clear_gradients(optimizer)
-    loss.backward()  # type: ignore[no-untyped-call]
+    run_backward(loss)
     _update(optimizer, max_grad_norm)
     return discriminator_statistics(real_logits, fake_logits, loss)
 
@@ -249,7 +249,7 @@ def accumulated_discriminator_step(
     reals, fakes, losses = [], [], []
     for real_logits, fake_logits in parts:
         loss = discriminator_loss(real_logits, fake_logits, real_target=real_target, fake_target=fake_target)
-        (loss / num_parts).backward()  # type: ignore[no-untyped-call]
+        run_backward(loss / num_parts)
         reals.append(real_logits.detach())
         fakes.append(fake_logits.detach())
         losses.append(loss.detach())

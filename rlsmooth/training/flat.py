@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
@@ -65,6 +66,21 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         for group, tensors in zip(optimizer.param_groups, found, strict=True):
             if tensors is not None and tensors[0]:
                 _adam(group, *tensors, decoupled=group.get("decoupled_weight_decay", decoupled))
+
+
+def run_backward(loss: Tensor) -> None:
+    """`loss.backward()`, without the checks of what a loss may be where it is a float32 number on the CPU.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> run_backward(weight.sum()); weight.grad
+        tensor([1., 1.])
+    """
+    if type(loss) is Tensor and loss.dtype is torch.float32 and loss.is_cpu and not loss.ndim and loss.requires_grad:
+        # The graph is freed, none is made of the gradients, and those of all leaves are wanted.
+        _engine_run_backward((loss,), (_ONE,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
