@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_divergence, kl_divergence
@@ -184,9 +187,50 @@ ActionHead: TypeAlias = CategoricalHead | GaussianHead
 
 def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
     """The output of the action net, from which `ActorCriticPolicy.get_distribution` builds the distribution."""
-    features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
-    output: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
-    return output
+    extractor, networks = policy.pi_features_extractor, policy.mlp_extractor
+    network = networks.policy_net if type(networks) is MlpExtractor else None
+    if type(network) is not nn.Sequential or not _is_unhooked(network) or _has_any_global_hook():
+        features = BaseModel.extract_features(policy, observations, extractor)
+        return policy.action_net(networks.forward_actor(features))  # type: ignore[no-any-return]
+    output: Any = observations
+    if not _are_features(policy, observations, extractor):
+        output = BaseModel.extract_features(policy, observations, extractor)
+    for layer in (*network, policy.action_net):
+        if not _is_unhooked(layer):
+            output = layer(output)
+        elif type(layer) is nn.Linear:
+            parameters = vars(layer)["_parameters"]
+            output = F.linear(output, parameters["weight"], parameters["bias"])
+        else:
+            output = layer.forward(output)
+    return output  # type: ignore[no-any-return]
+
+
+def _are_features(policy: Any, observations: TensorObservations, extractor: nn.Module) -> bool:
+    """Whether the features of the observations are they themselves: float32 vectors, which nothing is done to."""
+    return (
+        type(extractor) is FlattenExtractor
+        and isinstance(observations, Tensor)
+        and observations.ndim == 2
+        and observations.dtype is torch.float32
+        and type(policy.observation_space) is spaces.Box
+        and _is_unhooked(extractor)
+        and _is_unhooked(extractor.flatten)
+    )
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    """Whether a call of the module is a call of its `forward`; torch takes longer to ask than small layers compute."""
+    own = vars(module)
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl") is not None
+        or type(module).__call__ is not nn.Module.__call__
+    )
 
 
 def _spread(weights: Tensor | None, logits: Tensor) -> Tensor | None:

@@ -16,8 +16,6 @@ from torch.autograd.graph import _engine_run_backward
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
-_OWN = ("step", "zero_grad", "grad_scale", "found_inf")  # set by schedulers, gradient scalers and users
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _SPECIAL = ("amsgrad", "maximize", "capturable", "differentiable")
 _NUMBERS = ("lr", "weight_decay", "eps")
 
@@ -34,7 +32,7 @@ def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
         >>> weight.sum().backward(); clear_gradients(optimizer); weight.grad is None
         True
     """
-    if not _is_plain(optimizer):
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or "zero_grad" in vars(optimizer):
         optimizer.zero_grad()
         return
     for group in optimizer.param_groups:
@@ -86,19 +84,21 @@ def run_backward(loss: Tensor) -> None:
 def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it is Adam or AdamW as torch made it, and nobody waits for its calls."""
     own = vars(optimizer)
-    return (
-        type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-        and not any(own.get(name) for name in _HOOKS)
-        and not any(name in own for name in _OWN)
-        and not _global_optimizer_pre_hooks
-        and not _global_optimizer_post_hooks
+    return not (
+        type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW)
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or own["_optimizer_step_pre_hooks"]
+        or own["_optimizer_step_post_hooks"]
+        or "step" in own  # schedulers wrap it
+        or "grad_scale" in own  # gradient scalers set these two
+        or "found_inf" in own
     )
 
 
 def _tensors_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[list[Tensor], ...] | None:
     """The parameters that have gradients, these, both moments and the steps; None: take the optimiser's own way."""
-    numbers = (*group["betas"], *[group[name] for name in _NUMBERS])
-    if any(group[name] for name in _SPECIAL) or any(isinstance(number, Tensor) for number in numbers):
+    if any(group[name] for name in _SPECIAL) or any(isinstance(x, Tensor) for x in (group["lr"], *group["betas"])):
         return None
     found: tuple[list[Tensor], ...] = ([], [], [], [], [])
     parameters, gradients, means, squares, steps = found
@@ -107,7 +107,8 @@ def _tensors_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tupl
         if gradient is None:
             continue
         state = optimizer.state.get(parameter)
-        if not state or not _is_dense(parameter) or not _is_dense(gradient):
+        plain = gradient.dtype is torch.float32 and gradient.is_cpu and gradient.layout is torch.strided
+        if not state or not plain or type(gradient) is not Tensor or type(parameter) not in (nn.Parameter, Tensor):
             return None
         parameters.append(parameter)
         gradients.append(gradient)
@@ -115,15 +116,6 @@ def _tensors_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tupl
         squares.append(state["exp_avg_sq"])
         steps.append(state["step"])
     return found
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (nn.Parameter, Tensor)
-        and tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-    )
 
 
 def _adam(
