@@ -403,7 +403,8 @@ class BC(ActingModel):
         while continues and not progress.is_over:
             epoch, done = divmod(progress.step, per_epoch)
             order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
-            for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
+            sizes, end = (self.batch_size, self.gradient_accumulation), done + progress.end - progress.step
+            for update in self._data.updates(order, *sizes, skip=done, end=end):
                 loss = self._update(update)
                 self._watch.add(loss)
                 progress.step = step = progress.step + 1

@@ -264,6 +264,9 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 
 
 BLOCK_BYTES = 64 * 2**20
+READ_BYTES = 4 * 2**20
+TARGET_BYTES = 8 * 2**20
+"""Targets that take more are made anew for each block: they would add half of what many transitions themselves take."""
 SAMPLED_TRANSITIONS = 2048
 CUT_UPDATES = 256
 """A block is cut into batches for so many updates at once: cutting each when it is needed takes twice as long."""
@@ -320,12 +323,14 @@ class TrainingData:
         if not self.is_constant:
             refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not looked up by transition")
         take_alpha(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
-        first = self.read(slice(0, 1))
+        fields, first = self._read_fields(slice(0, 1)), self.read(slice(0, 1))
         self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         observations = demonstrations.observations
         arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
-        self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
+        target_bytes = sum(part.nbytes for part in _tensors(first)) - sum(part.nbytes for part in _tensors(fields))
+        self._keeps_targets = target_bytes * len(self) <= TARGET_BYTES
+        self._whole = None if self.is_streamed else self._read_whole()
         self._sample: TensorBatch | None = None
         self.alpha = alpha_in_force(smoothings, 1.0) if self.is_constant else math.nan
 
@@ -337,7 +342,7 @@ class TrainingData:
         return EpochCut(len(self), batch_size * num_parts, joins_single=self._has_batch_norm)
 
     def updates(
-        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0, end: int | None = None
     ) -> Iterator[tuple[TensorBatch, ...]]:
         """The updates of one epoch: `num_parts` batches of `batch_size` each, the epoch's last may have fewer.
 
@@ -347,18 +352,20 @@ class TrainingData:
             num_parts: batches of an update.
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
                 resumed epoch has every transition at the same place in memory: sums depend on that in their last bits.
+            end: the number of the update to end before; None: the epoch's end.
         """
         cut = self.cut(batch_size, num_parts)
         in_block = max(1, BLOCK_BYTES // (self.transition_bytes * cut.size))
-        for first in range(skip // in_block * in_block, len(cut), in_block):
-            numbers = range(first, min(first + in_block, len(cut)))
+        stop = len(cut) if end is None else min(end, len(cut))
+        for first in range(skip // in_block * in_block, stop, in_block):
+            numbers = range(first, min(first + in_block, stop))
             begin = cut.bounds(first)[0]
             block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
             for group in range(max(first, skip), numbers.stop, CUT_UPDATES):
                 chosen = range(group, min(group + CUT_UPDATES, numbers.stop))
-                start, end = cut.bounds(chosen.start)[0], cut.bounds(chosen[-1])[1]
+                start, last = cut.bounds(chosen.start)[0], cut.bounds(chosen[-1])[1]
                 sizes = [self._part_sizes(cut, number, batch_size) for number in chosen]
-                parts = iter(split_batch(slice_batch(block, start - begin, end - begin), sum(sizes, [])))
+                parts = iter(split_batch(slice_batch(block, start - begin, last - begin), [*itertools.chain(*sizes)]))
                 for of_update in sizes:
                     yield tuple(itertools.islice(parts, len(of_update)))
 
@@ -389,17 +396,36 @@ class TrainingData:
         if self._whole is None:
             return self.read(chosen.numpy())
         index = chosen.to(self.device)
-        return _map(self._whole, lambda tensor: tensor.index_select(0, index))
+        return self._with_targets(_map(self._whole, lambda tensor: tensor.index_select(0, index)), index)
 
     def chunks(self) -> Iterator[TensorBatch]:
         """All transitions in order, a block at a time."""
         step = max(1, BLOCK_BYTES // self.transition_bytes)
         for start in range(0, len(self), step):
             end = min(start + step, len(self))
-            yield self.read(slice(start, end)) if self._whole is None else slice_batch(self._whole, start, end)
+            if self._whole is None:
+                yield self.read(slice(start, end))
+            else:
+                index = torch.arange(start, end, device=self.device)
+                yield self._with_targets(slice_batch(self._whole, start, end), index)
 
     def read(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
         """Some transitions from the demonstrations to the device, with their targets where alpha is constant."""
+        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
+        return self._with_targets(self._read_fields(chosen), index.to(self.device))
+
+    def _read_whole(self) -> TensorBatch:
+        """All transitions, read in parts, so that little is written besides the result, and their targets if small."""
+        step = max(1, READ_BYTES // self.transition_bytes)
+        whole = _map(self._read_fields(slice(0, 1)), lambda row: row.new_empty((len(self), *row.shape[1:])))
+        for start in range(0, len(self), step):
+            end = min(start + step, len(self))
+            goals, parts = (_tensors(b) for b in (slice_batch(whole, start, end), self._read_fields(slice(start, end))))
+            for goal, part in zip(goals, parts, strict=True):
+                goal.copy_(part)
+        return self._with_targets(whole, torch.arange(len(self), device=self.device)) if self._keeps_targets else whole
+
+    def _read_fields(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
         given = self.demonstrations[chosen]
         actions: NDArray[Any] = given.actions.reshape(len(given), -1)
         if self.bins is not None:
@@ -409,7 +435,7 @@ class TrainingData:
             actions = actions[:, 0] if self.head.kind == "discrete" else actions
         else:
             actions = actions.astype(np.float32)
-        batch = TensorBatch(
+        return TensorBatch(
             observations=self._observations(given.observations),
             labels=self._tensor(actions),
             masks=None if given.action_masks is None else self._tensor(given.action_masks),
@@ -418,11 +444,15 @@ class TrainingData:
             else self._tensor(given.weights.astype(np.float32)),
             probs=None if given.action_probs is None else self._tensor(given.action_probs),
         )
+
+    def _with_targets(self, batch: TensorBatch, index: Tensor) -> TensorBatch:
+        """The transitions `index` with their reference and, where alpha is constant, their targets."""
+        if batch.target is not None or batch.reference is not None:  # they are kept
+            return batch
         reference = kl_references(self.head, self.references, batch)
         if not self.is_constant:
             return batch._replace(reference=reference)
-        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
-        smoothings = take_alpha(self.smoothings, index.to(self.device), len(self))
+        smoothings = take_alpha(self.smoothings, index, len(self))
         target = to_dense(action_target(self.head, smoothings, batch))
         return batch._replace(target=target, reference=reference)
 
@@ -465,17 +495,24 @@ def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
 
 def split_batch(batch: TensorBatch, sizes: list[int]) -> list[TensorBatch]:
     """Views of the transitions in pieces of these sizes: each tensor is cut once, not once a piece."""
-    columns: list[Sequence[Tensor]] = []
-
-    def cut(tensor: Tensor) -> Tensor:
-        columns.append(tensor.split(sizes))
-        return tensor
+    columns = [tensor.split(sizes) for tensor in _tensors(batch)]
 
     def piece(tensors: Iterator[Tensor]) -> TensorBatch:
         return _map(batch, lambda _: next(tensors))
 
-    _map(batch, cut)
     return [piece(iter(tensors)) for tensors in zip(*columns, strict=True)]
+
+
+def _tensors(batch: TensorBatch) -> list[Tensor]:
+    """The tensors of a batch that have a row for each transition, in the order of `_map`."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(batch, note)
+    return found
 
 
 def _map(batch: TensorBatch, select: Callable[[Tensor], Tensor]) -> TensorBatch:

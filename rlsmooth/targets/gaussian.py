@@ -101,6 +101,7 @@ class GaussianTarget:
         )
 
     def map_rows(self, select: Callable[[Tensor], Tensor]) -> GaussianTarget:
+        """The target of the rows that `select` takes from each tensor of theirs."""
         return GaussianTarget(
             select(self.actions),
             select(self.atom_weight),

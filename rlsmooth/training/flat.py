@@ -154,12 +154,12 @@ def _adam(
     if decay and decoupled:
         torch._foreach_mul_(parameters, 1 - rate * decay)
     elif decay:
-        gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        gradients = [torch.add(*pair, alpha=decay) for pair in zip(gradients, parameters, strict=True)]
     torch._foreach_lerp_(means, gradients, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
     numbers = [step.item() for step in steps]
-    scales = torch._foreach_sqrt(squares)
+    scales = [square.sqrt() for square in squares]
     torch._foreach_div_(scales, [(1 - beta2**number) ** 0.5 for number in numbers])
     torch._foreach_add_(scales, eps)
     torch._foreach_addcdiv_(parameters, means, scales, [-(rate / (1 - beta1**number)) for number in numbers])
