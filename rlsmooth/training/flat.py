@@ -1,4 +1,4 @@
-"""Adam's step in few calls: to the bit what torch's own optimiser does, without what it spends on small networks.
+"""Updates in few calls, to the bit torch's own, without what it spends on small networks; and flat parameters.
 
 One fused call over one flat tensor would be shorter still, but it gives other bits: torch's kernel rounds the last
 elements of a tensor, those that do not fill a vector, in another way than the rest. So each parameter stays a tensor of
@@ -8,6 +8,8 @@ options and state are the optimiser's, and are read from it each time.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -163,3 +165,74 @@ def _adam(
     torch._foreach_div_(scales, [(1 - beta2**number) ** 0.5 for number in numbers])
     torch._foreach_add_(scales, eps)
     torch._foreach_addcdiv_(parameters, means, scales, [-(rate / (1 - beta1**number)) for number in numbers])
+
+
+class FlatParameters:
+    """Some of an optimiser's parameters in one flat tensor, their gradients and Adam's moments in three others.
+
+    It is what an update without autograd works on: all is contiguous, float32 and on the CPU, and `numpy()` gives the
+    same memory. The module's parameters and the optimiser's state are views of it from then on, so that files,
+    checkpoints, evaluations and torch's own step read and write what such an update does. `release` gives each its own
+    memory again; do it when training ends, or a pickle of a parameter would hold all of them.
+
+    Args:
+        named: the parameters by name; all have to be members of the optimiser.
+        optimizer: torch's Adam or AdamW.
+
+    Attributes:
+        shapes: by name.
+        places: the slice of each in the flat tensors, by name.
+        parameters: `[N]`, as are `gradients`, `means` and `squares` (Adam's first and second moment).
+
+    Raises:
+        ValueError: a parameter that is not a float32 one on the CPU, or given twice.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> flat = FlatParameters(dict(layer.named_parameters()), torch.optim.Adam(layer.parameters()))
+        >>> flat.parameters.numpy()[flat.places["bias"]] = 0.5
+        >>> layer.bias
+        Parameter containing:
+        tensor([0.5000], requires_grad=True)
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        for name, parameter in named.items():
+            if parameter.dtype is not torch.float32 or not parameter.is_cpu:
+                raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: it must be float32 on the CPU.")
+        if len({id(parameter) for parameter in named.values()}) < len(named):
+            raise ValueError(f"named has one parameter under two names: {', '.join(named)}.")
+        self.named, self.optimizer = dict(named), optimizer
+        self.shapes = {name: parameter.shape for name, parameter in named.items()}
+        ends = list(itertools.accumulate(parameter.numel() for parameter in named.values()))
+        self.places = {name: slice(start, end) for name, start, end in zip(named, [0, *ends], ends, strict=False)}
+        count = ends[-1] if ends else 0
+        self.parameters, self.gradients, self.means, self.squares = (
+            torch.zeros(count, dtype=torch.float32, device="cpu") for _ in range(4)
+        )
+        with torch.no_grad():
+            for name, parameter in named.items():
+                state = optimizer.state[parameter]
+                state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
+                for flat, kept in ((self.means, "exp_avg"), (self.squares, "exp_avg_sq")):
+                    if kept in state:
+                        self.view(flat, name).copy_(state[kept])
+                    state[kept] = self.view(flat, name)
+                self.view(self.parameters, name).copy_(parameter)
+                parameter.data = self.view(self.parameters, name)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The part of a flat tensor that belongs to a parameter, in its shape."""
+        return flat[self.places[name]].view(self.shapes[name])
+
+    def count_steps(self, count: int) -> None:
+        """Tell the optimiser's state that so many steps were taken."""
+        for parameter in self.named.values():
+            self.optimizer.state[parameter]["step"] += count
+
+    def release(self) -> None:
+        """Give each parameter and each of its moments memory of its own."""
+        for parameter in self.named.values():
+            state = self.optimizer.state[parameter]
+            state.update({kept: state[kept].clone() for kept in ("exp_avg", "exp_avg_sq")})
+            parameter.data = parameter.data.clone()
