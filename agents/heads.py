@@ -189,7 +189,8 @@ def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
     """The output of the action net, from which `ActorCriticPolicy.get_distribution` builds the distribution."""
     extractor, networks = policy.pi_features_extractor, policy.mlp_extractor
     network = networks.policy_net if type(networks) is MlpExtractor else None
-    if type(network) is not nn.Sequential or not _is_unhooked(network) or _has_any_global_hook():
+    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if hooked or type(network) is not nn.Sequential or not _is_unhooked(network):
         features = BaseModel.extract_features(policy, observations, extractor)
         return policy.action_net(networks.forward_actor(features))  # type: ignore[no-any-return]
     output: Any = observations

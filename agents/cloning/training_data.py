@@ -495,7 +495,7 @@ def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
 
 def split_batch(batch: TensorBatch, sizes: list[int]) -> list[TensorBatch]:
     """Views of the transitions in pieces of these sizes: each tensor is cut once, not once a piece."""
-    columns = [tensor.split(sizes) for tensor in _tensors(batch)]
+    columns = [torch.split(tensor, sizes) for tensor in _tensors(batch)]
 
     def piece(tensors: Iterator[Tensor]) -> TensorBatch:
         return _map(batch, lambda _: next(tensors))

@@ -18,7 +18,6 @@ from torch.autograd.graph import _engine_run_backward
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
-_SPECIAL = ("amsgrad", "maximize", "capturable", "differentiable")
 _NUMBERS = ("lr", "weight_decay", "eps")
 
 
@@ -100,7 +99,10 @@ def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
 
 def _tensors_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[list[Tensor], ...] | None:
     """The parameters that have gradients, these, both moments and the steps; None: take the optimiser's own way."""
-    if any(group[name] for name in _SPECIAL) or any(isinstance(x, Tensor) for x in (group["lr"], *group["betas"])):
+    beta1, beta2 = group["betas"]
+    if isinstance(group["lr"], Tensor) or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+        return None
+    if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
         return None
     found: tuple[list[Tensor], ...] = ([], [], [], [], [])
     parameters, gradients, means, squares, steps = found
