@@ -22,6 +22,102 @@ _Select = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class TreeIntervals:
+    """A tree's classes in depth-first order, in which the classes below a node are an interval.
+
+    Seen from one class, the intervals of its ancestors are nested: between two of them the lowest common ancestor is
+    the same. So a row of distances is a few pieces, and no table `[K, K]` is needed. Of the inner nodes only the root
+    and those with several children count, from the root down numbered 0 to `M - 1`.
+
+    Attributes:
+        places: int64 `[K]`, each class's place in that order.
+        depths: int64 `[K]`, each class's edges to the root.
+        parents: int64 `[K]`, the lowest of those nodes above each class.
+        node_parents: int64 `[M]`, the same of each node; the root is its own.
+        firsts: int64 `[M]`, the place of the first class below each node.
+        ends: int64 `[M]`, the place behind the last one.
+        node_depths: int64 `[M]`, each node's edges to the root.
+        levels: nodes above a class, at most.
+        is_in_order: whether the classes are in that order already.
+        is_even: whether all classes are equally deep.
+    """
+
+    places: Tensor
+    depths: Tensor
+    parents: Tensor
+    node_parents: Tensor
+    firsts: Tensor
+    ends: Tensor
+    node_depths: Tensor
+    levels: int
+    is_in_order: bool
+    is_even: bool
+
+    def meeting(self, one: Tensor, other: Tensor) -> Tensor:
+        """The number of the lowest node above both of two classes that differ, broadcasting."""
+        place = take_rows(self.places, other)
+        node = take_rows(self.parents, one)
+        for _ in range(self.levels - 1):
+            below = (take_rows(self.firsts, node) <= place) & (place < take_rows(self.ends, node))
+            node = torch.where(below, node, take_rows(self.node_parents, node))
+        return node
+
+    def distances(self, one: Tensor, other: Tensor) -> Tensor:
+        """The number of edges between two classes, broadcasting."""
+        shared = take_rows(self.node_depths, self.meeting(one, other))
+        edges = take_rows(self.depths, one) + take_rows(self.depths, other) - 2 * shared
+        return torch.where(one == other, 0, edges)
+
+    def rows(self, labels: Tensor, by_distance: Tensor) -> Tensor:
+        """`[..., K]`: for each class the value that its distance from the label has.
+
+        Args:
+            labels: int64 `[...]`.
+            by_distance: `[..., D]`, each row's value of each distance.
+        """
+        num_classes = len(self.places)
+        if is_traced():  # which knows no lengths that depend on values
+            edges = self.distances(labels.unsqueeze(-1), torch.arange(num_classes, device=labels.device))
+            return by_distance.expand(*labels.shape, by_distance.shape[-1]).gather(-1, edges)
+        flat = labels.reshape(-1)
+        values = by_distance.expand(*labels.shape, by_distance.shape[-1]).reshape(len(flat), by_distance.shape[-1])
+        nodes = [take_rows(self.parents, flat)]
+        for _ in range(self.levels - 1):
+            nodes.append(take_rows(self.node_parents, nodes[-1]))
+        above = torch.stack(nodes, -1)  # [N, levels], from below
+        place, depth = take_rows(self.places, flat).unsqueeze(-1), take_rows(self.depths, flat).unsqueeze(-1)
+        bounds = torch.cat((take_rows(self.firsts, above).flip(-1), place, place + 1, take_rows(self.ends, above)), -1)
+        shared = take_rows(self.node_depths, above)
+        edges = depth - 2 * torch.cat((shared.flip(-1), depth, shared), -1)  # but for the other class's own depth
+        size = len(flat) * num_classes
+        pieces = torch.repeat_interleave(bounds.diff().reshape(-1), output_size=size).reshape(len(flat), num_classes)
+        if not self.is_in_order:
+            pieces = pieces.index_select(-1, self.places)
+        if self.is_even:
+            found = take_rows(values.gather(-1, edges + self.depths[0]).reshape(-1), pieces)
+        else:
+            found = values.gather(-1, take_rows(edges.reshape(-1), pieces) + self.depths)
+        return found.reshape(*labels.shape, num_classes)
+
+    def map(self, change: _Select) -> TreeIntervals:
+        """The same with each tensor changed: on another device."""
+        tensors = (getattr(self, name) for name in _INTERVAL_TENSORS)
+        return TreeIntervals(*map(change, tensors), self.levels, self.is_in_order, self.is_even)
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash_of_fields(self)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return rebuild(self)
+
+
+_INTERVAL_TENSORS = ("places", "depths", "parents", "node_parents", "firsts", "ends", "node_depths")
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """`r(k)`, one distribution a row, without the `[..., K]` copy wherever it can be avoided.
 
@@ -32,19 +128,21 @@ class Reference:
     | `"uniform"` | `1` under a mask, `1/K` without | none |
     | `"vector"` | `values[k]`: a prior | `values [K]` |
     | `"rows"` | `values[rows, k]`: a kernel's row | `values [R, K]`, `rows [...]` int64 |
+    | `"tree"` | `exp(values[d(rows, k)] - shift)`, d the edges between two classes | `values [D]`, `rows`, `shift` |
     | `"dense"` | `values[..., k]` | `values [..., K]` |
     | `"logits"` | `exp((values[..., k] - shift) / temperature)`, shift the row's maximum | `values`, `shift [...]` |
 
     With a `shift` (`[...]`), the values of `"vector"` and `"rows"` are logarithms too, and the base is
     `exp(values - shift)`: what a mask leaves of a steep table may be too small to be written out.
 
-    `mask` (bool `[..., K]`, True = legal) and `scale` (`[...]`, what renormalises over the legal classes) are optional.
+    `mask` (bool `[..., K]`, True = legal), `scale` (`[...]`, what renormalises over the legal classes) and `factors`
+    (`[K]`, by which each class is multiplied at last) are optional. `tree` is that of `"tree"`.
     `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction. Two references are
     equal where all of this is.
     """
 
     num_classes: int
-    kind: Literal["uniform", "vector", "rows", "dense", "logits"] = "uniform"
+    kind: Literal["uniform", "vector", "rows", "tree", "dense", "logits"] = "uniform"
     values: Tensor | None = None
     rows: Tensor | None = None
     mask: Tensor | None = None
@@ -52,6 +150,8 @@ class Reference:
     shift: Tensor | None = None
     temperature: float = 1.0
     total: Tensor | None = None
+    tree: TreeIntervals | None = None
+    factors: Tensor | None = None
 
     @property
     def is_plain_uniform(self) -> bool:
@@ -65,6 +165,12 @@ class Reference:
             if self.mask is None:
                 raise ValueError("A plain uniform reference has no block: use 1 / num_classes.")
             base = self.mask.to(dtype)
+        elif self.tree is not None:
+            assert self.rows is not None
+            base = self.tree.rows(self.rows, self._tree_values(dtype))
+            if self.mask is not None:
+                base = base.masked_fill(~self.mask, 0.0)
+            return base if self.factors is None else base * self.factors.to(dtype)
         else:
             assert self.values is not None
             base = self.values
@@ -76,7 +182,14 @@ class Reference:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
             base = base * self.scale.to(dtype).unsqueeze(-1)
-        return base
+        return base if self.factors is None else base * self.factors.to(dtype)
+
+    def _tree_values(self, dtype: torch.dtype) -> Tensor:
+        """The share of each distance, `[..., D]`; where a mask forbids the nearest it may be inf."""
+        assert self.values is not None
+        assert self.shift is not None
+        shares = (self.values - self.shift.unsqueeze(-1)).exp()
+        return (shares if self.scale is None else shares * self.scale.unsqueeze(-1)).to(dtype)
 
     def dense(self, batch_shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`r` written out, `[*batch_shape, K]`: the oracle."""
@@ -93,6 +206,9 @@ class Reference:
         else:
             if self.kind == "vector":
                 base = take_rows(self.values, indices)
+            elif self.tree is not None:
+                assert self.rows is not None
+                base = take_rows(self.values, self.tree.distances(self.rows.unsqueeze(-1), indices))
             elif self.kind == "rows":
                 assert self.rows is not None
                 base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices)
@@ -101,7 +217,8 @@ class Reference:
             base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
         if self.mask is not None:
             base = base.masked_fill(~self.mask.gather(-1, indices), 0.0)
-        return base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+        base = base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+        return base if self.factors is None else base * take_rows(self.factors, indices).to(dtype)
 
     def _softmax_terms(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """`exp((values - shift) / temperature)`, the difference taken in the wider dtype: float32 has no 1e8 + 1."""
@@ -111,7 +228,7 @@ class Reference:
         return (exponents if self.temperature == 1.0 else exponents / self.temperature).exp().to(dtype)
 
     def restricted(self, mask: Tensor, in_logarithms: bool) -> tuple[Reference, Tensor]:
-        """A `"vector"` or `"rows"` over the legal classes alone, renormalised, and where any has a share, `[...]`.
+        """One of labels or a prior over the legal classes alone, renormalised, and where any has a share, `[...]`.
 
         In logarithms legal classes far from the label keep their shares however small those were among all classes.
         Where no legal class has any, the reference is 0.
@@ -126,7 +243,12 @@ class Reference:
             mass = masked.block(self.values.dtype).sum(-1)
             has_mass = mass > 0
             return replace(masked, scale=torch.where(has_mass, 1 / mass, 0.0)), has_mass
-        legal = (self.values if self.rows is None else take_rows(self.values, self.rows)).masked_fill(~mask, -torch.inf)
+        if self.rows is None:
+            logarithms = self.values
+        else:
+            table = self.values if self.tree is None else self.values.expand(*self.rows.shape, -1)
+            logarithms = take_rows(table, self.rows) if self.tree is None else self.tree.rows(self.rows, table)
+        legal = logarithms.masked_fill(~mask, -torch.inf)
         largest = legal.amax(-1)
         has_mass = largest > -torch.inf
         shift = torch.where(has_mass, largest, 0.0)
@@ -162,7 +284,7 @@ class Reference:
     def weight_classes(self, weights: Tensor) -> Reference:
         """`r(k) · weights[k]`, which no longer sums to 1."""
         if self.shift is not None:
-            weighted = Reference(self.num_classes, "dense", self.block(weights.dtype) * weights)
+            weighted = replace(self, factors=weights if self.factors is None else self.factors * weights)
         elif self.values is None:
             values = weights if self.mask is not None else weights / self.num_classes
             weighted = replace(self, kind="vector", values=values)
@@ -170,9 +292,9 @@ class Reference:
             weighted = replace(self, values=self.values * weights)
         return replace(weighted, total=weighted.block(weights.dtype).sum(-1))
 
-    def index(self, select: _Select, identity: _Select = lambda tensor: tensor) -> Reference:
+    def index(self, select: _Select) -> Reference:
         """Apply `select` to what belongs to single rows; vectors and kernels are shared by all rows."""
-        return self._map(select, shared=identity)
+        return self._map(select, shared=None)
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other)
@@ -209,20 +331,26 @@ class Reference:
         names += () if one_for_all else ("total",)
         return tuple(name for name in names if getattr(self, name) is not None)
 
-    def _map(self, per_row: _Select, shared: _Select) -> Reference:
+    def _map(self, per_row: _Select, shared: _Select | None) -> Reference:
         # Spelled out and not by `row_names`: every update cuts a minibatch out of a target.
         values_per_row = self.kind in ("dense", "logits")
         one_for_all = self.kind == "vector" and isinstance(self.total, Tensor) and not self.total.ndim
+
+        def for_all(tensor: Tensor) -> Tensor:
+            return tensor if shared is None else shared(tensor)
+
         return Reference(
             self.num_classes,
             self.kind,
-            None if self.values is None else (per_row if values_per_row else shared)(self.values),
+            None if self.values is None else (per_row if values_per_row else for_all)(self.values),
             None if self.rows is None else per_row(self.rows),
             None if self.mask is None else per_row(self.mask),
             None if self.scale is None else per_row(self.scale),
             None if self.shift is None else per_row(self.shift),
             self.temperature,
-            None if self.total is None else (shared if one_for_all else per_row)(self.total),
+            None if self.total is None else (for_all if one_for_all else per_row)(self.total),
+            self.tree if self.tree is None or shared is None else self.tree.map(shared),
+            None if self.factors is None else for_all(self.factors),
         )
 
 
@@ -562,7 +690,7 @@ class Target:
 def _entropy_of_background(weight: Tensor, reference: Reference) -> Tensor:
     """`H(b · r) = b · H(r) - b log b · mass(r)`: no atom to add, so `r` need not be written out for every row."""
     weight = weight.to(weight_dtype(weight.device))
-    if reference.kind == "dense":  # which mixing may have made negative: it is the product that counts
+    if reference.kind == "dense" or reference.factors is not None:  # which may be negative: the product counts
         q = weight.unsqueeze(-1) * reference.block(weight.dtype)
         return -torch.special.xlogy(q, q).sum(-1)  # type: ignore[no-any-return]
     entropy = weight * reference.entropy(weight.dtype, weight.device)
