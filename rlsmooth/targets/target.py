@@ -53,6 +53,10 @@ class TreeIntervals:
     is_in_order: bool
     is_even: bool
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.levels <= len(self.firsts):  # a file that says so would take forever
+            raise ValueError(f"levels={self.levels} of a tree's {len(self.firsts)} inner nodes: make it with Tree.")
+
     def meeting(self, one: Tensor, other: Tensor) -> Tensor:
         """The number of the lowest node above both of two classes that differ, broadcasting."""
         place = take_rows(self.places, other)
@@ -101,8 +105,8 @@ class TreeIntervals:
 
     def map(self, change: _Select) -> TreeIntervals:
         """The same with each tensor changed: on another device."""
-        tensors = (getattr(self, name) for name in _INTERVAL_TENSORS)
-        return TreeIntervals(*map(change, tensors), self.levels, self.is_in_order, self.is_even)
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in _INTERVAL_TENSORS}
+        return replace(self, **changed)
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other)

@@ -59,6 +59,10 @@ class Tree:
     classes: tuple[int, ...]
     _intervals: TreeIntervals = field(init=False, repr=False, compare=False)
     _heights: Tensor = field(init=False, repr=False, compare=False)
+    _deepest: int = field(init=False, repr=False, compare=False)
+    _most_edges: int = field(
+        init=False, repr=False, compare=False
+    )  # between two classes, at most; known where there is a table
     _references: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,8 +70,9 @@ class Tree:
         intervals, heights = _intervals(self.parents, self.classes)
         object.__setattr__(self, "_intervals", intervals)
         object.__setattr__(self, "_heights", heights)
+        object.__setattr__(self, "_deepest", int(intervals.depths.max()))
         if self.num_classes <= TABLE_CLASSES:  # now, so that nobody who compiles has to trace it
-            _ = self._most_edges
+            object.__setattr__(self, "_most_edges", int(self.distances.max()))
 
     @functools.cached_property
     def distances(self) -> Tensor:
@@ -78,7 +83,7 @@ class Tree:
         """`distance` of all pairs of classes, int64 `[K, K]`."""
         table = torch.empty(self.num_classes, self.num_classes, dtype=torch.int64, device="cpu")
         classes = torch.arange(self.num_classes, device="cpu")
-        for rows, label in zip(table.split(_ROWS_AT_ONCE), classes.split(_ROWS_AT_ONCE), strict=True):
+        for rows, label in zip(torch.split(table, _ROWS_AT_ONCE), torch.split(classes, _ROWS_AT_ONCE), strict=True):
             rows.copy_(self.distance(label.unsqueeze(-1), classes, measure=measure))
         return table
 
@@ -205,11 +210,6 @@ class Tree:
         shift, scale = (take_rows(each, labels) for each in shares)
         return Reference(size, "tree", values, labels, None, scale, shift, tree=self._at(device)[0]), True
 
-    @functools.cached_property
-    def _most_edges(self) -> int:
-        """The number of edges between two classes, at most."""
-        return int(self.distances.max())
-
     def _table(self, decay: float, include_label: bool, in_logarithms: bool, device: torch.device) -> Tensor:
         table = self.kernel(decay, include_label=include_label, in_logarithms=in_logarithms)
         if self.num_classes == 1:  # no other class to smooth to
@@ -218,9 +218,9 @@ class Tree:
 
     def _shares(self, decay: float, include_label: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The logarithm of each distance's weight, `[D]`, and each class's shift and scale, `[K]`, to normalise it."""
-        most = 2 * int(self._intervals.depths.max())
-        values = minus_exponents(decay, torch.arange(most + 1, dtype=torch.float64, device="cpu"))
-        nearest, sums = _sums_of_others(self.parents, self.classes, decay, most, include_label=include_label)
+        values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=torch.float64, device="cpu"))
+        falls = [math.exp(-decay * edges) for edges in range(2 * self._deepest + 1)]
+        nearest, sums = _sums_of_others(self.parents, self.classes, falls, include_label=include_label)
         shift, scale = values[nearest], 1 / sums
         if not include_label:
             values[0] = -torch.inf
@@ -519,14 +519,14 @@ _Others = tuple[int, float] | None
 
 
 def _sums_of_others(
-    parents: tuple[int, ...], classes: tuple[int, ...], decay: float, most: int, *, include_label: bool
+    parents: tuple[int, ...], classes: tuple[int, ...], falls: list[float], *, include_label: bool
 ) -> tuple[Tensor, Tensor]:
-    """For each class the edges to the nearest other one and the sum of `exp(-decay · d)`, in units of that one's.
+    """For each class the edges to the nearest other one and the sum of all weights in units of that one's.
 
-    One pass up the tree and one down; all that is added is positive, so that nothing cancels.
+    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down; all that is added is
+    positive, so that nothing cancels.
     """
     nodes, children = _top_down(parents)
-    falls = [math.exp(-decay * edges) for edges in range(most + 1)]
 
     def joined(one: _Others, other: _Others) -> _Others:
         if one is None or other is None:
