@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -57,6 +57,8 @@ class Args(RunArgs, CloningArgs):
     """How often to go through the demonstrations."""
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
     """Train on so many transitions in all, in place of --epochs; rounded up to whole updates."""
+    shuffle: Literal["full", "blocks"] | None = None
+    """Shuffle all transitions, or a pool of shards at a time. Default: in blocks from half of the memory on."""
     early_stopping_patience: int | None = None
     """Stop after so many epochs without a lower validation loss, and keep the best parameters."""
     eval_freq: int = 25_000
@@ -153,6 +155,7 @@ def make_agent(
         eval_env=eval_env,
         eval_every=None if args.eval_freq < 0 else batches("eval_freq", args.eval_freq, args),
         n_eval_episodes=args.eval_episodes,
+        shuffle=args.shuffle,
     )
 
 

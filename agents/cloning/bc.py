@@ -29,10 +29,12 @@ from rlsmooth.agents.cloning.measures import (
 )
 from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
+    Shuffle,
     TrainingData,
     action_target,
     as_references,
     as_smoothings,
+    check_shuffle,
     fingerprint,
     refuse_alphas_by_transition,
     split_validation,
@@ -45,15 +47,7 @@ from rlsmooth.checks import check_in_range, check_optional_folder, check_positiv
 from rlsmooth.data import Demonstrations, space_to_json
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
-from rlsmooth.training import (
-    SafeFileError,
-    epoch_permutation,
-    isolated_rng,
-    load_optimizer,
-    optimizer_to_tensors,
-    rng_state,
-    set_rng_state,
-)
+from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.run import (
     RESUME_FILE,
@@ -71,6 +65,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
+from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import refused
 
 SmoothingLike: TypeAlias = float | str | Smoothing
@@ -132,6 +127,8 @@ class BC(ActingModel):
         eval_env: environment of the evaluations; None: there are none.
         eval_every: updates between two evaluations; None: one at the end.
         n_eval_episodes: episodes with deterministic actions in each evaluation, and as many with sampled actions.
+        shuffle: `"full"`; `"blocks"`, which shuffles a pool of 64 shards of 4 MiB at a time and reads the disk about
+            once an epoch; None: in blocks where the data are memory-mapped and larger than half of the memory.
 
     Raises:
         TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
@@ -179,6 +176,7 @@ class BC(ActingModel):
         eval_env: GymEnv | str | None = None,
         eval_every: int | None = None,
         n_eval_episodes: int = 10,
+        shuffle: Shuffle | None = None,
     ) -> None:
         self.kl_coef = check_in_range("kl_coef", kl_coef, 0.0)
         self.l2_coef = check_in_range("l2_coef", l2_coef, 0.0)
@@ -200,6 +198,7 @@ class BC(ActingModel):
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
         self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
+        self.shuffle = check_shuffle(shuffle)
 
         self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
             env_or_spaces, demonstrations, verbose
@@ -266,10 +265,13 @@ class BC(ActingModel):
                 references=self.references,
                 bins=self.bins,
                 device=self.device,
+                shuffle=self.shuffle,
             )
             for part in (self.demonstrations, self.validation)
         )
         self._held_out = held_out
+        # Files hold the choice made: it must not change with the memory.
+        self.shuffle = self.shuffle if self._data is None else self._data.shuffle
         if self._data is not None and not self._data.is_streamed:
             _ = self._data.sample  # cached here, before the first log line needs it
 
@@ -353,6 +355,8 @@ class BC(ActingModel):
             if not self.is_resumed:
                 self._watch.restart()
             self._logged_at = self._evaluated_at = -1
+            if self.shuffle == "blocks" and not self.is_resumed:
+                logger.log("The transitions are shuffled in blocks: a pool of shards at a time.")
             if self.num_timesteps == 0 and has_tensorboard(logger):
                 write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
             self._clock.restart()
@@ -401,7 +405,7 @@ class BC(ActingModel):
         self.policy.set_training_mode(True)
         while continues and not progress.is_over:
             epoch, done = divmod(progress.step, per_epoch)
-            order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+            order = self._data.order(self.seed, self._first_epoch + epoch)
             for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
                 loss = self._update(update)
                 self._watch.add(loss)
@@ -479,7 +483,7 @@ class BC(ActingModel):
         """The indices of the transitions in the minibatch of an update, and their tensors."""
         assert self._data is not None
         epoch, update = divmod(step - 1, self.batches_per_epoch)
-        order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+        order = self._data.order(self.seed, self._first_epoch + epoch)
         return self._data.values_of(update, order, self.batch_size, self.gradient_accumulation)
 
     def _log(self) -> None:

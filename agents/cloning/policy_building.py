@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlsmooth.agents.cloning.training_data import one_or_list
+from rlsmooth.agents.cloning.training_data import Shuffle, one_or_list
 from rlsmooth.agents.cloning.transition_features import TransitionFeatures
 from rlsmooth.agents.files.policy_file import AgentFile, policy_class_by_name
 from rlsmooth.agents.heads import ActionHead, ActionUnits, CategoricalHead, GaussianHead
@@ -34,8 +34,8 @@ from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
 
-class BCArguments(TypedDict):
-    """The constructor's arguments that an agent file holds; a callable is None there, or marked in the recipe."""
+class FirstBCArguments(TypedDict):
+    """The constructor's arguments that every agent file holds; a callable is None there, or marked in the recipe."""
 
     smoothing: list[dict[str, Any]]
     reference: list[dict[str, Any]] | None
@@ -54,6 +54,12 @@ class BCArguments(TypedDict):
     checkpoint_every: Positive
     eval_every: Positive | None
     n_eval_episodes: Positive
+
+
+class BCArguments(FirstBCArguments, total=False):
+    """All that it may hold; files of earlier versions lack these."""
+
+    shuffle: Shuffle | None
 
 
 ARGUMENTS = tuple(get_type_hints(BCArguments))
@@ -324,7 +330,7 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
     """
     with refused(path, SafeFileError):
         saved: Any = decode(BCArguments, file.config.get("arguments"), "arguments")
-    arguments: dict[str, Any] = dict(saved)
+    arguments: dict[str, Any] = {"shuffle": "full", **saved}
     missing = []
     recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
     if recipes is None:

@@ -352,6 +352,7 @@ class RoundsModel(ActingModel):
                 demonstrations,
                 seed=self._seed_of(LEARNING),
                 device=self.device,
+                shuffle="full",  # whatever the memory: a round may be resumed elsewhere
                 **self._clone_arguments,
             )
         if not self.bc.normalises_actions:

@@ -2,15 +2,19 @@
 
 An epoch is one permutation. It is gathered in blocks of at most 64 MiB, one `index_select` a tensor and block, and the
 batches are views of a block. Memory-mapped demonstrations are read from the disk block by block; the batches are the
-same to the bit.
+same to the bit. Where they are larger than half of the memory, the permutation is one of shards of neighbours and of
+the transitions in a pool of shards, so that an epoch reads the disk about once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,11 +25,18 @@ from torch import Tensor
 
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
 from rlsmooth.agents.spaces import ActionBins
+from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts, forward, in_memory
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
-from rlsmooth.training.seeding import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
+from rlsmooth.training.seeding import (
+    EpochCut,
+    check_trains_on_one,
+    epoch_permutation,
+    has_batch_norm,
+    mean_weight,
+)
 
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
@@ -263,7 +274,28 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 
 
 BLOCK_BYTES = 64 * 2**20
+SHARD_BYTES = 4 * 2**20
+"""Of observations and actions on the disk, what `shuffle="blocks"` keeps together. A seeded order depends on it."""
 SAMPLED_TRANSITIONS = 2048
+Shuffle: TypeAlias = Literal["full", "blocks"]
+
+
+def check_shuffle(shuffle: Shuffle | None) -> Shuffle | None:
+    """The argument `shuffle`; raise ValueError if it is neither one of the two nor None."""
+    if shuffle is not None:
+        check_choice("shuffle", shuffle, ("full", "blocks"))
+    return shuffle
+
+
+def memory_bytes() -> float:
+    """The memory of this machine or of the container that limits it; infinity where neither is known."""
+    sizes = [math.inf]
+    if hasattr(os, "sysconf"):  # not on Windows
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 and version 1 of control groups
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(sizes)
 
 
 class TrainingData:
@@ -277,8 +309,11 @@ class TrainingData:
         references: of the KL term, or None.
         bins: how a Box's actions become labels, if they do.
         device: where the batches are wanted.
+        shuffle: `"full"`; `"blocks"`, in which a pool of shards is shuffled at a time; None: in blocks where they are
+            streamed and larger than half of the memory.
 
     Attributes:
+        shuffle: the choice made.
         transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
@@ -299,6 +334,7 @@ class TrainingData:
         references: Smoothings | None,
         bins: ActionBins | None,
         device: torch.device,
+        shuffle: Shuffle | None = None,
     ) -> None:
         # Without the fields that cloning does not use: from the disk they would double what is read.
         self.demonstrations = demonstrations.replace_unchecked(
@@ -322,12 +358,20 @@ class TrainingData:
         observations = demonstrations.observations
         arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
         self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
+        stored = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in [*arrays, demonstrations.actions]]
+        is_large = self.is_streamed and sum(stored) * self._count > memory_bytes() / 2
+        self.shuffle: Shuffle = shuffle or ("blocks" if is_large else "full")
+        self._shard = max(1, SHARD_BYTES // sum(stored))
         self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
         self._sample: TensorBatch | None = None
         self.alpha = alpha_in_force(smoothings, 1.0) if self.is_constant else math.nan
 
     def __len__(self) -> int:
         return self._count
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The order of the transitions in an epoch: it depends on these two, their number and how they are shuffled."""
+        return epoch_permutation(seed, epoch, len(self), shard=self._shard if self.shuffle == "blocks" else None)
 
     def cut(self, batch_size: int, num_parts: int) -> EpochCut:
         """How an epoch is divided into updates of `num_parts` batches."""
