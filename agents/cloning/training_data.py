@@ -27,7 +27,7 @@ from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, Ten
 from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import action_starts, forward, in_memory
+from rlsmooth.data.arrays import action_starts, forward, in_memory, reading_ahead
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
 from rlsmooth.training.seeding import (
@@ -356,9 +356,10 @@ class TrainingData:
         first = self.read(slice(0, 1))
         self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         observations = demonstrations.observations
-        arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-        self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
-        stored = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in [*arrays, demonstrations.actions]]
+        self._arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+        self._arrays.append(demonstrations.actions)
+        self.is_streamed = not all(map(in_memory, self._arrays))
+        stored = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in self._arrays]
         is_large = self.is_streamed and sum(stored) * self._count > memory_bytes() / 2
         self.shuffle: Shuffle = shuffle or ("blocks" if is_large else "full")
         self._shard = max(1, SHARD_BYTES // sum(stored))
@@ -394,7 +395,7 @@ class TrainingData:
         for first in range(skip // in_block * in_block, len(cut), in_block):
             numbers = range(first, min(first + in_block, len(cut)))
             begin = cut.bounds(first)[0]
-            block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
+            block = self._take_block(order[begin : cut.bounds(numbers[-1])[1]])
             for number in numbers[max(0, skip - first) :]:
                 start, end = cut.bounds(number)
                 if num_parts == 1:
@@ -421,6 +422,14 @@ class TrainingData:
         start, end = self.cut(batch_size, num_parts).bounds(update)
         batch = self.take(order[start:end])
         return order[start:end], tensors_of(batch._replace(masks=None, target=None, reference=None))
+
+    def _take_block(self, chosen: Tensor) -> TensorBatch:
+        if not self.is_streamed or self.shuffle == "full":
+            return self.take(chosen)
+        size, count = self._shard, len(self)
+        starts = (chosen // size).unique() * size
+        with reading_ahead(self._arrays, [(start, min(start + size, count)) for start in starts.tolist()]):
+            return self.take(chosen)
 
     def take(self, chosen: Tensor) -> TensorBatch:
         """Copies of some transitions, with their targets where alpha is constant."""
