@@ -22,7 +22,7 @@ from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
-from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import SafeFileError, checkpoint_steps, seeding
 from rlsmooth.training import run as engine
 from support import KillAt, assert_raises, draw, recorded, same_parameters
 from trainers import small_bc as make
@@ -483,6 +483,42 @@ def test_a_memory_mapped_folder_trains_as_an_array_does(arguments: Any, tmp_path
     assert [agent._data.is_streamed for agent in agents if agent._data is not None] == [False, True]
     assert same_parameters(*agents)
     assert agents[0].fingerprints == agents[1].fingerprints
+
+
+def test_blocks_are_the_same_on_the_disk_in_memory_and_when_resumed_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(training_data, "SHARD_BYTES", 40)
+    monkeypatch.setattr(seeding.epoch_permutation, "__kwdefaults__", {"shard": None, "pool": 3})
+    monkeypatch.setattr(training_data, "BLOCK_BYTES", 1500)
+    draw().save_folder(tmp_path / "folder")
+    mapped = Demonstrations.load(tmp_path / "folder")
+    arguments: Any = {"batch_size": 8, "validation_fraction": 0.25}  # so that a view of some episodes is read
+    in_memory = make(draw(), shuffle="blocks", **arguments).learn(total_epochs=2)
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 100.0)
+    streamed = make(mapped, **arguments)
+    assert streamed.shuffle == "blocks"
+    assert same_parameters(in_memory, streamed.learn(total_epochs=2))
+    assert not same_parameters(in_memory, make(draw(), **arguments).learn(total_epochs=2))
+    run = tmp_path / "run"
+    cut = make(mapped, checkpoint_folder=run, checkpoint_every=3, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        cut.learn(total_batches=in_memory.num_timesteps, callback=KillAt(6, KeyboardInterrupt))
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 1e12)
+    resumed = BC.resume(run, None, mapped, device="cpu")
+    assert resumed.shuffle == "blocks"
+    assert same_parameters(in_memory, resumed.learn(total_batches=in_memory.num_timesteps))
+
+
+def test_how_the_data_are_shuffled(tmp_path: Path, monkeypatch: Any) -> None:
+    draw().save_folder(tmp_path / "folder")
+    mapped = Demonstrations.load(tmp_path / "folder")
+    assert make(mapped).shuffle == "full"
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 100.0)
+    assert make(draw()).shuffle == "full"  # it is in memory already
+    assert make(mapped, shuffle="full").shuffle == "full"
+    assert same_parameters(*(make(data, shuffle="blocks").learn(total_batches=3) for data in (draw(), mapped)))
+    assert_raises(ValueError, "shuffle='some' is not known: choose one of 'full'", make, mapped, shuffle="some")
+    monkeypatch.undo()
+    assert 2**28 < training_data.memory_bytes() < 2**50
 
 
 def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:
