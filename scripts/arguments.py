@@ -40,8 +40,8 @@ ArgsT = TypeVar("ArgsT", bound="RunArgs")
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 MAY_DIFFER = ("resume", "progress", "verbose", "device")
 """Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
-ADDED = ("env_kwargs",)
-"""Options that runs of earlier versions do not have."""
+ADDED: dict[str, Any] = {"env_kwargs": (), "shuffle": "full"}
+"""Options that runs of earlier versions do not have, and what they did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
         return args
     refuse_links(args.resume)
     stored = read_settings(args.resume, command)
-    stored = {name: () for name in ADDED if hasattr(args, name)} | stored
+    stored = {name: value for name, value in ADDED.items() if hasattr(args, name)} | stored
     path = args.resume / "config.json"
     hints = get_type_hints(type(args))
     with refused(path, ValueError, "Its arguments are not of this version."):

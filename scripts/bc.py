@@ -89,6 +89,8 @@ def main(args: Args) -> Path:
     with TrainingRun("bc", args, args.env) as run:
         agent = make_agent(args, run, training, validation, eval_env)
         start = agent.num_timesteps
+        if agent.shuffle == "blocks":
+            print("Shuffled in blocks: a pool of shards at a time, so that the disk is read about once an epoch")
         agent.set_logger(run.logger(start or None))
         run.begin(
             f"Training on {agent.device.type}",
@@ -194,7 +196,8 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
             name: size_words(part)
             for name, part in (("training", agent.demonstrations), ("held out", held_out))
             if part
-        },
+        }
+        | ({"shuffled": "in blocks"} if agent.shuffle == "blocks" else {}),
         "measured_on": f"the {number_of(measured.num_episodes, kind)} ({number_of(len(measured), 'transition')})",
         "reliability": None if bins is None else bins_to_json(bins),
         "target_matrices": {name: matrix.tolist() for name, matrix in matrices.items()},

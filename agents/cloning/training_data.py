@@ -427,7 +427,7 @@ class TrainingData:
         if not self.is_streamed or self.shuffle == "full":
             return self.take(chosen)
         size, count = self._shard, len(self)
-        starts = (chosen // size).unique() * size
+        starts = torch.unique(chosen // size) * size
         with reading_ahead(self._arrays, [(start, min(start + size, count)) for start in starts.tolist()]):
             return self.take(chosen)
 

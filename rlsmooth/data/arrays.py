@@ -150,7 +150,8 @@ def reading_ahead(values: Sequence[Array], ranges: Sequence[tuple[int, int]]) ->
     """
     mappings: list[mmap.mmap] = []
     for array in values if hasattr(mmap, "MADV_RANDOM") else ():
-        base = owner = array.base if isinstance(array, EpisodeView) else array
+        base = array.base if isinstance(array, EpisodeView) else array
+        owner: Any = base
         while isinstance(owner, np.ndarray) and owner.base is not None:
             owner = owner.base
         if not isinstance(owner, mmap.mmap) or not base.flags.c_contiguous or not base.nbytes:

@@ -24,7 +24,7 @@ from rlsmooth.training import isolated_rng
 from rlsmooth.training.seeding import epoch_permutation
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES, FEATURES, CENTRES = 10, 16, 3
+CLASSES, FEATURES, CENTRES, HIDDEN = 10, 16, 3, 64
 SHARD, BATCH, HELD_OUT = 256, 64, 20_000
 POOLS = (1, 4, 16, 64, 256)
 FULL, UNSORTED = "full", "64, data in random order"
@@ -40,25 +40,37 @@ def make_data(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[:count], y[:count], x[count:], y[count:]
 
 
-def accuracies(seed: int, order: str, count: int, epochs: int) -> list[float]:
-    """The held-out accuracy after each epoch."""
-    x, y, held_x, held_y = make_data(seed, count)
+def accuracies(seeds: int, order: str, count: int, epochs: int) -> list[list[float]]:
+    """The held-out accuracy after each epoch, a list a seed. All seeds are trained side by side in stacked tensors."""
+    data = zip(*(make_data(seed, count) for seed in range(seeds)), strict=True)
+    x, y, held_x, held_y = map(torch.stack, data)
     if order == UNSORTED:
-        places = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-        x, y = x[places], y[places]
+        places = torch.from_numpy(np.stack([np.random.default_rng(seed).permutation(count) for seed in range(seeds)]))
+        x, y = x.gather(1, places.unsqueeze(-1).expand_as(x)), y.gather(1, places)
     shard = None if order == FULL else SHARD
     pool = 64 if order in (FULL, UNSORTED) else int(order)
-    with isolated_rng(seed):
-        net = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-        optimizer, found = torch.optim.Adam(net.parameters(), lr=1e-3), []
-        for epoch in range(epochs):
-            for chosen in torch.split(epoch_permutation(seed, epoch, count, shard=shard, pool=pool), BATCH):
-                optimizer.zero_grad()
-                cross_entropy(net(x[chosen]), uniform(y[chosen], CLASSES, 0.1, validate=False)).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            with torch.no_grad():
-                found.append(float((net(held_x).argmax(-1) == held_y).double().mean()))
-    return found
+    with isolated_rng(0):
+        layers = [[nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, CLASSES)] for _ in range(seeds)]
+    stacks = [torch.stack([layer.weight.detach().T for layer in same]) for same in zip(*layers, strict=True)]
+    stacks += [torch.stack([layer.bias.detach()[None] for layer in same]) for same in zip(*layers, strict=True)]
+    first, second, first_bias, second_bias = (stack.clone().requires_grad_() for stack in stacks)
+    optimizer = torch.optim.Adam([first, second, first_bias, second_bias], lr=1e-3)
+
+    def logits(inputs: Tensor) -> Tensor:
+        return torch.baddbmm(second_bias, torch.baddbmm(first_bias, inputs, first).relu(), second)
+
+    found, each = [], torch.arange(seeds)[:, None]
+    for epoch in range(epochs):
+        orders = torch.stack([epoch_permutation(seed, epoch, count, shard=shard, pool=pool) for seed in range(seeds)])
+        for chosen in torch.split(orders, BATCH, -1):
+            optimizer.zero_grad()
+            target = uniform(y[each, chosen], CLASSES, 0.1, validate=False)
+            loss = cross_entropy(logits(x[each, chosen]), target, reduction="sum") / chosen.shape[-1]
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            found.append((logits(held_x).argmax(-1) == held_y).double().mean(-1).tolist())
+    return [list(run) for run in zip(*found, strict=True)]
 
 
 def report(found: dict[str, list[list[float]]], count: int) -> str:
@@ -95,7 +107,10 @@ def main() -> None:
     quick = parser.parse_args().quick
     count, epochs, seeds = (4_000, 1, 2) if quick else (200_000, 3, 10)
     orders = (*map(str, POOLS), FULL, UNSORTED)
-    found = {name: [accuracies(seed, name, count, epochs) for seed in range(seeds)] for name in orders}
+    found = {}
+    for name in orders:
+        found[name] = accuracies(seeds, name, count, epochs)
+        print(name, found[name], flush=True)
     text = report(found, count)
     print(text)
     if not quick:
