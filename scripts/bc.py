@@ -90,7 +90,7 @@ def main(args: Args) -> Path:
         agent = make_agent(args, run, training, validation, eval_env)
         start = agent.num_timesteps
         if agent.shuffle == "blocks":
-            print("Shuffled in blocks: a pool of shards at a time, so that the disk is read about once an epoch")
+            print("Shuffled in blocks, so that the disk is read about once an epoch; sorted data need --shuffle full")
         agent.set_logger(run.logger(start or None))
         run.begin(
             f"Training on {agent.device.type}",

@@ -356,7 +356,7 @@ class BC(ActingModel):
                 self._watch.restart()
             self._logged_at = self._evaluated_at = -1
             if self.shuffle == "blocks" and not self.is_resumed:
-                logger.log("The transitions are shuffled in blocks: a pool of shards at a time.")
+                logger.log("Transitions are shuffled in blocks; if they are sorted on the disk, give shuffle='full'.")
             if self.num_timesteps == 0 and has_tensorboard(logger):
                 write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
             self._clock.restart()

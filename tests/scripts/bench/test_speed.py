@@ -30,6 +30,7 @@ from rlsmooth.scripts.bench import (
     ppo_overhead,
     same_numbers,
     sb3_conformance,
+    shuffle_blocks,
 )
 from rlsmooth.scripts.bench import peers_adversarial as bench
 from rlsmooth.scripts.bench.measure import command_line, paired_ratio, spread
@@ -599,3 +600,12 @@ def test_an_unknown_run_is_refused() -> None:
 def test_the_reference_holds_every_run() -> None:
     reference = Path(same_numbers.__file__).parent / "results" / "same_numbers_before.json"
     assert json.loads(reference.read_text())["runs"].keys() == same_numbers.RUNS.keys()
+
+
+def test_shuffling_in_blocks_is_compared_with_the_full_shuffle_seed_by_seed() -> None:
+    found = {name: shuffle_blocks.accuracies(2, name, 300, 2) for name in ("1", shuffle_blocks.FULL)}
+    assert [[len(run) for run in runs] for runs in found.values()] == [[2, 2], [2, 2]]
+    assert found["1"] != found["full"]
+    text = shuffle_blocks.report({"1": [[0.5, 0.6], [0.5, 0.4]], "full": [[0.5, 0.7], [0.5, 0.7]]}, 300)
+    assert "| 1 | 50.00 ± 0.00 | 50.00 ± 10.00 | -20.00 ± 10.00 |" in text
+    assert "| full | 50.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 |" in text
