@@ -13,7 +13,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -37,6 +36,7 @@ from rlsmooth.training.seeding import (
     has_batch_norm,
     mean_weight,
 )
+from rlsmooth.untrusted import open_regular
 
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
@@ -293,8 +293,8 @@ def memory_bytes() -> float:
     if hasattr(os, "sysconf"):  # not on Windows
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 and version 1 of control groups
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
-            sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+        with contextlib.suppress(OSError, ValueError), open_regular(f"/sys/fs/cgroup/{limit}") as file:
+            sizes.append(int(file.read(32)))  # ValueError: "max", there is no limit
     return min(sizes)
 
 
