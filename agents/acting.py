@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
+from rlsmooth.agents.plain_mlp import plain_network
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.data.arrays import forward
@@ -73,6 +74,13 @@ class ActingModel:
             ValueError: masks for a policy that takes none, an observation of another shape.
         """
         policy: Any = self.policy
+        plain = plain_network(policy) if type(policy) is ActorCriticPolicy and action_masks is None else None
+        if plain is not None:
+            if policy.training:
+                policy.set_training_mode(False)
+            found = plain.predict(observation, deterministic=deterministic, action_space=policy.action_space)
+            if found is not None:
+                return found if self.bins is None else self.bins.decode(found), state
         parts = observation.items() if isinstance(observation, dict) else None
         observation = forward(observation) if parts is None else {key: forward(part) for key, part in parts}
         if is_maskable(policy):

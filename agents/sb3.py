@@ -15,6 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
 
 
 def is_maskable(policy: BasePolicy) -> bool:
@@ -162,11 +163,57 @@ def begin_update(algorithm: OnPolicyAlgorithm, optimizer: torch.optim.Optimizer)
     algorithm._update_learning_rate(optimizer)
 
 
+def progress_remaining(algorithm: BaseAlgorithm) -> float:
+    """From 1 at the start of `learn` to 0 at its end."""
+    return algorithm._current_progress_remaining
+
+
 def count_updates(algorithm: OnPolicyAlgorithm, n_epochs: int) -> int:
     """Count `n_epochs` more passes over a rollout, and give their total."""
     counting: Any = algorithm
     counting._n_updates += n_epochs
     return int(counting._n_updates)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OTHER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks", "_optimizer_step_pre_hooks")
+
+
+class ModuleWatch:
+    """Whether a module is still the tree of modules and parameters that it was, without hooks and methods of its own.
+
+    Args:
+        module: not changed, and not kept.
+        methods: names that no attribute of it may hide.
+    """
+
+    def __init__(self, module: nn.Module, methods: frozenset[str]) -> None:
+        self._root, self._methods = vars(module), methods
+        # torch keeps these dictionaries for as long as the module lives.
+        self._entries: list[tuple[dict[str, Any], str, Any]] = []
+        self._hooks: list[dict[int, Any]] = []
+        self._parts: list[dict[str, Any]] = []
+        for part in module.modules():
+            self._entries.append((vars(part), "forward", None))
+            self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
+            self._entries += [(part._parameters, name, one) for name, one in part._parameters.items()]
+            self._hooks += [vars(part)[name] for name in _HOOKS]
+            self._parts += [part._modules, part._parameters]
+        self._count = sum(map(len, self._parts))
+
+    def is_as_before(self) -> bool:
+        """Whether it is."""
+        if any(self._hooks) or not self._methods.isdisjoint(self._root) or sum(map(len, self._parts)) != self._count:
+            return False
+        for entries, name, value in self._entries:  # noqa: SIM110  # faster, and called for each prediction
+            if entries.get(name) is not value:
+                return False
+        return True
+
+
+def has_hooks(part: torch.Tensor | torch.optim.Optimizer) -> bool:
+    """Whether a parameter or an optimiser has hooks, or the optimiser another `step` than its class."""
+    return "step" in vars(part) or any(getattr(part, name, None) for name in _OTHER_HOOKS)
 
 
 def normalized_observations(buffer: BaseBuffer, observations: Any, env: VecNormalize | None) -> Any:

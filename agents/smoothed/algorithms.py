@@ -28,6 +28,7 @@ from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
 from rlsmooth.agents.sb3 import begin_update, count_updates
 from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, check_targets, entropy_target_for
+from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
 from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -492,7 +493,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
             elif self.is_smoothed:
                 self._train_smoothed()
             else:
-                super().train()
+                self._update()
         except ValueError:  # torch's, of a distribution with NaN
             check_finite_model(self.num_timesteps, self.policy)
             raise
@@ -511,7 +512,7 @@ class SmoothedTraining(OnPolicyAlgorithm):
         policy.entropy_term = term = EntropyTerm(entropy_coef=ent_coef, kl_coef=kl_coef, target=self.entropy_target)
         self.ent_coef = 1.0
         try:
-            super().train()
+            self._update()
         finally:
             self.ent_coef = ent_coef
             policy.entropy_term = None
@@ -523,6 +524,14 @@ class SmoothedTraining(OnPolicyAlgorithm):
             )
         # The parent has recorded the mean of the whole term; this restores the tag's usual meaning, -H(pi).
         self.logger.record("train/entropy_loss", -term.mean_entropy())
+
+    def _update(self) -> None:
+        """The parent's `train`, or what equals it bit for bit in less time."""
+        network, update = plain_network_of(self), lean_update_of(super().train)
+        if network is None or update is None:
+            super().train()
+        else:
+            update(self, network)
 
     def _record_policy(self) -> None:
         """Record the measures of the policy before the update, and the current alpha and floor."""
