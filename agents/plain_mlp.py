@@ -125,7 +125,7 @@ class PlainCategorical:
 
     def is_valid(self) -> bool:
         """Whether torch's distributions would take the outputs: none is NaN. Waits for the device."""
-        return all(math.isfinite(total.sum()) for total in self._totals)
+        return all(math.isfinite(total.sum().item()) for total in self._totals)
 
     def get_actions(self, deterministic: bool = False) -> Tensor:
         """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn."""

@@ -122,9 +122,12 @@ class FlatAdam:
                 zeros = {name: torch.zeros_like(one) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[one] |= {"step": torch.tensor(0.0), **zeros}
         self.steps = int(self.state[self.parameters[0]]["step"])
-        self.flat = self._joined(one.detach() for one in self.parameters)
+        # Each begins at 64 bytes, as torch's own tensors do: a matrix product's last bit depends on that.
+        self.sizes = [one.numel() for one in self.parameters]
+        self.gaps = [torch.zeros(-size % 16) for size in self.sizes]
+        self.flat = self._join(one.detach() for one in self.parameters)
         self.mean, self.square = (
-            self._joined(self.state[one][name] for one in self.parameters) for name in ("exp_avg", "exp_avg_sq")
+            self._join(self.state[one][name] for one in self.parameters) for name in ("exp_avg", "exp_avg_sq")
         )
         self.gradient = torch.zeros_like(self.flat)
         self.values = self._parts(self.flat)
@@ -145,7 +148,7 @@ class FlatAdam:
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
         """Clip the gradients and take one step."""
-        torch.cat([one.flatten() for one in gradients], out=self.gradient)
+        self._join(gradients, out=self.gradient)
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
         gradient = self.gradient.mul_(torch.clamp(self.max_norm / (norm + 1e-6), max=1.0))
         self.steps += 1
@@ -169,13 +172,14 @@ class FlatAdam:
             self.state[parameter]["exp_avg_sq"].copy_(square)
             self.state[parameter]["step"].fill_(self.steps)
 
-    @staticmethod
-    def _joined(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([one.flatten() for one in tensors])
+    def _join(self, tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+        pairs = zip(tensors, self.gaps, strict=True)
+        return torch.cat([part for one, gap in pairs for part in (one.flatten(), gap) if len(part)], out=out)
 
     def _parts(self, joined: Tensor) -> list[Tensor]:
-        sizes = [one.numel() for one in self.parameters]
-        return [part.view(one.shape) for part, one in zip(joined.split(sizes), self.parameters, strict=True)]
+        sizes = [size for one, gap in zip(self.sizes, self.gaps, strict=True) for size in (one, len(gap))]
+        pairs = zip(joined.split(sizes)[::2], self.parameters, strict=True)
+        return [part.view(one.shape) for part, one in pairs]
 
 
 class PlainSteps:

@@ -42,6 +42,7 @@ class Wandering(gym.Env[Any, Any]):
         return self.observation_space.sample(), reward, ends, cut, {}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 SHORT = {"n_steps": 32, "batch_size": 32, "n_epochs": 3}
 BOX = spaces.Box(-1.0, 1.0, (3,))
 MULTI = spaces.MultiDiscrete([3, 2, 4])
@@ -90,7 +91,7 @@ def trained(
     """Parameters, optimiser's state, the rollout, the random generators and the logged numbers after some updates."""
     model = algorithm(policy, make(env), seed=3, device="cpu", **arguments)
     callback = Recorded(stop_at)
-    model.learn(200, callback, log_interval=1)
+    model.learn(129, callback, log_interval=1)
     buffer = model.rollout_buffer
     found: dict[str, Any] = dict(model.policy.state_dict())
     for place, entry in model.policy.optimizer.state_dict()["state"].items():
