@@ -284,7 +284,7 @@ class PlainNetwork:
         if len(space.shape) not in (1, 2):  # images have 3
             return None
         is_single = observation.shape == space.shape
-        if not is_single and observation.shape[1:] != space.shape:
+        if not is_single and (observation.shape[1:] != space.shape or not len(observation)):
             return None
         with torch.no_grad():
             # A copy, which a read-only array or one with negative strides needs.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
@@ -14,7 +18,8 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
 
@@ -94,6 +99,53 @@ def init_callback(agent: Any, callback: Callbacks) -> BaseCallback | None:
 def wrap_in_vec_env(env: GymEnv, verbose: int) -> VecEnv:
     """The environment in Monitor, DummyVecEnv and VecTransposeImage, as SB3's algorithms wrap theirs."""
     return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper=True)
+
+
+@contextmanager
+def quick_steps(env: VecEnv) -> Iterator[None]:
+    """Within it, a DummyVecEnv below `env` copies its observations and infos without `copy.deepcopy`, to the same end.
+
+    Args:
+        env: a DummyVecEnv, in any wrappers; another class is left alone.
+    """
+    base = env.unwrapped
+    if type(base) is not DummyVecEnv or DummyVecEnv.step_wait is not _STEP_WAIT or "step_wait" in vars(base):
+        yield
+        return
+    vars(base)["step_wait"] = partial(_quick_step_wait, base)
+    try:
+        yield
+    finally:
+        del vars(base)["step_wait"]
+
+
+def _quick_step_wait(base: DummyVecEnv) -> VecEnvStepReturn:
+    """`DummyVecEnv.step_wait`."""
+    for place, env in enumerate(base.envs):
+        obs, base.buf_rews[place], terminated, truncated, info = env.step(base.actions[place])  # type: ignore[assignment]
+        base.buf_infos[place] = info
+        base.buf_dones[place] = is_end = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if is_end:
+            info["terminal_observation"] = obs
+            obs, base.reset_infos[place] = env.reset()
+        base._save_obs(place, obs)
+    seen: Any = base.buf_obs.get(None)
+    seen = base._obs_from_buf() if seen is None else seen.copy()
+    return seen, base.buf_rews.copy(), base.buf_dones.copy(), [_copied(info) for info in base.buf_infos]
+
+
+_STEP_WAIT = DummyVecEnv.step_wait
+_IMMUTABLE = (bool, int, float, str, type(None), np.float32, np.float64, np.int64, np.bool_)
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict:
+        return {key: _copied(one) for key, one in value.items()}
+    return value.copy("K") if kind is np.ndarray and value.dtype != object else copy.deepcopy(value)
 
 
 def constructor_parameters(policy: BasePolicy) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
-from rlsmooth.agents.sb3 import begin_update, count_updates
+from rlsmooth.agents.sb3 import begin_update, count_updates, quick_steps
 from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, check_targets, entropy_target_for
 from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
 from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
@@ -480,7 +480,8 @@ class SmoothedTraining(OnPolicyAlgorithm):
             progress = 1.0 - self.num_timesteps / total if total else self._current_progress_remaining
             self._set_floor(None, max(progress, 0.0))
         more: Any = () if use_masking is None else (use_masking,)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *more)
+        with quick_steps(env):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *more)
 
     def train(self) -> None:
         """Update the policy as the parent does, with smoothing if it is on. During the warm-up, fit only the critic."""
