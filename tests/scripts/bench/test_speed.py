@@ -215,6 +215,7 @@ def test_quick_writes_nothing_unless_told(module: Any, monkeypatch: pytest.Monke
     measured = [{**run, "steps": 1} for run in records({name: [1.0] * 3 for name in LABELS})]
     monkeypatch.setattr(module, "write_result", refuse)
     monkeypatch.setattr(module, "measure", lambda *_: [] if module is loss_speed else measured)
+    monkeypatch.setattr(ppo_overhead, "predict_times", lambda *_: [])
     threads = {"device": "cpu", "threads": torch.get_num_threads()}
     given: dict[str, Any] = threads if module is loss_speed else {"settings": ("zoo",)}
     module.main(module.Args(quick=True, **given))
@@ -254,14 +255,14 @@ def test_ratios_are_taken_within_a_round() -> None:
     by_name = {row["contender"]: row for row in rows}
     assert by_name["smoothed"]["seconds_ratio"] == pytest.approx({"estimate": 1.02, "low": 1.02, "high": 1.02})
     assert by_name["smoothed"]["cpu_seconds_ratio"]["estimate"] == pytest.approx(1.02)
-    assert verdict(rows).count(", met") == 2
+    assert verdict(rows).count(", met") == 1  # the callback; smoothing has to be faster
 
 
 def test_the_verdict_is_about_the_upper_end() -> None:
-    base, some = [1.0] * 8, [1.0, 1.0, 1.02, 1.02, 1.03, 1.03, 1.2, 1.2]
+    base, some = [1.0] * 8, [0.8, 0.8, 0.82, 0.82, 0.83, 0.83, 1.0, 1.0]
     rows = summarise(records({"ppo": base, "smoothed": some, "off": some, "callback": base}))
     row = next(row for row in rows if row["contender"] == "smoothed")
-    assert row["seconds_ratio"]["estimate"] < 1.05 < row["seconds_ratio"]["high"]
+    assert row["cpu_seconds_ratio"]["estimate"] < 1 / 1.15 < row["cpu_seconds_ratio"]["high"]
     assert verdict(rows).count("NOT met") == 1
     assert "PolicyEntropyCallback (zoo): 1.000 [1.000, 1.000], met" in verdict(rows)
 
