@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor
 
 from rlsmooth.agents.plain_mlp import plain_network
-from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.sb3 import is_maskable, quick_steps
 from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.data.arrays import forward
 from rlsmooth.training import isolated_rng
@@ -194,7 +194,7 @@ def play_episodes(
         use_masks: ask the environment for `action_masks` and pass them to `predict`.
         deterministic: the most probable actions, else sampled ones.
     """
-    with isolated_rng(seed):
+    with isolated_rng(seed), quick_steps(env):
         env.seed(seed)
         if use_masks:
             from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked

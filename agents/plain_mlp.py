@@ -125,7 +125,8 @@ class PlainCategorical:
 
     def is_valid(self) -> bool:
         """Whether torch's distributions would take the outputs: none is NaN. Waits for the device."""
-        return all(math.isfinite(total.sum().item()) for total in self._totals)
+        total = self._totals[0] if len(self._totals) == 1 else torch.cat(self._totals)
+        return math.isfinite(total.sum().item())
 
     def get_actions(self, deterministic: bool = False) -> Tensor:
         """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn."""
@@ -145,7 +146,7 @@ class PlainCategorical:
 
     def entropy(self) -> Tensor:
         """Entropies, `[B]`."""
-        masks = self._masks or [None] * len(self._logits)
+        masks: Sequence[Tensor | None] = self._masks or [None] * len(self._logits)
         found = []
         for part, mask in zip(self._logits, masks, strict=True):
             # In this order: a gradient with three summands depends on it.
@@ -155,7 +156,10 @@ class PlainCategorical:
         return found[0] if self.sizes is None else torch.stack(found, dim=1).sum(dim=1)
 
     def _split(self, values: Tensor) -> Sequence[Tensor]:
-        return (values,) if self.sizes is None else values.split(self.sizes, dim=1)
+        if self.sizes is None:
+            return (values,)
+        parts: tuple[Tensor, ...] = torch.split(values, list(self.sizes), dim=1)
+        return parts
 
     def _normalised(self, logits: Tensor) -> Tensor:
         total = logits.logsumexp(dim=-1, keepdim=True)

@@ -122,7 +122,7 @@ def quick_steps(env: VecEnv) -> Iterator[None]:
 def _quick_step_wait(base: DummyVecEnv) -> VecEnvStepReturn:
     """`DummyVecEnv.step_wait`."""
     for place, env in enumerate(base.envs):
-        obs, base.buf_rews[place], terminated, truncated, info = env.step(base.actions[place])  # type: ignore[assignment]
+        obs, base.buf_rews[place], terminated, truncated, info = env.step(base.actions[place])
         base.buf_infos[place] = info
         base.buf_dones[place] = is_end = terminated or truncated
         info["TimeLimit.truncated"] = truncated and not terminated
@@ -130,8 +130,8 @@ def _quick_step_wait(base: DummyVecEnv) -> VecEnvStepReturn:
             info["terminal_observation"] = obs
             obs, base.reset_infos[place] = env.reset()
         base._save_obs(place, obs)
-    seen: Any = base.buf_obs.get(None)
-    seen = base._obs_from_buf() if seen is None else seen.copy()
+    buffers: dict[Any, Any] = base.buf_obs  # by None, where there is one space
+    seen = buffers[None].copy() if None in buffers else base._obs_from_buf()
     return seen, base.buf_rews.copy(), base.buf_dones.copy(), [_copied(info) for info in base.buf_infos]
 
 

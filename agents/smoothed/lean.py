@@ -94,8 +94,8 @@ class Rollout:
         """All transitions in a random order, `size` at a time, drawn from numpy's generator as `get` draws them."""
         order = torch.from_numpy(np.random.permutation(self.size))  # noqa: NPY002  # the generator that SB3 seeds
         step = size or self.size
-        columns = [column.index_select(0, order).split(step) for column in self.columns]
-        for places, *parts in zip(order.split(step), *columns, strict=True):
+        columns = [torch.split(column.index_select(0, order), step) for column in self.columns]
+        for places, *parts in zip(torch.split(order, step), *columns, strict=True):
             # Memory of its own, aligned as a parent's minibatch is: it enters a matrix product.
             yield Minibatch(self.observations.index_select(0, places), *parts)
 
@@ -178,7 +178,7 @@ class FlatAdam:
 
     def _parts(self, joined: Tensor) -> list[Tensor]:
         sizes = [size for one, gap in zip(self.sizes, self.gaps, strict=True) for size in (one, len(gap))]
-        pairs = zip(joined.split(sizes)[::2], self.parameters, strict=True)
+        pairs = zip(torch.split(joined, sizes)[::2], self.parameters, strict=True)
         return [part.view(one.shape) for part, one in pairs]
 
 

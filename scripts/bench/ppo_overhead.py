@@ -157,11 +157,11 @@ def predict_times(rounds: int, seed: int) -> list[dict[str, Any]]:
     """Microseconds of the processor for one call of `predict`, in turns: medians over the rounds."""
     rows = []
     for env in PREDICTED:
-        models = {
+        models: dict[str, Any] = {
             "stable_baselines3.PPO": PPO("MlpPolicy", env, seed=seed, device="cpu"),
             "SmoothedPPO": SmoothedPPO("MlpPolicy", env, seed=seed, device="cpu"),
         }
-        models["BC"] = BC("MlpPolicy", env, seed=seed, device="cpu")
+        models["BC"] = BC("MlpPolicy", env, None, seed=seed, device="cpu")
         for deterministic in (True, False):
             found: dict[str, list[float]] = {name: [] for name in models}
             for _ in range(rounds + 1):  # the first warms up
