@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
+from rlsmooth.losses.policy import normalised_logits
 
 
 class Activation(NamedTuple):
@@ -162,9 +163,9 @@ class PlainCategorical:
         return parts
 
     def _normalised(self, logits: Tensor) -> Tensor:
-        total = logits.logsumexp(dim=-1, keepdim=True)
+        log_probs, total = normalised_logits(logits)
         self._totals.append(total)
-        return logits - total
+        return log_probs
 
 
 class PlainGaussian:
