@@ -143,26 +143,32 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 TWO_SIZES = {"net_arch": {"pi": [8], "vf": [16, 16]}, "activation_fn": nn.ReLU}
 LINEAR = {"net_arch": []}
 OFF = [
-    ("discrete", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.01}),
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": TWO_SIZES, "clip_range_vf": 0.2, "max_grad_norm": 0.01}),
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": LINEAR, "target_kl": 1e-4, "learning_rate": 1e-2}),
     ("components", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "batch_size": 21}),  # the last minibatch has one
     ("arm", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "clip_range": lambda left: 0.3 * left}),
+    ("matrix", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02}),
+    ("CartPole-v1", SmoothedPPO, PPO, {**SHORT, "n_steps": 50, "batch_size": 7}),
+    ("masked", SmoothedMaskablePPO, MaskablePPO, {**SHORT, "ent_coef": 0.01, "clip_range_vf": 0.2}),
+    ("discrete", SmoothedA2C, A2C, {"ent_coef": 0.01}),
+    ("arm", SmoothedA2C, A2C, {"ent_coef": 0.01, "use_rms_prop": False, "normalize_advantage": True}),
+]
+MORE_OFF = [
+    ("discrete", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.01}),
     ("arm", SmoothedPPO, PPO, {**SHORT, "normalize_advantage": False, "vf_coef": 0.3}),
     ("arm", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": {"optimizer_kwargs": {"weight_decay": 0.1}}}),
     ("arm", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
-    ("matrix", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02}),
     ("bits", SmoothedPPO, PPO, SHORT),
-    ("CartPole-v1", SmoothedPPO, PPO, {**SHORT, "n_steps": 50, "batch_size": 7}),
-    ("masked", SmoothedMaskablePPO, MaskablePPO, {**SHORT, "ent_coef": 0.01}),
     ("masked components", SmoothedMaskablePPO, MaskablePPO, {**SHORT, "clip_range_vf": 0.2}),
-    ("discrete", SmoothedA2C, A2C, {"ent_coef": 0.01}),
     ("components", SmoothedA2C, A2C, {"normalize_advantage": True}),
-    ("arm", SmoothedA2C, A2C, {"ent_coef": 0.01, "use_rms_prop": False}),
 ]
 
 
-@pytest.mark.parametrize(("env", "ours", "parent", "arguments"), OFF)
+def slow(cases: list[Any]) -> list[Any]:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("env", "ours", "parent", "arguments"), OFF + slow(MORE_OFF))
 def test_off_equals_the_parent(env: str, ours: Any, parent: Any, arguments: dict[str, Any], updates: list[str]) -> None:
     its = trained(parent, env, **arguments)
     assert_same(trained(ours, env, **arguments), its)
@@ -180,21 +186,23 @@ class SlowMaskable(SmoothedMaskableActorCriticPolicy):
 ORDINAL = Smoothing(alpha=0.2, reference="triangular")
 ON = [
     ("discrete", SmoothedPPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
-    ("discrete", SmoothedPPO, {**SHORT, "smoothing": "lin_0.1", "exploration_floor": 0.1}),
     ("discrete", SmoothedPPO, {**SHORT, "exploration_floor": "lin_0.2", "ent_coef": 0.01}),
     ("discrete", SmoothedPPO, {**SHORT, "target_entropy_frac": 0.3, "smoothing": ORDINAL}),
     ("components", SmoothedPPO, {**SHORT, "smoothing": 0.1, "batch_size": 21}),
-    ("arm", SmoothedPPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
     ("arm", SmoothedPPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
     ("arm", SmoothedPPO, {**SHORT, "target_entropy_nats": 2.0, "target_kl": 0.01}),
     ("masked", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
-    ("masked components", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
     ("discrete", SmoothedA2C, {"smoothing": 0.1}),
+]
+MORE_ON = [
+    ("discrete", SmoothedPPO, {**SHORT, "smoothing": "lin_0.1", "exploration_floor": 0.1}),
+    ("arm", SmoothedPPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
+    ("masked components", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
     ("arm", SmoothedA2C, {"smoothing": 0.1, "ent_coef": 0.01}),
 ]
 
 
-@pytest.mark.parametrize(("env", "algorithm", "arguments"), ON)
+@pytest.mark.parametrize(("env", "algorithm", "arguments"), ON + slow(MORE_ON))
 def test_on_equals_the_slow_way(env: str, algorithm: Any, arguments: dict[str, Any], updates: list[str]) -> None:
     slow = trained(algorithm, env, SlowMaskable if algorithm is SmoothedMaskablePPO else Slow, **arguments)
     assert not updates
