@@ -127,7 +127,7 @@ class PlainCategorical:
     def is_valid(self) -> bool:
         """Whether torch's distributions would take the outputs: none is NaN. Waits for the device."""
         total = self._totals[0] if len(self._totals) == 1 else torch.cat(self._totals)
-        return math.isfinite(total.sum().item())
+        return math.isfinite((total if total.numel() == 1 else total.sum()).item())
 
     def get_actions(self, deterministic: bool = False) -> Tensor:
         """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn."""
@@ -293,7 +293,9 @@ class PlainNetwork:
             return None
         with torch.no_grad():
             # A copy, which a read-only array or one with negative strides needs.
-            features = torch.from_numpy(np.array(observation[None] if is_single else observation)).flatten(1).float()
+            features = torch.from_numpy(np.array(observation[None] if is_single else observation))
+            if len(space.shape) == 2 or features.dtype != torch.float32:
+                features = features.flatten(1).float()
             distribution = self._distribution_at(features, action_masks)
             if distribution is None:
                 return None
