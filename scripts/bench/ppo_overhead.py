@@ -262,8 +262,8 @@ def main(args: Args) -> None:
     unknown = [name for name in args.settings if name not in SETTINGS]
     if unknown or not args.settings:
         raise ValueError(f"settings has {unknown}: use some of {list(SETTINGS)}.")
-    if args.rounds < 1:
-        raise ValueError(f"rounds={args.rounds} must be at least 1.")
+    if args.rounds < 3:
+        raise ValueError(f"rounds={args.rounds} must be at least 3, for an interval.")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     load_before = load_average()
