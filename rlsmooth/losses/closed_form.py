@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -29,14 +30,12 @@ from torch.nn import functional as F
 from rlsmooth.losses.arguments import Reduction, compute_dtype, reduce
 from rlsmooth.targets.target import Reference, Target, is_traced
 
-_BLOCK_ELEMENTS = {"cpu": 1 << 18}
+_BLOCK_ELEMENTS = {"cpu": 1 << 19}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SHORT = 32  # classes; torch's softmax and its sums take each row by itself: slow where rows are shorter than this
 _INTEGERS = {torch.float32: (torch.int32, -(1 << 23)), torch.float64: (torch.int64, -(1 << 52))}  # and -inf's bits
 _FEW_ELEMENTS = 1 << 17
-_FEWEST_ELEMENTS = 1 << 13
-_SHORTEST = 16  # classes; torch's log_softmax takes shorter rows number by number
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
@@ -50,6 +49,13 @@ def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:
     size = max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // classes // share)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
+
+
+def _share_of_a_block(logits: Tensor) -> int:
+    """What makes the memory besides a cross-entropy's gradient small beside it too, where few blocks are needed."""
+    if logits.device.type != "cpu":
+        return 1
+    return max(1, _BLOCK_ELEMENTS["cpu"] // max(logits.numel() // 6, _FEW_ELEMENTS))
 
 
 def legal_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -144,9 +150,9 @@ def inner_with_target(shifted: Tensor, target: Target, weights: Weights) -> Tens
 def legal_bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A whole number a class, all of whose bits are set where it is legal: by bits a selection costs a tenth.
 
-    Of few classes, and not on the CPU: a bool, True where illegal.
+    Not on the CPU: a bool, True where illegal.
     """
-    if mask.numel() <= _FEWEST_ELEMENTS or mask.device.type != "cpu":
+    if mask.device.type != "cpu":
         return ~mask
     return mask.to(_INTEGERS[dtype][0]).neg_()
 
@@ -168,8 +174,6 @@ def keep_legal(values: Tensor, bits: Tensor, fill: float, out: Tensor | None = N
 
 def exponentials_(shifted: Tensor) -> Tensor:
     """`exp c` in place, exactly 0 below the smallest of normal numbers, where `exp` is slow."""
-    if shifted.numel() <= _FEWEST_ELEMENTS:
-        return shifted.exp_()
     smallest = torch.finfo(shifted.dtype).tiny
     return torch.threshold_(shifted.clamp_(min=math.log(smallest) + 1).exp_(), 3 * smallest, 0.0)
 
@@ -182,10 +186,6 @@ class _Slopes(NamedTuple):
     atoms: Tensor  # [B, A], the weights times -f
     cancelled: Tensor | None  # bool [B, A]: where an atom takes off all that the background adds; None: nowhere
     kept: Tensor | None  # [B, 1], as `legal_bits`: the rows that are not ignored; None: all
-
-    def of_rows(self, rows: slice) -> _Slopes:
-        """The columns of some rows."""
-        return _Slopes(*(None if column is None else column[rows] for column in self))  # type: ignore[arg-type]
 
 
 def _slopes(
@@ -226,7 +226,8 @@ def rows_and_gradient(
     Returns:
         `[B]` in float32 or better, and `[B, K]` in the logits' dtype, or None.
     """
-    dtype, blocks, reference = compute_dtype(logits.dtype), list(row_blocks(logits)), target.reference
+    dtype, reference = compute_dtype(logits.dtype), target.reference
+    blocks = list(row_blocks(logits, _share_of_a_block(logits)))
     weights, q = Weights.of(target, dtype), None
     atoms = weights.atoms
     if target.weights_may_cancel and reference is not None and atoms.shape[-1] and blocks:
@@ -235,27 +236,25 @@ def rows_and_gradient(
     slopes = _slopes(target, weights, q, factor, ignore_rows) if wants_gradient else None
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if wants_gradient else None
     shape = (blocks[0].stop if blocks else 0, logits.shape[-1])
-    shifted = logits.new_empty(shape, dtype=dtype)
+    shifted = logits.new_empty(shape, dtype=dtype)  # made once: new memory costs as much as the arithmetic
     result = gradient if gradient is not None and gradient.dtype == dtype else torch.empty_like(shifted)
     parts = []
     for rows in blocks:
-        if len(blocks) == 1:
-            parts.append(_read_block(logits, target, mask, shifted, result, q is not None, slopes))
-        else:
-            block = slice(rows.stop - rows.start)
-            parts.append(
-                _read_block(
-                    logits[rows],
-                    target[rows],
-                    None if mask is None else mask[rows],
-                    shifted[block],
-                    result[rows if result is gradient else block],
-                    q is not None,
-                    None if slopes is None else slopes.of_rows(rows),
-                )
+        count, of_rows = slice(rows.stop - rows.start), (lambda column: column) if len(blocks) == 1 else itemgetter(rows)
+        parts.append(
+            _read_block(
+                of_rows(logits),
+                of_rows(target.atom_indices),
+                reference if reference is None or reference.is_plain_uniform else reference.index(of_rows),
+                None if mask is None else of_rows(mask),
+                shifted[count],
+                of_rows(result) if result is gradient else result[count],
+                q is not None,
+                None if slopes is None else _Slopes(*(None if part is None else of_rows(part) for part in slopes)),
             )
+        )
         if gradient is not None and result is not gradient:
-            gradient[rows] = result[: rows.stop - rows.start]
+            gradient[rows] = result[count]
     if not parts:
         return shifted.new_zeros(0), gradient
     log_sums, at_atoms, inner = (column[0] if len(blocks) == 1 else torch.cat(column) for column in zip(*parts, strict=True))
@@ -272,7 +271,8 @@ def rows_and_gradient(
 
 def _read_block(
     logits: Tensor,
-    target: Target,
+    places: Tensor,
+    reference: Reference | None,
     mask: Tensor | None,
     shifted: Tensor,
     result: Tensor,
@@ -283,7 +283,7 @@ def _read_block(
 
     A uniform `r` counts as 1 wherever it is not 0, and without a background `<r, c>` is `log d`.
     """
-    values, places, reference = logits.to(shifted.dtype), target.atom_indices, target.reference
+    values = logits.to(shifted.dtype)
     bits = among = r = None
     if mask is not None:
         bits = legal_bits(mask, shifted.dtype)
@@ -352,60 +352,6 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
-def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
-    """`q` times `factor`, one number or one a row, `[B, K]`."""
-    reference, background, atoms = target.reference, target.background_weight, target.atom_weights
-    column = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
-    if reference is None or background is None:
-        q = target.atom_weights.new_zeros(1, 1, dtype=dtype)
-    elif target.weights_may_cancel and atoms.shape[-1]:
-        return (target.dense(atoms.dtype) * column).to(dtype)
-    elif reference.is_plain_uniform:
-        share = factor / target.num_classes
-        q = (background * share).to(dtype).unsqueeze(-1)
-    elif reference.kind == "uniform" and reference.scale is not None:
-        q = reference.mask * (background * (reference.scale * factor)).to(dtype).unsqueeze(-1)
-    else:
-        q = reference.block(dtype) * (background * factor).to(dtype).unsqueeze(-1)
-    return q.expand(*target.batch_shape, target.num_classes).scatter_add(
-        -1, target.atom_indices, (atoms * column).to(dtype)
-    )
-
-
-def _few_steps(
-    logits: Tensor,
-    target: Target,
-    mask: Tensor | None,
-    factor: Tensor | float,
-    *,
-    summed: bool,
-    wants_gradient: bool,
-    ignore_rows: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`rows_and_gradient` times `factor`, the rows summed or not, in the fewest steps: `-q` is written out."""
-    dtype, short = compute_dtype(logits.dtype), logits.shape[-1] < _SHORTEST or not wants_gradient
-    q, bits, values = _written_out(target, dtype, -factor), None, logits if logits.dtype == dtype else logits.to(dtype)
-    if ignore_rows and isinstance(factor, Tensor):
-        values = keep_legal(values, legal_bits(factor != 0, dtype).unsqueeze(-1), 0.0)
-    if mask is not None:
-        bits = legal_bits(mask, dtype)
-        values = keep_legal(values, bits, -torch.inf)
-    scores = shift(values) if short else values.log_softmax(-1)
-    terms = (q * scores).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    exponentials, mass = exponentials_(scores), q.sum(-1)
-    if short:
-        total = exponentials.sum(-1)
-        gradient = torch.addcmul(q, exponentials, (mass / total).unsqueeze(-1), value=-1)
-        level = torch.dot(mass, total.log()) if summed else mass * total.log()
-    else:
-        gradient = q.sub_(exponentials.mul_(mass.unsqueeze(-1)))
-        level = (gradient.sum() if summed else gradient.sum(-1)) * 0.0  # NaN where the logits are
-    value = (terms.sum() if summed else terms.sum(-1)) - level
-    if bits is not None:
-        keep_legal(gradient, bits, 0.0, gradient)
-    return value, gradient if wants_gradient else None
-
-
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy of `[B, K]` logits, reduced or not; `weight`, `[B]`, has no gradient."""
 
@@ -419,12 +365,9 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits)
         # Half precision is rounded once, with all factors in, and those of the backward pass are not known yet.
         now = ctx.needs_input_grad[0] and logits.dtype == dtype
-        options = {"wants_gradient": now, "ignore_rows": ctx.ignore_rows}
-        ctx.is_few = 0 < logits.numel() <= _FEW_ELEMENTS and logits.device.type == "cpu"
-        if ctx.is_few:
-            value, ctx.gradient = _few_steps(logits, target, mask, ctx.factor, summed=reduction != "none", **options)
-            return value
-        rows, ctx.gradient = rows_and_gradient(logits, target, mask, ctx.factor, **options)
+        rows, ctx.gradient = rows_and_gradient(
+            logits, target, mask, ctx.factor, wants_gradient=now, ignore_rows=ctx.ignore_rows
+        )
         return reduce(rows, weight, reduction)
 
     @staticmethod
@@ -439,15 +382,13 @@ class _CrossEntropy(torch.autograd.Function):
             factor = (upstream * ctx.factor).expand(len(logits))
             _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, factor, ignore_rows=ctx.ignore_rows)
             return gradient, None, None, None, None  # type: ignore[return-value]
-        column = upstream.unsqueeze(-1) if upstream.ndim else upstream
-        if ctx.is_few:
-            return gradient * column, None, None, None, None
         ctx.gradient = None  # given away: who gets it may change it
         if gradient is None:
             _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, ctx.factor, ignore_rows=ctx.ignore_rows)
-        # Read on the CPU alone, where no device is waited for and a pass over the gradient costs more.
-        if upstream.ndim or upstream.device.type != "cpu" or upstream.item() != 1:
-            gradient.mul_(column)
+        if upstream.ndim:
+            gradient.mul_(upstream.unsqueeze(-1))
+        elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # see `_written_out_loss`
+            gradient.mul_(upstream)
         return gradient, None, None, None, None
 
 
@@ -563,7 +504,10 @@ def reduced_cross_entropy(
         found: Tensor = _CrossEntropy.apply(logits, target, mask, kept, "none")  # type: ignore[no-untyped-call]
         found = reduce(found, weight, reduction)
     else:
-        found = _CrossEntropy.apply(logits, target, mask, weight, reduction)  # type: ignore[no-untyped-call]
+        own = _written_out_loss(logits, target, mask, weight, reduction) if _is_few(logits, mask) else None
+        found = own
+        if own is None:
+            found = _CrossEntropy.apply(logits, target, mask, weight, reduction)  # type: ignore[no-untyped-call]
     return found.reshape(batch_shape) if reduction == "none" else found
 
 
@@ -594,6 +538,52 @@ def _probability_rows(logits: Tensor, target: Target) -> Tensor:
         return F.cross_entropy(values, q, reduction="none")
     rows = F.cross_entropy(values.reshape(-1, classes), q.reshape(-1, classes), reduction="none")
     return rows.reshape(logits.shape[:-1])
+
+
+def _is_few(logits: Tensor, mask: Tensor | None) -> bool:
+    """Whether `_written_out_loss` is the quickest for these `[B, K]` logits; only on the CPU, which may be read."""
+    rows, classes = logits.shape
+    most = _FEW_ELEMENTS if mask is None else _FEW_ELEMENTS >> 2
+    return 0 < logits.numel() <= most and (rows <= 1024 or classes >= 16) and logits.device.type == "cpu"
+
+
+def _written_out_loss(
+    logits: Tensor, target: Target, mask: Tensor | None, weight: Tensor | None, reduction: Reduction
+) -> Tensor | None:
+    """torch's own loss of `q` written out, the fewest steps; None at its edges, where `0 · -inf` made it NaN.
+
+    The result is read, which waits for nothing on the CPU. It is read through numpy, so that a search for what waits
+    for a device finds only that.
+    """
+    values = logits.to(compute_dtype(logits.dtype))
+    q = _written_out(target, values.dtype, _reduction_factor(len(logits), weight, reduction))
+    if mask is not None:
+        illegal = ~mask
+        if torch.logical_and(q, illegal).any().numpy():
+            return None
+        values = values.masked_fill(illegal, torch.finfo(values.dtype).min / 2)  # times 0, which must not be NaN
+    loss = F.cross_entropy(values, q, reduction="none" if reduction == "none" else "sum")
+    number = loss.detach()
+    return loss if math.isfinite((number.sum() if number.ndim else number).numpy()) else None
+
+
+def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
+    """`q` times `factor`, one number or one a row, `[B, K]`."""
+    reference, background, atoms = target.reference, target.background_weight, target.atom_weights
+    shape = (*target.batch_shape, target.num_classes)
+    column = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
+    if reference is None or background is None:
+        q = atoms.new_zeros(shape, dtype=dtype)
+    elif target.weights_may_cancel and atoms.shape[-1]:
+        return (target.dense(atoms.dtype) * column).to(dtype)
+    elif reference.is_plain_uniform:
+        share = (background * (factor / target.num_classes)).to(dtype)
+        q = share.unsqueeze(-1).expand(shape).contiguous()
+    elif reference.kind == "uniform" and reference.mask is not None and reference.scale is not None:
+        q = reference.mask * (background * (reference.scale * factor)).to(dtype).unsqueeze(-1)
+    else:
+        q = reference.block(dtype) * (background * factor).to(dtype).unsqueeze(-1)
+    return q.scatter_add_(-1, target.atom_indices, (atoms * column).to(dtype)) if atoms.shape[-1] else q
 
 
 def _fusible_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -70,7 +71,7 @@ class Reference:
             base = self.values
             if self.kind == "rows":
                 assert self.rows is not None
-                base = take_rows(base, self.rows)
+                base = take_rows(base if self.shift is not None else _in_dtype(base, dtype), self.rows)
             base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
             if self.mask is not None:
                 base = base.masked_fill(~self.mask, 0.0)
@@ -656,8 +657,25 @@ def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:
         )
 
 
+_in_other_dtype: dict[tuple[int, torch.dtype], tuple[weakref.ref[Tensor], int, Tensor]] = {}
+
+
+def _in_dtype(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """A `[R, K]` table in `dtype`; what was converted is kept for as long as the table lives and is not changed."""
+    if table.dtype == dtype or is_traced() or table.is_inference() or torch.is_inference_mode_enabled():
+        return table if table.dtype == dtype else table.to(dtype)
+    key = id(table), dtype
+    kept = _in_other_dtype.get(key)
+    if kept is None or kept[0]() is not table or kept[1] != table._version:
+        forget = weakref.ref(table, lambda _: _in_other_dtype.pop(key, None))
+        _in_other_dtype[key] = kept = forget, table._version, table.to(dtype)
+    return kept[2]
+
+
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]`; indexing by a single number on the device would read it."""
+    if rows.ndim == 1:
+        return table.index_select(0, rows)
     return table.index_select(0, rows.reshape(-1)).reshape((*rows.shape, *table.shape[1:]))
 
 
