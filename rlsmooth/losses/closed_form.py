@@ -212,6 +212,7 @@ def rows_and_gradient(
     *,
     wants_gradient: bool = True,
     ignore_rows: bool = False,
+    guarded: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Per-row cross-entropies, and `factor` times their gradients, without autograd.
 
@@ -222,11 +223,13 @@ def rows_and_gradient(
         factor: one number, or one a row, `[B]`.
         wants_gradient: False saves what only the gradient needs.
         ignore_rows: rows whose `factor`, `[B]`, is 0 get a gradient of exactly 0 even where their logits are NaN.
+        guarded: expect a logit of -inf where the background is 0. On the CPU that is found out otherwise.
 
     Returns:
         `[B]` in float32 or better, and `[B, K]` in the logits' dtype, or None.
     """
     dtype, reference = compute_dtype(logits.dtype), target.reference
+    guarded = guarded or mask is not None or logits.device.type != "cpu"
     blocks = list(row_blocks(logits, _share_of_a_block(logits)))
     weights, q = Weights.of(target, dtype), None
     atoms = weights.atoms
@@ -250,6 +253,7 @@ def rows_and_gradient(
                 shifted[count],
                 of_rows(result) if result is gradient else result[count],
                 q is not None,
+                guarded,
                 None if slopes is None else _Slopes(*(None if part is None else of_rows(part) for part in slopes)),
             )
         )
@@ -257,10 +261,13 @@ def rows_and_gradient(
             gradient[rows] = result[count]
     if not parts:
         return shifted.new_zeros(0), gradient
-    log_sums, at_atoms, inner = (column[0] if len(blocks) == 1 else torch.cat(column) for column in zip(*parts, strict=True))
+    log_sums, at_atoms, inner = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     on_atoms = sum_atoms(product(atoms, at_atoms))
     if weights.background is None or reference is None:
         return weights.mass * log_sums - on_atoms, gradient
+    if not guarded and reference.kind != "uniform" and inner.isnan().any().numpy():  # see `_written_out_loss`
+        options = {"wants_gradient": wants_gradient, "ignore_rows": ignore_rows}
+        return rows_and_gradient(logits, target, mask, factor, guarded=True, **options)
     if reference.is_plain_uniform:
         inner = inner * (1 / reference.num_classes)
     elif reference.kind == "uniform" and reference.scale is not None:
@@ -277,6 +284,7 @@ def _read_block(
     shifted: Tensor,
     result: Tensor,
     cancels: bool,
+    guarded: bool,
     slopes: _Slopes | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`log d` `[n]`, `c` at the atoms `[n, A]` and `<r, c>` `[n]` of a block, whose gradient is left in `result`.
@@ -296,8 +304,11 @@ def _read_block(
             shifted.scatter_(-1, places, 0.0)
         if reference.kind != "uniform":
             r = reference.block(shifted.dtype)
-            inner = torch.mul(r, shifted, out=result)
-            inner = inner.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1)
+            if guarded:
+                inner = torch.mul(r, shifted, out=result)
+                inner = inner.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1)
+            else:
+                inner = shifted @ r if r.ndim == 1 else torch.mul(r, shifted, out=result).sum(-1)
         elif reference.mask is None:
             inner = shifted.sum(-1)
         else:
@@ -387,6 +398,8 @@ class _CrossEntropy(torch.autograd.Function):
             _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, ctx.factor, ignore_rows=ctx.ignore_rows)
         if upstream.ndim:
             gradient.mul_(upstream.unsqueeze(-1))
+            if ctx.ignore_rows:
+                keep_legal(gradient, legal_bits(upstream != 0, gradient.dtype).unsqueeze(-1), 0.0, gradient)
         elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # see `_written_out_loss`
             gradient.mul_(upstream)
         return gradient, None, None, None, None
