@@ -188,9 +188,7 @@ class _Slopes(NamedTuple):
     kept: Tensor | None  # [B, 1], as `legal_bits`: the rows that are not ignored; None: all
 
 
-def _slopes(
-    target: Target, weights: Weights, q: Tensor | None, factor: Tensor | float, ignore_rows: bool
-) -> _Slopes:
+def _slopes(target: Target, weights: Weights, q: Tensor | None, factor: Tensor | float, ignore_rows: bool) -> _Slopes:
     background, reference = weights.background, target.reference
     if background is not None and reference is not None and reference.kind == "uniform" and reference.scale is not None:
         background = background * reference.scale.to(background.dtype)
@@ -243,7 +241,10 @@ def rows_and_gradient(
     result = gradient if gradient is not None and gradient.dtype == dtype else torch.empty_like(shifted)
     parts = []
     for rows in blocks:
-        count, of_rows = slice(rows.stop - rows.start), (lambda column: column) if len(blocks) == 1 else itemgetter(rows)
+        count, of_rows = (
+            slice(rows.stop - rows.start),
+            (lambda column: column) if len(blocks) == 1 else itemgetter(rows),
+        )
         parts.append(
             _read_block(
                 of_rows(logits),

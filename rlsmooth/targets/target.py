@@ -657,19 +657,18 @@ def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:
         )
 
 
-_in_other_dtype: dict[tuple[int, torch.dtype], tuple[weakref.ref[Tensor], int, Tensor]] = {}
+_converted: dict[tuple[int, torch.dtype], tuple[weakref.ref[Tensor], Tensor]] = {}
 
 
 def _in_dtype(table: Tensor, dtype: torch.dtype) -> Tensor:
-    """A `[R, K]` table in `dtype`; what was converted is kept for as long as the table lives and is not changed."""
-    if table.dtype == dtype or is_traced() or table.is_inference() or torch.is_inference_mode_enabled():
-        return table if table.dtype == dtype else table.to(dtype)
+    """A `[R, K]` table in `dtype`; what was converted is kept for as long as the table lives."""
+    if table.dtype == dtype or is_traced() or torch.is_inference_mode_enabled():
+        return table.to(dtype)
     key = id(table), dtype
-    kept = _in_other_dtype.get(key)
-    if kept is None or kept[0]() is not table or kept[1] != table._version:
-        forget = weakref.ref(table, lambda _: _in_other_dtype.pop(key, None))
-        _in_other_dtype[key] = kept = forget, table._version, table.to(dtype)
-    return kept[2]
+    kept = _converted.get(key)
+    if kept is None:
+        kept = _converted[key] = weakref.ref(table, lambda _: _converted.pop(key, None)), table.to(dtype)
+    return kept[1]
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:

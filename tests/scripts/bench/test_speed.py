@@ -114,6 +114,32 @@ def test_contenders_agree_on_the_gradient(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("rlsmooth, uniform", "rlsmooth, uniform, made before", "rlsmooth, uniform, written out before"):
         torch.testing.assert_close(by_name[name], by_name[loss_speed.TORCH_SMOOTHED])
     assert not torch.allclose(by_name["rlsmooth, prior"], by_name[loss_speed.TORCH_SMOOTHED])
+    for kind, opponent in (("masked", loss_speed.TORCH_MASKED), ("ordinal", loss_speed.TORCH_TABLE)):
+        for name in (f"rlsmooth, {kind}", f"rlsmooth, {kind}, made before"):
+            assert loss_speed.baseline_of(name) == opponent
+            torch.testing.assert_close(by_name[name], by_name[opponent])
+
+
+def test_another_allocator_is_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(words: list[str], *, env: dict[str, str], **_: Any) -> None:
+        given.append((words, env))
+        folder = Path(words[words.index("--output") + 1])
+        (folder / "loss_speed.json").write_text('{"rows": [{"shape": "4x4"}]}')
+
+    monkeypatch.setattr(loss_speed.subprocess, "run", run)
+    for name in loss_speed.ALLOCATORS["keeping"]:
+        monkeypatch.delenv(name, raising=False)
+    args = loss_speed.Args(shapes=("4x4",), rounds=7)
+    assert loss_speed.rows_of("cpu", "keeping", ("4x4",), args) == [{"shape": "4x4"}]
+    words, environment = given[0]
+    assert loss_speed.ALLOCATORS["keeping"].items() <= environment.items()
+    assert words[words.index("--allocators") + 1] == "keeping"
+    assert words[words.index("--rounds") + 1] == "7"
+    monkeypatch.setattr(loss_speed, "measure", lambda *_: [{"shape": "here"}])
+    assert loss_speed.rows_of("cpu", "default", ("4x4",), args) == [{"allocator": "default", "shape": "here"}]
+    assert len(given) == 1
 
 
 def test_peak_bytes_sees_what_a_step_allocates() -> None:
@@ -216,7 +242,7 @@ def test_quick_writes_nothing_unless_told(module: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "write_result", refuse)
     monkeypatch.setattr(module, "measure", lambda *_: [] if module is loss_speed else measured)
     threads = {"device": "cpu", "threads": torch.get_num_threads()}
-    given: dict[str, Any] = threads if module is loss_speed else {"settings": ("zoo",)}
+    given: dict[str, Any] = {**threads, "allocators": ("default",)} if module is loss_speed else {"settings": ("zoo",)}
     module.main(module.Args(quick=True, **given))
     assert "--quick" in capsys.readouterr().out
     assert_raises(AssertionError, "overwritten", module.main, module.Args(**given))
