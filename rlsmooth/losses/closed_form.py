@@ -241,40 +241,49 @@ def rows_and_gradient(
     result = gradient if gradient is not None and gradient.dtype == dtype else torch.empty_like(shifted)
     parts = []
     for rows in blocks:
-        count, of_rows = (
-            slice(rows.stop - rows.start),
-            (lambda column: column) if len(blocks) == 1 else itemgetter(rows),
+        count = rows.stop - rows.start
+        of_rows = _whole if len(blocks) == 1 else itemgetter(rows)
+        found = _read_block(
+            of_rows(logits),
+            of_rows(target.atom_indices),
+            reference if reference is None or reference.is_plain_uniform else reference.index(of_rows),
+            None if mask is None else of_rows(mask),
+            shifted[:count],
+            of_rows(result) if result is gradient else result[:count],
+            None if slopes is None else _Slopes._make(None if part is None else of_rows(part) for part in slopes),
+            cancels=q is not None,
+            guarded=guarded,
         )
-        parts.append(
-            _read_block(
-                of_rows(logits),
-                of_rows(target.atom_indices),
-                reference if reference is None or reference.is_plain_uniform else reference.index(of_rows),
-                None if mask is None else of_rows(mask),
-                shifted[count],
-                of_rows(result) if result is gradient else result[count],
-                q is not None,
-                guarded,
-                None if slopes is None else _Slopes(*(None if part is None else of_rows(part) for part in slopes)),
-            )
-        )
+        parts.append(found)
         if gradient is not None and result is not gradient:
-            gradient[rows] = result[count]
+            gradient[rows] = result[:count]
     if not parts:
         return shifted.new_zeros(0), gradient
     log_sums, at_atoms, inner = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    on_atoms = sum_atoms(product(atoms, at_atoms))
-    if weights.background is None or reference is None:
-        return weights.mass * log_sums - on_atoms, gradient
-    if not guarded and reference.kind != "uniform" and inner.isnan().any().numpy():  # see `_written_out_loss`
-        options = {"wants_gradient": wants_gradient, "ignore_rows": ignore_rows}
+    is_general = reference is not None and reference.kind != "uniform"
+    if is_general and not guarded and inner.isnan().any().numpy():  # read as in `_written_out_loss`
+        options: dict[str, Any] = {"wants_gradient": wants_gradient, "ignore_rows": ignore_rows}
         return rows_and_gradient(logits, target, mask, factor, guarded=True, **options)
+    return weights.mass * log_sums - _with_target(at_atoms, atoms, inner, weights.background, reference), gradient
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _with_target(
+    at_atoms: Tensor, atoms: Tensor, inner: Tensor, background: Tensor | None, reference: Reference | None
+) -> Tensor:
+    """`<q, c>`, `[B]`, of what `_read_block` found."""
+    on_atoms = sum_atoms(product(atoms, at_atoms))
+    if background is None or reference is None:
+        return on_atoms
     if reference.is_plain_uniform:
         inner = inner * (1 / reference.num_classes)
     elif reference.kind == "uniform" and reference.scale is not None:
-        inner = inner * reference.scale.to(dtype)
-    background = product(weights.background, inner)
-    return weights.mass * log_sums - (background + on_atoms if atoms.shape[-1] else background), gradient
+        inner = inner * reference.scale.to(inner.dtype)
+    result = product(background, inner)
+    return result + on_atoms if atoms.shape[-1] else result
 
 
 def _read_block(
@@ -284,9 +293,10 @@ def _read_block(
     mask: Tensor | None,
     shifted: Tensor,
     result: Tensor,
+    slopes: _Slopes | None,
+    *,
     cancels: bool,
     guarded: bool,
-    slopes: _Slopes | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`log d` `[n]`, `c` at the atoms `[n, A]` and `<r, c>` `[n]` of a block, whose gradient is left in `result`.
 
@@ -314,7 +324,7 @@ def _read_block(
             inner = shifted.sum(-1)
         else:
             same = mask is not None and _is_same_memory(mask, reference.mask)
-            among = bits if same else legal_bits(reference.mask, shifted.dtype)
+            among = bits if bits is not None and same else legal_bits(reference.mask, shifted.dtype)
             inner = keep_legal(shifted, among, 0.0, result).sum(-1)
         if cancels:
             shifted.scatter_(-1, places, at_atoms)
@@ -397,11 +407,12 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.gradient = None  # given away: who gets it may change it
         if gradient is None:
             _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, ctx.factor, ignore_rows=ctx.ignore_rows)
+        assert gradient is not None
         if upstream.ndim:
             gradient.mul_(upstream.unsqueeze(-1))
             if ctx.ignore_rows:
                 keep_legal(gradient, legal_bits(upstream != 0, gradient.dtype).unsqueeze(-1), 0.0, gradient)
-        elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # see `_written_out_loss`
+        elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # read as in `_written_out_loss`
             gradient.mul_(upstream)
         return gradient, None, None, None, None
 
@@ -519,8 +530,9 @@ def reduced_cross_entropy(
         found = reduce(found, weight, reduction)
     else:
         own = _written_out_loss(logits, target, mask, weight, reduction) if _is_few(logits, mask) else None
-        found = own
-        if own is None:
+        if own is not None:
+            found = own
+        else:
             found = _CrossEntropy.apply(logits, target, mask, weight, reduction)  # type: ignore[no-untyped-call]
     return found.reshape(batch_shape) if reduction == "none" else found
 

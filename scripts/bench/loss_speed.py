@@ -302,7 +302,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rows_of(device: str, allocator: str | None, shapes: Sequence[str], args: Args) -> list[dict[str, Any]]:
+def rows_of(device: str, allocator: Allocator | None, shapes: Sequence[str], args: Args) -> list[dict[str, Any]]:
     """The rows of all shapes; in a process of its own where this one's allocator is set otherwise."""
     names = ALLOCATORS["keeping"]
     wanted = ALLOCATORS[allocator or "default"]
@@ -317,9 +317,8 @@ def rows_of(device: str, allocator: str | None, shapes: Sequence[str], args: Arg
         own = dataclasses.replace(args, device="cpu", allocators=(allocator,), output=Path(folder))
         words = shlex.split(command_line(SCRIPT, own))[2:]
         subprocess.run([sys.executable, __file__, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
-        found = json.loads((Path(folder) / "loss_speed.json").read_text(encoding="utf-8"))
-    rows = found["rows"]
-    return rows
+        found: list[dict[str, Any]] = json.loads((Path(folder) / "loss_speed.json").read_text(encoding="utf-8"))["rows"]
+    return found
 
 
 def main(args: Args) -> None:
