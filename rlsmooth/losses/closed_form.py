@@ -227,6 +227,7 @@ def rows_and_gradient(
         `[B]` in float32 or better, and `[B, K]` in the logits' dtype, or None.
     """
     dtype, reference = compute_dtype(logits.dtype), target.reference
+    reference = None if reference is None else reference.with_table_in(dtype, len(logits))
     guarded = guarded or mask is not None or logits.device.type != "cpu"
     blocks = list(row_blocks(logits, _share_of_a_block(logits)))
     weights, q = Weights.of(target, dtype), None
@@ -608,7 +609,8 @@ def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> 
     elif reference.kind == "uniform" and reference.mask is not None and reference.scale is not None:
         q = reference.mask * (background * (reference.scale * factor)).to(dtype).unsqueeze(-1)
     else:
-        q = reference.block(dtype) * (background * factor).to(dtype).unsqueeze(-1)
+        block = reference.with_table_in(dtype, shape[0]).block(dtype)
+        q = block * (background * factor).to(dtype).unsqueeze(-1)
     return q.scatter_add_(-1, target.atom_indices, (atoms * column).to(dtype)) if atoms.shape[-1] else q
 
 

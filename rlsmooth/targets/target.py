@@ -71,13 +71,19 @@ class Reference:
             base = self.values
             if self.kind == "rows":
                 assert self.rows is not None
-                base = take_rows(base if self.shift is not None else _in_dtype(base, dtype), self.rows)
+                base = take_rows(base, self.rows)
             base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
             if self.mask is not None:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
             base = base * self.scale.to(dtype).unsqueeze(-1)
         return base
+
+    def with_table_in(self, dtype: torch.dtype, count: int) -> Reference:
+        """The same for `count` rows: a table that is no larger than they are is converted once and kept."""
+        if self.kind != "rows" or self.values is None or self.shift is not None or len(self.values) > count:
+            return self
+        return replace(self, values=_in_dtype(self.values, dtype))
 
     def dense(self, batch_shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`r` written out, `[*batch_shape, K]`: the oracle."""
