@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -339,6 +340,8 @@ def _read_block(
         log_sum = torch.softmax(shifted, -1, out=result).amax(-1).log().neg_()  # the largest exponential is 1
         if slopes is not None:
             result.mul_(slopes.mass)
+    if guarded and r is not None:
+        log_sum = log_sum + 0.0 * r.sum(-1)  # a NaN of the target stays
     if slopes is not None:
         _take_off(result, shifted, places, r, among, bits, slopes)
     return log_sum, at_atoms, log_sum if inner is None else inner
@@ -396,18 +399,22 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (logits,) = ctx.saved_tensors
-        gradient: Tensor | None = ctx.gradient
-        if torch.is_grad_enabled() or is_traced():  # a graph of the gradient is wanted, or many gradients: write it out
-            rows = (upstream * ctx.factor).expand(len(logits))
-            gradient = _differentiable_gradient(logits, ctx.target, ctx.mask, ctx.ignore_rows, rows)
-            return gradient, None, None, None, None
+        gradient, ctx.gradient = ctx.gradient, None  # given away: who gets it may change it
+        if not torch.is_grad_enabled() and not is_traced():
+            with suppress(RuntimeError):  # upstream gradients in a batch (`is_grads_batched`) do not fit into one
+                return _CrossEntropy._times(ctx, logits, gradient, upstream), None, None, None, None
+        rows = (upstream * ctx.factor).expand(len(logits))  # a graph of the gradient is wanted, or many gradients
+        gradient = _differentiable_gradient(logits, ctx.target, ctx.mask, ctx.ignore_rows, rows)
+        return gradient, None, None, None, None
+
+    @staticmethod
+    def _times(ctx: Any, logits: Tensor, gradient: Tensor | None, upstream: Tensor) -> Tensor:
+        """The gradient times `upstream`, in its own memory."""
+        factor = ctx.factor
         if logits.dtype != compute_dtype(logits.dtype):
-            factor = (upstream * ctx.factor).expand(len(logits))
-            _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, factor, ignore_rows=ctx.ignore_rows)
-            return gradient, None, None, None, None  # type: ignore[return-value]
-        ctx.gradient = None  # given away: who gets it may change it
+            factor, upstream = (upstream * factor).expand(len(logits)), upstream.new_ones(())
         if gradient is None:
-            _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, ctx.factor, ignore_rows=ctx.ignore_rows)
+            _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, factor, ignore_rows=ctx.ignore_rows)
         assert gradient is not None
         if upstream.ndim:
             gradient.mul_(upstream.unsqueeze(-1))
@@ -415,7 +422,7 @@ class _CrossEntropy(torch.autograd.Function):
                 keep_legal(gradient, legal_bits(upstream != 0, gradient.dtype).unsqueeze(-1), 0.0, gradient)
         elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # read as in `_written_out_loss`
             gradient.mul_(upstream)
-        return gradient, None, None, None, None
+        return gradient
 
 
 def _reduction_factor(rows: int, weight: Tensor | None, reduction: Reduction) -> Tensor | float:
