@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from rlsmooth.agents.sb3 import is_maskable
+from rlsmooth.agents.plain_mlp import plain_network
+from rlsmooth.agents.sb3 import is_maskable, quick_steps
 from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.checks import check_finite_observations
 from rlsmooth.data.arrays import forward
@@ -38,6 +39,8 @@ class ActingModel:
         n_envs: the number of environments, 1 without any.
         verbose: 0 or 1.
         bins: decodes the policy's actions where a Box is cut into bins, else None.
+        n_eval_episodes: of each evaluation.
+        seed: of evaluations too.
     """
 
     policy: BasePolicy
@@ -50,6 +53,8 @@ class ActingModel:
     n_envs: int
     verbose: int
     bins: ActionBins | None
+    n_eval_episodes: int
+    seed: int
     _logger: Logger | None
     _has_custom_logger: bool
 
@@ -74,6 +79,13 @@ class ActingModel:
             ValueError: masks for a policy that takes none, an observation of another shape.
         """
         policy: Any = self.policy
+        plain = plain_network(policy) if type(policy) is ActorCriticPolicy and action_masks is None else None
+        if plain is not None:
+            if policy.training:
+                policy.set_training_mode(False)
+            found = plain.predict(observation, deterministic=deterministic, action_space=policy.action_space)
+            if found is not None:
+                return found if self.bins is None else self.bins.decode(found), state
         parts = observation.items() if isinstance(observation, dict) else None
         observation = forward(observation) if parts is None else {key: forward(part) for key, part in parts}
         if is_maskable(policy):
@@ -103,6 +115,28 @@ class ActingModel:
             raise ValueError("there is no environment to evaluate in: give eval_env.")
         use_masks = is_maskable(self.policy) and env.has_attr("action_masks")
         return play(self, env, n_episodes=n_episodes, seed=seed, use_masks=use_masks)
+
+    def evaluate(self) -> dict[str, float]:
+        """Run `n_eval_episodes` with deterministic actions and as many with sampled ones, in `eval_env` or else `env`.
+
+        Returns:
+            `mean_reward`, `std_reward`, `mean_ep_length`, and the same names with `_sampled` for sampled actions.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
+
+    def warm_start(self, model: BaseAlgorithm) -> None:
+        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts with this agent's policy.
+
+        The algorithm's critic is still untrained: keep `learning_rate` or `clip_range` small until it is fitted.
+
+        Raises:
+            TypeError: `model` is not an SB3 algorithm.
+            ValueError: spaces or architectures differ.
+        """
+        copy_actor(self.policy, model)
 
     @property
     def logger(self) -> Logger:
@@ -191,7 +225,7 @@ def play_episodes(
         ValueError: an observation is not finite.
     """
     checked: Any = _CheckedActor(agent)
-    with isolated_rng(seed):
+    with isolated_rng(seed), quick_steps(env):
         env.seed(seed)
         if use_masks:
             from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked

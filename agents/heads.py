@@ -17,12 +17,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_divergence, kl_divergence
 from rlsmooth.losses.arguments import Reduction, reduce
 from rlsmooth.targets import GaussianTarget, Target
+from rlsmooth.training.flat import take_step
+from rlsmooth.training.mlp_engine import why_not_served
 
 CHUNK_TRANSITIONS = 65_536
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
@@ -50,6 +55,11 @@ class TensorBatch(NamedTuple):
     probs: Tensor | None = None
     target: ActionTarget | None = None
     reference: tuple[Target, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many transitions they are."""
+        return len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +193,70 @@ ActionHead: TypeAlias = CategoricalHead | GaussianHead
 
 def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
     """The output of the action net, from which `ActorCriticPolicy.get_distribution` builds the distribution."""
-    features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
-    output: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
-    return output
+    extractor, networks = policy.pi_features_extractor, policy.mlp_extractor
+    network = networks.policy_net if type(networks) is MlpExtractor else None
+    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if hooked or type(network) is not nn.Sequential or not _is_unhooked(network):
+        features = BaseModel.extract_features(policy, observations, extractor)
+        return policy.action_net(networks.forward_actor(features))  # type: ignore[no-any-return]
+    output: Any = observations
+    if not _are_features(policy, observations, extractor):
+        output = BaseModel.extract_features(policy, observations, extractor)
+    for layer in (*network, policy.action_net):
+        if not _is_unhooked(layer):
+            output = layer(output)
+        elif type(layer) is nn.Linear:
+            parameters = vars(layer)["_parameters"]
+            output = F.linear(output, parameters["weight"], parameters["bias"])
+        else:
+            output = layer.forward(output)
+    return output  # type: ignore[no-any-return]
+
+
+def _are_features(policy: Any, observations: TensorObservations, extractor: nn.Module) -> bool:
+    """Whether the features of the observations are they themselves: float32 vectors, which nothing is done to."""
+    return (
+        type(extractor) is FlattenExtractor
+        and isinstance(observations, Tensor)
+        and observations.ndim == 2
+        and observations.dtype is torch.float32
+        and type(policy.observation_space) is spaces.Box
+        and _is_unhooked(extractor)
+        and _is_unhooked(extractor.flatten)
+    )
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    """Whether a call of the module is a call of its `forward`; torch takes longer to ask than small layers compute."""
+    own = vars(module)
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl") is not None
+        or type(module).__call__ is not nn.Module.__call__
+    )
+
+
+def actor_modules(policy: Any) -> list[nn.Module]:
+    """The layers from a policy's features to its action net's output."""
+    return [*policy.mlp_extractor.policy_net, policy.action_net]
+
+
+def why_not_mlp(policy: Any) -> str | None:
+    """The reason why a policy's actor is not a plain multilayer perceptron that numpy can compute, or None where it is.
+
+    Args:
+        policy: an actor-critic one, on its device.
+    """
+    extractor, networks = policy.features_extractor, policy.mlp_extractor
+    if type(extractor) is not FlattenExtractor:
+        return f"its features extractor is a {type(extractor).__name__}; FlattenExtractor is known"
+    if type(networks) is not MlpExtractor:
+        return f"its mlp_extractor is a {type(networks).__name__}; MlpExtractor is known"
+    return why_not_served(actor_modules(policy))
 
 
 def _spread(weights: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -307,10 +378,10 @@ def step_optimizer(
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if units is None:
-        optimizer.step()
+        take_step(optimizer)
         return
     with units.normalised():
-        optimizer.step()
+        take_step(optimizer)
 
 
 def _middle_and_spread(space: spaces.Box, demonstrations: Demonstrations | None) -> tuple[Any, Any, Any]:

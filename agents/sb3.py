@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
@@ -14,7 +18,9 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from torch import nn
 
 
 def is_maskable(policy: BasePolicy) -> bool:
@@ -95,6 +101,58 @@ def wrap_in_vec_env(env: GymEnv, verbose: int) -> VecEnv:
     return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper=True)
 
 
+@contextmanager
+def quick_steps(env: VecEnv) -> Iterator[None]:
+    """Within it, a DummyVecEnv below `env` copies its observations and infos without `copy.deepcopy`, to the same end.
+
+    Args:
+        env: a DummyVecEnv, in any wrappers; another class is left alone.
+    """
+    base = env.unwrapped
+    if type(base) is not DummyVecEnv or DummyVecEnv.step_wait is not _STEP_WAIT or "step_wait" in vars(base):
+        yield
+        return
+    vars(base)["step_wait"] = partial(_quick_step_wait, base)
+    try:
+        yield
+    finally:
+        del vars(base)["step_wait"]
+
+
+def _quick_step_wait(base: DummyVecEnv) -> VecEnvStepReturn:
+    """`DummyVecEnv.step_wait`."""
+    for place, env in enumerate(base.envs):
+        obs, base.buf_rews[place], terminated, truncated, info = env.step(base.actions[place])
+        base.buf_infos[place] = info
+        base.buf_dones[place] = is_end = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if is_end:
+            info["terminal_observation"] = obs
+            obs, base.reset_infos[place] = env.reset()
+        base._save_obs(place, obs)
+    buffers: dict[Any, Any] = base.buf_obs  # by None, where there is one space
+    seen = buffers[None].copy() if None in buffers else base._obs_from_buf()
+    return (
+        seen,
+        base.buf_rews.copy(),
+        base.buf_dones.copy(),
+        [{key: _copied(one) for key, one in info.items()} for info in base.buf_infos],
+    )
+
+
+_STEP_WAIT = DummyVecEnv.step_wait
+_IMMUTABLE = (bool, int, float, str, type(None), np.float32, np.float64, np.int64, np.bool_)
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict and all(type(one) in _IMMUTABLE for one in value.values()):
+        return value.copy()
+    return value.copy("K") if kind is np.ndarray and value.dtype != object else copy.deepcopy(value)
+
+
 def constructor_parameters(policy: BasePolicy) -> dict[str, Any]:
     """The constructor's arguments as the policy itself lists them, `lr_schedule` included."""
     return dict(policy._get_constructor_parameters())
@@ -162,11 +220,60 @@ def begin_update(algorithm: OnPolicyAlgorithm, optimizer: torch.optim.Optimizer)
     algorithm._update_learning_rate(optimizer)
 
 
+def progress_remaining(algorithm: BaseAlgorithm) -> float:
+    """From 1 at the start of `learn` to 0 at its end."""
+    return algorithm._current_progress_remaining
+
+
 def count_updates(algorithm: OnPolicyAlgorithm, n_epochs: int) -> int:
     """Count `n_epochs` more passes over a rollout, and give their total."""
     counting: Any = algorithm
     counting._n_updates += n_epochs
     return int(counting._n_updates)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OTHER_HOOKS = (
+    *("_backward_hooks", "_post_accumulate_grad_hooks"),
+    *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+)
+
+
+class ModuleWatch:
+    """Whether a module is still the tree of modules and parameters that it was, without hooks and methods of its own.
+
+    Args:
+        module: not changed, and not kept.
+        methods: names that no attribute of it may hide.
+    """
+
+    def __init__(self, module: nn.Module, methods: frozenset[str]) -> None:
+        self._root, self._methods = vars(module), methods
+        # torch keeps these dictionaries for as long as the module lives.
+        self._entries: list[tuple[dict[str, Any], str, Any]] = []
+        self._hooks: list[dict[int, Any]] = []
+        self._parts: list[dict[str, Any]] = []
+        for part in module.modules():
+            self._entries.append((vars(part), "forward", None))
+            self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
+            self._entries += [(part._parameters, name, one) for name, one in part._parameters.items()]
+            self._hooks += [vars(part)[name] for name in _HOOKS]
+            self._parts += [part._modules, part._parameters]
+        self._count = sum(map(len, self._parts))
+
+    def is_as_before(self) -> bool:
+        """Whether it is."""
+        if any(self._hooks) or not self._methods.isdisjoint(self._root) or sum(map(len, self._parts)) != self._count:
+            return False
+        for entries, name, value in self._entries:  # noqa: SIM110  # faster, and called for each prediction
+            if entries.get(name) is not value:
+                return False
+        return True
+
+
+def has_hooks(part: torch.Tensor | torch.optim.Optimizer) -> bool:
+    """Whether a parameter or an optimiser has hooks, or the optimiser another `step` than its class."""
+    return "step" in vars(part) or any(getattr(part, name, None) for name in _OTHER_HOOKS)
 
 
 def normalized_observations(buffer: BaseBuffer, observations: Any, env: VecNormalize | None) -> Any:

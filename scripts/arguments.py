@@ -36,6 +36,7 @@ Ordinal = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "expo
 Reference = Literal["uniform", Ordinal]
 ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
+Engine = Literal["auto", "torch", "numpy"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
 
 WORDS = ("env_kwargs", "hyperparams")
@@ -57,8 +58,8 @@ MOST_OF_OTHERS = 10**6
 MOST_LAYERS, MOST_SQUARES = 64, 2**25
 """How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
-ADDED = ("env_kwargs",)
-"""Options that runs of earlier versions do not have."""
+ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full"}
+"""Options that runs of earlier versions do not have, with what these did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,8 @@ class CloningArgs(DemonstrationArgs):
     """Clip the gradient's norm to this."""
     l2_coef: float = 0.0
     """The coefficient of half the sum of squared parameters, added to the loss."""
+    engine: Engine = "auto"
+    """What computes updates: auto is numpy for an MlpPolicy on the CPU, several times as fast, and torch else."""
     eval_episodes: int = 20
     """How many episodes to evaluate deterministically, and how many sampled."""
 
@@ -182,6 +185,15 @@ class AlgorithmArgs(EnvironmentArgs):
 @dataclasses.dataclass(frozen=True)
 class OnPolicyArgs(RunArgs, AlgorithmArgs):
     """Options of every on-policy command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineArgs(OnPolicyArgs):
+    """Options of the on-policy commands that have engines."""
+
+    engine: Engine = "auto"
+    """What computes rollouts and updates. auto is numpy where the policy is a plain MLP on the CPU, several times as
+    fast, and torch else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +289,7 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
         return args
     refuse_links(args.resume)
     stored = read_settings(args.resume, command)
-    stored = {name: () for name in ADDED if hasattr(args, name)} | stored
+    stored = {name: value for name, value in ADDED.items() if hasattr(args, name)} | stored
     path = args.resume / "config.json"
     hints = get_type_hints(type(args))
     with refused(path, ValueError, "Its arguments are not of this version."):

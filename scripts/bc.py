@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -57,6 +57,8 @@ class Args(RunArgs, CloningArgs):
     """How often to go through the demonstrations."""
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
     """Train on so many transitions in all, in place of --epochs; rounded up to whole updates."""
+    shuffle: Literal["full", "blocks"] | None = None
+    """Shuffle all transitions, or a pool of shards at a time. Default: in blocks from half of the memory on."""
     early_stopping_patience: int | None = None
     """Stop after so many epochs without a lower validation loss, and keep the best parameters."""
     eval_freq: int = 25_000
@@ -87,9 +89,11 @@ def main(args: Args) -> Path:
     with TrainingRun("bc", args, args.env) as run:
         agent = make_agent(args, run, training, validation, eval_env)
         start = agent.num_timesteps
+        if agent.shuffle == "blocks":
+            print("Shuffled in blocks, so that the disk is read about once an epoch; sorted data need --shuffle full")
         agent.set_logger(run.logger(start or None))
         run.begin(
-            f"Training on {agent.device.type}",
+            f"Training on {agent.device.type} by {agent.engine}",
             f"batch {start}" if start else "",
             resume_from="checkpoint" if args.checkpoint_freq > 0 else "",
         )
@@ -124,15 +128,16 @@ def make_agent(
 ) -> BC:
     """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import BC
-    from rlsmooth.scripts.environment import check_device, policy_alias
+    from rlsmooth.scripts.environment import check_device, cloning_engine, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
 
     device = check_device(args.device)
     saved = saved_checkpoints(args)
     if saved is not None:
         return BC.resume(saved, eval_env, training, validation=validation, eval_env=eval_env, device=device)
+    policy = args.policy or policy_alias(training.observation_space)
     return BC(
-        args.policy or policy_alias(training.observation_space),
+        policy,
         eval_env,
         training,
         smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),
@@ -146,6 +151,7 @@ def make_agent(
         validation=validation,
         early_stopping_patience=args.early_stopping_patience,
         policy_kwargs={"net_arch": [check_positive_int("net_arch", size) for size in args.net_arch]},
+        engine=cloning_engine(args, policy, device),
         seed=args.seed,
         device=device,
         checkpoint_folder=None if args.checkpoint_freq < 0 else run.checkpoints,
@@ -153,6 +159,7 @@ def make_agent(
         eval_env=eval_env,
         eval_every=None if args.eval_freq < 0 else batches("eval_freq", args.eval_freq, args),
         n_eval_episodes=args.eval_episodes,
+        shuffle=args.shuffle,
     )
 
 
@@ -191,7 +198,8 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
             name: size_words(part)
             for name, part in (("training", agent.demonstrations), ("held out", held_out))
             if part
-        },
+        }
+        | ({"shuffled": "in blocks"} if agent.shuffle == "blocks" else {}),
         "measured_on": f"the {number_of(measured.num_episodes, kind)} ({number_of(len(measured), 'transition')})",
         "reliability": None if bins is None else bins_to_json(bins),
         "target_matrices": {name: matrix.tolist() for name, matrix in matrices.items()},

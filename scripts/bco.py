@@ -95,7 +95,7 @@ def main(args: Args) -> Path:
         agent = make_agent(args, run, demonstrations, env, eval_env)
         agent.set_logger(run.logger(agent.num_timesteps or None))
         start = f"round {agent.round + 1}" if agent.is_resumed else ""
-        run.begin(f"Training on {agent.device.type}", start)
+        run.begin(f"Training on {agent.device.type} by {agent.bc.engine}", start)
         agent.learn(progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
         if agent.inverse_dynamics is not None:  # no checkpoint has it: a run that was all done has written its own
@@ -129,7 +129,7 @@ def make_agent(
     """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import BCO
     from rlsmooth.schedules import as_schedule
-    from rlsmooth.scripts.environment import check_device, policy_alias
+    from rlsmooth.scripts.environment import check_device, cloning_engine, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
 
     device = check_device(args.device)
@@ -141,8 +141,9 @@ def make_agent(
     saved = saved_checkpoints(args)
     if saved is not None:
         return BCO.resume(saved, env, demonstrations, eval_env=eval_env, device=device)
+    policy = args.policy or policy_alias(demonstrations.observation_space)
     return BCO(
-        args.policy or policy_alias(demonstrations.observation_space),
+        policy,
         env,
         demonstrations,
         smoothing=make_smoothing("smoothing", args.smoothing, args.reference, args.spread),
@@ -161,6 +162,7 @@ def make_agent(
         inverse_epochs=args.inverse_epochs,
         inverse_learning_rate=inverse_learning_rate,
         inverse_net_arch=args.net_arch,
+        engine=cloning_engine(args, policy, device),
         seed=args.seed,
         device=device,
         checkpoint_folder=run.checkpoints,

@@ -122,7 +122,7 @@ def main(args: Args) -> Path:
         expert_return = evaluate_expert(args, expert.agent)
         print(f"Return of the expert: {expert_return:.1f}")
         start = f", from round {agent.round + 1}" if agent.is_resumed else ""
-        print(f"Training on {agent.device.type} in {run.folder}{start}", flush=True)
+        print(f"Training on {agent.device.type} by {agent.bc.engine} in {run.folder}{start}", flush=True)
         agent.learn(args.n_timesteps, progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
         env.close()
@@ -148,15 +148,16 @@ def make_agent(
 ) -> DAgger:
     """A new agent, or that of the run's last checkpoint."""
     from rlsmooth.agents import DAgger
-    from rlsmooth.scripts.environment import check_device, policy_alias
+    from rlsmooth.scripts.environment import check_device, cloning_engine, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
 
     device = check_device(args.device)
     saved = saved_checkpoints(args)
     if saved is not None:
         return DAgger.resume(saved, env, expert, eval_env=eval_env, device=device)
+    policy = args.policy or policy_alias(env.observation_space)
     return DAgger(
-        args.policy or policy_alias(env.observation_space),
+        policy,
         env,
         expert,
         demonstrations=initial,
@@ -173,6 +174,7 @@ def make_agent(
         max_grad_norm=args.max_grad_norm,
         l2_coef=args.l2_coef,
         policy_kwargs={"net_arch": [check_positive_int("net_arch", size) for size in args.net_arch]},
+        engine=cloning_engine(args, policy, device),
         seed=args.seed,
         device=device,
         scratch_dir=run.checkpoints,

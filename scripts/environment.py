@@ -13,11 +13,13 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
 from rlsmooth.envs import Resumable
+from rlsmooth.training.mlp_engine import Engine
 
 assert rlsmooth.envs.ENVIRONMENTS
 
@@ -192,6 +194,21 @@ def limit_threads(num_threads: int) -> None:
     """
     if num_threads != -1:
         torch.set_num_threads(check_positive_int("num_threads", num_threads))
+
+
+def cloning_engine(args: Any, policy: str, device: str) -> Engine:
+    """The engine of a cloning command: the one asked for, or the fastest that serves the policy.
+
+    Args:
+        args: the command's.
+        policy: Stable-Baselines3's alias.
+        device: of `check_device`.
+    """
+    if args.engine != "auto":
+        chosen: Engine = args.engine
+        return chosen
+    plain = policy.removeprefix("Maskable") == "MlpPolicy" and getattr(args, "gradient_accumulation", 1) == 1
+    return "numpy" if plain and get_device(device).type == "cpu" else "torch"
 
 
 def policy_alias(space: spaces.Space[Any], *, recurrent: bool = False) -> str:

@@ -150,6 +150,8 @@ def _parameters(algorithm: type) -> dict[str, inspect.Parameter]:
     """Those of its constructor by name, and of its parents' where it passes **kwargs on."""
     found: dict[str, inspect.Parameter] = {}
     for base in algorithm.__mro__[:-1]:
+        if "__init__" not in vars(base):
+            continue
         parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
         kinds = {parameter.kind for parameter in parameters.values()}
         found = {**{name: one for name, one in parameters.items() if one.kind not in PASSED_ON}, **found}

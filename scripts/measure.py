@@ -11,7 +11,7 @@ from torch import Tensor
 from rlsmooth.agents import BC
 from rlsmooth.agents.cloning.measures import measure_in_parts, summarise
 from rlsmooth.agents.cloning.training_data import TrainingData, action_target, as_smoothings
-from rlsmooth.audits import ReliabilityBins, classification_summary, risk_coverage, tree_distances
+from rlsmooth.audits import ReliabilityBins, classification_summary, risk_coverage
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.data import Demonstrations, LabelledData
 from rlsmooth.losses.categorical import measure_predictions
@@ -80,7 +80,7 @@ def measure_samples(
     """
     distances = None
     if data.hierarchy is not None:
-        distances = tree_distances(Tree.from_nested(data.hierarchy, class_names=data.class_names))
+        distances = Tree.from_nested(data.hierarchy, class_names=data.class_names)
     summary = classification_summary(
         logits, labels, distances=distances, ordered=data.is_ordered, temperature=temperature
     )

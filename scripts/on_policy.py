@@ -15,9 +15,11 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
+from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
+from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import OnPolicyArgs, environment_kwargs, number_of, number_or_word
+from rlsmooth.scripts.arguments import EngineArgs, OnPolicyArgs, environment_kwargs, number_of, number_or_word
 from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
 from rlsmooth.scripts.hyperparameters import (
     Hyperparameters,
@@ -85,7 +87,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         run.begin(
             f"Training {type(agent).__name__} for {steps_of(agent, n_timesteps):,} steps in "
             f"{number_of(agent.n_envs, 'environment')}, "
-            f"on {agent.device.type},",
+            f"on {agent.device.type}{f' by {agent.engine}' if isinstance(args, EngineArgs) else ''},",
             f"step {start:,}" if start else "",
             resume_from="checkpoint" if checkpoints else "",
             more={"hyperparameters": plain(values)},
@@ -213,7 +215,7 @@ def new_algorithm(
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
         new: AlgorithmT = build(policy, env, **arguments)
-        return new
+        return _with_engine(args, new)
     path = agent_file("from_bc", args.from_bc)
     steps = args.value_warmup_steps
     if steps is None:
@@ -224,7 +226,17 @@ def new_algorithm(
         )
     clone = BC.load(path, device="cpu")
     started: AlgorithmT = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
-    return started
+    return _with_engine(args, started)
+
+
+def _with_engine(args: OnPolicyArgs, algorithm: AlgorithmT) -> AlgorithmT:
+    """Set the engine of a new algorithm: the one asked for, or the fastest that serves its policy."""
+    if isinstance(args, EngineArgs):
+        assert isinstance(algorithm, SmoothedTraining)
+        reason = why_not_numpy(algorithm) if args.engine == "auto" else None
+        algorithm.engine = ("torch" if reason else "numpy") if args.engine == "auto" else args.engine
+        algorithm.check_engine()
+    return algorithm
 
 
 def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any]) -> None:

@@ -11,12 +11,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from rlsmooth.scripts.arguments import OnPolicyArgs, resumed
+from rlsmooth.scripts.arguments import EngineArgs, resumed
 from rlsmooth.scripts.command import run_command
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(OnPolicyArgs):
+class Args(EngineArgs):
     """Train PPO, smoothed or not, and evaluate it in the environment."""
 
 

@@ -36,8 +36,26 @@ hypothesis.settings.load_profile("rlsmooth")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--seed`, for `make fuzz`."""
+    """`--seed`, for `make fuzz`, and `--plain-paths`, for `make test-paths`."""
     parser.addoption("--seed", type=int, default=0, help="seed of the fuzzers in tests/fuzz")
+    parser.addoption("--plain-paths", action="store_true", help="the ways of torch and SB3 in place of the quick ones")
+
+
+@pytest.fixture(autouse=True)
+def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--plain-paths` nothing takes a quick path; tests that compare the two compare one with itself then."""
+    if not request.config.getoption("--plain-paths"):
+        return
+    for where, name, answer in (
+        ("rlsmooth.training.flat", "_is_plain", False),  # Adam's step
+        ("rlsmooth.agents.heads", "_is_unhooked", False),  # layers of an actor
+        ("rlsmooth.agents.acting", "plain_network", None),  # `predict`
+        ("rlsmooth.agents.smoothed.policies", "plain_network", None),  # rollouts
+        ("rlsmooth.agents.smoothed.algorithms", "plain_network_of", None),  # updates
+        ("rlsmooth.losses.closed_form", "_is_few", False),  # torch's own loss
+        ("rlsmooth.losses.closed_form", "_is_small", False),
+    ):
+        monkeypatch.setattr(f"{where}.{name}", lambda *given, answer=answer: answer)
 
 
 @pytest.fixture

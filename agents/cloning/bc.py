@@ -9,7 +9,6 @@ from typing import Any, Self, TypeAlias, final
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
@@ -17,7 +16,7 @@ from stable_baselines3.common.utils import configure_logger, get_device
 from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.acting import ActingModel
 from rlsmooth.agents.cloning import policy_building as building
 from rlsmooth.agents.cloning.measures import (
     CloningMeasures,
@@ -27,34 +26,31 @@ from rlsmooth.agents.cloning.measures import (
     target_figures,
     write_to_tensorboard,
 )
+from rlsmooth.agents.cloning.numpy_updates import NumpyUpdates, check_engine, numpy_updates_of
 from rlsmooth.agents.cloning.training_data import (
     ReferenceLike,
+    Shuffle,
     TrainingData,
     action_target,
     as_references,
     as_smoothings,
+    check_shuffle,
     fingerprint,
     refuse_alphas_by_transition,
     split_validation,
 )
 from rlsmooth.agents.files.policy_file import load_agent_file, load_parameters, save_agent_file
-from rlsmooth.agents.heads import TensorBatch, make_units, step_optimizer
+from rlsmooth.agents.heads import make_units, step_optimizer
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, space_to_json
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
-from rlsmooth.training import (
-    SafeFileError,
-    epoch_permutation,
-    isolated_rng,
-    load_optimizer,
-    optimizer_to_tensors,
-    rng_state,
-    set_rng_state,
-)
+from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
 from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.flat import clear_gradients, run_backward
+from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.run import (
     RESUME_FILE,
     EarlyStopping,
@@ -71,6 +67,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
+from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import refused
 
 SmoothingLike: TypeAlias = float | str | Smoothing
@@ -132,6 +129,10 @@ class BC(ActingModel):
         eval_env: environment of the evaluations; None: there are none.
         eval_every: updates between two evaluations; None: one at the end.
         n_eval_episodes: episodes with deterministic actions in each evaluation, and as many with sampled actions.
+        shuffle: `"full"`; `"blocks"`, which shuffles a pool of 64 shards of 4 MiB at a time and reads the disk about
+            once an epoch; None: in blocks where the data are memory-mapped and larger than half of the memory.
+        engine: `"numpy"` updates plain MLP policies on the CPU in numpy, several times as fast as `"torch"`; results
+            differ in the last bits.
 
     Raises:
         TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
@@ -179,6 +180,8 @@ class BC(ActingModel):
         eval_env: GymEnv | str | None = None,
         eval_every: int | None = None,
         n_eval_episodes: int = 10,
+        shuffle: Shuffle | None = None,
+        engine: Engine = "torch",
     ) -> None:
         self.kl_coef = check_in_range("kl_coef", kl_coef, 0.0)
         self.l2_coef = check_in_range("l2_coef", l2_coef, 0.0)
@@ -195,11 +198,12 @@ class BC(ActingModel):
         self.device = get_device(device)
         log = check_optional_folder("tensorboard_log", tensorboard_log)
         self.tensorboard_log = None if log is None else str(log)
-        self.verbose = verbose
+        self.verbose, self.engine = verbose, engine
         self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
         self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
+        self.shuffle = check_shuffle(shuffle)
 
         self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
             env_or_spaces, demonstrations, verbose
@@ -222,6 +226,8 @@ class BC(ActingModel):
         self.units = make_units(self.policy, policy_actions, demonstrations, given=policy, policy_kwargs=policy_kwargs)
         self.normalises_actions = True
         self.head = building.make_head(self.policy, policy_actions, reference_std, self.units)
+        if engine != "torch":
+            check_engine(self)
         self.smoothings = as_smoothings(smoothing, self.head)
         self.references = as_references(reference, self.head)
         self._take_data(demonstrations, validation, early_stopping_patience)
@@ -266,10 +272,13 @@ class BC(ActingModel):
                 references=self.references,
                 bins=self.bins,
                 device=self.device,
+                shuffle=self.shuffle,
             )
             for part in (self.demonstrations, self.validation)
         )
         self._held_out = held_out
+        # Files hold the choice made: it must not change with the memory.
+        self.shuffle = self.shuffle if self._data is None else self._data.shuffle
         if self._data is not None and not self._data.is_streamed:
             _ = self._data.sample  # cached here, before the first log line needs it
 
@@ -353,6 +362,8 @@ class BC(ActingModel):
             if not self.is_resumed:
                 self._watch.restart()
             self._logged_at = self._evaluated_at = -1
+            if self.shuffle == "blocks" and not self.is_resumed:
+                logger.log("Transitions are shuffled in blocks; if they are sorted on the disk, give shuffle='full'.")
             if self.num_timesteps == 0 and has_tensorboard(logger):
                 write_to_tensorboard(logger, target_figures(self.head, self.smoothings), 0)
             self._clock.restart()
@@ -362,7 +373,9 @@ class BC(ActingModel):
             self.is_resumed = False
             if listener is not None:
                 listener.on_training_start({"self": self, "total_timesteps": self.progress.end}, globals())
-            self._train(listener, log_interval, bar)
+            in_numpy = None if self.engine == "torch" else numpy_updates_of(self, self._data)
+            with nullcontext() if in_numpy is None else in_numpy.flat_memory():
+                self._train(listener, log_interval, bar, in_numpy)
             self._finish()
             if listener is not None:
                 listener.on_training_end()
@@ -393,7 +406,7 @@ class BC(ActingModel):
                 self.early_stopping.reset()
         self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
 
-    def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any) -> None:
+    def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any, in_numpy: NumpyUpdates | None) -> None:
         """The training loop: shuffle the data, update, and log, validate, evaluate and save at their intervals."""
         assert self._data is not None
         progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
@@ -401,10 +414,13 @@ class BC(ActingModel):
         self.policy.set_training_mode(True)
         while continues and not progress.is_over:
             epoch, done = divmod(progress.step, per_epoch)
-            order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
-            for update in self._data.updates(order, self.batch_size, self.gradient_accumulation, skip=done):
-                loss = self._update(update)
-                self._watch.add(loss, samples=sum(len(part.labels) for part in update))
+            order = self._data.order(self.seed, self._first_epoch + epoch)
+            end, source = done + progress.end - progress.step, self._data if in_numpy is None else in_numpy
+            for update in source.updates(order, self.batch_size, self.gradient_accumulation, skip=done, end=end):
+                if self._rate_changes:
+                    set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
+                loss = self._update(*update) if in_numpy is None else in_numpy.update(*update)
+                self._watch.add(loss, samples=sum([part.size for part in update]))
                 progress.step = step = progress.step + 1
                 bar.update()
                 if listener is not None:
@@ -426,13 +442,11 @@ class BC(ActingModel):
                 if not continues or progress.is_over:
                     break
 
-    def _update(self, update: tuple[TensorBatch, ...]) -> Tensor:
+    def _update(self, *update: Any) -> Tensor:
         """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
         assert self._data is not None
         optimizer = self.policy.optimizer
-        if self._rate_changes:
-            set_learning_rate(optimizer, self.lr_schedule(self.progress.remaining_of_all))
-        optimizer.zero_grad()
+        clear_gradients(optimizer)
         mean_weight, total = self._data.mean_weight, None
         if mean_weight is not None or len(update) > 1:
             total = sum(len(part.labels) for part in update) * (mean_weight or 1.0)
@@ -449,7 +463,7 @@ class BC(ActingModel):
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
             if self.l2_coef and not losses:
                 loss = loss + self.l2_coef * l2_norm(self.policy, self.units)
-            loss.backward()  # type: ignore[no-untyped-call]
+            run_backward(loss)
             losses.append(loss.detach())
         step_optimizer(optimizer, self.policy.parameters(), self.max_grad_norm, self.units)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -479,7 +493,7 @@ class BC(ActingModel):
         """The indices of the transitions in the minibatch of an update, and their tensors."""
         assert self._data is not None
         epoch, update = divmod(step - 1, self.batches_per_epoch)
-        order = epoch_permutation(self.seed, self._first_epoch + epoch, len(self._data))
+        order = self._data.order(self.seed, self._first_epoch + epoch)
         return self._data.values_of(update, order, self.batch_size, self.gradient_accumulation)
 
     def _log(self) -> None:
@@ -539,28 +553,6 @@ class BC(ActingModel):
                 write_to_tensorboard(self.logger, figures, self.num_timesteps)
         self._evaluated_at = self.num_timesteps
         self.policy.set_training_mode(True)
-
-    def evaluate(self) -> dict[str, float]:
-        """Run `n_eval_episodes` with deterministic actions and as many with sampled ones, in `eval_env` or else `env`.
-
-        Returns:
-            `mean_reward`, `std_reward`, `mean_ep_length`, and the same names with `_sampled` for sampled actions.
-
-        Raises:
-            ValueError: there is no environment.
-        """
-        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
-
-    def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 algorithm (PPO, A2C, MaskablePPO), which then starts with the clone's policy.
-
-        The algorithm's critic is still untrained: keep `learning_rate` or `clip_range` small until it is fitted.
-
-        Raises:
-            TypeError: `model` is not an SB3 algorithm.
-            ValueError: spaces or architectures differ.
-        """
-        copy_actor(self.policy, model)
 
     # ---- agent files
 

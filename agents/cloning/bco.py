@@ -34,6 +34,7 @@ from rlsmooth.data import Demonstrations, ObservationOnly, concatenate
 from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.run import RESUME_FILE, check_given_again, open_progress_bar
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 from rlsmooth.untrusted import Count
@@ -94,6 +95,7 @@ class BCO(RoundsModel):
         batch_size: of both trainings.
         max_grad_norm: to which the gradient's norm is clipped; None: not.
         l2_coef: of half the sum of the policy's squared parameters.
+        engine: of the clone's updates, `"torch"` or `"numpy"`; see `BC`.
         policy_kwargs: as SB3's.
         inverse_smoothing: of the inverse dynamics model.
         inverse_inputs: `"difference"` or `"pair"`, see `InverseDynamics`.
@@ -166,6 +168,7 @@ class BCO(RoundsModel):
         batch_size: int = 64,
         max_grad_norm: float | None = None,
         l2_coef: float = 0.0,
+        engine: Engine = "torch",
         policy_kwargs: Mapping[str, Any] | None = None,
         inverse_smoothing: SmoothingLike | Sequence[SmoothingLike] = 0.0,
         inverse_inputs: Inputs = "difference",
@@ -193,7 +196,7 @@ class BCO(RoundsModel):
         self.checkpoint_folder = check_optional_folder("checkpoint_folder", checkpoint_folder)
         target = {"smoothing": smoothing, "kl_coef": kl_coef, "reference": reference, "reference_std": reference_std}
         update = {"learning_rate": learning_rate, "batch_size": batch_size, "max_grad_norm": max_grad_norm}
-        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins}
+        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins, "engine": engine}
         self._set_up(
             policy,
             env,

@@ -28,6 +28,7 @@ from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_temporary_files, open_progress_bar
 from rlsmooth.untrusted import Count, Positive
 
@@ -138,6 +139,7 @@ class DAgger(RoundsModel):
         batch_size: transitions of a minibatch.
         max_grad_norm: to which the gradient's norm is clipped; None: not.
         l2_coef: of half the sum of the policy's squared parameters.
+        engine: of the clone's updates, `"torch"` or `"numpy"`; see `BC`.
         policy_kwargs: as SB3's.
         seed: of the initial weights, the order of the data, the environments; None: drawn from torch's generator.
         device: as SB3's.
@@ -210,6 +212,7 @@ class DAgger(RoundsModel):
         batch_size: int = 32,
         max_grad_norm: float | None = None,
         l2_coef: float = 0.0,
+        engine: Engine = "torch",
         policy_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
@@ -235,7 +238,7 @@ class DAgger(RoundsModel):
         self._progress = Progress()
         target = {"smoothing": smoothing, "kl_coef": kl_coef, "reference": reference, "reference_std": reference_std}
         update = {"learning_rate": learning_rate, "batch_size": batch_size, "max_grad_norm": max_grad_norm}
-        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins}
+        clone: dict[str, Any] = {**target, **update, "l2_coef": l2_coef, "action_bins": action_bins, "engine": engine}
         shown = self._set_up(
             policy,
             env,

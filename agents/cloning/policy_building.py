@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlsmooth.agents.cloning.training_data import one_or_list
+from rlsmooth.agents.cloning.training_data import Shuffle, one_or_list
 from rlsmooth.agents.cloning.transition_features import TransitionFeatures
 from rlsmooth.agents.files.policy_file import AgentFile, policy_class_by_name
 from rlsmooth.agents.heads import ActionHead, ActionUnits, CategoricalHead, GaussianHead
@@ -30,12 +30,13 @@ from rlsmooth.agents.sb3 import MASKABLE, has_base, is_maskable, same_latent_dis
 from rlsmooth.agents.spaces import action_components, box_reference, check_same_spaces, count_from_start, plain_class
 from rlsmooth.data import Demonstrations, ObservationOnly, space_from_json
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
 from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
 
-class BCArguments(TypedDict):
-    """The constructor's arguments that an agent file holds; a callable is None there, or marked in the recipe."""
+class FirstBCArguments(TypedDict):
+    """The constructor's arguments that every agent file holds; a callable is None there, or marked in the recipe."""
 
     smoothing: list[dict[str, Any]]
     reference: list[dict[str, Any]] | None
@@ -54,6 +55,13 @@ class BCArguments(TypedDict):
     checkpoint_every: Positive
     eval_every: Positive | None
     n_eval_episodes: Positive
+
+
+class BCArguments(FirstBCArguments, total=False):
+    """All that it may hold; files of earlier versions lack these."""
+
+    shuffle: Shuffle | None
+    engine: Engine
 
 
 ARGUMENTS = tuple(get_type_hints(BCArguments))
@@ -324,7 +332,7 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
     """
     with refused(path, SafeFileError):
         saved: Any = decode(BCArguments, file.config.get("arguments"), "arguments")
-    arguments: dict[str, Any] = dict(saved)
+    arguments: dict[str, Any] = {"shuffle": "full", "engine": "torch", **saved}
     missing = []
     recipes = decode_smoothing(saved["smoothing"], "smoothing", path)
     if recipes is None:

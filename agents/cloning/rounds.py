@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import BasePolicy
@@ -18,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import configure_logger
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.acting import ActingModel, copy_actor
+from rlsmooth.agents.acting import ActingModel
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.policy_building import for_masks, masks_known
 from rlsmooth.agents.cloning.training_data import one_or_list
@@ -57,7 +56,7 @@ CLONE_SHOWN = (
     "smoothing",
 )
 """The clone's own measures that a round's log line shows."""
-CLONE_ARGUMENTS = ("kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
+CLONE_ARGUMENTS = ("engine", "kl_coef", "reference_std", "batch_size", "max_grad_norm", "l2_coef", "learning_rate")
 
 
 class LastLine(KVWriter):
@@ -217,26 +216,6 @@ class RoundsModel(ActingModel):
         self._before = 0
         return observation_space
 
-    def evaluate(self) -> dict[str, float]:
-        """Play `n_eval_episodes` deterministically and as many sampled, in `eval_env` or else the environment.
-
-        Returns:
-            `mean_reward`, `std_reward`, `mean_ep_length`, and the same with `_sampled`.
-
-        Raises:
-            ValueError: there is no environment.
-        """
-        return self.play(n_episodes=self.n_eval_episodes, seed=self.seed)
-
-    def warm_start(self, model: BaseAlgorithm) -> None:
-        """Copy the actor into an SB3 algorithm; see `BC.warm_start`.
-
-        Raises:
-            TypeError: `model` is no SB3 algorithm.
-            ValueError: spaces or architectures differ.
-        """
-        copy_actor(self.policy, model)
-
     # ---- a call of learn
 
     def _check_can_learn(self, name: str, teacher: object) -> None:
@@ -352,6 +331,7 @@ class RoundsModel(ActingModel):
                 demonstrations,
                 seed=self._seed_of(LEARNING),
                 device=self.device,
+                shuffle="full",  # whatever the memory: a round may be resumed elsewhere
                 **self._clone_arguments,
             )
         if not self.bc.normalises_actions:

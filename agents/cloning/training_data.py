@@ -2,15 +2,19 @@
 
 An epoch is one permutation. It is gathered in blocks of at most 64 MiB, one `index_select` a tensor and block, and the
 batches are views of a block. Memory-mapped demonstrations are read from the disk block by block; the batches are the
-same to the bit.
+same to the bit. Where they are larger than half of the memory, the permutation is one of shards of neighbours and of
+the transitions in a pool of shards, so that an epoch reads the disk about once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,11 +25,19 @@ from torch import Tensor
 
 from rlsmooth.agents.heads import ActionHead, ActionTarget, CategoricalHead, TensorBatch, TensorObservations
 from rlsmooth.agents.spaces import ActionBins
+from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
-from rlsmooth.data.arrays import action_starts, forward, in_memory
+from rlsmooth.data.arrays import action_starts, forward, in_memory, reading_ahead
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
-from rlsmooth.training.seeding import EpochCut, check_trains_on_one, has_batch_norm, mean_weight
+from rlsmooth.training.seeding import (
+    EpochCut,
+    check_trains_on_one,
+    epoch_permutation,
+    has_batch_norm,
+    mean_weight,
+)
+from rlsmooth.untrusted import open_regular
 
 Smoothings: TypeAlias = tuple[Smoothing, ...]
 """One for each group of the head."""
@@ -263,7 +275,50 @@ def _mixed(recipe: Smoothing, probs: Tensor, label: Tensor, size: int, mask: Ten
 
 
 BLOCK_BYTES = 64 * 2**20
+READ_BYTES = 4 * 2**20
+TARGET_BYTES = 8 * 2**20
+"""Targets that take more are made anew for each block: they would add half of what many transitions themselves take."""
+CUT_UPDATES = 256
+"""A block is cut into batches for so many updates at once: cutting each when it is needed takes twice as long."""
+SHARD_BYTES = 4 * 2**20
+"""Of observations and actions on the disk, what `shuffle="blocks"` keeps together. A seeded order depends on it."""
 SAMPLED_TRANSITIONS = 2048
+Shuffle: TypeAlias = Literal["full", "blocks"]
+
+
+def check_shuffle(shuffle: Shuffle | None) -> Shuffle | None:
+    """The argument `shuffle`; raise ValueError if it is neither one of the two nor None."""
+    if shuffle is not None:
+        check_choice("shuffle", shuffle, ("full", "blocks"))
+    return shuffle
+
+
+def memory_bytes() -> float:
+    """The memory of this machine or of the container that limits it; infinity where neither is known."""
+    sizes = [math.inf]
+    if hasattr(os, "sysconf"):  # not on Windows
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 and version 1 of control groups
+        with contextlib.suppress(OSError, ValueError), open_regular(f"/sys/fs/cgroup/{limit}") as file:
+            sizes.append(int(file.read(32)))  # ValueError: "max", there is no limit
+    return min(sizes)
+
+
+class BlockPart(NamedTuple):
+    """The transitions of a block from `start` up to `end`."""
+
+    block: TensorBatch
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return self.end - self.start
+
+    def tensors(self) -> TensorBatch:
+        """Views of them."""
+        return slice_batch(self.block, self.start, self.end)
 
 
 class TrainingData:
@@ -277,8 +332,11 @@ class TrainingData:
         references: of the KL term, or None.
         bins: how a Box's actions become labels, if they do.
         device: where the batches are wanted.
+        shuffle: `"full"`; `"blocks"`, in which a pool of shards is shuffled at a time; None: in blocks where they are
+            streamed and larger than half of the memory.
 
     Attributes:
+        shuffle: the choice made.
         transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
@@ -299,6 +357,7 @@ class TrainingData:
         references: Smoothings | None,
         bins: ActionBins | None,
         device: torch.device,
+        shuffle: Shuffle | None = None,
     ) -> None:
         # Without the fields that cloning does not use: from the disk they would double what is read.
         self.demonstrations = demonstrations.replace_unchecked(
@@ -317,26 +376,37 @@ class TrainingData:
         if not self.is_constant:
             refuse_alphas_by_transition(smoothings, "beside a schedule alphas are not looked up by transition")
         take_alpha(smoothings, torch.zeros(1, dtype=torch.int64), len(demonstrations))  # says why an alpha does not fit
-        first = self.read(slice(0, 1))
+        fields, first = self._read_fields(slice(0, 1)), self.read(slice(0, 1))
         self.transition_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(first))
         observations = demonstrations.observations
-        arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-        self.is_streamed = not all(in_memory(array) for array in [*arrays, demonstrations.actions])
-        self._whole = None if self.is_streamed else self.read(slice(0, len(demonstrations)))
+        self._arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+        self._arrays.append(demonstrations.actions)
+        self.is_streamed = not all(map(in_memory, self._arrays))
+        target_bytes = sum(part.nbytes for part in _tensors(first)) - sum(part.nbytes for part in _tensors(fields))
+        self._keeps_targets = target_bytes * len(self) <= TARGET_BYTES
+        stored = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in self._arrays]
+        is_large = self.is_streamed and sum(stored) * self._count > memory_bytes() / 2
+        self.shuffle: Shuffle = shuffle or ("blocks" if is_large else "full")
+        self._shard = max(1, SHARD_BYTES // sum(stored))
+        self._whole = None if self.is_streamed else self._read_whole()
         self._sample: TensorBatch | None = None
         self.alpha = alpha_in_force(smoothings, 1.0) if self.is_constant else math.nan
 
     def __len__(self) -> int:
         return self._count
 
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The order of the transitions in an epoch: it depends on these two, their number and how they are shuffled."""
+        return epoch_permutation(seed, epoch, len(self), shard=self._shard if self.shuffle == "blocks" else None)
+
     def cut(self, batch_size: int, num_parts: int) -> EpochCut:
         """How an epoch is divided into updates of `num_parts` batches."""
         return EpochCut(len(self), batch_size * num_parts, joins_single=self._has_batch_norm)
 
-    def updates(
-        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0
-    ) -> Iterator[tuple[TensorBatch, ...]]:
-        """The updates of one epoch: `num_parts` batches of `batch_size` each, the epoch's last may have fewer.
+    def blocks(
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0, end: int | None = None
+    ) -> Iterator[tuple[TensorBatch, int, range]]:
+        """The transitions of some updates of an epoch in blocks: each with the place where it begins, and its updates.
 
         Args:
             order: int64 `[N]`, a permutation, on the CPU.
@@ -344,23 +414,39 @@ class TrainingData:
             num_parts: batches of an update.
             skip: leave out so many updates, without gathering what only they need. The blocks stay the same, so that a
                 resumed epoch has every transition at the same place in memory: sums depend on that in their last bits.
+            end: stop before this update; None: at the end of the epoch.
         """
         cut = self.cut(batch_size, num_parts)
         in_block = max(1, BLOCK_BYTES // (self.transition_bytes * cut.size))
-        for first in range(skip // in_block * in_block, len(cut), in_block):
-            numbers = range(first, min(first + in_block, len(cut)))
+        stop = len(cut) if end is None else min(end, len(cut))
+        for first in range(skip // in_block * in_block, stop, in_block):
+            numbers = range(first, min(first + in_block, stop))
             begin = cut.bounds(first)[0]
-            block = self.take(order[begin : cut.bounds(numbers[-1])[1]])
-            for number in numbers[max(0, skip - first) :]:
-                start, end = cut.bounds(number)
-                if num_parts == 1:
-                    yield (slice_batch(block, start - begin, end - begin),)
-                    continue
-                parts = EpochCut(end - start, batch_size, cut.joins_single)
-                yield tuple(
-                    slice_batch(block, start - begin + part, start - begin + part_end)
-                    for part, part_end in map(parts.bounds, range(len(parts)))
-                )
+            block = self._take_block(order[begin : cut.bounds(numbers[-1])[1]])
+            yield block, begin, range(max(first, skip), numbers.stop)
+
+    def updates(
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0, end: int | None = None
+    ) -> Iterator[tuple[TensorBatch, ...]]:
+        """The updates of one epoch: `num_parts` batches of `batch_size` each, the epoch's last may have fewer.
+
+        The arguments are those of `blocks`.
+        """
+        cut = self.cut(batch_size, num_parts)
+        for block, begin, numbers in self.blocks(order, batch_size, num_parts, skip, end):
+            for group in range(numbers.start, numbers.stop, CUT_UPDATES):
+                chosen = range(group, min(group + CUT_UPDATES, numbers.stop))
+                start, last = cut.bounds(chosen.start)[0], cut.bounds(chosen[-1])[1]
+                sizes = [self._part_sizes(cut, number, batch_size) for number in chosen]
+                parts = iter(split_batch(slice_batch(block, start - begin, last - begin), [*itertools.chain(*sizes)]))
+                for of_update in sizes:
+                    yield tuple(itertools.islice(parts, len(of_update)))
+
+    def _part_sizes(self, cut: EpochCut, number: int, batch_size: int) -> list[int]:
+        """How many transitions the batches of an update have."""
+        start, end = cut.bounds(number)
+        parts = EpochCut(end - start, batch_size, cut.joins_single)
+        return [stop - begin for begin, stop in map(parts.bounds, range(len(parts)))]
 
     def check_trains(self, batch_size: int, num_parts: int) -> None:
         """Raise ValueError if a batch has one transition and the policy BatchNorm that can't train on it."""
@@ -378,22 +464,49 @@ class TrainingData:
         batch = self.take(order[start:end])
         return order[start:end], tensors_of(batch._replace(masks=None, target=None, reference=None))
 
+    def _take_block(self, chosen: Tensor) -> TensorBatch:
+        if not self.is_streamed or self.shuffle == "full":
+            return self.take(chosen)
+        size, count = self._shard, len(self)
+        starts = torch.unique(chosen // size) * size
+        with reading_ahead(self._arrays, [(start, min(start + size, count)) for start in starts.tolist()]):
+            return self.take(chosen)
+
     def take(self, chosen: Tensor) -> TensorBatch:
         """Copies of some transitions, with their targets where alpha is constant."""
         if self._whole is None:
             return self.read(chosen.numpy())
         index = chosen.to(self.device)
-        return _map(self._whole, lambda tensor: tensor.index_select(0, index), index)
+        return self._with_targets(_map(self._whole, lambda tensor: tensor.index_select(0, index)), index)
 
     def chunks(self) -> Iterator[TensorBatch]:
         """All transitions in order, a block at a time."""
         step = max(1, BLOCK_BYTES // self.transition_bytes)
         for start in range(0, len(self), step):
             end = min(start + step, len(self))
-            yield self.read(slice(start, end)) if self._whole is None else slice_batch(self._whole, start, end)
+            if self._whole is None:
+                yield self.read(slice(start, end))
+            else:
+                index = torch.arange(start, end, device=self.device)
+                yield self._with_targets(slice_batch(self._whole, start, end), index)
 
     def read(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
         """Some transitions from the demonstrations to the device, with their targets where alpha is constant."""
+        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
+        return self._with_targets(self._read_fields(chosen), index.to(self.device))
+
+    def _read_whole(self) -> TensorBatch:
+        """All transitions, read in parts, so that little is written besides the result, and their targets if small."""
+        step = max(1, READ_BYTES // self.transition_bytes)
+        whole = _map(self._read_fields(slice(0, 1)), lambda row: row.new_empty((len(self), *row.shape[1:])))
+        for start in range(0, len(self), step):
+            end = min(start + step, len(self))
+            goals, parts = (_tensors(b) for b in (slice_batch(whole, start, end), self._read_fields(slice(start, end))))
+            for goal, part in zip(goals, parts, strict=True):
+                goal.copy_(part)
+        return self._with_targets(whole, torch.arange(len(self), device=self.device)) if self._keeps_targets else whole
+
+    def _read_fields(self, chosen: slice | NDArray[np.int64]) -> TensorBatch:
         given = self.demonstrations[chosen]
         actions: NDArray[Any] = given.actions.reshape(len(given), -1)
         if self.bins is not None:
@@ -403,7 +516,7 @@ class TrainingData:
             actions = actions[:, 0] if self.head.kind == "discrete" else actions
         else:
             actions = actions.astype(np.float32)
-        batch = TensorBatch(
+        return TensorBatch(
             observations=self._observations(given.observations),
             labels=self._tensor(actions),
             masks=None if given.action_masks is None else self._tensor(given.action_masks),
@@ -412,11 +525,15 @@ class TrainingData:
             else self._tensor(given.weights.astype(np.float32)),
             probs=None if given.action_probs is None else self._tensor(given.action_probs),
         )
+
+    def _with_targets(self, batch: TensorBatch, index: Tensor) -> TensorBatch:
+        """The transitions `index` with their reference and, where alpha is constant, their targets."""
+        if batch.target is not None or batch.reference is not None:  # they are kept
+            return batch
         reference = kl_references(self.head, self.references, batch)
         if not self.is_constant:
             return batch._replace(reference=reference)
-        index = torch.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else torch.from_numpy(chosen)
-        smoothings = take_alpha(self.smoothings, index.to(self.device), len(self))
+        smoothings = take_alpha(self.smoothings, index, len(self))
         target = to_dense(action_target(self.head, smoothings, batch))
         return batch._replace(target=target, reference=reference)
 
@@ -454,14 +571,39 @@ class TrainingData:
 
 def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
     """Views of the transitions from `start` up to `end`."""
-    chosen = slice(start, end)
-    return _map(batch, lambda tensor: tensor[chosen], chosen)
+    return _map(batch, lambda tensor: tensor[start:end])
 
 
-def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
+def split_batch(batch: TensorBatch, sizes: list[int]) -> list[TensorBatch]:
+    """Views of the transitions in pieces of these sizes: each tensor is cut once, not once a piece."""
+    columns = [torch.split(tensor, sizes) for tensor in _tensors(batch)]
+
+    def piece(tensors: Iterator[Tensor]) -> TensorBatch:
+        return _map(batch, lambda _: next(tensors))
+
+    return [piece(iter(tensors)) for tensors in zip(*columns, strict=True)]
+
+
+def _tensors(batch: TensorBatch) -> list[Tensor]:
+    """The tensors of a batch that have an entry for each transition, in the order of `_map`."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(batch, note)
+    return found
+
+
+def _map(batch: TensorBatch, select: Callable[[Tensor], Tensor]) -> TensorBatch:
     observations, target = batch.observations, batch.target
     if target is not None:
-        target = target[index] if isinstance(target, GaussianTarget) else tuple(part[index] for part in target)
+        target = (
+            target.map_rows(select)
+            if isinstance(target, GaussianTarget)
+            else tuple([part.map_rows(select) for part in target])
+        )
     return TensorBatch(
         {key: select(value) for key, value in observations.items()}
         if isinstance(observations, dict)
@@ -471,7 +613,7 @@ def _map(batch: TensorBatch, select: Any, index: slice | Tensor) -> TensorBatch:
         None if batch.weights is None else select(batch.weights),
         None if batch.probs is None else select(batch.probs),
         target,
-        None if batch.reference is None else tuple(part[index] for part in batch.reference),
+        None if batch.reference is None else tuple([part.map_rows(select) for part in batch.reference]),
     )
 
 

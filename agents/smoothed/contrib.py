@@ -17,6 +17,7 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
+from rlsmooth.agents.plain_mlp import PlainNetwork, plain_network
 from rlsmooth.agents.sb3 import recurrent_arguments
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy, recurrent_distribution
 from rlsmooth.agents.spaces import fill_padding
@@ -35,6 +36,29 @@ class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolic
         >>> policy.action_probabilities([0.0, 0.0], torch.tensor([True, False, False]))
         tensor([[1., 0., 0.]])
     """
+
+    def plain_network(self) -> PlainNetwork | None:
+        """As `SmoothedPolicy`'s, for this class."""
+        return plain_network(self) if type(self) is SmoothedMaskableActorCriticPolicy else None
+
+    def forward(self, obs: Any, deterministic: bool = False, action_masks: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As the parent's, bit for bit."""
+        found = self._act(obs, deterministic, action_masks)
+        return super().forward(obs, deterministic, action_masks) if found is None else found
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """As the parent's, bit for bit."""
+        actions = self._predict_plainly(observation, deterministic, action_masks)
+        if actions is None:
+            return super().predict(observation, state, episode_start, deterministic, action_masks)
+        return actions, state
 
     def _distribution(
         self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None

@@ -154,7 +154,7 @@ class EntropyTerm:
         penalty = coefficient * distribution.kl_reference() if with_penalty else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
             entropies = distribution.network_entropy()
-        self._record(entropies.detach())
+        self.record(entropies.detach())
         total = None if self.entropy_coef == 0 else self.entropy_coef * entropies
         if penalty is not None:
             total = -penalty if total is None else total - penalty
@@ -171,7 +171,8 @@ class EntropyTerm:
         """The mean of H(pi) over states, then minibatches; NaN before the first. Waits for the device."""
         return float("nan") if self._sum is None else float(self._sum) / self._count
 
-    def _record(self, entropies: Tensor) -> None:
+    def record(self, entropies: Tensor) -> None:
+        """Count the entropies of a minibatch, `[B]`, in `mean_entropy`."""
         if self.mask is None:
             mean = entropies.mean()
         else:

@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor
 
+from rlsmooth.agents.plain_mlp import PlainNetwork, plain_network
 from rlsmooth.agents.smoothed.distributions import GSDEEntropyTerm, MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.entropy import EntropyTerm
 from rlsmooth.agents.smoothed.references import (
@@ -306,7 +307,7 @@ class SmoothedPolicy(PolicyQueries):
         Raises:
             ValueError: masks or states for a policy that has none.
         """
-        self._wanted = _Wanted(False, self._outputs_of_reference(observations))
+        self._wanted = _Wanted(False, self.outputs_of_reference(observations))
         try:
             found = self._distribution(observations, action_masks, lstm_states, episode_starts)
         finally:
@@ -335,12 +336,60 @@ class SmoothedPolicy(PolicyQueries):
             values, log_prob, entropy = parent.evaluate_actions(obs, actions, *more, **named)
         return values, log_prob, self._with_warning(entropy)
 
+    def plain_network(self) -> PlainNetwork | None:
+        """The layers, if the policy is nothing but a plain MLP on the CPU (see `agents.plain_mlp`); else None.
+
+        A class answers for itself alone: a subclass may have changed anything.
+        """
+        return None
+
+    # ---- for algorithms
+
+    def mixture(self, *, is_regularised: bool) -> Mixture:
+        """The behaviour policy, which takes the network's outputs next, those of `outputs_of_reference` included.
+
+        Args:
+            is_regularised: whether its `entropy()` is the entropy term, or the regulariser if there is none.
+        """
+        network: Any = self
+        shared: dict[str, Any] = {
+            "floor": self._exploration_floor,
+            "entropy_term": self.entropy_term if is_regularised else None,
+            "regularised": is_regularised,
+        }
+        if self._components is None:
+            return MixedGaussian(network.reference_mean, network.reference_stds, **shared)
+        kind, sizes = self._components
+        return MixedCategorical(kind, sizes, references=self.references, start=self._start, **shared)
+
+    def outputs_of_reference(self, observations: Any) -> Any:
+        """The reference policy's outputs, or None where there is none."""
+        return None if self._reference_policy is None else reference_outputs(self._reference_policy[0], observations)
+
     # ---- for the families of policies
+
+    def _act(self, observations: Tensor, deterministic: bool, *masks: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What `forward` gives, if the policy is a plain MLP without a floor and the outputs are valid; else None."""
+        network = None if self._exploration_floor else self.plain_network()
+        found = None if network is None else network.act(observations, *masks, deterministic=deterministic)
+        if found is None:
+            return None
+        actions, values, log_prob = found
+        return actions.reshape(-1, *(self.action_space.shape or ())), values, log_prob
+
+    def _predict_plainly(self, observation: Any, deterministic: bool, *masks: Any) -> NDArray[Any] | None:
+        """The actions that `predict` gives, on the same condition, and of a plain array; else None."""
+        network = None if self._exploration_floor else self.plain_network()
+        if network is None:
+            return None
+        if self.training:
+            self.set_training_mode(False)
+        return network.predict(observation, *masks, deterministic=deterministic, action_space=self.action_space)
 
     @contextmanager
     def _regularising(self, observations: Any) -> Iterator[None]:
         """Within it a distribution's `entropy()` is the regulariser."""
-        self._wanted = _Wanted(True, self._outputs_of_reference(observations))
+        self._wanted = _Wanted(True, self.outputs_of_reference(observations))
         try:
             yield
         finally:
@@ -373,27 +422,28 @@ class SmoothedPolicy(PolicyQueries):
         if self._has_state_dependent_noise:
             return self._gsde_distribution(latent_pi, wanted, term)
         network: Any = self
-        outputs = network.action_net(latent_pi)
-        if self._components is None:
-            gaussian = MixedGaussian(
-                network.reference_mean,
-                network.reference_stds,
-                floor=self._exploration_floor,
-                entropy_term=term,
-                regularised=wanted.regularised,
-            )
-            return gaussian.proba_distribution(outputs, network.log_std, wanted.reference_outputs)
-        kind, sizes = self._components
-        categorical = MixedCategorical(
-            kind,
-            sizes,
-            references=self.references,
-            floor=self._exploration_floor,
-            entropy_term=term,
-            regularised=wanted.regularised,
-            start=self._start,
-        )
-        return categorical.proba_distribution(outputs, wanted.reference_outputs)
+        outputs: Tensor = network.action_net(latent_pi)
+        return self._with_outputs(outputs, wanted)
+
+    def distribution_of_outputs(
+        self, outputs: Tensor, observations: Tensor | None = None, *, regularised: bool = False
+    ) -> Mixture:
+        """The distribution that the action net's outputs mean, for those who compute the network themselves.
+
+        Args:
+            outputs: `[B, number of outputs]`, with or without a graph; no gSDE.
+            observations: for the outputs of a reference policy; None: there is none.
+            regularised: its `entropy()` is what `evaluate_actions` gives.
+        """
+        reference = None if observations is None else self.outputs_of_reference(observations)
+        return self._with_outputs(outputs, _Wanted(regularised and self.is_regularised, reference))
+
+    def _with_outputs(self, outputs: Tensor, wanted: _Wanted) -> Mixture:
+        network: Any = self
+        mixture = self.mixture(is_regularised=wanted.regularised)
+        if isinstance(mixture, MixedGaussian):
+            return mixture.proba_distribution(outputs, network.log_std, wanted.reference_outputs)
+        return mixture.proba_distribution(outputs, wanted.reference_outputs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
@@ -416,9 +466,6 @@ class SmoothedPolicy(PolicyQueries):
             reference_outputs=wanted.reference_outputs,
         )
         return GSDEEntropyTerm(noise, gaussian, term) if wanted.regularised else gaussian
-
-    def _outputs_of_reference(self, observations: Any) -> Any:
-        return None if self._reference_policy is None else reference_outputs(self._reference_policy[0], observations)
 
     def _warn_if_unused(self, gradient: Tensor) -> None:
         """Warn if the first loss gives the regulariser no weight. Reading the gradient waits for the device, once."""
@@ -446,6 +493,23 @@ class SmoothedActorCriticPolicy(SmoothedPolicy, ActorCriticPolicy):
         >>> model.policy.action_probabilities([0.0, 0.0, 0.0, 0.0]).sum().round().item()
         1.0
     """
+
+    def plain_network(self) -> PlainNetwork | None:
+        """As `SmoothedPolicy`'s, for this class."""
+        return plain_network(self) if type(self) is SmoothedActorCriticPolicy else None
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """As the parent's, bit for bit."""
+        return self._act(obs, deterministic) or super().forward(obs, deterministic)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """As the parent's, bit for bit."""
+        actions = self._predict_plainly(observation, deterministic)
+        if actions is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        return actions, state
 
 
 class SmoothedActorCriticCnnPolicy(SmoothedActorCriticPolicy, ActorCriticCnnPolicy):

@@ -50,32 +50,26 @@ def tree_distances(tree: Tree, *, measure: Literal["height", "edges"] = "height"
                 [2., 2., 0.]], dtype=torch.float64)
     """
     check_choice("measure", measure, ("height", "edges"))
-    if measure == "edges":
-        return tree.distances.to(torch.float64)
-    heights = [0] * len(tree.names)
-    paths = []
-    for leaf in tree.classes:
-        path, place = [leaf], tree.parents[leaf]
-        while place != -1:
-            heights[place] = max(heights[place], len(path))
-            path.append(place)
-            place = tree.parents[place]
-        paths.append(path[::-1])
-    deepest = max(map(len, paths))
-    # From the root down, [K, depth], filled up with numbers that no other class has.
-    padded = torch.tensor(
-        [path + [-1 - row] * (deepest - len(path)) for row, path in enumerate(paths)], dtype=torch.int64, device="cpu"
-    )
-    shared = torch.zeros(len(paths), len(paths), dtype=torch.int64, device="cpu")
-    for level in padded.T:
-        shared += level.unsqueeze(0) == level.unsqueeze(1)
-    shared.fill_diagonal_(1)  # filled-up places agree with themselves: the diagonal is set to 0 below
-    ancestors = padded.gather(1, shared - 1)
-    return torch.tensor(heights, dtype=torch.float64, device="cpu")[ancestors].fill_diagonal_(0.0)
+    return tree.distance_table(measure).to(torch.float64)
+
+
+def _check_distances(distances: Tensor | Tree, num_classes: int | None = None) -> int:
+    if not isinstance(distances, Tree):
+        return check_distances(distances, num_classes)
+    if num_classes not in (None, distances.num_classes):
+        raise ValueError(f"distances is a tree of {distances.num_classes} classes, needs {num_classes}: a leaf each.")
+    return distances.num_classes
+
+
+def _between(distances: Tensor | Tree, labels: Tensor, predictions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distances of given pairs of classes, of a tree's without a table of all pairs."""
+    if isinstance(distances, Tree):
+        return distances.distance(labels, predictions, measure="height").to(dtype)
+    return distances.detach().to(labels.device, dtype)[labels, predictions]
 
 
 @takes_arrays
-def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) -> Tensor:
+def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor | Tree, *, k: int) -> Tensor:
     """Hierarchical distance of the top k: the mean distance from the label of the k most probable classes.
 
     For `k=1` it is the mean distance of the prediction, hits (distance 0) included. It can't be 0 for greater k: only
@@ -84,7 +78,8 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) 
     Args:
         scores: float [..., K], probabilities or logits. Among equals the first class comes first.
         labels: int64 [...], in [0, K).
-        distances: [K, K], row = label, column = prediction; see `tree_distances`.
+        distances: [K, K], row = label, column = prediction; see `tree_distances`. Or a tree: its heights, without a
+            table of all pairs.
         k: 1 to K.
 
     Returns:
@@ -101,16 +96,16 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor, *, k: int) 
         tensor(1.)
     """
     samples, label, weight, valid = as_samples(scores, labels, name="scores")
-    num_classes = check_distances(distances, samples.shape[-1])
+    num_classes = _check_distances(distances, samples.shape[-1])
     if check_positive_int("k", k) > num_classes:
         raise ValueError(f"k={k} is more than the {num_classes} classes.")
     nearest = samples.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # topk leaves the order of equals open
-    table = distances.detach().to(samples.device, weight.dtype)
-    return mean_of(table[label.unsqueeze(-1), nearest].mean(-1), weight, valid).to(samples.dtype)
+    found = _between(distances, label.unsqueeze(-1), nearest, weight.dtype)
+    return mean_of(found.mean(-1), weight, valid).to(samples.dtype)
 
 
 @takes_arrays
-def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor) -> Tensor:
+def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor | Tree) -> Tensor:
     """Mean distance between prediction and label over the mistakes alone.
 
     A classifier may make it smaller by making more mistakes, if those are mild: read it beside the accuracy, or read
@@ -119,7 +114,8 @@ def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor) -> 
     Args:
         predictions: int64 [...], in [0, K).
         labels: int64 [...], in [0, K).
-        distances: [K, K], row = label, column = prediction; see `tree_distances`.
+        distances: [K, K], row = label, column = prediction; see `tree_distances`. Or a tree: its heights, without a
+            table of all pairs.
 
     Returns:
         0-dim, in the distances' unit and dtype (float32 where they are whole numbers or half precision); NaN where
@@ -137,12 +133,12 @@ def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor) -> 
     check_labels("predictions", predictions)
     check_labels("labels", labels)
     check_same_shape("labels", labels, "predictions", predictions.shape)
-    num_classes = check_distances(distances)
+    num_classes = _check_distances(distances)
     predicted, label = predictions.reshape(-1), labels.reshape(-1)
     valid = ((predicted >= 0) & (predicted < num_classes) & (label >= 0) & (label < num_classes)).all()
-    table = distances.detach().to(label.device, wide_dtype(label))
-    found = table[label.clamp(0, num_classes - 1), predicted.clamp(0, num_classes - 1)]
+    ends = label.clamp(0, num_classes - 1), predicted.clamp(0, num_classes - 1)
+    found = _between(distances, *ends, wide_dtype(label))
     mistaken = predicted != label
     total = torch.where(mistaken, found, torch.zeros_like(found)).sum()
-    dtype = torch.float64 if distances.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if isinstance(distances, Tree) or distances.dtype == torch.float64 else torch.float32
     return nan_unless(valid, total / mistaken.sum()).to(dtype)

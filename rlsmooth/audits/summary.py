@@ -19,6 +19,7 @@ from rlsmooth.audits.ordinal import average_mean_absolute_error, mean_absolute_e
 from rlsmooth.audits.selective import risk_coverage
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import log_probabilities
+from rlsmooth.targets import Tree
 
 DISTANCES_AT = (1, 5, 20)
 
@@ -28,7 +29,7 @@ def classification_summary(
     logits: Tensor,
     labels: Tensor,
     *,
-    distances: Tensor | None = None,
+    distances: Tensor | Tree | None = None,
     ordered: bool = False,
     temperature: float | Tensor | None = None,
     num_bins: int = 15,
@@ -49,7 +50,8 @@ def classification_summary(
     Args:
         logits: float [..., K].
         labels: int64 [...], in [0, K).
-        distances: [K, K] between classes, row = label, column = prediction; see `tree_distances`.
+        distances: [K, K] between classes, row = label, column = prediction, see `tree_distances`; or a tree: its
+            heights, without a table of all pairs.
         ordered: whether the classes are ordered.
         temperature: the logits are divided by it first; see `fit_temperature`.
         num_bins: of the calibration errors.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +96,15 @@ class EpisodeView:
         first = self._ends - self.lengths
         return np.asarray(self.base[index - first[episode] + self.starts[episode]])
 
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The (start, stop) ranges of `base` that the entries from `start` up to `stop` are in."""
+        for episode in range(int(np.searchsorted(self._ends, start, side="right")), len(self._ends)):
+            end, length = int(self._ends[episode]), int(self.lengths[episode])
+            if end - length >= stop:
+                return
+            shift = int(self.starts[episode]) - (end - length)
+            yield max(start, end - length) + shift, min(stop, end) + shift
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("copy=False is not possible: the episodes of an EpisodeView lie apart in its file.")
@@ -125,6 +136,38 @@ def chunks(array: Array) -> Iterator[tuple[int, int]]:
     step = max(1, CHUNK_BYTES // entry_bytes)
     for start in range(0, len(array), step):
         yield start, min(start + step, len(array))
+
+
+@contextlib.contextmanager
+def reading_ahead(values: Sequence[Array], ranges: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Have the system read ranges of entries from the disk, and nothing around what the block reads.
+
+    Left to itself it may read megabytes around each entry. Arrays in memory are left alone.
+
+    Args:
+        values: arrays with one entry per transition.
+        ranges: (start, stop) of the entries that will be read, sooner or later.
+    """
+    mappings: list[mmap.mmap] = []
+    for array in values if hasattr(mmap, "MADV_RANDOM") else ():
+        base = array.base if isinstance(array, EpisodeView) else array
+        owner: Any = base
+        while isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base
+        if not isinstance(owner, mmap.mmap) or not base.flags.c_contiguous or not base.nbytes:
+            continue
+        offset, size = base.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data, base.nbytes // len(base)
+        for each in ranges:
+            for start, stop in array.runs(*each) if isinstance(array, EpisodeView) else (each,):
+                first = (offset + start * size) // mmap.PAGESIZE * mmap.PAGESIZE
+                owner.madvise(mmap.MADV_WILLNEED, first, offset + stop * size - first)
+        owner.madvise(mmap.MADV_RANDOM)
+        mappings.append(owner)
+    try:
+        yield
+    finally:
+        for mapping in mappings:
+            mapping.madvise(mmap.MADV_NORMAL)
 
 
 def readable(array: AnyArray) -> AnyArray:

@@ -12,17 +12,17 @@ from rlsmooth.checks import check_choice
 from rlsmooth.losses.arguments import Reduction, as_labels, as_target, check_logits, check_weight, compute_dtype, reduce
 from rlsmooth.losses.closed_form import (
     Weights,
-    cross_entropy_rows,
     inner_with_target,
     label_rows,
     legal_logits,
     policy_divergence_rows,
     product,
+    reduced_cross_entropy,
     row_blocks,
     shift,
     target_entropies,
 )
-from rlsmooth.targets.target import Reference, Target, is_traced
+from rlsmooth.targets.target import Reference, Target
 
 
 def cross_entropy(
@@ -66,11 +66,7 @@ def cross_entropy(
         rows = label_rows(logits, as_labels(target, logits))
         if rows is not None:
             return reduce(rows, None, reduction)
-    target = as_target(target, logits)
-    if weight is not None and is_traced():
-        logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
-    rows = cross_entropy_rows(logits, target, legal, ignore_rows=weight is not None)
-    return reduce(rows, weight, reduction)
+    return reduced_cross_entropy(logits, as_target(target, logits), legal, weight, reduction)
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None, reduction: Reduction = "none") -> Tensor:
@@ -140,7 +136,7 @@ def kl_divergence(
     if direction == "policy_to_reference":
         return reduce(_policy_to_reference(logits, reference, legal), None, reduction)
     goal = uniform_over_legal(logits, legal) if reference is None else reference
-    rows = cross_entropy_rows(logits, goal, legal)
+    rows = reduced_cross_entropy(logits, goal, legal)
     return reduce(rows - target_entropies(goal).to(rows.dtype), None, reduction)
 
 

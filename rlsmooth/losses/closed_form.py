@@ -10,24 +10,33 @@ and a policy `p = softmax(x)` has, with `s = log p - log q`,
     F        = sum_k p(k) s(k)                                    (the negative entropy where q is left out)
     gradient = p · (s - F).
 
-Rows are taken in blocks that fit the cache, so that what is written besides the gradient stays small.
+Rows are taken in blocks that fit the cache, so that what is written besides the gradient stays small. A cross-entropy's
+gradient is made in the forward pass, while its block is in the cache: torch's one `softmax` a block is written straight
+into the gradient's memory and finished there. On the CPU an `exp` that meets -inf or underflow costs several times a
+softmax, and `masked_fill` and `where` ten times a bitwise operation: neither is used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import suppress
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlsmooth.losses.arguments import compute_dtype
+from rlsmooth.losses.arguments import Reduction, compute_dtype, reduce
 from rlsmooth.targets.target import Reference, Target, is_traced
 
 _BLOCK_ELEMENTS = {"cpu": 1 << 19}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 23
 _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
+_SHORT = 32  # classes; torch's softmax and its sums take each row by itself: slow where rows are shorter than this
+_INTEGERS = {torch.float32: (torch.int32, -(1 << 23)), torch.float64: (torch.int64, -(1 << 52))}  # and -inf's bits
+_FEW_ELEMENTS = 1 << 17
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
@@ -41,6 +50,13 @@ def row_blocks(logits: Tensor, share: int = 1) -> Iterator[slice]:
     size = max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS_ELSEWHERE) // classes // share)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
+
+
+def _share_of_a_block(logits: Tensor) -> int:
+    """What makes the memory besides a cross-entropy's gradient small beside it too, where few blocks are needed."""
+    if logits.device.type != "cpu":
+        return 1
+    return max(1, _BLOCK_ELEMENTS["cpu"] // max(logits.numel() // 6, _FEW_ELEMENTS))
 
 
 def legal_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -132,83 +148,291 @@ def inner_with_target(shifted: Tensor, target: Target, weights: Weights) -> Tens
     return result
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Per-row cross-entropy of `[B, K]` logits."""
+def legal_bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A whole number a class, all of whose bits are set where it is legal: by bits a selection costs a tenth.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Target, mask: Tensor | None, ignore_rows: bool) -> Tensor:
-        kept: tuple[Tensor | None, ...] = ()
-        ctx.target, ctx.mask, ctx.ignore_rows = target, mask, ignore_rows
-        losses = []
-        for rows in row_blocks(logits):
-            whole = rows.stop - rows.start == len(logits)
-            part = target if whole else target[rows]
-            values = legal_logits(logits if whole else logits[rows], mask if mask is None or whole else mask[rows])
-            weights = Weights.of(part, values.dtype)
-            shifted = shift(values)
-            inner = inner_with_target(shifted, part, weights)
-            exponentials = shifted.exp_()
-            total = exponentials.sum(-1)
-            losses.append(weights.mass * total.log() - inner)
-            if whole:  # small enough to be kept, which saves the backward pass its first half
-                kept = exponentials, total, *weights
-        ctx.save_for_backward(logits, *kept)
-        if not losses:
-            return logits.new_zeros(0, dtype=compute_dtype(logits.dtype))
-        return losses[0] if len(losses) == 1 else torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, *kept = ctx.saved_tensors
-        target, mask = ctx.target, ctx.mask
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted: write it out
-            return _differentiable_gradient(logits, target, mask, ctx.ignore_rows, upstream), None, None, None
-        if kept:
-            exponentials, total, *rest = kept
-            gradient = _gradient(exponentials, total, Weights(*rest), target, mask, ctx.ignore_rows, upstream)
-            return gradient.to(logits.dtype), None, None, None
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for rows in row_blocks(logits):
-            part, part_mask = target[rows], None if mask is None else mask[rows]
-            values = legal_logits(logits[rows], part_mask)
-            exponentials = shift(values).exp_()
-            weights = Weights.of(part, values.dtype)
-            gradient[rows] = _gradient(
-                exponentials, exponentials.sum(-1), weights, part, part_mask, ctx.ignore_rows, upstream[rows]
-            )
-        return gradient, None, None, None
+    Not on the CPU: a bool, True where illegal.
+    """
+    if mask.device.type != "cpu":
+        return ~mask
+    return mask.to(_INTEGERS[dtype][0]).neg_()
 
 
-def _gradient(
-    exponentials: Tensor,
-    total: Tensor,
-    weights: Weights,
+def keep_legal(values: Tensor, bits: Tensor, fill: float, out: Tensor | None = None) -> Tensor:
+    """The values where legal and `fill`, 0 or -inf, elsewhere, whatever is there."""
+    if bits.dtype == torch.bool:
+        if out is None:
+            return values.masked_fill(bits, fill)
+        return (values if out is values else out.copy_(values)).masked_fill_(bits, fill)
+    source, result = values.view(bits.dtype), None if out is None else out.view(bits.dtype)
+    if fill == 0:
+        kept = torch.bitwise_and(source, bits, out=result)
+    else:
+        infinity = _INTEGERS[values.dtype][1]
+        kept = torch.bitwise_xor(source, infinity, out=result).bitwise_and_(bits).bitwise_xor_(infinity)
+    return kept.view(values.dtype) if out is None else out
+
+
+def exponentials_(shifted: Tensor) -> Tensor:
+    """`exp c` in place, exactly 0 below the smallest of normal numbers, where `exp` is slow."""
+    smallest = torch.finfo(shifted.dtype).tiny
+    return torch.threshold_(shifted.clamp_(min=math.log(smallest) + 1).exp_(), 3 * smallest, 0.0)
+
+
+class _Slopes(NamedTuple):
+    """What a gradient `f · (M · softmax(x) - q)` is made of besides the softmax, a column each."""
+
+    mass: Tensor  # [B, 1]
+    background: Tensor | None  # [B, 1], times the scale of a uniform reference
+    atoms: Tensor  # [B, A], the weights times -f
+    cancelled: Tensor | None  # bool [B, A]: where an atom takes off all that the background adds; None: nowhere
+    kept: Tensor | None  # [B, 1], as `legal_bits`: the rows that are not ignored; None: all
+
+
+def _slopes(target: Target, weights: Weights, q: Tensor | None, factor: Tensor | float, ignore_rows: bool) -> _Slopes:
+    background, reference = weights.background, target.reference
+    if background is not None and reference is not None and reference.kind == "uniform" and reference.scale is not None:
+        background = background * reference.scale.to(background.dtype)
+    column = factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.ndim else factor
+    return _Slopes(
+        (weights.mass * factor).unsqueeze(-1),
+        None if background is None else (background * factor).unsqueeze(-1),
+        weights.atoms * -column,
+        None if q is None else q == 0,
+        legal_bits(column != 0, weights.mass.dtype) if ignore_rows and isinstance(column, Tensor) else None,
+    )
+
+
+def rows_and_gradient(
+    logits: Tensor,
     target: Target,
     mask: Tensor | None,
-    ignore_rows: bool,
-    upstream: Tensor,
+    factor: Tensor | float = 1.0,
+    *,
+    wants_gradient: bool = True,
+    ignore_rows: bool = False,
+    guarded: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Per-row cross-entropies, and `factor` times their gradients, without autograd.
+
+    Args:
+        logits: `[B, K]`.
+        target: of batch shape `[B]`.
+        mask: bool `[B, K]`, or None.
+        factor: one number, or one a row, `[B]`.
+        wants_gradient: False saves what only the gradient needs.
+        ignore_rows: rows whose `factor`, `[B]`, is 0 get a gradient of exactly 0 even where their logits are NaN.
+        guarded: expect a logit of -inf where the background is 0. On the CPU that is found out otherwise.
+
+    Returns:
+        `[B]` in float32 or better, and `[B, K]` in the logits' dtype, or None.
+    """
+    dtype, reference = compute_dtype(logits.dtype), target.reference
+    reference = None if reference is None else reference.with_table_in(dtype, len(logits))
+    guarded = guarded or mask is not None or logits.device.type != "cpu"
+    blocks = list(row_blocks(logits, _share_of_a_block(logits)))
+    weights, q = Weights.of(target, dtype), None
+    atoms = weights.atoms
+    if target.weights_may_cancel and reference is not None and atoms.shape[-1] and blocks:
+        q = torch.cat([target[rows].at_atoms() for rows in blocks])
+        atoms = once_a_class(target.atom_indices, q.to(dtype))
+    slopes = _slopes(target, weights, q, factor, ignore_rows) if wants_gradient else None
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if wants_gradient else None
+    shape = (blocks[0].stop if blocks else 0, logits.shape[-1])
+    shifted = logits.new_empty(shape, dtype=dtype)  # made once: new memory costs as much as the arithmetic
+    result = gradient if gradient is not None and gradient.dtype == dtype else torch.empty_like(shifted)
+    parts = []
+    for rows in blocks:
+        count = rows.stop - rows.start
+        of_rows = _whole if len(blocks) == 1 else itemgetter(rows)
+        found = _read_block(
+            of_rows(logits),
+            of_rows(target.atom_indices),
+            reference if reference is None or reference.is_plain_uniform else reference.index(of_rows),
+            None if mask is None else of_rows(mask),
+            shifted[:count],
+            of_rows(result) if result is gradient else result[:count],
+            None if slopes is None else _Slopes._make(None if part is None else of_rows(part) for part in slopes),
+            cancels=q is not None,
+            guarded=guarded,
+        )
+        parts.append(found)
+        if gradient is not None and result is not gradient:
+            gradient[rows] = result[:count]
+    if not parts:
+        return shifted.new_zeros(0), gradient
+    log_sums, at_atoms, inner = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    is_general = reference is not None and reference.kind != "uniform"
+    if is_general and not guarded and inner.isnan().any().numpy():  # read as in `_written_out_loss`
+        options: dict[str, Any] = {"wants_gradient": wants_gradient, "ignore_rows": ignore_rows}
+        return rows_and_gradient(logits, target, mask, factor, guarded=True, **options)
+    return weights.mass * log_sums - _with_target(at_atoms, atoms, inner, weights.background, reference), gradient
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _with_target(
+    at_atoms: Tensor, atoms: Tensor, inner: Tensor, background: Tensor | None, reference: Reference | None
 ) -> Tensor:
-    """`upstream · (M · e^c / d - q)`, `[B, K]`."""
-    gradient = exponentials * (weights.mass * upstream / total).unsqueeze(-1)
-    if weights.background is not None and target.reference is not None:
-        background = (weights.background * upstream).unsqueeze(-1)
-        if target.reference.is_plain_uniform:
-            gradient.sub_(background, alpha=1 / target.num_classes)
-        else:
-            gradient.addcmul_(target.reference.block(gradient.dtype), background, value=-1)
-    places = target.atom_indices
-    if places.shape[-1]:
-        gradient.scatter_add_(-1, places, weights.atoms * -upstream.unsqueeze(-1))
-        if weights.background is not None and target.weights_may_cancel:
-            # Where an atom takes off all that the background put on its class, rounding must not stay.
-            slope = exponentials.gather(-1, places) * (weights.mass * upstream / total).unsqueeze(-1)
-            cancelled = target.at_atoms() == 0
-            gradient.scatter_(-1, places, torch.where(cancelled, slope, gradient.gather(-1, places)))
+    """`<q, c>`, `[B]`, of what `_read_block` found."""
+    on_atoms = sum_atoms(product(atoms, at_atoms))
+    if background is None or reference is None:
+        return on_atoms
+    if reference.is_plain_uniform:
+        inner = inner * (1 / reference.num_classes)
+    elif reference.kind == "uniform" and reference.scale is not None:
+        inner = inner * reference.scale.to(inner.dtype)
+    result = product(background, inner)
+    return result + on_atoms if atoms.shape[-1] else result
+
+
+def _read_block(
+    logits: Tensor,
+    places: Tensor,
+    reference: Reference | None,
+    mask: Tensor | None,
+    shifted: Tensor,
+    result: Tensor,
+    slopes: _Slopes | None,
+    *,
+    cancels: bool,
+    guarded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`log d` `[n]`, `c` at the atoms `[n, A]` and `<r, c>` `[n]` of a block, whose gradient is left in `result`.
+
+    A uniform `r` counts as 1 wherever it is not 0, and without a background `<r, c>` is `log d`.
+    """
+    values = logits.to(shifted.dtype)
+    bits = among = r = None
     if mask is not None:
-        gradient.masked_fill_(~mask, 0.0)
-    if ignore_rows:  # selected, not multiplied: an ignored row may hold NaN
-        gradient.masked_fill_((upstream == 0).unsqueeze(-1), 0.0)
-    return gradient
+        bits = legal_bits(mask, shifted.dtype)
+        values = keep_legal(values, bits, -torch.inf, shifted)
+    torch.sub(values, values.amax(-1, keepdim=True), out=shifted)
+    at_atoms = shifted.gather(-1, places)
+    inner = None
+    if reference is not None:
+        if cancels:  # in place, and put back
+            shifted.scatter_(-1, places, 0.0)
+        if reference.kind != "uniform":
+            r = reference.block(shifted.dtype)
+            if guarded:
+                inner = torch.mul(r, shifted, out=result)
+                inner = inner.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1)
+            else:
+                inner = shifted @ r if r.ndim == 1 else torch.mul(r, shifted, out=result).sum(-1)
+        elif reference.mask is None:
+            inner = shifted.sum(-1)
+        else:
+            same = mask is not None and _is_same_memory(mask, reference.mask)
+            among = bits if bits is not None and same else legal_bits(reference.mask, shifted.dtype)
+            inner = keep_legal(shifted, among, 0.0, result).sum(-1)
+        if cancels:
+            shifted.scatter_(-1, places, at_atoms)
+    if logits.shape[-1] < _SHORT:
+        exponentials = exponentials_(shifted)
+        total = exponentials.sum(-1)
+        log_sum = total.log()
+        if slopes is not None:
+            torch.mul(exponentials, slopes.mass / total.unsqueeze(-1), out=result)
+    else:
+        log_sum = torch.softmax(shifted, -1, out=result).amax(-1).log().neg_()  # the largest exponential is 1
+        if slopes is not None:
+            result.mul_(slopes.mass)
+    if guarded and r is not None:
+        log_sum = log_sum + 0.0 * r.sum(-1)  # a NaN of the target stays
+    if slopes is not None:
+        _take_off(result, shifted, places, r, among, bits, slopes)
+    return log_sum, at_atoms, log_sum if inner is None else inner
+
+
+def _take_off(
+    result: Tensor,
+    spare: Tensor,
+    places: Tensor,
+    r: Tensor | None,
+    among: Tensor | None,
+    bits: Tensor | None,
+    slopes: _Slopes,
+) -> None:
+    """Take `q` off, in place, and leave 0 where a class is illegal or a row ignored."""
+    alone = None if slopes.cancelled is None else result.gather(-1, places)
+    if slopes.background is not None:
+        if r is not None:
+            result.addcmul_(r, slopes.background, value=-1)
+        elif among is None or among is bits:  # what that puts on illegal classes leaves below
+            result.sub_(slopes.background, alpha=1 / result.shape[-1] if among is None else 1.0)
+        else:
+            result.sub_(keep_legal(spare.copy_(slopes.background), among, 0.0, spare))
+    if places.shape[-1]:
+        result.scatter_add_(-1, places, slopes.atoms)
+    if alone is not None and slopes.cancelled is not None:  # rounding must not stay there
+        result.scatter_(-1, places, torch.where(slopes.cancelled, alone, result.gather(-1, places)))
+    for keep in (bits, slopes.kept):
+        if keep is not None:  # selected, not multiplied: there may be NaN
+            keep_legal(result, keep, 0.0, result)
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of `[B, K]` logits, reduced or not; `weight`, `[B]`, has no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Target, mask: Tensor | None, weight: Tensor | None, reduction: Reduction
+    ) -> Tensor:
+        dtype = compute_dtype(logits.dtype)
+        ctx.factor = _reduction_factor(len(logits), weight, reduction)
+        ctx.target, ctx.mask, ctx.ignore_rows = target, mask, weight is not None
+        ctx.save_for_backward(logits)
+        # Half precision is rounded once, with all factors in, and those of the backward pass are not known yet.
+        now = ctx.needs_input_grad[0] and logits.dtype == dtype
+        rows, ctx.gradient = rows_and_gradient(
+            logits, target, mask, ctx.factor, wants_gradient=now, ignore_rows=ctx.ignore_rows
+        )
+        return reduce(rows, weight, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (logits,) = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None  # given away: who gets it may change it
+        if not torch.is_grad_enabled() and not is_traced():
+            with suppress(RuntimeError):  # upstream gradients in a batch (`is_grads_batched`) do not fit into one
+                return _CrossEntropy._times(ctx, logits, gradient, upstream), None, None, None, None
+        rows = (upstream * ctx.factor).expand(len(logits))  # a graph of the gradient is wanted, or many gradients
+        gradient = _differentiable_gradient(logits, ctx.target, ctx.mask, ctx.ignore_rows, rows)
+        return gradient, None, None, None, None
+
+    @staticmethod
+    def _times(ctx: Any, logits: Tensor, gradient: Tensor | None, upstream: Tensor) -> Tensor:
+        """The gradient times `upstream`, in its own memory."""
+        factor = ctx.factor
+        if logits.dtype != compute_dtype(logits.dtype):
+            factor, upstream = (upstream * factor).expand(len(logits)), upstream.new_ones(())
+        if gradient is None:
+            _, gradient = rows_and_gradient(logits, ctx.target, ctx.mask, factor, ignore_rows=ctx.ignore_rows)
+        assert gradient is not None
+        if upstream.ndim:
+            gradient.mul_(upstream.unsqueeze(-1))
+            if ctx.ignore_rows:
+                keep_legal(gradient, legal_bits(upstream != 0, gradient.dtype).unsqueeze(-1), 0.0, gradient)
+        elif upstream.device.type != "cpu" or upstream.numpy() != 1:  # read as in `_written_out_loss`
+            gradient.mul_(upstream)
+        return gradient
+
+
+def _reduction_factor(rows: int, weight: Tensor | None, reduction: Reduction) -> Tensor | float:
+    """What `reduce` multiplies a row's loss by: one number, or with `weight` one a row."""
+    if weight is None:
+        return 1 / rows if reduction == "mean" and rows else 1.0
+    if reduction != "mean":
+        return weight
+    total = weight.sum()
+    return 1 / torch.where(total != 0, total, 1.0) * weight
 
 
 def _differentiable_gradient(
@@ -281,30 +505,44 @@ def _divergence_terms(logits: Tensor, q: Target | None, mask: Tensor | None) -> 
     return exponentials / total, torch.where(exponentials > 0, score, 0.0), total.squeeze(-1).log()
 
 
-def cross_entropy_rows(logits: Tensor, target: Target, mask: Tensor | None, *, ignore_rows: bool = False) -> Tensor:
-    """Per-row cross-entropy, `[...]`, in float32 or better.
+def reduced_cross_entropy(
+    logits: Tensor,
+    target: Target,
+    mask: Tensor | None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "none",
+) -> Tensor:
+    """Cross-entropy in float32 or better, per row or reduced.
 
     Args:
         logits: `[..., K]`.
         target: of the same batch shape.
         mask: bool `[..., K]`, or None.
-        ignore_rows: rows whose upstream gradient is 0 get a gradient of exactly 0 even where their logits are NaN.
+        weight: `[...]`, or None.
+        reduction: as `reduce`.
     """
-    if is_traced():
-        return _fusible_rows(logits, target, mask)
-    if not ignore_rows and _is_small(logits):
-        if target.is_positive_probabilities and mask is None:
-            return _probability_rows(logits, target)
-        if target.reference is not None and target.reference.kind == "dense" and not target.atom_indices.shape[-1]:
-            return _written_out_rows(logits, target, mask)
-    if logits.ndim == 2:
-        rows: Tensor = _CrossEntropy.apply(logits, target, mask, ignore_rows)  # type: ignore[no-untyped-call]
-        return rows
     classes, batch_shape = logits.shape[-1], logits.shape[:-1]
-    flat_mask = None if mask is None else mask.reshape(-1, classes)
-    flat_logits, flat_target = logits.reshape(-1, classes), target.reshape(batch_shape.numel())
-    rows = _CrossEntropy.apply(flat_logits, flat_target, flat_mask, ignore_rows)  # type: ignore[no-untyped-call]
-    return rows.reshape(batch_shape)
+    if is_traced():
+        if weight is not None:
+            logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
+        return reduce(_fusible_rows(logits, target, mask), weight, reduction)
+    if weight is None and mask is None and target.is_positive_probabilities and _is_small(logits):
+        return reduce(_probability_rows(logits, target), None, reduction)
+    if logits.ndim != 2:
+        logits, target = logits.reshape(-1, classes), target.reshape(batch_shape.numel())
+        mask = None if mask is None else mask.reshape(-1, classes)
+    weight = None if weight is None else weight.reshape(-1).to(compute_dtype(logits.dtype))
+    if weight is not None and weight.requires_grad:
+        kept = (weight.detach() != 0).to(weight.dtype)
+        found: Tensor = _CrossEntropy.apply(logits, target, mask, kept, "none")  # type: ignore[no-untyped-call]
+        found = reduce(found, weight, reduction)
+    else:
+        own = _written_out_loss(logits, target, mask, weight, reduction) if _is_few(logits, mask) else None
+        if own is not None:
+            found = own
+        else:
+            found = _CrossEntropy.apply(logits, target, mask, weight, reduction)  # type: ignore[no-untyped-call]
+    return found.reshape(batch_shape) if reduction == "none" else found
 
 
 def _is_small(logits: Tensor) -> bool:
@@ -336,14 +574,51 @@ def _probability_rows(logits: Tensor, target: Target) -> Tensor:
     return rows.reshape(logits.shape[:-1])
 
 
-def _written_out_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:
-    """`-sum_k q(k) log p(k)` in torch's own operations: a third of the steps of the closed form."""
-    assert target.reference is not None
-    assert target.background_weight is not None
-    log_p = legal_logits(logits, mask).log_softmax(-1)
-    q = target.reference.block(log_p.dtype) * target.background_weight.to(log_p.dtype).unsqueeze(-1)
-    rows = -torch.where(q != 0, q * log_p, 0.0).sum(-1)
-    return torch.where(log_p[..., 0].isnan(), torch.nan, rows)
+def _is_few(logits: Tensor, mask: Tensor | None) -> bool:
+    """Whether `_written_out_loss` is the quickest for these `[B, K]` logits; only on the CPU, which may be read."""
+    rows, classes = logits.shape
+    most = _FEW_ELEMENTS if mask is None else _FEW_ELEMENTS >> 2
+    return 0 < logits.numel() <= most and (rows <= 1024 or classes >= 16) and logits.device.type == "cpu"
+
+
+def _written_out_loss(
+    logits: Tensor, target: Target, mask: Tensor | None, weight: Tensor | None, reduction: Reduction
+) -> Tensor | None:
+    """torch's own loss of `q` written out, the fewest steps; None at its edges, where `0 · -inf` made it NaN.
+
+    The result is read, which waits for nothing on the CPU. It is read through numpy, so that a search for what waits
+    for a device finds only that.
+    """
+    values = logits.to(compute_dtype(logits.dtype))
+    q = _written_out(target, values.dtype, _reduction_factor(len(logits), weight, reduction))
+    if mask is not None:
+        illegal = ~mask
+        if torch.logical_and(q, illegal).any().numpy():
+            return None
+        values = values.masked_fill(illegal, torch.finfo(values.dtype).min / 2)  # times 0, which must not be NaN
+    loss = F.cross_entropy(values, q, reduction="none" if reduction == "none" else "sum")
+    number = loss.detach()
+    return loss if math.isfinite((number.sum() if number.ndim else number).numpy()) else None
+
+
+def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
+    """`q` times `factor`, one number or one a row, `[B, K]`."""
+    reference, background, atoms = target.reference, target.background_weight, target.atom_weights
+    shape = (*target.batch_shape, target.num_classes)
+    column = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
+    if reference is None or background is None:
+        q = atoms.new_zeros(shape, dtype=dtype)
+    elif target.weights_may_cancel and atoms.shape[-1]:
+        return (target.dense(atoms.dtype) * column).to(dtype)
+    elif reference.is_plain_uniform:
+        share = (background * (factor / target.num_classes)).to(dtype)
+        q = share.unsqueeze(-1).expand(shape).contiguous()
+    elif reference.kind == "uniform" and reference.mask is not None and reference.scale is not None:
+        q = reference.mask * (background * (reference.scale * factor)).to(dtype).unsqueeze(-1)
+    else:
+        block = reference.with_table_in(dtype, shape[0]).block(dtype)
+        q = block * (background * factor).to(dtype).unsqueeze(-1)
+    return q.scatter_add_(-1, target.atom_indices, (atoms * column).to(dtype)) if atoms.shape[-1] else q
 
 
 def _fusible_rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:

@@ -45,6 +45,22 @@ def log_probabilities(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return values.log_softmax(-1)
 
 
+def normalised_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`(logits - logsumexp(logits), logsumexp(logits))`, `[..., K]` and `[..., 1]`, as torch's `Categorical` has them.
+
+    Unlike `log_probabilities`, unchecked, and with the last bit of `Categorical`: for what must equal it bit for bit.
+
+    Args:
+        logits: `[..., K]`.
+
+    Example:
+        >>> normalised_logits(torch.zeros(1, 2))
+        (tensor([[-0.6931, -0.6931]]), tensor([[0.6931]]))
+    """
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    return logits - total, total
+
+
 def entropy_of(log_probs: Tensor) -> Tensor:
     """`-sum_k p(k) log p(k)` in nats, `[...]`, with `0 log 0 = 0` in value and gradient.
 

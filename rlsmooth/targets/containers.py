@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from rlsmooth.targets.gaussian import GaussianTarget
+from rlsmooth.targets.intervals import TreeIntervals
 from rlsmooth.targets.smoothing import Smoothing
 from rlsmooth.targets.target import Reference, Target
 from rlsmooth.targets.tree import Tree
@@ -53,7 +54,7 @@ def _collate_smoothings(batch: Sequence[Smoothing], *, collate_fn_map: object = 
 
 
 # Constructors of data classes, without code of a file's own.
-torch.serialization.add_safe_globals([Target, Reference, GaussianTarget, Smoothing, Tree])
+torch.serialization.add_safe_globals([Target, Reference, TreeIntervals, GaussianTarget, Smoothing, Tree])
 _as_pytree(Target, lambda _: ("atom_indices", "atom_weights", "background_weight", "reference"))
 _as_pytree(Reference, lambda reference: reference.row_names)
 _as_pytree(GaussianTarget, lambda _: ("actions", "atom_weight", "background_weight"))

@@ -84,11 +84,11 @@ class GaussianTarget:
         def select(tensor: Tensor) -> Tensor:
             return tensor[index]
 
-        return self._map_rows(select)
+        return self.map_rows(select)
 
     def with_batch_axis(self) -> GaussianTarget:
         """The same as a batch of one: a first axis of size 1."""
-        return self._map_rows(lambda tensor: tensor.unsqueeze(0))
+        return self.map_rows(lambda tensor: tensor.unsqueeze(0))
 
     def to(self, device: torch.device | str) -> GaussianTarget:
         """The same target on another device."""
@@ -100,7 +100,8 @@ class GaussianTarget:
             self.reference_std.to(device),
         )
 
-    def _map_rows(self, select: Callable[[Tensor], Tensor]) -> GaussianTarget:
+    def map_rows(self, select: Callable[[Tensor], Tensor]) -> GaussianTarget:
+        """The target of the rows that `select` takes from each tensor of theirs."""
         return GaussianTarget(
             select(self.actions),
             select(self.atom_weight),

@@ -104,7 +104,7 @@ def uniform(
         if spread == "others":
             background = level * (num_classes / (num_classes - 1) if num_classes > 1 else 0.0)
     else:
-        legal = mask.sum(-1).to(level.dtype)
+        legal = mask.sum(-1, dtype=torch.int32).to(level.dtype)  # a sum in int64 writes all of that
         reference = Reference(num_classes, mask=mask, scale=1 / legal)
         each = 1 / legal
         if spread == "others":

@@ -16,7 +16,7 @@ from rlsmooth.targets.arguments import Labels, check_alpha, check_ordinal_parame
 from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows
 from rlsmooth.targets.labelled import from_prior, one_hot, uniform
-from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows
+from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows, hierarchical
 from rlsmooth.targets.target import Target, from_array, is_traced, weight_dtype
 from rlsmooth.targets.tree import Tree
 
@@ -141,6 +141,9 @@ class Smoothing:
         if isinstance(self.reference, str) and self.reference == "uniform":
             assert alpha is not None
             return uniform(labels, num_classes, alpha, self.spread, mask=mask, validate=validate)
+        if isinstance(self.reference, Tree):
+            self._check_size(self.reference.num_classes, num_classes)
+            return hierarchical(labels, self.reference, alpha, self.decay, mask=mask, validate=validate)
         steep = mask is not None and self._is_steep(num_classes, alpha is None)
         form: dict[str, Any] = {"mask": mask, "validate": validate, "in_logarithms": steep}
         if isinstance(self.reference, Tensor) and self.reference.ndim == 1:
@@ -153,11 +156,8 @@ class Smoothing:
         key = (num_classes, include_label)
         found = self._steepness.get(key)
         if found is None:
-            if isinstance(self.reference, Tree):
-                found = self.reference.is_steep(self.decay)
-            else:
-                table = self._make_table(num_classes, include_label, in_logarithms=True)
-                found = is_steep(table.log() if table.ndim == 1 else table)
+            table = self._make_table(num_classes, include_label, in_logarithms=True)
+            found = is_steep(table.log() if table.ndim == 1 else table)
             if not is_traced():
                 self._steepness[key] = found
         return found
@@ -189,14 +189,16 @@ class Smoothing:
                 in_logarithms,
             )
             return table
-        size = self.reference.num_classes if isinstance(self.reference, Tree) else self.reference.shape[-1]
-        if size != num_classes:
-            raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
-        if isinstance(self.reference, Tree):
-            return self.reference.kernel(self.decay, include_label=include_label, in_logarithms=in_logarithms)
+        assert isinstance(self.reference, Tensor)
+        self._check_size(self.reference.shape[-1], num_classes)
         if self.reference.ndim == 1:
             return self.reference.detach()
         return off_label_rows(self.reference, in_logarithms=in_logarithms)
+
+    @staticmethod
+    def _check_size(size: int, num_classes: int) -> None:
+        if size != num_classes:
+            raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other)

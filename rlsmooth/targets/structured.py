@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_choice, check_in_range
-from rlsmooth.targets.arguments import Alpha, Labels, to_labels
+from rlsmooth.checks import check_choice
+from rlsmooth.targets.arguments import Alpha, Labels, check_labels, to_labels, values_can_be_checked
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows, ordinal_kernel
 from rlsmooth.targets.labelled import around_label
 from rlsmooth.targets.target import Reference, Target, is_traced, weight_dtype
@@ -80,9 +80,11 @@ def hierarchical(
     """
     if not isinstance(tree, Tree):
         raise TypeError(f"tree must be a rlsmooth.targets.Tree, got {type(tree).__name__}: see Tree.from_nested.")
-    steep = mask is not None and tree.is_steep(check_in_range("decay", decay, 0.0))
-    rows = tree.kernel(decay, include_label=alpha is None, in_logarithms=steep)
-    return from_rows(tree.to_labels(labels), rows, alpha, mask=mask, validate=validate, in_logarithms=steep)
+    labels = tree.to_labels(labels)
+    if values_can_be_checked(validate):
+        check_labels(labels, tree.num_classes)  # before they are looked up
+    reference, in_logarithms = tree.reference(labels, decay, include_label=alpha is None, masked=mask is not None)
+    return around_label(labels, reference, alpha, mask, validate=validate, in_logarithms=in_logarithms)
 
 
 def ordinal(

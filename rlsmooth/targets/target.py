@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -32,19 +33,21 @@ class Reference:
     | `"uniform"` | `1` under a mask, `1/K` without | none |
     | `"vector"` | `values[k]`: a prior | `values [K]` |
     | `"rows"` | `values[rows, k]`: a kernel's row | `values [R, K]`, `rows [...]` int64 |
+    | `"tree"` | `exp(values[d(rows, k)] - shift)`, d the edges between two classes | `values [D]`, `rows`, `shift` |
     | `"dense"` | `values[..., k]` | `values [..., K]` |
     | `"logits"` | `exp((values[..., k] - shift) / temperature)`, shift the row's maximum | `values`, `shift [...]` |
 
     With a `shift` (`[...]`), the values of `"vector"` and `"rows"` are logarithms too, and the base is
     `exp(values - shift)`: what a mask leaves of a steep table may be too small to be written out.
 
-    `mask` (bool `[..., K]`, True = legal) and `scale` (`[...]`, what renormalises over the legal classes) are optional.
+    `mask` (bool `[..., K]`, True = legal), `scale` (`[...]`, what renormalises over the legal classes) and `factors`
+    (`[K]`, by which each class is multiplied at last) are optional. `tree` is that of `"tree"`.
     `total` is each row's sum (`[...]`, or one number for all), None where it is 1 by construction. Two references are
     equal where all of this is.
     """
 
     num_classes: int
-    kind: Literal["uniform", "vector", "rows", "dense", "logits"] = "uniform"
+    kind: Literal["uniform", "vector", "rows", "tree", "dense", "logits"] = "uniform"
     values: Tensor | None = None
     rows: Tensor | None = None
     mask: Tensor | None = None
@@ -52,6 +55,8 @@ class Reference:
     shift: Tensor | None = None
     temperature: float = 1.0
     total: Tensor | None = None
+    tree: Any = None
+    factors: Tensor | None = None
 
     @property
     def is_plain_uniform(self) -> bool:
@@ -65,6 +70,12 @@ class Reference:
             if self.mask is None:
                 raise ValueError("A plain uniform reference has no block: use 1 / num_classes.")
             base = self.mask.to(dtype)
+        elif self.tree is not None:
+            assert self.rows is not None
+            base = self.tree.rows(self.rows, self._tree_values(dtype))
+            if self.mask is not None:
+                base = base.masked_fill(~self.mask, 0.0)
+            return base if self.factors is None else base * self.factors.to(dtype)
         else:
             assert self.values is not None
             base = self.values
@@ -76,7 +87,20 @@ class Reference:
                 base = base.masked_fill(~self.mask, 0.0)
         if self.scale is not None:
             base = base * self.scale.to(dtype).unsqueeze(-1)
-        return base
+        return base if self.factors is None else base * self.factors.to(dtype)
+
+    def _tree_values(self, dtype: torch.dtype) -> Tensor:
+        """The share of each distance, `[..., D]`; where a mask forbids the nearest it may be inf."""
+        assert self.values is not None
+        assert self.shift is not None
+        shares = (self.values - self.shift.unsqueeze(-1)).exp()
+        return (shares if self.scale is None else shares * self.scale.unsqueeze(-1)).to(dtype)
+
+    def with_table_in(self, dtype: torch.dtype, count: int) -> Reference:
+        """The same for `count` rows: a table that is no larger than they are is converted once and kept."""
+        if self.kind != "rows" or self.values is None or self.shift is not None or len(self.values) > count:
+            return self
+        return replace(self, values=_in_dtype(self.values, dtype))
 
     def dense(self, batch_shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """`r` written out, `[*batch_shape, K]`: the oracle."""
@@ -93,6 +117,9 @@ class Reference:
         else:
             if self.kind == "vector":
                 base = take_rows(self.values, indices)
+            elif self.tree is not None:
+                assert self.rows is not None
+                base = take_rows(self.values, self.tree.distances(self.rows.unsqueeze(-1), indices))
             elif self.kind == "rows":
                 assert self.rows is not None
                 base = take_rows(self.values.reshape(-1), self.rows.unsqueeze(-1) * self.num_classes + indices)
@@ -101,7 +128,8 @@ class Reference:
             base = base.to(dtype) if self.shift is None else self._softmax_terms(base, dtype)
         if self.mask is not None:
             base = base.masked_fill(~self.mask.gather(-1, indices), 0.0)
-        return base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+        base = base if self.scale is None else base * self.scale.to(dtype).unsqueeze(-1)
+        return base if self.factors is None else base * take_rows(self.factors, indices).to(dtype)
 
     def _softmax_terms(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """`exp((values - shift) / temperature)`, the difference taken in the wider dtype: float32 has no 1e8 + 1."""
@@ -111,7 +139,7 @@ class Reference:
         return (exponents if self.temperature == 1.0 else exponents / self.temperature).exp().to(dtype)
 
     def restricted(self, mask: Tensor, in_logarithms: bool) -> tuple[Reference, Tensor]:
-        """A `"vector"` or `"rows"` over the legal classes alone, renormalised, and where any has a share, `[...]`.
+        """One of labels or a prior over the legal classes alone, renormalised, and where any has a share, `[...]`.
 
         In logarithms legal classes far from the label keep their shares however small those were among all classes.
         Where no legal class has any, the reference is 0.
@@ -126,7 +154,12 @@ class Reference:
             mass = masked.block(self.values.dtype).sum(-1)
             has_mass = mass > 0
             return replace(masked, scale=torch.where(has_mass, 1 / mass, 0.0)), has_mass
-        legal = (self.values if self.rows is None else take_rows(self.values, self.rows)).masked_fill(~mask, -torch.inf)
+        if self.rows is None:
+            logarithms = self.values
+        else:
+            table = self.values if self.tree is None else self.values.expand(*self.rows.shape, -1)
+            logarithms = take_rows(table, self.rows) if self.tree is None else self.tree.rows(self.rows, table)
+        legal = logarithms.masked_fill(~mask, -torch.inf)
         largest = legal.amax(-1)
         has_mass = largest > -torch.inf
         shift = torch.where(has_mass, largest, 0.0)
@@ -162,7 +195,7 @@ class Reference:
     def weight_classes(self, weights: Tensor) -> Reference:
         """`r(k) · weights[k]`, which no longer sums to 1."""
         if self.shift is not None:
-            weighted = Reference(self.num_classes, "dense", self.block(weights.dtype) * weights)
+            weighted = replace(self, factors=weights if self.factors is None else self.factors * weights)
         elif self.values is None:
             values = weights if self.mask is not None else weights / self.num_classes
             weighted = replace(self, kind="vector", values=values)
@@ -170,9 +203,9 @@ class Reference:
             weighted = replace(self, values=self.values * weights)
         return replace(weighted, total=weighted.block(weights.dtype).sum(-1))
 
-    def index(self, select: _Select, identity: _Select = lambda tensor: tensor) -> Reference:
+    def index(self, select: _Select) -> Reference:
         """Apply `select` to what belongs to single rows; vectors and kernels are shared by all rows."""
-        return self._map(select, shared=identity)
+        return self._map(select, shared=None)
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other)
@@ -209,20 +242,26 @@ class Reference:
         names += () if one_for_all else ("total",)
         return tuple(name for name in names if getattr(self, name) is not None)
 
-    def _map(self, per_row: _Select, shared: _Select) -> Reference:
+    def _map(self, per_row: _Select, shared: _Select | None) -> Reference:
         # Spelled out and not by `row_names`: every update cuts a minibatch out of a target.
         values_per_row = self.kind in ("dense", "logits")
         one_for_all = self.kind == "vector" and isinstance(self.total, Tensor) and not self.total.ndim
+
+        def for_all(tensor: Tensor) -> Tensor:
+            return tensor if shared is None else shared(tensor)
+
         return Reference(
             self.num_classes,
             self.kind,
-            None if self.values is None else (per_row if values_per_row else shared)(self.values),
+            None if self.values is None else (per_row if values_per_row else for_all)(self.values),
             None if self.rows is None else per_row(self.rows),
             None if self.mask is None else per_row(self.mask),
             None if self.scale is None else per_row(self.scale),
             None if self.shift is None else per_row(self.shift),
             self.temperature,
-            None if self.total is None else (shared if one_for_all else per_row)(self.total),
+            None if self.total is None else (for_all if one_for_all else per_row)(self.total),
+            self.tree if self.tree is None or shared is None else self.tree.map(shared),
+            None if self.factors is None else for_all(self.factors),
         )
 
 
@@ -388,11 +427,11 @@ class Target:
         ):
             if not self.batch_shape:
                 raise IndexError("This target has no batch axis to index.")
-            return self._map_rows(lambda tensor: tensor[index])
+            return self.map_rows(lambda tensor: tensor[index])
         flat_size = self.batch_shape.numel()
         places = torch.arange(flat_size, device=self.device).reshape(self.batch_shape)[index]
         batch_dims = len(self.batch_shape)
-        return self._map_rows(
+        return self.map_rows(
             lambda tensor: take_rows(tensor.flatten(0, batch_dims - 1) if batch_dims else tensor.unsqueeze(0), places)
         )
 
@@ -401,7 +440,7 @@ class Target:
         batch_dims = len(self.batch_shape)
         # Found on the batch alone: an atom axis of size 0 says nothing of a -1.
         shape = torch.empty(self.batch_shape, device="meta").reshape(batch_shape).shape
-        return self._map_rows(lambda tensor: tensor.reshape((*shape, *tensor.shape[batch_dims:])))
+        return self.map_rows(lambda tensor: tensor.reshape((*shape, *tensor.shape[batch_dims:])))
 
     def scale(self, weights: Tensor | float) -> Target:
         """Multiply each row's `q` by `weights`, which broadcasts over the batch: the row's loss is scaled by it."""
@@ -547,7 +586,8 @@ class Target:
         check_broadcast(name, factor, self.batch_shape)
         return factor.expand(self.batch_shape)
 
-    def _map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:
+    def map_rows(self, select: Callable[[Tensor], Tensor]) -> Target:
+        """The target of the rows that `select` takes from each tensor of theirs; classes and atoms must stay whole."""
         return Target(
             self.num_classes,
             select(self.atom_indices),
@@ -562,7 +602,7 @@ class Target:
 def _entropy_of_background(weight: Tensor, reference: Reference) -> Tensor:
     """`H(b · r) = b · H(r) - b log b · mass(r)`: no atom to add, so `r` need not be written out for every row."""
     weight = weight.to(weight_dtype(weight.device))
-    if reference.kind == "dense":  # which mixing may have made negative: it is the product that counts
+    if reference.kind == "dense" or reference.factors is not None:  # which may be negative: the product counts
         q = weight.unsqueeze(-1) * reference.block(weight.dtype)
         return -torch.special.xlogy(q, q).sum(-1)  # type: ignore[no-any-return]
     entropy = weight * reference.entropy(weight.dtype, weight.device)
@@ -656,8 +696,24 @@ def check_broadcast(name: str, tensor: Tensor, batch_shape: torch.Size) -> None:
         )
 
 
+_converted: dict[tuple[int, torch.dtype], tuple[weakref.ref[Tensor], Tensor]] = {}
+
+
+def _in_dtype(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """A `[R, K]` table in `dtype`; what was converted is kept for as long as the table lives."""
+    if table.dtype == dtype or is_traced() or torch.is_inference_mode_enabled():
+        return table.to(dtype)
+    key = id(table), dtype
+    kept = _converted.get(key)
+    if kept is None:
+        kept = _converted[key] = weakref.ref(table, lambda _: _converted.pop(key, None)), table.to(dtype)
+    return kept[1]
+
+
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]`; indexing by a single number on the device would read it."""
+    if rows.ndim == 1:
+        return table.index_select(0, rows)
     return table.index_select(0, rows.reshape(-1)).reshape((*rows.shape, *table.shape[1:]))
 
 

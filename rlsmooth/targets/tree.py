@@ -1,20 +1,32 @@
-"""A tree whose leaves are the classes, and the distances between them."""
+"""A tree whose leaves are the classes, and the distances between them.
+
+From `TABLE_CLASSES` classes on nothing of size `[K, K]` is made unless `distances` or `kernel` is asked for: targets
+write out the rows that they are asked for, from intervals of the classes in depth-first order (`TreeIntervals`).
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from rlsmooth.checks import check_in_range
+from rlsmooth.checks import check_choice, check_in_range
 from rlsmooth.targets.arguments import Labels, to_labels
 from rlsmooth.targets.fields import rebuild
+from rlsmooth.targets.intervals import TreeIntervals
 from rlsmooth.targets.kernels import LEAST_LOG_SHARE, minus_exponents
+from rlsmooth.targets.target import Reference, is_traced, take_rows, weight_dtype
+
+TABLE_CLASSES = 1024
+"""Up to so many classes a target reads a table `[K, K]`: one step where intervals take a dozen."""
+_KEPT_REFERENCES = 16
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Tree:
         names: every node's name.
         parents: every node's parent, as an index into `names`; -1 for the root.
         classes: the leaves' indices into `names`, in class order.
-        distances: int64 `[K, K]`, the number of edges between two leaves.
+        distances: int64 `[K, K]`, the number of edges between two leaves; of many classes made when first asked for.
+            `distance` gives those of given pairs.
 
     Raises:
         ValueError: it is not one tree, or its leaves are not the classes; the message names the node.
@@ -45,13 +58,77 @@ class Tree:
     names: tuple[str, ...]
     parents: tuple[int, ...]
     classes: tuple[int, ...]
-    distances: Tensor = field(init=False, repr=False, compare=False)
-    _diameter: int = field(init=False, repr=False, compare=False)
+    _intervals: TreeIntervals = field(init=False, repr=False, compare=False)
+    _heights: Tensor = field(init=False, repr=False, compare=False)
+    _deepest: int = field(init=False, repr=False, compare=False)
+    _most_edges: int = field(
+        init=False, repr=False, compare=False
+    )  # between two classes, at most; known where there is a table
+    _references: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.names, self.parents, self.classes)
-        object.__setattr__(self, "distances", _distances(self.parents, self.classes))
-        object.__setattr__(self, "_diameter", int(self.distances.max()))
+        intervals, heights = _intervals(self.parents, self.classes)
+        object.__setattr__(self, "_intervals", intervals)
+        object.__setattr__(self, "_heights", heights)
+        object.__setattr__(self, "_deepest", int(intervals.depths.max()))
+        if self.num_classes <= TABLE_CLASSES:  # now, so that nobody who compiles has to trace it
+            object.__setattr__(self, "_most_edges", int(self.distances.max()))
+
+    @functools.cached_property
+    def distances(self) -> Tensor:
+        """int64 `[K, K]`, the number of edges between two leaves."""
+        return self.distance_table("edges")
+
+    def distance_table(self, measure: Literal["edges", "height"]) -> Tensor:
+        """`distance` of all pairs of classes, int64 `[K, K]`."""
+        table = torch.empty(self.num_classes, self.num_classes, dtype=torch.int64, device="cpu")
+        classes = torch.arange(self.num_classes, device="cpu")
+        for rows, label in zip(torch.split(table, _ROWS_AT_ONCE), torch.split(classes, _ROWS_AT_ONCE), strict=True):
+            rows.copy_(self.distance(label.unsqueeze(-1), classes, measure=measure))
+        return table
+
+    def distance(self, one: Tensor, other: Tensor, *, measure: Literal["edges", "height"] = "edges") -> Tensor:
+        """How far apart classes are, pair by pair, without a table of all pairs.
+
+        Args:
+            one: int64 `[...]`, in [0, K).
+            other: int64, broadcasts with `one`.
+            measure: `"edges"`: the number of edges between the two. `"height"`: that from their lowest common ancestor
+                down to the deepest class below it (Bertinetto et al. 2020).
+
+        Returns:
+            int64, of the shape that the two broadcast to.
+
+        Raises:
+            ValueError: `measure` is unknown.
+        """
+        check_choice("measure", measure, ("edges", "height"))
+        if measure == "edges":
+            return self._at(one.device)[0].distances(one, other)
+        intervals, heights = self._at(one.device)
+        return torch.where(one == other, 0, take_rows(heights, intervals.meeting(one, other)))
+
+    def _at(self, device: torch.device) -> tuple[TreeIntervals, Tensor]:
+        """The intervals and the heights of their nodes, on a device."""
+        if device == self._heights.device:
+            return self._intervals, self._heights
+        found: tuple[TreeIntervals, Tensor] = self._kept(
+            (device,), lambda: (self._intervals.map(lambda each: each.to(device)), self._heights.to(device))
+        )
+        return found
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for a key; the oldest goes where there are many."""
+        if key in self._references:
+            return self._references[key]
+        with torch.inference_mode(False):  # a later training may use it
+            made = make()
+        if not is_traced():  # a tensor of the compiler's tracing must not be kept
+            while len(self._references) >= _KEPT_REFERENCES:
+                self._references.pop(next(iter(self._references)))
+            self._references[key] = made
+        return made
 
     @property
     def num_classes(self) -> int:
@@ -113,9 +190,43 @@ class Tree:
             return torch.full((1, 1), float(include_label), dtype=torch.float64, device="cpu")
         return log_weights.softmax(-1)
 
-    def is_steep(self, decay: float) -> bool:
-        """Whether a mask may leave so little of some row of the kernel that its logarithms are needed."""
-        return decay * self._diameter + math.log(self.num_classes) > -LEAST_LOG_SHARE
+    def reference(self, labels: Tensor, decay: float, *, include_label: bool, masked: bool) -> tuple[Reference, bool]:
+        """The kernel's rows of `labels`, and whether its values are logarithms, as `Reference.restricted` asks.
+
+        Args:
+            labels: int64 `[...]`, in [0, K).
+            decay: as `kernel` has it, like `include_label`.
+            include_label: whether the label has a share.
+            masked: whether a mask follows: a steep kernel is given in logarithms then, each row up to a constant.
+        """
+        check_in_range("decay", decay, 0.0)
+        size, device = self.num_classes, labels.device
+        if size <= TABLE_CLASSES:
+            # Whether a mask may leave so little of some row that its logarithms are needed.
+            in_logarithms = masked and decay * self._most_edges + math.log(size) > -LEAST_LOG_SHARE
+            form = (decay, include_label, in_logarithms, device)
+            return Reference(size, "rows", self._kept(form, lambda: self._table(*form)), labels), in_logarithms
+        key = (decay, include_label, device)
+        values, *shares = self._kept(key, lambda: self._shares(*key))
+        shift, scale = (take_rows(each, labels) for each in shares)
+        return Reference(size, "tree", values, labels, None, scale, shift, tree=self._at(device)[0]), True
+
+    def _table(self, decay: float, include_label: bool, in_logarithms: bool, device: torch.device) -> Tensor:
+        table = self.kernel(decay, include_label=include_label, in_logarithms=in_logarithms)
+        if self.num_classes == 1:  # no other class to smooth to
+            table = torch.full_like(table, 0.0 if in_logarithms else 1.0)
+        return table.to(device, weight_dtype(device))
+
+    def _shares(self, decay: float, include_label: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The logarithm of each distance's weight, `[D]`, and each class's shift and scale, `[K]`, to normalise it."""
+        values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=torch.float64, device="cpu"))
+        falls = [math.exp(-decay * edges) for edges in range(2 * self._deepest + 1)]
+        nearest, sums = _sums_of_others(self.parents, self.classes, falls, include_label=include_label)
+        shift, scale = values[nearest], 1 / sums
+        if not include_label:
+            values[0] = -torch.inf
+        made = values, shift, scale
+        return cast("tuple[Tensor, Tensor, Tensor]", tuple(each.to(device, weight_dtype(device)) for each in made))
 
     @staticmethod
     def from_parents(
@@ -350,24 +461,96 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
         seen_names.add(names[place])
 
 
-def _distances(parents: tuple[int, ...], classes: tuple[int, ...]) -> Tensor:
-    paths = []
-    for leaf in classes:
-        path, place = [leaf], parents[leaf]
-        while place != -1:
-            path.append(place)
-            place = parents[place]
-        paths.append(path[::-1])
-    depth = torch.tensor([len(path) for path in paths], device="cpu")  # whatever torch's default device
-    # Filled up with numbers that no other leaf has, so that only true ancestors agree.
-    padded = torch.tensor(
-        [path + [-1 - row] * (int(depth.max()) - len(path)) for row, path in enumerate(paths)],
-        dtype=torch.int64,
-        device="cpu",
+def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
+    """The nodes in depth-first order, parents before children, and each node's children."""
+    children: list[list[int]] = [[] for _ in parents]
+    for node, parent in enumerate(parents):
+        if parent != -1:
+            children[parent].append(node)
+    nodes: list[int] = []
+    waiting = [parents.index(-1)]
+    while waiting:
+        nodes.append(waiting.pop())
+        waiting.extend(reversed(children[nodes[-1]]))
+    return nodes, children
+
+
+def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[TreeIntervals, Tensor]:
+    """The classes' intervals and, for each of their nodes, the edges down to the deepest class below it."""
+    nodes, children = _top_down(parents)
+    depths, places, deepest, ends = ([0] * len(parents) for _ in range(4))
+    # A fork is the root or has several children. `above` is the lowest fork above each node.
+    number: dict[int, int] = {}
+    above, levels, seen = [nodes[0]] * len(parents), [0] * len(parents), 0
+    for node in nodes:
+        parent = parents[node]
+        if parent != -1:
+            depths[node] = depths[parent] + 1
+            above[node] = parent if parent in number else above[parent]
+            levels[node] = levels[parent] + (parent in number)
+        if parent == -1 or len(children[node]) > 1:
+            number[node] = len(number)
+        places[node] = seen
+        seen += not children[node]
+    for node in reversed(nodes):
+        ends[node] = max((ends[child] for child in children[node]), default=places[node] + 1)
+        deepest[node] = max((deepest[child] for child in children[node]), default=depths[node])
+
+    def table(values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device="cpu")  # whatever torch's default device
+
+    order, depth = table(places[leaf] for leaf in classes), table(depths[leaf] for leaf in classes)
+    intervals = TreeIntervals(
+        order,
+        depth,
+        table(number[above[leaf]] for leaf in classes),
+        table(number[above[node]] for node in number),
+        table(places[node] for node in number),
+        table(ends[node] for node in number),
+        table(depths[node] for node in number),
+        max(levels[leaf] for leaf in classes),
+        bool((order == torch.arange(len(classes), device="cpu")).all()),
+        bool((depth == depth[0]).all()),
     )
-    shared = torch.zeros(len(paths), len(paths), dtype=torch.int64, device="cpu")
-    for level in padded.T:
-        shared += level.unsqueeze(0) == level.unsqueeze(1)
-    shared.fill_diagonal_(0)
-    distances = depth.unsqueeze(0) + depth.unsqueeze(1) - 2 * shared
-    return distances.fill_diagonal_(0)
+    return intervals, table(deepest[node] - depths[node] for node in number)
+
+
+_Others = tuple[int, float] | None
+"""Some classes as seen from a node: the edges to the nearest, and the sum of all weights in units of its weight."""
+
+
+def _sums_of_others(
+    parents: tuple[int, ...], classes: tuple[int, ...], falls: list[float], *, include_label: bool
+) -> tuple[Tensor, Tensor]:
+    """For each class the edges to the nearest other one and the sum of all weights in units of that one's.
+
+    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down; all that is added is
+    positive, so that nothing cancels.
+    """
+    nodes, children = _top_down(parents)
+
+    def joined(one: _Others, other: _Others) -> _Others:
+        if one is None or other is None:
+            return other if one is None else one
+        near, far = (one, other) if one[0] <= other[0] else (other, one)
+        return near[0], near[1] + far[1] * falls[far[0] - near[0]]
+
+    def through_an_edge(others: _Others) -> _Others:
+        return None if others is None else (others[0] + 1, others[1])
+
+    below: list[_Others] = [(0, 1.0)] * len(parents)  # of a class: itself
+    for node in reversed(nodes):
+        if children[node]:
+            below[node] = functools.reduce(joined, [through_an_edge(below[child]) for child in children[node]], None)
+    outside: list[_Others] = [None] * len(parents)
+    for node in nodes:
+        before = outside[node]
+        after: list[_Others] = [None]
+        for child in reversed(children[node]):
+            after.append(joined(after[-1], through_an_edge(below[child])))
+        for child, behind in zip(children[node], reversed(after[:-1]), strict=True):
+            outside[child] = through_an_edge(joined(before, behind))
+            before = joined(before, through_an_edge(below[child]))
+    found = [joined((0, 1.0), outside[leaf]) if include_label else outside[leaf] for leaf in classes]
+    edges, sums = zip(*[one or (0, 1.0) for one in found], strict=True)
+    return torch.tensor(edges, device="cpu"), torch.tensor(sums, dtype=torch.float64, device="cpu")

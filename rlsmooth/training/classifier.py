@@ -68,6 +68,7 @@ from rlsmooth.training.classifier_samples import (
     prepare_data,
 )
 from rlsmooth.training.divergence import FiniteWatch
+from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 from rlsmooth.training.run import (
     EarlyStopping,
     EventLog,
@@ -455,7 +456,7 @@ class Classifier(ScikitLearnEstimator):
         target = state.data.target_of(batch, progress)
         if self.mixup:
             batch, target = mix_samples(batch, target, self.mixup, weighted=state.data.mean_weight is not None)
-        state.optimizer.zero_grad()
+        clear_gradients(state.optimizer)
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
             logits = state.module(batch.inputs)
         mean_weight = state.data.mean_weight
@@ -465,10 +466,10 @@ class Classifier(ScikitLearnEstimator):
             weight = None if self.mixup else batch.weights  # mixup's are in the target
             total = cross_entropy(logits, target, mask=batch.mask, weight=weight, reduction="sum")
             loss = total / (len(batch) * mean_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
+        run_backward(loss)
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
-        state.optimizer.step()
+        take_step(state.optimizer)
         return loss.detach()
 
     def _finish(self, state: _FitState, events: EventLog) -> None:

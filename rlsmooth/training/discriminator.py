@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import binary_cross_entropy
+from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 
 
 class DiscriminatorStatistics(NamedTuple):
@@ -203,8 +204,8 @@ def discriminator_step(
     )
     if penalty is not None:
         loss = loss + penalty
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    clear_gradients(optimizer)
+    run_backward(loss)
     _update(optimizer, max_grad_norm)
     return discriminator_statistics(real_logits, fake_logits, loss)
 
@@ -244,11 +245,11 @@ def accumulated_discriminator_step(
         >>> weight
         tensor([0.5000], requires_grad=True)
     """
-    optimizer.zero_grad(set_to_none=True)
+    clear_gradients(optimizer)
     reals, fakes, losses = [], [], []
     for real_logits, fake_logits in parts:
         loss = discriminator_loss(real_logits, fake_logits, real_target=real_target, fake_target=fake_target)
-        (loss / num_parts).backward()  # type: ignore[no-untyped-call]
+        run_backward(loss / num_parts)
         reals.append(real_logits.detach())
         fakes.append(fake_logits.detach())
         losses.append(loss.detach())
@@ -262,4 +263,4 @@ def _update(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> No
     if max_grad_norm is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
+    take_step(optimizer)

@@ -28,6 +28,7 @@ from rlsmooth.training.checkpoint import Checkpoint, decode_history, load_module
 from rlsmooth.training.classifier_model import as_device, average_into, model_dtype
 from rlsmooth.training.discriminator import DiscriminatorStatistics, check_targets, discriminator_step
 from rlsmooth.training.divergence import FiniteWatch, last_interval
+from rlsmooth.training.flat import clear_gradients, take_step
 from rlsmooth.training.gan_cases import draw_points, image_grid
 from rlsmooth.training.gan_data import RealData, RealSamples
 from rlsmooth.training.run import (
@@ -458,12 +459,12 @@ class GANTrainer:
         """One update on fakes of its own; returns their loss, without a wait for it."""
         fake_logits = self.discriminator(self.generator(self.noise(self.batch_size)))
         loss = generator_loss(fake_logits, self.generator_loss)
-        self.generator_optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.generator_optimizer)
         # Only the generator's: the discriminator's gradients would be computed for nothing.
         loss.backward(inputs=self._generator_parameters)  # type: ignore[no-untyped-call]
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._generator_parameters, self.max_grad_norm)
-        self.generator_optimizer.step()
+        take_step(self.generator_optimizer)
         return loss.detach()
 
     # ---- sampling

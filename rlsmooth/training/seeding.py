@@ -143,24 +143,41 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         set_rng_state(before)
 
 
-def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+POOL_SHARDS = 64
+"""So many shards `shuffle="blocks"` mixes at a time. A seeded order depends on it."""
+
+
+def epoch_permutation(
+    seed: int,
+    epoch: int,
+    n: int,
+    device: torch.device | str = "cpu",
+    *,
+    shard: int | None = None,
+    pool: int = POOL_SHARDS,
+) -> Tensor:
     """The order of `n` samples in one epoch, from a generator of its own: the same for the same `(seed, epoch, n)`.
 
     It neither reads nor moves a global generator, so a resumed run needs no state for the order of its data. It is
     drawn on the CPU, so that it is the same for every device.
+
+    With `shard`, the samples are cut into shards of neighbours, which come in random order; `pool` of them at a time
+    are mixed. A reader then has to hold one pool, not the whole set.
 
     Args:
         seed: 0 or more.
         epoch: 0 or more.
         n: number of samples, 0 or more.
         device: where the result goes.
+        shard: samples of a shard; None: each sample may come at any place.
+        pool: shards whose samples are mixed.
 
     Returns:
         int64 [n], a permutation of 0 ... n-1.
 
     Raises:
-        TypeError: `seed`, `epoch` or `n` is no whole number.
-        ValueError: one of them is negative.
+        TypeError: `seed`, `epoch`, `n`, `shard` or `pool` is no whole number.
+        ValueError: one of them is negative, or `shard` or `pool` is 0.
 
     Example:
         >>> sorted(epoch_permutation(0, 3, 5).tolist())
@@ -171,7 +188,16 @@ def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str 
     # SeedSequence mixes the two, so that (0, 1) and (1, 0) differ and neighbouring epochs are not alike.
     mixed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(mixed)
-    return torch.randperm(n, generator=generator).to(device)
+    if shard is None or not n:
+        return torch.randperm(n, generator=generator).to(device)
+    size = min(check_positive_int("shard", shard), n)
+    starts = torch.randperm(-(-n // size), generator=generator) * size
+    pools = []
+    for some in torch.split(starts, check_positive_int("pool", pool)):
+        members = (some.unsqueeze(-1) + torch.arange(size)).reshape(-1)
+        members = members[members < n]
+        pools.append(members[torch.randperm(len(members), generator=generator)])
+    return torch.cat(pools).to(device)
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,13 @@ from rlsmooth.scripts.bench.worker import Worker
 SCRIPT = "scripts/bench/bc_speed.py"
 LABELS = {
     "rlsmooth": "rlsmooth.agents.BC, logging on",
+    "rlsmooth_numpy": "the same, engine numpy",
     "torch": "hand-written loop",
     "torch_fused": "hand-written loop, fused Adam",
     "imitation": "imitation.BC",
     "d3rlpy": "d3rlpy.DiscreteBC",
 }
-REQUIRED = ("rlsmooth", "torch", "torch_fused")
+REQUIRED = ("rlsmooth", "rlsmooth_numpy", "torch", "torch_fused")
 NUM_ROWS = 12_288  # a multiple of every default batch size: nobody meets a smaller last batch
 REQUIRED_BATCH_SIZE, REQUIRED_RATIO = 256, 0.9
 

@@ -64,7 +64,7 @@ def torch_loop(data: dict[str, np.ndarray], batch_size: int, fused: bool) -> Tra
     return train
 
 
-def ours(data: dict[str, np.ndarray], batch_size: int, folder: Path) -> Train:
+def ours(data: dict[str, np.ndarray], batch_size: int, folder: Path, engine: Any = "torch") -> Train:
     """`rlsmooth.agents.BC` as a user has it: an SB3 policy with a critic, its logger, TensorBoard files, all checks."""
     from rlsmooth.agents import BC
     from rlsmooth.data import Demonstrations
@@ -88,6 +88,7 @@ def ours(data: dict[str, np.ndarray], batch_size: int, folder: Path) -> Train:
         seed=0,
         device="cpu",
         tensorboard_log=str(folder),
+        engine=engine,
     )
 
     def train(num_batches: int) -> None:
@@ -189,6 +190,8 @@ def make_train(competitor: str, data: dict[str, np.ndarray], batch_size: int, fo
         return torch_loop(data, batch_size, fused=True)
     if competitor == "rlsmooth":
         return ours(data, batch_size, folder)
+    if competitor == "rlsmooth_numpy":
+        return ours(data, batch_size, folder, "numpy")
     if competitor == "imitation":
         return imitation_bc(data, batch_size, folder)
     if competitor == "d3rlpy":

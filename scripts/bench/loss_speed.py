@@ -2,8 +2,13 @@
 
 Each contender gets the same float32 logits and int64 labels and returns the gradient of the mean loss. Ours builds its
 target anew every time, since torch's `label_smoothing` is applied anew too; the rows "made before" show the loss alone,
-as in a trainer whose alpha is constant. Contenders take turns in a new random order each round, and ratios are taken
-within a round. Memory is the peak of what is allocated during one forward and backward beyond the inputs.
+as in a trainer whose alpha is constant. torch has no smoothing under a mask and none towards near classes: those
+opponents are what one would write with it, with all that can be made before made before. Contenders take turns in a new
+random order each round, and ratios are taken within a round. Memory is the peak of what is allocated during one forward
+and backward beyond the inputs.
+
+On the CPU all is measured twice: with the C library's allocator as it comes, which gives large blocks back to the
+system and pays for every page of the next one, and set to keep them, as a training process often does by itself.
 """
 
 from __future__ import annotations
@@ -14,17 +19,20 @@ import json
 import math
 import os
 import random
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import tyro
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
+from torch.nn.functional import nll_loss
 
 from rlsmooth.losses import cross_entropy
 from rlsmooth.scripts.bench.measure import (
@@ -47,13 +55,22 @@ LARGEST_KERNEL = 4096  # a [K, K] kernel of more classes is itself larger than t
 
 Step = Callable[[], None]  # one forward and backward
 TORCH_HARD, TORCH_SMOOTHED = "torch, hard labels", "torch, label_smoothing=0.1"
+TORCH_MASKED, TORCH_TABLE = "torch, masked smoothing", "torch, rows of a table"
+BASELINES = {"hard labels": TORCH_HARD, "masked": TORCH_MASKED, "ordinal": TORCH_TABLE, "kernel": TORCH_TABLE}
+
+Allocator: TypeAlias = Literal["default", "keeping"]
+ALLOCATORS: dict[str, dict[str, str]] = {
+    "default": {},
+    "keeping": dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 34))
+    | {"MALLOC_TOP_PAD_": str(1 << 28)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """What to measure."""
 
-    shapes: tuple[str, ...] = ("256x2", "4096x2", "4096x18", "8192x1000", "1024x32000")
+    shapes: tuple[str, ...] = ("256x6", "4096x18", "1024x1000", "1024x32000", "256x128000")
     """Shapes of the logits, rows x classes."""
     rounds: int = 9
     """Timed segments of each contender at each shape."""
@@ -61,6 +78,8 @@ class Args:
     """Length of a timed segment; the number of calls in it is set once, in the warm-up, and is at least 1."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure; auto: the CPU, and the CUDA device too if there is one."""
+    allocators: tuple[Allocator, ...] = ("default", "keeping")
+    """Settings of the C library's allocator (glibc's) to measure the CPU with, each in a process of its own."""
     threads: int = 1
     """CPU threads of torch."""
     seed: int = 0
@@ -68,7 +87,7 @@ class Args:
     output: Path | None = None
     """Folder of `loss_speed.json` and `loss_speed.md`; default: results/ beside this file, or nowhere with --quick."""
     quick: bool = False
-    """Two rounds of two small shapes: shows that the benchmark works, measures nothing worth keeping."""
+    """Two rounds of two small shapes, the first allocator: shows that it works, measures nothing worth keeping."""
 
 
 def parse_shape(shape: str) -> tuple[int, int]:
@@ -89,9 +108,11 @@ def contenders(rows: int, num_classes: int, device: str, seed: int) -> dict[str,
     logits = torch.randn(rows, num_classes, generator=generator).to(device).requires_grad_()
     labels = torch.randint(num_classes, (rows,), generator=generator).to(device)
     class_prior = torch.rand(num_classes, generator=generator, dtype=torch.float64) + 0.1
+    mask = (torch.rand(rows, num_classes, generator=generator) > 0.2).to(device).scatter(-1, labels.unsqueeze(-1), True)
+    illegal, counts = ~mask, mask.sum(-1)
     uniform = Smoothing(ALPHA)
     prior = Smoothing(ALPHA, reference=(class_prior / class_prior.sum()).to(device))
-    made_before = uniform(labels, num_classes)
+    made_before, masked = uniform(labels, num_classes), uniform(labels, num_classes, mask)
 
     def step(loss: Callable[[], Tensor]) -> Step:
         def forward_and_backward() -> None:
@@ -102,6 +123,11 @@ def contenders(rows: int, num_classes: int, device: str, seed: int) -> dict[str,
     def smoothed(smoothing: Smoothing) -> Step:
         return step(lambda: cross_entropy(logits, smoothing(labels, num_classes, validate=False)))
 
+    def masked_by_torch() -> Tensor:
+        log_p = logits.masked_fill(illegal, -torch.inf).log_softmax(-1)
+        smooth = log_p.masked_fill(illegal, 0.0).sum(-1) / counts
+        return ((1 - ALPHA) * nll_loss(log_p, labels, reduction="none") - ALPHA * smooth).mean()
+
     steps = {
         TORCH_HARD: step(lambda: torch_cross_entropy(logits, labels)),
         "rlsmooth, hard labels": step(lambda: cross_entropy(logits, labels)),
@@ -109,13 +135,24 @@ def contenders(rows: int, num_classes: int, device: str, seed: int) -> dict[str,
         "rlsmooth, uniform": smoothed(uniform),
         "rlsmooth, uniform, made before": step(lambda: cross_entropy(logits, made_before)),
         "rlsmooth, prior": smoothed(prior),
+        TORCH_MASKED: step(masked_by_torch),
+        "rlsmooth, masked, made before": step(lambda: cross_entropy(logits, masked, mask=mask)),
+        "rlsmooth, masked": step(
+            lambda: cross_entropy(logits, uniform(labels, num_classes, mask, validate=False), mask=mask)
+        ),
     }
     if num_classes <= LARGEST_WRITTEN_OUT:
         written_out = made_before.written_out()
         steps["rlsmooth, uniform, written out before"] = step(lambda: cross_entropy(logits, written_out))
     if num_classes <= LARGEST_KERNEL:
         similarity = torch.rand(num_classes, num_classes, generator=generator, dtype=torch.float64) + 0.1
+        ordinal = Smoothing(ALPHA, reference="exponential")
+        near = ordinal(labels, num_classes)
+        table = ordinal(torch.arange(num_classes, device=device), num_classes).dense(torch.float32)
         steps["rlsmooth, kernel"] = smoothed(Smoothing(ALPHA, reference=similarity.to(device)))
+        steps["rlsmooth, ordinal"] = smoothed(ordinal)
+        steps["rlsmooth, ordinal, made before"] = step(lambda: cross_entropy(logits, near))
+        steps[TORCH_TABLE] = step(lambda: torch_cross_entropy(logits, table[labels]))
     return steps
 
 
@@ -161,8 +198,15 @@ def peak_bytes(step: Step, device: str) -> int:
     return peak
 
 
+def baseline_of(name: str) -> str:
+    """torch's contender that does the same work."""
+    if name.startswith("torch"):
+        return name
+    return next((opponent for word, opponent in BASELINES.items() if word in name), TORCH_SMOOTHED)
+
+
 def measure(shape: str, device: str, args: Args) -> list[dict[str, Any]]:
-    """One row a contender at one shape: milliseconds a call, speed beside torch's, peak memory in logits."""
+    """One row a contender at one shape: milliseconds a call, time over torch's, peak memory in logits."""
     rows, num_classes = parse_shape(shape)
     rounds, seconds = (2, 0.002) if args.quick else (args.rounds, args.seconds)
     steps = contenders(rows, num_classes, device, args.seed)
@@ -181,7 +225,8 @@ def measure(shape: str, device: str, args: Args) -> list[dict[str, Any]]:
             cpu_times[name].append(max(cpu, 1e-9))
     result = []
     for name, step in steps.items():
-        baseline = TORCH_HARD if name.endswith("hard labels") else TORCH_SMOOTHED
+        baseline = baseline_of(name)
+        over_smoothed = paired_ratio(cpu_times[name], cpu_times[TORCH_SMOOTHED])
         peak = peak_bytes(step, device)
         result.append(
             {
@@ -191,8 +236,9 @@ def measure(shape: str, device: str, args: Args) -> list[dict[str, Any]]:
                 "calls": calls[name],
                 "milliseconds": dataclasses.asdict(spread([1e3 * value for value in times[name]])),
                 "baseline": baseline,
-                "speed": dataclasses.asdict(paired_ratio(times[baseline], times[name])),
-                "cpu_speed": dataclasses.asdict(paired_ratio(cpu_times[baseline], cpu_times[name])),
+                "over_torch": dataclasses.asdict(paired_ratio(times[name], times[baseline])),
+                "cpu_over_torch": dataclasses.asdict(paired_ratio(cpu_times[name], cpu_times[baseline])),
+                "cpu_over_label_smoothing": dataclasses.asdict(over_smoothed),
                 "peak_bytes": peak,
                 "peak_in_logits": peak / (4 * rows * num_classes),
                 "rounds_seconds": times[name],
@@ -206,30 +252,35 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The page a person reads: one table a device and shape, and what the figures were taken on."""
     lines = ["# Cross-entropy: forward and backward, float32", ""]
     lines += [
-        "Median and quartiles over rounds. Speed is torch's time over this one's within a round: above 1 is faster.",
-        "'By CPU time' is the same of the process's own CPU seconds, which other programs' work does not enter.",
+        "Median and quartiles over rounds. 'Over torch' is the time over that of torch's contender for the same work",
+        "within a round: below 1 is faster. 'By CPU time' is the same of the process's own CPU seconds, which other",
+        "programs' work hardly enters; 'over label_smoothing' sets torch's plain label smoothing against all.",
         "Peak memory is in multiples of the logits, which are not counted themselves (their gradient is).",
         "",
     ]
-    header = ["contender", "ms", "quartiles", "speed beside torch", "quartiles", "by CPU time", "peak memory / logits"]
+    header = ["contender", "ms", "quartiles", "over torch", "by CPU time", "quartiles", "over label_smoothing"]
+    header += ["peak memory / logits"]
     rows = result["rows"]
-    for device, shape in dict.fromkeys((row["device"], row["shape"]) for row in rows):
+    for place in dict.fromkeys((row["shape"], row["device"], row["allocator"]) for row in rows):
         table = []
         for row in rows:
-            if (row["device"], row["shape"]) == (device, shape):
-                took, speed = Spread(**row["milliseconds"]), Spread(**row["speed"])
+            if (row["shape"], row["device"], row["allocator"]) == place:
+                took, cpu = Spread(**row["milliseconds"]), Spread(**row["cpu_over_torch"])
                 table.append(
                     [
                         row["contender"],
                         f"{took.median:.4g}",
                         f"{took.lower_quartile:.4g}-{took.upper_quartile:.4g}",
-                        f"{speed.median:.2f}",
-                        f"{speed.lower_quartile:.2f}-{speed.upper_quartile:.2f}",
-                        f"{row['cpu_speed']['median']:.2f}",
+                        f"{row['over_torch']['median']:.2f}",
+                        f"{cpu.median:.2f}",
+                        f"{cpu.lower_quartile:.2f}-{cpu.upper_quartile:.2f}",
+                        f"{row['cpu_over_label_smoothing']['median']:.2f}",
                         f"{row['peak_in_logits']:.2f}",
                     ]
                 )
-        lines += [f"## {shape} on {device}", "", markdown_table(header, table), ""]
+        shape, device, allocator = place
+        title = f"{shape} on {device}" + (f", {allocator} allocator" if allocator else "")
+        lines += [f"## {title}", "", markdown_table(header, table), ""]
     where, settings = result["machine"], result["settings"]
     shown = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     lines += [
@@ -243,9 +294,31 @@ def to_markdown(result: dict[str, Any]) -> str:
         f" {settings['seconds']} s, {settings['threads']} thread(s).",
         f"- {shown}",
         f"- Written out: one dense tensor, as behaviour cloning keeps its targets up to {LARGEST_WRITTEN_OUT} classes.",
-        f"- A kernel is left out above {LARGEST_KERNEL} classes: it would be larger than the logits.",
+        f"- Kernels and ordinal targets are left out above {LARGEST_KERNEL} classes: larger than the logits.",
     ]
+    for name in settings["allocators"]:
+        chosen = " ".join(f"{key}={value}" for key, value in ALLOCATORS[name].items())
+        lines.append(f"- Allocator, {name}: {f'`{chosen}`' if chosen else 'as it comes'}.")
     return "\n".join(lines)
+
+
+def rows_of(device: str, allocator: Allocator | None, shapes: Sequence[str], args: Args) -> list[dict[str, Any]]:
+    """The rows of all shapes; in a process of its own where this one's allocator is set otherwise."""
+    names = ALLOCATORS["keeping"]
+    wanted = ALLOCATORS[allocator or "default"]
+    if allocator is None or {name: os.environ[name] for name in names if name in os.environ} == wanted:
+        rows = []
+        for shape in shapes:
+            print(f"{shape} on {device}" + (f", {allocator} allocator" if allocator else ""), file=sys.stderr)
+            rows += [{"allocator": allocator, **row} for row in measure(shape, device, args)]
+        return rows
+    environment = {name: value for name, value in os.environ.items() if name not in names} | wanted
+    with tempfile.TemporaryDirectory() as folder:
+        own = dataclasses.replace(args, device="cpu", allocators=(allocator,), output=Path(folder))
+        words = shlex.split(command_line(SCRIPT, own))[2:]
+        subprocess.run([sys.executable, __file__, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        found: list[dict[str, Any]] = json.loads((Path(folder) / "loss_speed.json").read_text(encoding="utf-8"))["rows"]
+    return found
 
 
 def main(args: Args) -> None:
@@ -258,11 +331,11 @@ def main(args: Args) -> None:
     for shape in shapes:
         parse_shape(shape)
     load_before = load_average()
+    allocators = args.allocators[:1] if args.quick else args.allocators
     rows = []
     for device in devices:
-        for shape in shapes:
-            print(f"{shape} on {device}", file=sys.stderr)
-            rows += measure(shape, device, args)
+        for allocator in allocators if device == "cpu" else (None,):
+            rows += rows_of(device, allocator, shapes, args)
     result = {
         "command": command_line(SCRIPT, args),
         "machine": machine(),
@@ -271,6 +344,7 @@ def main(args: Args) -> None:
         "load_after": load_average(),
         "settings": {
             "shapes": list(shapes),
+            "allocators": list(allocators),
             "rounds": 2 if args.quick else args.rounds,
             "seconds": 0.002 if args.quick else args.seconds,
             "threads": args.threads,

@@ -95,6 +95,7 @@ def test_distance_at_k_row_by_row(device: torch.device, k: int, kind: str) -> No
     ours = distance_at_k(scores.to(device), labels.to(device), distances.to(device), k=k)
     expected = dense_distance_at_k(scores.numpy(), labels.numpy(), distances.numpy(), k)
     assert ours.item() == pytest.approx(expected, abs=1e-6)
+    assert distance_at_k(scores.to(device), labels.to(device), GENERA, k=k).item() == ours.item()
     if k == 6:  # all classes: what is left is the mean of the labels' rows
         assert ours.item() == pytest.approx(distances[labels].mean().item(), abs=1e-6)
 

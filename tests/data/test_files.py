@@ -335,6 +335,9 @@ def test_a_view_indexes_as_an_array(pair: tuple[EpisodeView, np.ndarray[Any, Any
     flags = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     assert np.array_equal(view[flags], array[flags])
     assert np.array_equal(view[-1], array[-1])
+    start, stop = sorted((data.draw(st.integers(0, count)), data.draw(st.integers(0, count))))
+    runs = [view.base[first:end] for first, end in view.runs(start, stop)]
+    assert np.array_equal(np.concatenate([array[:0], *runs]), array[start:stop])
     for outside in (count, -count - 1, [0, count]):
         with pytest.raises(IndexError):
             view[outside]

@@ -14,6 +14,7 @@ from torch import Tensor
 from rlsmooth import losses
 from rlsmooth.losses import (
     binary_cross_entropy,
+    closed_form,
     confidence_penalty,
     cross_entropy,
     entropy,
@@ -36,9 +37,13 @@ F64 = torch.float64
 Loss = Callable[..., Tensor]
 
 
-@pytest.fixture(params=["closed form", "reference", "compiled"])
-def layer(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["closed form", "blocks", "softmax", "reference", "compiled"])
+def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A way to compute a loss: of blocks, what many classes are computed by, also with the few of these tests."""
     name: str = request.param
+    if name in ("blocks", "softmax"):
+        monkeypatch.setattr(closed_form, "_FEW_ELEMENTS", 1)
+        monkeypatch.setattr(closed_form, "_SHORT", 1000 if name == "blocks" else 0)
     return name
 
 

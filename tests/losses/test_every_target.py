@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rlsmooth.losses import (
     binary_cross_entropy,
+    closed_form,
     confidence_penalty,
     cross_entropy,
     entropy,
@@ -234,9 +236,46 @@ def test_equals_the_dense_reference(kind: str, masked: bool, shape: tuple[int, .
     )
     torch.testing.assert_close(single.double(), expected, rtol=3e-6, atol=3e-6)
     torch.testing.assert_close(single_gradient.double(), expected_gradient, rtol=3e-6, atol=9e-6)
+    for short in (1000, 0):  # as many classes are computed: by exponentials, and by one softmax
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(closed_form, "_FEW_ELEMENTS", 1)
+            patch.setattr(closed_form, "_SHORT", short)
+            found = value_and_gradient(lambda x: cross_entropy(x, target, mask=mask, reduction="none"), logits)
+            torch.testing.assert_close(found, (expected, expected_gradient), rtol=1e-13, atol=1e-13)
     assert entropy(logits, mask).shape == shape
     assert kl_divergence(logits, target, direction="reference_to_policy", mask=mask, reduction="none").shape == shape
     assert all(column.shape == shape for column in statistics(logits, target, mask))
+
+
+@pytest.mark.parametrize("short", [1000, 0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("kind", ["uniform", "uniform over others", "kernel"])
+def test_a_gradient_made_beforehand_is_as_any_other(
+    kind: str, reduction: Literal["mean", "none"], short: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_form, "_FEW_ELEMENTS", 1)
+    monkeypatch.setattr(closed_form, "_SHORT", short)
+    logits, target, mask = draw(kind, True, device, (3,))
+    leaf, weight = logits.requires_grad_(True), torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64, device=device)
+
+    def loss(x: Tensor) -> Tensor:
+        return cross_entropy(x, target, mask=mask, weight=weight, reduction=reduction)
+
+    assert torch.autograd.gradcheck(loss, leaf, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(loss, leaf)
+    value = loss(leaf).sum()
+    (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    kept = first.clone()
+    (twice,) = torch.autograd.grad(2 * value, leaf, retain_graph=True)
+    first.zero_()  # as an optimiser may, whose memory it is now
+    (again,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    (graph,) = torch.autograd.grad(value, leaf, create_graph=True)
+    assert torch.equal(again, kept)
+    torch.testing.assert_close((twice, graph), (2 * kept, kept), rtol=1e-14, atol=1e-15)
+    weighed = weight.clone().requires_grad_(True)  # a weight may be learned
+    total = cross_entropy(leaf, target, mask=mask, weight=weighed, reduction="sum")
+    rows = cross_entropy(leaf, target, mask=mask, reduction="none")
+    torch.testing.assert_close(torch.autograd.grad(total, weighed)[0][[0, 2]], rows.detach()[[0, 2]])
 
 
 def test_no_gradient_flows_into_what_targets_are_made_of(device: torch.device) -> None:

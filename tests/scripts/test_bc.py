@@ -139,6 +139,7 @@ def test_all_files_are_written_of_bco(bco_run: tuple[Path, str]) -> None:
 def smoothed_and_evaluated() -> dict[str, Any]:
     """What the runs of BCO and DAgger share."""
     given: dict[str, Any] = {"smoothing": 0.1, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
+    given["engine"] = "numpy"  # what the commands choose
     return {**given, "eval_env": make_envs("CartPole-v1", 2, 0), "n_eval_episodes": 2}
 
 

@@ -119,7 +119,7 @@ MISTAKES = [  # the commands, words, and what is reported
     ("ppo", "--hyperparams policy=NoPolicy", "NoPolicy"),
     ("ppo", "--hyperparams env_kwargs={{no_such:1}}", "env='CartPole-v1' can't be made"),
     ("maskable-ppo", "--env CartPole-v1", "has no action_masks()"),
-    ("gail", "-n 1000 --algo dqn", "n_timesteps=1000 ends before the first round of gen_train_timesteps=1024"),
+    ("gail", "-n 500 --algo dqn", "n_timesteps=500 ends before the first round of gen_train_timesteps=1024"),
     ("gail", "--real-target 0", "real_target"),
     ("airl", "--real-target 1.5", "real_target"),
     ("gail", "--real-target 0.5 --fake-target 0.5", "fake_target"),

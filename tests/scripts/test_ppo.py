@@ -139,7 +139,7 @@ def test_the_entropy_is_that_of_the_saved_agent(
 
 
 def test_with_everything_off_it_is_sb3s_ppo(tmp_path: Path) -> None:
-    assert main(["ppo", *TINY, "--seed", "3", "-f", str(tmp_path)]) == 0
+    assert main(["ppo", *TINY, "--engine", "torch", "--seed", "3", "-f", str(tmp_path)]) == 0
     env = make_vec_env("CartPole-v1", 8, seed=3)
     given: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
     given |= {"ent_coef": 0.0, "learning_rate": LinearSchedule(0.001, 0.0, 1.0)}

@@ -24,7 +24,11 @@ FLOORS = {
     "scripts": 6,
 }
 OUTSIDE = {"agents", "envs", "scripts"}  # folders at the top of the tree, imported as rlsmooth.<name>
-THIRD_PARTY = {"checks": {"torch"}, "targets": {"torch"}, "losses": {"torch", "triton"}}  # the lower floors stay light
+THIRD_PARTY = {
+    "checks": {"numpy", "torch"},
+    "targets": {"torch"},
+    "losses": {"numpy", "torch", "triton"},
+}  # the lower floors stay light
 HEAVY = {"stable_baselines3", "gymnasium", "matplotlib", "sklearn", "tensorboard", "pandas"}
 
 

@@ -23,7 +23,7 @@ def update(folder: Path) -> Callable[[], object]:
     agent = make()
     agent.learn(total_batches=1)  # tables that are made once
     batch = next(agent._data.updates(torch.arange(len(agent._data)), agent.batch_size, 1))
-    return lambda: agent._update(batch)
+    return lambda: agent._update(*batch)
 
 
 def learn(folder: Path) -> Callable[[], object]:
@@ -37,7 +37,7 @@ def resume(folder: Path) -> Callable[[], object]:
     return lambda: BC.resume(folder, None, demonstrations, device="cpu")
 
 
-@pytest.mark.parametrize(("walk", "most"), [(update, 6), (learn, 14), (resume, 22)])
+@pytest.mark.parametrize(("walk", "most"), [(update, 7), (learn, 15), (resume, 22)])
 def test_a_walk_passes_through_few_own_files(
     walk: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
 ) -> None:

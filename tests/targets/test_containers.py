@@ -39,6 +39,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    tree,
     uniform,
 )
 from support import assert_raises
@@ -48,6 +49,14 @@ TABLE = torch.rand(K, K, generator=torch.Generator().manual_seed(0), dtype=F64) 
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=F64)
 TREE = Tree.from_nested({"a": ["0", "1"], "b": ["2", "3", "4"]})
 Make = Callable[[Tensor, Tensor], Target]  # labels [B], mask [B, K]
+
+
+def by_intervals(labels: Tensor, mask: Tensor | None) -> Target:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "TABLE_CLASSES", 1)
+        return hierarchical(labels, TREE, 0.3, 0.7, mask=mask)
+
+
 KINDS: dict[str, Make] = {
     "one_hot": lambda y, m: one_hot(y, K),
     "uniform": lambda y, m: uniform(y, K, 0.3),
@@ -56,6 +65,9 @@ KINDS: dict[str, Make] = {
     "prior masked": lambda y, m: prior(y, PRIOR, 0.3, mask=m),
     "kernel": lambda y, m: kernel(y, TABLE, 0.3),
     "tree masked": lambda y, m: hierarchical(y, TREE, 0.3, mask=m),
+    "tree by intervals": lambda y, m: by_intervals(y, None),
+    "tree by intervals, masked": by_intervals,
+    "tree by intervals, weighed": lambda y, m: by_intervals(y, m).weight_classes(PRIOR),
     "ordinal": lambda y, m: ordinal(y, K, None, "poisson"),
     "mixture": lambda y, m: mixture(torch.stack((y, (y + 1) % K), -1), None, K, 0.2),
     "sparse": lambda y, m: sparse(torch.stack((y, y), -1), torch.full((len(y), 2), 0.5), K),

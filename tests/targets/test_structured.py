@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
 import re
+import subprocess
+import sys
 import time
 from collections import deque
 from typing import Any
@@ -16,11 +19,13 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlsmooth.targets import Target, Tree, hierarchical, kernel, ordinal, ordinal_kernel, uniform
+from rlsmooth.losses import cross_entropy
+from rlsmooth.targets import Smoothing, Target, Tree, hierarchical, kernel, ordinal, ordinal_kernel, uniform
+from rlsmooth.targets import tree as tree_module
 from rlsmooth.targets.special import log_incomplete_beta
 from support import assert_raises
 
@@ -384,6 +389,106 @@ def test_a_deep_chain_and_a_broad_star() -> None:
     star = Tree.from_parents([-1, *[0] * 500])
     assert star.num_classes == 500
     assert (star.distances + 2 * torch.eye(500, dtype=torch.int64) == 2).all()
+
+
+def tree_rows(tree: Tree, labels: Array, decay: float, *, include_label: bool, mask: Array) -> Array:
+    """The kernel's rows over the legal classes, from the distances of a search; 0 where nothing legal is left."""
+    exponents = decay * np.array(distances_by_search(tree), dtype=float)[labels]
+    own = labels[:, None] == np.arange(tree.num_classes)
+    exponents[~mask | (own & (not include_label))] = np.inf
+    least = exponents.min(-1, keepdims=True)
+    weights = np.exp(np.where(least < np.inf, least, 0.0) - exponents)
+    return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)  # type: ignore[no-any-return]
+
+
+@settings(max_examples=20)
+@given(
+    choices=st.lists(st.tuples(st.integers(0, 10**6), st.booleans()), min_size=1, max_size=25),
+    decay=st.sampled_from([0.0, 0.7, 30.0, 400.0, 1e5]),
+    alpha=st.sampled_from([None, 0.3, 1.0]),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rows_from_intervals_are_those_of_the_table(
+    choices: list[tuple[int, bool]], decay: float, alpha: float | None, masked: bool, seed: int
+) -> None:
+    """Any tree, long chains and duplicated depths among them, with its classes in any order."""
+    rng = np.random.default_rng(seed)
+    parents = [-1, *(place if deeper else choice % (place + 1) for place, (choice, deeper) in enumerate(choices))]
+    names = [str(place) for place in range(len(parents)) if place not in parents]
+    tree = Tree.from_parents(parents, class_names=rng.permutation(names).tolist())
+    size = tree.num_classes
+    labels = rng.integers(size, size=6)
+    mask = (rng.random((6, size)) < 0.5) | (not masked)
+    mask[np.arange(6), labels] = True
+    rows = tree_rows(tree, labels, decay, include_label=alpha is None, mask=mask)
+    given_mask = torch.from_numpy(mask) if masked else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_module, "TABLE_CLASSES", 1)  # with one class there is no other form
+        target = hierarchical(torch.from_numpy(labels), tree, alpha, decay, mask=given_mask)
+    share = np.where(rows.sum(-1) > 0, 1.0 if alpha is None else alpha, 0.0 if size > 1 else 1.0)[:, None]
+    own = labels[:, None] == np.arange(size)
+    expected = torch.from_numpy((1 - share) * own + share * rows) if size > 1 else torch.ones(6, 1).double()
+    torch.testing.assert_close(target.dense(torch.float64), expected, rtol=1e-12, atol=1e-300)
+    torch.testing.assert_close(target.mass(), torch.ones(6).double(), rtol=1e-12, atol=0)
+    picked = dataclasses.replace(
+        target,
+        atom_indices=torch.from_numpy(rng.integers(size, size=(6, 3))),
+        atom_weights=torch.zeros(6, 3).double(),
+        weights_may_cancel=False,
+    )
+    background = target.background_weight.unsqueeze(-1) * target.reference.dense((6,), torch.float64, target.device)
+    torch.testing.assert_close(picked.at_atoms(), background.gather(-1, picked.atom_indices), rtol=1e-12, atol=1e-300)
+    plain = -torch.special.xlogy(expected, expected).sum(-1)
+    torch.testing.assert_close(target.entropy(), plain, rtol=1e-12, atol=1e-13)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        logits = torch.from_numpy(rng.normal(size=(6, size))).to(dtype).requires_grad_()
+        cross_entropy(logits, target, mask=given_mask).backward()
+        assert logits.grad is not None
+        slope = logits.detach().masked_fill(~torch.from_numpy(mask), -torch.inf).double().softmax(-1) - expected
+        torch.testing.assert_close(logits.grad.double(), slope / 6, rtol=tolerance, atol=tolerance)
+
+
+def test_a_target_of_many_classes_makes_no_table_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"o{place % 7}", f"f{place % 91}", f"s{place}") for place in range(2_002)]
+    tree, made, sums = Tree.from_table(rows), [], tree_module._sums_of_others
+    monkeypatch.setattr(tree_module, "_sums_of_others", lambda *args, **more: made.append(1) or sums(*args, **more))
+    monkeypatch.setattr(Tree, "distance_table", None)
+    labels = torch.arange(0, 2_002, 77)
+    first = hierarchical(labels, tree)
+    again = Smoothing(0.1, tree)(labels, 2_002)
+    assert first == again
+    assert len(made) == 1
+    assert first.dense()[3, [231, 140, 7]].tolist() == pytest.approx(
+        [0.9, *(0.1 * np.exp([-2.0, -4.0]) / (21 * np.exp(-2.0) + 264 * np.exp(-4.0) + 1716 * np.exp(-6.0)))], rel=1e-6
+    )
+    both = Target.cat([first, hierarchical(labels + 1, tree)])
+    assert both.reference is not None
+    assert both.reference.kind == "tree"
+    assert_raises(ValueError, r"^labels\[1\]=2002 is outside \[0, 2002\)", hierarchical, [0, 2002], tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_twenty_thousand_classes_take_two_seconds_and_600_megabytes(shuffled: bool) -> None:
+    code = f"""
+import random, resource, time, torch
+from rlsmooth.losses import cross_entropy
+from rlsmooth.targets import Tree, hierarchical
+names = [f"s{{place}}" for place in range(20_000)]
+rows = [(f"o{{place // 4000}}", f"f{{place // 400}}", f"g{{place // 40}}", name) for place, name in enumerate(names)]
+cross_entropy(torch.randn(4, 5, requires_grad=True), torch.arange(4)).backward()
+if {shuffled}:
+    random.shuffle(names)
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+tree = Tree.from_table(rows, class_names=names)
+logits = torch.randn(256, 20_000, requires_grad=True)
+cross_entropy(logits, hierarchical(torch.randint(20_000, (256,)), tree)).backward()
+print(time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(found[0]) < 2.0
+    assert float(found[1]) < 600.0
 
 
 def test_from_parents_as_numbers() -> None:

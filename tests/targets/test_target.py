@@ -34,6 +34,7 @@ from rlsmooth.targets import (
     prior,
     sparse,
     teacher,
+    tree,
     two_hot,
     uniform,
     visit_counts,
@@ -399,6 +400,14 @@ def test_builders_compile(name: str, device: torch.device) -> None:
     given = inputs(device)
     made = compiled(lambda *args: build(*args).dense(torch.float64))(*given)
     torch.testing.assert_close(made, build(*given).dense(torch.float64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hierarchical", "boltzmann tree"])
+def test_intervals_compile_and_never_wait(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "TABLE_CLASSES", 1)
+    test_builders_compile(name, device)
+    test_unchecked_builders_never_wait(name, device)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

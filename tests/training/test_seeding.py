@@ -199,3 +199,32 @@ def test_execution_state_is_json_and_follows_the_flags(tmp_path: Path) -> None:
         assert execution_state() == {**before, "deterministic_algorithms": True}
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("n", "shard", "pool"), [(100, 7, 3), (64, 8, 8), (5, 9, 1), (1000, 1, 10), (30, 10, 1), (0, 4, 2)]
+)
+def test_blocks_mix_the_shards_of_a_pool_and_no_others(n: int, shard: int, pool: int) -> None:
+    order = epoch_permutation(3, 7, n, shard=shard, pool=pool)
+    assert order.sort().values.tolist() == list(range(n))
+    assert torch.equal(epoch_permutation(3, 7, n, shard=shard, pool=pool), order)
+    if n == 100:
+        assert not torch.equal(epoch_permutation(3, 8, n, shard=shard, pool=pool), order)
+    pools = []
+    while len(order):
+        shards, members = [], 0
+        for sample in order.tolist():  # until so many shards have been seen as a whole
+            shards += [] if sample // shard in shards else [sample // shard]
+            members += 1
+            size = sum(min(shard, n - one * shard) for one in shards)
+            if members == size and (len(shards) == pool or members == len(order)):
+                break
+        assert len(shards) <= pool
+        pools += shards
+        order = order[members:]
+    assert sorted(pools) == list(range(-(-n // shard)))
+
+
+def test_shards_are_named_in_errors() -> None:
+    assert_raises(ValueError, "shard=0", epoch_permutation, 0, 0, 5, shard=0)
+    assert_raises(ValueError, "pool=0", epoch_permutation, 0, 0, 5, shard=1, pool=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from torch.nn import functional as F
 
 from rlsmooth.agents import BC, TrainingDivergedError
 from rlsmooth.agents.cloning import training_data
+from rlsmooth.agents.heads import actor_output
 from rlsmooth.agents.spaces import ActionBins
 from rlsmooth.data import Demonstrations, cartpole_v1, cartpole_v1_noisy
 from rlsmooth.envs import IdentityBoxEnv, MaskedTabularEnv, TabularEnv
 from rlsmooth.targets import Smoothing, Tree, ordinal_kernel
-from rlsmooth.training import SafeFileError, checkpoint_steps
+from rlsmooth.training import SafeFileError, checkpoint_steps, seeding
 from rlsmooth.training import run as engine
 from support import KillAt, assert_raises, draw, recorded, same_parameters
 from trainers import small_bc as make
@@ -483,6 +486,108 @@ def test_a_memory_mapped_folder_trains_as_an_array_does(arguments: Any, tmp_path
     assert [agent._data.is_streamed for agent in agents if agent._data is not None] == [False, True]
     assert same_parameters(*agents)
     assert agents[0].fingerprints == agents[1].fingerprints
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kl_coef": 0.2, "reference": torch.tensor([0.5, 0.25, 0.25])}])
+def test_targets_made_for_each_block_are_those_made_once(arguments: Any, monkeypatch: Any) -> None:
+    data = draw(weights=np.linspace(0.5, 2, 40), action_masks=np.ones((40, 3), dtype=bool))
+    once = make(data, batch_size=8, validation_fraction=0.25, **arguments).learn(total_epochs=3)
+    monkeypatch.setattr(training_data, "TARGET_BYTES", 0)
+    monkeypatch.setattr(training_data, "READ_BYTES", 300)  # several parts
+    each = make(data, batch_size=8, validation_fraction=0.25, **arguments).learn(total_epochs=3)
+    assert [agent._data._whole.target is None for agent in (once, each)] == [False, True]  # type: ignore[union-attr]
+    assert same_parameters(once, each)
+    assert once.measures.validation(0.0) == each.measures.validation(0.0)
+
+
+BUILD = """
+import resource
+import numpy as np
+from gymnasium import spaces
+from rlsmooth.agents import BC
+from rlsmooth.data import Demonstrations
+
+def build(count):
+    fields = {"observations": np.ones((count, 8), np.float32), "actions": np.arange(count) % 2}
+    places = {"observation_space": spaces.Box(-np.inf, np.inf, (8,)), "action_space": spaces.Discrete(2)}
+    data = Demonstrations(**fields, **places, episode_ends=np.array([count]))
+    return BC("MlpPolicy", None, data, seed=0, device="cpu")
+
+build(10).learn(total_batches=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+build(3_000_000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (3_000_000 * 40))
+"""
+
+
+@pytest.mark.slow
+def test_building_an_agent_takes_twice_the_data() -> None:
+    found = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=True).stdout
+    assert float(found) < 2.2
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU])
+def test_the_actor_is_called_as_modules_are(activation: Any) -> None:
+    policy = make(policy_kwargs={"net_arch": [7, 5], "activation_fn": activation}).policy
+    parts = [*policy.mlp_extractor.policy_net, policy.action_net]  # type: ignore[union-attr, misc]
+    observations = torch.randn(9, *policy.observation_space.shape)  # type: ignore[misc]
+    bare = actor_output(policy, observations)
+    expected: Any = observations
+    for part in parts:
+        expected = part(expected)
+    assert torch.equal(bare, expected)
+    extractor: Any = policy.features_extractor
+    for module in (extractor, extractor.flatten, policy.mlp_extractor.policy_net, *parts):  # type: ignore[union-attr]
+        with torch.no_grad():
+            handle = module.register_forward_hook(lambda module, inputs, output: output + 1)
+            assert not torch.equal(actor_output(policy, observations), bare)
+            handle.remove()
+            handle = module.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+            assert not torch.equal(actor_output(policy, observations), bare)
+            handle.remove()
+    seen: list[type] = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    actor_output(policy, observations)
+    handle.remove()
+    assert seen.count(torch.nn.Linear) == 3
+    policy.action_net = torch.nn.Linear(5, 3)
+    assert not torch.equal(actor_output(policy, observations), bare)
+
+
+def test_blocks_are_the_same_on_the_disk_in_memory_and_when_resumed_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(training_data, "SHARD_BYTES", 40)
+    monkeypatch.setattr(seeding.epoch_permutation, "__kwdefaults__", {"shard": None, "pool": 3})
+    monkeypatch.setattr(training_data, "BLOCK_BYTES", 1500)
+    draw().save_folder(tmp_path / "folder")
+    mapped = Demonstrations.load(tmp_path / "folder")
+    arguments: Any = {"batch_size": 8, "validation_fraction": 0.25}  # so that a view of some episodes is read
+    in_memory = make(draw(), shuffle="blocks", **arguments).learn(total_epochs=2)
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 100.0)
+    streamed = make(mapped, **arguments)
+    assert streamed.shuffle == "blocks"
+    assert same_parameters(in_memory, streamed.learn(total_epochs=2))
+    assert not same_parameters(in_memory, make(draw(), **arguments).learn(total_epochs=2))
+    run = tmp_path / "run"
+    cut = make(mapped, checkpoint_folder=run, checkpoint_every=3, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        cut.learn(total_batches=in_memory.num_timesteps, callback=KillAt(6, KeyboardInterrupt))
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 1e12)
+    resumed = BC.resume(run, None, mapped, device="cpu")
+    assert resumed.shuffle == "blocks"
+    assert same_parameters(in_memory, resumed.learn(total_batches=in_memory.num_timesteps))
+
+
+def test_how_the_data_are_shuffled(tmp_path: Path, monkeypatch: Any) -> None:
+    draw().save_folder(tmp_path / "folder")
+    mapped = Demonstrations.load(tmp_path / "folder")
+    assert make(mapped).shuffle == "full"
+    monkeypatch.setattr(training_data, "memory_bytes", lambda: 100.0)
+    assert make(draw()).shuffle == "full"  # it is in memory already
+    assert make(mapped, shuffle="full").shuffle == "full"
+    assert same_parameters(*(make(data, shuffle="blocks").learn(total_batches=3) for data in (draw(), mapped)))
+    assert_raises(ValueError, "shuffle='some' is not known: choose one of 'full'", make, mapped, shuffle="some")
+    monkeypatch.undo()
+    assert 2**28 < training_data.memory_bytes() < 2**50
 
 
 def test_an_epoch_reads_every_row_once_and_skips_to_any_update() -> None:

@@ -85,7 +85,7 @@ def test_entropy_loss_is_minus_the_mean_entropy_as_the_parent_records_it(
     algorithm: type[Model], policy: str, env: str, arguments: dict[str, Any]
 ) -> None:
     """With a coefficient too small to change any number, the tags must be the parent's."""
-    parent = algorithm.__mro__[2]
+    parent = algorithm.__mro__[3]
     once = {**arguments, "learning_rate": 0.0}
     mine = build(algorithm, policy, env, once, smoothing=1e-12, ent_coef=0.01)
     mine.learn(mine.n_steps)

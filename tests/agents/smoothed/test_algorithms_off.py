@@ -108,7 +108,7 @@ def test_the_names_of_policies_stand_for_smoothed_ones() -> None:
     assert SmoothedMaskablePPO.policy_aliases.keys() == MaskablePPO.policy_aliases.keys()
     assert SmoothedRecurrentPPO.policy_aliases.keys() == RecurrentPPO.policy_aliases.keys()
     for ours in (SmoothedPPO, SmoothedA2C, SmoothedMaskablePPO, SmoothedRecurrentPPO):
-        parent = ours.__mro__[2]
+        parent = ours.__mro__[3]
         for name, policy in ours.policy_aliases.items():
             assert issubclass(policy, parent.policy_aliases[name])  # type: ignore[attr-defined]
 

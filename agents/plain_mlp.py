@@ -1,0 +1,385 @@
+"""Plain MLP policies of Stable-Baselines3 as matrices: actions and gradients, without modules and distributions.
+
+Each number equals the policy's own bit for bit: the same operations of torch in the same order, and the same draws.
+What is not plain (see `plain_network`) is left to the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import Tensor, nn
+from torch.nn.functional import linear, softmax
+
+from rlsmooth.agents.sb3 import ModuleWatch
+from rlsmooth.losses.policy import normalised_logits
+
+
+class Activation(NamedTuple):
+    """A function, and its gradient from the gradient and the value of its output."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.threshold_backward.default(gradient, output, 0)
+    return found
+
+
+# autograd's own functions: `gradient * (1 - output**2)` may be rounded in another way.
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: Activation(torch.tanh, torch.ops.aten.tanh_backward.default),
+    nn.ReLU: Activation(torch.relu, _relu_backward),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Linear layers `(weight [out, in], bias [out])`, each with the activation that follows it, or None."""
+
+    linears: tuple[tuple[Tensor, Tensor], ...]
+    activations: tuple[Activation | None, ...]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The outputs `[B, out]` of inputs `[B, in]`."""
+        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
+            inputs = linear(inputs, weight, bias)
+            if activation is not None:
+                inputs = activation.forward(inputs)
+        return inputs
+
+    def each(self, inputs: Tensor) -> list[Tensor]:
+        """The inputs of each layer, and last the outputs."""
+        values = [inputs]
+        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
+            inputs = linear(inputs, weight, bias)
+            values.append(inputs if activation is None else activation.forward(inputs))
+            inputs = values[-1]
+        return values
+
+    def gradients(self, values: Sequence[Tensor], gradient: Tensor) -> dict[Tensor, Tensor]:
+        """The gradient of each weight and bias, by `values` of `each` and the gradient of the outputs."""
+        found: dict[Tensor, Tensor] = {}
+        for place in reversed(range(len(self.linears))):
+            weight, bias = self.linears[place]
+            activation = self.activations[place]
+            if activation is not None:
+                gradient = activation.backward(gradient, values[place + 1])
+            found[weight], found[bias] = gradient.t().mm(values[place]), gradient.sum(0)
+            if place:
+                gradient = gradient.mm(weight)
+        return found
+
+    def with_values(self, values: dict[Tensor, Tensor]) -> Self:
+        """The same layers with other tensors in place of its parameters."""
+        return type(self)(tuple((values[weight], values[bias]) for weight, bias in self.linears), self.activations)
+
+
+class PlainCategorical:
+    """Stable-Baselines3's distribution for Discrete and MultiDiscrete actions, or sb3-contrib's maskable one.
+
+    Args:
+        sizes: number of choices of each component of a MultiDiscrete; None: Discrete.
+        is_maskable: whether it is sb3-contrib's.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] | None, *, is_maskable: bool) -> None:
+        self.sizes = sizes
+        self.is_maskable = is_maskable
+
+    def proba_distribution(self, outputs: Tensor) -> Self:
+        """Take the network's outputs, `[B, sum(sizes)]`."""
+        self._masks: Sequence[Tensor] | None = None
+        self._totals: list[Tensor] = []
+        self._unmasked = self._logits = [self._normalised(part) for part in self._split(outputs)]
+        if self.is_maskable:
+            self.apply_masking(None)
+        return self
+
+    def apply_masking(self, masks: Any) -> None:
+        """Restrict to the legal choices: `[B, sum(sizes)]`, nonzero = legal; None: all are."""
+        parts = self._unmasked
+        if masks is not None:
+            legal = torch.as_tensor(masks, dtype=torch.bool)
+            legal = legal.reshape(parts[0].shape) if self.sizes is None else legal.reshape(-1, sum(self.sizes))
+            self._masks = self._split(legal)
+            huge = parts[0].new_tensor(-1e8)
+            parts = [torch.where(mask, part, huge) for mask, part in zip(self._masks, parts, strict=True)]
+        self._logits = [self._normalised(part) for part in parts]  # theirs does so again without masks, too
+
+    def is_valid(self) -> bool:
+        """Whether torch's distributions would take the outputs: none is NaN. Waits for the device."""
+        total = self._totals[0] if len(self._totals) == 1 else torch.cat(self._totals)
+        return math.isfinite((total if total.numel() == 1 else total.sum()).item())
+
+    def get_actions(self, deterministic: bool = False) -> Tensor:
+        """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn."""
+        probabilities = [softmax(part, -1) for part in self._logits]
+        if deterministic:
+            parts = [part.argmax(dim=1) for part in probabilities]
+        else:
+            # As torch.multinomial draws one action, without its checks, which cost more than the draw.
+            parts = [(part / torch.empty_like(part).exponential_()).argmax(-1) for part in probabilities]
+        return parts[0] if self.sizes is None else torch.stack(parts, dim=1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities, `[B]`, of int64 actions."""
+        chosen = [actions] if self.sizes is None else actions.unbind(1)
+        found = [part.gather(-1, one.unsqueeze(-1)).squeeze(-1) for part, one in zip(self._logits, chosen, strict=True)]
+        return found[0] if self.sizes is None else torch.stack(found, dim=1).sum(dim=1)
+
+    def entropy(self) -> Tensor:
+        """Entropies, `[B]`."""
+        masks: Sequence[Tensor | None] = self._masks or [None] * len(self._logits)
+        found = []
+        for part, mask in zip(self._logits, masks, strict=True):
+            # In this order: a gradient with three summands depends on it.
+            finite = torch.clamp(part, min=torch.finfo(part.dtype).min) if mask is None else part
+            products = finite * softmax(part, -1)
+            found.append(-(products if mask is None else torch.where(mask, products, 0.0)).sum(-1))
+        return found[0] if self.sizes is None else torch.stack(found, dim=1).sum(dim=1)
+
+    def _split(self, values: Tensor) -> Sequence[Tensor]:
+        if self.sizes is None:
+            return (values,)
+        parts: tuple[Tensor, ...] = torch.split(values, list(self.sizes), dim=1)
+        return parts
+
+    def _normalised(self, logits: Tensor) -> Tensor:
+        log_probs, total = normalised_logits(logits)
+        self._totals.append(total)
+        return log_probs
+
+
+class PlainGaussian:
+    """Stable-Baselines3's diagonal Gaussian, for Box actions before they are clipped."""
+
+    def proba_distribution(self, outputs: Tensor, log_std: Tensor) -> Self:
+        """Take the network's outputs, `[B, D]`, and its `log_std`, `[D]`."""
+        self._mean = outputs
+        self._std = torch.ones_like(outputs) * log_std.exp()
+        return self
+
+    def is_valid(self) -> bool:
+        """Whether torch's `Normal` would take them: finite means, and positive deviations. Waits for the device."""
+        mean, std = self._mean.detach().numpy(), self._std.detach().numpy()
+        return bool(np.isfinite(mean).all() and (std > 0).all())
+
+    def get_actions(self, deterministic: bool = False) -> Tensor:
+        """Actions `[B, D]`: the means, or drawn."""
+        if deterministic:
+            return self._mean
+        noise = torch.empty(self._mean.shape, dtype=self._mean.dtype, device=self._mean.device).normal_()
+        return self._mean + noise * self._std
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-densities, `[B]`."""
+        variance = self._std**2
+        each = -((actions - self._mean) ** 2) / (2 * variance) - self._std.log() - math.log(math.sqrt(2 * math.pi))
+        return each.sum(dim=1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropies, `[B]`."""
+        return (0.5 + 0.5 * math.log(2 * math.pi) + torch.log(self._std)).sum(dim=1)
+
+
+PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian
+
+
+@dataclass(frozen=True, eq=False)
+class PlainNetwork:
+    """The layers of a plain MLP policy.
+
+    Attributes:
+        actor: from features to the outputs that a distribution takes.
+        critic: from features to values `[B, 1]`.
+        log_std: a Box's parameter, else None.
+        observation_space: the policy's.
+        normalize_images: the policy's.
+        sizes: number of choices of each component of a MultiDiscrete, else None.
+        is_maskable: whether the distribution is sb3-contrib's.
+    """
+
+    actor: Layers
+    critic: Layers
+    log_std: Tensor | None
+    observation_space: spaces.Space[Any]
+    normalize_images: bool
+    sizes: tuple[int, ...] | None
+    is_maskable: bool
+
+    def features(self, observations: Tensor) -> Tensor:
+        """The layers' inputs, `[B, in]`."""
+        if (
+            observations.ndim != 2
+            or observations.dtype != torch.float32
+            or type(self.observation_space) is not spaces.Box
+        ):
+            found = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+            assert isinstance(found, Tensor)
+            observations = found.flatten(1)
+        return observations
+
+    def distribution(self) -> PlainDistribution:
+        """The policy's distribution, which takes the network's outputs next."""
+        if self.log_std is not None:
+            return PlainGaussian()
+        return PlainCategorical(self.sizes, is_maskable=self.is_maskable)
+
+    def _distribution_at(self, features: Tensor, action_masks: Any) -> PlainDistribution | None:
+        """The policy's distribution, or None where torch's own would refuse the outputs."""
+        outputs = self.actor(features)
+        if self.log_std is not None:
+            found: PlainDistribution = PlainGaussian().proba_distribution(outputs, self.log_std)
+        else:
+            found = PlainCategorical(self.sizes, is_maskable=self.is_maskable).proba_distribution(outputs)
+            if action_masks is not None:
+                found.apply_masking(action_masks)
+        return found if found.is_valid() else None
+
+    def act(
+        self, observations: Tensor, action_masks: Any = None, *, deterministic: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Actions, values and log-probabilities as the policy's `forward`; None where that would end in an error.
+
+        Args:
+            observations: `[B, ...]`.
+            action_masks: of a maskable policy, or None.
+            deterministic: the most probable actions, else drawn ones.
+        """
+        features = self.features(observations)
+        values = self.critic(features)
+        distribution = self._distribution_at(features, action_masks)
+        if distribution is None:
+            return None
+        actions = distribution.get_actions(deterministic)
+        return actions, values, distribution.log_prob(actions)
+
+    def predict(
+        self, observation: Any, action_masks: Any = None, *, deterministic: bool, action_space: spaces.Space[Any]
+    ) -> NDArray[Any] | None:
+        """Actions as the policy's `predict`; None for what is no float array of the space's shape, or ends in an error.
+
+        Args:
+            observation: one observation, or a batch of them.
+            action_masks: of a maskable policy, or None.
+            deterministic: the most probable actions, else drawn ones.
+            action_space: the policy's; a Box clips.
+        """
+        space = self.observation_space
+        if type(observation) is not np.ndarray or observation.dtype not in _FLOATS or type(space) is not spaces.Box:
+            return None
+        if len(space.shape) not in (1, 2):  # images have 3
+            return None
+        is_single = observation.shape == space.shape
+        if not is_single and (observation.shape[1:] != space.shape or not len(observation)):
+            return None
+        with torch.no_grad():
+            # A copy, which a read-only array or one with negative strides needs.
+            features = torch.from_numpy(np.array(observation[None] if is_single else observation))
+            if len(space.shape) == 2 or features.dtype != torch.float32:
+                features = features.flatten(1).float()
+            distribution = self._distribution_at(features, action_masks)
+            if distribution is None:
+                return None
+            actions: NDArray[Any] = distribution.get_actions(deterministic).numpy()
+        actions = actions.reshape(-1, *(action_space.shape or ()))
+        if isinstance(action_space, spaces.Box):
+            actions = np.clip(actions, action_space.low, action_space.high)
+        return actions[0, ...] if is_single else actions
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_METHODS = frozenset(
+    {"forward", "evaluate_actions", "predict", "_predict", "get_distribution", "predict_values", "extract_features"}
+    | {"obs_to_tensor", "_get_action_dist_from_latent"}
+)
+_KINDS = (CategoricalDistribution, MultiCategoricalDistribution, DiagGaussianDistribution)
+_known: WeakKeyDictionary[BasePolicy, tuple[ModuleWatch, object, PlainNetwork | None]] = WeakKeyDictionary()
+
+
+def is_untouched(policy: BasePolicy) -> bool:
+    """Whether no module of a policy has hooks, and the policy no methods of its own beside its class's."""
+    return ModuleWatch(policy, _METHODS).is_as_before()
+
+
+def plain_network(policy: BasePolicy) -> PlainNetwork | None:
+    """The layers of a policy on the CPU whose class is known to be plain, or None if its parts are not plain.
+
+    Plain parts: float32 parameters; separate Tanh or ReLU layers for actor and critic; observations of one space;
+    Discrete, MultiDiscrete and Box actions (no gSDE) that count from 0. None has hooks or a method of its own.
+
+    Args:
+        policy: of exactly one of the classes `ActorCriticPolicy`, `MaskableActorCriticPolicy` and their smoothed forms.
+    """
+    known = _known.get(policy)
+    if known is None or known[1] is not vars(policy)["action_dist"] or not known[0].is_as_before():
+        watch = ModuleWatch(policy, _METHODS)
+        known = watch, vars(policy)["action_dist"], _read(policy) if watch.is_as_before() else None
+        _known[policy] = known
+    network = known[2]
+    return network if network is None or network.actor.linears[0][0].is_cpu else None
+
+
+def _read(policy: Any) -> PlainNetwork | None:
+    extractor, distribution = policy.mlp_extractor, policy.action_dist
+    kind = type(distribution)
+    is_maskable = kind.__name__.startswith("Maskable") and kind.__module__.startswith("sb3_contrib.")
+    if (
+        type(policy.features_extractor) is not FlattenExtractor
+        or type(extractor) is not MlpExtractor
+        or not policy.share_features_extractor
+        or not (kind in _KINDS or is_maskable)
+    ):
+        return None
+    actor = _layers(extractor.policy_net, policy.action_net)
+    critic = _layers(extractor.value_net, policy.value_net)
+    if actor is None or critic is None:
+        return None
+    parameters = [id(one) for pair in (*actor.linears, *critic.linears) for one in pair]
+    if len(set(parameters)) < len(parameters):  # shared layers: the gradients of their uses add up
+        return None
+    sizes = getattr(distribution, "action_dims", None)
+    return PlainNetwork(
+        actor,
+        critic,
+        policy.log_std if kind is DiagGaussianDistribution else None,
+        policy.observation_space,
+        policy.normalize_images,
+        None if sizes is None else tuple(int(size) for size in sizes),
+        is_maskable,
+    )
+
+
+def _layers(hidden: nn.Module, head: nn.Module) -> Layers | None:
+    if type(hidden) is not nn.Sequential or type(head) is not nn.Linear:
+        return None
+    linears: list[tuple[Tensor, Tensor]] = []
+    activations: list[Activation | None] = []
+    for module in (*hidden, head):
+        kind = type(module)
+        if isinstance(module, nn.Linear) and kind is nn.Linear and module.weight.dtype == torch.float32:
+            linears.append((module.weight, module.bias))
+            activations.append(None)
+        elif kind in ACTIVATIONS and linears and activations[-1] is None:
+            activations[-1] = ACTIVATIONS[kind]
+        else:
+            return None
+    return Layers(tuple(linears), tuple(activations))
