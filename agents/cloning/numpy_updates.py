@@ -154,7 +154,7 @@ class NumpyUpdates:
         if not self._adam.is_current(self._policy.optimizer):
             self._prepare()
         mean_weight = self._data.mean_weight
-        with np.errstate(all="ignore"):  # the losses are watched
+        with np.errstate(all="ignore"):  # what is not finite is an error later
             loss = self._loss(minibatch, None if mean_weight is None else minibatch.size * mean_weight)
         if self._l2_coef:
             for parameter in self._others:

@@ -433,6 +433,7 @@ def assert_compiled_is_eager(loss: Loss, backend: str, tolerance: float, device:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_compiled_equals_eager_compiled(name: str, device: torch.device) -> None:
     assert_compiled_is_eager(LOSSES[name], "aot_eager", 1e-12, device)

@@ -93,6 +93,7 @@ def test_the_summary_is_that_of_the_agent_on_the_held_out_episode(finished: tupl
     assert summary["kl_uniform"] == pytest.approx(-np.log(2) - 0.5 * np.log(probs).sum(-1).mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     settings = [*FEW, "--epochs", "16", "--eval-freq", "-1", "--checkpoint-freq", "3200", "--eval-episodes", "1"]
     whole, folder = kill_command("bc", settings, tmp_path, 100)

@@ -394,6 +394,7 @@ def read(target: Target) -> tuple[Tensor, Tensor, Tensor]:
     return target.dense(torch.float64), target.mass(), target.entropy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_builders_compile(name: str, device: torch.device) -> None:
     build = BUILDERS[name]
@@ -446,6 +447,7 @@ def test_prepared_recipes_never_wait(name: str, device: torch.device) -> None:
         recipe(labels, CLASSES, progress=0.25, validate=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one_hot", "others", "prior", "hierarchical", "boltzmann"])
 def test_targets_pass_into_compiled_functions(name: str, device: torch.device) -> None:
     given = inputs(device)

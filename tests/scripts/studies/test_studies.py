@@ -140,6 +140,7 @@ def test_deep_sea_runs(tmp_path: Path) -> None:
     assert {run["seed"] for run in settings} == {100, 0, 1}
 
 
+@pytest.mark.slow
 def test_a_failed_run_keeps_what_is_done(tmp_path: Path) -> None:
     # dict(settings) is the settings again, and fails on those that are no mapping.
     jobs = [Job("good", {"number": 1}), Job("bad", 7)]  # type: ignore[arg-type]
@@ -341,6 +342,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 # ---- smoothed discriminators
+@pytest.mark.slow
 def test_looking_changes_nothing() -> None:
     parameters = []
     for is_watched in (False, True):
