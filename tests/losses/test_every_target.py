@@ -355,7 +355,7 @@ OFTEN_MASKED = ("uniform", "kernel", "boltzmann", "mix of two backgrounds")
 @pytest.mark.parametrize(
     ("kind", "masked"),
     [
-        pytest.param(kind, masked, marks=pytest.mark.slow if masked and kind not in OFTEN_MASKED else ())
+        pytest.param(kind, masked, marks=() if kind in OFTEN_MASKED else pytest.mark.slow)
         for kind, masked in EVERY
     ],
 )

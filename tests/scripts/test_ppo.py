@@ -235,6 +235,7 @@ def test_a_masked_identity_is_solved(tmp_path: Path) -> None:
     assert summary["entropy_frac"] > 0.001
 
 
+@pytest.mark.slow
 def test_environments_in_processes_give_the_same_agent(tmp_path: Path) -> None:
     words = ("ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", "--n-envs", "2", "--smoothing", "0.1")
     here = run_here(tmp_path / "here", *words, *SMALL)
