@@ -354,10 +354,7 @@ OFTEN_MASKED = ("uniform", "kernel", "boltzmann", "mix of two backgrounds")
 
 @pytest.mark.parametrize(
     ("kind", "masked"),
-    [
-        pytest.param(kind, masked, marks=() if kind in OFTEN_MASKED else pytest.mark.slow)
-        for kind, masked in EVERY
-    ],
+    [pytest.param(kind, masked, marks=() if kind in OFTEN_MASKED else pytest.mark.slow) for kind, masked in EVERY],
 )
 def test_compiled_equals_eager(
     kind: str, masked: bool, compiled_rows: Callable[[Tensor, Target, Tensor | None], Tensor], device: torch.device
