@@ -427,6 +427,8 @@ class BC(ActingModel):
                     listener.update_locals({"loss": loss})
                     continues = listener.on_step()
                     self.policy.set_training_mode(True)
+                    if in_numpy is not None:
+                        in_numpy.refresh()
                 if step % log_interval == 0:
                     self._log()
                 if stopping is not None and step % per_epoch == 0:

@@ -151,8 +151,6 @@ class NumpyUpdates:
 
     def update(self, minibatch: Any) -> Tensor:
         """One step on the mean loss of a minibatch that `updates` gave last. Returns that loss."""
-        if not self._adam.is_current(self._policy.optimizer):
-            self._prepare()
         mean_weight = self._data.mean_weight
         with np.errstate(all="ignore"):  # what is not finite is an error later
             loss = self._loss(minibatch, None if mean_weight is None else minibatch.size * mean_weight)
@@ -170,6 +168,11 @@ class NumpyUpdates:
         with self._units.normalised():
             self._adam.step(self._max_grad_norm)
         return loss
+
+    def refresh(self) -> None:
+        """Follow what a callback may have replaced: parameters, the optimiser or its options."""
+        if not self._adam.is_current(self._policy.optimizer):
+            self._prepare()
 
     @contextmanager
     def flat_memory(self) -> Iterator[None]:
