@@ -120,7 +120,6 @@ class NumpyUpdates:
         self._smoothings, self._progress = smoothings, progress
         self._kl_coef, self._l2_coef, self._max_grad_norm = kl_coef, l2_coef, max_grad_norm
         self._prepare()
-        self._block: TensorBatch | None = None
         self._features = np.empty((0, 0), np.float32)
         self._probs: list[Array] | None = None
         self._masses: list[Array] = []

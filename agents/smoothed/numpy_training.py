@@ -25,8 +25,8 @@ from rlsmooth.checks import check_choice
 from rlsmooth.losses.output_gradients import (
     CategoricalOutputs,
     GaussianOutputs,
-    Surrogate,
     clipped_surrogate,
+    policy_gradient_surrogate,
     squared_error_gradient,
 )
 from rlsmooth.training.flat import FlatAdam
@@ -146,7 +146,7 @@ class NumpyActorCritic:
         return chosen + self._start, _finite(pi.log_prob(chosen))
 
     def stored_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """A buffer's actions, `[N, D]`, as `evaluate` takes them."""
+        """A buffer's actions, `[N, D]`, as `log_prob` takes them."""
         if self.in_closed_form and self._is_discrete:
             return actions.ravel().astype(np.int64) - self._start
         return actions.astype(np.float32)
@@ -308,36 +308,35 @@ class NumpyTraining(OnPolicyAlgorithm):
         policy.set_training_mode(True)
         begin_update(self, optimizer)
         self.check_engine()
-        adam = FlatAdam(optimizer, policy.parameters())
-        networks = NumpyActorCritic(policy, self.ent_coef)
         clip_range, value_range = (
             None if (schedule := getattr(self, name, None)) is None else schedule(self._current_progress_remaining)
             for name in ("clip_range", "clip_range_vf")
         )
-        rollout = _Rollout.of(buffer, networks)
-        size = len(rollout.features)
-        batch_size = size if batch_size is None else batch_size
+        target_kl = getattr(self, "target_kl", None)
         updates: list[_Update] = []
         stops = False
-        for epoch in range(n_epochs):
-            shuffled = rollout.take(np.random.permutation(size))  # noqa: NPY002 - as Stable-Baselines3
-            first = len(updates)
-            for start in range(0, size, batch_size):
-                part = shuffled.take(slice(start, start + batch_size))
-                with np.errstate(all="ignore"):  # what is not finite is an error below
-                    update = self._gradients(networks, part, clip_range, value_range)
-                updates.append(update)
-                target_kl = getattr(self, "target_kl", None)
-                stops = target_kl is not None and update.kl > 1.5 * target_kl
+        with FlatAdam(optimizer, policy.parameters()) as adam:
+            networks = NumpyActorCritic(policy, self.ent_coef)
+            rollout = _Rollout.of(buffer, networks)
+            size = len(rollout.features)
+            step = size if batch_size is None else batch_size
+            for epoch in range(n_epochs):
+                shuffled = rollout.take(np.random.permutation(size))  # noqa: NPY002 - as Stable-Baselines3
+                first = len(updates)
+                for start in range(0, size, step):
+                    part = shuffled.take(slice(start, start + step))
+                    with np.errstate(all="ignore"):  # what is not finite is an error below
+                        update = self._gradients(networks, part, clip_range, value_range)
+                    updates.append(update)
+                    stops = target_kl is not None and update.kl > 1.5 * target_kl
+                    if stops:
+                        if self.verbose >= 1:
+                            print(f"Early stopping at step {epoch} due to reaching max kl: {update.kl:.2f}")
+                        break
+                    adam.step(self.max_grad_norm)
+                n_updates = count_updates(self, 1)
                 if stops:
-                    if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {update.kl:.2f}")
                     break
-                adam.step(self.max_grad_norm)
-            n_updates = count_updates(self, 1)
-            if stops:
-                break
-        adam.release()
         if not np.isfinite(updates).all():
             raise ValueError("a loss of the update is not finite: lower learning_rate, or set max_grad_norm.")
         if policy.entropy_term is not None and networks.in_closed_form:
@@ -358,8 +357,7 @@ class NumpyTraining(OnPolicyAlgorithm):
             advantages = offset / np.float32(deviation + 1e-8)
         log_prob = networks.log_prob(part.features, part.actions, part.observations)
         if clip_range is None:  # A2C
-            size = len(advantages)
-            found = Surrogate(-float(np.dot(advantages, log_prob)) / size, advantages * np.float32(-1 / size), 0.0, 0.0)
+            found = policy_gradient_surrogate(log_prob, advantages)
         else:
             found = clipped_surrogate(log_prob, part.log_probs, advantages, clip_range)
         values = networks.values(part.features)

@@ -236,6 +236,22 @@ def clipped_surrogate(log_prob: Values, old_log_prob: Values, advantages: Values
     return Surrogate(loss, gradient, kl, np.count_nonzero(np.abs(offset) > clip_range) / size)
 
 
+def policy_gradient_surrogate(log_prob: Values, advantages: Values) -> Surrogate:
+    """A2C's policy loss `-mean A log pi(a)`, with nothing to say of an old policy.
+
+    Args:
+        log_prob: `[B]`, an array.
+        advantages: `A`, `[B]`.
+
+    Example:
+        >>> policy_gradient_surrogate(np.log([0.5, 1.0]), np.array([2.0, 4.0])).gradient
+        array([-1., -2.])
+    """
+    size = len(log_prob)
+    loss = -float(np.dot(advantages, log_prob)) / size
+    return Surrogate(loss, advantages * advantages.dtype.type(-1 / size), 0.0, 0.0)
+
+
 def squared_error_gradient(
     values: Values, returns: Values, old_values: Values | None = None, clip_range: float | None = None
 ) -> tuple[float, Values]:

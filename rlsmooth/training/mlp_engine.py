@@ -20,7 +20,6 @@ Engine: TypeAlias = Literal["torch", "numpy"]
 ENGINES: tuple[Engine, ...] = ("torch", "numpy")
 _KEPT_SIZES = 4
 """Buffers are kept for so many sizes of minibatches: an epoch's, its last one's, and those of a log line."""
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _Activation(NamedTuple):
@@ -87,8 +86,6 @@ def why_not_served(modules: Iterable[nn.Module]) -> str | None:
             return f"{type(module).__name__} does not follow a linear layer"
         else:
             last_is_linear = False
-        if any(vars(module)[name] for name in _HOOKS) or "forward" in vars(module):
-            return f"a layer of {type(module).__name__} has a hook"
     return None if last_is_linear else "its last layer is not linear"
 
 
