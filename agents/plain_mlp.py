@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
+from rlsmooth.losses.on_policy import normal_entropy, normal_log_prob
 from rlsmooth.losses.policy import normalised_logits
 
 
@@ -191,13 +192,11 @@ class PlainGaussian:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-densities, `[B]`."""
-        variance = self._std**2
-        each = -((actions - self._mean) ** 2) / (2 * variance) - self._std.log() - math.log(math.sqrt(2 * math.pi))
-        return each.sum(dim=1)
+        return normal_log_prob(actions, self._mean, self._std)
 
     def entropy(self) -> Tensor:
         """Differential entropies, `[B]`."""
-        return (0.5 + 0.5 * math.log(2 * math.pi) + torch.log(self._std)).sum(dim=1)
+        return normal_entropy(self._std)
 
 
 PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rlsmooth.agents.plain_mlp import PlainNetwork
 from rlsmooth.agents.sb3 import begin_update, count_updates, has_hooks, progress_remaining
 from rlsmooth.agents.smoothed.policies import SmoothedPolicy
+from rlsmooth.losses.on_policy import a2c_losses, normalised_advantages, ppo_losses
 
 # ---- what is served
 
@@ -257,56 +258,6 @@ class GradientSteps:
 # ---- updates
 
 
-class PPOLosses(NamedTuple):
-    """Means over a minibatch, 0-dimensional; `loss` has a graph."""
-
-    entropy_loss: Tensor
-    policy_loss: Tensor
-    value_loss: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
-    loss: Tensor
-
-
-def ppo_losses(
-    algorithm: Any,
-    batch: RolloutPart,
-    values: Tensor,
-    log_prob: Tensor,
-    entropy: Tensor | None,
-    *,
-    clip_range: float,
-    clip_range_vf: float | None,
-) -> PPOLosses:
-    """PPO's losses of one minibatch, as its `train` has them.
-
-    Args:
-        algorithm: PPO or MaskablePPO.
-        batch: the transitions.
-        values: `[B]`.
-        log_prob: `[B]`.
-        entropy: `[B]`; None: has no closed form.
-        clip_range: of the ratio.
-        clip_range_vf: of the values; None: they are not clipped.
-    """
-    advantages = batch.advantages
-    if algorithm.normalize_advantage and (len(advantages) > 1 or not isinstance(algorithm, PPO)):
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    log_ratio = log_prob - batch.old_log_prob
-    ratio = torch.exp(log_ratio)
-    clipped = advantages * torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
-    policy_loss = -torch.min(advantages * ratio, clipped).mean()
-    if clip_range_vf is not None:
-        values = batch.old_values + torch.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-    value_loss = nn.functional.mse_loss(batch.returns, values)
-    entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-    loss = policy_loss + algorithm.ent_coef * entropy_loss + algorithm.vf_coef * value_loss
-    with torch.no_grad():
-        clip_fraction = torch.mean((torch.abs(ratio - 1) > clip_range).float())
-        approx_kl = torch.mean((ratio - 1) - log_ratio)
-    return PPOLosses(entropy_loss, policy_loss, value_loss, approx_kl, clip_fraction, loss)
-
-
 def update_ppo(algorithm: Any, network: PlainNetwork) -> None:
     """The `train` of PPO and MaskablePPO.
 
@@ -330,7 +281,19 @@ def update_ppo(algorithm: Any, network: PlainNetwork) -> None:
         for epoch in range(algorithm.n_epochs):
             start = len(logged)
             for batch in rollout.minibatches(algorithm.batch_size):
-                losses = ppo_losses(algorithm, batch, *steps.evaluate(batch), **clips)
+                advantages, of_one = batch.advantages, len(batch.advantages) == 1 and isinstance(algorithm, PPO)
+                if algorithm.normalize_advantage and not of_one:
+                    advantages = normalised_advantages(advantages)
+                losses = ppo_losses(
+                    *steps.evaluate(batch),
+                    old_values=batch.old_values,
+                    old_log_prob=batch.old_log_prob,
+                    advantages=advantages,
+                    returns=batch.returns,
+                    ent_coef=algorithm.ent_coef,
+                    vf_coef=algorithm.vf_coef,
+                    **clips,
+                )
                 logged.append(torch.stack([one.detach() for one in losses]))
                 if algorithm.target_kl is not None and losses.approx_kl.numpy() > 1.5 * algorithm.target_kl:
                     more = False
@@ -373,16 +336,16 @@ def update_a2c(algorithm: Any, network: PlainNetwork) -> None:
     # One step: to make one tensor of all parameters takes longer.
     steps = GradientSteps(algorithm, network, PlainSteps(algorithm.policy.optimizer, algorithm.max_grad_norm))
     (batch,) = Rollout(algorithm.rollout_buffer, algorithm.action_space).minibatches(None)
-    values, log_prob, entropy = steps.evaluate(batch)
-    advantages = batch.advantages
-    if algorithm.normalize_advantage:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    policy_loss = -(advantages * log_prob).mean()
-    value_loss = nn.functional.mse_loss(batch.returns, values)
-    entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-    numbers = torch.stack([one.detach() for one in (entropy_loss, policy_loss, value_loss)]).tolist()
+    losses = a2c_losses(
+        *steps.evaluate(batch),
+        advantages=normalised_advantages(batch.advantages) if algorithm.normalize_advantage else batch.advantages,
+        returns=batch.returns,
+        ent_coef=algorithm.ent_coef,
+        vf_coef=algorithm.vf_coef,
+    )
+    numbers = torch.stack([one.detach() for one in losses[:3]]).tolist()
     check_outputs(steps, np.array(numbers[:1]), np.array(numbers[1:2]))
-    steps.step(policy_loss + algorithm.ent_coef * entropy_loss + algorithm.vf_coef * value_loss)
+    steps.step(losses.loss)
     logger, buffer = algorithm.logger, algorithm.rollout_buffer
     explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
     logger.record("train/n_updates", count_updates(algorithm, 1), exclude="tensorboard")
