@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn import functional as F
 
 from rlsmooth.losses.arguments import Reduction, compute_dtype, reduce
@@ -400,9 +400,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (logits,) = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None  # given away: who gets it may change it
-        if not torch.is_grad_enabled() and not is_traced():
-            with suppress(RuntimeError):  # upstream gradients in a batch (`is_grads_batched`) do not fit into one
-                return _CrossEntropy._times(ctx, logits, gradient, upstream), None, None, None, None
+        # Upstream gradients in a batch (`is_grads_batched`) do not fit into the memory of one.
+        if not torch.is_grad_enabled() and not is_traced() and not is_legacy_batchedtensor(upstream):
+            return _CrossEntropy._times(ctx, logits, gradient, upstream), None, None, None, None
         rows = (upstream * ctx.factor).expand(len(logits))  # a graph of the gradient is wanted, or many gradients
         gradient = _differentiable_gradient(logits, ctx.target, ctx.mask, ctx.ignore_rows, rows)
         return gradient, None, None, None, None
