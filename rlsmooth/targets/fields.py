@@ -9,24 +9,29 @@ import torch
 from torch import Tensor
 
 
-def same_fields(one: Any, other: Any) -> bool:
-    """Whether two dataclasses of one type have equal fields; tensors by dtype, device, shape and values."""
-    if one is other:
-        return True
-    return type(one) is type(other) and all(
-        _same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one) if field.compare
-    )
+class ComparedByFields:
+    """A base of dataclasses (`eq=False`): equal where their fields are, tensors by dtype, device, shape and values.
 
+    The hash agrees with that; of a tensor it reads the shape, so that it waits for no device. A copy or a file is read
+    by calling the class with its fields.
+    """
 
-def hash_of_fields(value: Any) -> int:
-    """A hash that agrees with `same_fields`; of a tensor it reads the shape, so that it waits for no device."""
-    parts = [getattr(value, field.name) for field in fields(value) if field.compare]
-    return hash((type(value), *(tuple(part.shape) if isinstance(part, Tensor) else part for part in parts)))
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        own: Any = self
+        return type(self) is type(other) and all(
+            _same(getattr(self, field.name), getattr(other, field.name)) for field in fields(own) if field.compare
+        )
 
+    def __hash__(self) -> int:
+        own: Any = self
+        parts = [getattr(self, field.name) for field in fields(own) if field.compare]
+        return hash((type(self), *(tuple(part.shape) if isinstance(part, Tensor) else part for part in parts)))
 
-def rebuild(value: Any) -> tuple[type, tuple[Any, ...]]:
-    """What `__reduce__` returns so that a copy or a file is read by calling the class with its fields."""
-    return type(value), tuple(getattr(value, field.name) for field in fields(value) if field.init)
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        own: Any = self
+        return type(self), tuple(getattr(self, field.name) for field in fields(own) if field.init)
 
 
 def _same(one: object, other: object) -> bool:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rlsmooth.targets.arguments import Alpha, broadcast_alpha, check_alpha, first_row, kind_of, values_can_be_checked
-from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
+from rlsmooth.targets.fields import ComparedByFields
 from rlsmooth.targets.target import from_array
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianTarget:
+class GaussianTarget(ComparedByFields):
     """A distribution over `D`-dimensional actions, for any leading batch shape `[...]`.
 
         q = atom_weight · delta(actions) + background_weight · N(reference_mean, diag(reference_std^2))
@@ -32,15 +32,6 @@ class GaussianTarget:
     background_weight: Tensor | None
     reference_mean: Tensor
     reference_std: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        return same_fields(self, other)
-
-    def __hash__(self) -> int:
-        return hash_of_fields(self)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
 
     @staticmethod
     def cat(targets: Sequence[GaussianTarget]) -> GaussianTarget:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
+from rlsmooth.targets.fields import ComparedByFields
 from rlsmooth.targets.target import is_traced, take_rows
 
 
 @dataclass(frozen=True, eq=False)
-class TreeIntervals:
+class TreeIntervals(ComparedByFields):
     """A tree's classes in depth-first order, in which the classes below a node are an interval.
 
     Seen from one class, the intervals of its ancestors are nested: between two of them the lowest common ancestor is
@@ -99,15 +99,6 @@ class TreeIntervals:
         """The same with each tensor changed: on another device."""
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in _INTERVAL_TENSORS}
         return replace(self, **changed)
-
-    def __eq__(self, other: object) -> bool:
-        return same_fields(self, other)
-
-    def __hash__(self) -> int:
-        return hash_of_fields(self)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
 
 
 _INTERVAL_TENSORS = ("places", "depths", "parents", "node_parents", "firsts", "ends", "node_depths")

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlsmooth.checks import check_choice
 from rlsmooth.schedules import Schedule, start_of
 from rlsmooth.targets.arguments import Labels, check_alpha, check_ordinal_parameters, check_probabilities, to_labels
-from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
+from rlsmooth.targets.fields import ComparedByFields
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows
 from rlsmooth.targets.labelled import from_prior, one_hot, uniform
 from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows, hierarchical
@@ -22,7 +22,7 @@ from rlsmooth.targets.tree import Tree
 
 
 @dataclass(frozen=True, eq=False)
-class Smoothing:
+class Smoothing(ComparedByFields):
     """How labels become targets. Callable: `smoothing(labels, num_classes, mask=None, progress=1.0) -> Target`.
 
     Attributes:
@@ -199,15 +199,6 @@ class Smoothing:
     def _check_size(size: int, num_classes: int) -> None:
         if size != num_classes:
             raise ValueError(f"The smoothing's reference is made for {size} classes, the labels have {num_classes}.")
-
-    def __eq__(self, other: object) -> bool:
-        return same_fields(self, other)
-
-    def __hash__(self) -> int:
-        return hash_of_fields(self)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
 
     def to_config(self) -> dict[str, Any]:
         """The settings as JSON-able values; `Smoothing.from_config` reads them.

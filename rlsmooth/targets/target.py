@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 
-from rlsmooth.targets.fields import hash_of_fields, rebuild, same_fields
+from rlsmooth.targets.fields import ComparedByFields
 
 _ROUNDING = 8
 """Where atoms cancel the background, so many ulps of what was added are taken for rounding, and 0 is left."""
@@ -23,7 +23,7 @@ _Select = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Reference(ComparedByFields):
     """`r(k)`, one distribution a row, without the `[..., K]` copy wherever it can be avoided.
 
     `r(k) = scale · mask(k) · base(k)`, where `kind` says what `base` is:
@@ -207,22 +207,13 @@ class Reference:
         """Apply `select` to what belongs to single rows; vectors and kernels are shared by all rows."""
         return self._map(select, shared=None)
 
-    def __eq__(self, other: object) -> bool:
-        return same_fields(self, other)
-
-    def __hash__(self) -> int:
-        return hash_of_fields(self)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
-
     def joins(self, other: Reference) -> bool:
         """Whether the two differ only in what belongs to single rows, so that `cat` can join them."""
         none: dict[str, Any] = dict.fromkeys(("rows", "mask", "scale", "shift", "total"))
         if self.kind in ("dense", "logits"):
             none["values"] = None
         given = [[getattr(one, name) is None for name in none] for one in (self, other)]
-        return given[0] == given[1] and same_fields(replace(self, **none), replace(other, **none))
+        return given[0] == given[1] and replace(self, **none) == replace(other, **none)
 
     @staticmethod
     def cat(references: Sequence[Reference], dim: int) -> Reference:
@@ -266,7 +257,7 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(ComparedByFields):
     """A distribution over the last axis' `num_classes` classes, for any leading batch shape `[...]`.
 
         q = sum_i atom_weights_i · onehot(atom_indices_i) + background_weight · reference
@@ -567,15 +558,6 @@ class Target:
             all(target.is_positive_probabilities for target in targets),
             any(target.weights_may_cancel for target in targets),
         )
-
-    def __eq__(self, other: object) -> bool:
-        return same_fields(self, other)
-
-    def __hash__(self) -> int:
-        return hash_of_fields(self)
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
 
     def _weights_like(self, name: str, weights: Tensor | float) -> Tensor:
         weights = from_array(weights)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice, check_in_range
 from rlsmooth.targets.arguments import Labels, to_labels
-from rlsmooth.targets.fields import rebuild
+from rlsmooth.targets.fields import ComparedByFields
 from rlsmooth.targets.intervals import TreeIntervals
 from rlsmooth.targets.kernels import LEAST_LOG_SHARE, minus_exponents
 from rlsmooth.targets.target import Reference, is_traced, take_rows, weight_dtype
@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Tree:
+class Tree(ComparedByFields):
     """One rooted tree. Its leaves, in the order of `classes`, are the classes 0 to `K - 1`.
 
     Make one with `from_parents`, `from_nested` or `from_table`, and say with `class_names=` which class is which
@@ -398,9 +398,6 @@ class Tree:
                 f"The tree's leaves and the classes must have the same names, once each; compare {odd[:5]}."
             )
         return Tree(self.names, self.parents, tuple(place[name] for name in wanted))
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return rebuild(self)
 
     def to_config(self) -> dict[str, list[Any]]:
         """The tree as JSON can hold it; `Tree.from_config` reads it back."""
