@@ -306,6 +306,7 @@ def test_demonstrations_of_another_environment_are_told(expert: Path, tmp_path: 
     assert_refused("demonstrations has observation_space=", words, capsys)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_expert_trains_it_again(tmp_path: Path) -> None:
     folder = run_here(tmp_path, "dagger", "--train-expert", "256", *TINY_DAGGER, "-n", "100")
     before, asked = parameters(folder), (folder / "expert.zip").read_bytes()

@@ -71,6 +71,7 @@ def send_when(is_there: Callable[[], bool], send: Callable[[], object]) -> threa
     return thread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "number", "unit"),
     [

@@ -154,6 +154,7 @@ for attempt in range(30):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks and SIGKILL")
 def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path: Path) -> None:
     """SIGKILL processes that save without a pause; what each said was saved is there, and it is whole."""

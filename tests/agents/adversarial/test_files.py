@@ -200,6 +200,7 @@ def test_forged_files_are_refused(tmp_path: Path) -> None:
         assert_raises(SafeFileError, None, GAIL.load, path, expert(), ppo())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer_class", "build", "data", "env"),
     [

@@ -273,6 +273,7 @@ def state_of(model: SmoothedTraining) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(case: str, tmp_path: Path) -> None:
     name, build = CASES[case]
