@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ ArgsT = TypeVar("ArgsT", bound="RunArgs")
 WORDS = ("env_kwargs", "hyperparams")
 """Options of key=value words."""
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
-MAY_DIFFER = ("resume", "progress", "verbose", "device")
+MAY_DIFFER = ("resume", "progress", "verbose", "device", "devices")
 """Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
 MOST = {
     **dict.fromkeys(("n_timesteps", "steps", "value_warmup_steps"), 10**9),
@@ -58,7 +59,7 @@ MOST_OF_OTHERS = 10**6
 MOST_LAYERS, MOST_SQUARES = 64, 2**25
 """How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
-ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full"}
+ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full", "devices": 1}
 """Options that runs of earlier versions do not have, with what these did."""
 
 
@@ -80,6 +81,15 @@ class RunArgs:
     """Show a progress bar; on a terminal there is one anyway."""
     verbose: int = 0
     """1 prints what is logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessArgs:
+    """Options of commands that can train in several processes."""
+
+    devices: int = 1
+    """Train in so many processes of this machine, one a GPU where there are any: each computes its share of every
+    minibatch. On several machines, leave it 1 and start the command by torchrun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +271,7 @@ class DataArgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationArgs(RunArgs, DataArgs):
+class ClassificationArgs(RunArgs, ProcessArgs, DataArgs):
     """Options of every command that trains a classifier."""
 
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
@@ -316,7 +326,8 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
     ]
     if changed:
         raise ValueError(f"--resume takes the arguments that the run began with: leave out {', '.join(changed)}.")
-    lock_folder(args.resume)  # before anything else in it is read
+    if os.environ.get("RANK", "0") == "0":  # of processes that train together, this one writes to it
+        lock_folder(args.resume)  # before anything else in it is read
     device = began.device if args.device == "auto" else args.device
     return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
 

@@ -19,6 +19,7 @@ import tyro
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import (
     CloningArgs,
+    ProcessArgs,
     RunArgs,
     environment_kwargs,
     make_smoothing,
@@ -44,7 +45,7 @@ LOG_LINES = 50  # at least, so that a short run has a curve too
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(RunArgs, CloningArgs):
+class Args(RunArgs, ProcessArgs, CloningArgs):
     """Train behaviour cloning on demonstrations, and evaluate it in the environment."""
 
     action_noise: float = 0.0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import (
     CloningArgs,
+    ProcessArgs,
     Reference,
     RunArgs,
     demonstrations_name,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(RunArgs, CloningArgs):
+class Args(RunArgs, ProcessArgs, CloningArgs):
     """Train behavioural cloning from observation (BCO), and evaluate it in the environment after each round."""
 
     demonstrations: str | None = None

@@ -35,10 +35,15 @@ def run_command(
     0: done. 2: wrong arguments or input, reported in one line on stderr (with its traceback by `RLSMOOTH_TRACEBACK=1`).
     130 and 143: ended by SIGINT and SIGTERM.
     """
-    program = f"rlsmooth {name}"
-    args = _parse(program, args_type, list(sys.argv[1:] if arguments is None else arguments))
+    program, words = f"rlsmooth {name}", list(sys.argv[1:] if arguments is None else arguments)
+    args = _parse(program, args_type, words)
+    rank = f"{program} [rank {os.environ.get('RANK')}]" if _num_processes() > 1 else program
     try:
-        main(args)
+        if _num_processes() == 1 and getattr(args, "devices", 1) != 1:
+            from rlsmooth.scripts.launch import launch
+
+            return launch(name, words, getattr(args, "devices", 1))
+        _call(name, main, args)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -49,8 +54,28 @@ def run_command(
             return 1
         if os.environ.get("RLSMOOTH_TRACEBACK") == "1":
             raise
-        return fail(program, f"{error}" or type(error).__name__)
+        return fail(rank, f"{error}" or type(error).__name__)
     return 0
+
+
+def _num_processes() -> int:
+    """How many processes a launcher, such as torchrun, has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _call(name: str, main: Callable[[ArgsT], object], args: ArgsT) -> None:
+    if _num_processes() == 1:
+        main(args)
+        return
+    if not hasattr(args, "devices"):
+        raise ValueError(
+            f"rlsmooth {name} trains in one process, and {_num_processes()} were started (WORLD_SIZE): start it "
+            "without a launcher."
+        )
+    from rlsmooth.scripts.launch import joined_processes  # imports torch
+
+    with joined_processes():
+        main(args)
 
 
 def _reader_is_gone() -> bool:

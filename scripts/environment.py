@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
 from rlsmooth.envs import Resumable
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
 
 assert rlsmooth.envs.ENVIRONMENTS
@@ -208,6 +209,7 @@ def cloning_engine(args: Any, policy: str, device: str) -> Engine:
         chosen: Engine = args.engine
         return chosen
     plain = policy.removeprefix("Maskable") == "MlpPolicy" and getattr(args, "gradient_accumulation", 1) == 1
+    plain = plain and Ranks.current().size == 1
     return "numpy" if plain and get_device(device).type == "cpu" else "torch"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
 from rlsmooth.training import checkpoint_steps
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.run import delete_temporary_files, handled_signals
 
 
@@ -51,13 +53,20 @@ class TrainingRun:
     def __init__(self, command: str, args: RunArgs, name: str) -> None:
         self.command = command
         self.args = args
-        self.folder = args.resume or new_run_folder(args.log_folder, command, name)
-        self.checkpoints = self.folder / "checkpoints"
+        self._closing = ExitStack()
+        self._ranks = Ranks.current()
+        if self._ranks.is_main:
+            self.folder = args.resume or new_run_folder(args.log_folder, command, name)
+        else:  # the first process writes; what the others would write is deleted with their folder
+            self.folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory())) / "run"
+            self.folder.mkdir()
+        self.checkpoints = (args.resume or self.folder) / "checkpoints"
         self.shows_bar = args.progress or sys.stderr.isatty()
         self._is_begun = False
         self._resume_from = ""
         self._outputs: list[KVWriter] = []
-        self._closing = ExitStack()
+        if not self._ranks.is_main:
+            return
         for folder in (self.folder, self.checkpoints):  # the second alone is known to trainers
             lock_folder(folder)
             self._closing.callback(unlock_folder, folder)
@@ -91,7 +100,7 @@ class TrainingRun:
 
     def discard(self) -> None:
         """Remove the folder of a new run in which nothing has been trained."""
-        if self.args.resume is None:
+        if self.args.resume is None and self._ranks.is_main:
             shutil.rmtree(self.folder)
 
     def events(self) -> Path:
@@ -100,7 +109,7 @@ class TrainingRun:
         Raises:
             ValueError: it can't be written to.
         """
-        if self.args.tensorboard_log is None:
+        if self.args.tensorboard_log is None or not self._ranks.is_main:
             return self.folder
         return check_writable_folder("tensorboard_log", self.args.tensorboard_log / self.folder.name)
 
@@ -135,10 +144,12 @@ class TrainingRun:
             resume_from: what an interrupted run can be resumed from; empty: it can't be resumed.
             more: what else `config.json` is to hold.
         """
-        if self.args.resume is None:
+        if self.args.resume is None or not self._ranks.is_main:
             write_settings(self.folder, self.command, self.args, more)
         self._is_begun = True
         self._resume_from = resume_from
+        if what and self._ranks.size > 1:
+            what += f", in {self._ranks.size} processes,"
         if what:
             print(f"{what} in {self.folder}{start and f', from {start}'}", flush=True)
 

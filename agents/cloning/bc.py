@@ -48,6 +48,7 @@ from rlsmooth.data import Demonstrations, space_to_json
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.distributed import Ranks, check_divides
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.flat import clear_gradients, run_backward
 from rlsmooth.training.mlp_engine import Engine
@@ -66,6 +67,9 @@ from rlsmooth.training.run import (
     set_learning_rate,
     stop,
     stop_requested,
+)
+from rlsmooth.training.run import (
+    fingerprint as digest,
 )
 from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import refused
@@ -276,7 +280,7 @@ class BC(ActingModel):
             )
             for part in (self.demonstrations, self.validation)
         )
-        self._held_out = held_out
+        self._held_out, self._ranks = held_out, Ranks()
         # Files hold the choice made: it must not change with the memory.
         self.shuffle = self.shuffle if self._data is None else self._data.shuffle
         if self._data is not None and not self._data.is_streamed:
@@ -349,14 +353,17 @@ class BC(ActingModel):
         self._plan(total_epochs, total_batches, reset_num_timesteps)
         counts_anew = reset_num_timesteps and not self.is_resumed
         if not self._has_custom_logger and (self._logger is None or counts_anew):
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, counts_anew)
+            shown = (self.verbose, self.tensorboard_log) if self._ranks.is_main else (0, None)
+            self._logger = configure_logger(*shown, tb_log_name, counts_anew)
         logger = self._logger
         assert logger is not None
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
-            safe_points(self.checkpoint_folder),
-            open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=progress_bar) as bar,
+            safe_points(self.checkpoint_folder, shared=True),
+            open_progress_bar(
+                self.progress.end, self.num_timesteps, "batch", shown=progress_bar and self._ranks.is_main
+            ) as bar,
         ):
             set_rng_state(self._rng)
             if not self.is_resumed:
@@ -392,6 +399,7 @@ class BC(ActingModel):
         check_no_missing(self.missing)
         assert self._data is not None
         self._data.check_trains(self.batch_size, self.gradient_accumulation)
+        self._join_ranks()
         if total_epochs is not None:
             batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
         else:
@@ -406,6 +414,19 @@ class BC(ActingModel):
                 self.early_stopping.reset()
         self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
 
+    def _join_ranks(self) -> None:
+        """Find the processes that train together, and check that they can and that all are at the same point."""
+        ranks, data = Ranks.current(), self._data
+        assert data is not None
+        self._ranks = data.ranks = ranks
+        if ranks.size == 1:
+            return
+        if self.engine != "torch":
+            raise ValueError(f'engine={self.engine!r} trains in one process: use engine="torch" for {ranks.size}.')
+        check_divides(ranks, self.policy)
+        parameters = digest(*self.policy.state_dict().values())
+        ranks.check_same(seed=self.seed, demonstrations=self.fingerprints, policy=parameters, step=self.num_timesteps)
+
     def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any, in_numpy: NumpyUpdates | None) -> None:
         """The training loop: shuffle the data, update, and log, validate, evaluate and save at their intervals."""
         assert self._data is not None
@@ -419,8 +440,12 @@ class BC(ActingModel):
             for update in source.updates(order, self.batch_size, self.gradient_accumulation, skip=done, end=end):
                 if self._rate_changes:
                     set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
-                loss = self._update(*update) if in_numpy is None else in_numpy.update(*update)
-                self._watch.add(loss, samples=sum([part.size for part in update]))
+                if self._ranks.size > 1:
+                    samples = self._data.size_of(progress.step % per_epoch, self.batch_size, self.gradient_accumulation)
+                else:
+                    samples = sum([part.size for part in update])
+                loss = self._update(*update, samples=samples) if in_numpy is None else in_numpy.update(*update)
+                self._watch.add(loss, samples=samples)
                 progress.step = step = progress.step + 1
                 bar.update()
                 if listener is not None:
@@ -437,6 +462,9 @@ class BC(ActingModel):
                 if self.eval_every is not None and step % self.eval_every == 0:
                     self._evaluate()
                 stops = self.checkpoint_folder is not None and stop_requested() and not progress.is_over
+                if self._ranks.size > 1:
+                    ends, stops = self._ranks.any(not continues, stops)
+                    continues = not ends
                 if self.checkpoint_folder is not None and (stops or step % self.checkpoint_every == 0):
                     self._write_checkpoint()
                 if stops:
@@ -444,14 +472,19 @@ class BC(ActingModel):
                 if not continues or progress.is_over:
                     break
 
-    def _update(self, *update: Any) -> Tensor:
-        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
+    def _update(self, *update: Any, samples: int) -> Tensor:
+        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device.
+
+        Args:
+            update: the minibatch in parts; of processes that train together, this one's share of each.
+            samples: how many transitions it has in all.
+        """
         assert self._data is not None
-        optimizer = self.policy.optimizer
+        optimizer, ranks = self.policy.optimizer, self._ranks
         clear_gradients(optimizer)
         mean_weight, total = self._data.mean_weight, None
-        if mean_weight is not None or len(update) > 1:
-            total = sum(len(part.labels) for part in update) * (mean_weight or 1.0)
+        if mean_weight is not None or len(update) > 1 or ranks.size > 1:
+            total = samples * (mean_weight or 1.0)
         losses: list[Tensor] = []
         for part in update:
             target = part.target
@@ -464,11 +497,14 @@ class BC(ActingModel):
             else:  # the parts add up to the mean over the minibatch
                 loss = self.head.loss(outputs, part, target, self.kl_coef, "sum") / total
             if self.l2_coef and not losses:
-                loss = loss + self.l2_coef * l2_norm(self.policy, self.units)
+                loss = loss + self.l2_coef / ranks.size * l2_norm(self.policy, self.units)
             run_backward(loss)
             losses.append(loss.detach())
+        mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        if ranks.size > 1:
+            mean = ranks.sum_gradients(optimizer, mean)
         step_optimizer(optimizer, self.policy.parameters(), self.max_grad_norm, self.units)
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return mean
 
     def _finish(self) -> None:
         """Write the last checkpoint, restore the best parameters, and write the last log line and evaluation."""
@@ -545,6 +581,8 @@ class BC(ActingModel):
     def _evaluate(self) -> None:
         """Evaluate in the evaluation environment, and log figures of the policy's action probabilities."""
         self._check_finite()
+        if not self._ranks.is_main:
+            return
         with self._clock.paused():
             if self.eval_env is not None:
                 for name, value in self.evaluate().items():
@@ -650,7 +688,7 @@ class BC(ActingModel):
             SafeFileError: no checkpoint can be read.
             ValueError: there is no run, or the demonstrations differ from the run's.
         """
-        run = RunFolder(checkpoint_folder, unit="batch", resume=HOW_TO_RESUME)
+        run = RunFolder(checkpoint_folder, unit="batch", resume=HOW_TO_RESUME, shared=True)
         run.check_resumable()
         if demonstrations is None:
             raise ValueError("demonstrations is None: a run is resumed with those that it was started with.")
@@ -731,7 +769,7 @@ class BC(ActingModel):
 
     def _run_folder(self) -> RunFolder:
         assert self.checkpoint_folder is not None
-        return RunFolder(self.checkpoint_folder, unit="batch", resume=HOW_TO_RESUME)
+        return RunFolder(self.checkpoint_folder, unit="batch", resume=HOW_TO_RESUME, shared=True)
 
     def _begin_checkpoints(self) -> None:
         """Write the resume file, with everything that stays constant during a run, and the run's first checkpoint.
@@ -740,6 +778,8 @@ class BC(ActingModel):
         the two writes leaves a matching pair. If there are none, the resume file alone describes the run's start.
         """
         run = self._run_folder()
+        if not run.writes:
+            return
         if run.steps():
             self._write_checkpoint()
             self.save(run.path / RESUME_FILE)

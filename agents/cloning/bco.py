@@ -34,6 +34,7 @@ from rlsmooth.data import Demonstrations, ObservationOnly, concatenate
 from rlsmooth.data.observation_only import transitions_with_next
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.run import RESUME_FILE, check_given_again, open_progress_bar
 from rlsmooth.training.safe_file import decode_smoothing, encode_smoothing
@@ -257,7 +258,9 @@ class BCO(RoundsModel):
         planned = self.num_timesteps + (self.total_rounds - self.round) * steps_per_round
         with (
             self._training(callback, tb_log_name, planned) as listener,
-            open_progress_bar(self.total_rounds, self.round, "round", shown=progress_bar) as bar,
+            open_progress_bar(
+                self.total_rounds, self.round, "round", shown=progress_bar and Ranks.current().is_main
+            ) as bar,
         ):
             while self.round < self.total_rounds and self._one_round(listener, bar):
                 bar.update()
@@ -279,7 +282,7 @@ class BCO(RoundsModel):
                     check=self._check_observations,
                     after_step=after_step,
                 )
-            if made is None:
+            if any(Ranks.current().any(made is None)):
                 return False
             self._keep_collected(made)
         parts = [*self.parts, made]

@@ -28,6 +28,7 @@ from rlsmooth.data import Demonstrations, concatenate
 from rlsmooth.schedules import LearningRate
 from rlsmooth.targets import one_hot
 from rlsmooth.training import SafeFileError
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
 from rlsmooth.training.run import RESUME_FILE, Progress, RunFolder, delete_temporary_files, open_progress_bar
 from rlsmooth.untrusted import Count, Positive
@@ -324,6 +325,8 @@ class DAgger(RoundsModel):
         """
         total = check_positive_int("total_timesteps", total_timesteps)
         self._check_can_learn("expert", self.expert)
+        if (size := Ranks.current().size) > 1:
+            raise ValueError(f"DAgger trains in one process, and there are {size}: use more environments.")
         self._check_masks()
         self._progress.begin(total, "total_timesteps", is_resumed=self.is_resumed)
         end = self._progress.end

@@ -26,6 +26,7 @@ from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.checks import check_optional_folder, check_positive_int
 from rlsmooth.data import Demonstrations, ObservationOnly
 from rlsmooth.training import SafeFileError, checkpoint_steps, load_optimizer, optimizer_to_tensors
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.divergence import check_finite_step
 from rlsmooth.training.run import (
     RESUME_FILE,
@@ -236,11 +237,14 @@ class RoundsModel(ActingModel):
         """
         if not self._has_logger and not self._has_custom_logger:  # one for all calls, unless the caller gave one
             self._has_logger = True
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, not self.is_resumed)
+            shown = (self.verbose, self.tensorboard_log) if Ranks.current().is_main else (0, None)
+            self._logger = configure_logger(*shown, tb_log_name, not self.is_resumed)
         run = self._run_folder()
         if run is not None and not self.is_resumed:
             run.check_free(self.round if self._kept_in == run.path.resolve() else None)
-        with safe_points(None if run is None else run.path):
+        # All have read what they resume from before the first one writes again.
+        Ranks.current().check_same(seed=self.seed, round=self.round)
+        with safe_points(None if run is None else run.path, shared=True):
             if run is not None and not self.is_resumed:
                 self._kept_in, self._collected = run.path.resolve(), None
                 self._begin_checkpoints(run)
@@ -302,10 +306,11 @@ class RoundsModel(ActingModel):
         run = self._run_folder()
         if run is None:
             return
-        self._delete_parts(run, self.round)  # of a call that was cut off and not resumed
-        self._save_round(run.path, self.round, made)
-        self._save_checkpoint(run, made)
-        if stop_requested():
+        if run.writes:
+            self._delete_parts(run, self.round)  # of a call that was cut off and not resumed
+            self._save_round(run.path, self.round, made)
+            self._save_checkpoint(run, made)
+        if any(Ranks.current().any(stop_requested())):
             stop(f"A checkpoint of round {self.round + 1:,}, whose transitions are collected, was written.")
 
     def _part_folder(self, part: str) -> Path | None:
@@ -342,7 +347,7 @@ class RoundsModel(ActingModel):
     def _end_round(self, line: Mapping[str, float], bar: Any) -> None:
         """Evaluate, write the log line, and keep the round, which counts as done already."""
         found = dict(line)
-        if self.eval_env is not None:
+        if self.eval_env is not None and Ranks.current().is_main:
             bar.set_postfix_str("evaluating")
             found |= self.evaluate()
         self.history.append(found)
@@ -353,14 +358,14 @@ class RoundsModel(ActingModel):
         if run is not None:
             self._save_checkpoint(run)
             self._delete_parts(run, self.round - 1)
-            if stop_requested():
+            if any(Ranks.current().any(stop_requested())):
                 stop(f"A checkpoint of round {self.round:,} was written.")
 
     # ---- checkpoints
 
     @classmethod
     def _folder_of_run(cls, folder: str | Path) -> RunFolder:
-        return RunFolder(folder, name=cls.FOLDER, unit="round", resume=f"{cls.__name__}.resume")
+        return RunFolder(folder, name=cls.FOLDER, unit="round", resume=f"{cls.__name__}.resume", shared=True)
 
     def _run_folder(self) -> RunFolder | None:
         folder = getattr(self, self.FOLDER)
@@ -368,6 +373,8 @@ class RoundsModel(ActingModel):
 
     def _begin_checkpoints(self, run: RunFolder) -> None:
         """Keep what the run starts from, or, in a second call, how far it is to continue."""
+        if not run.writes:
+            return
         # The resume file last: a kill in between then leaves no run that seems to begin with a trained policy.
         for number in range(self.round):
             self._save_round(run.path, number)

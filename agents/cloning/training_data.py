@@ -340,6 +340,7 @@ class TrainingData:
         transition_bytes: what one takes on the device.
         is_constant: whether targets can be made once.
         is_streamed: whether the demonstrations stay on the disk.
+        ranks: the processes that train together; the trainer sets them.
         mean_weight: of the transitions; None where all weigh the same: weights are left out then.
         alpha: of smoothing where it is constant, the mean over transitions and components; else NaN.
 
@@ -364,6 +365,7 @@ class TrainingData:
             next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
         )
         self._count = len(demonstrations)
+        self.ranks = run.Ranks()
         self.mean_weight = mean_weight(demonstrations.weights)
         self.head = head
         self._has_batch_norm = has_batch_norm(head.policy)
@@ -430,8 +432,12 @@ class TrainingData:
     ) -> Iterator[tuple[TensorBatch, ...]]:
         """The updates of one epoch: `num_parts` batches of `batch_size` each, the epoch's last may have fewer.
 
-        The arguments are those of `blocks`.
+        Of processes that train together, each gets its share of every batch, and reads no more than that. The
+        arguments are those of `blocks`.
         """
+        if self.ranks.size > 1:
+            yield from self._shares(order, batch_size, num_parts, skip, end)
+            return
         cut = self.cut(batch_size, num_parts)
         for block, begin, numbers in self.blocks(order, batch_size, num_parts, skip, end):
             for group in range(numbers.start, numbers.stop, CUT_UPDATES):
@@ -442,11 +448,39 @@ class TrainingData:
                 for of_update in sizes:
                     yield tuple(itertools.islice(parts, len(of_update)))
 
-    def _part_sizes(self, cut: EpochCut, number: int, batch_size: int) -> list[int]:
-        """How many transitions the batches of an update have."""
+    def _shares(
+        self, order: Tensor, batch_size: int, num_parts: int, skip: int, end: int | None
+    ) -> Iterator[tuple[TensorBatch, ...]]:
+        """This process's share of each batch of the updates; see `updates`."""
+        cut, ranks = self.cut(batch_size, num_parts), self.ranks
+        in_block = max(1, BLOCK_BYTES * ranks.size // (self.transition_bytes * cut.size))
+        stop = len(cut) if end is None else min(end, len(cut))
+        for first in range(skip // in_block * in_block, stop, in_block):
+            numbers = range(first, min(first + in_block, stop))
+            places = [
+                ranks.share(*bounds) for number in numbers for bounds in self._part_bounds(cut, number, batch_size)
+            ]
+            block = self._take_block(torch.cat([order[start:end] for start, end in places]))
+            parts = iter(split_batch(block, [end - start for start, end in places]))
+            for number in numbers:
+                update = tuple(itertools.islice(parts, len(self._part_bounds(cut, number, batch_size))))
+                if number >= skip:
+                    yield update
+
+    def size_of(self, number: int, batch_size: int, num_parts: int) -> int:
+        """How many transitions an update of an epoch has, over all processes."""
+        start, end = self.cut(batch_size, num_parts).bounds(number)
+        return end - start
+
+    def _part_bounds(self, cut: EpochCut, number: int, batch_size: int) -> list[tuple[int, int]]:
+        """Where the batches of an update begin and end in the epoch's order."""
         start, end = cut.bounds(number)
         parts = EpochCut(end - start, batch_size, cut.joins_single)
-        return [stop - begin for begin, stop in map(parts.bounds, range(len(parts)))]
+        return [(start + begin, start + stop) for begin, stop in map(parts.bounds, range(len(parts)))]
+
+    def _part_sizes(self, cut: EpochCut, number: int, batch_size: int) -> list[int]:
+        """How many transitions the batches of an update have."""
+        return [end - start for start, end in self._part_bounds(cut, number, batch_size)]
 
     def check_trains(self, batch_size: int, num_parts: int) -> None:
         """Raise ValueError if a batch has one transition and the policy BatchNorm that can't train on it."""

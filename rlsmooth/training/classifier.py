@@ -67,6 +67,7 @@ from rlsmooth.training.classifier_samples import (
     mix_samples,
     prepare_data,
 )
+from rlsmooth.training.distributed import Ranks, check_divides
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 from rlsmooth.training.run import (
@@ -86,6 +87,9 @@ from rlsmooth.training.run import (
     set_learning_rate,
     stop,
     stop_requested,
+)
+from rlsmooth.training.run import (
+    fingerprint as digest,
 )
 from rlsmooth.training.safe_file import (
     SafeFileError,
@@ -134,6 +138,7 @@ class _FitState:
         stopping: early stopping, or None.
         rng: the state of the random generators at the start of training.
         watch: the losses of the epoch.
+        ranks: the processes that train together.
         history: one value per epoch of each quantity.
     """
 
@@ -148,6 +153,7 @@ class _FitState:
     stopping: EarlyStopping | None
     rng: dict[str, Tensor]
     watch: FiniteWatch
+    ranks: Ranks
     history: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -338,7 +344,7 @@ class Classifier(ScikitLearnEstimator):
         if checkpoint is not None:
             self._restore(state, checkpoint)
         with (
-            safe_points(self.checkpoint_folder),
+            safe_points(self.checkpoint_folder, shared=True),
             self._event_log(state, is_resumed=checkpoint is not None) as events,
             isolated_rng(),
         ):
@@ -411,6 +417,10 @@ class Classifier(ScikitLearnEstimator):
             why = f"batch_size={self.batch_size} makes minibatches of one sample of {num_samples}"
             seeding.check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
         rate_at = as_schedule(self.learning_rate)
+        ranks = Ranks.current()
+        check_divides(ranks, module)
+        if self.mixup and ranks.size > 1:
+            raise ValueError(f"mixup={self.mixup} mixes within one process's share of a minibatch: use one process.")
         with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()
         return _FitState(
@@ -425,31 +435,38 @@ class Classifier(ScikitLearnEstimator):
             None if patience is None else EarlyStopping(patience),
             rng,
             FiniteWatch(module, data="training data"),
+            ranks,
         )
 
     def _train(self, state: _FitState, events: EventLog) -> None:
         """The training loop: shuffle the data, update, log after each epoch, and save checkpoints at intervals."""
         samples, progress = state.data.samples, state.progress
         measured = training_sample(samples)
-        fingerprint = "" if self.checkpoint_folder is None else state.data.fingerprint()
+        ranks = state.ranks
+        fingerprint = "" if self.checkpoint_folder is None and ranks.size == 1 else state.data.fingerprint()
+        ranks.check_same(data=fingerprint, seed=state.seed, model=digest(*state.module.state_dict().values()))
         state.module.train()
         while not state.is_over:
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
-            for batch in samples.batches(order, state.cut):
-                state.watch.add(self._update(state, batch), samples=len(batch))
+            for number, batch in enumerate(samples.batches(order, state.cut, ranks)):
+                start, end = state.cut.bounds(number)
+                state.watch.add(self._update(state, batch, end - start), samples=end - start)
                 progress.step += 1
                 events.advance()
             self._log(state, events, measured)
             if self.checkpoint_folder is None:
                 continue
-            stops = stop_requested()
+            (stops,) = ranks.any(stop_requested())
             if stops or state.epoch % self.checkpoint_every == 0 or state.is_over:
                 self._save_checkpoint(state, fingerprint)
             if stops:
                 stop(f"A checkpoint of epoch {state.epoch:,} was written.")
 
-    def _update(self, state: _FitState, batch: ClassifierSamples) -> Tensor:
-        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device."""
+    def _update(self, state: _FitState, batch: ClassifierSamples, size: int) -> Tensor:
+        """One optimiser step on the mean loss of a minibatch of `size` samples, of which `batch` is a share or all.
+
+        Returns that loss without waiting for the device.
+        """
         progress = state.progress.remaining
         if not isinstance(self.learning_rate, (int, float)):
             set_learning_rate(state.optimizer, state.rate_at(progress))
@@ -460,17 +477,18 @@ class Classifier(ScikitLearnEstimator):
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
             logits = state.module(batch.inputs)
         mean_weight = state.data.mean_weight
-        if mean_weight is None:
+        if mean_weight is None and state.ranks.size == 1:
             loss = cross_entropy(logits, target, mask=batch.mask)
         else:
-            weight = None if self.mixup else batch.weights  # mixup's are in the target
+            weight = None if self.mixup or mean_weight is None else batch.weights  # mixup's are in the target
             total = cross_entropy(logits, target, mask=batch.mask, weight=weight, reduction="sum")
-            loss = total / (len(batch) * mean_weight)
+            loss = total / (size * (mean_weight or 1.0))
         run_backward(loss)
+        mean = state.ranks.sum_gradients(state.optimizer, loss.detach())
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.module.parameters(), self.max_grad_norm)
         take_step(state.optimizer)
-        return loss.detach()
+        return mean
 
     def _finish(self, state: _FitState, events: EventLog) -> None:
         """Restore the best parameters if there is early stopping, and draw the reliability diagram."""
@@ -501,13 +519,13 @@ class Classifier(ScikitLearnEstimator):
 
     def _event_log(self, state: _FitState, *, is_resumed: bool) -> EventLog:
         """The log of a run, with a figure of its targets at the start."""
-        progress, folder, continues = state.progress, None, False
-        if self.tensorboard_log is not None:
+        progress, folder, continues, is_main = state.progress, None, False, state.ranks.is_main
+        if self.tensorboard_log is not None and is_main:
             folder, continues = events_folder(self.tensorboard_log, is_resumed=is_resumed)
         events = EventLog(
             folder,
             resumed_at=progress.step if continues else None,
-            bar=(progress.total, progress.step, "batch") if self.progress_bar else None,
+            bar=(progress.total, progress.step, "batch") if self.progress_bar and is_main else None,
         )
         if events.writer is not None and not is_resumed:
             classifier_measures.draw_targets(events.writer, state.data)
@@ -532,7 +550,7 @@ class Classifier(ScikitLearnEstimator):
         events.write("classifier", values, step)
         if state.stopping is not None:
             state.stopping.update(values["val_loss"], state.epoch, module)
-        if self.verbose:
+        if self.verbose and state.ranks.is_main:
             print(log_line(f"epoch {state.epoch}/{self.max_epochs}", values, SHOWN))
         state.watch.clear()
 
@@ -550,16 +568,6 @@ class Classifier(ScikitLearnEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return "module_" in vars(self)
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            classifier_tags=ClassifierTags(),
-            input_tags=InputTags(three_d_array=True),
-        )
 
     def _fitted(self) -> nn.Module:
         if not self.__sklearn_is_fitted__():
@@ -761,7 +769,7 @@ class Classifier(ScikitLearnEstimator):
 
     def _run_folder(self) -> RunFolder:
         assert self.checkpoint_folder is not None
-        return RunFolder(self.checkpoint_folder, unit="epoch", resume="fit(..., resume=True)")
+        return RunFolder(self.checkpoint_folder, unit="epoch", resume="fit(..., resume=True)", shared=True)
 
     def _save_checkpoint(self, state: _FitState, fingerprint: str) -> None:
         """Write a checkpoint of everything that changes during a run."""

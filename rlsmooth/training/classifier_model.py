@@ -162,6 +162,16 @@ class ScikitLearnEstimator:
 
     _estimator_type = "classifier"  # scikit-learn before 1.6 asks for this, later ones for the tags
 
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(three_d_array=True),
+        )
+
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
         """The constructor's arguments by name."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlsmooth.checks import check_in_range
 from rlsmooth.targets import Smoothing, Target, Tree
 from rlsmooth.training.classifier_model import check_feature_names
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.run import fingerprint, spread_evenly
 from rlsmooth.training.seeding import EpochCut, mean_weight
 
@@ -64,7 +65,7 @@ class ClassifierSamples:
             None if self.target is None else self.target[index],
         )
 
-    def batches(self, order: Tensor, cut: EpochCut) -> Iterator[ClassifierSamples]:
+    def batches(self, order: Tensor, cut: EpochCut, ranks: Ranks) -> Iterator[ClassifierSamples]:
         """The samples in an order, divided into minibatches.
 
         They are gathered in blocks of at most 64 MiB, one `index_select` a tensor; minibatches are views of a block.
@@ -72,15 +73,19 @@ class ClassifierSamples:
         Args:
             order: int64 `[N]`, on the CPU.
             cut: how the epoch is divided.
+            ranks: the processes that train together; each gets its share of every minibatch.
         """
         sample_bytes = self.inputs.element_size() * self.inputs[:1].numel()
         in_block = max(1, BLOCK_BYTES // (max(sample_bytes, 1) * cut.size))
         for first in range(0, len(cut), in_block):
-            numbers = range(first, min(first + in_block, len(cut)))
-            begin = cut.bounds(first)[0]
-            block = self[order[begin : cut.bounds(numbers[-1])[1]].to(self.labels.device)]
-            for start, end in map(cut.bounds, numbers):
-                yield block[start - begin : end - begin]
+            places = [ranks.share(*cut.bounds(number)) for number in range(first, min(first + in_block, len(cut)))]
+            if ranks.size == 1:
+                chosen = order[places[0][0] : places[-1][1]]
+            else:
+                chosen = torch.cat([order[start:end] for start, end in places])
+            block, begin = self[chosen.to(self.labels.device)], 0
+            for start, end in places:
+                yield block[begin : (begin := begin + end - start)]
 
 
 @dataclass(frozen=True)

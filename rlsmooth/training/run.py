@@ -10,8 +10,7 @@
     check_…         refuse to resume a run with other data, other arguments, or a missing callable
 
 Nothing here calls a trainer: each trainer contains its own training loop. The messages of runs that are refused or stop
-are written here once, with the same words for BC, BCO, DAgger, GAIL, AIRL, `Classifier`, `SelfTraining` and
-`GANTrainer`.
+are written here once, with the same words for all trainers.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from torch.overrides import TorchFunctionMode
 
 from rlsmooth.checks import check_writable_folder, locked_folder
 from rlsmooth.training.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint, save_checkpoint
+from rlsmooth.training.distributed import Ranks, own_folder
 from rlsmooth.training.divergence import check_no_nan
 from rlsmooth.training.seeding import check_rng_state, execution_state, rng_state, warn_if_execution_differs
 from rlsmooth.untrusted import AnyNumber, Count, decode
@@ -172,22 +172,26 @@ class RunFolder:
         name: the name of the argument that set it.
         unit: what a checkpoint's number counts: `"step"`, `"batch"`, `"epoch"`, `"round"`.
         resume: how a run in it is resumed, for messages: `"train(..., resume=True)"`.
+        shared: whether several processes may train in it together; the first of them writes.
 
     Example:
         >>> import tempfile
         >>> folder = RunFolder(tempfile.mkdtemp(), unit="step", resume="train(..., resume=True)")
         >>> folder.check_free()
-        >>> _ = folder.save(3, {"loss": 0.5}, {"net": {"w": torch.zeros(1)}})
+        >>> folder.save(3, {"loss": 0.5}, {"net": {"w": torch.zeros(1)}})
         >>> checkpoint = folder.latest()
         >>> checkpoint.step, sorted(checkpoint.tensors), sorted(checkpoint.config)
         (3, ['net', 'rng'], ['execution', 'loss'])
     """
 
-    def __init__(self, folder: str | Path, *, name: str = "checkpoint_folder", unit: str, resume: str) -> None:
+    def __init__(
+        self, folder: str | Path, *, name: str = "checkpoint_folder", unit: str, resume: str, shared: bool = False
+    ) -> None:
         self.path = Path(folder).expanduser()
         self.name = name
         self.unit = unit
         self.resume = resume
+        self.writes = not shared or Ranks.current().is_main
 
     def steps(self) -> list[int]:
         """The numbers of the checkpoints in the folder, ascending, from their names alone."""
@@ -202,6 +206,8 @@ class RunFolder:
         Raises:
             ValueError: there are others, or the folder can't be written to.
         """
+        if not self.writes:
+            return
         check_writable_folder(self.name, self.path)
         others = [step for step in self.steps() if own_up_to is None or step > own_up_to]
         if others:
@@ -213,7 +219,7 @@ class RunFolder:
     def check_resumable(self, *files: str) -> None:
         """Raise ValueError unless there is a run (see `check_exists`), in which no other process trains."""
         self.check_exists(*files)
-        with locked_folder(self.path):
+        with own_folder(self.path, shared=not self.writes):
             pass
 
     def check_exists(self, *files: str) -> None:
@@ -241,7 +247,7 @@ class RunFolder:
             self.check_free(own_up_to)
             return None
         check_writable_folder(self.name, self.path)
-        with locked_folder(self.path):
+        with own_folder(self.path, shared=not self.writes):
             self.delete_leftovers()
             return self.latest()
 
@@ -254,7 +260,7 @@ class RunFolder:
         keeps_rng: bool = True,
         keep: int = 2,
         may_hold_nan: Collection[str] = (),
-    ) -> Path:
+    ) -> None:
         """Write a checkpoint: what is given, the execution state (`execution`) and the random generators' (`rng`).
 
         Args:
@@ -265,14 +271,13 @@ class RunFolder:
             keep: how many checkpoints to keep.
             may_hold_nan: names of groups that may hold NaN. Where another does, the checkpoints that are there stay.
 
-        Returns:
-            The path of the new file.
-
         Raises:
             TrainingDivergedError: a tensor holds NaN.
         """
+        if not self.writes:
+            return
         check_no_nan(step, {name: part for name, part in tensors.items() if name not in may_hold_nan}, self.path)
-        return save_checkpoint(
+        save_checkpoint(
             self.path,
             step,
             config={**config, "execution": execution_state()},
@@ -305,11 +310,15 @@ class RunFolder:
         Args:
             names: regular expressions of further file names, besides the resume file and the checkpoints.
         """
+        if not self.writes:
+            return
         with locked_folder(self.path):
             delete_temporary_files(self.path, re.escape(RESUME_FILE), CHECKPOINT_FILE, *names)
 
     def delete(self) -> None:
         """Delete the run: resume file, checkpoints, leftovers, and the folder if nothing else is in it."""
+        if not self.writes:
+            return
         self.delete_leftovers()
         for name in (RESUME_FILE, *(f"checkpoint_{step}.zip" for step in self.steps())):
             (self.path / name).unlink(missing_ok=True)
@@ -683,14 +692,14 @@ class EarlyStopping:
 
 
 # ---- SIGINT and SIGTERM
-# Let SIGINT and SIGTERM end a run at the next safe point, after a checkpoint.
-#
 # A command handles the signals (`handled_signals`). A trainer that keeps checkpoints says while it trains that it looks
 # for them (`safe_points`), and at each safe point it asks `stop_requested`, saves, and calls `stop`. Without a command
 # nothing changes: the trainers leave the handlers of the calling program alone.
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEATED_SECONDS = 0.3
+"""A launcher hands its processes the signal that the terminal has sent them too: that is one request, not two."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -711,11 +720,14 @@ class _Requests:
 
     depth: int = 0
     number: int | None = None
+    since: float = 0.0
 
     def handle(self, number: int, _: FrameType | None) -> None:
+        if self.depth and self.number is not None and time.monotonic() - self.since < REPEATED_SECONDS:
+            return
         if self.depth == 0 or self.number is not None:
             raise TrainingInterrupted(number)
-        self.number = number
+        self.number, self.since = number, time.monotonic()
         print("\nInterrupted: a checkpoint follows at the next safe point; again: stop at once.", file=sys.stderr)
 
 
@@ -742,13 +754,14 @@ def handled_signals() -> Iterator[None]:
 
 
 @contextmanager
-def safe_points(folder: str | Path | None) -> Iterator[None]:
+def safe_points(folder: str | Path | None, *, shared: bool = False) -> Iterator[None]:
     """Inside the `with` block the trainer looks for requests at its safe points, and a signal waits for the next one.
 
     The folder is this process's for so long: another process that trains in it, or resumes its run, is refused.
 
     Args:
         folder: where the trainer keeps its checkpoints; None: it keeps none, and a signal ends the run at once.
+        shared: whether several processes train together.
 
     Raises:
         ValueError: another process trains in the folder.
@@ -761,7 +774,7 @@ def safe_points(folder: str | Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with locked_folder(folder):
+    with own_folder(folder, shared=shared):
         _REQUESTS.depth += 1
         try:
             yield

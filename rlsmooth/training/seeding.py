@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.training.distributed import Ranks
 
 CUDA_PREFIX = "cuda_"
 CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
@@ -288,8 +289,8 @@ def execution_state() -> dict[str, Any]:
     """The settings that order floating-point sums, as JSON-able data: a run repeats exactly only where they agree.
 
     Returns:
-        `torch_version`, `num_threads` (a sum over threads is split by their number), `cpu_capability` (vector width),
-        `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
+        `torch_version`, `num_threads` and `num_processes` (a sum is split by their number), `cpu_capability` (vector
+        width), `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
         and `gpus` (names).
 
     Example:
@@ -300,6 +301,7 @@ def execution_state() -> dict[str, Any]:
     return {
         "torch_version": str(torch.__version__),
         "num_threads": torch.get_num_threads(),
+        "num_processes": Ranks.current().size,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
@@ -324,6 +326,7 @@ def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, An
         []
     """
     current = execution_state() if current is None else current
+    saved, current = ({"num_processes": 1, **state} for state in (saved, current))  # earlier versions did not say
     differing = sorted(key for key in {*saved, *current} if saved.get(key) != current.get(key))
     if differing:
         listed = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)

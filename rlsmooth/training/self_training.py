@@ -165,7 +165,7 @@ class SelfTraining(ScikitLearnEstimator):
         folder = student.checkpoint_folder
         if folder is not None:
             check_writable_folder("checkpoint_folder", folder)
-        with safe_points(folder):  # those of the fits
+        with safe_points(folder, shared=True):  # those of the fits
             self._make_rounds(samples, recipes, resume=resume)
         self.n_features_in_ = student.n_features_in_
         keep_feature_names(X, self, student, self.teacher_)
@@ -303,9 +303,6 @@ class SelfTraining(ScikitLearnEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return "classifier_" in vars(self)
-
-    def __sklearn_tags__(self) -> Any:
-        return self.classifier.__sklearn_tags__()
 
     def _fitted(self) -> Classifier:
         if not self.__sklearn_is_fitted__():

@@ -1,0 +1,194 @@
+"""Data-parallel training: each process computes its share of every update, and the gradients are added up.
+
+Torch's launcher starts the processes, and nothing else changes:
+
+    torchrun --nproc-per-node 2 -m rlsmooth bc --env CartPole-v1
+
+Updates, learning rate, losses and checkpoints mean the same as with one process, because the order of the data is the
+same in all: a minibatch of B is cut into as many shares as there are processes, every loss is divided by what belongs
+to all B, and one `all_reduce` adds the gradients before they are clipped. The parameters differ from those of one
+process by rounding only. The first process (rank 0) writes files and logs, and evaluates.
+
+This is not `DistributedDataParallel`, which takes the mean of the processes' means: that is another loss where samples
+have weights or a share is smaller. For networks that need their parameters divided among GPUs, use the losses of
+`rlsmooth.losses` in Lightning Fabric.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from rlsmooth.checks import locked_folder
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for each other: the first one evaluates while the others wait."""
+
+
+class RankFailedError(ConnectionError):
+    """Another process of a data-parallel run has ended, so that the run can't go further."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, as one of them sees them; without a process group it is the only one.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many there are.
+
+    Example:
+        >>> Ranks.current().size, Ranks(1, 2).share(10, 15)
+        (1, (12, 15))
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Those of torch's default process group."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and logs."""
+        return self.rank == 0
+
+    def share(self, start: int, end: int) -> tuple[int, int]:
+        """Where this process's share of the samples from `start` up to `end` begins and ends. It may be empty."""
+        count = end - start
+        return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
+
+    def sum_gradients(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Add up the gradients of all processes, in place, and return the sum of their losses.
+
+        Args:
+            optimizer: of parameters whose gradients are those of this process's part of the loss.
+            loss: that part, detached, 0-dim.
+
+        Raises:
+            RankFailedError: another process has ended.
+        """
+        if self.size == 1:
+            return loss
+        found = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in found), loss.reshape(1).to(found[0])])
+        with _explained():
+            dist.all_reduce(flat)
+        *parts, total = flat.split([*(gradient.numel() for gradient in found), 1])
+        for gradient, part in zip(found, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return total[0].to(loss.dtype)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set in any process: what one decides, all do at the same update."""
+        if self.size == 1:
+            return flags
+        with _explained():
+            shared = torch.tensor(flags, dtype=torch.int32, device=_device())
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+            return tuple(map(bool, shared.tolist()))
+
+    def check_same(self, **values: object) -> None:
+        """Raise ValueError unless each value is the same in all processes; `values` are named like arguments."""
+        if self.size == 1:
+            return
+        with _explained():
+            found: list[Any] = [None] * self.size
+            dist.all_gather_object(found, {name: repr(value) for name, value in values.items()})
+        for name in values:
+            own = [each[name] for each in found]
+            if len(set(own)) > 1:
+                raise ValueError(
+                    f"{name} differs between the processes that train together ({own[0]} in rank 0; "
+                    f"{next(each for each in own if each != own[0])} in another): give all the same, and a seed."
+                )
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the processes that torch's launcher has started (`WORLD_SIZE`), for the `with` block.
+
+    Without a launcher, and in a program that has joined them already, nothing changes. The backend is gloo for tensors
+    on the CPU and NCCL for those on GPUs, of which each process takes the one of its local rank.
+
+    Example:
+        >>> with process_group() as ranks:
+        ...     ranks.is_main
+        True
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Ranks.current()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
+
+
+def own_folder(folder: str | Path, *, shared: bool) -> AbstractContextManager[None]:
+    """Reserve a folder for the `with` block in the process that writes to it: of a shared run the first one.
+
+    Raises:
+        ValueError: another run is in it.
+    """
+    return locked_folder(folder) if not shared or Ranks.current().is_main else nullcontext()
+
+
+def check_divides(ranks: Ranks, module: nn.Module) -> None:
+    """Check that a network's updates can be divided among processes; with one process nothing is checked.
+
+    Raises:
+        ValueError: it has BatchNorm, which would normalise each share by itself.
+
+    Warns:
+        UserWarning: it has dropout, which draws other units than with one process.
+    """
+    if ranks.size == 1:
+        return
+    parts = list(module.modules())
+    if any(isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm) for part in parts):
+        raise ValueError(
+            "the network has BatchNorm, which would normalise each process's share of a minibatch by itself: use "
+            "LayerNorm or GroupNorm, on GPUs SyncBatchNorm, or one process."
+        )
+    if any(isinstance(part, _DropoutNd) and part.p > 0 for part in parts):
+        warnings.warn(
+            f"the network has dropout: with {ranks.size} processes it drops other units than with one, so that the "
+            "results are alike but not the same.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _device() -> torch.device:
+    """Where small messages are: NCCL, if it is alone, takes none on the CPU."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankFailedError(
+            f"another process of this run has ended, so this one does too: its message says why ({error})."
+        ) from error
