@@ -118,7 +118,7 @@ def test_an_error_in_one_process_is_said_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("classify", "--epochs", "3"), ("self-train", "--epochs", "3"), ("bco", "--rounds", "1", "--n-epochs", "1")],
+    [("classify", "--epochs", "3"), ("self-train", "--epochs", "3"), ("bco", "--rounds", "1", "--epochs", "1")],
 )
 def test_the_other_commands_train_in_processes(words: tuple[str, ...], tmp_path: Path) -> None:
     said, _ = ended(start(tmp_path, *words, "--devices", "2"))

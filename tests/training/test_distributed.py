@@ -137,10 +137,10 @@ def test_each_option_ends_as_in_one_process(case: str, size: int, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_streamed_data_end_as_in_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffle", ["full", "blocks"])
+def test_streamed_data_end_as_in_one_process(shuffle: str, tmp_path: Path) -> None:
     given = streamed(tmp_path)
-    for shuffle in ("full", "blocks"):
-        assert_alike(lambda: parameters(train(given, 200, {"batch_size": 31, "shuffle": shuffle})), 2, tmp_path)
+    assert_alike(lambda: parameters(train(given, 200, {"batch_size": 31, "shuffle": shuffle})), 2, tmp_path)
 
 
 def fitted(**arguments: Any) -> Tensor:
