@@ -48,7 +48,7 @@ from rlsmooth.data import Demonstrations, space_to_json
 from rlsmooth.schedules import LearningRate, as_schedule
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError, load_optimizer, optimizer_to_tensors
-from rlsmooth.training.distributed import Ranks, check_divides
+from rlsmooth.training.distributed import Ranks, join_ranks
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.flat import clear_gradients, run_backward
 from rlsmooth.training.mlp_engine import Engine
@@ -67,9 +67,6 @@ from rlsmooth.training.run import (
     set_learning_rate,
     stop,
     stop_requested,
-)
-from rlsmooth.training.run import (
-    fingerprint as digest,
 )
 from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import refused
@@ -399,7 +396,9 @@ class BC(ActingModel):
         check_no_missing(self.missing)
         assert self._data is not None
         self._data.check_trains(self.batch_size, self.gradient_accumulation)
-        self._join_ranks()
+        self._ranks = self._data.ranks = join_ranks(
+            self.policy, engine=self.engine, seed=self.seed, demonstrations=self.fingerprints, step=self.num_timesteps
+        )
         if total_epochs is not None:
             batches = check_positive_int("total_epochs", total_epochs) * self.batches_per_epoch
         else:
@@ -413,19 +412,6 @@ class BC(ActingModel):
             if self.early_stopping is not None:
                 self.early_stopping.reset()
         self.progress.begin(batches, "total_batches", is_resumed=self.is_resumed)
-
-    def _join_ranks(self) -> None:
-        """Find the processes that train together, and check that they can and that all are at the same point."""
-        ranks, data = Ranks.current(), self._data
-        assert data is not None
-        self._ranks = data.ranks = ranks
-        if ranks.size == 1:
-            return
-        if self.engine != "torch":
-            raise ValueError(f'engine={self.engine!r} trains in one process: use engine="torch" for {ranks.size}.')
-        check_divides(ranks, self.policy)
-        parameters = digest(*self.policy.state_dict().values())
-        ranks.check_same(seed=self.seed, demonstrations=self.fingerprints, policy=parameters, step=self.num_timesteps)
 
     def _train(self, listener: BaseCallback | None, log_interval: int, bar: Any, in_numpy: NumpyUpdates | None) -> None:
         """The training loop: shuffle the data, update, and log, validate, evaluate and save at their intervals."""

@@ -30,6 +30,7 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_starts, forward, in_memory, reading_ahead
 from rlsmooth.targets import GaussianTarget, Smoothing, Target, Tree, as_smoothing, from_probs, gaussian
 from rlsmooth.training import run
+from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.seeding import (
     EpochCut,
     check_trains_on_one,
@@ -365,7 +366,7 @@ class TrainingData:
             next_observations=None, rewards=None, terminations=None, truncations=None, groups=None, infos=None
         )
         self._count = len(demonstrations)
-        self.ranks = run.Ranks()
+        self.ranks = Ranks()
         self.mean_weight = mean_weight(demonstrations.weights)
         self.head = head
         self._has_batch_norm = has_batch_norm(head.policy)

@@ -67,7 +67,7 @@ from rlsmooth.training.classifier_samples import (
     mix_samples,
     prepare_data,
 )
-from rlsmooth.training.distributed import Ranks, check_divides
+from rlsmooth.training.distributed import Ranks, join_ranks
 from rlsmooth.training.divergence import FiniteWatch
 from rlsmooth.training.flat import clear_gradients, run_backward, take_step
 from rlsmooth.training.run import (
@@ -87,9 +87,6 @@ from rlsmooth.training.run import (
     set_learning_rate,
     stop,
     stop_requested,
-)
-from rlsmooth.training.run import (
-    fingerprint as digest,
 )
 from rlsmooth.training.safe_file import (
     SafeFileError,
@@ -417,10 +414,7 @@ class Classifier(ScikitLearnEstimator):
             why = f"batch_size={self.batch_size} makes minibatches of one sample of {num_samples}"
             seeding.check_trains_on_one(module, lambda: module(data.samples.inputs[:1]), why)
         rate_at = as_schedule(self.learning_rate)
-        ranks = Ranks.current()
-        check_divides(ranks, module)
-        if self.mixup and ranks.size > 1:
-            raise ValueError(f"mixup={self.mixup} mixes within one process's share of a minibatch: use one process.")
+        ranks = join_ranks(module, mixup=self.mixup, seed=seed)
         with isolated_rng((seed + 1 + first_epoch) % 2**32):  # a warm start draws new random numbers
             rng = rng_state()
         return _FitState(
@@ -444,7 +438,7 @@ class Classifier(ScikitLearnEstimator):
         measured = training_sample(samples)
         ranks = state.ranks
         fingerprint = "" if self.checkpoint_folder is None and ranks.size == 1 else state.data.fingerprint()
-        ranks.check_same(data=fingerprint, seed=state.seed, model=digest(*state.module.state_dict().values()))
+        ranks.check_same(data=fingerprint, step=progress.step)
         state.module.train()
         while not state.is_over:
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
@@ -463,10 +457,7 @@ class Classifier(ScikitLearnEstimator):
                 stop(f"A checkpoint of epoch {state.epoch:,} was written.")
 
     def _update(self, state: _FitState, batch: ClassifierSamples, size: int) -> Tensor:
-        """One optimiser step on the mean loss of a minibatch of `size` samples, of which `batch` is a share or all.
-
-        Returns that loss without waiting for the device.
-        """
+        """One optimiser step on the mean loss of `size` samples, of which `batch` is this process's share."""
         progress = state.progress.remaining
         if not isinstance(self.learning_rate, (int, float)):
             set_learning_rate(state.optimizer, state.rate_at(progress))
@@ -544,8 +535,7 @@ class Classifier(ScikitLearnEstimator):
             found |= {"val_loss": held_out[name], **{f"val_{key}": value for key, value in held_out.items()}}
         numbers = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
         values = dict(zip(found, numbers, strict=True))
-        values["smoothing"] = mean_alpha(data.smoothing, remaining)
-        values["learning_rate"] = rate
+        values |= {"smoothing": mean_alpha(data.smoothing, remaining), "learning_rate": rate}
         append_values(state.history, values)
         events.write("classifier", values, step)
         if state.stopping is not None:
@@ -624,8 +614,7 @@ class Classifier(ScikitLearnEstimator):
 
     def predict_proba(self, X: Any, mask: Any = None) -> NDArray[np.float64]:
         """Probabilities, float64 `[N, K]`, in the order of `classes_`; 0 where `mask` forbids a class."""
-        found: NDArray[np.float64] = np.exp(self.predict_log_proba(X, mask))
-        return found
+        return np.asarray(np.exp(self.predict_log_proba(X, mask)))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy: the fraction of samples whose most probable label is `y`, weighted by `sample_weight`."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,10 +89,10 @@ class Ranks:
         flat = torch.cat([*(gradient.reshape(-1) for gradient in found), loss.reshape(1).to(found[0])])
         with _explained():
             dist.all_reduce(flat)
-        *parts, total = flat.split([*(gradient.numel() for gradient in found), 1])
+        *parts, total = torch.split(flat, [*(gradient.numel() for gradient in found), 1])
         for gradient, part in zip(found, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return total[0].to(loss.dtype)
+        return total.reshape(()).to(loss.dtype)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set in any process: what one decides, all do at the same update."""
@@ -153,18 +154,29 @@ def own_folder(folder: str | Path, *, shared: bool) -> AbstractContextManager[No
     return locked_folder(folder) if not shared or Ranks.current().is_main else nullcontext()
 
 
-def check_divides(ranks: Ranks, module: nn.Module) -> None:
-    """Check that a network's updates can be divided among processes; with one process nothing is checked.
+def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, **same: object) -> Ranks:
+    """The processes that train together, after a check that they can and that all begin alike.
+
+    Args:
+        module: what they train.
+        engine: of the trainer.
+        mixup: of the trainer.
+        same: what must be equal in all, besides the parameters, by the names of arguments.
 
     Raises:
-        ValueError: it has BatchNorm, which would normalise each share by itself.
+        ValueError: something differs; an engine other than torch's; BatchNorm and mixup, which would see only a share.
 
     Warns:
-        UserWarning: it has dropout, which draws other units than with one process.
+        UserWarning: the network has dropout, which draws other units than with one process.
     """
+    ranks = Ranks.current()
     if ranks.size == 1:
-        return
+        return ranks
     parts = list(module.modules())
+    if engine != "torch":
+        raise ValueError(f'engine={engine!r} trains in one process: use engine="torch" for {ranks.size}.')
+    if mixup:
+        raise ValueError(f"mixup={mixup} would mix within each process's share of a minibatch: use one process.")
     if any(isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm) for part in parts):
         raise ValueError(
             "the network has BatchNorm, which would normalise each process's share of a minibatch by itself: use "
@@ -177,6 +189,9 @@ def check_divides(ranks: Ranks, module: nn.Module) -> None:
             UserWarning,
             stacklevel=3,
         )
+    parameters = nn.utils.parameters_to_vector(module.parameters()).detach().cpu()
+    ranks.check_same(**same, parameters=zlib.crc32(parameters.numpy().tobytes()))
+    return ranks
 
 
 def _device() -> torch.device:

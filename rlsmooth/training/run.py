@@ -178,7 +178,7 @@ class RunFolder:
         >>> import tempfile
         >>> folder = RunFolder(tempfile.mkdtemp(), unit="step", resume="train(..., resume=True)")
         >>> folder.check_free()
-        >>> folder.save(3, {"loss": 0.5}, {"net": {"w": torch.zeros(1)}})
+        >>> _ = folder.save(3, {"loss": 0.5}, {"net": {"w": torch.zeros(1)}})
         >>> checkpoint = folder.latest()
         >>> checkpoint.step, sorted(checkpoint.tensors), sorted(checkpoint.config)
         (3, ['net', 'rng'], ['execution', 'loss'])
@@ -260,7 +260,7 @@ class RunFolder:
         keeps_rng: bool = True,
         keep: int = 2,
         may_hold_nan: Collection[str] = (),
-    ) -> None:
+    ) -> Path:
         """Write a checkpoint: what is given, the execution state (`execution`) and the random generators' (`rng`).
 
         Args:
@@ -271,13 +271,16 @@ class RunFolder:
             keep: how many checkpoints to keep.
             may_hold_nan: names of groups that may hold NaN. Where another does, the checkpoints that are there stay.
 
+        Returns:
+            The path of the new file.
+
         Raises:
             TrainingDivergedError: a tensor holds NaN.
         """
         if not self.writes:
-            return
+            return self.path / f"checkpoint_{step}.zip"
         check_no_nan(step, {name: part for name, part in tensors.items() if name not in may_hold_nan}, self.path)
-        save_checkpoint(
+        return save_checkpoint(
             self.path,
             step,
             config={**config, "execution": execution_state()},
@@ -790,14 +793,7 @@ def stop_requested() -> bool:
 
 
 def stop(message: str) -> NoReturn:
-    """End the run at a safe point.
-
-    Args:
-        message: what was saved.
-
-    Raises:
-        TrainingInterrupted: always.
-    """
+    """End the run at a safe point by TrainingInterrupted; `message` says what was saved."""
     number = signal.SIGINT if _REQUESTS.number is None else _REQUESTS.number
     _REQUESTS.number = None
     raise TrainingInterrupted(number, message)
