@@ -57,6 +57,8 @@ def imported(source: str, module: str, *, is_package: bool) -> list[tuple[int, s
 def part_of(dotted: str) -> str:
     """Name the part of rlsmooth that holds `dotted`: a package of the table, or "checks" for a single file."""
     parts = dotted.split(".")
+    if parts == ["rlsmooth", "__main__"]:  # `python -m rlsmooth`: the command
+        return "scripts"
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "checks"
 
 

@@ -23,7 +23,7 @@ def update(folder: Path) -> Callable[[], object]:
     agent = make()
     agent.learn(total_batches=1)  # tables that are made once
     batch = next(agent._data.updates(torch.arange(len(agent._data)), agent.batch_size, 1))
-    return lambda: agent._update(*batch)
+    return lambda: agent._update(*batch, samples=sum(part.size for part in batch))
 
 
 def learn(folder: Path) -> Callable[[], object]:
