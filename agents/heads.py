@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from rlsmooth.agents.plain_mlp import plain_network
+from rlsmooth.agents.sb3 import has_hooks
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_divergence, kl_divergence
 from rlsmooth.losses.arguments import Reduction, reduce
@@ -189,6 +191,50 @@ class GaussianHead:
 
 
 ActionHead: TypeAlias = CategoricalHead | GaussianHead
+
+
+def backward_of_plain(
+    head: ActionHead, batch: TensorBatch, target: ActionTarget, kl_coef: float, total: float | None
+) -> Tensor | None:
+    """`head.loss(...).backward()` without modules and their graph, to the bit, where the actor is a plain MLP.
+
+    Args:
+        head: of the actor, whose parameters have no gradients.
+        batch: a minibatch.
+        target: of the batch.
+        kl_coef: coefficient of the KL term.
+        total: what the sum of the losses is divided by; None: their mean is taken.
+
+    Returns:
+        The loss; None: the actor is of another kind, and nothing was done.
+    """
+    observations = batch.observations
+    network = plain_network(head.policy) if head.direct and isinstance(observations, Tensor) else None
+    if network is None or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    trained = [part for pair in network.actor.linears for part in pair]
+    trained += [] if network.log_std is None else [network.log_std]
+    if not all([one.requires_grad and not has_hooks(one) for one in trained]):
+        return None
+    assert isinstance(observations, Tensor)
+    with torch.no_grad():
+        values = network.actor.each(network.features(observations))
+    leaves = [values[-1].requires_grad_()]
+    outputs: tuple[Tensor, ...]
+    if isinstance(head, GaussianHead):
+        leaves.append(head.policy.log_std)
+        outputs = tuple(leaves)
+    else:
+        outputs = head.groups(leaves[0])
+    loss = head.loss(outputs, batch, target, kl_coef, "mean" if total is None else "sum")
+    if total is not None:
+        loss = loss / total
+    gradients = torch.autograd.grad(loss, leaves)
+    with torch.no_grad():
+        found = network.actor.gradients(values, gradients[0])
+    for parameter, gradient in (*found.items(), *zip(leaves[1:], gradients[1:], strict=True)):
+        parameter.grad = gradient
+    return loss.detach()
 
 
 def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
