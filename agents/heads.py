@@ -8,7 +8,7 @@ distribution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from rlsmooth.agents.plain_mlp import plain_network
+from rlsmooth.agents.sb3 import has_hooks
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy, gaussian_cross_entropy, gaussian_kl_divergence, kl_divergence
 from rlsmooth.losses.arguments import Reduction, reduce
+from rlsmooth.losses.closed_form import mean_and_gradient
 from rlsmooth.targets import GaussianTarget, Target
 from rlsmooth.training.flat import take_step
 from rlsmooth.training.mlp_engine import why_not_served
@@ -189,6 +192,64 @@ class GaussianHead:
 
 
 ActionHead: TypeAlias = CategoricalHead | GaussianHead
+
+
+def backward_of_plain(
+    head: ActionHead, batch: TensorBatch, target: ActionTarget, kl_coef: float, total: float | None
+) -> Tensor | None:
+    """`head.loss(...).backward()` without modules and their graph, to the bit, where the actor is a plain MLP.
+
+    Args:
+        head: of the actor, whose parameters have no gradients.
+        batch: a minibatch.
+        target: of the batch.
+        kl_coef: coefficient of the KL term.
+        total: what the sum of the losses is divided by; None: their mean is taken.
+
+    Returns:
+        The loss; None: the actor is of another kind, and nothing was done.
+    """
+    observations = batch.observations
+    network = plain_network(head.policy) if head.direct and isinstance(observations, Tensor) else None
+    if network is None or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    trained = [part for pair in network.actor.linears for part in pair]
+    trained += [] if network.log_std is None else [network.log_std]
+    if not all([one.requires_grad and not has_hooks(one) for one in trained]):
+        return None
+    assert isinstance(observations, Tensor)
+    with torch.no_grad():
+        values = network.actor.each(network.features(observations))
+    loss, (by_outputs, *by_log_std) = _loss_and_gradients(head, values[-1], batch, target, kl_coef, total)
+    with torch.no_grad():
+        found = network.actor.gradients(values, by_outputs)
+    for parameter, gradient in found.items():
+        parameter.grad = gradient
+    for gradient in by_log_std:
+        head.policy.log_std.grad = gradient
+    return loss
+
+
+def _loss_and_gradients(
+    head: ActionHead, outputs: Tensor, batch: TensorBatch, target: ActionTarget, kl_coef: float, total: float | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """A loss of the actor's outputs, detached, and its gradients with respect to them and a Gaussian's log std."""
+    is_plain = total is None and not kl_coef and batch.masks is None
+    if is_plain and isinstance(target, tuple) and len(target) == 1 and outputs.shape[-1] == target[0].num_classes:
+        known = mean_and_gradient(outputs, target[0])
+        if known is not None:
+            return known[0], known[1:]
+    leaves = [outputs.requires_grad_()]
+    parts: tuple[Tensor, ...]
+    if isinstance(head, GaussianHead):
+        leaves.append(head.policy.log_std)
+        parts = tuple(leaves)
+    else:
+        parts = head.groups(outputs)
+    loss = head.loss(parts, batch, target, kl_coef, "mean" if total is None else "sum")
+    if total is not None:
+        loss = loss / total
+    return loss.detach(), torch.autograd.grad(loss, leaves)
 
 
 def actor_output(policy: Any, observations: TensorObservations) -> Tensor:

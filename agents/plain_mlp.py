@@ -33,21 +33,26 @@ from rlsmooth.losses.policy import normalised_logits
 
 
 class Activation(NamedTuple):
-    """A function, and its gradient from the gradient and the value of its output."""
+    """A function in place, and its gradient from the gradient, which it may overwrite, and the value of its output."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
+def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
+    return found
+
+
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.threshold_backward.default(gradient, output, 0)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
     return found
 
 
 # autograd's own functions: `gradient * (1 - output**2)` may be rounded in another way.
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(torch.tanh, torch.ops.aten.tanh_backward.default),
-    nn.ReLU: Activation(torch.relu, _relu_backward),
+    nn.Tanh: Activation(torch.tanh_, _tanh_backward),
+    nn.ReLU: Activation(torch.relu_, _relu_backward),
 }
 
 

@@ -40,7 +40,7 @@ from rlsmooth.agents.cloning.training_data import (
     split_validation,
 )
 from rlsmooth.agents.files.policy_file import load_agent_file, load_parameters, save_agent_file
-from rlsmooth.agents.heads import make_units, step_optimizer
+from rlsmooth.agents.heads import backward_of_plain, make_units, step_optimizer
 from rlsmooth.agents.sb3 import Callbacks, init_callback
 from rlsmooth.agents.spaces import ActionBins, check_same_spaces, wrap_env
 from rlsmooth.checks import check_in_range, check_optional_folder, check_positive_int
@@ -472,10 +472,14 @@ class BC(ActingModel):
         if mean_weight is not None or len(update) > 1 or ranks.size > 1:
             total = samples * (mean_weight or 1.0)
         losses: list[Tensor] = []
+        is_simple = len(update) == 1 and not self.l2_coef and not self.amp
         for part in update:
             target = part.target
             if target is None:  # alpha follows a schedule
                 target = action_target(self.head, self.smoothings, part, progress=self.progress.remaining_of_all)
+            if is_simple and (done := backward_of_plain(self.head, part, target, self.kl_coef, total)) is not None:
+                losses.append(done)
+                continue
             with torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext():
                 outputs = self.head.outputs(part.observations)
             if total is None:

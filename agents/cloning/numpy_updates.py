@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +30,9 @@ from rlsmooth.losses.output_gradients import cross_entropy_gradient
 from rlsmooth.training.flat import FlatAdam
 from rlsmooth.training.mlp_engine import ENGINES, MLP, Array
 from rlsmooth.training.run import Progress
+
+_LOSSES = 256
+"""Losses are kept in tensors of so many: one tensor for each takes as long as three layers."""
 
 
 def why_not_numpy(agent: Any) -> str | None:
@@ -121,12 +123,8 @@ class NumpyUpdates:
         self._kl_coef, self._l2_coef, self._max_grad_norm = kl_coef, l2_coef, max_grad_norm
         self._prepare()
         self._features = np.empty((0, 0), np.float32)
-        self._probs: list[Array] | None = None
-        self._masses: list[Array] = []
-        self._masks: list[NDArray[np.bool_]] | None = None
-        self._weights: Array | None = None
-        ends = np.cumsum(head.dims if isinstance(head, CategoricalHead) else ())
-        self._groups = [slice(start, end) for start, end in itertools.pairwise([0, *ends.tolist()])]
+        self._groups: list[_Group] | None = None
+        self._count = 0
 
     def _prepare(self) -> None:
         """Take the parameters, gradients and moments that are trained as they are now."""
@@ -141,18 +139,20 @@ class NumpyUpdates:
         self, order: Tensor, batch_size: int, num_parts: int, skip: int = 0, end: int | None = None
     ) -> Iterator[tuple[BlockPart]]:
         """The updates of an epoch; see `TrainingData.blocks`. `num_parts` is 1."""
-        cut = self._data.cut(batch_size, num_parts)
+        cut, mean_weight = self._data.cut(batch_size, num_parts), self._data.mean_weight or 1.0
         for block, begin, numbers in self._data.blocks(order, batch_size, num_parts, skip, end):
-            self._take(block)
+            last_start, last_end = cut.bounds(numbers[-1])  # only the last may be of another size
+            factors = np.full(block.size, 1 / (cut.size * mean_weight), np.float32)
+            factors[last_start - begin :] = 1 / ((last_end - last_start) * mean_weight)
+            self._take(block, factors if block.weights is None else factors * block.weights.numpy())
             for number in numbers:
                 start, last = cut.bounds(number)
                 yield (BlockPart(block, start - begin, last - begin),)
 
-    def update(self, minibatch: Any) -> Tensor:
+    def update(self, minibatch: BlockPart) -> Tensor:
         """One step on the mean loss of a minibatch that `updates` gave last. Returns that loss."""
-        mean_weight = self._data.mean_weight
         with np.errstate(all="ignore"):  # what is not finite is an error later
-            loss = self._loss(minibatch, None if mean_weight is None else minibatch.size * mean_weight)
+            loss = self._by_head(minibatch) if self._groups is None else self._in_closed_form(minibatch, self._groups)
         if self._l2_coef:
             for parameter in self._others:
                 assert parameter.grad is not None
@@ -181,68 +181,75 @@ class NumpyUpdates:
         finally:
             self._adam.release()
 
-    def _loss(self, minibatch: BlockPart, total: float | None) -> Tensor:
-        """The sum of weighted losses over `total`; the actor's parameters get its gradient."""
-        start, end = minibatch.start, minibatch.end
-        outputs = self._actor.forward(self._features[start:end])
-        if self._probs is None:
-            loss, of_head = self._by_head(outputs, minibatch, total)
-            self._actor.backward(of_head)
-            return loss
-        weights = None if self._weights is None else self._weights[start:end]
-        masks = [None for _ in self._probs] if self._masks is None else self._masks
-        value = 0.0
-        gradient: Array | None = None if len(self._probs) == 1 else np.empty_like(outputs)
-        for place, probs, mass, mask in zip(self._groups, self._probs, self._masses, masks, strict=True):
-            part, found = cross_entropy_gradient(
-                outputs if gradient is None else outputs[:, place],
-                probs[start:end],
-                mass=mass[start:end],
-                mask=None if mask is None else mask[start:end],
-                weight=weights,
-                total=total,
-            )
-            value += part
-            if gradient is None:
-                self._actor.backward(found)
-            else:
-                gradient[:, place] = found
-        if gradient is not None:
-            self._actor.backward(gradient)
-        return torch.tensor(value, dtype=torch.float32)
-
-    def _take(self, block: TensorBatch) -> None:
-        """Features and targets of a block as arrays, once for all its minibatches."""
+    def _take(self, block: TensorBatch, factors: Array) -> None:
+        """Features and targets of a block as arrays, once for all its minibatches; `factors` are those of losses."""
         extractor = self._policy.pi_features_extractor
         with torch.no_grad():
             self._features = self._policy.extract_features(block.observations, extractor).numpy()
-        self._weights = None if block.weights is None else block.weights.numpy()
-        self._probs, target = None, block.target
-        served = isinstance(self._head, CategoricalHead) and self._head.kind != "multi_binary" and not self._kl_coef
-        if not served or not isinstance(target, tuple) or max(part.num_classes for part in target) > DENSE_CLASSES:
+        self._groups, head, target = None, self._head, block.target
+        if not isinstance(head, CategoricalHead) or head.kind == "multi_binary" or self._kl_coef:
             return
-        assert isinstance(self._head, CategoricalHead)
-        self._probs = [part.dense(torch.float32).numpy() for part in target]
-        self._masses = [probs.sum(-1, keepdims=True) for probs in self._probs]
-        masks = self._head.mask_groups(block.masks)
-        self._masks = None if block.masks is None else [mask.numpy() for mask in masks if mask is not None]
+        if not isinstance(target, tuple) or max(part.num_classes for part in target) > DENSE_CLASSES:
+            return
+        self._groups, end, column = [], 0, factors[:, None]
+        for part, mask in zip(target, head.mask_groups(block.masks), strict=True):
+            start, end = end, end + part.num_classes
+            probs = np.asfortranarray(part.dense(torch.float32).numpy() * column)  # as the outputs are
+            mass = np.add.reduce(probs, -1, keepdims=True)
+            self._groups.append(_Group(slice(start, end), probs, mass, None if mask is None else mask.numpy()))
 
-    def _by_head(self, values: Array, minibatch: BlockPart, total: float | None) -> tuple[Tensor, Array]:
-        """The head's own loss of the actor's outputs, and its gradient; that of log std goes into its `grad`."""
-        part = minibatch.tensors()
+    def _in_closed_form(self, minibatch: BlockPart, groups: list[_Group]) -> Tensor:
+        """The mean of weighted losses; the actor's parameters get its gradient."""
+        _, start, end = minibatch
+        outputs = self._actor.forward(self._features[start:end])
+        if len(groups) == 1:
+            value, gradient = groups[0].loss(outputs, start, end)
+        else:
+            value, gradient = 0.0, np.empty_like(outputs)
+            for group in groups:
+                part, gradient[:, group.place] = group.loss(outputs[:, group.place], start, end)
+                value += part
+        self._actor.backward(gradient)
+        place, self._count = self._count % _LOSSES, self._count + 1
+        if not place:
+            self._losses = torch.empty(_LOSSES)
+            self._of_updates = self._losses.unbind()
+            self._values = self._losses.numpy()
+        self._values[place] = value
+        return self._of_updates[place]
+
+    def _by_head(self, minibatch: BlockPart) -> Tensor:
+        """The head's own loss of the actor's outputs; the parameters, log std too, get its gradient."""
+        part, mean_weight = minibatch.tensors(), self._data.mean_weight
         target = part.target
         if target is None:
             target = action_target(self._head, self._smoothings, part, progress=self._progress.remaining_of_all)
-        leaves = [torch.from_numpy(values).requires_grad_()]
+        leaves = [torch.from_numpy(self._actor.forward(self._features[minibatch.start : minibatch.end]))]
+        leaves[0].requires_grad_()
         if isinstance(self._head, GaussianHead):
             leaves.append(self._policy.log_std)
             outputs = tuple(leaves)
         else:
             outputs = self._head.groups(leaves[0])
-        loss = self._head.loss(outputs, part, target, self._kl_coef, "mean" if total is None else "sum")
-        if total is not None:
-            loss = loss / total
+        loss = self._head.loss(outputs, part, target, self._kl_coef, "mean" if mean_weight is None else "sum")
+        if mean_weight is not None:
+            loss = loss / (part.size * mean_weight)
         gradient, *others = torch.autograd.grad(loss, leaves)
+        self._actor.backward(gradient.numpy())
         if others:
             self._policy.log_std.grad.copy_(others[0])
-        return loss.detach(), gradient.numpy()
+        return loss.detach()
+
+
+class _Group(NamedTuple):
+    """A component of the actions in a block: its targets times the factors of losses, and their sums."""
+
+    place: slice
+    probs: Array
+    mass: Array
+    mask: NDArray[np.bool_] | None
+
+    def loss(self, outputs: Array, start: int, end: int) -> tuple[float, Array]:
+        """Of the transitions from `start` up to `end`, with the gradient."""
+        mask = None if self.mask is None else self.mask[start:end]
+        return cross_entropy_gradient(outputs, self.probs[start:end], mass=self.mass[start:end], mask=mask)

@@ -574,6 +574,25 @@ def _probability_rows(logits: Tensor, target: Target) -> Tensor:
     return rows.reshape(logits.shape[:-1])
 
 
+def mean_and_gradient(logits: Tensor, target: Target) -> tuple[Tensor, Tensor] | None:
+    """The mean cross-entropy of `[B, K]` logits and its gradient without autograd, to the bit what that gives.
+
+    Args:
+        logits: without a graph.
+        target: of the same batch shape.
+
+    Returns:
+        None: no probability is known to be 0, or the steps of `reduced_cross_entropy` are others here.
+    """
+    if not (target.is_positive_probabilities and logits.dtype == torch.float32 and _is_small(logits)) or is_traced():
+        return None
+    assert target.reference is not None
+    assert target.reference.values is not None
+    q, log_probs = target.reference.values.to(logits.dtype), logits.log_softmax(-1)
+    gradient = torch._log_softmax_backward_data(q * (-1 / len(logits)), log_probs, -1, logits.dtype)
+    return (log_probs * q).sum(-1).neg_().mean(), gradient
+
+
 def _is_few(logits: Tensor, mask: Tensor | None) -> bool:
     """Whether `_written_out_loss` is the quickest for these `[B, K]` logits; only on the CPU, which may be read."""
     rows, classes = logits.shape

@@ -20,23 +20,17 @@ _ILLEGAL = -1e30  # exp() of it is 0, and 0 times it is 0
 
 
 def cross_entropy_gradient(
-    logits: Values,
-    probs: Values,
-    *,
-    mass: Values | None = None,
-    mask: Values | None = None,
-    weight: Values | None = None,
-    total: float | None = None,
+    logits: Values, probs: Values, *, mass: Values | None = None, mask: Values | None = None
 ) -> tuple[Values, Values]:
-    """`sum_i w_i · CE(q_i, softmax(z_i)) / total` in nats, and its gradient `w_i · (M_i · softmax(z_i) - q_i) / total`.
+    """`sum_i CE(q_i, softmax(z_i))` in nats, and its gradient `M_i · softmax(z_i) - q_i`.
+
+    The weights of samples, and what the sum is divided by, are factors of `q`.
 
     Args:
         logits: `z`, `[B, K]`.
         probs: `q`, `[B, K]`, 0 at illegal classes.
         mass: `M`, `[B, 1]`, the sums of `q`; None: they are taken.
         mask: bool `[B, K]`, True = legal.
-        weight: `[B]`; None: all 1.
-        total: None: B.
 
     Returns:
         The loss, 0-dimensional, and its gradient, `[B, K]`.
@@ -47,21 +41,13 @@ def cross_entropy_gradient(
         (0.6931, [[-0.5, 0.5]])
     """
     xp = _module_of(logits)
-    shifted, exponentials, sums = _softmax_terms(xp, logits, mask)
+    shifted, gradient, sums = _softmax_terms(xp, logits, mask)
     if mass is None:
         mass = probs.sum(-1, keepdims=True)
-    share = 1 / (len(logits) if total is None else total)
-    losses = mass * xp.log(sums)
-    if weight is None:
-        loss = (losses.sum() - (probs * shifted).sum()) * share
-    else:
-        weight = weight[:, None]
-        loss, share = (weight * (losses - (probs * shifted).sum(-1, keepdims=True))).sum() * share, weight * share
-    gradient = exponentials
     gradient *= mass / sums
     gradient -= probs
-    gradient *= share
-    return loss, gradient
+    shifted *= probs
+    return (mass * xp.log(sums)).sum() - shifted.sum(), gradient
 
 
 class CategoricalOutputs:

@@ -234,7 +234,7 @@ class FlatAdam:
                 if name in state:
                     view.copy_(state[name])
                 state["step"], state[name] = steps[place], view
-        self._steps, self._one = steps, torch.ones(())
+        self._counts = steps.numpy()
         if bool((steps == steps[0]).all()):
             self._lists = [[tensor] for tensor in self._tensors] + [[steps[0]]]
         else:  # some have been trained longer than others
@@ -271,24 +271,23 @@ class FlatAdam:
             return
         group = self._group
         beta1, beta2 = group["betas"]
-        self._steps.add_(self._one)
+        self._counts += 1
         values, gradients, means, squares, steps = self._lists
-        with torch.no_grad():
-            torch._fused_adam_(
-                values,
-                gradients,
-                means,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+        torch._fused_adam_(  # of tensors without a graph
+            values,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -119,11 +119,11 @@ class MLP:
         self._activations = [ACTIVATIONS[type(module)] for module in modules if type(module) in ACTIVATIONS]
         self._weights = [layer.weight.detach().numpy() for layer in self.layers]
         self._biases = [layer.bias.detach().numpy() for layer in self.layers]
-        self._transposed = [weight.T for weight in self._weights]
+        self._last_bias = self._biases[-1][:, None]
         self._places = [(vars(layer)["_parameters"], layer.weight.data_ptr()) for layer in self.layers]
         self._gradients = [(_gradient_of(layer.weight), _gradient_of(layer.bias)) for layer in self.layers]
-        self._buffers: dict[int, tuple[list[Array], list[Array], Array]] = {}
-        self._inputs: list[Array] = []
+        self._buffers: dict[int, _Buffers] = {}
+        self._inputs = np.empty((0, 0), np.float32)
 
     def is_current(self) -> bool:
         """Whether the layers' weights are still where they were."""
@@ -135,21 +135,21 @@ class MLP:
     def forward(self, inputs: Array) -> Array:
         """The outputs, `[B, O]`, in a buffer that the next pass of as many samples overwrites.
 
+        They are laid out class by class, in which a sum over the classes takes a tenth of the time.
+
         Args:
             inputs: float32 `[B, I]`; kept, not copied, for `backward`.
         """
-        outputs, _, _ = self._buffers_of(len(inputs))
-        self._inputs = kept = [inputs]
-        values = inputs
-        last = len(outputs) - 1
-        for place, out in enumerate(outputs):
-            np.matmul(values, self._transposed[place], out=out)
-            out += self._biases[place]
-            if place < last:
-                self._activations[place].forward(out)
-                kept.append(out)
+        buffers = self._buffers.get(len(inputs)) or self._make_buffers(len(inputs))
+        self._inputs = values = inputs
+        for weight, bias, activate, out in buffers.hidden:
+            np.dot(values, weight, out)
+            np.add(out, bias, out)
+            activate(out)
             values = out
-        return values
+        np.dot(self._weights[-1], values.T, buffers.outputs)
+        np.add(buffers.outputs, self._last_bias, buffers.outputs)
+        return buffers.outputs.T
 
     def backward(self, gradient: Array) -> None:
         """Write the parameters' gradients into their `grad`, which they must have, for the last `forward`'s inputs.
@@ -157,31 +157,49 @@ class MLP:
         Args:
             gradient: of the loss with respect to the outputs, float32 `[B, O]`.
         """
-        _, between, ones = self._buffers_of(len(gradient))
+        buffers = self._buffers[len(gradient)]
         for place in range(len(self.layers) - 1, -1, -1):
             weight, bias = self._gradients[place]
             assert weight is not None, "FlatAdam gives the parameters their gradients"
             assert bias is not None
-            inputs = self._inputs[place]
-            np.matmul(gradient.T, inputs, out=weight)
-            np.matmul(ones, gradient, out=bias)
+            inputs = buffers.hidden[place - 1].out if place else self._inputs
+            np.dot(gradient.T, inputs, weight)
+            np.dot(buffers.ones, gradient, bias)
             if place:
-                below = between[place - 1]
-                np.matmul(gradient, self._weights[place], out=below)
+                below = buffers.below[place - 1]
+                np.dot(gradient, self._weights[place], below)
                 self._activations[place - 1].backward(inputs, below)
                 gradient = below
 
-    def _buffers_of(self, size: int) -> tuple[list[Array], list[Array], Array]:
-        """Outputs of each layer, gradients with respect to the hidden ones, and as many ones as samples."""
-        found = self._buffers.get(size)
-        if found is None:
-            if len(self._buffers) == _KEPT_SIZES:
-                self._buffers.clear()
-            widths = [layer.out_features for layer in self.layers]
-            outputs = [np.empty((size, width), np.float32) for width in widths]
-            between = [np.empty((size, width), np.float32) for width in widths[:-1]]
-            found = self._buffers[size] = (outputs, between, np.ones(size, np.float32))
-        return found
+    def _make_buffers(self, size: int) -> _Buffers:
+        if len(self._buffers) == _KEPT_SIZES:
+            self._buffers.clear()
+        between = [np.empty((size, layer.out_features), np.float32) for layer in self.layers[:-1]]
+        functions = [activation.forward for activation in self._activations]
+        weights = [weight.T for weight in self._weights[:-1]]
+        self._buffers[size] = made = _Buffers(
+            [_Hidden(*parts) for parts in zip(weights, self._biases[:-1], functions, between, strict=True)],
+            np.empty((self.layers[-1].out_features, size), np.float32),
+            [np.empty_like(out) for out in between],
+            np.ones(size, np.float32),
+        )
+        return made
+
+
+class _Hidden(NamedTuple):
+    weight: Array  # [I, O]
+    bias: Array
+    activate: Callable[[Array], Any]
+    out: Array  # [B, O]
+
+
+class _Buffers(NamedTuple):
+    """What passes of one number of samples write to."""
+
+    hidden: list[_Hidden]
+    outputs: Array  # [O, B]
+    below: list[Array]  # gradients with respect to the hidden outputs
+    ones: Array  # [B]
 
 
 def _gradient_of(parameter: Tensor) -> Array | None:
