@@ -36,7 +36,7 @@ from rlsmooth.agents.smoothed.entropy import (
     entropy_target_for,
 )
 from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
-from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
+from rlsmooth.agents.smoothed.measures import entropy_bound, measure_rollout, record_measures
 from rlsmooth.agents.smoothed.numpy_training import NumpyTraining
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -609,7 +609,7 @@ class SmoothedTraining(NumpyTraining):
                 if isinstance(policy, SmoothedPolicy):
                     raise
                 return  # a policy with a distribution of its own can train while all is off, but can't be measured
-            record_measures(self.logger, measures)
+            record_measures(self.logger, measures, bound=entropy_bound(self))
 
     def _set_floor(self, name: str | None, value: float | None, progress: float) -> None:
         """Give the policy the value in force, or that at `progress`, of one of `FLOORS`; None: of none."""
@@ -673,8 +673,10 @@ class SmoothedPPO(SmoothedTraining, PPO):
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
     Tags under `train/`, measured at the start of each call of `train`, on at most 2048 states of the rollout:
-    `policy_entropy`, `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing` and
-    `exploration_floor`. `entropy_loss` is -H(pi), as in the parent, whichever options are on.
+    `policy_entropy`, `entropy_frac`, `entropy_frac_min` (the lowest state), `entropy_below` (the share of states below
+    the guarantee, else the target), `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing`,
+    `exploration_floor` and `min_entropy_frac` or `min_entropy_nats`. `entropy_loss` is -H(pi), as in the parent,
+    whichever options are on.
 
     Args:
         policy: as PPO's; the names select the smoothed policies. With everything off, any actor-critic policy is
