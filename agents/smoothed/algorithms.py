@@ -223,10 +223,8 @@ def smoothed_form(policy: BasePolicy, aliases: Mapping[str, type[BasePolicy]], a
         TypeError: the algorithm has no counterpart of it.
     """
     name = type(policy).__name__.removeprefix("Smoothed")
-    is_maskable = name.startswith("Maskable")
-    chosen = aliases.get(ALIAS_OF.get(name.removeprefix("Maskable"), ""))
-    if "MlpPolicy" not in aliases:
-        raise TypeError(f"{algorithm} trains recurrent policies, which BC does not clone: use SmoothedPPO.from_bc.")
+    is_maskable, alias = name.startswith("Maskable"), ALIAS_OF.get(name.removeprefix("Maskable"), "")
+    chosen = aliases.get(alias if "MlpPolicy" in aliases else alias.replace("Policy", "LstmPolicy"))
     known = type(policy).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "rlsmooth."))
     if chosen is None or not known:
         raise TypeError(
@@ -259,7 +257,7 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
     A features extractor that actor and critic share is not changed, nor are the statistics of normalisation layers.
 
     Args:
-        algorithm: PPO, A2C or MaskablePPO, with a full rollout buffer.
+        algorithm: PPO, A2C, MaskablePPO or RecurrentPPO, with a full rollout buffer.
         n_epochs: passes over the rollout.
         batch_size: samples of a minibatch; None: the whole rollout.
     """
@@ -270,8 +268,8 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
     losses = []
     for _ in range(n_epochs):
         for batch in algorithm.rollout_buffer.get(batch_size):
-            values = policy.predict_values(batch.observations).flatten()
-            loss = nn.functional.mse_loss(values, batch.returns)
+            values, returns = _values_and_returns(policy, batch)
+            loss = nn.functional.mse_loss(values, returns)
             policy.optimizer.zero_grad()
             (algorithm.vf_coef * loss).backward(inputs=critic)  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(critic, algorithm.max_grad_norm)
@@ -282,6 +280,15 @@ def fit_critic(algorithm: OnPolicyAlgorithm, *, n_epochs: int, batch_size: int |
     logger.record("train/value_loss", float(torch.stack(losses).mean()))
     logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
     logger.record("train/n_updates", n_updates, exclude="tensorboard")
+
+
+def _values_and_returns(policy: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Of the samples of a minibatch; the padding of a recurrent one's sequences is left out."""
+    if getattr(batch, "lstm_states", None) is None:
+        return policy.predict_values(batch.observations).flatten(), batch.returns
+    values = policy.predict_values(batch.observations, batch.lstm_states.vf, batch.episode_starts).flatten()
+    is_sample = batch.mask > 1e-8
+    return values[is_sample], batch.returns[is_sample]
 
 
 def check_rollout(algorithm: OnPolicyAlgorithm) -> None:
@@ -340,6 +347,8 @@ class SmoothedTraining(NumpyTraining):
         value_warmup_left: the remaining environment steps for which only the critic is trained.
     """
 
+    clone_arguments: ClassVar[Mapping[str, Any]] = {}
+    """Of the policy, where it starts from a clone."""
     MEASURE_EVERY = 0
     """The minimum of environment steps between two measurements of the policy; 0: measure at each call of `train`."""
 
@@ -444,7 +453,7 @@ class SmoothedTraining(NumpyTraining):
             wrapped,
             smoothing=smoothing,
             exploration_floor=exploration_floor,
-            policy_kwargs={**layer_arguments(bc_agent), **(policy_kwargs or {})},
+            policy_kwargs={**layer_arguments(bc_agent), **cls.clone_arguments, **(policy_kwargs or {})},
             **arguments,
         )
         copy_actor(bc_agent.policy, algorithm)
@@ -630,10 +639,15 @@ class SmoothedTraining(NumpyTraining):
         """Freeze a copy of the policy as the reference of the KL term."""
         assert isinstance(self.policy, SmoothedPolicy)
         self.policy.set_reference_policy(None)
-        frozen: BasePolicy = copy.deepcopy(self.policy)
+        frozen = self.copied_policy()
         frozen.requires_grad_(False)
         self.reference_policy, self._has_reference_policy = frozen, True
         self.policy.set_reference_policy(frozen)
+
+    def copied_policy(self) -> BasePolicy:
+        """A policy that does what the current one does, as a reference."""
+        copied: BasePolicy = copy.deepcopy(self.policy)
+        return copied
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         # The parent gives its advice only for policies of this name.
