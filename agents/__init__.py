@@ -15,6 +15,7 @@ from rlsmooth.agents.adversarial.reward_nets import (
     load_reward_net,
     save_reward_net,
 )
+from rlsmooth.agents.cloning.advantage import AdvantageWeights
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.bco import BCO
 from rlsmooth.agents.cloning.dagger import DAgger
@@ -51,6 +52,7 @@ __all__ = [
     "BC",
     "BCO",
     "GAIL",
+    "AdvantageWeights",
     "AgentFile",
     "DAgger",
     "EntropyTerm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsmooth.agents.plain_mlp import plain_network
 from rlsmooth.agents.sb3 import is_maskable, quick_steps
@@ -253,11 +254,13 @@ class _CheckedActor:
         return self.agent.predict(observation, *args, **kwargs)
 
 
-CRITIC = ("value_net.", "mlp_extractor.value_net.", "vf_features_extractor.")
+CRITIC = ("value_net.", "mlp_extractor.value_net.", "vf_features_extractor.", "lstm_critic.", "critic.")
 
 
 def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
     """Copy all of `policy` but its critic, which cloning does not train, into `model.policy`.
+
+    A recurrent policy with a `skip_connection` gets weights of 0 for its actor's LSTM, which itself stays as it is.
 
     Args:
         policy: the source.
@@ -284,7 +287,10 @@ def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
             UserWarning,
             stacklevel=3,
         )
-    ours, theirs = _actor(policy), _actor(model.policy)
+    ours, theirs = actor_state(policy), actor_state(model.policy)
+    lstm = getattr(model.policy, "lstm_actor", None)
+    if lstm is not None and getattr(model.policy, "skip_connection", False):
+        ours = with_memory(ours, lstm)
     problems = [f"it lacks {name}" for name in ours if name not in theirs]
     problems += [f"it has {name}, which the agent lacks" for name in theirs if name not in ours]
     problems += [
@@ -304,5 +310,26 @@ def copy_actor(policy: BasePolicy, model: BaseAlgorithm) -> None:
     model.policy.load_state_dict({**model.policy.state_dict(), **ours})
 
 
-def _actor(policy: BasePolicy) -> dict[str, Tensor]:
+def actor_state(policy: BasePolicy) -> dict[str, Tensor]:
+    """The parameters and buffers of a policy without its critic's."""
     return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith(CRITIC)}
+
+
+def with_memory(actor: Mapping[str, Tensor], lstm: nn.LSTM) -> dict[str, Tensor]:
+    """The state of an actor that reads the output of `lstm` beside its features, and does what `actor` does."""
+    first = _first_weight(actor)
+    unread = actor[first].new_zeros(len(actor[first]), lstm.hidden_size)
+    own = {f"lstm_actor.{name}": tensor for name, tensor in lstm.state_dict().items()}
+    return {**actor, **own, first: torch.cat([actor[first], unread], dim=1)}
+
+
+def without_memory(actor: Mapping[str, Tensor], num_features: int) -> dict[str, Tensor]:
+    """The state of the actor that `with_memory` was given, as long as the weights of its LSTM's output are 0."""
+    first = _first_weight(actor)
+    rest = {name: tensor for name, tensor in actor.items() if not name.startswith("lstm_actor.")}
+    return {**rest, first: actor[first][:, :num_features]}
+
+
+def _first_weight(actor: Mapping[str, Tensor]) -> str:
+    hidden = "mlp_extractor.policy_net.0.weight"
+    return hidden if hidden in actor else "action_net.weight"

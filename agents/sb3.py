@@ -49,7 +49,7 @@ def recurrent_arguments(policy: BasePolicy) -> dict[str, Any]:
         return {}
     policy_of_base: Any = policy
     return {
-        "lstm_hidden_size": policy_of_base.lstm_output_dim,
+        "lstm_hidden_size": policy_of_base.lstm_hidden_state_shape[2],
         "n_lstm_layers": policy_of_base.lstm_hidden_state_shape[0],
         "shared_lstm": policy_of_base.shared_lstm,
         "enable_critic_lstm": policy_of_base.enable_critic_lstm,

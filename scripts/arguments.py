@@ -59,7 +59,18 @@ MOST_OF_OTHERS = 10**6
 MOST_LAYERS, MOST_SQUARES = 64, 2**25
 """How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
-ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full", "devices": 1}
+ADDED: dict[str, Any] = {
+    "env_kwargs": (),
+    "engine": "torch",
+    "shuffle": "full",
+    "weights": None,
+    "temperature": 1.0,
+    "cap": 20.0,
+    "share": 0.5,
+    "values": "critic",
+    "gamma": 0.99,
+    "devices": 1,
+}
 """Options that runs of earlier versions do not have, with what these did."""
 
 
@@ -173,6 +184,11 @@ class AlgorithmArgs(EnvironmentArgs):
     """Find the coefficient so that the entropy does not fall below so many nats."""
     exploration_floor: str | None = None
     """Act with this probability by the reference instead of the policy: a number, or lin_0.1. Default: 0."""
+    min_entropy_frac: str | None = None
+    """Guarantee this share of the largest entropy, log n, in every state: a number, or lin_0.3 for one that falls to 0.
+    In place of --exploration-floor. Default: no guarantee."""
+    min_entropy_nats: str | None = None
+    """The same for continuous actions, in nats: their standard deviations are scaled up to it."""
 
     from_bc: Path | None = None
     """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""

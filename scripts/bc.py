@@ -2,6 +2,7 @@
 
 rlsmooth bc --env CartPole-v1 --seed 0
 rlsmooth bc --env CartPole-v1 --smoothing lin_0.2 --n-episodes 4 --action-noise 0.2
+rlsmooth bc --env Pendulum-v1 --demonstrations mixed.npz --weights advantage --temperature 0.5
 rlsmooth bc --resume logs/bc/CartPole-v1_1
 """
 
@@ -34,7 +35,7 @@ from rlsmooth.scripts.command import run_command
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from rlsmooth.agents import BC
+    from rlsmooth.agents import BC, AdvantageWeights
     from rlsmooth.data import Demonstrations
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -54,6 +55,18 @@ class Args(RunArgs, ProcessArgs, CloningArgs):
     """The share of the episodes to hold out. Default: a tenth, or none where there are fewer than ten."""
     gradient_accumulation: int = 1
     """How many batches are in an update."""
+    weights: Literal["advantage", "positive", "top"] | None = None
+    """Weigh transitions by rewards: by exp(advantage), or 1 where it is above 0, or 1 for a share of the best."""
+    temperature: float = 1.0
+    """For --weights advantage, in units of the advantages' spread: the lower, the more the best transitions count."""
+    cap: float | None = 20.0
+    """For --weights advantage: the exponential is at most this."""
+    share: float = 0.5
+    """For --weights top: the share of the transitions that is kept."""
+    values: Literal["critic", "returns"] = "critic"
+    """What --weights compares returns with: what a critic expects of the state, or the mean return of the episodes."""
+    gamma: float = 0.99
+    """The discount of the returns that --weights compares."""
     epochs: int = 10
     """How often to go through the demonstrations."""
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
@@ -161,7 +174,26 @@ def make_agent(
         eval_every=None if args.eval_freq < 0 else batches("eval_freq", args.eval_freq, args),
         n_eval_episodes=args.eval_episodes,
         shuffle=args.shuffle,
+        weights=make_weights(args),
     )
+
+
+def make_weights(args: Args) -> AdvantageWeights | None:
+    """The weights that the options describe.
+
+    Raises:
+        ValueError: one can't be used, or is for another form of weights, or for weights where there are none.
+    """
+    from rlsmooth.agents import AdvantageWeights
+
+    given = {name: getattr(args, name) for name in ("temperature", "cap", "share", "values", "gamma")}
+    if args.weights is not None:
+        return AdvantageWeights(args.weights, **given)
+    none = AdvantageWeights()
+    for name, value in given.items():
+        if value != getattr(none, name):
+            raise ValueError(f"{name}={value!r} is for --weights: choose advantage, positive or top, or leave it out.")
+    return None
 
 
 def batches(name: str, transitions: int, args: Args) -> int:
@@ -192,6 +224,10 @@ def results(run: TrainingRun, agent: BC) -> dict[str, Any]:
         summary |= dict(zip(names, map(float, start), strict=True))
     if agent.demonstrations.rewards is not None:
         summary["demonstrated_return"] = float(agent.demonstrations.episode_returns().mean())
+    if agent.weighed is not None:
+        summary["effective_share"] = agent.weighed.effective_share
+        if agent.weighed.explained_variance is not None:
+            summary["explained_variance"] = agent.weighed.explained_variance
     return {
         "curves": curves,
         "summary": summary,

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
-from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
+from rlsmooth.agents.smoothed.algorithms import SmoothedTraining, layer_arguments
 from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
@@ -46,6 +46,8 @@ GIVEN = (
     "target_entropy_frac",
     "target_entropy_nats",
     "exploration_floor",
+    "min_entropy_frac",
+    "min_entropy_nats",
 )
 """The options that are hyperparameters too: on the command line they come first."""
 
@@ -225,6 +227,11 @@ def new_algorithm(
             f"value_warmup_steps={steps} leaves nothing of n_timesteps={hyperparameters.n_timesteps}: give fewer."
         )
     clone = BC.load(path, device="cpu")
+    its_own = layer_arguments(clone)
+    given = arguments.get("policy_kwargs") or {}
+    if names := [name for name in given if name in its_own and "policy_kwargs" not in "".join(args.hyperparams)]:
+        print(f"The layers are the cloned policy's, not the hyperparameters' ({', '.join(names)}).")
+        arguments["policy_kwargs"] = {name: value for name, value in given.items() if name not in names}
     started: AlgorithmT = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
     return _with_engine(args, started)
 
@@ -241,7 +248,7 @@ def _with_engine(args: OnPolicyArgs, algorithm: AlgorithmT) -> AlgorithmT:
 
 def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any]) -> None:
     """Numbers in place of words, and the reference beside the coefficient."""
-    for name in ("smoothing", "exploration_floor"):
+    for name in ("smoothing", "exploration_floor", "min_entropy_frac", "min_entropy_nats"):
         if isinstance(arguments.get(name), str):
             arguments[name] = number_or_word(arguments[name])
     if args.reference == "uniform":

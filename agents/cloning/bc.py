@@ -18,6 +18,7 @@ from torch import Tensor
 from rlsmooth.agents import spaces as agent_spaces
 from rlsmooth.agents.acting import ActingModel
 from rlsmooth.agents.cloning import policy_building as building
+from rlsmooth.agents.cloning.advantage import Weighed, WeightsLike, as_weights, weigh
 from rlsmooth.agents.cloning.measures import (
     CloningMeasures,
     distribution_figures,
@@ -134,6 +135,9 @@ class BC(ActingModel):
             once an epoch; None: in blocks where the data are memory-mapped and larger than half of the memory.
         engine: `"numpy"` updates plain MLP policies on the CPU in numpy, several times as fast as `"torch"`; results
             differ in the last bits.
+        weights: for demonstrations with rewards: `"advantage"`, `"positive"` or `"top"` weigh a transition by how much
+            better it turned out than its state promised; or an `AdvantageWeights`, which has the settings, or a
+            function that returns the weights of the demonstrations it gets. None: as the demonstrations say.
 
     Raises:
         TypeError: an argument of a kind that is not listed, a recurrent policy, an unsupported space.
@@ -183,6 +187,7 @@ class BC(ActingModel):
         n_eval_episodes: int = 10,
         shuffle: Shuffle | None = None,
         engine: Engine = "torch",
+        weights: WeightsLike | None = None,
     ) -> None:
         self.kl_coef = check_in_range("kl_coef", kl_coef, 0.0)
         self.l2_coef = check_in_range("l2_coef", l2_coef, 0.0)
@@ -204,7 +209,7 @@ class BC(ActingModel):
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
         self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
-        self.shuffle = check_shuffle(shuffle)
+        self.shuffle, self.weights = check_shuffle(shuffle), as_weights(weights)
 
         self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
             env_or_spaces, demonstrations, verbose
@@ -249,7 +254,8 @@ class BC(ActingModel):
         self, demonstrations: Demonstrations | None, validation: Demonstrations | None, patience: int | None
     ) -> None:
         """Split the demonstrations, and prepare both parts for training on the device."""
-        self.fingerprints = [None if data is None else fingerprint(data) for data in (demonstrations, validation)]
+        given, weighs = (demonstrations, validation), self.weights is not None
+        self.fingerprints = [None if data is None else fingerprint(data, rewards=weighs) for data in given]
         self.early_stopping: EarlyStopping | None = None
         if patience is not None:
             if validation is None and self.validation_fraction == 0.0:
@@ -260,6 +266,10 @@ class BC(ActingModel):
         self.demonstrations, self.validation = split_validation(
             demonstrations, validation, self.validation_fraction, self.seed
         )
+        self.weighed: Weighed | None = None
+        if self.weights is not None and self.demonstrations is not None:
+            self.weighed = weigh(self.weights, self.demonstrations, self.validation, policy=self.policy, seed=self.seed)
+            self.demonstrations, self.validation = self.weighed.training, self.weighed.validation
         if self.validation is not None:
             refuse_alphas_by_transition(self.smoothings, "validation data have none")
         self._data, held_out = (
@@ -589,7 +599,7 @@ class BC(ActingModel):
     def save(self, path: str | Path, more: Mapping[str, Any] | None = None) -> Path:
         """Write an agent file (see `rlsmooth.agents.files.policy_file`) with policy, optimiser, arguments and counters.
 
-        Callables (`learning_rate`, a `Smoothing`'s alpha) are not stored: to train further after `load`, pass them.
+        Callables (`learning_rate`, `weights`, a `Smoothing`'s alpha) are not stored: pass them to train after `load`.
 
         Args:
             path: `.zip` is added to a name without a suffix.
@@ -631,8 +641,8 @@ class BC(ActingModel):
             demonstrations: the data to train on; `predict` needs none.
             device: as SB3's.
             policy_class: the class of the policy, if it is your own.
-            custom_objects: `learning_rate`, `smoothing` and `reference` that replace the file's, and constructor
-                arguments of your own policy class.
+            custom_objects: `learning_rate`, `smoothing`, `reference` and `weights` that replace the file's, and
+                constructor arguments of your own policy class.
 
         Raises:
             SafeFileError: the file is damaged, is not a BC agent's, or names an unknown class.
@@ -712,7 +722,7 @@ class BC(ActingModel):
         **others: Any,
     ) -> Self:
         given = dict(custom_objects or {})
-        own = {name: given.pop(name) for name in ("smoothing", "reference", "learning_rate") if name in given}
+        own = {name: given.pop(name) for name in building.REPLACEABLE if name in given}
         file = load_agent_file(path, kind=KIND, device=device, policy_class=policy_class, custom_objects=given)
         arguments, missing = building.decode_arguments(path, file)
         policy: Any = file.policy

@@ -22,6 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlsmooth.agents.cloning.advantage import decode_weights, encode_weights
 from rlsmooth.agents.cloning.training_data import Shuffle, one_or_list
 from rlsmooth.agents.cloning.transition_features import TransitionFeatures
 from rlsmooth.agents.files.policy_file import AgentFile, policy_class_by_name
@@ -62,10 +63,13 @@ class BCArguments(FirstBCArguments, total=False):
 
     shuffle: Shuffle | None
     engine: Engine
+    weights: dict[str, Any] | None
 
 
 ARGUMENTS = tuple(get_type_hints(BCArguments))
 """Their names."""
+REPLACEABLE = ("smoothing", "reference", "learning_rate", "weights")
+"""Those for which `custom_objects` may hold others than the file."""
 
 
 class Counters(TypedDict):
@@ -318,6 +322,7 @@ def encode_arguments(agent: Any) -> dict[str, Any]:
         "smoothing": encode_smoothing(agent.smoothings),
         "reference": encode_smoothing(agent.references),
         "learning_rate": None if callable(agent.learning_rate) else agent.learning_rate,
+        "weights": encode_weights(agent.weights),
         "action_bins": None if agent.bins is None else agent.bins.num_bins,
         "early_stopping_patience": None if agent.early_stopping is None else agent.early_stopping.patience,
     }
@@ -346,4 +351,8 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
     if saved["learning_rate"] is None:
         missing.append("learning_rate")
         arguments["learning_rate"] = 1e-3  # a placeholder: `learn` refuses to start
+    if saved.get("weights") == {}:
+        missing.append("weights")
+    with refused(path, SafeFileError):
+        arguments["weights"] = decode_weights(saved.get("weights"))
     return arguments, missing

@@ -686,8 +686,10 @@ def split_validation(
     return training, held_out
 
 
-def fingerprint(demonstrations: Demonstrations) -> str:
+def fingerprint(demonstrations: Demonstrations, *, rewards: bool = False) -> str:
     """A sha256 that differs between sets of demonstrations: of their size, episodes and up to 4096 transitions.
+
+    With `rewards` these count too, and how episodes ended.
 
     They are spread evenly, so that a set larger than memory need not be read; the same set in memory and on the
     disk has the same fingerprint.
@@ -706,7 +708,8 @@ def fingerprint(demonstrations: Demonstrations) -> str:
     batch = demonstrations[chosen]
     observations = batch.observations if isinstance(batch.observations, dict) else {"": batch.observations}
     fields = {f"observations.{key}": value for key, value in sorted(observations.items())}
-    fields |= {name: value for name in HASHED_FIELDS if (value := getattr(batch, name)) is not None}
+    names = (*HASHED_FIELDS, "rewards", "terminations", "truncations") if rewards else HASHED_FIELDS
+    fields |= {name: value for name in names if (value := getattr(batch, name)) is not None}
     for name, value in fields.items():
         parts += [f"{name} {value.dtype} {value.shape}", value]
     return run.fingerprint(*parts)

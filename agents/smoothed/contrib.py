@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticCnnPolicy,
     MaskableActorCriticPolicy,
@@ -15,7 +16,7 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentMultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.distributions import Distribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsmooth.agents.plain_mlp import PlainNetwork, plain_network
 from rlsmooth.agents.sb3 import recurrent_arguments
@@ -82,6 +83,15 @@ class SmoothedMaskableMultiInputActorCriticPolicy(
 class SmoothedRecurrentActorCriticPolicy(SmoothedPolicy, RecurrentActorCriticPolicy):
     """sb3-contrib's `RecurrentActorCriticPolicy` (`MlpLstmPolicy`) with the knobs of `SmoothedPolicy`.
 
+    Args:
+        args: as its.
+        skip_connection: actor and critic read the features beside the LSTM's output. A policy without memory is then
+            one of these, with weights of 0 for the LSTM: that is how training starts from a clone.
+        kwargs: as its.
+
+    Raises:
+        ValueError: `skip_connection` with a critic that has no LSTM.
+
     Example:
         >>> import torch
         >>> from gymnasium import spaces
@@ -89,6 +99,26 @@ class SmoothedRecurrentActorCriticPolicy(SmoothedPolicy, RecurrentActorCriticPol
         >>> policy.action_probabilities(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
+
+    def __init__(self, *args: Any, skip_connection: bool = False, **kwargs: Any) -> None:
+        self.skip_connection = skip_connection
+        super().__init__(*args, **kwargs)
+        if skip_connection and self.critic is not None:
+            raise ValueError(
+                "skip_connection needs an LSTM that the critic reads too: leave out enable_critic_lstm=False, or add "
+                "shared_lstm=True."
+            )
+
+    def _build_mlp_extractor(self) -> None:
+        if self.skip_connection:
+            self.lstm_output_dim += self.features_dim
+        super()._build_mlp_extractor()
+
+    def _process_sequence(  # type: ignore[override]  # the parent's needs no object, and is called on one
+        self, features: Tensor, lstm_states: Any, episode_starts: Tensor, lstm: nn.LSTM
+    ) -> tuple[Tensor, Any]:
+        found, states = super()._process_sequence(features, lstm_states, episode_starts, lstm)
+        return torch.cat([features, found], dim=-1) if self.skip_connection else found, states
 
     def evaluate_actions(  # type: ignore[override]  # sb3-contrib names the further arguments
         self, obs: Any, actions: Tensor, *more: Any, **named: Any
@@ -101,7 +131,8 @@ class SmoothedRecurrentActorCriticPolicy(SmoothedPolicy, RecurrentActorCriticPol
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # sb3-contrib's own list lacks these: a policy with other values than the defaults could not be loaded.
-        return super()._get_constructor_parameters() | recurrent_arguments(self)
+        own = {"skip_connection": self.skip_connection}
+        return super()._get_constructor_parameters() | recurrent_arguments(self) | own
 
     def _distribution(
         self, observations: Any, action_masks: Any, lstm_states: Any, episode_starts: Tensor | None

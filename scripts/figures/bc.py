@@ -55,9 +55,17 @@ def _result_rows(report: RunReport) -> list[Row]:
     rows += entropy_rows(found)
     if "kl_uniform" in found:
         rows.append(("KL(uniform‖policy)", with_unit(found["kl_uniform"], "nats")))
+    if "effective_share" in found:
+        rows.append(("transitions that count", f"{found['effective_share']:.0%} (weights by {_weights(report)})"))
     if "samples_per_second" in found:
         rows.append(("training speed", f"{_rounded(found['samples_per_second'])} samples a second"))
     return rows
+
+
+def _weights(report: RunReport) -> str:
+    explained = report.summary.get("explained_variance")
+    by = "" if explained is None else f"; the critic explains {explained:.0%} of the returns' variance"
+    return f"{report.settings['weights']}{by}"
 
 
 def _num_measured(report: RunReport) -> int | None:

@@ -29,7 +29,7 @@ from commands import (
     run_here,
 )
 from killing import kill_command
-from rlsmooth.agents import BC, BCO, DAgger, InverseDynamics, load_agent
+from rlsmooth.agents import BC, BCO, AdvantageWeights, DAgger, InverseDynamics, load_agent
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
@@ -106,10 +106,12 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_parameters(tmp_path: Pat
 def test_timesteps_schedules_patience_noise_and_another_tensorboard_folder(tmp_path: Path) -> None:
     words = "--demonstrations cartpole-v1-noisy -n 640 --smoothing lin_0.2 --learning-rate lin_3e-3 --batch-size 32"
     words += " --gradient-accumulation 2 --action-noise 0.1 --spread others --net-arch 8 --eval-episodes 1"
-    words += " --checkpoint-freq -1 --eval-freq -1"
+    words += " --checkpoint-freq -1 --eval-freq -1 --weights advantage --temperature 0.5"
     folder = run_here(tmp_path / "logs", "bc", *words.split(), "-tb", str(tmp_path / "tb"))
     curves = read_metrics(folder / "metrics.csv")
     assert curves["bc/batch"][1][-1] == 10
+    assert BC.load(folder / "agent.zip", device="cpu").weights == AdvantageWeights(temperature=0.5)
+    assert 0 < report_of(folder)["summary"]["effective_share"] < 1
     assert curves["bc/smoothing"][1][-1] == 0
     assert "bc/val_loss" not in curves  # one episode: none is held out
     assert curves["eval/mean_reward"][0] == [10]

@@ -276,6 +276,18 @@ def test_a_cloned_policy_is_where_ppo_begins(clone: Path, tmp_path: Path) -> Non
     assert all(torch.equal(only_critic[name], actor[name]) for name in kept)
 
 
+@pytest.mark.parametrize("command", ["a2c", pytest.param("recurrent-ppo", marks=pytest.mark.slow)])
+def test_the_other_algorithms_begin_with_a_clone_too_and_keep_a_guarantee(
+    command: str, clone: Path, tmp_path: Path
+) -> None:
+    words = ("--env", "CartPole-v1", "-n", "512", "--from-bc", str(clone), "--min-entropy-frac", "0.4")
+    folder = run_here(tmp_path, command, *words, "--value-warmup-steps", "256", *SMALL)
+    curves = read_metrics(folder / "metrics.csv")
+    assert curves["train/kl_reference"][1][0] == pytest.approx(0.0, abs=1e-6)
+    assert min(curves["train/entropy_frac_min"][1]) > 0.4 - 1e-6
+    assert load_agent(folder / "agent.zip", device="cpu").value_warmup_left == 0  # type: ignore[union-attr]
+
+
 def test_kl_to_the_clone_falls_over_the_whole_run_unless_told_otherwise(clone: Path, tmp_path: Path) -> None:
     # 1,000 is no multiple of the rollout's 256 steps: the last update is beyond the end.
     words = ("-n", "1000", "--from-bc", str(clone / "agent.zip"), "--hyperparams", "normalize=true")

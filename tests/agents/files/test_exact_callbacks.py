@@ -40,7 +40,7 @@ from rlsmooth.data import cartpole_v1
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import rng_state, seed_everything
-from support import Hidden, KillAt, KilledError, assert_equal, assert_raises, same_tensors
+from support import Hidden, KillAt, KilledError, assert_equal, assert_raises, recorded, same_tensors
 
 
 class Rewarded(TransientVecEnvWrapper):
@@ -237,9 +237,16 @@ SEEDED: dict[str, Any] = {"seed": 1, "device": "cpu"}
 SHORT: dict[str, Any] = {"n_steps": 64, "n_epochs": 3, **SEEDED}
 
 
-def from_bc(env: VecEnv) -> SmoothedTraining:
-    agent = BC("MlpPolicy", env, cartpole_v1(), seed=1, device="cpu")
-    return SmoothedPPO.from_bc(agent, env, exploration_floor="lin_0.2", value_warmup_steps=300, **SHORT)
+def from_bc(algorithm: Any, **arguments: Any) -> Callable[[VecEnv], SmoothedTraining]:
+    def build(env: VecEnv) -> SmoothedTraining:
+        data, seen = cartpole_v1(), np.arange(20) % 4
+        if algorithm is SmoothedMaskablePPO:
+            data = recorded(seen, seen, env.observation_space, env.action_space, action_masks=np.ones((20, 4), bool))
+        agent = BC("MlpPolicy", env, data, seed=1, device="cpu")
+        model: SmoothedTraining = algorithm.from_bc(agent, env, value_warmup_steps=300, **copy.deepcopy(arguments))
+        return model
+
+    return build
 
 
 def built(algorithm: Any, policy: str = "MlpPolicy", **arguments: Any) -> Callable[[VecEnv], SmoothedTraining]:
@@ -253,9 +260,15 @@ CASES: dict[str, tuple[str, Callable[[VecEnv], SmoothedTraining]]] = {
     "Box": ("Pendulum-v1", built(SmoothedPPO, target_entropy_nats=0.3, exploration_floor="lin_0.1")),
     "reference": (DEEP_SEA, built(SmoothedPPO, smoothing=SKEWED, exploration_floor=0.1)),
     "A2C": ("CartPole-v1", lambda env: SmoothedA2C("MlpPolicy", env, n_steps=8, smoothing="lin_0.1", **SEEDED)),
-    "masks": (MASKED, built(SmoothedMaskablePPO, target_entropy_frac=0.4)),
+    "masks": (MASKED, built(SmoothedMaskablePPO, target_entropy_frac=0.4, min_entropy_frac="lin_0.3")),
     "recurrent": ("CartPole-v1", built(SmoothedRecurrentPPO, smoothing=0.1, exploration_floor="lin_0.1", **LSTM)),
-    "from BC": ("CartPole-v1", from_bc),
+    "from BC": ("CartPole-v1", from_bc(SmoothedPPO, exploration_floor="lin_0.2", **SHORT)),
+    "A2C from BC": ("CartPole-v1", from_bc(SmoothedA2C, n_steps=8, min_entropy_frac="lin_0.4", **SEEDED)),
+    "masks from BC": (MASKED, from_bc(SmoothedMaskablePPO, min_entropy_frac=0.3, **SHORT)),
+    "recurrent from BC": (
+        "CartPole-v1",
+        from_bc(SmoothedRecurrentPPO, min_entropy_frac=0.3, policy_kwargs={"lstm_hidden_size": 8}, **SHORT),
+    ),
 }
 
 
@@ -305,9 +318,10 @@ def test_an_agent_file_keeps_everything(case: str, tmp_path: Path) -> None:
     del saved["episodes"], found["episodes"]
     assert_equal(found, saved)
     assert loaded.smoothing.to_config() == model.smoothing.to_config()
-    for argument in ("target_entropy_frac", "target_entropy_nats", "exploration_floor", "ent_coef"):
+    for argument in ("target_entropy_frac", "target_entropy_nats", "exploration_floor", "min_entropy_frac", "ent_coef"):
         assert getattr(loaded, argument) == getattr(model, argument)
     assert loaded.policy.exploration_floor == model.policy.exploration_floor
+    assert loaded.policy.min_entropy_frac == model.policy.min_entropy_frac
     if model.reference_policy is not None:
         assert not any(parameter.requires_grad for parameter in loaded.reference_policy.parameters())
     model.save(tmp_path / "theirs.zip")  # goes on as the zip of Stable-Baselines3 does

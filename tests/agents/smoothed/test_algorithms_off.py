@@ -312,19 +312,60 @@ def test_the_actor_starts_as_the_clone_and_acts_alike(clone: BC) -> None:
     assert model.policy.optimizer.param_groups[0]["lr"] == 3e-4
 
 
-@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C])
-def test_the_warm_up_trains_the_critic_and_nothing_else(clone: BC, algorithm: Any) -> None:
-    arguments = CLONE_ARGUMENTS if algorithm is SmoothedPPO else {"n_steps": 64, "seed": 0, "device": "cpu"}
-    model = algorithm.from_bc(clone, "CartPole-v1", value_warmup_steps=150, **arguments)
+@pytest.mark.parametrize("engine", ["torch", "numpy"])
+@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C, SmoothedRecurrentPPO])
+def test_the_warm_up_trains_the_critic_and_nothing_else(clone: BC, algorithm: Any, engine: Any) -> None:
+    arguments = {"n_steps": 64, "seed": 0, "device": "cpu"} if algorithm is SmoothedA2C else CLONE_ARGUMENTS
+    if algorithm is SmoothedRecurrentPPO:
+        if engine == "numpy":
+            assert_raises(ValueError, "engine='numpy'", algorithm.from_bc, clone, "CartPole-v1", engine=engine)
+            return
+        arguments = {**arguments, "policy_kwargs": {"lstm_hidden_size": 8}}
+    guarantee = {"min_entropy_frac": 0.3, "engine": engine}
+    model = algorithm.from_bc(clone, "CartPole-v1", value_warmup_steps=150, **guarantee, **arguments)
     actor, critic = actor_of(model.policy), model.policy.value_net.weight.clone()
     model.learn(192)  # 150 rounded up to whole rollouts of 64
     assert model.value_warmup_left == 0
     assert all(torch.equal(model.policy.state_dict()[name], tensor) for name, tensor in actor.items())
     assert not torch.equal(model.policy.value_net.weight, critic)
     assert model.logger.name_to_value["train/value_loss"] > 0
-    assert model._n_updates == (6 if algorithm is SmoothedPPO else 3)
+    assert model._n_updates == (3 if algorithm is SmoothedA2C else 6)
+    assert model.logger.name_to_value["train/entropy_frac_min"] > 0.3 - 1e-6
     model.learn(64, reset_num_timesteps=False)
     assert not torch.equal(model.policy.action_net.weight, actor["action_net.weight"])
+
+
+@pytest.mark.parametrize(
+    "memory", [{}, {"shared_lstm": True, "enable_critic_lstm": False}, {"n_lstm_layers": 2, "net_arch": []}], ids=str
+)
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=str)
+def test_a_recurrent_policy_starts_as_the_clone_and_learns_what_to_remember(space: Any, memory: Any) -> None:
+    layers = {"net_arch": memory["net_arch"]} if "net_arch" in memory else {}
+    agent = BC("MlpPolicy", None, demonstrations(space), seed=0, device="cpu", policy_kwargs=layers)
+    agent.learn(total_batches=20)
+    given = {**CLONE_ARGUMENTS, "value_warmup_steps": 64, "policy_kwargs": {"lstm_hidden_size": 8, **memory}}
+    model = SmoothedRecurrentPPO.from_bc(agent, Continuing(space), smoothing=0.3, **given)
+    seen = torch.as_tensor(np.random.default_rng(1).normal(size=(12, 3)).astype(np.float32))
+    filled = torch.randn(2, memory.get("n_lstm_layers", 1), 4, 8)
+    with torch.no_grad():  # whatever is remembered, and however long the sequences are
+        states, starts = (filled[0], filled[1]), torch.tensor([1.0, 0.0, 1.0] * 4)
+        ours, _ = model.policy.get_distribution(seen, states, starts)
+        theirs = agent.policy.get_distribution(seen)  # type: ignore[operator]
+        actions = theirs.get_actions()
+        torch.testing.assert_close(ours.log_prob(actions), theirs.log_prob(actions), rtol=1e-5, atol=1e-5)
+        assert float(model.policy.smoothed_distribution(seen).kl_reference().abs().max()) < 1e-5
+    first = (
+        model.policy.action_net
+        if not model.policy.mlp_extractor.policy_net
+        else model.policy.mlp_extractor.policy_net[0]
+    )
+    model.learn(64)
+    assert not first.weight[:, 3:].any()
+    kept = {name: tensor.clone() for name, tensor in model.reference_policy.state_dict().items()}
+    model.learn(256, reset_num_timesteps=False)
+    assert first.weight[:, 3:].any(dim=0).all()  # the memory is read now
+    assert model.logger.name_to_value["train/kl_reference"] > 0
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.reference_policy.state_dict().items())
 
 
 def test_the_warm_up_fits_the_returns(clone: BC) -> None:
@@ -413,6 +454,7 @@ def test_maskable_ppo_goes_on_from_a_clone_with_masks(policy: str) -> None:
     assert np.isfinite(model.logger.name_to_value["train/loss"])
     with pytest.raises(TypeError, match="SmoothedMaskablePPO") if "Maskable" in policy else pytest.raises(ValueError):
         SmoothedPPO.from_bc(agent, "CartPole-v1" if policy == "MlpPolicy" else env, **CLONE_ARGUMENTS)
+    assert_raises(TypeError, "uses action masks", SmoothedRecurrentPPO.from_bc, agent, env)
 
 
 def test_what_does_not_fit_is_told(clone: BC) -> None:
@@ -420,7 +462,11 @@ def test_what_does_not_fit_is_told(clone: BC) -> None:
         SmoothedPPO.from_bc(clone.policy, "CartPole-v1")  # type: ignore[arg-type]
     assert_raises(ValueError, "env has observation_space", SmoothedPPO.from_bc, clone, "Acrobot-v1")
     assert_raises(ValueError, "value_warmup_steps=-1", SmoothedPPO.from_bc, clone, "CartPole-v1", value_warmup_steps=-1)
-    assert_raises(TypeError, "recurrent", SmoothedRecurrentPPO.from_bc, clone, "CartPole-v1")
+    for arguments, message in (
+        ({"skip_connection": False}, "another architecture|no layers of the clone's"),
+        ({"enable_critic_lstm": False}, "skip_connection needs an LSTM"),
+    ):
+        assert_raises(ValueError, message, SmoothedRecurrentPPO.from_bc, clone, "CartPole-v1", policy_kwargs=arguments)
     with pytest.raises(ValueError, match="architecture"):
         SmoothedPPO.from_bc(clone, "CartPole-v1", policy_kwargs={"net_arch": [8]})
     with pytest.raises(ValueError, match="smoothing has reference='adjacent', but the clone is the reference"):
