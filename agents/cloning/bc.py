@@ -272,22 +272,13 @@ class BC(ActingModel):
             self.demonstrations, self.validation = self.weighed.training, self.weighed.validation
         if self.validation is not None:
             refuse_alphas_by_transition(self.smoothings, "validation data have none")
-        self._data, held_out = (
-            None
-            if part is None
-            else TrainingData(
-                part,
-                self.head,
-                self.observation_space,
-                smoothings=self.smoothings,
-                references=self.references,
-                bins=self.bins,
-                device=self.device,
-                shuffle=self.shuffle,
-            )
+        common: dict[str, Any] = {"smoothings": self.smoothings, "references": self.references, "bins": self.bins}
+        common |= {"device": self.device, "shuffle": self.shuffle}
+        self._data, self._held_out = (
+            None if part is None else TrainingData(part, self.head, self.observation_space, **common)
             for part in (self.demonstrations, self.validation)
         )
-        self._held_out, self._ranks = held_out, Ranks()
+        self._ranks = Ranks()
         # Files hold the choice made: it must not change with the memory.
         self.shuffle = self.shuffle if self._data is None else self._data.shuffle
         if self._data is not None and not self._data.is_streamed:
@@ -360,17 +351,15 @@ class BC(ActingModel):
         self._plan(total_epochs, total_batches, reset_num_timesteps)
         counts_anew = reset_num_timesteps and not self.is_resumed
         if not self._has_custom_logger and (self._logger is None or counts_anew):
-            shown = (self.verbose, self.tensorboard_log) if self._ranks.is_main else (0, None)
-            self._logger = configure_logger(*shown, tb_log_name, counts_anew)
-        logger = self._logger
+            log = (self.verbose, self.tensorboard_log) if self._ranks.is_main else (0, None)
+            self._logger = configure_logger(*log, tb_log_name, counts_anew)
+        logger, shown = self._logger, progress_bar and self._ranks.is_main
         assert logger is not None
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
             safe_points(self.checkpoint_folder, shared=True),
-            open_progress_bar(
-                self.progress.end, self.num_timesteps, "batch", shown=progress_bar and self._ranks.is_main
-            ) as bar,
+            open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=shown) as bar,
         ):
             set_rng_state(self._rng)
             if not self.is_resumed:
@@ -427,7 +416,7 @@ class BC(ActingModel):
         """The training loop: shuffle the data, update, and log, validate, evaluate and save at their intervals."""
         assert self._data is not None
         progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
-        continues = stopping is None or not stopping.should_stop
+        continues, shares = stopping is None or not stopping.should_stop, self._ranks.size > 1
         self.policy.set_training_mode(True)
         while continues and not progress.is_over:
             epoch, done = divmod(progress.step, per_epoch)
@@ -436,10 +425,9 @@ class BC(ActingModel):
             for update in source.updates(order, self.batch_size, self.gradient_accumulation, skip=done, end=end):
                 if self._rate_changes:
                     set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
-                if self._ranks.size > 1:
+                samples = sum([part.size for part in update])
+                if shares:
                     samples = self._data.size_of(progress.step % per_epoch, self.batch_size, self.gradient_accumulation)
-                else:
-                    samples = sum([part.size for part in update])
                 loss = self._update(*update, samples=samples) if in_numpy is None else in_numpy.update(*update)
                 self._watch.add(loss, samples=samples)
                 progress.step = step = progress.step + 1
@@ -458,7 +446,7 @@ class BC(ActingModel):
                 if self.eval_every is not None and step % self.eval_every == 0:
                     self._evaluate()
                 stops = self.checkpoint_folder is not None and stop_requested() and not progress.is_over
-                if self._ranks.size > 1:
+                if shares:
                     ends, stops = self._ranks.any(not continues, stops)
                     continues = not ends
                 if self.checkpoint_folder is not None and (stops or step % self.checkpoint_every == 0):
@@ -469,12 +457,7 @@ class BC(ActingModel):
                     break
 
     def _update(self, *update: Any, samples: int) -> Tensor:
-        """One optimiser step on the mean loss of a minibatch. Returns that loss without waiting for the device.
-
-        Args:
-            update: the minibatch in parts; of processes that train together, this one's share of each.
-            samples: how many transitions it has in all.
-        """
+        """One optimiser step on the mean loss of `samples` transitions, of which `update` is this process's share."""
         assert self._data is not None
         optimizer, ranks = self.policy.optimizer, self._ranks
         clear_gradients(optimizer)
@@ -543,24 +526,13 @@ class BC(ActingModel):
         assert logger is not None  # from `learn`
         if watch.losses:
             logger.record("bc/samples_per_second", sum(watch.samples[watch.restored :]) / self._clock.seconds)
-        found = self.measures.training(remaining)
-        norm = float(l2_norm(self.policy, self.units).detach())
+        found = self.measures.log_line(remaining, self.l2_coef, self.units)
         if watch.losses:
             found["loss"] = float(watch.mean_loss())
         epoch, done = divmod(step, self.batches_per_epoch)
-        found |= {
-            "batch": step,
-            "epoch": epoch,
-            "samples_so_far": epoch * len(self._data) + done * self.batch_size * self.gradient_accumulation,
-            "neglogp": found["nll_hard"],
-            "entropy": found["policy_entropy"],
-            "l2_norm": norm,
-            "l2_loss": self.l2_coef * norm,
-            "smoothing": self.measures.alpha(remaining),
-            "exploration_floor": 0.0,
-            "learning_rate": learning_rate_of(self.policy.optimizer),
-        }
-        found |= {f"val_{name}": value for name, value in self.measures.validation(remaining).items()}
+        samples = epoch * len(self._data) + done * self.batch_size * self.gradient_accumulation
+        rate = learning_rate_of(self.policy.optimizer)
+        found |= {"batch": step, "epoch": epoch, "samples_so_far": samples, "learning_rate": rate}
         for name, value in found.items():
             logger.record(f"bc/{name}", value)
         logger.record("batch_size", self.batch_size)

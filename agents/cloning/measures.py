@@ -134,6 +134,15 @@ class CloningMeasures:
         found = self._summary(self._validation, chunks, progress)
         return {name: found[name] for name in VALIDATED if name in found}
 
+    def log_line(self, progress: float, l2_coef: float, units: ActionUnits | None) -> dict[str, float]:
+        """The values of a log line that depend on the policy, under the tags that they have in `bc/`."""
+        assert self._training is not None
+        found = self.training(progress)
+        norm = float(l2_norm(self._training.head.policy, units).detach())
+        found |= {"neglogp": found["nll_hard"], "entropy": found["policy_entropy"], "l2_norm": norm}
+        found |= {"l2_loss": l2_coef * norm, "smoothing": self.alpha(progress), "exploration_floor": 0.0}
+        return found | {f"val_{name}": value for name, value in self.validation(progress).items()}
+
     def transitions(self, progress: float) -> TransitionMeasures:
         """The measures of each training transition that log lines are about."""
         assert self._training is not None
