@@ -50,3 +50,19 @@ def smoothed_cross_entropy(
     """
     target = smoothing(labels, logits.shape[-1], mask)
     return cross_entropy(logits, target, mask=mask, weight=weight)
+
+
+def constant_alpha(smoothing: Smoothing) -> float:
+    """Its alpha; 1 for the reference's whole distribution.
+
+    Example:
+        >>> constant_alpha(Smoothing(0.1))
+        0.1
+
+    Raises:
+        ValueError: it is a schedule, or not one number.
+    """
+    alpha = smoothing.alpha
+    if not smoothing.is_constant or (isinstance(alpha, Tensor) and alpha.ndim):
+        raise ValueError(f"smoothing has alpha={alpha!r}: give one number here, since a loss knows no progress.")
+    return 1.0 if alpha is None else float(alpha)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.common import LossModule
 
 from rlsmooth.agents.smoothed.algorithms import training_smoothing
-from rlsmooth.integrations.discrete import kl_to_reference, smoothed_cross_entropy
+from rlsmooth.integrations.discrete import constant_alpha, kl_to_reference, smoothed_cross_entropy
 from rlsmooth.losses import entropy
 from rlsmooth.targets import Smoothing, as_smoothing
 
@@ -117,18 +117,6 @@ class SmoothedBCLoss(LossModule):
         weight = None if self.weight_key is None else tensordict[self.weight_key].reshape(labels.shape)
         loss = smoothed_cross_entropy(logits, labels.long().reshape(logits.shape[:-1]), self.recipe, mask, weight)
         return TensorDict({"loss_bc": loss, "entropy": entropy(logits.detach(), mask, "mean")}, [])
-
-
-def constant_alpha(smoothing: Smoothing) -> float:
-    """Its alpha; 1 for the reference's whole distribution.
-
-    Raises:
-        ValueError: it is a schedule, or not one number.
-    """
-    alpha = smoothing.alpha
-    if not smoothing.is_constant or (isinstance(alpha, Tensor) and alpha.ndim):
-        raise ValueError(f"smoothing has alpha={alpha!r}: give one number here, since a loss knows no progress.")
-    return 1.0 if alpha is None else float(alpha)  # type: ignore[arg-type]
 
 
 def logits_and_mask(distribution: torch.distributions.Distribution) -> tuple[Tensor, Tensor | None]:
