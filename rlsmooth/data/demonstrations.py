@@ -28,6 +28,7 @@ from rlsmooth.data.arrays import (
     take,
 )
 from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
+from rlsmooth.data.parquet import read_parquet, write_parquet
 from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
 from rlsmooth.data.validation import checked_fields, ends_of_flags, with_breaks
 
@@ -434,6 +435,40 @@ class Demonstrations:
                 place in a folder; or the metadata are not JSON.
         """
         write_folder(path, vars(self))
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file, a row a transition, for pandas, `datasets`, Ray Data; see `rlsmooth.data.parquet`.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            ValueError: the folder can't be written to.
+        """
+        write_parquet(path, vars(self))
+
+    @classmethod
+    def from_parquet(
+        cls,
+        path: str | Path,
+        *,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Demonstrations:
+        """Read a Parquet file with a row a transition, in the order of time; see `rlsmooth.data.parquet`.
+
+        Args:
+            path: of the file.
+            observation_space: of a file that `to_parquet` did not write.
+            action_space: of a file that `to_parquet` did not write.
+            columns: what its columns are called, by their names in `rlsmooth.data.parquet`: `{"observation": "obs"}`.
+
+        Raises:
+            DemonstrationsFileError: it is no such file, or what it holds does not pass the checks.
+            ImportError: pyarrow is not installed.
+        """
+        fields = read_parquet(path, observation_space, action_space, columns)
+        with naming_file(Path(path)):
+            return cls(**fields)
 
     def replace_unchecked(self, **changes: Any) -> Demonstrations:
         """A copy with fields changed to values known to be right: not checked, so nothing is read from the disk."""

@@ -303,17 +303,18 @@ def _column(table: Any, name: str) -> list[AnyArray]:
     arrays: list[AnyArray] = []
     for chunk in table[name].chunks:
         for place in range(len(chunk)):
-            arrays.append(_nested_to_numpy(chunk.slice(place, 1), name, len(arrays)))
+            arrays.append(nested_to_numpy(chunk.slice(place, 1), name, len(arrays))[0])
     return arrays
 
 
-def _nested_to_numpy(array: Any, name: str, number: int) -> AnyArray:
+def nested_to_numpy(array: Any, name: str, number: int) -> AnyArray:
+    """An Arrow array of N nested lists, of which each level has one length: `[N, ...]`; the rest is for messages."""
     import pyarrow as pa
     import pyarrow.compute as pc  # no part of `import pyarrow` by itself
 
     if isinstance(array, pa.ExtensionArray):  # as `datasets` marks arrays of a fixed number of axes
         array = array.storage
-    shape: list[int] = []
+    shape = [len(array)]
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         lengths = set(pc.list_value_length(array).to_pylist())
         if len(lengths) != 1 or None in lengths:

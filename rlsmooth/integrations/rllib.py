@@ -169,7 +169,7 @@ def components(logits: Tensor, space: spaces.Space[Any]) -> list[Tensor]:
 
 @contextmanager
 def smoothed_distribution(module: Any, recipe: Smoothing, mask: Tensor | None) -> Iterator[None]:
-    """Inside the `with` block, the training distribution's log-probability of an action is `-CE(smoothed action, pi)`."""
+    """Inside the `with` block, the log-probability of an action in training is `-CE(smoothed action, pi)`."""
     parent, space = module.get_train_action_dist_cls(), module.action_space
 
     class Smoothed(parent):  # type: ignore[misc, valid-type]

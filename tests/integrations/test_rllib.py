@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("ray.rllib")
-import gymnasium as gym  # noqa: E402
-from ray.rllib.algorithms.bc import BCConfig  # noqa: E402
-from ray.rllib.algorithms.marwil import MARWILConfig  # noqa: E402
-from ray.rllib.algorithms.ppo import PPOConfig  # noqa: E402
+import gymnasium as gym
+from ray.rllib.algorithms.bc import BCConfig
+from ray.rllib.algorithms.marwil import MARWILConfig
+from ray.rllib.algorithms.ppo import PPOConfig
 
-from rlsmooth.data import cartpole_v1  # noqa: E402
-from rlsmooth.integrations.rllib import SmoothedBCConfig, SmoothedMARWILConfig, SmoothedPPOConfig  # noqa: E402
-from rlsmooth.targets import Smoothing  # noqa: E402
+from rlsmooth.data import cartpole_v1
+from rlsmooth.integrations.rllib import SmoothedBCConfig, SmoothedMARWILConfig, SmoothedPPOConfig
+from rlsmooth.targets import Smoothing
 
 pytestmark = pytest.mark.filterwarnings("default")  # RLlib and what it imports warn of their own coming changes
 MODULE = "default_policy"
@@ -67,7 +67,8 @@ def loss_and_logits(made: Any, given: dict[str, Tensor]) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("counts", [False, True])
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [(PPOConfig, SmoothedPPOConfig), (BCConfig, SmoothedBCConfig), (MARWILConfig, SmoothedMARWILConfig)]
+    ("theirs", "ours"),
+    [(PPOConfig, SmoothedPPOConfig), (BCConfig, SmoothedBCConfig), (MARWILConfig, SmoothedMARWILConfig)],
 )
 def test_alpha_0_is_rllibs_loss(theirs: Any, ours: Any, counts: bool) -> None:
     given = batch(counts)

@@ -95,7 +95,7 @@ def test_cloning_is_the_smoothed_cross_entropy(kind: str) -> None:
 
 
 def test_mistakes_are_said() -> None:
-    with pytest.raises(ValueError, match="lin_0.1|one number"):
+    with pytest.raises(ValueError, match="one number"):
         SmoothedBCLoss(actor("labels"), smoothing=Smoothing("lin_0.1"))
     module = TensorDictModule(nn.Linear(3, 2), in_keys=["observation"], out_keys=["loc"])
     policy = ProbabilisticActor(

@@ -21,6 +21,7 @@ FLOORS = {
     "envs": 3,
     "training": 4,
     "agents": 5,
+    "integrations": 6,  # beside the scripts: nobody imports it
     "scripts": 6,
 }
 OUTSIDE = {"agents", "envs", "scripts"}  # folders at the top of the tree, imported as rlsmooth.<name>

@@ -65,7 +65,9 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     core = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
-    assert set(project["optional-dependencies"]) == {"contrib", "minari", "datasets", "privacy", "video", "dev"}
+    assert set(project["optional-dependencies"]) == {
+        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "video", "dev")
+    }
 
 
 def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
@@ -74,6 +76,18 @@ def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pi
         if canonicalize_name(requirement.name) != "rlsmooth":
             version = version_of(pins[canonicalize_name(requirement.name)])
             assert version in requirement.specifier, f"{requirement} does not allow {version}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "video"])
+def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path) -> None:
+    words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--constraint", "constraints.txt", f".[{extra}]"]
+    found = subprocess.run(
+        [sys.executable, "-m", "pip", *words], cwd=repository, capture_output=True, text=True, check=False
+    )
+    if "No matching distribution found for setuptools" in found.stderr:
+        pytest.skip("no package index can be reached")
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_pin_fits_every_machine(pins: dict[str, Requirement]) -> None:

@@ -69,8 +69,8 @@ def composite(space: spaces.Space[Any]) -> Demonstrations:
 
 
 def streamed(folder: Path) -> Demonstrations:
-    weighted().save(folder / "data")
-    return Demonstrations.load(folder / "data", mmap=True)
+    weighted().save_folder(folder / "data")
+    return Demonstrations.load(folder / "data")
 
 
 WIDE = spaces.Box(np.array([-40.0, 1.0], np.float32), np.array([80.0, 1.5], np.float32))

@@ -1,0 +1,194 @@
+"""Demonstrations as Parquet: a row a transition, which pandas, `datasets`, Ray Data and Polars read.
+
+    episode, step                      int64; steps count from 0 in each episode
+    observation, next_observation      a number, or nested lists of fixed sizes; of a Dict space, `observation.<key>`
+    action                             the same
+    reward, terminated, truncated, weight, group, action_mask, action_probs       where the demonstrations have them
+    info                               JSON text
+
+The file's metadata hold the spaces under `rlsmooth`, as JSON. A file of another program is read with the spaces given,
+and `columns` says what its columns are called. Needs pyarrow: `pip install "rlsmooth[datasets]"`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rlsmooth.atomic import atomic_file
+from rlsmooth.checks import check_writable_folder
+from rlsmooth.data.arrays import AnyArray, Fields
+from rlsmooth.data.files import DemonstrationsFileError, naming_file
+from rlsmooth.data.readers import nested_to_numpy
+from rlsmooth.data.space_json import space_from_json, space_to_json
+from rlsmooth.untrusted import open_regular, parse_json
+
+COLUMNS = {
+    "actions": "action",
+    "rewards": "reward",
+    "terminations": "terminated",
+    "truncations": "truncated",
+    "action_masks": "action_mask",
+    "weights": "weight",
+    "groups": "group",
+    "action_probs": "action_probs",
+}
+"""The column of each field that has one array."""
+OBSERVATIONS = {"observations": "observation", "next_observations": "next_observation"}
+KEY = b"rlsmooth"
+ROWS = 65_536
+
+
+def write_parquet(path: str | Path, fields: Fields) -> None:
+    """Write one Parquet file, whole or not at all; memory-mapped demonstrations are read in parts.
+
+    Args:
+        path: of the file.
+        fields: of `Demonstrations`.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the folder can't be written to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path).expanduser()
+    check_writable_folder("path", path.parent)
+    header = {
+        "observation_space": space_to_json(fields["observation_space"]),
+        "action_space": space_to_json(fields["action_space"]),
+        "metadata": dict(fields["metadata"]),
+    }
+    ends = np.asarray(fields["episode_ends"])
+    writer = None
+    with atomic_file(path) as file:
+        for start, end in _parts(len(fields["actions"])):
+            table = pa.table(_columns(fields, ends, start, end))
+            if writer is None:
+                known = {KEY: json.dumps(header).encode()}
+                writer = pq.ParquetWriter(file, table.schema.with_metadata(known))
+            writer.write_table(table)
+        assert writer is not None  # there is no empty set of demonstrations
+        writer.close()
+
+
+def read_parquet(
+    path: str | Path,
+    observation_space: spaces.Space[Any] | None,
+    action_space: spaces.Space[Any] | None,
+    columns: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """The fields of `Demonstrations` in a Parquet file.
+
+    Args:
+        path: of the file.
+        observation_space: of a file that does not say so.
+        action_space: of a file that does not say so.
+        columns: this page's names of columns, and those of the file: `{"observation": "obs"}`.
+
+    Raises:
+        DemonstrationsFileError: it is no Parquet file, lacks a column, or has other values than it should.
+        ImportError: pyarrow is not installed.
+        ValueError: a space is needed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path).expanduser()
+    with naming_file(path):
+        open_regular(path).close()
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowException as error:
+            raise DemonstrationsFileError(f"{path} is no Parquet file that can be read: {error}") from error
+        header = parse_json((table.schema.metadata or {}).get(KEY, b"{}"))
+        header = header if isinstance(header, dict) else {}
+        for name, given in (("observation_space", observation_space), ("action_space", action_space)):
+            if given is None and name not in header:
+                raise DemonstrationsFileError(f"{path} does not say its {name}: give {name}.")
+        found_spaces = [
+            space_from_json(header[name]) if given is None else given
+            for name, given in (("observation_space", observation_space), ("action_space", action_space))
+        ]
+        return _fields(table, *found_spaces, dict(columns or {}), header.get("metadata", {}), path)
+
+
+def _parts(count: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, ROWS):
+        yield start, min(start + ROWS, count)
+
+
+def _columns(fields: Fields, ends: AnyArray, start: int, end: int) -> dict[str, Any]:
+    """The columns of some transitions."""
+    places = np.arange(start, end)
+    episode = np.searchsorted(ends, places, side="right")
+    starts = np.concatenate(([0], ends[:-1]))
+    found: dict[str, Any] = {"episode": episode, "step": places - starts[episode]}
+    for name, column in OBSERVATIONS.items():
+        value = fields.get(name)
+        if isinstance(value, dict):
+            found |= {f"{column}.{key}": _nested(np.asarray(part[start:end])) for key, part in value.items()}
+        elif value is not None:
+            found[column] = _nested(np.asarray(value[start:end]))
+    for name, column in COLUMNS.items():
+        if fields.get(name) is not None:
+            found[column] = _nested(np.asarray(fields[name][start:end]))
+    if fields.get("infos") is not None:
+        found["info"] = [json.dumps(dict(info)) for info in fields["infos"][start:end]]
+    return found
+
+
+def _nested(values: AnyArray) -> Any:
+    """`[N, a, b]` as an Arrow array of lists of fixed sizes."""
+    import pyarrow as pa
+
+    array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+def _fields(
+    table: Any,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    columns: dict[str, str],
+    metadata: Any,
+    path: Path,
+) -> dict[str, Any]:
+    names = set(table.column_names)
+
+    def column(name: str) -> AnyArray | None:
+        name = columns.get(name, name)
+        if name not in names:
+            return None
+        parts = [nested_to_numpy(chunk, name, 0) for chunk in table[name].chunks if len(chunk)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    fields: dict[str, Any] = {"observation_space": observation_space, "action_space": action_space}
+    fields["metadata"] = metadata if isinstance(metadata, dict) else {}
+    for name, own in OBSERVATIONS.items():
+        if isinstance(observation_space, spaces.Dict):
+            value: Any = {key: column(f"{own}.{key}") for key in observation_space}
+            fields[name] = None if any(part is None for part in value.values()) else value
+        else:
+            fields[name] = column(own)
+    fields |= {name: column(own) for name, own in COLUMNS.items()}
+    episode = column("episode")
+    for name, value in (("observation", fields["observations"]), ("action", fields["actions"]), ("episode", episode)):
+        if value is None:
+            raise DemonstrationsFileError(
+                f"{path} has no column {columns.get(name, name)!r} but {sorted(names)}: name it in columns."
+            )
+    assert episode is not None
+    breaks = np.flatnonzero(episode[1:] != episode[:-1]) + 1
+    fields["episode_ends"] = np.append(breaks, len(episode))
+    if columns.get("info", "info") in names:
+        fields["infos"] = [parse_json(text.encode()) for text in table[columns.get("info", "info")].to_pylist()]
+    return fields
