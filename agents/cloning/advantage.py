@@ -33,7 +33,7 @@ ROUNDS, CLOSE = 50, 1e-4
 """Of finding values of what follows where episodes were cut off: at most, and the change that is small enough."""
 
 
-class Recipe(TypedDict):
+class EncodedAdvantageWeights(TypedDict):
     """`AdvantageWeights` in a file."""
 
     form: Form
@@ -66,7 +66,7 @@ class AdvantageWeights:
     of the others (five folds).
 
     Args:
-        form: see the table.
+        form: one of those in the table.
         temperature: above 0; the lower, the more the best transitions count (MARWIL's beta is 1 / temperature).
         cap: of the exponential, at least 1; None: none.
         share: of the transitions that `"top"` keeps, in (0, 1].
@@ -158,7 +158,7 @@ class Weighed(NamedTuple):
     explained_variance: float | None = None
 
 
-def as_weights(value: WeightsLike | None) -> AdvantageWeights | Callable[[Demonstrations], Any] | None:
+def as_weights(value: WeightsLike) -> AdvantageWeights | Callable[[Demonstrations], Any]:
     """What a `weights=` argument means.
 
     Raises:
@@ -168,7 +168,7 @@ def as_weights(value: WeightsLike | None) -> AdvantageWeights | Callable[[Demons
     if isinstance(value, str):
         check_choice("weights", value, FORMS)
         return AdvantageWeights(value)
-    if value is None or isinstance(value, AdvantageWeights) or callable(value):
+    if isinstance(value, AdvantageWeights) or callable(value):
         return value
     raise TypeError(
         f"weights={value!r} must be one of {', '.join(FORMS)}, an AdvantageWeights, a function of the demonstrations, "
@@ -176,18 +176,18 @@ def as_weights(value: WeightsLike | None) -> AdvantageWeights | Callable[[Demons
     )
 
 
-def encode_weights(value: Any) -> dict[str, Any] | None:
+def encode_weights(value: Any) -> dict[str, Any]:
     """JSON of a `weights=` argument; a function, which no file can hold, is empty."""
-    return dataclasses.asdict(value) if isinstance(value, AdvantageWeights) else None if value is None else {}
+    return dataclasses.asdict(value) if isinstance(value, AdvantageWeights) else {}
 
 
-def decode_weights(encoded: Mapping[str, Any] | None) -> AdvantageWeights | None:
-    """The recipe that `encode_weights` wrote; None for nothing, or a function.
+def decode_weights(encoded: Mapping[str, Any]) -> AdvantageWeights | None:
+    """The recipe that `encode_weights` wrote; None for a function.
 
     Raises:
         ValueError: it is malformed.
     """
-    return AdvantageWeights(**decode(Recipe, encoded, "weights")) if encoded else None
+    return AdvantageWeights(**decode(EncodedAdvantageWeights, encoded, "weights")) if encoded else None
 
 
 def weigh(
@@ -396,13 +396,15 @@ class Returns:
         """G of some transitions, given a value for each episode that was cut off."""
         of_episodes = np.zeros(self.data.num_episodes)
         of_episodes[self.cut] = following
-        return self.known[chosen] + self.discount[chosen] * of_episodes[self.episode[chosen]]
+        found: Floats = self.known[chosen] + self.discount[chosen] * of_episodes[self.episode[chosen]]
+        return found
 
     def values(self, features: Features, critic: Floats, observations: Any, chosen: Indices) -> Floats:
         """What a critic says of some observations, within what the rewards allow."""
         parts = [chosen[start : start + READ] for start in range(0, len(chosen), READ)]
         found = [features(observations, part) @ critic for part in parts]
-        return np.clip(np.concatenate([np.empty(0), *found]), self.low, self.high)
+        values: Floats = np.clip(np.concatenate([np.empty(0), *found]), self.low, self.high)
+        return values
 
 
 def _range_with_0(rewards: Floats) -> tuple[float, float]:
