@@ -109,7 +109,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
 .PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness
-.PHONY: study-privacy study-policies study-claims
+.PHONY: study-privacy study-policies study-claims study-weighted-cloning
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -176,6 +176,9 @@ study-policies: $(DEV)  ## study: a clone of two demonstrators: its calibration 
 
 study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of the studies
 	$(BIN)/python -P -m rlsmooth.scripts.studies.claims $(ARGS)
+
+study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
+	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
 study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

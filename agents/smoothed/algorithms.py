@@ -423,7 +423,8 @@ class SmoothedTraining(NumpyTraining):
             exploration_floor: the share of the reference in the behaviour policy, a number or a schedule.
             value_warmup_steps: environment steps of the first phase, rounded up to whole rollouts; 0: none.
             policy_kwargs: added to the arguments that the agent's layers need.
-            arguments: further arguments of the algorithm, by name.
+            arguments: further arguments of the algorithm, by name, such as `min_entropy_frac=0.1`, which keeps a clone
+                that is too certain from getting stuck, in the warm-up too.
 
         Raises:
             TypeError: `bc_agent` is not a `BC`, or this algorithm has no smoothed form of its policy's class.
