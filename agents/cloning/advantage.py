@@ -106,15 +106,12 @@ class AdvantageWeights:
                 )
 
     def weights(self, advantages: Floats, spread: float | None = None, bar: float | None = None) -> Floats:
-        """Weights of mean 1 for some advantages.
+        """Weights of mean 1 for some advantages; all are 0 where a filter keeps none.
 
         Args:
             advantages: `[N]`.
             spread: c; None: of these advantages.
             bar: the lowest advantage that `"top"` keeps; None: that of these.
-
-        Raises:
-            ValueError: every weight would be 0.
         """
         if self.form == "advantage":
             c = root_mean_square(advantages) if spread is None else spread
@@ -124,9 +121,7 @@ class AdvantageWeights:
         else:
             least = self.bar(advantages) if bar is None else bar
             found = (advantages > 0 if self.form == "positive" else advantages >= least).astype(np.float64)
-        if not found.any():
-            raise ValueError(f"weights={self.form!r} keeps no transition: none has a high enough advantage.")
-        weights: Floats = found / found.mean()
+        weights: Floats = found / (found.mean() or 1.0)
         return weights
 
     def bar(self, advantages: Floats) -> float:
@@ -172,7 +167,7 @@ def as_weights(value: WeightsLike) -> AdvantageWeights | Callable[[Demonstration
         return value
     raise TypeError(
         f"weights={value!r} must be one of {', '.join(FORMS)}, an AdvantageWeights, a function of the demonstrations, "
-        "or None; numbers belong into the demonstrations: Demonstrations.from_arrays(..., weights=...)."
+        "or None; numbers belong in the demonstrations: Demonstrations.from_arrays(..., weights=...)."
     )
 
 
@@ -315,7 +310,10 @@ def _times(part: Demonstrations, weights: Any, name: str) -> Demonstrations:
         raise ValueError(f"{name} is {given[wrong[0]]} for transition {wrong[0]}: it must be finite and at least 0.")
     whole = given if part.weights is None else given * np.asarray(part.weights, dtype=np.float64)
     if not whole.any():
-        raise ValueError(f"{name}: every weight is 0, so that there is nothing to learn.")
+        raise ValueError(
+            f"{name}: every weight is 0, so that their loss is 0: use other weights, or hold out other episodes "
+            "(another seed or validation_fraction)."
+        )
     return part.replace_unchecked(weights=(whole / whole.mean()).astype(np.float32))
 
 
