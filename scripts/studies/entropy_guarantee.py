@@ -4,24 +4,26 @@ Fixed before running.
 
 **Guarantee**: half of log n, or 1 nat for the Box (1.42 is the entropy at the start), in 7 kinds of action spaces and
 algorithms, 3 seeds and at least 120 rollouts each. All states of a rollout are measured at its end, and again after the
-update (another policy in the same states). Reported: the number of states measured; of those below the bound by more than
-1e-6 log n (Box: 1e-6 nats); the lowest, over the bound; the lowest that the network itself has (without the guarantee);
-and the largest gap between a log-probability of the rollout and that which the first minibatch of its update computes.
+update (another policy in the same states). Reported: the number of states measured; of those below the bound by more
+than 1e-6 log n (Box: 1e-6 nats); the lowest, over the bound; the lowest that the network itself has (without the
+guarantee); and the largest gap between a log-probability of the rollout and that which the first minibatch of its
+update computes.
 
 **Controller**: the set-point of the entropy target fixed at the target ("before") and moved once a rollout ("after").
 Identity with 4 actions (target 0.6, 12,000 steps) and CartPole-v1 (target 0.9, 20,000 steps; PPO's own entropy there
-falls below 0.81, and a target below what a policy keeps by itself holds nothing), seeds 0 to 4. Deep Sea of size 8 as in
-the study `collapse` (target 0.5, 24,000 steps), on seeds 100 to 109 that no other study has, each also with a guarantee of
-0.3 below the target. The entropy / log n of the behaviour policy is measured at the end of each rollout. Reported, of the
-second half of the rollouts (Deep Sea: after the first 20 % of training): the interquartile mean over seeds of the mean, and
-of the share of rollouts within 10 % of the target; by how much the mean over seeds is off the target; and the mean share of
-states below 0.3 log n.
+falls below 0.81, and a target below what a policy keeps by itself holds nothing), seeds 10 to 14; the rule was settled
+on seeds 0 and 1. Deep Sea of size 8 as in the study `collapse` (target 0.5, 24,000 steps), on seeds 100 to 109 that no
+other study has, each also with a guarantee of 0.3 below the target. The entropy / log n of the behaviour policy is
+measured at the end of each rollout. Reported, of the second half of the rollouts (Deep Sea: after the first 20 % of
+training): the interquartile mean over seeds of the mean, and of the share of rollouts within 10 % of the target; by how
+much the mean over seeds is off the target; and the mean share of states below 0.3 log n.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -34,7 +36,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO, SmoothedRecurrentPPO
-from rlsmooth.agents.smoothed.measures import PolicyMeasures, measure_rollout
+from rlsmooth.agents.smoothed.measures import PolicyMeasures, keep_rollout, measure_rollout
 from rlsmooth.audits import interquartile_mean_interval
 from rlsmooth.envs import IdentityEnv, IdentityMaskedEnv, IdentityMultiBinaryEnv, IdentityMultiDiscreteEnv
 from rlsmooth.scripts.command import run_command
@@ -96,26 +98,28 @@ class EachState(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, Any] = {"rollouts": 0, "states": 0, "below": 0, "lowest": 9.0, "network": 9.0, "gap": 0.0}
+        self._measure: Callable[[], PolicyMeasures] | None = None
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.found["rollouts"]:  # the buffer still has the last rollout's states
-            self.count()
+        if self._measure is not None:
+            self.count(self._measure)
 
     def _on_rollout_end(self) -> None:
+        self._measure = keep_rollout(self.model, max_states=10**9)
+        self.count(self._measure)
         self.found["rollouts"] += 1
-        self.count()
         self.found["gap"] = max(self.found["gap"], log_prob_gap(self.model))
 
-    def count(self) -> None:
-        """Count the states of the buffer."""
+    def count(self, measure: Callable[[], PolicyMeasures]) -> None:
+        """Count the states of the last rollout, by the policy of now."""
         policy, found = self.model.policy, self.found
         frac, nats = policy.min_entropy_frac, policy.min_entropy_nats
-        over = values_of(measure_rollout(self.model, max_states=10**9)) - (frac if nats is None else nats)
+        over = values_of(measure()) - (frac if nats is None else nats)
         policy.min_entropy_frac = policy.min_entropy_nats = None
-        network = values_of(measure_rollout(self.model, max_states=10**9))
+        network = values_of(measure())
         policy.min_entropy_frac, policy.min_entropy_nats = frac, nats
         found["states"] += len(over)
         found["below"] += int((over < -ROUNDING).sum())
@@ -223,9 +227,8 @@ def target_lines(jobs: list[Job], results: list[Result]) -> list[str]:
             )
             below = np.mean([late(task, run["below"]).mean() for run in runs])
             off = f"{100 * (np.mean([curve.mean() for curve in curves]) / target - 1):+.1f} %"
-            lines.append(
-                f"| {task} | {arm} | {target} | {in_words(mean, '.3f')} | {off} | {in_words(near, '.2f')} | {below:.3f} |"
-            )
+            cells = (task, arm, f"{target}", in_words(mean, ".3f"), off, in_words(near, ".2f"), f"{below:.3f}")
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -240,7 +243,7 @@ def main(args: Args) -> None:
     ]
     for task in TARGETS:
         is_lead = task == "Deep Sea"
-        seeds = range(3) if args.small else range(100, 110) if is_lead else range(5)
+        seeds = range(3) if args.small else range(100, 110) if is_lead else range(10, 15)
         for arm in ARMS if is_lead else ("before", "after"):
             for seed in seeds:
                 key = f"{task}_{arm}_{seed}".replace(", ", "_").replace(" ", "_")
