@@ -72,7 +72,7 @@ TARGETS: dict[
     "Identity": (lambda: IdentityEnv(4), 8, 0.6, 12_000, QUICK, 0.5),
     "CartPole-v1": (lambda: gym.make("CartPole-v1"), 8, 0.9, 20_000, SLOW, 0.5),
     "Deep Sea": (
-        lambda: gym.make(collapse.ENV, **collapse.ENV_KWARGS),
+        lambda: gym.make(collapse.ENV, size=collapse.ENV_KWARGS["size"]),
         *(collapse.N_ENVS, 0.5, 24_000, collapse.HYPERPARAMETERS, 0.2),
     ),
 }
@@ -124,7 +124,8 @@ class EachState(BaseCallback):
 
     def count(self, measure: Callable[[], PolicyMeasures]) -> None:
         """Count the states of the last rollout, by the policy of now."""
-        policy, found = self.model.policy, self.found
+        policy: Any = self.model.policy
+        found = self.found
         frac, nats = policy.min_entropy_frac, policy.min_entropy_nats
         over = values_of(measure()) - (frac if nats is None else nats)
         policy.min_entropy_frac = policy.min_entropy_nats = None
@@ -177,7 +178,7 @@ def guarantee_run(settings: dict[str, Any]) -> Result:
     seed, counted = settings["seed"], EachState()
     policy = "MlpLstmPolicy" if algorithm is SmoothedRecurrentPPO else "MlpPolicy"
     model: OnPolicyAlgorithm = algorithm(policy, make_vec_env(env, 2, seed=seed), seed=seed, device="cpu", **arguments)
-    model.learn(settings["rollouts"] * 2 * model.n_steps, callback=counted, log_interval=None)
+    model.learn(settings["rollouts"] * 2 * model.n_steps, callback=counted)
     return counted.found
 
 
@@ -188,7 +189,7 @@ def target_run(settings: dict[str, Any]) -> Result:
     seed, seen = settings["seed"], Entropies()
     envs = make_vec_env(env, n_envs, seed=seed)
     model = algorithm("MlpPolicy", envs, target_entropy_frac=target, seed=seed, device="cpu", **arguments, **more)
-    model.learn(min(steps, settings["most"]), callback=seen, log_interval=None)
+    model.learn(min(steps, settings["most"]), callback=seen)
     return {"means": seen.means, "below": seen.below}
 
 
