@@ -104,12 +104,12 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 	@touch $@
 
 # Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
-.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
+.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-entropy-guarantee
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
 .PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness
-.PHONY: study-privacy study-policies study-claims
+.PHONY: study-privacy study-policies study-claims study-weighted-cloning
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -119,6 +119,9 @@ study-bc-to-ppo: $(CORE)  ## study: from a cloned policy to PPO
 
 study-collapse: $(CORE)  ## study: an entropy target where PPO's entropy collapses
 	$(BIN)/python -P -m rlsmooth.scripts.studies.collapse $(ARGS)
+
+study-entropy-guarantee: $(CORE)  ## study: a guaranteed entropy, and the mean that an entropy target holds
+	$(BIN)/python -P -m rlsmooth.scripts.studies.entropy_guarantee $(ARGS)
 
 study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
 	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)
@@ -176,6 +179,9 @@ study-policies: $(DEV)  ## study: a clone of two demonstrators: its calibration 
 
 study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of the studies
 	$(BIN)/python -P -m rlsmooth.scripts.studies.claims $(ARGS)
+
+study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
+	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
 study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

@@ -33,7 +33,7 @@ ROUNDS, CLOSE = 50, 1e-4
 """Of finding values of what follows where episodes were cut off: at most, and the change that is small enough."""
 
 
-class Recipe(TypedDict):
+class EncodedAdvantageWeights(TypedDict):
     """`AdvantageWeights` in a file."""
 
     form: Form
@@ -66,7 +66,7 @@ class AdvantageWeights:
     of the others (five folds).
 
     Args:
-        form: see the table.
+        form: one of those in the table.
         temperature: above 0; the lower, the more the best transitions count (MARWIL's beta is 1 / temperature).
         cap: of the exponential, at least 1; None: none.
         share: of the transitions that `"top"` keeps, in (0, 1].
@@ -106,15 +106,12 @@ class AdvantageWeights:
                 )
 
     def weights(self, advantages: Floats, spread: float | None = None, bar: float | None = None) -> Floats:
-        """Weights of mean 1 for some advantages.
+        """Weights of mean 1 for some advantages; all are 0 where a filter keeps none.
 
         Args:
             advantages: `[N]`.
             spread: c; None: of these advantages.
             bar: the lowest advantage that `"top"` keeps; None: that of these.
-
-        Raises:
-            ValueError: every weight would be 0.
         """
         if self.form == "advantage":
             c = root_mean_square(advantages) if spread is None else spread
@@ -124,9 +121,7 @@ class AdvantageWeights:
         else:
             least = self.bar(advantages) if bar is None else bar
             found = (advantages > 0 if self.form == "positive" else advantages >= least).astype(np.float64)
-        if not found.any():
-            raise ValueError(f"weights={self.form!r} keeps no transition: none has a high enough advantage.")
-        weights: Floats = found / found.mean()
+        weights: Floats = found / (found.mean() or 1.0)
         return weights
 
     def bar(self, advantages: Floats) -> float:
@@ -158,7 +153,7 @@ class Weighed(NamedTuple):
     explained_variance: float | None = None
 
 
-def as_weights(value: WeightsLike | None) -> AdvantageWeights | Callable[[Demonstrations], Any] | None:
+def as_weights(value: WeightsLike) -> AdvantageWeights | Callable[[Demonstrations], Any]:
     """What a `weights=` argument means.
 
     Raises:
@@ -168,26 +163,26 @@ def as_weights(value: WeightsLike | None) -> AdvantageWeights | Callable[[Demons
     if isinstance(value, str):
         check_choice("weights", value, FORMS)
         return AdvantageWeights(value)
-    if value is None or isinstance(value, AdvantageWeights) or callable(value):
+    if isinstance(value, AdvantageWeights) or callable(value):
         return value
     raise TypeError(
         f"weights={value!r} must be one of {', '.join(FORMS)}, an AdvantageWeights, a function of the demonstrations, "
-        "or None; numbers belong into the demonstrations: Demonstrations.from_arrays(..., weights=...)."
+        "or None; numbers belong in the demonstrations: Demonstrations.from_arrays(..., weights=...)."
     )
 
 
-def encode_weights(value: Any) -> dict[str, Any] | None:
+def encode_weights(value: Any) -> dict[str, Any]:
     """JSON of a `weights=` argument; a function, which no file can hold, is empty."""
-    return dataclasses.asdict(value) if isinstance(value, AdvantageWeights) else None if value is None else {}
+    return dataclasses.asdict(value) if isinstance(value, AdvantageWeights) else {}
 
 
-def decode_weights(encoded: Mapping[str, Any] | None) -> AdvantageWeights | None:
-    """The recipe that `encode_weights` wrote; None for nothing, or a function.
+def decode_weights(encoded: Mapping[str, Any]) -> AdvantageWeights | None:
+    """The recipe that `encode_weights` wrote; None for a function.
 
     Raises:
         ValueError: it is malformed.
     """
-    return AdvantageWeights(**decode(Recipe, encoded, "weights")) if encoded else None
+    return AdvantageWeights(**decode(EncodedAdvantageWeights, encoded, "weights")) if encoded else None
 
 
 def weigh(
@@ -315,7 +310,10 @@ def _times(part: Demonstrations, weights: Any, name: str) -> Demonstrations:
         raise ValueError(f"{name} is {given[wrong[0]]} for transition {wrong[0]}: it must be finite and at least 0.")
     whole = given if part.weights is None else given * np.asarray(part.weights, dtype=np.float64)
     if not whole.any():
-        raise ValueError(f"{name}: every weight is 0, so that there is nothing to learn.")
+        raise ValueError(
+            f"{name}: every weight is 0, so that their loss is 0: use other weights, or hold out other episodes "
+            "(another seed or validation_fraction)."
+        )
     return part.replace_unchecked(weights=(whole / whole.mean()).astype(np.float32))
 
 
@@ -396,13 +394,15 @@ class Returns:
         """G of some transitions, given a value for each episode that was cut off."""
         of_episodes = np.zeros(self.data.num_episodes)
         of_episodes[self.cut] = following
-        return self.known[chosen] + self.discount[chosen] * of_episodes[self.episode[chosen]]
+        found: Floats = self.known[chosen] + self.discount[chosen] * of_episodes[self.episode[chosen]]
+        return found
 
     def values(self, features: Features, critic: Floats, observations: Any, chosen: Indices) -> Floats:
         """What a critic says of some observations, within what the rewards allow."""
         parts = [chosen[start : start + READ] for start in range(0, len(chosen), READ)]
         found = [features(observations, part) @ critic for part in parts]
-        return np.clip(np.concatenate([np.empty(0), *found]), self.low, self.high)
+        values: Floats = np.clip(np.concatenate([np.empty(0), *found]), self.low, self.high)
+        return values
 
 
 def _range_with_0(rewards: Floats) -> tuple[float, float]:

@@ -209,7 +209,7 @@ class BC(ActingModel):
         self.checkpoint_every = check_positive_int("checkpoint_every", checkpoint_every)
         self.eval_every = None if eval_every is None else check_positive_int("eval_every", eval_every)
         self.n_eval_episodes = check_positive_int("n_eval_episodes", n_eval_episodes)
-        self.shuffle, self.weights = check_shuffle(shuffle), as_weights(weights)
+        self.shuffle, self.weights = check_shuffle(shuffle), None if weights is None else as_weights(weights)
 
         self.env, self.observation_space, self.action_space = agent_spaces.resolve_spaces(
             env_or_spaces, demonstrations, verbose

@@ -322,7 +322,7 @@ def encode_arguments(agent: Any) -> dict[str, Any]:
         "smoothing": encode_smoothing(agent.smoothings),
         "reference": encode_smoothing(agent.references),
         "learning_rate": None if callable(agent.learning_rate) else agent.learning_rate,
-        "weights": encode_weights(agent.weights),
+        "weights": None if agent.weights is None else encode_weights(agent.weights),
         "action_bins": None if agent.bins is None else agent.bins.num_bins,
         "early_stopping_patience": None if agent.early_stopping is None else agent.early_stopping.patience,
     }
@@ -351,8 +351,9 @@ def decode_arguments(path: Path, file: AgentFile) -> tuple[dict[str, Any], list[
     if saved["learning_rate"] is None:
         missing.append("learning_rate")
         arguments["learning_rate"] = 1e-3  # a placeholder: `learn` refuses to start
-    if saved.get("weights") == {}:
-        missing.append("weights")
-    with refused(path, SafeFileError):
-        arguments["weights"] = decode_weights(saved.get("weights"))
+    if saved.get("weights") is not None:
+        with refused(path, SafeFileError):
+            arguments["weights"] = decode_weights(saved["weights"])
+        if arguments["weights"] is None:
+            missing.append("weights")
     return arguments, missing

@@ -92,7 +92,7 @@ class NumpyActorCritic:
         self._is_box, self._is_discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
         self._floor = 0.0
-        if self._is_discrete and not any(policy.references or ()):
+        if isinstance(space, spaces.Discrete) and not any(policy.references or ()):
             self._floor = policy.exploration_floor or guaranteed_floor(policy.min_entropy_frac, int(space.n))
         self._has_closed_draws = (self._is_box or self._is_discrete) and policy.has_floor == (self._floor > 0)
         term = policy.entropy_term

@@ -82,7 +82,7 @@ def test_filters_keep_ties_together_and_never_more_than_the_share() -> None:
         assert (found > 0).sum() == kept
         assert found.mean() == pytest.approx(1.0)
     np.testing.assert_array_equal(AdvantageWeights("positive").weights(advantages) > 0, advantages > 0)
-    assert_raises(ValueError, "keeps no transition", AdvantageWeights("positive").weights, np.zeros(3))
+    assert not AdvantageWeights("positive").weights(np.zeros(3)).any()
     assert effective_share([2.0, 2.0, 0.0, 0.0]) == 0.5
 
 
@@ -276,9 +276,14 @@ def test_what_does_not_fit_is_said() -> None:
         assert_raises(ValueError, message, small_bc, bad, weights="advantage")
     small_bc(cut, weights=AdvantageWeights(values="returns"))
     assert_raises(ValueError, "validation have no rewards", small_bc, data, validation=draw(), weights="top")
+    worse = data.select_episodes([0]).replace_unchecked(rewards=np.full(10, -9.0))
+    best = AdvantageWeights("top", values="returns")
+    assert_raises(ValueError, "validation: every weight is 0", small_bc, data, validation=worse, weights=best)
+    same = data.replace_unchecked(rewards=np.zeros(40))
+    assert_raises(ValueError, "demonstrations: every weight is 0", small_bc, same, weights="positive")
     assert_raises(ValueError, "gamma=1 with 2 episodes", small_bc, data, weights=AdvantageWeights(gamma=1.0))
     assert_raises(ValueError, "weights='best'", small_bc, data, weights="best")
-    assert_raises(TypeError, "numbers belong into the demonstrations", small_bc, data, weights=np.ones(40))
+    assert_raises(TypeError, "numbers belong in the demonstrations", small_bc, data, weights=np.ones(40))
     for found, message in (
         (np.ones(3), r"weights\(demonstrations\) has shape \(3,\)"),
         (np.full(40, np.nan), "is nan for transition 0"),

@@ -281,7 +281,7 @@ def state_of(model: SmoothedTraining) -> dict[str, Any]:
         "entropy_target": None if target is None else target.state,
         "reference": None if reference is None else reference.state_dict(),
         "counters": [model.num_timesteps, model._n_updates, model.value_warmup_left, float(model.alpha)],
-        "floor": float(model._rollout_floor or 0.0),
+        "floor": [float(model._rollout_floor or 0.0), float(model._set_point or 0.0)],
         "episodes": [[float(info["r"]), float(info["l"])] for info in model.ep_info_buffer or ()],
     }
 
