@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -389,7 +389,7 @@ class PlainNetwork:
                 return None
             if deterministic:
                 return outputs.numpy()
-            return (outputs + torch.empty_like(outputs).normal_() * self.log_std.detach().exp()).numpy()
+            return torch.randn_like(outputs).mul_(self.log_std.detach().exp()).add_(outputs).numpy()
         if self.is_binary:
             return PlainBernoulli().proba_distribution(outputs).get_actions(deterministic).numpy()
         if action_masks is not None:
@@ -398,12 +398,14 @@ class PlainNetwork:
             legal = action_masks.ravel().tolist()
             values = [one if is_legal else -math.inf for one, is_legal in zip(values, legal, strict=True)]
         sizes = self.sizes or (len(values),)
-        draws = None
+        draws: Sequence[Tensor] | None = None
         if not deterministic:  # p / e is the largest where log p - log e is
-            parts = [outputs] if self.sizes is None else torch.split(outputs, sizes, dim=1)
-            draws = [torch.empty_like(part).exponential_() for part in parts]
-            exponential = chain.from_iterable(one.tolist()[0] for one in draws)
-            values = [one - (math.log(e) if e else -math.inf) for one, e in zip(values, exponential, strict=True)]
+            noise = torch.empty_like(outputs)
+            draws = (noise,) if self.sizes is None else noise.split_with_sizes(sizes, 1)
+            for part in draws:
+                part.exponential_()
+            pairs = zip(values, noise.tolist()[0], strict=True)
+            values = [one - (math.log(e) if e else -math.inf) for one, e in pairs]
         chosen = [_sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
         if None not in chosen:
             return np.array(chosen, np.int64)

@@ -37,6 +37,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
+from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import AnyNumber, Count, Positive, refused
 
 COLLECTING, LEARNING = 0, 1
@@ -240,7 +241,8 @@ class RoundsModel(ActingModel):
         run = self._run_folder()
         if run is not None and not self.is_resumed:
             run.check_free(self.round if self._kept_in == run.path.resolve() else None)
-        with safe_points(None if run is None else run.path):
+        policy, batch_size = self.bc.policy, self.bc.batch_size
+        with few_threads(policy, batch_size=batch_size), safe_points(None if run is None else run.path):
             if run is not None and not self.is_resumed:
                 self._kept_in, self._collected = run.path.resolve(), None
                 self._begin_checkpoints(run)

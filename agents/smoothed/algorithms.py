@@ -43,6 +43,7 @@ from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import open_regular
 
 # ---- arguments
@@ -462,6 +463,11 @@ class SmoothedTraining(NumpyTraining):
                 has_static_reference=not self._has_reference_policy,
             )
             self._entropy_state = self.entropy_target.state
+
+    def learn(self, *args: Any, **kwargs: Any) -> Self:
+        """Train; the arguments are the parent's. Small networks are trained on one thread: see `few_threads`."""
+        with few_threads(self.policy, batch_size=self._passes()[1] or self.n_steps * self.n_envs):
+            return super().learn(*args, **kwargs)
 
     def collect_rollouts(
         self,

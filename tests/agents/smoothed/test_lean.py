@@ -452,3 +452,12 @@ def test_steps_in_a_rollout_are_as_independent_as_before() -> None:
         seen.append(kept)
     np.testing.assert_equal(seen[1], seen[0])
     assert [step[0][0]["deep"]["count"][0] for step in seen[1]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C])
+def test_small_networks_act_and_learn_on_one_thread(algorithm: Any, two_threads: None) -> None:
+    model = algorithm("MlpPolicy", make("discrete"), n_steps=4, seed=0, device="cpu")
+    seen = set()
+    model.learn(16, lambda *_: bool(seen.add(torch.get_num_threads())) or True)
+    assert seen == {1}
+    assert torch.get_num_threads() == 2
