@@ -28,30 +28,42 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
-from torch.nn.functional import linear, softmax
+from torch.nn.functional import elu_, linear, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
 from rlsmooth.losses.on_policy import bernoulli_entropy, bernoulli_log_prob, normal_entropy, normal_log_prob
 from rlsmooth.losses.policy import normalised_logits
+from rlsmooth.training.mlp_engine import why_not_served
 
 
 class Activation(NamedTuple):
-    """A function, the same in place, and its gradient from the gradient and the value of its output."""
+    """A function in place, and its gradient from the gradient, which it may overwrite, and the value of its output."""
 
     forward: Callable[[Tensor], Tensor]
-    in_place: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
+    reads_input: bool = False  # the gradient needs the value of the input, not of the output
+
+
+def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
+    return found
 
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.threshold_backward.default(gradient, output, 0)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
+    return found
+
+
+def _elu_backward(gradient: Tensor, value: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, value)
     return found
 
 
 # autograd's own functions: `gradient * (1 - output**2)` may be rounded in another way.
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(torch.tanh, torch.tanh_, torch.ops.aten.tanh_backward.default),
-    nn.ReLU: Activation(torch.relu, torch.relu_, _relu_backward),
+    nn.Tanh: Activation(torch.tanh_, _tanh_backward),
+    nn.ReLU: Activation(torch.relu_, _relu_backward),
+    nn.ELU: Activation(elu_, _elu_backward, reads_input=True),
 }
 
 
@@ -63,23 +75,13 @@ class Layers:
     activations: tuple[Activation | None, ...]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The outputs `[B, out]` of inputs `[B, in]`."""
-        if not torch.is_grad_enabled():
-            return self.without_graph(inputs)
-        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
-            inputs = linear(inputs, weight, bias)
-            if activation is not None:
-                inputs = activation.forward(inputs)
-        return inputs
-
-    def without_graph(self, inputs: Tensor) -> Tensor:
-        """The same outputs by fewer and cheaper calls, which autograd does not see."""
+        """The outputs `[B, out]` of inputs `[B, in]`, without a graph."""
         if [weight.data_ptr() for weight, _ in self.linears] != self._detached[0]:  # `.data` was replaced
             del vars(self)["_detached"]
         for weight, bias, activation in self._detached[1]:
             inputs = torch.addmm(bias, inputs, weight)
             if activation is not None:
-                activation.in_place(inputs)
+                activation.forward(inputs)
         return inputs
 
     @cached_property
@@ -105,7 +107,8 @@ class Layers:
             weight, bias = self.linears[place]
             activation = self.activations[place]
             if activation is not None:
-                gradient = activation.backward(gradient, values[place + 1])
+                known = linear(values[place], weight, bias) if activation.reads_input else values[place + 1]
+                gradient = activation.backward(gradient, known)
             found[weight], found[bias] = gradient.t().mm(values[place]), gradient.sum(0)
             if place:
                 gradient = gradient.mm(weight)
@@ -323,13 +326,15 @@ class PlainNetwork:
     def act(
         self, observations: Tensor, action_masks: Any = None, *, deterministic: bool
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Actions, values and log-probabilities as the policy's `forward`; None where that would end in an error.
+        """Actions, values and log-probabilities as the policy's `forward`; None for a graph, or what ends in an error.
 
         Args:
             observations: `[B, ...]`.
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
         """
+        if torch.is_grad_enabled():
+            return None
         features = self.features(observations)
         values = self.critic(features)
         distribution = self._distribution_at(self.actor(features), action_masks)
@@ -360,7 +365,7 @@ class PlainNetwork:
         features = torch.from_numpy(copied[None] if is_single else copied)
         if len(shape) == 2 or features.dtype != torch.float32:
             features = features.flatten(1).float()
-        outputs = self.actor.without_graph(features)
+        outputs = self.actor(features)
         actions = self._one_action(outputs, action_masks, deterministic) if len(features) == 1 else None
         if actions is None:
             with torch.no_grad():
@@ -430,14 +435,16 @@ def is_untouched(policy: BasePolicy) -> bool:
 def plain_network(policy: BasePolicy) -> PlainNetwork | None:
     """The layers of a policy on the CPU whose class is known to be plain, or None if its parts are not plain.
 
-    Plain parts: float32 parameters; separate Tanh or ReLU layers for actor and critic; observations of one space;
-    Discrete, MultiDiscrete, MultiBinary and Box actions (no gSDE) that count from 0. No hooks, no methods of its own.
+    Plain parts: float32 parameters; separate layers for actor and critic, with Tanh, ReLU or ELU; observations of one
+    space; Discrete, MultiDiscrete, MultiBinary and Box actions (no gSDE) that count from 0. No hooks, no own methods.
 
     Args:
         policy: of exactly one of the classes `ActorCriticPolicy`, `MaskableActorCriticPolicy` and their smoothed forms.
     """
     known = _known.get(policy)
     if known is None or known[1] is not vars(policy)["action_dist"] or not known[0].is_as_before():
+        if not next(policy.parameters()).is_cpu:
+            return None
         watch = ModuleWatch(policy, _METHODS)
         known = watch, vars(policy)["action_dist"], _read(policy) if watch.is_as_before() else None
         _known[policy] = known
@@ -501,19 +508,11 @@ def _read(policy: Any) -> PlainNetwork | None:
 
 
 def _layers(hidden: nn.Module, head: nn.Module) -> Layers | None:
-    if type(hidden) is not nn.Sequential or type(head) is not nn.Linear:
+    if type(hidden) is not nn.Sequential:
         return None
-    linears: list[tuple[Tensor, Tensor]] = []
-    activations: list[Activation | None] = []
-    for module in (*hidden, head):
-        kind = type(module)
-        if isinstance(module, nn.Linear) and kind is nn.Linear and module.weight.dtype == torch.float32:
-            if "bias" not in dict(module.named_parameters()):
-                return None
-            linears.append((module.weight, module.bias))
-            activations.append(None)
-        elif kind in ACTIVATIONS and linears and activations[-1] is None:
-            activations[-1] = ACTIVATIONS[kind]
-        else:
-            return None
-    return Layers(tuple(linears), tuple(activations))
+    modules = [*hidden, head]
+    if why_not_served(modules) is not None:
+        return None
+    linears = [(module.weight, module.bias) for module in modules if isinstance(module, nn.Linear)]
+    activations = [ACTIVATIONS[type(module)] for module in modules if type(module) in ACTIVATIONS]
+    return Layers(tuple(linears), (*activations, None))

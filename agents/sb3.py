@@ -22,6 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
+from torch.nn.modules import module as torch_modules
 
 
 def is_maskable(policy: BasePolicy) -> bool:
@@ -241,7 +242,7 @@ _OTHER_HOOKS = (
 
 
 class ModuleWatch:
-    """Whether a module is still the tree of modules and parameters that it was, without hooks and methods of its own.
+    """Whether a module is the tree of modules and parameters that it was, without hooks (also of all) and own methods.
 
     Args:
         module: not changed, and not kept.
@@ -252,7 +253,7 @@ class ModuleWatch:
         self._root, self._methods = vars(module), methods
         # torch keeps these dictionaries for as long as the module lives.
         entries: list[tuple[dict[str, Any], str, Any]] = []
-        self._hooks: list[dict[int, Any]] = []
+        self._hooks: list[dict[int, Any]] = [getattr(torch_modules, f"_global{name}") for name in _HOOKS]
         self._parts: list[dict[str, Any]] = []
         for part in module.modules():
             entries.append((vars(part), "forward", None))

@@ -148,11 +148,12 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 TWO_SIZES = {"net_arch": {"pi": [8], "vf": [16, 16]}, "activation_fn": nn.ReLU}
 LINEAR = {"net_arch": []}
+ELU = {"net_arch": [8, 8], "activation_fn": nn.ELU}
 OFF = [
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": TWO_SIZES, "clip_range_vf": 0.2, "max_grad_norm": 0.01}),
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": LINEAR, "target_kl": 1e-4, "learning_rate": 1e-2}),
     ("components", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "batch_size": 21}),  # the last minibatch has one
-    ("arm", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "clip_range": lambda left: 0.3 * left}),
+    ("arm", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": ELU, "ent_coef": 0.02, "clip_range": lambda left: 0.3 * left}),
     ("matrix", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02}),
     ("switches", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "batch_size": 21}),
     ("CartPole-v1", SmoothedPPO, PPO, {**SHORT, "n_steps": 50, "batch_size": 7}),
@@ -278,7 +279,7 @@ def test_what_is_not_plain_is_left_to_the_parent(change: Any, updates: list[str]
 
 @pytest.mark.parametrize(
     ("env", "arguments"),
-    [("arm", {"use_sde": True}), ("discrete", {"policy_kwargs": {"activation_fn": nn.ELU}}), ("bits", {})],
+    [("arm", {"use_sde": True}), ("discrete", {"policy_kwargs": {"activation_fn": nn.SiLU}}), ("bits", {})],
 )
 def test_other_kinds_of_policy_equal_the_parent(env: str, arguments: dict[str, Any], updates: list[str]) -> None:
     assert_same(trained(SmoothedPPO, env, **SHORT, **arguments), trained(PPO, env, **SHORT, **arguments))
@@ -344,6 +345,15 @@ def test_predictions_equal_the_parents(env: str, scale: float) -> None:
         for one, other in zip(predictions(Plainly(its.policy), observations, **masks), expected, strict=True):
             assert np.array_equal(one, other) if isinstance(space, spaces.Box) else one is None
     assert not mine.policy.training
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    model, seen = SmoothedPPO("MlpPolicy", make("discrete"), device="cpu", **SHORT), []
+    model.predict(np.ones(3, np.float32))
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    model.predict(np.ones(3, np.float32))
+    handle.remove()
+    assert seen.count(nn.Linear) == 3
 
 
 class Plainly:
