@@ -53,6 +53,13 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def quick_paths(request: pytest.FixtureRequest) -> None:
+    """For tests that ask whether a quick path was taken."""
+    if request.config.getoption("--plain-paths"):
+        pytest.skip("no quick path is taken with --plain-paths")
+
+
 @pytest.fixture(autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--plain-paths` nothing takes a quick path; tests that compare the two compare one with itself then."""
@@ -63,6 +70,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("rlsmooth.agents.heads", "_is_unhooked", False),  # layers of an actor
         ("rlsmooth.agents.acting", "predict_plainly", None),  # `predict`
         ("rlsmooth.agents.smoothed.policies", "plain_network", None),  # rollouts
+        ("rlsmooth.agents.smoothed.contrib", "plain_network", None),
         ("rlsmooth.agents.smoothed.algorithms", "plain_network_of", None),  # updates
         ("rlsmooth.losses.closed_form", "_is_few", False),  # torch's own loss
         ("rlsmooth.losses.closed_form", "_is_small", False),

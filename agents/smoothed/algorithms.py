@@ -42,7 +42,7 @@ from rlsmooth.agents.spaces import check_counts_from_start, check_network_space,
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
-from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.training.divergence import TrainingDivergedError, check_finite_model, check_finite_step
 from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import open_regular
 
@@ -509,9 +509,12 @@ class SmoothedTraining(NumpyTraining):
                 self._train_smoothed()
             else:
                 self._update()
-        except ValueError:  # torch's, of a distribution with NaN
+        except ValueError as error:
             check_finite_model(self.num_timesteps, self.policy)
-            raise
+            if not str(error).startswith(("Expected parameter", "the policy's outputs")):
+                raise
+            words = f"the policy's outputs are not finite at step {self.num_timesteps:,}: lower learning_rate."
+            raise TrainingDivergedError(words, self.num_timesteps, np.empty(0, np.int64)) from error
 
     def _warm_up(self) -> None:
         n_epochs, batch_size = self._passes()

@@ -128,7 +128,7 @@ def assert_same(mine: dict[str, Any], its: dict[str, Any], *, without: tuple[str
 
 
 @pytest.fixture
-def updates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def updates(quick_paths: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the lean updates that ran."""
     names: list[str] = []
 
@@ -379,7 +379,7 @@ def test_observations_that_are_nan_are_refused_one_by_one() -> None:
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("algorithm", [PPO, MaskablePPO])
 def test_algorithms_of_sb3_are_recorded_and_evaluated_through_their_layers(
-    algorithm: Any, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+    algorithm: Any, deterministic: bool, quick_paths: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = algorithm("MlpPolicy", make("discrete"), seed=2, device="cpu", **SHORT)
     expected = record(model, make("discrete"), 6, deterministic=deterministic)
