@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,19 +19,21 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
-from torch.nn.functional import linear, softmax
+from torch.nn.functional import elu_, linear, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
-from rlsmooth.losses.on_policy import normal_entropy, normal_log_prob
+from rlsmooth.losses.on_policy import bernoulli_entropy, bernoulli_log_prob, normal_entropy, normal_log_prob
 from rlsmooth.losses.policy import normalised_logits
+from rlsmooth.training.mlp_engine import why_not_served
 
 
 class Activation(NamedTuple):
@@ -37,6 +41,7 @@ class Activation(NamedTuple):
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
+    reads_input: bool = False  # the gradient needs the value of the input, not of the output
 
 
 def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
@@ -49,10 +54,16 @@ def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
     return found
 
 
+def _elu_backward(gradient: Tensor, value: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, value)
+    return found
+
+
 # autograd's own functions: `gradient * (1 - output**2)` may be rounded in another way.
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Tanh: Activation(torch.tanh_, _tanh_backward),
     nn.ReLU: Activation(torch.relu_, _relu_backward),
+    nn.ELU: Activation(elu_, _elu_backward, reads_input=True),
 }
 
 
@@ -64,12 +75,21 @@ class Layers:
     activations: tuple[Activation | None, ...]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The outputs `[B, out]` of inputs `[B, in]`."""
-        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
-            inputs = linear(inputs, weight, bias)
+        """The outputs `[B, out]` of inputs `[B, in]`, without a graph."""
+        if [weight.data_ptr() for weight, _ in self.linears] != self._detached[0]:  # `.data` was replaced
+            del vars(self)["_detached"]
+        for weight, bias, activation in self._detached[1]:
+            inputs = torch.addmm(bias, inputs, weight)
             if activation is not None:
-                inputs = activation.forward(inputs)
+                activation.forward(inputs)
         return inputs
+
+    @cached_property
+    def _detached(self) -> tuple[list[int], list[tuple[Tensor, Tensor, Activation | None]]]:
+        """Where the weights are in memory, and for each layer its transposed weight, bias and activation."""
+        pairs = zip(self.linears, self.activations, strict=True)
+        layers = [(weight.detach().t(), bias.detach(), activation) for (weight, bias), activation in pairs]
+        return [weight.data_ptr() for weight, _ in self.linears], layers
 
     def each(self, inputs: Tensor) -> list[Tensor]:
         """The inputs of each layer, and last the outputs."""
@@ -87,7 +107,8 @@ class Layers:
             weight, bias = self.linears[place]
             activation = self.activations[place]
             if activation is not None:
-                gradient = activation.backward(gradient, values[place + 1])
+                known = linear(values[place], weight, bias) if activation.reads_input else values[place + 1]
+                gradient = activation.backward(gradient, known)
             found[weight], found[bias] = gradient.t().mm(values[place]), gradient.sum(0)
             if place:
                 gradient = gradient.mm(weight)
@@ -135,14 +156,15 @@ class PlainCategorical:
         total = self._totals[0] if len(self._totals) == 1 else torch.cat(self._totals)
         return math.isfinite((total if total.numel() == 1 else total.sum()).item())
 
-    def get_actions(self, deterministic: bool = False) -> Tensor:
-        """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn."""
+    def get_actions(self, deterministic: bool = False, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Actions `[B]`, or `[B, D]` of a MultiDiscrete: the most probable ones, or drawn, perhaps by given `noise`."""
         probabilities = [softmax(part, -1) for part in self._logits]
         if deterministic:
             parts = [part.argmax(dim=1) for part in probabilities]
         else:
             # As torch.multinomial draws one action, without its checks, which cost more than the draw.
-            parts = [(part / torch.empty_like(part).exponential_()).argmax(-1) for part in probabilities]
+            noise = [torch.empty_like(part).exponential_() for part in probabilities] if noise is None else noise
+            parts = [(part / one).argmax(-1) for part, one in zip(probabilities, noise, strict=True)]
         return parts[0] if self.sizes is None else torch.stack(parts, dim=1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -204,7 +226,45 @@ class PlainGaussian:
         return normal_entropy(self._std)
 
 
-PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian
+class PlainBernoulli:
+    """Stable-Baselines3's distribution for MultiBinary actions."""
+
+    def proba_distribution(self, outputs: Tensor) -> Self:
+        """Take the network's outputs, `[B, D]`."""
+        self._logits = outputs
+        return self
+
+    def is_valid(self) -> bool:
+        """Whether torch's `Bernoulli` would take the outputs: none is NaN. Waits for the device."""
+        return not math.isnan(self._logits.sum().item())
+
+    def get_actions(self, deterministic: bool = False) -> Tensor:
+        """Actions `[B, D]`, 0.0 or 1.0: the most probable ones, or drawn."""
+        probabilities = torch.sigmoid(self._logits)
+        return torch.round(probabilities) if deterministic else torch.bernoulli(probabilities)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities, `[B]`."""
+        return bernoulli_log_prob(actions, self._logits)
+
+    def entropy(self) -> Tensor:
+        """Entropies, `[B]`."""
+        return bernoulli_entropy(self._logits)
+
+
+PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian | PlainBernoulli
+_MOST_VALUES = 64
+"""Of more outputs, Python's numbers are slower than torch's."""
+_SURE = 1e-4
+"""Scores further apart than this are in the same order whatever torch's rounding of probabilities does."""
+
+
+def _sure_choice(scores: list[float]) -> int | None:
+    """The place of the largest score, or None where another is so close that rounding may decide."""
+    best = max(scores)
+    place = scores.index(best)
+    scores[place] = -math.inf
+    return place if best - max(scores) > _SURE else None  # of NaN: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +279,7 @@ class PlainNetwork:
         normalize_images: the policy's.
         sizes: number of choices of each component of a MultiDiscrete, else None.
         is_maskable: whether the distribution is sb3-contrib's.
+        is_binary: whether actions are a MultiBinary's.
     """
 
     actor: Layers
@@ -228,6 +289,13 @@ class PlainNetwork:
     normalize_images: bool
     sizes: tuple[int, ...] | None
     is_maskable: bool
+    is_binary: bool
+
+    @cached_property
+    def vector_shape(self) -> tuple[int, ...] | None:
+        """The shape of one observation that `predict` serves, or None."""
+        space = self.observation_space
+        return space.shape if type(space) is spaces.Box and len(space.shape) in (1, 2) else None  # images have 3
 
     def features(self, observations: Tensor) -> Tensor:
         """The layers' inputs, `[B, in]`."""
@@ -245,32 +313,31 @@ class PlainNetwork:
         """The policy's distribution, which takes the network's outputs next."""
         if self.log_std is not None:
             return PlainGaussian()
-        return PlainCategorical(self.sizes, is_maskable=self.is_maskable)
+        return PlainBernoulli() if self.is_binary else PlainCategorical(self.sizes, is_maskable=self.is_maskable)
 
-    def _distribution_at(self, features: Tensor, action_masks: Any) -> PlainDistribution | None:
+    def _distribution_at(self, outputs: Tensor, action_masks: Any) -> Any:
         """The policy's distribution, or None where torch's own would refuse the outputs."""
-        outputs = self.actor(features)
-        if self.log_std is not None:
-            found: PlainDistribution = PlainGaussian().proba_distribution(outputs, self.log_std)
-        else:
-            found = PlainCategorical(self.sizes, is_maskable=self.is_maskable).proba_distribution(outputs)
-            if action_masks is not None:
-                found.apply_masking(action_masks)
+        found: Any = self.distribution()
+        found.proba_distribution(*((outputs,) if self.log_std is None else (outputs, self.log_std)))
+        if action_masks is not None:
+            found.apply_masking(action_masks)
         return found if found.is_valid() else None
 
     def act(
         self, observations: Tensor, action_masks: Any = None, *, deterministic: bool
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Actions, values and log-probabilities as the policy's `forward`; None where that would end in an error.
+        """Actions, values and log-probabilities as the policy's `forward`; None for a graph, or what ends in an error.
 
         Args:
             observations: `[B, ...]`.
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
         """
+        if torch.is_grad_enabled():
+            return None
         features = self.features(observations)
         values = self.critic(features)
-        distribution = self._distribution_at(features, action_masks)
+        distribution = self._distribution_at(self.actor(features), action_masks)
         if distribution is None:
             return None
         actions = distribution.get_actions(deterministic)
@@ -287,27 +354,68 @@ class PlainNetwork:
             deterministic: the most probable actions, else drawn ones.
             action_space: the policy's; a Box clips.
         """
-        space = self.observation_space
-        if type(observation) is not np.ndarray or observation.dtype not in _FLOATS or type(space) is not spaces.Box:
+        shape = self.vector_shape
+        if shape is None or type(observation) is not np.ndarray or observation.dtype not in _FLOATS:
             return None
-        if len(space.shape) not in (1, 2):  # images have 3
+        is_single = observation.shape == shape
+        if not is_single and (observation.shape[1:] != shape or not len(observation)):
             return None
-        is_single = observation.shape == space.shape
-        if not is_single and (observation.shape[1:] != space.shape or not len(observation)):
-            return None
-        with torch.no_grad():
-            # A copy, which a read-only array or one with negative strides needs.
-            features = torch.from_numpy(np.array(observation[None] if is_single else observation))
-            if len(space.shape) == 2 or features.dtype != torch.float32:
-                features = features.flatten(1).float()
-            distribution = self._distribution_at(features, action_masks)
-            if distribution is None:
-                return None
-            actions: NDArray[Any] = distribution.get_actions(deterministic).numpy()
+        # A copy, which a read-only array or one with negative strides needs.
+        copied = observation.copy()
+        features = torch.from_numpy(copied[None] if is_single else copied)
+        if len(shape) == 2 or features.dtype != torch.float32:
+            features = features.flatten(1).float()
+        outputs = self.actor(features)
+        actions = self._one_action(outputs, action_masks, deterministic) if len(features) == 1 else None
+        if actions is None:
+            with torch.no_grad():
+                distribution = self._distribution_at(outputs, action_masks)
+                if distribution is None:
+                    return None
+                actions = distribution.get_actions(deterministic).numpy()
         actions = actions.reshape(-1, *(action_space.shape or ()))
         if isinstance(action_space, spaces.Box):
-            actions = np.clip(actions, action_space.low, action_space.high)
+            actions = actions.clip(action_space.low, action_space.high)
         return actions[0, ...] if is_single else actions
+
+    def _one_action(self, outputs: Tensor, action_masks: Any, deterministic: bool) -> NDArray[Any] | None:
+        """What the policy's distribution gives for one observation, by Python's numbers; None: it has to decide itself.
+
+        Args:
+            outputs: `[1, number of outputs]`.
+            action_masks: as `predict`'s.
+            deterministic: as `predict`'s.
+        """
+        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= _MOST_VALUES else [math.nan]
+        if not sum(map(abs, values)) < 1e6:  # or one is NaN
+            return None
+        if self.log_std is not None:
+            if not all(-87 < one < 88 for one in self.log_std.tolist()):  # exp of which is a float32 above 0
+                return None
+            if deterministic:
+                return outputs.numpy()
+            return torch.randn_like(outputs).mul_(self.log_std.detach().exp()).add_(outputs).numpy()
+        if self.is_binary:
+            return PlainBernoulli().proba_distribution(outputs).get_actions(deterministic).numpy()
+        if action_masks is not None:
+            if type(action_masks) is not np.ndarray or action_masks.size != len(values):
+                return None
+            legal = action_masks.ravel().tolist()
+            values = [one if is_legal else -math.inf for one, is_legal in zip(values, legal, strict=True)]
+        sizes = self.sizes or (len(values),)
+        draws: Sequence[Tensor] | None = None
+        if not deterministic:  # p / e is the largest where log p - log e is
+            noise = torch.empty_like(outputs)
+            draws = (noise,) if self.sizes is None else noise.split_with_sizes(sizes, 1)
+            for part in draws:
+                part.exponential_()
+            pairs = zip(values, noise.tolist()[0], strict=True)
+            values = [one - (math.log(e) if e else -math.inf) for one, e in pairs]
+        chosen = [_sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
+        if None not in chosen:
+            return np.array(chosen, np.int64)
+        distribution = self._distribution_at(outputs, action_masks)
+        return distribution.get_actions(deterministic, draws).numpy()  # type: ignore[no-any-return]
 
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -315,7 +423,7 @@ _METHODS = frozenset(
     {"forward", "evaluate_actions", "predict", "_predict", "get_distribution", "predict_values", "extract_features"}
     | {"obs_to_tensor", "_get_action_dist_from_latent"}
 )
-_KINDS = (CategoricalDistribution, MultiCategoricalDistribution, DiagGaussianDistribution)
+_KINDS = (CategoricalDistribution, MultiCategoricalDistribution, DiagGaussianDistribution, BernoulliDistribution)
 _known: WeakKeyDictionary[BasePolicy, tuple[ModuleWatch, object, PlainNetwork | None]] = WeakKeyDictionary()
 
 
@@ -327,19 +435,45 @@ def is_untouched(policy: BasePolicy) -> bool:
 def plain_network(policy: BasePolicy) -> PlainNetwork | None:
     """The layers of a policy on the CPU whose class is known to be plain, or None if its parts are not plain.
 
-    Plain parts: float32 parameters; separate Tanh or ReLU layers for actor and critic; observations of one space;
-    Discrete, MultiDiscrete and Box actions (no gSDE) that count from 0. None has hooks or a method of its own.
+    Plain parts: float32 parameters; separate layers for actor and critic, with Tanh, ReLU or ELU; observations of one
+    space; Discrete, MultiDiscrete, MultiBinary and Box actions (no gSDE) that count from 0. No hooks, no own methods.
 
     Args:
         policy: of exactly one of the classes `ActorCriticPolicy`, `MaskableActorCriticPolicy` and their smoothed forms.
     """
     known = _known.get(policy)
     if known is None or known[1] is not vars(policy)["action_dist"] or not known[0].is_as_before():
+        if not next(policy.parameters()).is_cpu:
+            return None
         watch = ModuleWatch(policy, _METHODS)
         known = watch, vars(policy)["action_dist"], _read(policy) if watch.is_as_before() else None
         _known[policy] = known
     network = known[2]
     return network if network is None or network.actor.linears[0][0].is_cpu else None
+
+
+def predict_plainly(
+    policy: BasePolicy, observation: Any, action_masks: Any = None, *, deterministic: bool
+) -> NDArray[Any] | None:
+    """Actions as a policy's `predict`, if it is of exactly SB3's or sb3-contrib's class for MLPs and plain; else None.
+
+    Args:
+        policy: of any kind.
+        observation: one observation, or a batch of them.
+        action_masks: of a maskable policy, or None.
+        deterministic: the most probable actions, else drawn ones.
+    """
+    kind = type(policy)
+    if kind is not ActorCriticPolicy and not (
+        kind.__name__ == "MaskableActorCriticPolicy" and kind.__module__.startswith("sb3_contrib.")
+    ):
+        return None
+    network = plain_network(policy)
+    if network is None or (action_masks is not None and not network.is_maskable):
+        return None
+    if policy.training:
+        policy.set_training_mode(False)
+    return network.predict(observation, action_masks, deterministic=deterministic, action_space=policy.action_space)
 
 
 def _read(policy: Any) -> PlainNetwork | None:
@@ -367,23 +501,18 @@ def _read(policy: Any) -> PlainNetwork | None:
         policy.log_std if kind is DiagGaussianDistribution else None,
         policy.observation_space,
         policy.normalize_images,
-        None if sizes is None else tuple(int(size) for size in sizes),
+        tuple(map(int, sizes)) if isinstance(sizes, (list, np.ndarray)) else None,
         is_maskable,
+        kind is BernoulliDistribution,
     )
 
 
 def _layers(hidden: nn.Module, head: nn.Module) -> Layers | None:
-    if type(hidden) is not nn.Sequential or type(head) is not nn.Linear:
+    if type(hidden) is not nn.Sequential:
         return None
-    linears: list[tuple[Tensor, Tensor]] = []
-    activations: list[Activation | None] = []
-    for module in (*hidden, head):
-        kind = type(module)
-        if isinstance(module, nn.Linear) and kind is nn.Linear and module.weight.dtype == torch.float32:
-            linears.append((module.weight, module.bias))
-            activations.append(None)
-        elif kind in ACTIVATIONS and linears and activations[-1] is None:
-            activations[-1] = ACTIVATIONS[kind]
-        else:
-            return None
-    return Layers(tuple(linears), tuple(activations))
+    modules = [*hidden, head]
+    if why_not_served(modules) is not None:
+        return None
+    linears = [(module.weight, module.bias) for module in modules if isinstance(module, nn.Linear)]
+    activations = [ACTIVATIONS[type(module)] for module in modules if type(module) in ACTIVATIONS]
+    return Layers(tuple(linears), (*activations, None))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
+from torch.nn.modules import module as torch_modules
 
 
 def is_maskable(policy: BasePolicy) -> bool:
@@ -240,7 +242,7 @@ _OTHER_HOOKS = (
 
 
 class ModuleWatch:
-    """Whether a module is still the tree of modules and parameters that it was, without hooks and methods of its own.
+    """Whether a module is the tree of modules and parameters that it was, without hooks (also of all) and own methods.
 
     Args:
         module: not changed, and not kept.
@@ -250,25 +252,24 @@ class ModuleWatch:
     def __init__(self, module: nn.Module, methods: frozenset[str]) -> None:
         self._root, self._methods = vars(module), methods
         # torch keeps these dictionaries for as long as the module lives.
-        self._entries: list[tuple[dict[str, Any], str, Any]] = []
-        self._hooks: list[dict[int, Any]] = []
+        entries: list[tuple[dict[str, Any], str, Any]] = []
+        self._hooks: list[dict[int, Any]] = [getattr(torch_modules, f"_global{name}") for name in _HOOKS]
         self._parts: list[dict[str, Any]] = []
         for part in module.modules():
-            self._entries.append((vars(part), "forward", None))
-            self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
-            self._entries += [(part._parameters, name, one) for name, one in part._parameters.items()]
+            entries.append((vars(part), "forward", None))
+            entries += [(part._modules, name, child) for name, child in part._modules.items()]
+            entries += [(part._parameters, name, one) for name, one in part._parameters.items()]
             self._hooks += [vars(part)[name] for name in _HOOKS]
             self._parts += [part._modules, part._parameters]
         self._count = sum(map(len, self._parts))
+        self._places, self._names, self._values = (list(column) for column in zip(*entries, strict=True))
 
     def is_as_before(self) -> bool:
         """Whether it is."""
         if any(self._hooks) or not self._methods.isdisjoint(self._root) or sum(map(len, self._parts)) != self._count:
             return False
-        for entries, name, value in self._entries:  # noqa: SIM110  # faster, and called for each prediction
-            if entries.get(name) is not value:
-                return False
-        return True
+        # Called for each prediction, so without a loop in Python.
+        return all(map(is_, map(dict.get, self._places, self._names), self._values))
 
 
 def has_hooks(part: torch.Tensor | torch.optim.Optimizer) -> bool:

@@ -64,6 +64,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         check_writable_folder("json", args.json.parent)
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.agents import BC
+    from rlsmooth.agents.acting import quick_actor
     from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import load_demonstrations, record
     from rlsmooth.scripts.environment import check_device, limit_threads, make_envs
@@ -82,7 +83,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, deterministic in (("deterministic", True), ("sampled", False)):
         played = record(
-            agent,
+            quick_actor(agent),
             envs,
             args.eval_episodes,
             args.seed,

@@ -13,6 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, load_agent, measure_policy
+from rlsmooth.agents.acting import quick_actor
 from rlsmooth.agents.files.exact_checkpoint import load_checkpointed_agent
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
@@ -154,7 +155,7 @@ class NormalisedAgent:
     """
 
     def __init__(self, agent: Any, normalizer: VecNormalize) -> None:
-        self.agent = agent
+        self.agent = quick_actor(agent)
         self.policy = agent.policy
         self.normalizer = normalizer
 

@@ -106,6 +106,7 @@ def main(args: Args) -> Path:
 
 def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
     from rlsmooth.agents import BC
+    from rlsmooth.agents.acting import quick_actor
     from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import record
 
@@ -124,7 +125,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         agent, algorithm = loaded
         provenance["expert"] = {"algo": algorithm}
     demonstrations = record(
-        agent,
+        quick_actor(agent),
         args.env,
         args.n_episodes,
         args.seed,
@@ -139,7 +140,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         raise ValueError(
             f"an episode returned {lowest:g}, less than min_return={args.min_return:g}: nothing was written."
         )
-    metadata = {**demonstrations.metadata, **provenance}
+    metadata = {**demonstrations.metadata, **provenance, "policy": type(agent).__name__}
     dataclasses.replace(demonstrations, metadata=metadata).save(output)
     print(f"{demonstrations}\nwritten to {output} ({output.stat().st_size / 1024:.0f} KiB)")
     return output

@@ -41,6 +41,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plain-paths", action="store_true", help="the ways of torch and SB3 in place of the quick ones")
 
 
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine of two cores, where the user has not set the number of threads."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr("rlsmooth.training.seeding._THREADS_AT_IMPORT", 2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick_paths(request: pytest.FixtureRequest) -> None:
+    """For tests that ask whether a quick path was taken."""
+    if request.config.getoption("--plain-paths"):
+        pytest.skip("no quick path is taken with --plain-paths")
+
+
 @pytest.fixture(autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--plain-paths` nothing takes a quick path; tests that compare the two compare one with itself then."""
@@ -49,8 +68,9 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for where, name, answer in (
         ("rlsmooth.training.flat", "_is_plain", False),  # Adam's step
         ("rlsmooth.agents.heads", "_is_unhooked", False),  # layers of an actor
-        ("rlsmooth.agents.acting", "plain_network", None),  # `predict`
+        ("rlsmooth.agents.acting", "predict_plainly", None),  # `predict`
         ("rlsmooth.agents.smoothed.policies", "plain_network", None),  # rollouts
+        ("rlsmooth.agents.smoothed.contrib", "plain_network", None),
         ("rlsmooth.agents.smoothed.algorithms", "plain_network_of", None),  # updates
         ("rlsmooth.losses.closed_form", "_is_few", False),  # torch's own loss
         ("rlsmooth.losses.closed_form", "_is_small", False),

@@ -72,13 +72,22 @@ def is_free(folder: Path) -> bool:
 
 @of_each
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
-    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """And another process that trains in the folder meanwhile is refused, as this one is where another trains."""
+    """And another process that trains in the folder meanwhile is refused, as this one is where another trains.
+
+    Small networks are trained on one thread where the user has not set the number, but for SB3's own algorithms.
+    """
+    is_ours = type(trainer).__name__ not in ("OfPPO", "OfDQN")
+    if is_ours:
+        request.getfixturevalue("two_threads")
+    outside = torch.get_num_threads()
     whole, (run, new), free = trainer.start(None), (tmp_path / "run", tmp_path / "new"), []
+    threads = set()
 
     def save(*given: Any, **named: Any) -> Path:
         free.append(is_free(run))
+        threads.add(torch.get_num_threads())
         return save_checkpoint(*given, **named)
 
     monkeypatch.setattr(run_module, "save_checkpoint", save)
@@ -98,6 +107,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert free
     assert not any(free)
     assert is_free(run)
+    assert threads == {1 if is_ours else outside}
+    assert torch.get_num_threads() == outside
 
 
 @pytest.mark.parametrize("trainer", STOPPED)

@@ -84,6 +84,7 @@ from rlsmooth.training.discriminator import (
 from rlsmooth.training.divergence import FiniteWatch, check_finite_step
 from rlsmooth.training.run import check_given_again, learning_rate_of
 from rlsmooth.training.safe_file import with_zip_suffix
+from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import Count, decode
 
 TerminalStates: TypeAlias = Literal["absorbing", "as_is"]
@@ -318,7 +319,8 @@ class AdversarialImitation(ABC):
             rounds.folder = next((each.save_path for each in given if isinstance(each, ExactCheckpointCallback)), None)
         interval: dict[str, Any] = {} if log_interval is None else {"log_interval": log_interval}
         try:
-            with deferred_rewards(self.gen_algo, wrapper, rounds.folder):
+            small = few_threads(self.policy, self.reward_net, batch_size=self.demo_batch_size)
+            with small, deferred_rewards(self.gen_algo, wrapper, rounds.folder):
                 self.gen_algo.learn(
                     total_timesteps,
                     callback=listeners,
@@ -344,8 +346,7 @@ class AdversarialImitation(ABC):
         self.policy.set_training_mode(False)
         found = [self._update_discriminator() for _ in range(self.n_disc_updates_per_round)]
         self.reward_net.eval()
-        self.rounds += 1
-        self.trained_at = self.generated.added
+        self.rounds, self.trained_at = self.rounds + 1, self.generated.added
         watch = FiniteWatch(self.reward_net, model="discriminator", learning_rate="disc_learning_rate", can_clip=False)
         watch.add(*(statistics.loss for statistics in found))
         watch.check(self.rounds * self.n_disc_updates_per_round, None, rate=learning_rate_of(self.optimizer))

@@ -69,7 +69,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
-from rlsmooth.training.seeding import isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import few_threads, isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import refused
 
 SmoothingLike: TypeAlias = float | str | Smoothing
@@ -358,6 +358,7 @@ class BC(ActingModel):
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
+            few_threads(self.policy, batch_size=self.batch_size),
             safe_points(self.checkpoint_folder, shared=True),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=shown) as bar,
         ):

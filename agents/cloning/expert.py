@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor
 
 from rlsmooth.agents import spaces as agent_spaces
-from rlsmooth.agents.acting import ActingModel
+from rlsmooth.agents.acting import ActingModel, quick_actor
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.cloning.policy_building import make_head
 from rlsmooth.agents.cloning.rounds import RoundsModel
@@ -168,7 +168,7 @@ class Expert:
         """Forget recurrent states: every environment begins an episode."""
         self.starts = np.ones(num_envs, dtype=bool)
         if self.clone is None and self.source is None:
-            self._actor = Actor(self.given, batched=self.batched, deterministic=self.deterministic)
+            self._actor = Actor(quick_actor(self.given), batched=self.batched, deterministic=self.deterministic)
 
     def label(
         self, observations: Sequence[Any], masks: NDArray[np.bool_] | None, generator: np.random.Generator

@@ -38,6 +38,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
+from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import AnyNumber, Count, Positive, refused
 
 COLLECTING, LEARNING = 0, 1
@@ -245,7 +246,8 @@ class RoundsModel(ActingModel):
             run.check_free(self.round if self._kept_in == run.path.resolve() else None)
         # All have read what they resume from before the first one writes again.
         Ranks.current().check_same(seed=self.seed, round=self.round)
-        with safe_points(None if run is None else run.path, shared=True):
+        threads = few_threads(self.bc.policy, batch_size=self.bc.batch_size)
+        with threads, safe_points(None if run is None else run.path, shared=True):
             if run is not None and not self.is_resumed:
                 self._kept_in, self._collected = run.path.resolve(), None
                 self._begin_checkpoints(run)

@@ -582,7 +582,8 @@ class TrainingData:
 
     def compact(self, chosen: Tensor) -> TensorBatch:
         """Copies of some transitions whose targets, where alpha is constant, contain their labels and references."""
-        batch = self.take(chosen)
+        with reading_ahead(self._arrays, [(place, place + 1) for place in chosen.tolist()]):
+            batch = self.take(chosen)
         if not self.is_constant:
             return batch
         smoothings = take_alpha(self.smoothings, chosen.to(self.device), len(self))

@@ -49,7 +49,8 @@ from rlsmooth.agents.spaces import check_counts_from_start, check_network_space,
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
-from rlsmooth.training.divergence import check_finite_model, check_finite_step
+from rlsmooth.training.divergence import TrainingDivergedError, check_finite_model, check_finite_step
+from rlsmooth.training.seeding import few_threads
 from rlsmooth.untrusted import open_regular
 
 # ---- arguments
@@ -520,6 +521,11 @@ class SmoothedTraining(NumpyTraining):
             )
             self._entropy_state = self.entropy_target.state
 
+    def learn(self, *args: Any, **kwargs: Any) -> Self:
+        """Train; the arguments are the parent's. Small networks are trained on one thread: see `few_threads`."""
+        with few_threads(self.policy, batch_size=self._passes()[1] or self.n_steps * self.n_envs):
+            return super().learn(*args, **kwargs)
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -561,9 +567,12 @@ class SmoothedTraining(NumpyTraining):
                 self._train_smoothed()
             else:
                 self._update()
-        except ValueError:  # torch's, of a distribution with NaN
+        except ValueError as error:
             check_finite_model(self.num_timesteps, self.policy)
-            raise
+            if not str(error).startswith(("Expected parameter", "the policy's outputs")):
+                raise
+            words = f"the policy's outputs are not finite at step {self.num_timesteps:,}: lower learning_rate."
+            raise TrainingDivergedError(words, self.num_timesteps, np.empty(0, np.int64)) from error
 
     def _warm_up(self) -> None:
         n_epochs, batch_size = self._passes()

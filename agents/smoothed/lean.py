@@ -85,9 +85,9 @@ class Rollout:
             fields.update({name: buffer.swap_and_flatten(fields[name]) for name in names})
             buffer.generator_ready = True
         self.observations, actions, *numbers = (torch.from_numpy(fields[name]) for name in names)
-        is_box = isinstance(action_space, spaces.Box)
+        is_whole = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
         # Through float32, as `get` gives them.
-        actions = actions.float() if is_box else actions.float().long()
+        actions = actions.float().long() if is_whole else actions.float()
         actions = actions.flatten() if isinstance(action_space, spaces.Discrete) else actions
         self.columns = [actions, *(column.flatten() for column in numbers[:4]), *numbers[4:]]
 

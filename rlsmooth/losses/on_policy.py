@@ -121,6 +121,26 @@ def a2c_losses(
     )
 
 
+def bernoulli_log_prob(actions: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities of independent bits, summed over them: `[B]` of `[B, D]`.
+
+    Example:
+        >>> bernoulli_log_prob(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
+        tensor([-1.3863])
+    """
+    return -F.binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(dim=1)
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropies of independent bits, summed over them: `[B]` of `[B, D]`.
+
+    Example:
+        >>> bernoulli_entropy(torch.zeros(1, 2))
+        tensor([1.3863])
+    """
+    return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").sum(dim=1)
+
+
 def normal_log_prob(actions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """`log N(a; mean, std²)` summed over dimensions, `[B]`, with the last bit of torch's `Normal`.
 

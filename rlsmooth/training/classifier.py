@@ -95,7 +95,7 @@ from rlsmooth.training.safe_file import (
     with_zip_suffix,
     write_safe_file,
 )
-from rlsmooth.training.seeding import EpochCut, epoch_permutation, isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import EpochCut, epoch_permutation, few_threads, isolated_rng, rng_state, set_rng_state
 from rlsmooth.untrusted import modules_within, refused
 
 PREDICTED_AT_ONCE = 4096
@@ -344,6 +344,7 @@ class Classifier(ScikitLearnEstimator):
             safe_points(self.checkpoint_folder, shared=True),
             self._event_log(state, is_resumed=checkpoint is not None) as events,
             isolated_rng(),
+            few_threads(module, batch_size=self.batch_size),
         ):
             set_rng_state(state.rng)
             self._train(state, events)

@@ -58,7 +58,7 @@ from rlsmooth.training.run import (
     stop,
     stop_requested,
 )
-from rlsmooth.training.seeding import epoch_permutation
+from rlsmooth.training.seeding import epoch_permutation, few_threads
 from rlsmooth.untrusted import AnyNumber, Count
 
 Audit: TypeAlias = Callable[[int, int, Parameters, Parameters, int, Mapping[str, float]], Mapping[str, float]]
@@ -347,6 +347,7 @@ class FederatedTrainer:
         self.strategy.initialize_parameters(self.parameters)
         with (
             safe_points(self.checkpoint_folder),
+            few_threads(self.module, batch_size=self.clients[0].batch_size),
             EventLog(self.tensorboard_log, resumed_at=resumed_at, on_log=self.on_log) as events,
         ):
             while not self.progress.is_over:

@@ -52,7 +52,14 @@ from rlsmooth.training.run import (
     stop_requested,
 )
 from rlsmooth.training.safe_file import SafeFileError, read_safe_file, with_zip_suffix, write_safe_file
-from rlsmooth.training.seeding import check_trains_on_one, has_batch_norm, isolated_rng, rng_state, set_rng_state
+from rlsmooth.training.seeding import (
+    check_trains_on_one,
+    few_threads,
+    has_batch_norm,
+    isolated_rng,
+    rng_state,
+    set_rng_state,
+)
 from rlsmooth.untrusted import Count, Positive, Within, decode, refused
 
 GeneratorLoss: TypeAlias = Literal["non_saturating", "saturating"]
@@ -337,7 +344,7 @@ class GANTrainer:
         is_resumed = self._plan(total_steps, resume)
         self._evaluated_step = int(self.evaluations["step"][-1]) if self.evaluations else -1
         done = self.step - self._progress.start
-        with isolated_rng():
+        with isolated_rng(), few_threads(self.generator, self.discriminator, batch_size=self.batch_size):
             set_rng_state(self._rng)
             try:
                 with (
@@ -368,9 +375,8 @@ class GANTrainer:
         check_no_missing(self.missing)
         check_folder_given(self.checkpoint_folder, resume=resume)
         self._check_minibatches()
-        checkpoint = None
-        if self.checkpoint_folder is not None:
-            checkpoint = self._run_folder(self.checkpoint_folder).begin(resume=resume, own_up_to=self.step or None)
+        folder, own = self.checkpoint_folder, self.step or None
+        checkpoint = None if folder is None else self._run_folder(folder).begin(resume=resume, own_up_to=own)
         if checkpoint is None:
             self._statistics, self._generator_losses, self._earlier = [], [], ([], [])
         else:

@@ -75,8 +75,6 @@ def why_not_served(modules: Iterable[nn.Module]) -> str | None:
             if id(module) in seen:
                 return "a layer is there twice"
             seen.add(id(module))
-            if not all(parameter.requires_grad for parameter in module.parameters()):
-                return "a layer is frozen"
             if last_is_linear:
                 return "a layer has no activation"
             last_is_linear = True

@@ -1,7 +1,8 @@
-"""Random state as tensors, the order and division of epochs, and what else a resumed run's repetition depends on."""
+"""Random state as tensors, the order and division of epochs, threads, and what else a run's repetition depends on."""
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -285,13 +286,68 @@ def mean_weight(weights: ArrayLike | None) -> float | None:
     return float(values.mean()) or 1.0  # where nothing weighs, nothing is learned
 
 
+_THREADS_AT_IMPORT = torch.get_num_threads()
+_SPLIT_FROM = 32_768
+"""Of so many numbers, torch begins to split an operation between threads."""
+_replaced: list[int] = []  # the numbers of threads around each `few_threads` that chose another
+
+
+def _chooses_threads() -> bool:
+    """Whether `few_threads` may choose, since the user has not."""
+    is_default = 1 < torch.get_num_threads() == _THREADS_AT_IMPORT
+    return bool(_replaced) or (is_default and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys())
+
+
+@contextmanager
+def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
+    """Within it torch uses one thread if the networks are small, on the CPU, and the user has not set the number.
+
+    A network is small if it has fewer parameters, and its widest layer gives fewer numbers for a minibatch, than torch
+    splits between threads. A second one then only waits for the first: it costs time of the processor and saves none.
+    The number is the user's if `OMP_NUM_THREADS` or `MKL_NUM_THREADS` is set, or `torch.set_num_threads` was called
+    after the import of this package, with another number than torch had.
+
+    Args:
+        networks: all that are trained.
+        batch_size: of their minibatches.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with few_threads(nn.Linear(4, 2), batch_size=32):
+        ...     within = torch.get_num_threads()
+        >>> within <= before == torch.get_num_threads()
+        True
+    """
+    parameters = [one for network in networks for one in network.parameters()]
+    are_small = sum(one.numel() for one in parameters) < _SPLIT_FROM and all(
+        one.device.type == "cpu" and one.ndim <= 2 and batch_size * max(one.shape, default=1) < _SPLIT_FROM
+        for one in parameters
+    )
+    before = torch.get_num_threads()
+    wanted = before
+    if _chooses_threads():
+        wanted = 1 if are_small else _THREADS_AT_IMPORT
+    if wanted == before:
+        yield
+        return
+    _replaced.append(before)
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        _replaced.pop()
+        if torch.get_num_threads() == wanted:  # a callback may have set another
+            torch.set_num_threads(before)
+
+
 def execution_state() -> dict[str, Any]:
     """The settings that order floating-point sums, as JSON-able data: a run repeats exactly only where they agree.
 
     Returns:
         `torch_version`, `num_threads` and `num_processes` (a sum is split by their number), `cpu_capability` (vector
         width), `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
-        and `gpus` (names).
+        and `gpus` (names). Where `few_threads` chooses, `num_threads` is the number of larger networks, and
+        `num_threads_of_small_networks` is there too.
 
     Example:
         >>> execution_state()["num_threads"] == torch.get_num_threads()
@@ -300,7 +356,8 @@ def execution_state() -> dict[str, Any]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "torch_version": str(torch.__version__),
-        "num_threads": torch.get_num_threads(),
+        "num_threads": _THREADS_AT_IMPORT if _replaced else torch.get_num_threads(),
+        **({"num_threads_of_small_networks": 1} if _chooses_threads() else {}),
         "num_processes": Ranks.current().size,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

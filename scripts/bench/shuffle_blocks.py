@@ -1,23 +1,34 @@
-"""Accuracy after training on data sorted by label, by how many shards are mixed at a time.
+"""Accuracy after training on data sorted by label, by how many shards are mixed at a time; and what the disk is asked.
 
 python scripts/bench/shuffle_blocks.py
+python scripts/bench/shuffle_blocks.py --part bytes
 
 `shuffle="blocks"` keeps neighbours on the disk together for a while, and neighbours of a sorted set have one label.
 200,000 samples of ten classes are cut into 782 shards of 256, as 3 GB are into shards of 4 MiB; a pool of 64 shards
 lasts 256 updates.
+
+Bytes are those that Linux has read from the disk for this process (`/proc/self/io`) while BC trains on a folder of
+demonstrations, whose pages were dropped from memory before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
+import os
 import statistics
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlsmooth.agents import BC
+from rlsmooth.data import Demonstrations
 from rlsmooth.losses import cross_entropy
 from rlsmooth.targets import uniform
 from rlsmooth.training import isolated_rng
@@ -28,6 +39,7 @@ CLASSES, FEATURES, CENTRES, HIDDEN = 10, 16, 3, 64
 SHARD, BATCH, HELD_OUT = 256, 64, 20_000
 POOLS = (1, 4, 16, 64, 256)
 FULL, UNSORTED = "full", "64, data in random order"
+ON_DISK, WIDTH, READ_BATCH, UPDATES = 2_000_000, 96, 1024, (300, 1_000)
 
 
 def make_data(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,6 +85,71 @@ def accuracies(seeds: int, order: str, count: int, epochs: int) -> list[list[flo
     return [list(run) for run in zip(*found, strict=True)]
 
 
+def drop_pages(folder: Path, array: Any) -> None:
+    """Let the system forget what it keeps of a folder's files, one of which is mapped by an array."""
+    while not isinstance(array, mmap.mmap):
+        array = array.base
+    array.madvise(mmap.MADV_DONTNEED)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_read() -> int:
+    """From the disk, by this process so far."""
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+
+def reading(count: int, updates: tuple[int, ...]) -> list[dict[str, Any]]:
+    """MB wanted by so many updates from the start of an epoch, and MB read, in each way of shuffling."""
+    rng, found = np.random.default_rng(0), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "data"
+        Demonstrations(
+            observations=rng.standard_normal((count, WIDTH), np.float32),
+            actions=rng.integers(4, size=count),
+            observation_space=spaces.Box(-np.inf, np.inf, (WIDTH,)),
+            action_space=spaces.Discrete(4),
+            episode_ends=np.array([count]),
+        ).save_folder(folder)
+        data = Demonstrations.load(folder)
+        size = (data.observations.nbytes + data.actions.nbytes) / count  # type: ignore[union-attr]
+        given: Any = {"batch_size": READ_BATCH, "seed": 0, "device": "cpu"}
+        for number in updates:
+            for shuffle in ("full", "blocks"):
+                agent = BC("MlpPolicy", None, data, shuffle=shuffle, **given)
+                drop_pages(folder, data.observations)
+                before = bytes_read()
+                agent.learn(total_batches=number)
+                wanted, read = number * READ_BATCH * size / 1e6, (bytes_read() - before) / 1e6
+                found.append({"updates": number, "shuffle": shuffle, "wanted": wanted, "read": read})
+                print(found[-1], flush=True)
+    return found
+
+
+def report_bytes(found: list[dict[str, Any]], count: int) -> str:
+    """The table of what was read."""
+    lines = [
+        "",
+        "# Bytes read from the disk",
+        "",
+        "`python scripts/bench/shuffle_blocks.py --part bytes`",
+        "",
+        f"BC on {count:,} transitions of {WIDTH} float32 on disk ({count * WIDTH * 4 / 1e6:.0f} MB), minibatches of",
+        f"{READ_BATCH:,}, none of it in memory at first. Required: `blocks` reads at most 3 times what is wanted.",
+        "",
+        "| updates | shuffle | wanted, MB | read, MB | times |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in found:
+        cells = f"{row['wanted']:.0f} | {row['read']:.0f} | {row['read'] / row['wanted']:.1f}"
+        lines.append(f"| {row['updates']:,} | {row['shuffle']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def report(found: dict[str, list[list[float]]], count: int) -> str:
     """The table: mean and standard error over seeds, in percent."""
     full = found[FULL]
@@ -101,21 +178,26 @@ def mean_and_error(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Run all seeds and write both results."""
+    """Run a part and write both results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--part", choices=("accuracy", "bytes"), default="accuracy", help="which to measure")
     parser.add_argument("--quick", action="store_true", help="only show that it works; writes nothing")
-    quick = parser.parse_args().quick
-    count, epochs, seeds = (4_000, 1, 2) if quick else (200_000, 3, 10)
-    orders = (*map(str, POOLS), FULL, UNSORTED)
-    found = {}
-    for name in orders:
-        found[name] = accuracies(seeds, name, count, epochs)
-        print(name, found[name], flush=True)
-    text = report(found, count)
+    args = parser.parse_args()
+    count, epochs, seeds = (4_000, 1, 2) if args.quick else (200_000, 3, 10)
+    file = RESULTS / "shuffle_blocks.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if args.part == "bytes":
+        found["bytes"] = reading(20_000, (3,)) if args.quick else reading(ON_DISK, UPDATES)
+    else:
+        found["accuracy"] = {}
+        for name in (*map(str, POOLS), FULL, UNSORTED):
+            found["accuracy"][name] = accuracies(seeds, name, count, epochs)
+            print(name, found["accuracy"][name], flush=True)
+    text = report(found["accuracy"], 200_000) + report_bytes(found["bytes"], ON_DISK)
     print(text)
-    if not quick:
-        (RESULTS / "shuffle_blocks.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "shuffle_blocks.md").write_text(text, encoding="utf-8")
+    if not args.quick:
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        file.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rlsmooth.training import (
     epoch_permutation,
@@ -20,6 +21,7 @@ from rlsmooth.training import (
     warn_if_execution_differs,
     write_safe_file,
 )
+from rlsmooth.training.seeding import few_threads
 from support import assert_raises
 
 
@@ -180,6 +182,54 @@ def test_a_differing_thread_count_gives_one_clear_warning() -> None:
         assert len(caught) == 1
     finally:
         torch.set_num_threads(threads)
+
+
+SMALL, WIDE, CONVOLUTION = nn.Linear(4, 64), nn.Linear(181, 181), nn.Conv2d(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("networks", "batch_size", "threads"),
+    [
+        ([SMALL], 511, 1),  # 32,704 outputs
+        ([SMALL], 512, 2),
+        ([WIDE], 1, 2),  # 32,942 parameters
+        ([SMALL, CONVOLUTION], 1, 2),
+        ([nn.Linear(4, 64, device="meta")], 1, 2),
+        ([SMALL, SMALL], 32, 1),
+    ],
+)
+def test_small_networks_get_one_thread(networks: Any, batch_size: int, threads: int, two_threads: None) -> None:
+    saved = execution_state()
+    with pytest.raises(KeyError), few_threads(*networks, batch_size=batch_size):  # noqa: PT012
+        assert torch.get_num_threads() == threads
+        with few_threads(SMALL, batch_size=1), few_threads(WIDE, batch_size=1):
+            assert torch.get_num_threads() == 2
+        with few_threads(SMALL, batch_size=1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
+        assert execution_state() == saved  # a checkpoint of a run that resumes outside
+        raise KeyError
+    assert torch.get_num_threads() == 2
+    assert execution_state() == saved
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "set_num_threads"])
+def test_a_number_of_threads_that_the_user_sets_stays(
+    name: str, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = execution_state()
+    if name == "set_num_threads":
+        torch.set_num_threads(3)
+    else:
+        monkeypatch.setenv(name, "2")
+    threads = torch.get_num_threads()
+    with few_threads(SMALL, batch_size=1):
+        assert torch.get_num_threads() == threads
+    with pytest.warns(RuntimeWarning, match="num_threads_of_small_networks was 1, is None"):
+        warn_if_execution_differs(chosen)
+    with few_threads(SMALL, batch_size=1):
+        torch.set_num_threads(5)  # as a callback may
+    assert torch.get_num_threads() == 5
 
 
 def test_the_trainers_own_entries_count_too() -> None:

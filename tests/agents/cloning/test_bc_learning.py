@@ -586,6 +586,13 @@ def test_how_the_data_are_shuffled(tmp_path: Path, monkeypatch: Any) -> None:
     assert make(mapped, shuffle="full").shuffle == "full"
     assert same_parameters(*(make(data, shuffle="blocks").learn(total_batches=3) for data in (draw(), mapped)))
     assert_raises(ValueError, "shuffle='some' is not known: choose one of 'full'", make, mapped, shuffle="some")
+    asked: list[Any] = []  # for the sample of log lines, not what lies around each transition
+    read = training_data.reading_ahead
+    monkeypatch.setattr(
+        training_data, "reading_ahead", lambda arrays, ranges: asked.append(ranges) or read(arrays, ranges)
+    )
+    assert torch.equal(make(mapped)._data.sample.observations, make(draw())._data.sample.observations)
+    assert asked[0] == [(place, place + 1) for place in range(len(mapped))]
     monkeypatch.undo()
     assert 2**28 < training_data.memory_bytes() < 2**50
 

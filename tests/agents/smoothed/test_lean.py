@@ -11,21 +11,25 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.distributions import Distribution
 
+from rlsmooth.agents.acting import play_episodes, quick_actor
 from rlsmooth.agents.cloning.bc import BC
+from rlsmooth.agents.plain_mlp import predict_plainly
 from rlsmooth.agents.smoothed import algorithms, lean
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.smoothed.contrib import SmoothedMaskableActorCriticPolicy
 from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
-from rlsmooth.data import cartpole_v1
+from rlsmooth.data import cartpole_v1, record
 from rlsmooth.envs import IdentityMaskedEnv, IdentityMaskedMultiDiscreteEnv
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import TrainingDivergedError
@@ -67,6 +71,7 @@ def make(name: str) -> Any:
         "arm": (BOX, ARM),
         "matrix": (spaces.Discrete(5), spaces.Box(-1.0, 1.0, (2, 2))),
         "bits": (spaces.MultiBinary(4), spaces.Discrete(2)),
+        "switches": (BOX, spaces.MultiBinary(3)),
     }
     if name in kinds:
         return make_vec_env(lambda: gym.wrappers.TimeLimit(Wandering(*kinds[name]), 20), 2, seed=4)
@@ -123,7 +128,7 @@ def assert_same(mine: dict[str, Any], its: dict[str, Any], *, without: tuple[str
 
 
 @pytest.fixture
-def updates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def updates(quick_paths: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the lean updates that ran."""
     names: list[str] = []
 
@@ -143,12 +148,14 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 TWO_SIZES = {"net_arch": {"pi": [8], "vf": [16, 16]}, "activation_fn": nn.ReLU}
 LINEAR = {"net_arch": []}
+ELU = {"net_arch": [8, 8], "activation_fn": nn.ELU}
 OFF = [
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": TWO_SIZES, "clip_range_vf": 0.2, "max_grad_norm": 0.01}),
     ("discrete", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": LINEAR, "target_kl": 1e-4, "learning_rate": 1e-2}),
     ("components", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "batch_size": 21}),  # the last minibatch has one
-    ("arm", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "clip_range": lambda left: 0.3 * left}),
+    ("arm", SmoothedPPO, PPO, {**SHORT, "policy_kwargs": ELU, "ent_coef": 0.02, "clip_range": lambda left: 0.3 * left}),
     ("matrix", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02}),
+    ("switches", SmoothedPPO, PPO, {**SHORT, "ent_coef": 0.02, "batch_size": 21}),
     ("CartPole-v1", SmoothedPPO, PPO, {**SHORT, "n_steps": 50, "batch_size": 7}),
     ("masked", SmoothedMaskablePPO, MaskablePPO, {**SHORT, "ent_coef": 0.01, "clip_range_vf": 0.2}),
     ("discrete", SmoothedA2C, A2C, {"ent_coef": 0.01}),
@@ -199,6 +206,7 @@ MORE_ON = [
     ("discrete", SmoothedPPO, {**SHORT, "smoothing": "lin_0.1", "exploration_floor": 0.1}),
     ("arm", SmoothedPPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
     ("masked components", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
+    ("switches", SmoothedPPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
     ("arm", SmoothedA2C, {"smoothing": 0.1, "ent_coef": 0.01}),
 ]
 
@@ -248,6 +256,11 @@ def override(model: Any) -> None:
     model.policy.mlp_extractor.forward = lambda features: tuple(one / 2 for one in actual(features))
 
 
+def move(model: Any) -> None:
+    weight = model.policy.action_net.weight
+    weight.data = -2 * weight.data
+
+
 CHANGES = [freeze, hook, replace, override]
 
 
@@ -266,7 +279,7 @@ def test_what_is_not_plain_is_left_to_the_parent(change: Any, updates: list[str]
 
 @pytest.mark.parametrize(
     ("env", "arguments"),
-    [("arm", {"use_sde": True}), ("discrete", {"policy_kwargs": {"activation_fn": nn.ELU}}), ("bits", {})],
+    [("arm", {"use_sde": True}), ("discrete", {"policy_kwargs": {"activation_fn": nn.SiLU}}), ("bits", {})],
 )
 def test_other_kinds_of_policy_equal_the_parent(env: str, arguments: dict[str, Any], updates: list[str]) -> None:
     assert_same(trained(SmoothedPPO, env, **SHORT, **arguments), trained(PPO, env, **SHORT, **arguments))
@@ -295,34 +308,90 @@ def predictions(agent: Any, observations: list[Any], **more: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("env", ["discrete", "components", "arm", "matrix", "masked", "masked components"])
-def test_predictions_equal_the_parents(env: str) -> None:
-    venv = make(env)
-    ours, parent = (SmoothedMaskablePPO, MaskablePPO) if "masked" in env else (SmoothedPPO, PPO)
+PREDICTED = ["discrete", "components", "arm", "matrix", "switches", "masked", "masked components"]
+
+
+@pytest.mark.parametrize("scale", [100, 1e-5])
+@pytest.mark.parametrize("env", [*PREDICTED, "masked discrete", "masked switches"])
+def test_predictions_equal_the_parents(env: str, scale: float) -> None:
+    is_masked = env.startswith("masked")
+    venv = make(env.removeprefix("masked ") if env in ("masked discrete", "masked switches") else env)
+    ours, parent = (SmoothedMaskablePPO, MaskablePPO) if is_masked else (SmoothedPPO, PPO)
     mine, its = (algorithm("MlpPolicy", venv, seed=2, device="cpu", **SHORT) for algorithm in (ours, parent))
-    with torch.no_grad():  # so that actions differ from state to state, and ties occur
+    with torch.no_grad():  # so that actions differ from state to state, and there are ties, or almost
         for model in (mine, its):
-            model.policy.action_net.weight.mul_(100).round_()
+            weight = model.policy.action_net.weight.mul_(scale)
+            if scale > 1:
+                weight.round_()
     space = mine.observation_space
     space.seed(1)
     batch = np.stack([space.sample() for _ in range(9)])
     given: list[Any] = [
-        batch[0],
+        *batch,
         batch,
         batch[:1],
         batch[::-1],
         batch.astype(np.float64),
         np.zeros_like(batch),
     ]
-    if "masked" in env:
-        masks = np.arange(mine.policy.action_net.out_features) % 2 == 1
-        for one, other in zip(
-            *(predictions(model, given[:1], action_masks=masks) for model in (mine, its)), strict=True
-        ):
+    cases: list[tuple[list[Any], dict[str, Any]]] = [(given, {})]
+    if is_masked:
+        legal = np.arange(mine.policy.action_net.out_features) % 2 == 1
+        cases += [(given[:9], {"action_masks": masks}) for masks in (legal, ~legal, legal & False)]
+    for observations, masks in cases:
+        expected = predictions(its, observations, **masks)
+        for one, other in zip(predictions(mine, observations, **masks), expected, strict=True):
             np.testing.assert_array_equal(one, other, strict=True)
-    for one, other in zip(predictions(mine, given), predictions(its, given), strict=True):
-        np.testing.assert_array_equal(one, other, strict=True)
+        for one, other in zip(predictions(Plainly(its.policy), observations, **masks), expected, strict=True):
+            assert np.array_equal(one, other) if isinstance(space, spaces.Box) else one is None
     assert not mine.policy.training
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    model, seen = SmoothedPPO("MlpPolicy", make("discrete"), device="cpu", **SHORT), []
+    model.predict(np.ones(3, np.float32))
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    model.predict(np.ones(3, np.float32))
+    handle.remove()
+    assert seen.count(nn.Linear) == 3
+
+
+class Plainly:
+    """What takes the place of `predict` for a policy of Stable-Baselines3's own class."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def predict(self, observation: Any, **more: Any) -> tuple[Any]:
+        return (predict_plainly(self.policy, observation, **more),)
+
+
+def test_observations_that_are_nan_are_refused_one_by_one() -> None:
+    for env in ("discrete", "components", "arm", "switches", "masked"):
+        algorithm: Any = SmoothedMaskablePPO if env == "masked" else SmoothedPPO
+        model = algorithm("MlpPolicy", make("discrete" if env == "masked" else env), device="cpu", **SHORT)
+        seen = np.full(model.observation_space.shape, np.nan, np.float32)
+        for deterministic in (True, False):
+            with pytest.raises(ValueError, match="constraint"):
+                model.predict(seen, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("algorithm", [PPO, MaskablePPO])
+def test_algorithms_of_sb3_are_recorded_and_evaluated_through_their_layers(
+    algorithm: Any, deterministic: bool, quick_paths: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = algorithm("MlpPolicy", make("discrete"), seed=2, device="cpu", **SHORT)
+    expected = record(model, make("discrete"), 6, deterministic=deterministic)
+    monkeypatch.setattr(BasePolicy, "predict", None)
+    monkeypatch.setattr(MaskableActorCriticPolicy, "predict", None)
+    found = record(quick_actor(model), make("discrete"), 6, deterministic=deterministic)
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
+    played = {"n_episodes": 3, "seed": 0, "use_masks": False, "deterministic": deterministic}
+    assert play_episodes(model, make("discrete"), **played)[1].shape == (3,)
+    model.predict = model.predict  # a method of its own, which may be anything
+    assert quick_actor(model) is model
 
 
 def test_predictions_follow_the_policy() -> None:
@@ -330,7 +399,7 @@ def test_predictions_follow_the_policy() -> None:
     plain = PPO("MlpPolicy", make("arm"), seed=2, device="cpu", **SHORT)
     observation = np.full(3, 0.5, np.float32)
     other = PPO("MlpPolicy", make("arm"), seed=9, device="cpu", **SHORT).policy.state_dict()
-    for change in (lambda model: None, lambda model: model.policy.load_state_dict(other), *CHANGES):
+    for change in (lambda model: None, lambda model: model.policy.load_state_dict(other), move, *CHANGES):
         for one in (model, plain):
             change(one)
         np.testing.assert_array_equal(*(one.predict(observation, deterministic=True)[0] for one in (model, plain)))
@@ -393,3 +462,12 @@ def test_steps_in_a_rollout_are_as_independent_as_before() -> None:
         seen.append(kept)
     np.testing.assert_equal(seen[1], seen[0])
     assert [step[0][0]["deep"]["count"][0] for step in seen[1]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C])
+def test_small_networks_act_and_learn_on_one_thread(algorithm: Any, two_threads: None) -> None:
+    model = algorithm("MlpPolicy", make("discrete"), n_steps=4, seed=0, device="cpu")
+    seen = set()
+    model.learn(16, lambda *_: bool(seen.add(torch.get_num_threads())) or True)
+    assert seen == {1}
+    assert torch.get_num_threads() == 2

@@ -24,6 +24,7 @@ from rlsmooth.agents import SmoothedPPO
 from rlsmooth.agents.smoothed.callback import PolicyEntropyCallback
 from rlsmooth.scripts.bench import (
     bc_speed,
+    growth,
     loss_speed,
     peers_adversarial_report,
     peers_adversarial_worker,
@@ -642,3 +643,22 @@ def test_shuffling_in_blocks_is_compared_with_the_full_shuffle_seed_by_seed() ->
     text = shuffle_blocks.report({"1": [[0.5, 0.6], [0.5, 0.4]], "full": [[0.5, 0.7], [0.5, 0.7]]}, 300)
     assert "| 1 | 50.00 ± 0.00 | 50.00 ± 10.00 | -20.00 ± 10.00 |" in text
     assert "| full | 50.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 |" in text
+    rows = shuffle_blocks.reading(1_100, (1, 2))
+    assert [row["wanted"] for row in rows] == [1024 * 392 / 1e6] * 2 + [2 * 1024 * 392 / 1e6] * 2
+    assert "| 300 | blocks | 120 | 269 | 2.2 |" in shuffle_blocks.report_bytes(
+        [{"updates": 300, "shuffle": "blocks", "wanted": 120.4, "read": 268.9}], 10
+    )
+
+
+def test_growth_has_slopes_and_a_figure(tmp_path: Path) -> None:
+    points = [{"size": size, "seconds": size**0.5, "mib": 3.0 * size} for size in (1, 2, 4, 8, 16, 32)]
+    assert [round(growth.slope(points, name), 6) for name in growth.UNITS] == [0.5, 1.0]
+    bent = [{**point, "mib": 9.0 if point["size"] < 4 else point["size"]} for point in points]
+    assert round(growth.slope(bent, "mib"), 6) == 1.0  # what is constant at first does not count
+    rows = [{"axis": "tree", "points": points, "seconds_slope": 0.5, "mib_slope": 1.0}]
+    growth.draw(tmp_path / "growth.png", rows)
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    found = growth.measure_here("classes", 2_048)
+    assert found["size"] == 2_048
+    assert found["seconds"] > 0
+    assert 0 <= found["mib"] < 20  # memory that the process has already counts for nothing
