@@ -63,7 +63,7 @@ DIFFERENCES = (
     " CleanRL and LeanRL take it for a terminal state.",
     "SBX has an Adam and a limit of the gradient's norm for each of the two networks, the others one for both; its"
     " initial weights are Flax's, the others' orthogonal.",
-    "All write TensorBoard files but LeanRL, whose Weights & Biases is replaced by nothing; CleanRL prints each return.",
+    "All write TensorBoard files but LeanRL, whose Weights & Biases is left out; CleanRL prints each return.",
     "CleanRL's `ppo.py` is unchanged. It and LeanRL halve the value loss, so their `--vf-coef` is 1.",
     "SmoothedPPO smooths nothing where the row doesn't say so, and is Stable-Baselines3's PPO bit for bit in torch;"
     " numpy draws the actions with other random numbers.",
