@@ -155,7 +155,7 @@ def run_once(python: Path | None, job: dict[str, Any], limit_s: float) -> dict[s
 
 
 def measure(args: Args) -> list[dict[str, Any]]:
-    """All runs, seed by seed, in each seed in a random order; those in the work folder are not made again."""
+    """The runs, seed by seed, in each seed in a random order; those in the work folder are not made again."""
     order = random.Random(args.seed)
     log = None if args.work is None else args.work / f"runs_{args.steps}.jsonl"
     runs: list[dict[str, Any]] = []
@@ -174,7 +174,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
             if log is not None and "error" not in run:
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
-    return runs
+    return [run for run in runs if run["seed"] < args.seeds and run["competitor"] in args.competitors]
 
 
 def summarise(runs: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -246,7 +246,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"- *Steps a CPU second*: rollouts and updates, from the first fifth to the end of {args['steps']:,} steps. By"
         " then everything is compiled.",
         f"- *Final return*: mean of {EPISODES} episodes of the likeliest actions after all steps, in one environment.",
-        "- Compilers' caches are empty at the start of each run, and compiling is done in the process.",
+        "- Compilers' caches are empty at the start of each run, and compiling is done in the process, partly before the"
+        " first step, as imports are, and partly after it.",
         "",
         "## How",
         "",
@@ -262,9 +263,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"- {where['date']}, {where['cpu']}, {where['cores']} cores, {where['system']}; load average at the start of a"
         f" run {middle(result['loads'], 1)} (more than 1 is somebody else's work).",
     ]
+    shared: dict[str, list[str]] = {}
     for name, environment in result["environments"].items():
         shown = ", ".join(f"{package} {version}" for package, version in environment.items())
-        lines.append(f"- {COMPETITORS[name].label}: {shown}")
+        shared.setdefault(shown, []).append(COMPETITORS[name].label)
+    lines += [f"- {'; '.join(labels)}: {shown}." for shown, labels in shared.items()]
     return "\n".join(lines)
 
 
@@ -290,13 +293,14 @@ def main(args: Args) -> None:
     if args.seeds < 1:
         raise ValueError(f"seeds={args.seeds}: use at least 1.")
     runs = measure(args)
+    environments = {run["competitor"]: run["environment"] for run in runs if "environment" in run}
     rows = summarise(runs, args.competitors)
     result = {
         "command": command_line(SCRIPT, portable(args)),
         "machine": machine(),
         "loads": [run["load"][0] for run in runs if run.get("load")] or [0.0],
         "settings": {"seeds": args.seeds, "steps": args.steps, "order": args.seed, "hyperparameters": SETTINGS},
-        "environments": {run["competitor"]: run["environment"] for run in runs if "environment" in run},
+        "environments": {name: environments[name] for name in args.competitors if name in environments},
         "rows": rows,
         "runs": [{key: value for key, value in run.items() if key != "environment"} for run in runs],
     }
