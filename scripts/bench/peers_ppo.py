@@ -246,8 +246,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"- *Steps a CPU second*: rollouts and updates, from the first fifth to the end of {args['steps']:,} steps. By"
         " then everything is compiled.",
         f"- *Final return*: mean of {EPISODES} episodes of the likeliest actions after all steps, in one environment.",
-        "- Compilers' caches are empty at the start of each run, and compiling is done in the process, partly before the"
-        " first step, as imports are, and partly after it.",
+        "- Compilers' caches are empty at the start of each run, and compiling is done in the process, partly before"
+        " the first step, as imports are, and partly after it.",
         "",
         "## How",
         "",
