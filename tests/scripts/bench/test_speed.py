@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3 import PPO
 
 from rlsmooth.agents import SmoothedPPO
@@ -28,6 +29,8 @@ from rlsmooth.scripts.bench import (
     loss_speed,
     peers_adversarial_report,
     peers_adversarial_worker,
+    peers_ppo,
+    peers_ppo_worker,
     ppo_overhead,
     same_numbers,
     sb3_conformance,
@@ -413,6 +416,91 @@ def test_our_side_runs_alone(algorithms: Any, envs: Any, tmp_path: Path, capsys:
     assert "imitation: not installed" in page
     bench.main(args)  # all is done
     assert "0 runs to make" in capsys.readouterr().out
+
+
+# ---- PPO beside its peers
+
+
+def a_ppo_run(name: str, seed: int, speed: float, solved: float | None) -> dict[str, Any]:
+    run = {"competitor": name, "seed": seed, "steps_per_cpu_second": speed, "final_return": 500.0, "load": [1.0]}
+    run |= {"before_training": 3.0, "first_fifth": 1.0, "cpu_seconds": 9.0, "environment": {"torch": "2"}}
+    return {**run, "steps_to_475": solved and 30_000, "cpu_seconds_to_475": solved}
+
+
+def test_the_page_of_ppo_compares_seed_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {("stock", 0): (1e3, 20.0), ("stock", 1): (3e3, 30.0), ("numpy", 0): (4e3, None), ("numpy", 1): (6e3, 10.0)}
+
+    def run_once(python: Path | None, job: dict[str, Any], _: float) -> dict[str, Any]:
+        name = "stock" if job["kind"] == "stock" else "numpy"
+        return a_ppo_run(name, job["seed"], *made[name, job["seed"]]) if python else {"error": "not installed"}
+
+    monkeypatch.setattr(peers_ppo, "run_once", run_once)
+    names = ("stock", "cleanrl", "numpy")
+    python, absent = tmp_path / "peer-scripts" / "bin" / "python", tmp_path / "cleanrl"
+    args = peers_ppo.Args(2, competitors=names, work=tmp_path, output=tmp_path, scripts_python=python)
+    peers_ppo.main(dataclasses.replace(args, cleanrl_checkout=absent))
+    monkeypatch.delattr(peers_ppo, "run_once")
+    page, found = (tmp_path / "peers_ppo.md").read_text(), json.loads((tmp_path / "peers_ppo.json").read_text())
+    assert "| stable_baselines3.PPO | 2,000 (1,000 to 3,000) | 1.00 | 25.0 (20.0 to 30.0) | 1.00 | 2 of 2 |" in page
+    assert "| SmoothedPPO, numpy | 5,000 (4,000 to 6,000) | 3.00 | 10.0 (10.0 to 10.0) | 0.33 | 1 of 2 |" in page
+    assert "| CleanRL, ppo.py | not installed |" in page
+    assert str(tmp_path) not in page + json.dumps(found)
+    assert "--scripts-python ../peer-scripts/bin/python --cleanrl-checkout ../cleanrl" in found["command"]
+    # What is done is not done again, and only that: run_once is gone.
+    assert peers_ppo.measure(dataclasses.replace(args, competitors=("stock", "numpy")))[0]["final_return"] == 500
+    with pytest.raises(NameError, match="run_once"):
+        peers_ppo.measure(args)
+
+
+def test_a_peer_that_cannot_be_run_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert peers_ppo.job_of("leanrl", 0, peers_ppo.Args(scripts_python=Path(sys.executable)))[0] is None
+    assert peers_ppo.run_once(tmp_path / "python", {}, 1.0) == {"error": "not installed"}
+    assert "python can't be run" in capsys.readouterr().err
+
+
+def test_training_is_seen_from_inside_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step", "reset"):  # so that both are as before afterwards
+        monkeypatch.setattr(CartPoleEnv, name, getattr(CartPoleEnv, name))
+    watch = peers_ppo_worker.Watch(2 * peers_ppo_worker.ROLLOUT)
+    watch.install()
+    envs = [gym.make("CartPole-v1"), gym.make("CartPole-v1")]
+    lengths, steps, own = [], 0, [0, 0]
+    for env in envs:
+        env.reset(seed=1)
+    while steps < 2 * peers_ppo_worker.ROLLOUT + 40:
+        for number, env in enumerate(envs):
+            *_, terminated, truncated, _ = env.step(steps // 2 % 2)
+            steps, own[number] = steps + 1, own[number] + 1
+            if terminated or truncated:
+                lengths += [own[number]] if steps <= 2 * peers_ppo_worker.ROLLOUT else []
+                own[number] = 0
+                env.reset()
+    assert watch.returns == lengths
+    assert len(lengths) > 5
+    assert len(watch.rollouts) == 2
+    assert 0 < watch.began <= watch.rollouts[0] <= watch.rollouts[1] <= peers_ppo_worker.cpu_seconds()
+    assert watch.solved is None
+    for length in [9, *[450, 500] * 9, 450]:
+        watch.finished(length)
+    assert watch.solved is None
+    watch.finished(500)
+    assert watch.solved is not None
+    assert watch.solved[0] == steps
+
+
+@pytest.mark.slow
+def test_our_runs_of_ppo_and_stock_answer(tmp_path: Path) -> None:
+    names = ("stock", "torch", "numpy", "command_numpy", "sbx")
+    peers_ppo.main(peers_ppo.Args(1, 5_120, names, output=tmp_path))
+    found = json.loads((tmp_path / "peers_ppo.json").read_text())
+    runs = {run["competitor"]: run for run in found["runs"]}
+    assert runs.pop("sbx")["error"] == "not installed"
+    for run in runs.values():
+        assert 0 < run["before_training"] < run["before_training"] + run["first_fifth"] < run["cpu_seconds"]
+    for key in ("final_return", "last_training_returns"):  # smoothing 0 is the same algorithm, bit for bit
+        assert runs["stock"][key] == runs["torch"][key]
 
 
 # ---- SB3's own tests with our classes
