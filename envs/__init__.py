@@ -20,11 +20,13 @@ from rlsmooth.envs.snapshot import Resumable
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
+from rlsmooth.envs.vector_bridge import EnvPoolVectorEnv, SameStepCartPole, VectorEnvBridge
 
 __all__ = [
     "ENVIRONMENTS",
     "CannotSnapshotError",
     "DeepSeaEnv",
+    "EnvPoolVectorEnv",
     "IdentityBoxEnv",
     "IdentityEnv",
     "IdentityMaskedEnv",
@@ -35,8 +37,10 @@ __all__ = [
     "IdentityOrderedEnv",
     "MaskedTabularEnv",
     "Resumable",
+    "SameStepCartPole",
     "TabularEnv",
     "TabularProblem",
+    "VectorEnvBridge",
     "register_environments",
     "soft_optimum",
 ]
