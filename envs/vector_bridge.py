@@ -40,8 +40,10 @@ Vectorization = Literal["vector_entry_point", "sync", "async", "envpool"]
 SAME_STEP: Any = getattr(gym.vector, "AutoresetMode", lambda name: name)("SameStep")  # Gymnasium 1.0 has no such modes
 DISABLED: Any = getattr(gym.vector, "AutoresetMode", lambda name: name)("Disabled")
 TRUNCATED = "TimeLimit.truncated"
-FINAL = ("final_obs", "final_info")
+FINAL = {"final_obs", "_final_obs", "final_info", "_final_info"}
 CARTPOLE_START = 0.05  # each number of a first state lies between minus this and this
+DRAWN = 32
+"""How many first states of a CartPole are drawn at once."""
 EnvPoolMake = Callable[[int], Any]
 
 
@@ -133,41 +135,56 @@ class VectorEnvBridge(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Step, and restart the episodes that ended."""
         observations, rewards, terminated, truncated, infos = self.vector.step(self._actions)
-        dones = np.logical_or(terminated, truncated)
+        dones = terminated | truncated
         self._returns += rewards
         self._lengths += 1
-        rows = self._spread(infos)
-        ended = np.flatnonzero(dones)
+        told = self._spread(infos) if infos.keys() - FINAL else None
+        ended = dones.nonzero()[0]
+        finals: Iterable[Any] = ()
         if len(ended):
-            observations = self._finish(observations, infos, rows, ended)
-        for row in rows:
-            row[TRUNCATED] = False
-        for place in np.flatnonzero(truncated):
-            rows[place][TRUNCATED] = not terminated[place]
+            observations, finals, told = self._restart(ended, observations, infos, told)
+        if told is None:
+            rows: list[dict[str, Any]] = [{TRUNCATED: False} for _ in range(self.num_envs)]
+        else:
+            rows = [{**info, TRUNCATED: False} for info in told]
+        if len(ended):
+            self._end(rows, ended, finals)
+            for place in truncated.nonzero()[0].tolist():
+                rows[place][TRUNCATED] = not terminated[place]
         return self._own(observations), np.array(rewards, dtype=np.float32), dones, rows
 
-    def _finish(self, observations: Any, infos: dict[str, Any], rows: list[dict[str, Any]], ended: NDArray[Any]) -> Any:
-        """Complete the infos of ended episodes, and return the observations that the next ones begin with."""
-        if self._restarts_itself:  # then `rows` are of the restart where an episode ended
-            finals = [final_observation(self.vector, infos, int(place)) for place in ended]
-            last = self._spread(infos.get("final_info", {}))
-            for place in ended:
-                self.reset_infos[place], rows[place] = rows[place], last[place]
-        else:
-            finals = [_row(observations, place) for place in ended]
-            mask = np.zeros(self.num_envs, dtype=np.bool_)
-            mask[ended] = True
-            observations, restarted = self.vector.reset(options={"reset_mask": mask})
-            first = self._spread(restarted)
-            for place in ended:
-                self.reset_infos[place] = first[place]
+    def _restart(self, ended: NDArray[Any], observations: Any, infos: dict[str, Any], told: Any) -> Any:
+        """Begin the next episodes: the observations to act on, the final ones, and the infos of the step."""
+        if self._restarts_itself:
+            final = infos.get("final_obs")
+            if isinstance(final, np.ndarray) and final.dtype != object:
+                finals: Any = final[ended]
+            else:
+                finals = [final_observation(self.vector, infos, place) for place in ended]
+            if told is not None or "final_info" in infos:  # what is told where an episode ended is of the restart
+                told, last = told or self._spread({}), self._spread(infos.get("final_info", {}))
+                for place in ended:
+                    self.reset_infos[place], told[place] = told[place], last[place]
+            return observations, finals, told
+        finals = [_mapped(lambda values, place=place: np.array(values[place]), observations) for place in ended]
+        mask = np.zeros(self.num_envs, dtype=np.bool_)
+        mask[ended] = True
+        observations, restarted = self.vector.reset(options={"reset_mask": mask})
+        first = self._spread(restarted)
+        for place in ended:
+            self.reset_infos[place] = first[place]
+        return observations, finals, told
+
+    def _end(self, rows: list[dict[str, Any]], ended: NDArray[Any], finals: Iterable[Any]) -> None:
+        """Complete the infos of the episodes that ended."""
         now = round(time.time() - self.t_start, 6)
-        for place, final in zip(ended, finals, strict=True):
-            rows[place]["terminal_observation"] = final
-            episode = {"r": round(float(self._returns[place]), 6), "l": int(self._lengths[place]), "t": now}
-            rows[place].setdefault("episode", episode)  # a Monitor within may have written more
+        returns, lengths = self._returns[ended].tolist(), self._lengths[ended].tolist()
+        for place, final, total, length in zip(ended.tolist(), finals, returns, lengths, strict=True):
+            row = rows[place]
+            row["terminal_observation"] = final
+            if "episode" not in row:  # a Monitor within may have written more
+                row["episode"] = {"r": round(total, 6), "l": length, "t": now}
         self._returns[ended], self._lengths[ended] = 0.0, 0
-        return observations
 
     def _own(self, observations: Any) -> Any:
         """The observations in arrays that the next step does not write to."""
@@ -177,7 +194,7 @@ class VectorEnvBridge(VecEnv):
         """One info for each environment, of Gymnasium's info for all: arrays, and masks of who has an entry."""
         rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for key, value in infos.items():
-            if key in FINAL or (key.startswith("_") and key[1:] in infos):
+            if key in FINAL or (key[:1] == "_" and key[1:] in infos):
                 continue
             mask = infos.get(f"_{key}")
             places = range(self.num_envs) if mask is None else np.flatnonzero(mask)
@@ -357,13 +374,13 @@ class VectorEnvBridge(VecEnv):
             numbers[:] = state[name]
 
 
-class SameStepCartPole(VectorWrapper[Any, Any, Any, Any, Any]):
+class SameStepCartPole(CartPoleVectorEnv):
     """Gymnasium's vector form of CartPole, restarting within the step, each environment from its own generator.
 
     Environment i, seeded `seed + i`, equals the single CartPole with that seed, step by step and episode by episode.
 
     Args:
-        env: of `gymnasium.make_vec("CartPole-v1", vectorization_mode="vector_entry_point")`.
+        env: of `gymnasium.make_vec("CartPole-v1", vectorization_mode="vector_entry_point")`, with what was set in it.
 
     Example:
         >>> made = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
@@ -372,40 +389,81 @@ class SameStepCartPole(VectorWrapper[Any, Any, Any, Any, Any]):
         True
     """
 
+    metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": SAME_STEP}  # noqa: RUF012  as Gymnasium declares it
+
     def __init__(self, env: CartPoleVectorEnv) -> None:
-        super().__init__(env)
-        self.metadata = {**env.metadata, "autoreset_mode": SAME_STEP}
-        self._generators: list[np.random.Generator] = []
+        super().__init__(env.num_envs)
+        vars(self).update(vars(env))
+        self.generators: list[np.random.Generator] = []
+        self.starts = np.zeros((self.num_envs, DRAWN, 4))  # the next first states, as the generators would draw them
+        self.starts_used = np.full(self.num_envs, DRAWN)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Environment i gets the seed `seed + i`, or that of a list; without a seed its generator continues."""
-        base: Any = self.env
-        base.reset(options=options)
-        if seed is not None or not self._generators:
+        super().reset(options=options)
+        if seed is not None or not self.generators:
             seeds = [seed + place for place in range(self.num_envs)] if isinstance(seed, int) else seed
-            self._generators = [seeding.np_random(each)[0] for each in seeds or [None] * self.num_envs]
-        self._start(range(self.num_envs), base.low, base.high)
-        return base.state.T.astype(np.float32), {}
+            self.generators = [seeding.np_random(each)[0] for each in seeds or [None] * self.num_envs]
+            self.starts_used[:] = DRAWN
+        state: Any = self.state
+        for place, generator in enumerate(self.generators):
+            bits: Any = generator.bit_generator
+            bits.advance(-4 * (DRAWN - int(self.starts_used[place])))  # back to before the states that were not used
+            state[:, place] = generator.uniform(self.low, self.high, size=(4,))
+            self._draw(place)
+        return state.T.astype(np.float32), {}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all, and restart those whose episode ended; `infos["final_obs"]` has what they ended with."""
-        base: Any = self.env
-        observations, rewards, terminated, truncated, infos = base.step(actions)
-        ended = base.prev_done
-        if ended.any():
-            infos = {**infos, "final_obs": observations, "_final_obs": ended}
-            self._start(np.flatnonzero(ended), -CARTPOLE_START, CARTPOLE_START)
-            base.steps[ended] = 0
-            base.prev_done = np.zeros_like(ended)
-            observations = base.state.T.astype(np.float32)
-        return observations, rewards, terminated, truncated, infos
+    def step(self, action: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all, and restart those whose episode ended; `infos["final_obs"]` has what they ended with.
 
-    def _start(self, places: Iterable[int], low: float, high: float) -> None:
-        base: Any = self.env
-        for place in places:
-            base.state[:, place] = self._generators[place].uniform(low, high, size=(4,))
+        Raises:
+            ValueError: an action is neither 0 nor 1.
+        """
+        if action.shape != (self.num_envs,) or action.dtype.kind not in "iu" or (action >> 1).any():
+            raise ValueError(f"action {action!r:.80} must be {self.num_envs} whole numbers, each 0 or 1.")
+        state = self.state = self._moved(action)
+        terminated = (np.abs(state[0]) > self.x_threshold) | (np.abs(state[2]) > self.theta_threshold_radians)
+        self.steps += 1
+        truncated = self.steps >= self.max_episode_steps
+        rewards = -terminated.astype(np.float32) if self._sutton_barto_reward else np.ones(self.num_envs, np.float32)
+        observations = state.T.astype(np.float32)
+        done = terminated | truncated
+        ended = done.nonzero()[0]
+        if not len(ended):
+            return observations, rewards, terminated, truncated, {}
+        used = self.starts_used[ended]
+        state[:, ended] = self.starts[ended, used].T
+        self.starts_used[ended] = used + 1
+        for place in ended[used + 1 == DRAWN]:
+            self._draw(place)
+        self.steps[ended] = 0
+        infos = {"final_obs": observations, "_final_obs": done}
+        return state.T.astype(np.float32), rewards, terminated, truncated, infos
+
+    def _moved(self, action: NDArray[Any]) -> NDArray[np.float64]:
+        """The states one step later: the single CartPole's formulas, operation by operation."""
+        assert self.state is not None, "call reset() before step()"
+        theta, theta_dot = self.state[2:]
+        cosine, sine = np.cos(theta), np.sin(theta)
+        force = np.where(action, self.force_mag, -self.force_mag)
+        push = (force + self.polemass_length * np.square(theta_dot) * sine) / self.total_mass
+        theta_acc = (self.gravity * sine - cosine * push) / (
+            self.length * (4.0 / 3.0 - self.masspole * np.square(cosine) / self.total_mass)
+        )
+        x_acc = push - self.polemass_length * theta_acc * cosine / self.total_mass
+        moved = np.empty_like(self.state)
+        speeds, rates = moved[1::2], np.stack((x_acc, theta_acc))
+        np.add(self.state[1::2], self.tau * rates, out=speeds)
+        used = self.state[1::2] if self.kinematics_integrator == "euler" else speeds
+        np.add(self.state[::2], self.tau * used, out=moved[::2])
+        return moved
+
+    def _draw(self, place: int) -> None:
+        bound = CARTPOLE_START
+        self.starts[place] = self.generators[place].uniform(-bound, bound, size=(DRAWN, 4))
+        self.starts_used[place] = 0
 
 
 class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
@@ -570,10 +628,6 @@ def _mapped(function: Callable[..., Any], batch: Any, *others: Any) -> Any:
     if isinstance(batch, tuple):
         return tuple(_mapped(function, *parts) for parts in zip(batch, *others, strict=True))
     return function(batch, *others)
-
-
-def _row(batch: Any, place: int) -> Any:
-    return _mapped(lambda values: np.array(values[place]), batch)
 
 
 def _with_rows(values: NDArray[Any], places: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
