@@ -37,6 +37,7 @@ Reference = Literal["uniform", Ordinal]
 ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
 Engine = Literal["auto", "torch", "numpy"]
+Vectorization = Literal["vector_entry_point", "sync", "async", "envpool"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
 
 WORDS = ("env_kwargs", "hyperparams")
@@ -58,7 +59,7 @@ MOST_OF_OTHERS = 10**6
 MOST_LAYERS, MOST_SQUARES = 64, 2**25
 """How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
-ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full"}
+ADDED: dict[str, Any] = {"env_kwargs": (), "vectorization": None, "engine": "torch", "shuffle": "full"}
 """Options that runs of earlier versions do not have, with what these did."""
 
 
@@ -90,6 +91,9 @@ class EnvironmentArgs:
     """The environment's id; module:id for one that a module of yours registers, such as my_envs:Maze-v0."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment, as key=value: map_name=8x8 is_slippery=false."""
+    vectorization: Vectorization | None = None
+    """Step all environments in one call: by the environment's own vector form, by Gymnasium one after the other (sync)
+    or each in a process of its own (async; evaluations are then sync), or by EnvPool, with its ids. Default: SB3's."""
 
 
 @dataclasses.dataclass(frozen=True)
