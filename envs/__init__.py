@@ -6,6 +6,7 @@ and the place to add one.
 """
 
 from rlsmooth.envs.box import IdentityBoxEnv
+from rlsmooth.envs.dataset_bandit import DatasetBanditEnv, DatasetBanditMaskedEnv
 from rlsmooth.envs.deep_sea import DeepSeaEnv
 from rlsmooth.envs.identity import (
     IdentityEnv,
@@ -25,6 +26,8 @@ from rlsmooth.envs.vector_bridge import EnvPoolVectorEnv, SameStepCartPole, Vect
 __all__ = [
     "ENVIRONMENTS",
     "CannotSnapshotError",
+    "DatasetBanditEnv",
+    "DatasetBanditMaskedEnv",
     "DeepSeaEnv",
     "EnvPoolVectorEnv",
     "IdentityBoxEnv",
