@@ -31,6 +31,7 @@ from rlsmooth.scripts.bench import (
     same_numbers,
     sb3_conformance,
     shuffle_blocks,
+    vector_bridge,
 )
 from rlsmooth.scripts.bench import peers_adversarial as bench
 from rlsmooth.scripts.bench.measure import command_line, paired_ratio, spread
@@ -638,3 +639,13 @@ def test_shuffling_in_blocks_is_compared_with_the_full_shuffle_seed_by_seed() ->
     text = shuffle_blocks.report({"1": [[0.5, 0.6], [0.5, 0.4]], "full": [[0.5, 0.7], [0.5, 0.7]]}, 300)
     assert "| 1 | 50.00 ± 0.00 | 50.00 ± 10.00 | -20.00 ± 10.00 |" in text
     assert "| full | 50.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 |" in text
+
+
+@pytest.mark.slow
+def test_the_bridge_is_measured(tmp_path: Path) -> None:
+    vector_bridge.main(vector_bridge.Args(quick=True, output=tmp_path))
+    result = json.loads((tmp_path / "vector_bridge.json").read_text())
+    assert {row["n_envs"] for row in result["raw"]} == {row["n_envs"] for row in result["training"]} == {8, 64, 256}
+    dummy, bridge, *_ = result["curves"]
+    assert dummy["returns"] == bridge["returns"]  # the same numbers, seed by seed
+    assert vector_bridge.mean_with_interval([1.0, 2.0, 3.0]) == "2.0 [-0.5, 4.5]"  # 4.303 / sqrt(3) = 2.48 around 2
