@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -48,7 +48,7 @@ class SampleObserver:
 
     def encode(self, components: NDArray[np.int64]) -> Observation:
         """The features of the sample of that number; a new array at each call."""
-        return self.features[components[0]].copy()
+        return np.array(self.features[components[0]])
 
     def decode(self, observation: Observation | int) -> NDArray[np.int64]:
         """The number, `[1]`, of the first sample with these features.
@@ -56,8 +56,9 @@ class SampleObserver:
         Raises:
             ValueError: there is none.
         """
-        if np.shape(observation) == self.features.shape[1:]:
-            found = np.flatnonzero((self.features == observation).all(axis=-1))
+        seen: Any = observation
+        if np.shape(seen) == self.features.shape[1:]:
+            found = np.flatnonzero((self.features == seen).all(axis=-1))
             if len(found):
                 return found[:1]
         raise ValueError(f"observation {observation!r:.80} has no sample's features: pass one as step() returns it.")
@@ -67,8 +68,8 @@ class DatasetBanditEnv(TabularEnv):
     """A bandit whose contexts are samples, drawn uniformly. Registered as `rlsmooth/DatasetBandit-v0`.
 
     The reward is `1 - distance(action, label) / largest distance`: 1 for the label, 0 for the class farthest away. All
-    that `TabularEnv` knows in closed form has a row for each sample. Samples with the same features can't be told
-    apart, so their rows are the same: of the mean rewards.
+    that `TabularEnv` knows in closed form has a row for each sample. Samples with the same features look the
+    same to a policy, so their rows are the same: of the mean rewards.
 
     Args:
         data: a set that `rlsmooth.data.load_labelled` finds by name or in an `.npz`, or a `LabelledData`.
@@ -94,7 +95,7 @@ class DatasetBanditEnv(TabularEnv):
         (1.0, 10.0)
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  as Gymnasium declares it
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]  # gymnasium leaves ClassVar out
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ class DatasetBanditEnv(TabularEnv):
         Raises:
             ValueError: if it shows none.
         """
-        is_current = np.array_equal(self.observation_of(self._state), observation)
+        seen: Any = observation
+        is_current = np.array_equal(self.observation_of(self._state), seen)
         return self._state if is_current else super().state_of(observation)
 
     def get_state(self) -> dict[str, int]:
@@ -158,7 +160,7 @@ class DatasetBanditMaskedEnv(DatasetBanditEnv, MaskedTabularEnv):
     Registered as `rlsmooth/DatasetBanditMasked-v0`. An illegal action pays -1.
 
     Args:
-        data: see `DatasetBanditEnv`.
+        data: a set, as `DatasetBanditEnv` takes it.
         legal: the probability with which a class that is not the sample's label is legal; or which classes are legal,
             bool `[N, K]`, at least one a sample.
         mask_seed: draws the masks.
@@ -226,6 +228,6 @@ def class_distances(data: LabelledData, distance: Distance) -> NDArray[np.float6
         tree = Tree.from_nested(data.hierarchy, class_names=data.class_names)
         return np.asarray(tree.distance_table("edges").numpy(), dtype=np.float64)
     places = np.arange(data.num_classes)
-    if data.is_ordered and distance in ("auto", "ordinal"):
-        return np.abs(places - places[:, None]).astype(np.float64)
-    return (places != places[:, None]).astype(np.float64)
+    steps = np.abs(places - places[:, None])
+    is_ordinal = data.is_ordered and distance in ("auto", "ordinal")
+    return np.asarray(steps if is_ordinal else steps > 0, dtype=np.float64)

@@ -77,8 +77,11 @@ class TabularEnv(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.action_space = action_space
         self._finite_space = action_space  # the same object, with the type that Gymnasium's attribute forgets
-        by_form = isinstance(observation, str)
-        self.observer: Observer = StateObserver(problem.dims, action_space, observation) if by_form else observation
+        self.observer: Observer
+        if isinstance(observation, str):
+            self.observer = StateObserver(problem.dims, action_space, observation)
+        else:
+            self.observer = observation
         self.observation_space = self.observer.space()
         self._states = enumerate_states(self.observer.dims)  # [S, D]
         if len(self._states) != problem.num_states:

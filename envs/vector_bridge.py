@@ -126,7 +126,8 @@ class VectorEnvBridge(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0.0, 0
-        return self._own(observations)
+        first: VecEnvObs = self._own(observations)
+        return first
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Keep the actions for `step_wait`."""
@@ -138,22 +139,22 @@ class VectorEnvBridge(VecEnv):
         dones = terminated | truncated
         self._returns += rewards
         self._lengths += 1
-        told = self._spread(infos) if infos.keys() - FINAL else None
+        found = self._spread(infos) if infos.keys() - FINAL else None
         ended = dones.nonzero()[0]
         finals: Iterable[Any] = ()
         if len(ended):
-            observations, finals, told = self._restart(ended, observations, infos, told)
-        if told is None:
+            observations, finals, found = self._restart(ended, observations, infos, found)
+        if found is None:
             rows: list[dict[str, Any]] = [{TRUNCATED: False} for _ in range(self.num_envs)]
         else:
-            rows = [{**info, TRUNCATED: False} for info in told]
+            rows = [{**info, TRUNCATED: False} for info in found]
         if len(ended):
             self._end(rows, ended, finals)
             for place in truncated.nonzero()[0].tolist():
                 rows[place][TRUNCATED] = not terminated[place]
         return self._own(observations), np.array(rewards, dtype=np.float32), dones, rows
 
-    def _restart(self, ended: NDArray[Any], observations: Any, infos: dict[str, Any], told: Any) -> Any:
+    def _restart(self, ended: NDArray[Any], observations: Any, infos: dict[str, Any], found: Any) -> Any:
         """Begin the next episodes: the observations to act on, the final ones, and the infos of the step."""
         if self._restarts_itself:
             final = infos.get("final_obs")
@@ -161,11 +162,11 @@ class VectorEnvBridge(VecEnv):
                 finals: Any = final[ended]
             else:
                 finals = [final_observation(self.vector, infos, place) for place in ended]
-            if told is not None or "final_info" in infos:  # what is told where an episode ended is of the restart
-                told, last = told or self._spread({}), self._spread(infos.get("final_info", {}))
+            if found is not None or "final_info" in infos:  # where an episode ended, `found` is of the restart
+                found, last = found or self._spread({}), self._spread(infos.get("final_info", {}))
                 for place in ended:
-                    self.reset_infos[place], told[place] = told[place], last[place]
-            return observations, finals, told
+                    self.reset_infos[place], found[place] = found[place], last[place]
+            return observations, finals, found
         finals = [_mapped(lambda values, place=place: np.array(values[place]), observations) for place in ended]
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[ended] = True
@@ -173,7 +174,7 @@ class VectorEnvBridge(VecEnv):
         first = self._spread(restarted)
         for place in ended:
             self.reset_infos[place] = first[place]
-        return observations, finals, told
+        return observations, finals, found
 
     def _end(self, rows: list[dict[str, Any]], ended: NDArray[Any], finals: Iterable[Any]) -> None:
         """Complete the infos of the episodes that ended."""
@@ -197,7 +198,7 @@ class VectorEnvBridge(VecEnv):
             if key in FINAL or (key[:1] == "_" and key[1:] in infos):
                 continue
             mask = infos.get(f"_{key}")
-            places = range(self.num_envs) if mask is None else np.flatnonzero(mask)
+            places = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
             entries = self._spread(value) if isinstance(value, dict) else self._entries(value)
             for place in places:
                 entry = entries[place]
@@ -348,7 +349,7 @@ class VectorEnvBridge(VecEnv):
             "num_envs": self.num_envs,
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
-            "env": object_state(self.vector, "env") if envs is None else list(envs),
+            "env": object_state(self.vector, "env", leave=("env_fns",)) if envs is None else list(envs),
         }
 
     def set_snapshot(self, state: Mapping[str, Any]) -> None:
@@ -389,6 +390,7 @@ class SameStepCartPole(CartPoleVectorEnv):
         True
     """
 
+    state: Any
     metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": SAME_STEP}  # noqa: RUF012  as Gymnasium declares it
 
     def __init__(self, env: CartPoleVectorEnv) -> None:
@@ -404,16 +406,15 @@ class SameStepCartPole(CartPoleVectorEnv):
         """Environment i gets the seed `seed + i`, or that of a list; without a seed its generator continues."""
         super().reset(options=options)
         if seed is not None or not self.generators:
-            seeds = [seed + place for place in range(self.num_envs)] if isinstance(seed, int) else seed
+            seeds: Any = [seed + place for place in range(self.num_envs)] if isinstance(seed, int) else seed
             self.generators = [seeding.np_random(each)[0] for each in seeds or [None] * self.num_envs]
             self.starts_used[:] = DRAWN
-        state: Any = self.state
         for place, generator in enumerate(self.generators):
             bits: Any = generator.bit_generator
             bits.advance(-4 * (DRAWN - int(self.starts_used[place])))  # back to before the states that were not used
-            state[:, place] = generator.uniform(self.low, self.high, size=(4,))
+            self.state[:, place] = generator.uniform(self.low, self.high, size=(4,))
             self._draw(place)
-        return state.T.astype(np.float32), {}
+        return self.state.T.astype(np.float32), {}
 
     def step(self, action: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all, and restart those whose episode ended; `infos["final_obs"]` has what they ended with.
@@ -453,7 +454,7 @@ class SameStepCartPole(CartPoleVectorEnv):
             self.length * (4.0 / 3.0 - self.masspole * np.square(cosine) / self.total_mass)
         )
         x_acc = push - self.polemass_length * theta_acc * cosine / self.total_mass
-        moved = np.empty_like(self.state)
+        moved: NDArray[np.float64] = np.empty_like(self.state)
         speeds, rates = moved[1::2], np.stack((x_acc, theta_acc))
         np.add(self.state[1::2], self.tau * rates, out=speeds)
         used = self.state[1::2] if self.kinematics_integrator == "euler" else speeds
