@@ -6,6 +6,7 @@ and the place to add one.
 """
 
 from rlsmooth.envs.box import IdentityBoxEnv
+from rlsmooth.envs.dataset_bandit import DatasetBanditEnv, DatasetBanditMaskedEnv
 from rlsmooth.envs.deep_sea import DeepSeaEnv
 from rlsmooth.envs.identity import (
     IdentityEnv,
@@ -20,11 +21,15 @@ from rlsmooth.envs.snapshot import Resumable
 from rlsmooth.envs.snapshot_values import CannotSnapshotError
 from rlsmooth.envs.tabular import TabularProblem
 from rlsmooth.envs.tabular_env import MaskedTabularEnv, TabularEnv
+from rlsmooth.envs.vector_bridge import EnvPoolVectorEnv, SameStepCartPole, VectorEnvBridge
 
 __all__ = [
     "ENVIRONMENTS",
     "CannotSnapshotError",
+    "DatasetBanditEnv",
+    "DatasetBanditMaskedEnv",
     "DeepSeaEnv",
+    "EnvPoolVectorEnv",
     "IdentityBoxEnv",
     "IdentityEnv",
     "IdentityMaskedEnv",
@@ -35,8 +40,10 @@ __all__ = [
     "IdentityOrderedEnv",
     "MaskedTabularEnv",
     "Resumable",
+    "SameStepCartPole",
     "TabularEnv",
     "TabularProblem",
+    "VectorEnvBridge",
     "register_environments",
     "soft_optimum",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -17,6 +17,23 @@ ObservationForm = Literal["native", "one_hot", "dict", "image"]
 
 IMAGE_SIDE = 36
 """Height and width of the image form in pixels: the least that SB3's `NatureCNN` takes."""
+
+
+class Observer(Protocol):
+    """Turns the components of a state into an observation and back."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The number of values of each component of a state."""
+
+    def space(self) -> spaces.Space[Any]:
+        """A new observation space."""
+
+    def encode(self, components: NDArray[np.int64]) -> Observation:
+        """The observation of a state; a new array at each call."""
+
+    def decode(self, observation: Observation | int) -> NDArray[np.int64]:
+        """The components of the state that is shown, or ValueError."""
 
 
 @dataclass(frozen=True)

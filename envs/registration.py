@@ -35,6 +35,9 @@ ENVIRONMENTS = (
     # Ordered and continuous actions.
     Entry("rlsmooth/IdentityOrdered-v0", "rlsmooth.envs.ordered:IdentityOrderedEnv"),
     Entry("rlsmooth/IdentityBox-v0", "rlsmooth.envs.box:IdentityBoxEnv"),
+    # Data sets, if scikit-learn is there: the default one is its digits.
+    Entry("rlsmooth/DatasetBandit-v0", "rlsmooth.envs.dataset_bandit:DatasetBanditEnv"),
+    Entry("rlsmooth/DatasetBanditMasked-v0", "rlsmooth.envs.dataset_bandit:DatasetBanditMaskedEnv"),
     # Exploration.
     Entry("rlsmooth/DeepSea-v0", "rlsmooth.envs.deep_sea:DeepSeaEnv"),
 )

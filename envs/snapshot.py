@@ -154,8 +154,8 @@ def set_object_state(value: object, state: Mapping[str, Any], where: str) -> Non
 class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     """Makes the state of an environment in another process reachable: wrap each environment of a `SubprocVecEnv` in it.
 
-    For example `make_vec_env("CartPole-v1", 4, wrapper_class=Resumable, vec_env_cls=SubprocVecEnv)`. It changes
-    nothing else. Environments in a `DummyVecEnv` don't need it.
+    For example `make_vec_env("CartPole-v1", 4, wrapper_class=Resumable, vec_env_cls=SubprocVecEnv)`, or each of an
+    `AsyncVectorEnv`. It changes nothing else. Environments in a `DummyVecEnv` don't need it.
 
     Args:
         env: the environment, with its other wrappers.
@@ -167,6 +167,10 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         >>> env.set_snapshot(state)
         ''
     """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.kept: Any = None  # what `set_kept` restores: an AsyncVectorEnv can set attributes one by one, not call
 
     def get_snapshot(self) -> tuple[dict[str, Any] | None, str]:
         """`env_state` of the wrapped environment, and why there is none, or "".
@@ -185,6 +189,18 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         except CannotSnapshotError as error:
             return str(error)
         return ""
+
+    def set_kept(self) -> str:
+        """`set_snapshot` of the attribute `kept`."""
+        state, self.kept = self.kept, None
+        return self.set_snapshot(state)
+
+    def is_wrapped(self, wrapper_class: type[Any]) -> bool:
+        """Whether the environment is in such a wrapper."""
+        layer: Any = self
+        while isinstance(layer, gym.Wrapper) and not isinstance(layer, wrapper_class):
+            layer = layer.env
+        return isinstance(layer, wrapper_class)
 
 
 # ---- objects

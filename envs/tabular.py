@@ -55,6 +55,8 @@ class TabularProblem:
     (sb3-contrib's layout of action masks): row `s` of a policy holds `D` distributions side by side, and for a
     Discrete action space it is simply `[S, n_actions]`.
 
+    The states are those of `enumerate_states(dims)`, or, for a `DatasetBanditEnv`, the samples of a data set.
+
     Attributes:
         dims: the number of values of each component; `(n,)` for a Discrete action space.
         rewards: `[S, F]` float64: what each component's value adds to the reward, illegal ones included.
@@ -77,7 +79,8 @@ class TabularProblem:
     legal: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        shape = (len(enumerate_states(self.dims)), sum(self.dims))
+        enumerate_states(self.dims)  # checks them
+        shape = (len(self.rewards), sum(self.dims))
         if self.rewards.shape != shape or self.legal.shape != shape:
             raise ValueError(
                 f"rewards {self.rewards.shape} and legal {self.legal.shape} must both have the shape {shape}."
@@ -88,7 +91,7 @@ class TabularProblem:
     @property
     def num_states(self) -> int:
         """The number of states, `S`."""
-        return math.prod(self.dims)
+        return len(self.rewards)
 
     @property
     def offsets(self) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from rlsmooth.envs.images import (
     paint_bands,
     warn_no_render_mode,
 )
-from rlsmooth.envs.observations import Observation, ObservationForm, StateObserver
+from rlsmooth.envs.observations import Observation, ObservationForm, Observer, StateObserver
 from rlsmooth.envs.optima import Direction
 from rlsmooth.envs.tabular import TabularProblem, enumerate_states
 from rlsmooth.targets import Smoothing
@@ -46,7 +46,8 @@ class TabularEnv(gym.Env[Any, Any]):
         problem: the tables.
         action_space: Discrete, MultiDiscrete or MultiBinary over `problem.dims`.
         episode_length: steps in an episode, at least 1 (Gymnasium's `check_env` wants 2 or more).
-        observation: `"native"`, `"one_hot"`, `"dict"` or `"image"`; see `rlsmooth.envs.observations.StateObserver`.
+        observation: `"native"`, `"one_hot"`, `"dict"` or `"image"`; see `rlsmooth.envs.observations.StateObserver`; or
+            an observer of another kind.
         illegal_action: what a masked action does: `"penalise"` (pay its reward of the table, set
             `info["illegal_action"]`) or `"raise"` a ValueError.
         render_mode: None or `"rgb_array"`: above, the state's components in white; below, what is legal in green.
@@ -64,7 +65,7 @@ class TabularEnv(gym.Env[Any, Any]):
         action_space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary,
         *,
         episode_length: int,
-        observation: ObservationForm,
+        observation: ObservationForm | Observer,
         illegal_action: IllegalAction = "penalise",
         render_mode: RenderMode | None = None,
     ) -> None:
@@ -76,12 +77,19 @@ class TabularEnv(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.action_space = action_space
         self._finite_space = action_space  # the same object, with the type that Gymnasium's attribute forgets
-        self.observer = StateObserver(problem.dims, action_space, observation)
+        self.observer: Observer
+        if isinstance(observation, str):
+            self.observer = StateObserver(problem.dims, action_space, observation)
+        else:
+            self.observer = observation
         self.observation_space = self.observer.space()
-        self._states = enumerate_states(problem.dims)  # [S, D]
+        self._states = enumerate_states(self.observer.dims)  # [S, D]
+        if len(self._states) != problem.num_states:
+            raise ValueError(f"problem has {problem.num_states} states: dims={problem.dims} need {len(self._states)}.")
         self._best = problem.best_actions()  # [S, D]
         self._offsets = problem.offsets  # [D]
         self._sizes = np.array(problem.dims)  # [D]
+        self._paid = problem.rewards
         self._state = 0
         self._steps_left = 0
 
@@ -114,7 +122,7 @@ class TabularEnv(gym.Env[Any, Any]):
                     f"action {action!r} is illegal in state {self._state}: choose one that action_masks() allows."
                 )
             info["illegal_action"] = True
-        reward = float(self.problem.rewards[self._state, columns].sum())
+        reward = float(self._paid[self._state, columns].sum())
         self._steps_left -= 1
         return self._draw_state(), reward, False, self._steps_left == 0, info
 
@@ -144,7 +152,7 @@ class TabularEnv(gym.Env[Any, Any]):
         Raises:
             ValueError: if the observation shows no state.
         """
-        return int(np.ravel_multi_index(tuple(self.observer.decode(observation)), self.problem.dims))
+        return int(np.ravel_multi_index(tuple(self.observer.decode(observation)), self.observer.dims))
 
     def observation_of(self, state: int) -> Any:
         """Return the observation of row `state` of the tables.

@@ -38,6 +38,7 @@ Reference = Literal["uniform", Ordinal]
 ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
 Engine = Literal["auto", "torch", "numpy"]
+Vectorization = Literal["vector_entry_point", "sync", "async", "envpool"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
 
 WORDS = ("env_kwargs", "hyperparams")
@@ -70,6 +71,7 @@ ADDED: dict[str, Any] = {
     "values": "critic",
     "gamma": 0.99,
     "devices": 1,
+    "vectorization": None,
 }
 """Options that runs of earlier versions do not have, with what these did."""
 
@@ -111,6 +113,9 @@ class EnvironmentArgs:
     """The environment's id; module:id for one that a module of yours registers, such as my_envs:Maze-v0."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment, as key=value: map_name=8x8 is_slippery=false."""
+    vectorization: Vectorization | None = None
+    """Step all environments in one call: by the environment's own vector form, by Gymnasium one after the other (sync)
+    or each in a process of its own (async; evaluations are then sync), or by EnvPool, with its ids. Default: SB3's."""
 
 
 @dataclasses.dataclass(frozen=True)

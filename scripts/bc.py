@@ -89,14 +89,15 @@ def main(args: Args) -> Path:
     """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bc")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
-    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
     epochs = check_positive_int("epochs", args.epochs)
     num_batches = None if args.n_timesteps is None else batches("n_timesteps", args.n_timesteps, args)
     n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
-    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args))
+    vectorization = evaluation_vectorization(args.vectorization)
+    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
     training, validation = load_data(args)
     held_out = "none" if validation is None else size_words(validation)
     print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")

@@ -81,15 +81,16 @@ def main(args: Args) -> Path:
     """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bco")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
-    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
     n_envs = check_positive_int("n_envs", args.n_envs)
     n_eval_envs = min(n_envs, check_positive_int("eval_episodes", args.eval_episodes))
     kwargs = environment_kwargs(args)
-    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs)
+    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)
+    vectorization = evaluation_vectorization(args.vectorization)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs, vectorization=vectorization)
     demonstrations = load_data(args)
     print(f"Demonstrated transitions: {size_words(demonstrations)}")
     with TrainingRun("bco", args, args.env) as run:

@@ -96,7 +96,7 @@ def main(args: Args) -> Path:
     """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "dagger")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
-    from rlsmooth.scripts.environment import limit_threads, make_envs
+    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
     from rlsmooth.scripts.on_policy import steps_of
     from rlsmooth.scripts.training_run import TrainingRun
 
@@ -107,8 +107,9 @@ def main(args: Args) -> Path:
         check_positive_int("n_eval_envs", args.n_eval_envs), check_positive_int("eval_episodes", args.eval_episodes)
     )
     kwargs = environment_kwargs(args)
-    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs)
+    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)
+    vectorization = evaluation_vectorization(args.vectorization)
+    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs, vectorization=vectorization)
     initial = load_data(args)
     expert = find_expert(args, env)
     with TrainingRun("dagger", args, args.env) as run:
@@ -264,7 +265,7 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
         SafeFileError: the expert's file is damaged, or no agent of ours.
         ValueError: there are two experts, or none, or one that plays something else.
     """
-    from rlsmooth.scripts.environment import check_device, make_envs
+    from rlsmooth.scripts.environment import check_device, evaluation_vectorization, make_envs
     from rlsmooth.scripts.loading import load_to_play
 
     device = check_device(args.device)
@@ -277,7 +278,9 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
         file = agent_file("expert", args.expert)
     else:
         return new_expert(args, env)
-    agent, _ = load_to_play(file, make_envs(args.env, 1, 0, env_kwargs=environment_kwargs(args)), device)
+    how = evaluation_vectorization(args.vectorization)
+    world = make_envs(args.env, 1, 0, env_kwargs=environment_kwargs(args), vectorization=how)
+    agent, _ = load_to_play(file, world, device)
     return ExpertAgent(agent=agent, source=file)
 
 
@@ -312,7 +315,7 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
             "number of steps."
         )
     hyperparameters = resolve_hyperparameters(values, algorithm)
-    options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device)
+    options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device, vectorization=args.vectorization)
     train_env = training_envs(options, hyperparameters)
     saved = None if args.resume is None else args.resume / EXPERT_CHECKPOINTS
     if saved is not None and checkpoint_steps(saved):
@@ -326,12 +329,13 @@ def evaluate_expert(args: Args, agent: Any) -> float:
     """The mean return of the expert's deterministic episodes."""
     from rlsmooth.agents.acting import play_episodes
     from rlsmooth.agents.sb3 import is_maskable
-    from rlsmooth.scripts.environment import make_envs
+    from rlsmooth.scripts.environment import evaluation_vectorization, make_envs
     from rlsmooth.scripts.loading import NormalisedAgent
     from rlsmooth.scripts.on_policy import evaluation_seed
 
     n_envs = min(args.eval_episodes, N_EVAL_ENVS)
-    played = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args))
+    how = evaluation_vectorization(args.vectorization)
+    played = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=how)
     normalizer = agent.get_vec_normalize_env()
     returns, _ = play_episodes(
         agent if normalizer is None else NormalisedAgent(agent, normalizer),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 import rlsmooth.envs  # registers ours
 from rlsmooth.checks import check_positive_int
-from rlsmooth.envs import Resumable
+from rlsmooth.envs import Resumable, VectorEnvBridge
+from rlsmooth.scripts.arguments import Vectorization
 from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
 
@@ -32,6 +34,7 @@ def make_envs(
     *,
     vec_env: Literal["dummy", "subproc"] = "dummy",
     env_kwargs: Mapping[str, Any] | None = None,
+    vectorization: Vectorization | None = None,
 ) -> VecEnv:
     """`n_envs` environments of the id `env`, with monitors, as SB3's `make_vec_env` makes them.
 
@@ -41,16 +44,24 @@ def make_envs(
         seed: environment i gets `seed + i`.
         vec_env: all in this process, or each in a process of its own.
         env_kwargs: arguments of each environment.
+        vectorization: how to step them in one call, in place of `vec_env`; see `VectorEnvBridge`.
 
     Raises:
-        ValueError: no environment of that id is known, or it can't be made; a seed that is negative or too large.
+        ValueError: no environment of that id is known, or it can't be made; a seed that is negative or too large; or
+            `vec_env` and `vectorization` are both given.
     """
     check_positive_int("n_envs", n_envs)
     check_seed(seed)
     # A new process knows our environments only once it has imported them; Gymnasium does so for `module:id`.
     name = f"rlsmooth.envs:{env}" if env.startswith("rlsmooth/") else env
     kwargs = dict(env_kwargs or {})
+    if vectorization is not None and vec_env != "dummy":
+        raise ValueError(
+            f"--vec-env {vec_env} and --vectorization {vectorization} exclude each other: use one of them."
+        )
     try:
+        if vectorization is not None:
+            return _bridge(name, n_envs, seed, kwargs, vectorization)
         if vec_env == "dummy":
             return make_vec_env(name, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
         # Across processes, a checkpoint reaches an environment's state only through this wrapper.
@@ -59,13 +70,29 @@ def make_envs(
         )
         return _with_named_workers(made)
     except ImportError as error:
-        module = env.rpartition(":")[0]
+        module = "envpool" if vectorization == "envpool" else env.rpartition(":")[0]
         words = import_help(module, error) if module and error.name == module else f"it can't be made: {error}"
         raise ValueError(f"env={env!r}: {words}") from error
     except gym.error.Error as error:
         raise ValueError(f"env={env!r} can't be made: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
+
+
+def _bridge(name: str, n_envs: int, seed: int, env_kwargs: dict[str, Any], vectorization: Vectorization) -> VecEnv:
+    wrappers = [_without_interrupts] if vectorization == "async" else []
+    made = VectorEnvBridge(name, n_envs, vectorization=vectorization, env_kwargs=env_kwargs, wrappers=wrappers)
+    base: Any = made.vector.unwrapped
+    if vectorization == "async":
+        base.parent_pipes = _named_remotes(base.parent_pipes, base.processes)
+    made.seed(seed)
+    made.action_space.seed(seed)  # as make_vec_env does
+    return made
+
+
+def evaluation_vectorization(vectorization: Vectorization | None) -> Vectorization | None:
+    """How evaluations are vectorised: as training, but without processes of their own, which give the same numbers."""
+    return "sync" if vectorization == "async" else vectorization
 
 
 class WorkerDiedError(OSError):
@@ -107,8 +134,8 @@ class _Remote:
             how = f"by signal {-code} ({_signal_name(-code)})" if code is not None and code < 0 else f"with code {code}"
             raise WorkerDiedError(
                 f"the process of environment {self._place} (pid {self._process.pid}) has ended {how}. Its error, if it "
-                "had one, is above. Without one it was killed, perhaps for memory: use fewer --n-envs, or --vec-env "
-                "dummy."
+                "had one, is above. Without one it was killed, perhaps for memory: use fewer --n-envs, or neither "
+                "--vec-env subproc nor --vectorization async."
             ) from error
 
 
@@ -121,16 +148,23 @@ def _signal_name(number: int) -> str:
 
 def _with_named_workers(venv: VecEnv) -> VecEnv:
     base: Any = venv.unwrapped
-    base.remotes = tuple(
-        _Remote(*each, place) for place, each in enumerate(zip(base.remotes, base.processes, strict=True))
-    )
+    base.remotes = _named_remotes(base.remotes, base.processes)
     return venv
 
 
+def _named_remotes(remotes: Sequence[Any], processes: Sequence[Any]) -> tuple[_Remote, ...]:
+    return tuple(_Remote(*each, place) for place, each in enumerate(zip(remotes, processes, strict=True)))
+
+
 def _in_worker(env: gym.Env[Any, Any]) -> Resumable:
+    return Resumable(_without_interrupts(env))
+
+
+def _without_interrupts(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """Called in a worker's process: an interrupted run needs it until its last checkpoint is written."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of the command
-    return Resumable(env)
+    if multiprocessing.parent_process() is not None:  # Gymnasium makes one more, for the spaces, in this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of the command
+    return env
 
 
 def check_env(env: str) -> str:

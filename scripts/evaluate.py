@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import number_of
+from rlsmooth.scripts.arguments import Vectorization, number_of
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
@@ -33,6 +33,9 @@ class Args:
     """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment, as key=value. Default: those of the agent's run."""
+    vectorization: Vectorization | None = None
+    """Step all environments in one call: by the environment's own vector form, by Gymnasium one after the other (sync)
+    or each in a process of its own (async), or by EnvPool, with its ids. Default: SB3's."""
     eval_episodes: int = 20
     """How many episodes to play deterministically, and how many sampled."""
     n_envs: int = 20
@@ -74,7 +77,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
 
     limit_threads(args.num_threads)
     n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)
-    envs = make_envs(env, n_envs, args.seed, env_kwargs=env_kwargs)
+    envs = make_envs(env, n_envs, args.seed, env_kwargs=env_kwargs, vectorization=args.vectorization)
     agent, envs = load_to_play(path, envs, check_device(args.device))
     if args.demonstrations is not None and not isinstance(agent, BC):
         raise ValueError(f"--demonstrations is for cloned agents, and {str(path)!r} is none: leave it out.")

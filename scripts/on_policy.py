@@ -20,7 +20,13 @@ from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import EngineArgs, OnPolicyArgs, environment_kwargs, number_of, number_or_word
-from rlsmooth.scripts.environment import check_device, limit_threads, make_envs, policy_alias
+from rlsmooth.scripts.environment import (
+    check_device,
+    evaluation_vectorization,
+    limit_threads,
+    make_envs,
+    policy_alias,
+)
 from rlsmooth.scripts.hyperparameters import (
     Hyperparameters,
     named_hyperparameters,
@@ -157,7 +163,12 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -
 def training_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEnv:
     """The environments to train in, normalised if the hyperparameters say so."""
     env = make_envs(
-        args.env, hyperparameters.n_envs, args.seed, vec_env=args.vec_env, env_kwargs=hyperparameters.env_kwargs
+        args.env,
+        hyperparameters.n_envs,
+        args.seed,
+        vec_env=args.vec_env,
+        env_kwargs=hyperparameters.env_kwargs,
+        vectorization=args.vectorization,
     )
     settings = _normalization(args, hyperparameters)
     return env if settings is None else VecNormalize(env, **settings)
@@ -170,6 +181,7 @@ def evaluation_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> Vec
         min(args.n_eval_envs, args.eval_episodes),
         evaluation_seed(args.seed),
         env_kwargs=hyperparameters.env_kwargs,
+        vectorization=evaluation_vectorization(args.vectorization),
     )
     settings = _normalization(args, hyperparameters)
     if settings is None:

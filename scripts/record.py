@@ -91,7 +91,8 @@ def main(args: Args) -> Path:
     check_device(args.device)
     if args.output is not None and (args.output.suffix != ".npz" or args.output.is_dir()):
         raise ValueError(f"output={str(args.output)!r} must be a file whose name ends in .npz.")
-    check_env(args.env)
+    if args.vectorization != "envpool":  # which has ids of its own
+        check_env(args.env)
     environment_kwargs(args)
     loaded = None if args.trained_agent is None else _load_agent(args)
     folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
@@ -126,12 +127,10 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         provenance["expert"] = {"algo": algorithm}
     demonstrations = record(
         quick_actor(agent),
-        args.env,
-        args.n_episodes,
-        args.seed,
+        **_environments(args, provenance),
+        n_episodes=args.n_episodes,
+        seed=args.seed,
         deterministic=not args.stochastic,
-        n_envs=min(args.n_envs, args.n_episodes),
-        env_kwargs=environment_kwargs(args),
         action_masks=not isinstance(agent, BC) or is_maskable(agent.policy),
         progress=args.progress,
     )
@@ -146,6 +145,17 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
     return output
 
 
+def _environments(args: Args, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `record` that say where to play; what it can't know by itself is added to `provenance`."""
+    kwargs, n_envs = environment_kwargs(args), min(args.n_envs, args.n_episodes)
+    if args.vectorization is None:
+        return {"env": args.env, "n_envs": n_envs, "env_kwargs": kwargs}
+    from rlsmooth.scripts.environment import make_envs
+
+    provenance |= {"env_id": args.env, **({"env_kwargs": kwargs} if kwargs else {})}
+    return {"env": make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)}
+
+
 def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     """PPO with RL Zoo's settings for CartPole: both rates fall to 0, so that it ends as a steady expert."""
     import numpy as np
@@ -158,7 +168,7 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     from rlsmooth.scripts.environment import make_envs
 
     steps = check_positive_int("n_timesteps", args.n_timesteps)
-    env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args))
+    env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
     algorithm = PPO if start_of(env.action_space) is None else SmoothedPPO  # PPO's actions count from 0
     agent = algorithm(
         "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
@@ -205,7 +215,7 @@ def _load_agent(args: Args) -> tuple[Any, str]:
     if args.algo == "bc" or path.is_dir() or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
 
-        env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args))
+        env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
         agent, env = load_to_play(path, env, args.device)
         normalizer = agent.get_vec_normalize_env()
         env.close()

@@ -33,6 +33,7 @@ from rlsmooth.envs.snapshot_values import (
     plain_value,
     value_from_plain,
 )
+from rlsmooth.envs.vector_bridge import VectorEnvBridge
 from rlsmooth.untrusted import refused
 
 TENSOR = "tensor"
@@ -141,12 +142,12 @@ def vec_env_state(venv: VecEnv) -> dict[str, Any]:
     """The state of a VecEnv as plain data (see `rlsmooth.envs.snapshot`).
 
     Args:
-        venv: a DummyVecEnv, or a SubprocVecEnv whose environments are wrapped in `rlsmooth.envs.Resumable`,
-            inside any number of VecEnvWrappers (VecNormalize, VecMonitor, VecFrameStack, ...).
+        venv: a DummyVecEnv, a VectorEnvBridge, or a SubprocVecEnv whose environments are wrapped in
+            `rlsmooth.envs.Resumable`, inside any number of VecEnvWrappers (VecNormalize, VecMonitor, ...).
 
     Returns:
-        `"wrappers"`, from the outside in; `"base"`; `"envs"`, one a member. A part that can't be kept is None, and
-        `"problem"` says why, else "".
+        `"wrappers"`, from the outside in; `"base"`; `"envs"`, one a member (of a VectorEnvBridge one for all). A part
+        that can't be kept is None, and `"problem"` says why, else "".
 
     Example:
         >>> import gymnasium as gym
@@ -188,8 +189,11 @@ def set_vec_env_state(venv: VecEnv, state: Mapping[str, Any]) -> str:
     set_pending_reset(base, holder.kept["_seeds"], holder.kept["_options"])
     if state["problem"]:
         return str(state["problem"])
-    if base.num_envs != len(state["envs"]):
-        return f"there were {len(state['envs'])} environments, and are {base.num_envs}"
+    kept = state["envs"][0].get("num_envs", len(state["envs"])) if state["envs"] else 0
+    if base.num_envs != kept:
+        return f"there were {kept} environments, and are {base.num_envs}"
+    if isinstance(base, VectorEnvBridge) != ("num_envs" in state["envs"][0]):
+        return "the environments were vectorised in another way: give them as they were"
     return _set_env_states(base, state["envs"])
 
 
@@ -217,6 +221,8 @@ def _layers(venv: VecEnv) -> Iterator[VecEnv]:
 def _env_states(base: VecEnv) -> list[dict[str, Any]]:
     if isinstance(base, DummyVecEnv):
         return [env_state(env) for env in base.envs]
+    if isinstance(base, VectorEnvBridge):
+        return [base.get_snapshot()]
     _check_reachable(base)
     found = base.env_method("get_snapshot")
     for state, problem in found:
@@ -231,6 +237,9 @@ def _set_env_states(base: VecEnv, states: list[dict[str, Any]]) -> str:
             for env, kept in zip(base.envs, states, strict=True):
                 set_env_state(env, kept)
             return ""
+        if isinstance(base, VectorEnvBridge):
+            base.set_snapshot(states[0])
+            return ""
         _check_reachable(base)
     except CannotSnapshotError as error:
         return str(error)
@@ -240,7 +249,9 @@ def _set_env_states(base: VecEnv, states: list[dict[str, Any]]) -> str:
 
 def _check_reachable(base: VecEnv) -> None:
     if not isinstance(base, SubprocVecEnv):
-        raise CannotSnapshotError(f"env is a {type(base).__name__}: only DummyVecEnv and SubprocVecEnv are known.")
+        raise CannotSnapshotError(
+            f"env is a {type(base).__name__}: only DummyVecEnv, SubprocVecEnv and VectorEnvBridge are known."
+        )
     if not all(base.env_is_wrapped(Resumable)):
         raise CannotSnapshotError(
             "the environments are in processes of their own: build them with make_vec_env(..., "

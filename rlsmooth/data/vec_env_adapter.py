@@ -109,6 +109,30 @@ def own_copy(observation: Observation) -> Observation:
     return np.array(observation)
 
 
+def autoreset_mode(env: gym.vector.VectorEnv[Any, Any, Any]) -> str:
+    """When the vector environment restarts an ended episode: `"NextStep"`, `"SameStep"` or `"Disabled"`."""
+    # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
+    mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
+    return "NextStep" if mode is None else str(getattr(mode, "value", mode))
+
+
+def final_observation(env: gym.vector.VectorEnv[Any, Any, Any], infos: dict[str, Any], number: int) -> Observation:
+    """The last observation of the episode that ended in environment `number`, where it restarts within the step.
+
+    Raises:
+        ValueError: the infos lack it.
+    """
+    if "final_obs" not in infos:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__} restarts within a step (autoreset_mode {autoreset_mode(env)}), but its "
+            "infos lack final_obs, where Gymnasium puts the final observations. Add it, or use another mode."
+        )
+    final = infos["final_obs"]
+    if isinstance(final, dict):  # as some libraries lay out Dict observations; Gymnasium has an array of dicts
+        return {key: np.array(part[number]) for key, part in final.items()}
+    return own_copy(final[number])
+
+
 def _id_of(env: Any) -> str | None:
     """The environment's id, with the module that registers it; None where its library has none."""
     spec = getattr(env, "spec", None)
@@ -179,7 +203,8 @@ class VecEnvStream:
         self.batched = True
         self.observation_space: spaces.Space[Any] = env.observation_space
         self.action_space: spaces.Space[Any] = env.action_space
-        self.env_id = _id_of(env.unwrapped.envs[0]) if isinstance(env.unwrapped, DummyVecEnv) else None
+        base: Any = env.unwrapped
+        self.env_id = _id_of(base.envs[0] if isinstance(base, DummyVecEnv) else base)
         self.observations: list[Observation] = []
 
     def reset(self, seed: int) -> None:
@@ -228,9 +253,7 @@ class VectorStream:
         self.observation_space: spaces.Space[Any] = env.single_observation_space
         self.action_space: spaces.Space[Any] = env.single_action_space
         self.env_id = _id_of(env)
-        # Gymnasium 1.0 has no other way than to restart in the next step, and no name for it.
-        mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
-        self.mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
+        self.mode = autoreset_mode(env)
         self.observations: list[Observation] = []
         self._restarts = np.zeros(self.num_envs, dtype=bool)
 
@@ -248,7 +271,7 @@ class VectorStream:
         following = list(current)
         if self.mode == "SameStep":
             for number in np.flatnonzero(ended):
-                following[number] = self._final_observation(infos, int(number))
+                following[number] = final_observation(self.env, infos, int(number))
         elif self.mode == "Disabled" and ended.any():
             restarted = self.env.reset(options={"reset_mask": ended})[0]
             current = _per_environment(restarted, self.num_envs)
@@ -261,17 +284,6 @@ class VectorStream:
         self.observations = current
         self._restarts = ended if self.mode == "NextStep" else self._restarts
         return steps
-
-    def _final_observation(self, infos: dict[str, Any], number: int) -> Observation:
-        if "final_obs" not in infos:
-            raise ValueError(
-                f"{type(self.env.unwrapped).__name__} restarts within a step (autoreset_mode {self.mode}), but its "
-                "infos lack final_obs, where Gymnasium puts the final observations. Add it, or use another mode."
-            )
-        final = infos["final_obs"]
-        if isinstance(final, dict):  # as some libraries lay out Dict observations; Gymnasium has an array of dicts
-            return {key: np.array(part[number]) for key, part in final.items()}
-        return own_copy(final[number])
 
     def action_masks(self) -> list[AnyArray] | None:
         """Calls each environment's `action_masks()` in a `SyncVectorEnv`; other kinds can't be asked safely."""

@@ -18,7 +18,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch.distributions import Categorical, Normal, kl_divergence
 
+from rlsmooth.data import LabelledData
 from rlsmooth.envs import (
+    DatasetBanditEnv,
+    DatasetBanditMaskedEnv,
     IdentityBoxEnv,
     IdentityEnv,
     IdentityMaskedEnv,
@@ -36,6 +39,13 @@ from rlsmooth.envs.optima import Direction
 from rlsmooth.targets import Smoothing, ordinal
 from support import assert_raises
 
+LIVING = LabelledData(
+    np.random.default_rng(0).normal(size=(6, 2)),
+    np.array([0, 1, 2, 3, 1, 0]),
+    ("wolf", "lion", "oak", "tiger"),
+    hierarchy={"plants": ["oak"], "animals": {"cats": ["lion", "tiger"], "dogs": ["wolf"]}},
+)
+GRADES = LabelledData(np.arange(10.0).reshape(5, 2), np.array([0, 1, 2, 3, 1]), tuple("abcd"), is_ordered=True)
 DIRECTIONS: tuple[Direction, ...] = ("policy_to_reference", "reference_to_policy")
 TABULAR = [
     IdentityEnv(3),
@@ -45,6 +55,8 @@ TABULAR = [
     IdentityMaskedEnv(4),
     IdentityMaskedMultiDiscreteEnv((2, 4)),
     IdentityMaskedMultiBinaryEnv(2),
+    DatasetBanditEnv(LIVING),
+    DatasetBanditMaskedEnv(GRADES, legal=0.6),
 ]
 every_tabular = pytest.mark.parametrize("env", TABULAR, ids=lambda env: type(env).__name__)
 
@@ -324,6 +336,55 @@ def test_problem_refuses(dims: tuple[int, ...], shape: tuple[int, int], message:
 def test_problem_refuses_a_state_without_a_legal_action() -> None:
     with pytest.raises(ValueError, match="without a legal value"):
         TabularProblem((2,), np.zeros((2, 2)), np.array([[True, True], [False, False]]))
+
+
+def test_a_bandits_reward_falls_with_the_distance_in_the_tree_and_in_the_order() -> None:
+    # by hand: cats are 2 edges apart, cat and dog 4, animal and plant 5 (oak is 2 below the root, cats 3)
+    wolf, lion = DatasetBanditEnv(LIVING).problem.rewards[:2]
+    assert wolf == pytest.approx([1, 1 - 4 / 5, 0, 1 - 4 / 5])
+    assert lion == pytest.approx([1 - 4 / 5, 1, 0, 1 - 2 / 5])
+    assert DatasetBanditEnv(LIVING, distance="zero_one").problem.rewards[1].tolist() == [0, 1, 0, 0]
+    assert DatasetBanditEnv(GRADES).problem.rewards[1] == pytest.approx([2 / 3, 1, 2 / 3, 1 / 3])
+    masked = DatasetBanditMaskedEnv(GRADES, legal=0.0, episode_length=1)
+    observation, _ = masked.reset(seed=0)
+    assert np.flatnonzero(masked.action_masks()).tolist() == [GRADES.labels[masked.state_of(observation)]]
+    _, reward, _, truncated, info = masked.step(np.flatnonzero(~masked.action_masks())[0])
+    assert (reward, truncated, info) == (-1.0, True, {"illegal_action": True})
+
+
+def test_samples_that_look_alike_have_one_optimum() -> None:
+    # class 0 twice and class 2 once under the same features: 0 pays (1 + 1 + 0) / 3, and 1 pays 1/2 always
+    alike = LabelledData(np.eye(4)[:, 3:], np.array([0, 0, 2, 1]), tuple("abc"), is_ordered=True)
+    env = DatasetBanditEnv(alike, standardise=False)
+    assert env.problem.rewards[:3] == pytest.approx(np.array([[2 / 3, 1 / 2, 1 / 3]] * 3))
+    assert env.optimal_return() == pytest.approx(10 * (3 * 2 / 3 + 1) / 4)
+    assert [int(env.expert_action(row)) for row in alike.features] == [0, 0, 0, 1]
+    paid = set()
+    observation, _ = env.reset(seed=0)
+    for _ in range(400):
+        row = env.state_of(observation)
+        observation, reward, _, over, _ = env.step(0)
+        paid.add((int(alike.labels[row]), reward))  # each sample pays by its own label
+        observation = env.reset()[0] if over else observation
+    assert paid == {(0, 1.0), (1, 0.5), (2, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: DatasetBanditEnv("no set"), ValueError, "data='no set' is not known"),
+        (lambda: DatasetBanditEnv(np.zeros(3)), TypeError, "data must be a LabelledData"),
+        (lambda: DatasetBanditEnv(GRADES, distance="tree"), ValueError, "distance='tree' needs a hierarchy"),
+        (lambda: DatasetBanditEnv(LIVING, distance="ordinal"), ValueError, "distance='ordinal' needs ordered classes"),
+        (lambda: DatasetBanditEnv(LIVING, distance="far"), ValueError, "distance='far'"),
+        (lambda: DatasetBanditEnv(GRADES.take(np.array([0]))), ValueError, "1 samples"),
+        (lambda: DatasetBanditMaskedEnv(GRADES, legal=1.5), ValueError, "legal=1.5"),
+        (lambda: DatasetBanditMaskedEnv(GRADES, legal=np.ones((5, 3), bool)), ValueError, r"legal has shape \(5, 3\)"),
+        (lambda: DatasetBanditEnv(GRADES).state_of(np.full(2, 9, np.float32)), ValueError, "no sample's features"),
+    ],
+)
+def test_a_bandit_refuses(make: Any, error: type[Exception], message: str) -> None:
+    assert_raises(error, message, make)
 
 
 # ---- unmodified SB3 algorithms find the known optimum

@@ -332,6 +332,7 @@ CASES = [
     (name, {"observation": form}) for name in IDENTITY_IDS if name != "rlsmooth/IdentityBox-v0" for form in WRAPPED
 ]
 CASES += [("rlsmooth/IdentityBox-v0", {}), ("rlsmooth/IdentityBox-v0", {"num_dims": 1, "state_bound": 1.0})]
+CASES += [(f"rlsmooth/DatasetBandit{form}-v0", {"data": "iris"}) for form in ("", "Masked")]
 CASES += [("rlsmooth/DeepSea-v0", {}), ("rlsmooth/DeepSea-v0", {"size": 50, "deterministic": False})]
 
 

@@ -39,7 +39,8 @@ from support import read_events, same_tensors
 ON = ("--real-target", "0.9", "--smoothing", "0.05", "--n-episodes", "2", "--reward-net-arch", "8", "8")
 TINY = ("-n", "768", "--eval-freq", "512", "--save-freq", "256", "--eval-episodes", "2", "--device", "cpu")
 FILES = {"agent.zip", "best_agent.zip", "evaluations.npz", "reward_net.zip"}
-finished = finished_run("gail", *TINY, *ON)
+BRIDGED = ("--vectorization", "vector_entry_point")
+finished = finished_run("gail", *TINY, *ON, *BRIDGED)
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -49,7 +50,7 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_all_files_are_written(finished: tuple[Path, str]) -> None:
-    assert_written(*finished, FILES, [*ON, "--n-timesteps", "768", "--env", "CartPole-v1"], exactly=False)
+    assert_written(*finished, FILES, [*ON, *BRIDGED, "--n-timesteps", "768", "--env", "CartPole-v1"], exactly=False)
     assert "1,000 in 2 episodes" in finished[1]
     assert checkpoint_steps(finished[0] / "checkpoints") == [512, 768]
 

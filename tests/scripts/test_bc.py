@@ -131,6 +131,7 @@ def demonstrations_of(env: str, path: Path) -> Path:
 # ---- bco
 QUICK = ("--epochs", "1", "--inverse-epochs", "2", "--eval-episodes", "2", "--n-envs", "2", "--net-arch", "8")
 TINY_BCO = (*QUICK, "--n-episodes", "1", "--rounds", "2", "--transitions-per-round", "200", "--device", "cpu")
+TINY_BCO += ("--vectorization", "sync")
 bco_run = finished_run("bco", *TINY_BCO)
 
 

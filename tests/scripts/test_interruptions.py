@@ -200,7 +200,7 @@ def test_a_dead_worker_is_named_whether_it_is_found_when_sending_or_receiving() 
     env.step_wait()
     os.kill(env.processes[1].pid, signal.SIGKILL)
     env.processes[1].join()
-    message = rf"environment 1 \(pid {env.processes[1].pid}\) has ended by signal 9 \(SIGKILL\).*--vec-env dummy"
+    message = rf"environment 1 \(pid {env.processes[1].pid}\) has ended by signal 9 \(SIGKILL\).*--vec-env subproc"
     for _ in range(3):
         with pytest.raises(WorkerDiedError, match=message):
             env.step(actions)

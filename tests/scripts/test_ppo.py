@@ -168,7 +168,7 @@ def test_resuming_a_finished_run_changes_nothing_but_its_report(finished: tuple[
 
 
 def test_evaluate_agrees_with_sb3(finished: tuple[Path, str]) -> None:
-    found = evaluated(finished[0], "--n-envs", "1", "--seed", "7", episodes=3)
+    found = evaluated(finished[0], "--n-envs", "1", "--seed", "7", "--vectorization", "vector_entry_point", episodes=3)
     agent = load_agent(finished[0] / "agent.zip", device="cpu")
     env = make_vec_env("CartPole-v1", 1, seed=7)
     mean, std = evaluate_policy(agent, env, 3)
@@ -184,6 +184,10 @@ def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> N
     assert main(words) == 0
     recorded = Demonstrations.load(path)
     assert recorded.metadata["expert"] == {"algo": "SmoothedPPO"}
+    assert main([*words, "--vectorization", "sync"]) == 0
+    again = Demonstrations.load(path)
+    assert again.metadata["env_id"] == recorded.metadata["env_id"] == "CartPole-v1"
+    assert np.array_equal(np.asarray(again.observations), np.asarray(recorded.observations))
     agent = load_agent(finished[0] / "agent.zip", device="cpu")
     actions, _ = agent.predict(np.asarray(recorded.observations), deterministic=True)
     assert (actions == recorded.actions).all()
@@ -239,8 +243,9 @@ def test_a_masked_identity_is_solved(tmp_path: Path) -> None:
 def test_environments_in_processes_give_the_same_agent(tmp_path: Path) -> None:
     words = ("ppo", "--env", "rlsmooth/Identity-v0", "-n", "256", "--n-envs", "2", "--smoothing", "0.1")
     here = run_here(tmp_path / "here", *words, *SMALL)
-    apart = run_here(tmp_path / "apart", *words, "--vec-env", "subproc", *SMALL)
-    assert same_tensors(parameters(here), parameters(apart))
+    for place, way in enumerate((("--vec-env", "subproc"), ("--vectorization", "sync"), ("--vectorization", "async"))):
+        apart = run_here(tmp_path / str(place), *words, *way, *SMALL)
+        assert same_tensors(parameters(here), parameters(apart))
 
 
 def test_normalised_observations_are_normalised_wherever_the_agent_plays(tmp_path: Path) -> None:

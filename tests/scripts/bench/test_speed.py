@@ -35,6 +35,7 @@ from rlsmooth.scripts.bench import (
     same_numbers,
     sb3_conformance,
     shuffle_blocks,
+    vector_bridge,
 )
 from rlsmooth.scripts.bench import peers_adversarial as bench
 from rlsmooth.scripts.bench.measure import command_line, paired_ratio, spread
@@ -750,3 +751,13 @@ def test_growth_has_slopes_and_a_figure(tmp_path: Path) -> None:
     assert found["size"] == 2_048
     assert found["seconds"] > 0
     assert 0 <= found["mib"] < 20  # memory that the process has already counts for nothing
+
+
+@pytest.mark.slow
+def test_the_bridge_is_measured(tmp_path: Path) -> None:
+    vector_bridge.main(vector_bridge.Args(quick=True, output=tmp_path))
+    result = json.loads((tmp_path / "vector_bridge.json").read_text())
+    assert {row["n_envs"] for row in result["raw"]} == {row["n_envs"] for row in result["training"]} == {8, 64, 256}
+    dummy, bridge, *_ = result["curves"]
+    assert dummy["returns"] == bridge["returns"]  # the same numbers, seed by seed
+    assert vector_bridge.mean_with_interval([1.0, 2.0, 3.0]) == "2.0 [-0.5, 4.5]"  # 4.303 / sqrt(3) = 2.48 around 2
