@@ -58,7 +58,7 @@ MOST_OF_OTHERS = 10**6
 MOST_LAYERS, MOST_SQUARES = 64, 2**25
 """How many layers a list of sizes may have, and to what the squares of the sizes may add up."""
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
-ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full"}
+ADDED: dict[str, Any] = {"env_kwargs": (), "engine": "torch", "shuffle": "full", "absorbing_reward": "learned"}
 """Options that runs of earlier versions do not have, with what these did."""
 
 
