@@ -72,6 +72,7 @@ ADDED: dict[str, Any] = {
     "gamma": 0.99,
     "devices": 1,
     "vectorization": None,
+    "absorbing_reward": "learned",
 }
 """Options that runs of earlier versions do not have, with what these did."""
 

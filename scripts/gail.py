@@ -22,6 +22,8 @@ class Args(AdversarialArgs):
 
     reward_form: Literal["minus_log_one_minus_d", "log_d", "logit"] = "minus_log_one_minus_d"
     """What the generator is paid, of the discriminator's D: -log(1 - D), log D, or both, which is D's logit."""
+    absorbing_reward: Literal["counted", "learned"] = "counted"
+    """How D of the absorbing state behind terminal ones is known: by counting, or by the network, which learns it."""
 
 
 def main(args: Args) -> Path:
@@ -35,7 +37,8 @@ def main(args: Args) -> Path:
     from rlsmooth.agents import GAIL
     from rlsmooth.scripts.adversarial import score_net, train
 
-    return train("gail", GAIL, args, lambda generator: score_net(args, generator), reward_form=args.reward_form)
+    given = {"reward_form": args.reward_form, "absorbing_reward": args.absorbing_reward}
+    return train("gail", GAIL, args, lambda generator: score_net(args, generator), **given)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, final
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -11,11 +13,17 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial.reward_nets import RewardNet, Transitions
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation, TerminalStates
+from rlsmooth.agents.adversarial.transitions import TransitionStore
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import binary_cross_entropy
+from rlsmooth.untrusted import decode
 
 RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
+AbsorbingReward: TypeAlias = Literal["counted", "learned"]
+
+NEVER = 1e-9
+"""The share of the absorbing state where it was never reached: its logit is finite, and a file can hold it."""
 
 
 @final
@@ -36,11 +44,18 @@ class GAIL(AdversarialImitation):
     whatever the expert does. With `terminal_states="absorbing"` (Kostrikov et al. 2019, Discriminator-Actor-Critic), a
     terminal state leads to an absorbing state, which the discriminator scores too and which earns its reward for ever.
     The implementation subtracts that reward from every step instead, which shifts all returns by the same constant:
-    termination is worth 0, and a step is worth as much as it is better than having terminated. Your own `reward_net`
-    must then give all absorbing transitions the same score. Minibatches of both sides are drawn as if each side had
-    terminated once more than observed (Laplace's rule of succession). Otherwise, D of an absorbing state that only one
-    side reaches would go to 0 or 1, and the reward of every step would follow. `"as_is"` does nothing of this, like
-    imitation with `allow_variable_horizon=True`.
+    termination is worth 0, and a step is worth as much as it is better than having terminated.
+
+    The absorbing state is a single point, whose best logit needs no learning: with e and g its shares on the expert's
+    and the generator's side it is `log((a e + b g) / ((1 - a) e + (1 - b) g))`. That is what `"counted"` takes. A
+    `reward_net` of your own must give all absorbing transitions the same score, which is learned, as by `"learned"`: it
+    starts at random, and pays for terminating until it has fallen below the scores of real states. A side that never
+    terminated is counted as if it had once (Laplace's rule of succession), every side once more than observed, but only
+    where the reward had no bound otherwise: the generator's for `-log(1 - D)`, the expert's for `log D`, both for
+    `"logit"`, and both where the score is learned. If the expert never terminates, counting it once more would let the
+    absorbing state's reward rise to `log 2` as the generator terminates less, and make states that look less like the
+    expert's worth less than terminating. `terminal_states="as_is"` does nothing of this, like imitation with
+    `allow_variable_horizon=True`.
 
     Args:
         demonstrations: the expert's. `next_observations` are needed only if the reward net uses them.
@@ -66,6 +81,8 @@ class GAIL(AdversarialImitation):
         fake_target: the value of D that the generator's transitions are trained towards; leave it at 0.
         correct_offset: subtract the logit at the equilibrium before the reward is computed.
         terminal_states: `"absorbing"`: a terminal state leads to an absorbing one; `"as_is"`: termination is ignored.
+        absorbing_reward: how the absorbing state's logit is known: `"counted"` from the shares of terminations on both
+            sides, where `reward_net` is a `RewardNet`; `"learned"`: by the network, which starts at random.
         horizon: steps after which episodes are truncated, for `"absorbing"`; None: the environment's time limit, or
             else the length of the longest demonstration.
         relabel_replay_buffer: for off-policy algorithms: recompute the rewards in the replay buffer after each round.
@@ -90,6 +107,8 @@ class GAIL(AdversarialImitation):
         (2, 256)
     """
 
+    ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {"absorbing_reward": "learned"}
+
     def __init__(
         self,
         demonstrations: Demonstrations,
@@ -109,12 +128,15 @@ class GAIL(AdversarialImitation):
         fake_target: float = 0.0,
         correct_offset: bool = True,
         terminal_states: TerminalStates = "absorbing",
+        absorbing_reward: AbsorbingReward = "counted",
         horizon: int | None = None,
         relabel_replay_buffer: bool = True,
         seed: int | None = None,
     ) -> None:
         check_choice("reward_form", reward_form, ("minus_log_one_minus_d", "log_d", "logit"))
         self.reward_form: RewardForm = reward_form
+        check_choice("absorbing_reward", absorbing_reward, ("counted", "learned"))
+        self.absorbing_reward: AbsorbingReward = absorbing_reward
         super().__init__(
             demonstrations,
             gen_algo,
@@ -136,11 +158,32 @@ class GAIL(AdversarialImitation):
             seed=seed,
         )
 
+        self.absorbing_logit = self.offset  # D knows nothing yet
+
     def _check_policy(self) -> None:
         """Any policy will do."""
 
     def _default_net(self) -> nn.Module:
         return RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
+
+    @property
+    def _is_counted(self) -> bool:
+        return self.absorbing_reward == "counted" and isinstance(self.reward_net, RewardNet)
+
+    def _terminates_once_more(self, store: TransitionStore) -> bool:
+        if not self._is_counted or self.reward_form == "logit":
+            return True
+        return store is (self.expert if self.reward_form == "log_d" else self.generated)
+
+    def train_discriminator(self) -> dict[str, float]:
+        """The discriminator's part of a round; see `AdversarialImitation.train_discriminator`."""
+        found = super().train_discriminator()
+        if self._sees_absorbing():
+            stores = self.expert, self.generated
+            expert, made = (store.absorbing_share(self._unseen_absorbing(store)) for store in stores)
+            real = self.real_target * expert + self.fake_target * made
+            self.absorbing_logit = math.log(max(real, NEVER) / max(expert + made - real, NEVER))
+        return found
 
     def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
         """The reward net's output, `[B]`."""
@@ -149,9 +192,22 @@ class GAIL(AdversarialImitation):
 
     def reward(self, transitions: Transitions) -> Tensor:
         """The reward, `-log(1 - D)` or another `reward_form`, of the logit minus the offset, `[B]`."""
-        logits: Tensor = self.reward_net(transitions) - self.offset
+        logits: Tensor = self.reward_net(transitions)
+        if self._is_counted and transitions.absorbing is not None:
+            logits = logits.masked_fill(transitions.absorbing, self.absorbing_logit)
+        logits = logits - self.offset
         if self.reward_form == "logit":
             return logits
         if self.reward_form == "log_d":
             return -binary_cross_entropy(logits, torch.ones_like(logits), reduction="none")
         return binary_cross_entropy(logits, torch.zeros_like(logits), reduction="none")
+
+    def state(self) -> dict[str, Any]:
+        """As `AdversarialImitation.state`, and the absorbing state's logit."""
+        return {**super().state(), "absorbing_logit": self.absorbing_logit}
+
+    def set_state(self, state: Mapping[str, Any], path: Path) -> None:
+        """Put back what `state` gave, arguments apart; see `AdversarialImitation.set_state`."""
+        super().set_state(state, path)
+        if "absorbing_logit" in state:  # not in files of before it was counted
+            self.absorbing_logit = decode(float, state["absorbing_logit"], "absorbing_logit")

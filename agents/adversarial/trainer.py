@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -142,6 +142,8 @@ class AdversarialImitation(ABC):
     that its schedules, callbacks and progress bar run over the whole budget. `GAIL` documents the arguments.
     """
 
+    ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {}  # arguments that older files lack, as their runs were trained
+
     def __init__(
         self,
         demonstrations: Demonstrations,
@@ -182,9 +184,8 @@ class AdversarialImitation(ABC):
         self.relabel_replay_buffer = relabel_replay_buffer
         if relabel_replay_buffer:
             check_relabelling(self.gen_algo)
-        self.horizon: int | None = None
-        if terminal_states == "absorbing":
-            self.horizon = episode_horizon(self.gen_algo, demonstrations, horizon)
+        is_absorbing = terminal_states == "absorbing"
+        self.horizon = episode_horizon(self.gen_algo, demonstrations, horizon) if is_absorbing else None
         self.device = self.gen_algo.device
         self.gamma = float(self.gen_algo.gamma)
         self.reward_net = net.to(self.device)
@@ -212,6 +213,10 @@ class AdversarialImitation(ABC):
         self.rounds = self.trained_at = 0
         self.knows_absorbing = False
         self.draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
+
+    def _terminates_once_more(self, store: TransitionStore) -> bool:
+        """Whether transitions are drawn from a side as if it had terminated once more than it has."""
+        return True
 
     @abstractmethod
     def _check_policy(self) -> None:
@@ -352,15 +357,14 @@ class AdversarialImitation(ABC):
         watch.check(self.rounds * self.n_disc_updates_per_round, None, rate=learning_rate_of(self.optimizer))
         means = torch.stack([torch.stack(tuple(statistics)) for statistics in found]).mean(0).tolist()
         named = dict(zip(DiscriminatorStatistics._fields, means, strict=True))
-        return {tag: named[name] for name, tag in TAGS.items()} | {
-            "n_expert": float(self.demo_batch_size),
-            "n_generated": float(self.demo_batch_size),
-        }
+        sizes = dict.fromkeys(("n_expert", "n_generated"), float(self.demo_batch_size))
+        return {tag: named[name] for name, tag in TAGS.items()} | sizes
 
     def _update_discriminator(self) -> DiscriminatorStatistics:
-        drawn = self.demo_batch_size, self.draws, self.device
-        expert, expert_masks = self.expert.sample(*drawn, more_absorbing=self._unseen_absorbing(self.expert))
-        made, made_masks = self.generated.sample(*drawn, more_absorbing=self._unseen_absorbing(self.generated))
+        (expert, expert_masks), (made, made_masks) = (
+            store.sample(self.demo_batch_size, self.draws, self.device, more_absorbing=self._unseen_absorbing(store))
+            for store in (self.expert, self.generated)
+        )
         size = self.demo_minibatch_size or self.demo_batch_size
 
         def logits() -> Iterator[tuple[Tensor, Tensor]]:
@@ -374,10 +378,9 @@ class AdversarialImitation(ABC):
 
         real, fake = self.real_target, self.fake_target
         if size == self.demo_batch_size:
-            whole = next(logits())
-            return discriminator_step(self.optimizer, *whole, real_target=real, fake_target=fake)
-        parts = self.demo_batch_size // size
-        return accumulated_discriminator_step(self.optimizer, logits(), parts, real_target=real, fake_target=fake)
+            return discriminator_step(self.optimizer, *next(logits()), real_target=real, fake_target=fake)
+        parts = logits(), self.demo_batch_size // size
+        return accumulated_discriminator_step(self.optimizer, *parts, real_target=real, fake_target=fake)
 
     def _sees_absorbing(self) -> bool:
         """Whether an episode of either side ever terminated: before that, the absorbing state plays no part."""
@@ -386,13 +389,12 @@ class AdversarialImitation(ABC):
         return self.knows_absorbing
 
     def _unseen_absorbing(self, store: TransitionStore) -> float:
-        """Absorbing steps that were not seen: each side is drawn from as if it had terminated once more.
+        """Absorbing steps that were not seen, of a side that is drawn from as if it had terminated once more.
 
-        That is Laplace's rule of succession. Where only one side ever terminated, the best D of the absorbing state
-        would else be 0 or 1 and its reward, which is taken off every step, without bound. The side with fewer
-        transitions has less of that termination, so that two sides that do the same have the same share of it.
+        That is Laplace's rule of succession: where only one side ever terminated, the best D would else be 0 or 1. The
+        side with fewer transitions has less of it, so that two sides that do the same have the same share.
         """
-        if not self._sees_absorbing():
+        if not (self._sees_absorbing() and self._terminates_once_more(store)):
             return 0.0
         assert self.horizon is not None
         whole = float(absorbing_steps(np.zeros(1, np.int64), self.horizon, self.gamma)[0])
@@ -403,10 +405,9 @@ class AdversarialImitation(ABC):
     ) -> NDArray[np.float32]:
         """The generator's reward for transitions, float32 `[B]`, on arrays.
 
-        With `terminal_states="absorbing"` it is less the reward of the absorbing state. An episode that terminates
-        would earn that one for ever after; taking it off every step instead moves all returns by the same amount, so
-        that a terminal state is worth 0, as algorithms take it, and no termination pays at once what the critic has yet
-        to learn of living on.
+        With `terminal_states="absorbing"` it is less the reward of the absorbing state, which a terminated episode
+        would earn for ever: all returns move by the same amount, a terminal state is worth 0, as algorithms take it,
+        and no termination pays at once what the critic has yet to learn of living on.
 
         Args:
             observations: `[B, ...]`, or a dict of such, as the algorithm's space has them.
@@ -624,7 +625,7 @@ class AdversarialImitation(ABC):
             tensors=state["argument_tensors"],
             custom_objects=_renamed(own, OPTIMIZER, OPTIMIZER_IN_FILES),
         )
-        arguments = _renamed(arguments, OPTIMIZER_IN_FILES, OPTIMIZER)
+        arguments = cls.ADDED_ARGUMENTS | _renamed(arguments, OPTIMIZER_IN_FILES, OPTIMIZER)
         if set(arguments) != set(names):
             raise SafeFileError(f"{str(path)!r} has the arguments {sorted(arguments)}. Use another copy.")
         if reward_net is None:

@@ -61,6 +61,11 @@ class TransitionStore:
         """Whether steps in the absorbing state follow any of the transitions."""
         return bool(self.absorbing_steps[: len(self)].any())
 
+    def absorbing_share(self, more_absorbing: float = 0.0) -> float:
+        """The share of the absorbing state in what is drawn; see `sample`."""
+        padding = float(self.absorbing_steps[: len(self)].sum()) + more_absorbing
+        return padding / (padding + len(self))
+
     def add(
         self,
         observations: Observations,
@@ -114,8 +119,7 @@ class TransitionStore:
         size = len(self)
         if size == 0:
             raise ValueError("there are no transitions to draw from.")
-        padding = float(self.absorbing_steps[:size].sum()) + more_absorbing
-        absorbing = generator.random(count) < padding / (padding + size)
+        absorbing = generator.random(count) < self.absorbing_share(more_absorbing)
         places = generator.integers(0, size, count)
         taken = Transitions(
             map_parts(self.observations, lambda part: _to_tensor(part[places], device)),

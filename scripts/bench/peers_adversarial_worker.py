@@ -60,7 +60,17 @@ def pendulum_expert(observations: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(torque, -2, 2)[:, None], dtype=np.float32)
 
 
-EXPERTS = {"CartPole-v1": cartpole_expert, "Acrobot-v1": acrobot_expert, "Pendulum-v1": pendulum_expert}
+def mountain_car_expert(observations: np.ndarray) -> np.ndarray:
+    """Push to where the car moves. `[B, 2]` to `[B]`."""
+    return np.where(observations[:, 1] > 0, 2, 0).astype(np.int64)
+
+
+EXPERTS = {
+    "CartPole-v1": cartpole_expert,
+    "Acrobot-v1": acrobot_expert,
+    "Pendulum-v1": pendulum_expert,
+    "MountainCar-v0": mountain_car_expert,
+}
 
 
 def our_demonstrations(job: Job) -> Any:

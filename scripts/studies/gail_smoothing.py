@@ -116,6 +116,7 @@ def train(settings: dict[str, Any]) -> Result:
             generator,
             real_target=real_target,
             fake_target=fake_target,
+            absorbing_reward="learned",  # the only one when these runs were made
             n_disc_updates_per_round=DISC_UPDATES,
             seed=seed,
         )

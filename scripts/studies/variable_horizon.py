@@ -141,6 +141,7 @@ def train(settings: dict[str, Any]) -> Result:
         ConstantLogit() if who == "D = 1/2" else None,
         reward_form=FORMS.get(form, "minus_log_one_minus_d"),  # type: ignore[arg-type]
         terminal_states=terminal_states,
+        absorbing_reward="learned",  # the only one when these runs were made
         n_disc_updates_per_round=DISC_UPDATES,
         seed=seed,
     )

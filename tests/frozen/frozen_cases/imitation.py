@@ -44,19 +44,21 @@ def of_imitation(trainer: Any) -> Tensors:
     return found | of_optimizer("reward_optimizer", trainer.optimizer) | of_arrays({"rounds": trainer.rounds})
 
 
+LEARNED = {"absorbing_reward": "learned"}  # what the files, which lack the argument, were made with
+
 IMITATIONS: dict[str, tuple[Any, Callable[[], Demonstrations], Callable[[], Any], dict[str, Any]]] = {
     # name: class, demonstrations, algorithm, arguments
     "gail": (
         GAIL,
         cartpole_data,
         lambda: algorithm(SmoothedPPO, CARTPOLE, normalises=True, target_entropy_frac=0.9, **FEW),
-        {"real_target": 0.9, "terminal_states": "absorbing", "gen_replay_buffer_capacity": 50},
+        {"real_target": 0.9, "terminal_states": "absorbing", "gen_replay_buffer_capacity": 50} | LEARNED,
     ),
     "gail_dqn": (
         GAIL,
         cartpole_data,
         lambda: algorithm(DQN, CARTPOLE, train_freq=2, **BUFFER),
-        {"reward_form": "log_d", "disc_learning_rate": 0.01},
+        {"reward_form": "log_d", "disc_learning_rate": 0.01} | LEARNED,
     ),
     "airl": (
         AIRL,
