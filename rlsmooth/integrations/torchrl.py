@@ -21,7 +21,7 @@ from rlsmooth.losses import entropy
 from rlsmooth.targets import Smoothing, as_smoothing
 
 
-class SmoothedClipPPOLoss(ClipPPOLoss):
+class SmoothedClipPPOLoss(ClipPPOLoss):  # type: ignore[misc, unused-ignore]
     """TorchRL's clipped PPO loss and `alpha · KL(reference‖pi)`, in nats, as `loss_kl_reference_to_policy`.
 
     With alpha 0 it is TorchRL's, bit for bit. Its entropy bonus stays as it is: set `entropy_bonus=False` to have the
@@ -72,7 +72,7 @@ class SmoothedClipPPOLoss(ClipPPOLoss):
         ClipPPOLoss.out_keys.fset(self, values)
 
 
-class SmoothedBCLoss(LossModule):
+class SmoothedBCLoss(LossModule):  # type: ignore[misc, unused-ignore]
     """Behaviour cloning: `CE(smoothed target, pi)`, in nats, as `loss_bc`; the policy's entropy as `entropy`.
 
     Args:
@@ -106,7 +106,7 @@ class SmoothedBCLoss(LossModule):
         self.in_keys = [*actor_network.in_keys, action_key, *([] if weight_key is None else [weight_key])]
         self.out_keys = ["loss_bc", "entropy"]
 
-    @dispatch
+    @dispatch  # type: ignore[untyped-decorator, unused-ignore]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss and the entropy, as means over the TensorDict's transitions."""
         with self.actor_network_params.to_module(self.actor_network):
