@@ -547,7 +547,8 @@ def reduced_cross_entropy(
 
 def _is_small(logits: Tensor) -> bool:
     """Whether the number of steps counts, not what they write: then torch's own are taken where `q` is there."""
-    return logits.numel() <= _SMALL_ELEMENTS and logits.numel() <= _SMALL_ROWS * logits.shape[-1]
+    elements = logits.numel()
+    return elements <= 4 * _SMALL_ROWS or (elements <= _SMALL_ELEMENTS and elements <= _SMALL_ROWS * logits.shape[-1])
 
 
 def label_rows(logits: Tensor, labels: Tensor) -> Tensor | None:
