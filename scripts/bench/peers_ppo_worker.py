@@ -92,7 +92,8 @@ class Watch:
 
     def install(self) -> None:
         """Count in every CartPole of this process from now on."""
-        step, reset = CartPoleEnv.step, CartPoleEnv.reset
+        cartpole: Any = CartPoleEnv
+        step, reset = cartpole.step, cartpole.reset
         lengths: dict[CartPoleEnv, int] = {}
 
         def counted_step(env: Any, action: Any) -> Any:
@@ -111,7 +112,7 @@ class Watch:
                 self.finished(length)
             return reset(env, seed=seed, options=options)
 
-        CartPoleEnv.step, CartPoleEnv.reset = counted_step, counted_reset  # type: ignore[method-assign]
+        cartpole.step, cartpole.reset = counted_step, counted_reset
 
     def finished(self, length: int) -> None:
         """Note a finished episode; its return is its length, as each step is paid with 1."""
@@ -229,9 +230,11 @@ def leanrl(job: Job) -> Act:
 
 def discrete(seed: int) -> Callable[[Any], tuple[Any, Any]]:
     """What gives LeanRL's agent a categorical distribution, as its PPO for Atari has, and CartPole without wrappers."""
-    from torch.distributions.categorical import Categorical, Distribution
+    from torch import distributions
 
-    Distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]
+    untyped: Any = distributions
+    categorical = untyped.Categorical
+    untyped.Distribution.set_default_validate_args(False)
 
     def changed(agent: Any) -> tuple[Any, Any]:
         class Discrete(agent):  # type: ignore[misc]
@@ -240,7 +243,7 @@ def discrete(seed: int) -> Callable[[Any], tuple[Any, Any]]:
                 del self.actor_logstd
 
             def get_action_and_value(self, obs: Any, action: Any = None) -> Any:
-                distribution = Categorical(logits=self.actor_mean(obs))
+                distribution = categorical(logits=self.actor_mean(obs))
                 if action is None:
                     action = distribution.sample()
                 return action, distribution.log_prob(action), distribution.entropy(), self.critic(obs)
