@@ -212,7 +212,7 @@ def _dimensions(
 ) -> list[BoxChoice]:
     # A policy's standard deviations are one a dimension, a state's own with gSDE.
     mean = acting.mean[0].double().cpu().numpy().ravel()
-    std = np.broadcast_to(acting.log_std.exp().double().cpu().numpy(), acting.mean.shape)[0].ravel()
+    std = np.broadcast_to(acting.behaviour_log_std.exp().double().cpu().numpy(), acting.mean.shape)[0].ravel()
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     if is_squashed:
         ends = [low + (np.tanh(mean + side * std) + 1) / 2 * (high - low) for side in (-1, 0, 1)]

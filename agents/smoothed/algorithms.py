@@ -1,9 +1,10 @@
-"""PPO and A2C with smoothing: a KL term, entropy targets, exploration floors, and a start from a cloned policy."""
+"""PPO and A2C with smoothing: a KL term, entropy targets, floors, guarantees, and a start from a cloned policy."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from io import BufferedIOBase
 from numbers import Real
@@ -27,7 +28,13 @@ from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
 from rlsmooth.agents.sb3 import begin_update, count_updates, quick_steps
-from rlsmooth.agents.smoothed.entropy import EntropyTarget, EntropyTerm, check_targets, entropy_target_for
+from rlsmooth.agents.smoothed.entropy import (
+    EntropyTarget,
+    EntropyTerm,
+    check_least_entropy,
+    check_targets,
+    entropy_target_for,
+)
 from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
 from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
 from rlsmooth.agents.smoothed.numpy_training import NumpyTraining
@@ -91,11 +98,43 @@ def coefficient_at(smoothing: Smoothing, progress: float) -> float:
     return check_in_range("smoothing", float(alpha) if isinstance(alpha, Tensor) else alpha, 0.0)
 
 
-def check_policy_class(policy_class: type, *, is_smoothed: bool, floor: ScheduleLike) -> None:
-    """Raise TypeError if smoothing or a floor needs a `SmoothedPolicy` and this is another class."""
+FLOORS = {
+    "exploration_floor": (0.0, 1.0),
+    "min_entropy_frac": (0.0, 1.0),
+    "min_entropy_nats": (-math.inf, math.inf),
+}
+"""The arguments that make the behaviour policy another than pi, which exclude each other, and the range of each."""
+
+
+def floor_in(arguments: Mapping[str, Any]) -> str | None:
+    """The one of `FLOORS` that is given, or None.
+
+    Raises:
+        TypeError: it is neither a number, nor text, nor callable.
+        ValueError: it is out of range, or there are two.
+
+    Example:
+        >>> floor_in({"exploration_floor": 0.0, "min_entropy_frac": 0.3})
+        'min_entropy_frac'
+    """
+    given = []
+    for name, (low, high) in FLOORS.items():
+        value = arguments.get(name)
+        if value is not None or (name == "exploration_floor" and name in arguments):  # off is 0 there
+            check_schedule(name, value, low=low, high=high)
+        if value is not None and (name == "min_entropy_nats" or not is_zero(value)):
+            given.append(name)
+    if len(given) > 1:
+        words = " and ".join(f"{name}={arguments[name]!r}" for name in given)
+        raise ValueError(f"{words} are both given: choose one.")
+    return given[0] if given else None
+
+
+def check_policy_class(policy_class: type, *, is_smoothed: bool, floor: str | None) -> None:
+    """Raise TypeError if smoothing or a floor (one of `FLOORS`) needs a `SmoothedPolicy` and this is another class."""
     if issubclass(policy_class, SmoothedPolicy):
         return
-    wanting = "smoothing (or a target entropy)" if is_smoothed else None if is_zero(floor) else "exploration_floor"
+    wanting = "smoothing (or a target entropy)" if is_smoothed else floor
     if wanting is not None:
         raise TypeError(
             f"policy={policy_class.__name__} can't be used with {wanting}: give a name such as 'MlpPolicy', a class "
@@ -104,21 +143,23 @@ def check_policy_class(policy_class: type, *, is_smoothed: bool, floor: Schedule
 
 
 def policy_arguments_of(
-    policy_kwargs: Mapping[str, Any], smoothing: Smoothing, *, is_smoothed: bool, floor: ScheduleLike
+    policy_kwargs: Mapping[str, Any], smoothing: Smoothing, *, is_smoothed: bool, floor: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The policy's arguments, with the reference of `smoothing` unless that is the default.
 
-    The uniform reference is the default; with it, a reference in `policy_kwargs` is kept.
+    The uniform reference is the default; with it, a reference in `policy_kwargs` is kept. `floor` is the algorithm's
+    one of `FLOORS`, by name, if there is one.
 
     Raises:
         ValueError: the reference or the floor is given in both places, with different values.
     """
     arguments = dict(policy_kwargs)
-    if not is_zero(floor) and arguments.get("exploration_floor", floor) != floor:
-        raise ValueError(
-            f"exploration_floor={floor!r} differs from policy_kwargs['exploration_floor']="
-            f"{arguments['exploration_floor']!r}: give one of them."
-        )
+    for name, value in floor.items():
+        theirs = floor_in(arguments)
+        if theirs is not None and (theirs != name or arguments[theirs] != value):
+            raise ValueError(
+                f"{name}={value!r} differs from policy_kwargs[{theirs!r}]={arguments[theirs]!r}: give one of them."
+            )
     if not is_smoothed or has_default_reference(smoothing):
         return arguments
     ours = dataclasses.replace(smoothing, alpha=1.0)
@@ -150,7 +191,7 @@ ALIAS_OF = {
 }
 # These are the algorithm's, not the clone's.
 NOT_COPIED = ("observation_space", "action_space", "optimizer_class", "optimizer_kwargs", "use_sde")
-SMOOTHED_ONLY = ("reference", "exploration_floor", "reference_std")
+SMOOTHED_ONLY = ("reference", "reference_std", *FLOORS)
 GAUSSIAN_ONLY = ("log_std_init", "full_std", "use_expln", "squash_output")
 
 
@@ -292,6 +333,8 @@ class SmoothedTraining(NumpyTraining):
         target_entropy_frac: the target as a fraction of log n_legal, or None.
         target_entropy_nats: the target in nats, or None.
         exploration_floor: the argument; `policy.exploration_floor` is the current floor.
+        min_entropy_frac: the argument; `policy.min_entropy_frac` is the current guarantee.
+        min_entropy_nats: the same for a Box.
         entropy_target: the feedback that adjusts alpha, or None.
         reference_policy: a frozen policy whose distribution is the reference of the KL term, or None.
         value_warmup_left: the remaining environment steps for which only the critic is trained.
@@ -309,6 +352,8 @@ class SmoothedTraining(NumpyTraining):
         target_entropy_frac: float | None = None,
         target_entropy_nats: float | None = None,
         exploration_floor: ScheduleLike = 0.0,
+        min_entropy_frac: ScheduleLike | None = None,
+        min_entropy_nats: ScheduleLike | None = None,
         engine: Literal["torch", "numpy"] = "torch",
         **kwargs: Any,
     ) -> None:
@@ -317,11 +362,13 @@ class SmoothedTraining(NumpyTraining):
         self.target_entropy_frac = target_entropy_frac
         self.target_entropy_nats = target_entropy_nats
         self.exploration_floor = exploration_floor
+        self.min_entropy_frac = min_entropy_frac
+        self.min_entropy_nats = min_entropy_nats
         self.entropy_target: EntropyTarget | None = None
         self.reference_policy: BasePolicy | None = None
         self.value_warmup_left = 0
         self._has_reference_policy = False
-        self._rollout_floor: float | None = None
+        self._rollout_floor: float | None = None  # the value in force of that one of `FLOORS` which is given
         self._measured_at: int | None = None
         # The entropy target's state. It exists even when `load` is given arguments without a target.
         self._entropy_state = torch.zeros(2)
@@ -426,24 +473,23 @@ class SmoothedTraining(NumpyTraining):
         check_sb3_schedules(self)
         self.smoothing = training_smoothing(self.smoothing)
         check_targets(self.target_entropy_frac, self.target_entropy_nats, self.smoothing, self.action_space)
-        check_schedule("exploration_floor", self.exploration_floor, low=0.0, high=1.0)
-        check_policy_class(self.policy_class, is_smoothed=self.is_smoothed, floor=self.exploration_floor)
+        name = floor_in(vars(self))
+        floor = {} if name is None else {name: vars(self)[name]}
+        check_policy_class(self.policy_class, is_smoothed=self.is_smoothed, floor=name)
         given = self.policy_kwargs
         # Only while the policy is built: the arguments that are stored, shown and saved remain those of the caller.
-        self.policy_kwargs = policy_arguments_of(
-            given, self.smoothing, is_smoothed=self.is_smoothed, floor=self.exploration_floor
-        )
+        self.policy_kwargs = policy_arguments_of(given, self.smoothing, is_smoothed=self.is_smoothed, floor=floor)
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs = given
         self.check_engine()
         check_counts_from_start("policy", self.policy)
-        if is_zero(self.exploration_floor):
+        if name is None:
             self._rollout_floor = None
         else:
-            is_schedule = callable(self.exploration_floor) or isinstance(self.exploration_floor, str)
-            self._set_floor(self._rollout_floor if is_schedule else None, self._current_progress_remaining)
+            is_schedule = callable(floor[name]) or isinstance(floor[name], str)
+            self._set_floor(name, self._rollout_floor if is_schedule else None, self._current_progress_remaining)
         if self._has_reference_policy:
             self.keep_reference_policy()
             if not self.is_smoothed:  # turned off by an argument of `load`: `ent_coef` applies to the entropy again
@@ -480,11 +526,12 @@ class SmoothedTraining(NumpyTraining):
             n_rollout_steps: steps of each environment.
             use_masking: an argument of MaskablePPO only.
         """
-        if not is_zero(self.exploration_floor) or self._rollout_floor:  # or it was on until now
+        name = floor_in(vars(self))
+        if name is not None or self._rollout_floor is not None:  # or it was on until now
             # In the first rollout of a second `learn`, SB3's own progress is still that at the end of the first call.
             total = self._total_timesteps
             progress = 1.0 - self.num_timesteps / total if total else self._current_progress_remaining
-            self._set_floor(None, max(progress, 0.0))
+            self._set_floor(name, None, max(progress, 0.0))
         more: Any = () if use_masking is None else (use_masking,)
         with quick_steps(env):
             if self.engine != "torch":
@@ -515,7 +562,7 @@ class SmoothedTraining(NumpyTraining):
 
     def _train_smoothed(self) -> None:
         policy, ent_coef = self.policy, self.ent_coef
-        check_policy_class(type(policy), is_smoothed=True, floor=0.0)
+        check_policy_class(type(policy), is_smoothed=True, floor=None)
         assert isinstance(policy, SmoothedPolicy)
         kl_coef = 0.0 if self.entropy_target is not None else self.alpha
         policy.entropy_term = term = EntropyTerm(entropy_coef=ent_coef, kl_coef=kl_coef, target=self.entropy_target)
@@ -551,6 +598,9 @@ class SmoothedTraining(NumpyTraining):
         self.logger.record("train/smoothing", self.alpha)
         floor = policy.exploration_floor if isinstance(policy, SmoothedPolicy) else 0.0
         self.logger.record("train/exploration_floor", floor)
+        for name in ("min_entropy_frac", "min_entropy_nats"):
+            if getattr(self, name) is not None:
+                self.logger.record(f"train/{name}", getattr(policy, name) or 0.0)
         if self._measured_at is None or not 0 <= steps - self._measured_at < self.MEASURE_EVERY:
             self._measured_at = steps
             try:
@@ -561,11 +611,20 @@ class SmoothedTraining(NumpyTraining):
                 return  # a policy with a distribution of its own can train while all is off, but can't be measured
             record_measures(self.logger, measures)
 
-    def _set_floor(self, value: float | None, progress: float) -> None:
-        if value is None:
-            value = value_at("exploration_floor", self.exploration_floor, progress, low=0.0, high=1.0)
+    def _set_floor(self, name: str | None, value: float | None, progress: float) -> None:
+        """Give the policy the value in force, or that at `progress`, of one of `FLOORS`; None: of none."""
         assert isinstance(self.policy, SmoothedPolicy)
-        self.policy.exploration_floor = self._rollout_floor = value
+        for other in FLOORS:
+            if other != name:
+                setattr(self.policy, other, 0.0 if other == "exploration_floor" else None)
+        if name is not None:
+            if value is None:
+                low, high = FLOORS[name]
+                value = value_at(name, vars(self)[name], progress, low=low, high=high)
+            frac, nats = (value if name == one else None for one in ("min_entropy_frac", "min_entropy_nats"))
+            check_least_entropy(frac, nats, self.target_entropy_frac, self.target_entropy_nats, self.action_space)
+            setattr(self.policy, name, value)
+        self._rollout_floor = value
 
     def keep_reference_policy(self) -> None:
         """Freeze a copy of the policy as the reference of the KL term."""
@@ -606,11 +665,11 @@ ALIASES: dict[str, type[BasePolicy]] = {
 
 
 class SmoothedPPO(SmoothedTraining, PPO):
-    """PPO with KL to a reference in its loss, an entropy target and an exploration floor, each of them optional.
+    """PPO with KL to a reference, an entropy target, a floor or a guaranteed entropy, each of them optional.
 
         loss = PPO's policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
-    With all three off it equals `stable_baselines3.PPO` bit for bit. It is used as PPO is: callbacks, `predict`,
+    With all of them off it equals `stable_baselines3.PPO` bit for bit. It is used as PPO is: callbacks, `predict`,
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
     Tags under `train/`, measured at the start of each call of `train`, on at most 2048 states of the rollout:
@@ -632,6 +691,11 @@ class SmoothedPPO(SmoothedTraining, PPO):
         target_entropy_nats: the same with H in nats; for a Box, H is a differential entropy and may be negative.
         exploration_floor: draw actions from `(1 - floor) · pi + floor · reference`; a number in [0, 1], `"lin_0.1"`, or
             a callable of the progress remaining. It is constant during a rollout and its updates.
+        min_entropy_frac: in no state is H / log n_legal of the behaviour policy below this, whatever is learnt: draw
+            actions with the floor of the uniform that guarantees it (see `rlsmooth.losses.guaranteed_floor`); a number
+            in [0, 1], `"lin_0.3"`, or a callable, as the floor. In place of a floor; at most an entropy target; not for
+            a Box.
+        min_entropy_nats: the same for a Box, with H in nats; the standard deviations are scaled up to it.
         engine: `"numpy"` computes rollouts and updates of plain MLP policies in numpy, several times as fast as
             `"torch"`, with numbers that differ in the last bit and other random numbers.
         kwargs: PPO's further arguments by name.
@@ -640,7 +704,7 @@ class SmoothedPPO(SmoothedTraining, PPO):
         TypeError: an argument of another kind; a policy that is not a `SmoothedPolicy` while an option is on.
         ValueError: a number out of range, both targets, a target above the reference's entropy or together with a
             schedule, a fraction for a Box, a reference or floor in `policy_kwargs` that differs, an engine that can't
-            compute the policy.
+            compute the policy; a guarantee above the target, beside a floor, or with a reference but the uniform.
 
     Example:
         >>> model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=0.1, n_steps=64, seed=0, device="cpu")
@@ -652,14 +716,14 @@ class SmoothedPPO(SmoothedTraining, PPO):
 
 
 class SmoothedA2C(SmoothedTraining, A2C):
-    """A2C with KL to a reference in its loss, an entropy target and an exploration floor, each of them optional.
+    """A2C with KL to a reference, an entropy target, a floor or a guaranteed entropy, each of them optional.
 
         loss = A2C's policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
     The policy is measured every 500 environment steps.
 
-    The arguments are those of A2C, plus `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
-    `exploration_floor` as in `SmoothedPPO`.
+    The arguments are those of A2C, plus `smoothing`, `target_entropy_frac`, `target_entropy_nats`,
+    `exploration_floor`, `min_entropy_frac` and `min_entropy_nats` as in `SmoothedPPO`.
 
     Example:
         >>> model = SmoothedA2C("MlpPolicy", "CartPole-v1", exploration_floor="lin_0.1", seed=0, device="cpu")

@@ -23,14 +23,14 @@ from rlsmooth.agents.spaces import action_components
 
 
 class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
-    """sb3-contrib's MaskablePPO with KL to a reference in its loss, an entropy target and an exploration floor.
+    """sb3-contrib's MaskablePPO with KL to a reference in its loss, an entropy target, a floor or a guarantee.
 
         loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
     Smoothing, entropies and floor know legal actions only: an illegal one gets neither mass nor gradient.
 
-    The arguments are MaskablePPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
-    `exploration_floor` of `SmoothedPPO`.
+    The arguments are MaskablePPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats`, `exploration_floor`,
+    `min_entropy_frac` and `min_entropy_nats` of `SmoothedPPO`.
 
     Example:
         >>> from rlsmooth.envs import IdentityMaskedEnv
@@ -55,14 +55,14 @@ class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
 
 
 class SmoothedRecurrentPPO(SmoothedTraining, RecurrentPPO):
-    """sb3-contrib's RecurrentPPO with KL to a reference in its loss, an entropy target and an exploration floor.
+    """sb3-contrib's RecurrentPPO with KL to a reference in its loss, an entropy target, a floor or a guarantee.
 
         loss = its policy loss - ent_coef · H(pi) + alpha · KL(reference‖pi) + vf_coef · value loss     (nats)
 
     The padding of its sequences counts nowhere, the entropy target included.
 
-    The arguments are RecurrentPPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats` and
-    `exploration_floor` of `SmoothedPPO`.
+    The arguments are RecurrentPPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats`,
+    `exploration_floor`, `min_entropy_frac` and `min_entropy_nats` of `SmoothedPPO`.
 
     Example:
         >>> model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", smoothing=0.1, n_steps=16, device="cpu")

@@ -33,9 +33,12 @@ from rlsmooth.losses import (
     gaussian_log_prob,
     gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
+    guaranteed_floor,
+    guaranteed_floors,
     kl_from_log_probabilities,
     log_probabilities,
     mixture_log_probabilities,
+    widened_log_std,
 )
 from rlsmooth.targets import Smoothing
 
@@ -187,6 +190,8 @@ class MixedGaussian(RegularisedDistribution):
         reference_mean: `[D]`.
         reference_std: `[D]`, above 0.
         floor: in [0, 1].
+        min_entropy: nats; the behaviour policy is `N(mean, std²)` with `std` scaled up to that entropy where its own is
+            lower (`widened_log_std`). Without a floor; None: `std` is used as it is.
         entropy_term: gives `entropy()`; None: see `regularised`.
         regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
 
@@ -202,6 +207,7 @@ class MixedGaussian(RegularisedDistribution):
 
     mean: Tensor
     log_std: Tensor
+    behaviour_log_std: Tensor  # of the behaviour policy without its floor
 
     def __init__(
         self,
@@ -209,6 +215,7 @@ class MixedGaussian(RegularisedDistribution):
         reference_std: Tensor,
         *,
         floor: float = 0.0,
+        min_entropy: float | None = None,
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
     ) -> None:
@@ -216,6 +223,7 @@ class MixedGaussian(RegularisedDistribution):
         self.reference_mean = reference_mean
         self.reference_std = reference_std
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
+        self.min_entropy = min_entropy
         self._reference_outputs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -269,13 +277,14 @@ class MixedGaussian(RegularisedDistribution):
             self.
         """
         self.mean, self.log_std = mean, log_std
+        self.behaviour_log_std = log_std if self.min_entropy is None else widened_log_std(log_std, self.min_entropy)
         self._reference_outputs = reference_outputs
         return self
 
     @property
     def distribution(self) -> Normal | MixtureSameFamily:  # type: ignore[override]  # SB3 declares an attribute
         """torch's own form of the mixture, made on each access."""
-        std = self.log_std.exp().expand_as(self.mean)
+        std = self.behaviour_log_std.exp().expand_as(self.mean)
         if not self.floor:
             return Normal(self.mean, std)
         means = torch.stack((self.mean, self.reference_mean.to(self.mean).expand_as(self.mean)), dim=1)
@@ -290,7 +299,7 @@ class MixedGaussian(RegularisedDistribution):
             actions: `[B, D]`, before clipping.
         """
         if not self.floor:
-            return gaussian_log_prob(actions, self.mean, self.log_std)
+            return gaussian_log_prob(actions, self.mean, self.behaviour_log_std)
         return gaussian_mixture_log_prob(
             actions, self.mean, self.log_std, self.reference_mean, self.reference_std, floor=self.floor
         )
@@ -298,7 +307,7 @@ class MixedGaussian(RegularisedDistribution):
     def sample(self) -> Tensor:
         """Draw actions, `[B, D]`; without a floor they have the gradient of Stable-Baselines3's."""
         noise = torch.randn_like(self.mean)
-        own = self.mean + self.log_std.exp() * noise
+        own = self.mean + self.behaviour_log_std.exp() * noise
         if not self.floor:
             return own
         from_reference = torch.rand(len(own), 1, device=own.device) < self.floor
@@ -314,8 +323,8 @@ class MixedGaussian(RegularisedDistribution):
         return gaussian_entropy(self.log_std).expand(len(self.mean))
 
     def mixture_entropy(self) -> Tensor | None:
-        """The network's entropy without a floor; None with one."""
-        return None if self.floor else self.network_entropy()
+        """Without a floor the entropy of the behaviour policy; None with one."""
+        return None if self.floor else gaussian_entropy(self.behaviour_log_std).expand(len(self.mean))
 
     @torch.no_grad()
     def mixture_entropy_estimate(self, num_samples: int = 64, *, seed: int = 0) -> Tensor:
@@ -333,8 +342,9 @@ class MixedGaussian(RegularisedDistribution):
             ValueError: it is below 1.
         """
         check_positive_int("num_samples", num_samples)
-        if not self.floor:
-            return self.network_entropy()
+        exact = self.mixture_entropy()
+        if exact is not None:
+            return exact
         generator = torch.Generator(self.mean.device).manual_seed(seed)
         shape = (num_samples, *self.mean.shape)
         noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
@@ -356,10 +366,10 @@ class MixedGaussian(RegularisedDistribution):
         """None: an unbounded Box has no uniform distribution."""
 
     def entropies_by_dimension(self) -> list[Tensor] | None:
-        """The network's differential entropy of each dimension, `[B]` each; None with a floor."""
+        """Without a floor the behaviour policy's differential entropy of each dimension, `[B]` each; None with one."""
         if self.floor:
             return None
-        each = self.log_std.expand_as(self.mean).unsqueeze(-1)
+        each = self.behaviour_log_std.expand_as(self.mean).unsqueeze(-1)
         return [gaussian_entropy(part) for part in each.unbind(1)]
 
 
@@ -376,6 +386,9 @@ class MixedCategorical(RegularisedDistribution):
         references: one recipe a component, whose background around the network's greedy legal choice (without a
             gradient) is the reference; None: uniform over the legal choices.
         floor: in [0, 1].
+        min_entropy: in [0, 1], a fraction of log n_legal that the mixture's entropy never falls below: each component
+            of each state has the floor `guaranteed_floor(min_entropy, n_legal)` of the uniform. Without a floor and
+            references of its own; 0: none.
         entropy_term: gives `entropy()`; None: see `regularised`.
         regularised: `entropy()` gives `-KL(reference‖pi)` where there is no entropy term.
         start: the first action, of each dimension for MultiDiscrete; None: 0.
@@ -397,6 +410,7 @@ class MixedCategorical(RegularisedDistribution):
         *,
         references: tuple[Smoothing | None, ...] | None = None,
         floor: float = 0.0,
+        min_entropy: float = 0.0,
         entropy_term: EntropyTerm | None = None,
         regularised: bool = False,
         start: tuple[int, ...] | None = None,
@@ -411,6 +425,7 @@ class MixedCategorical(RegularisedDistribution):
         self.dims = dims
         self.references = references
         self.floor = check_in_range("floor", floor, 0.0, 1.0)
+        self.min_entropy = check_in_range("min_entropy", min_entropy, 0.0, 1.0)
         self.start = start
 
     @classmethod
@@ -534,7 +549,7 @@ class MixedCategorical(RegularisedDistribution):
 
     def mixture_entropy(self) -> Tensor:
         """Entropy of the mixture, `[B]`."""
-        return self._sum(entropy_of(self._mixture_log_probs())) if self.floor else self.network_entropy()
+        return self._sum(entropy_of(self._mixture_log_probs())) if self._is_mixed else self.network_entropy()
 
     def entropies_by_dimension(self) -> list[Tensor]:
         """Entropy of each component of the mixture, `[B]` each."""
@@ -597,12 +612,23 @@ class MixedCategorical(RegularisedDistribution):
             self._network = found
         return found
 
+    @property
+    def _is_mixed(self) -> bool:
+        return self.floor > 0 or self.min_entropy > 0
+
     def _mixture_log_probs(self) -> Tensor:
-        if not self.floor:
+        if not self._is_mixed:
             return self._log_probs()
         found = self._mixture
         if found is None or self._needs_regraph(found):
-            found = mixture_log_probabilities(self._log_probs(), self._reference(), floor=self.floor, mask=self._mask)
+            log_probs, mask = self._log_probs(), self._mask
+            if not self.min_entropy:
+                found = mixture_log_probabilities(log_probs, self._reference(), floor=self.floor, mask=mask)
+            elif mask is None:
+                found = mixture_log_probabilities(log_probs, floor=guaranteed_floor(self.min_entropy, self.dims[0]))
+            else:
+                floors = guaranteed_floors(self.min_entropy, max(self.dims), log_probs.dtype, log_probs.device)
+                found = mixture_log_probabilities(log_probs, floor=floors[mask.sum(-1, keepdim=True)], mask=mask)
             self._mixture = found
         return found
 

@@ -265,6 +265,39 @@ def check_targets(
         )
 
 
+def check_least_entropy(
+    frac: float | None,
+    nats: float | None,
+    target_frac: float | None,
+    target_nats: float | None,
+    action_space: spaces.Space[object],
+) -> None:
+    """Raise ValueError if a guaranteed entropy exceeds the target: the feedback could never come down to it.
+
+    Args:
+        frac: the guarantee as a fraction of log n, or None.
+        nats: the guarantee in nats, or None.
+        target_frac: the target as a fraction of log n, or None.
+        target_nats: the target in nats, or None.
+        action_space: the policy's.
+    """
+    components = action_components(action_space)
+    log_n = 1.0 if components is None else sum(map(math.log, components[1]))
+    least, target = (
+        number if number is not None or share is None else share * log_n
+        for share, number in ((frac, nats), (target_frac, target_nats))
+    )
+    if least is not None and target is not None and least > target + 1e-9:
+        name, value = ("min_entropy_frac", frac) if nats is None else ("min_entropy_nats", nats)
+        other, goal = (
+            ("target_entropy_frac", target_frac) if target_nats is None else ("target_entropy_nats", target_nats)
+        )
+        raise ValueError(
+            f"{name}={value} ({least:.4g} nats) exceeds {other}={goal} ({target:.4g} nats): give a guarantee that "
+            "is at most the target."
+        )
+
+
 def entropy_target_for(
     action_space: spaces.Space[object],
     references: References | None,

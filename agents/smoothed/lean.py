@@ -215,7 +215,7 @@ class GradientSteps:
         policy = algorithm.policy
         assert isinstance(policy, SmoothedPolicy)
         self.policy, self.network, self.optimizer = policy, network, optimizer
-        is_smoothed = policy.entropy_term is not None or policy.exploration_floor > 0
+        is_smoothed = policy.entropy_term is not None or policy.has_floor
         self.mixture = policy.mixture(is_regularised=policy.entropy_term is not None) if is_smoothed else None
         self.with_entropy = algorithm.ent_coef != 0
         values = dict(zip(optimizer.parameters, optimizer.values, strict=True))

@@ -90,7 +90,7 @@ class NumpyActorCritic:
         space, observed = policy.action_space, policy.observation_space
         self._is_box, self._is_discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-        self._has_closed_draws = (self._is_box or self._is_discrete) and not policy.exploration_floor
+        self._has_closed_draws = (self._is_box or self._is_discrete) and not policy.has_floor
         term = policy.entropy_term
         self.in_closed_form = (
             self._has_closed_draws

@@ -1,4 +1,4 @@
-"""Actor-critic policies with a regulariser in place of the entropy, and an exploration floor."""
+"""Actor-critic policies with a regulariser in place of the entropy, an exploration floor and a guaranteed entropy."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class _Wanted(NamedTuple):
 class SmoothedPolicy(PolicyQueries):
     """Base of the smoothed policies, before a policy of Stable-Baselines3 or sb3-contrib in the bases of a class.
 
-    Two knobs, each off by default; with both off the policy is its parent, bit for bit.
+    Three knobs, each off by default; with all off the policy is its parent, bit for bit.
 
     - **Regulariser** (`reference`): `evaluate_actions` returns `-KL(reference‖pi)` where the parent returns an entropy,
       so that `ent_coef` of PPO, A2C, MaskablePPO or RecurrentPPO becomes the coefficient of the KL divergence, in nats,
@@ -188,6 +188,10 @@ class SmoothedPolicy(PolicyQueries):
       Box's Gaussians as whole vectors before clipping. Without a reference it is uniform over the legal actions; for a
       Box a broad Gaussian. There the mixture's entropy has no closed form: `evaluate_actions` then gives None, so that
       Stable-Baselines3 takes `-log_prob`, and the deterministic action is pi's mean.
+    - **Guarantee** (`min_entropy_frac`, for a Box `min_entropy_nats`), in place of a floor: in every state the entropy
+      of the behaviour policy is at least this fraction of log n_legal, whatever the network gives. It is the floor
+      `guaranteed_floor(min_entropy_frac, n)` of the uniform in each state and component with n legal actions. A Box's
+      standard deviations are scaled up (`widened_log_std`) where the entropy is below; the deterministic action stays.
 
     pi is the network's policy, which regularisers and KL divergences use; the floor mixes with the given reference even
     where a reference policy is set. A reference that depends on an action (a kernel, an ordinal scheme, a tree) is that
@@ -203,13 +207,16 @@ class SmoothedPolicy(PolicyQueries):
         reference: see `reference_recipes`: None, `"uniform"`, a prior, a kernel, an ordinal scheme, a tree, or one of
             these a dimension. For a Box `"uniform"` is a broad Gaussian (see `box_reference`).
         exploration_floor: in [0, 1].
+        min_entropy_frac: in [0, 1], not for a Box; None or 0: no guarantee. Without a reference, or with the uniform.
+        min_entropy_nats: for a Box: a differential entropy, which may be negative; None: no guarantee.
         reference_std: of a Box's broad Gaussian, above 0; None: half the distance between the bounds.
         kwargs: the parent's, by name.
 
     Raises:
         TypeError: a reference of an unknown kind, a floor or std that is no number.
         ValueError: a reference that does not fit the action space, a number out of range, `reference_std` without a
-            Box, a floor with gSDE or squashed outputs.
+            Box, a floor or a guarantee with gSDE or squashed outputs, two of them, a guarantee of the other kind of
+            action space or with another reference than the uniform.
     """
 
     def __init__(
@@ -217,6 +224,8 @@ class SmoothedPolicy(PolicyQueries):
         *args: Any,
         reference: PolicyReference = None,
         exploration_floor: float = 0.0,
+        min_entropy_frac: float | None = None,
+        min_entropy_nats: float | None = None,
         reference_std: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -243,7 +252,10 @@ class SmoothedPolicy(PolicyQueries):
         self._reference_policy: tuple[BasePolicy] | None = None
         self._wanted: _Wanted | None = None
         self._saw_coefficient = False
+        self._exploration_floor, self._min_entropy_frac, self._min_entropy_nats = 0.0, 0.0, None
         self.exploration_floor = exploration_floor
+        self.min_entropy_frac = min_entropy_frac
+        self.min_entropy_nats = min_entropy_nats
 
     @property
     def exploration_floor(self) -> float:
@@ -253,12 +265,69 @@ class SmoothedPolicy(PolicyQueries):
     @exploration_floor.setter
     def exploration_floor(self, value: float) -> None:
         floor = check_in_range("exploration_floor", value, 0.0, 1.0)
-        if floor and self._has_state_dependent_noise:
-            raise ValueError(
-                f"exploration_floor={floor} can't be used with gSDE or squashed outputs: leave out use_sde and "
-                "squash_output, or set the floor to 0."
-            )
+        if floor:
+            self._check_floor("exploration_floor", floor)
         self._exploration_floor = floor
+
+    @property
+    def min_entropy_frac(self) -> float:
+        """The least `H / log n_legal` of the behaviour policy in any state; 0: none. PPO needs the rollout's, too."""
+        return self._min_entropy_frac
+
+    @min_entropy_frac.setter
+    def min_entropy_frac(self, value: float | None) -> None:
+        frac = 0.0 if value is None else check_in_range("min_entropy_frac", value, 0.0, 1.0)
+        if frac:
+            self._check_floor("min_entropy_frac", frac)
+            if isinstance(self.action_space, spaces.Box):
+                raise ValueError(
+                    f"min_entropy_frac={frac} can't be used for a Box, whose entropy has no greatest value: give "
+                    "min_entropy_nats (differential entropy, which may be negative)."
+                )
+            if any(recipe is not None for recipe in self.references or ()):
+                raise ValueError(
+                    f"min_entropy_frac={frac} can't be used with reference={self.reference!r}: only mixing in the "
+                    "uniform distribution guarantees an entropy. Leave reference out, or give exploration_floor."
+                )
+        self._min_entropy_frac = frac
+
+    @property
+    def min_entropy_nats(self) -> float | None:
+        """The least entropy of a Box's behaviour policy in any state; None: none."""
+        return self._min_entropy_nats
+
+    @min_entropy_nats.setter
+    def min_entropy_nats(self, value: float | None) -> None:
+        nats = None if value is None else check_in_range("min_entropy_nats", value)
+        if nats is not None:
+            self._check_floor("min_entropy_nats", nats)
+            if not isinstance(self.action_space, spaces.Box):
+                raise ValueError(
+                    f"min_entropy_nats={nats} is for a Box action space, this one is {self.action_space!r}: give "
+                    "min_entropy_frac, a fraction of log n."
+                )
+        self._min_entropy_nats = nats
+
+    def _check_floor(self, name: str, value: float) -> None:
+        """Raise ValueError if a floor or a guarantee can't be used with what the policy has."""
+        given = {
+            "exploration_floor": self._exploration_floor or None,
+            "min_entropy_frac": self._min_entropy_frac or None,
+            "min_entropy_nats": self._min_entropy_nats,
+        }
+        for other, number in given.items():
+            if other != name and number is not None:
+                raise ValueError(f"{name}={value} and {other}={number} are both given: choose one.")
+        if self._has_state_dependent_noise:
+            raise ValueError(
+                f"{name}={value} can't be used with gSDE or squashed outputs: leave out use_sde and squash_output, or "
+                f"leave {name} out."
+            )
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the behaviour policy is another than pi: there is a floor or a guarantee."""
+        return self._exploration_floor > 0 or self._min_entropy_frac > 0 or self._min_entropy_nats is not None
 
     @property
     def reference_policy(self) -> BasePolicy | None:
@@ -358,8 +427,10 @@ class SmoothedPolicy(PolicyQueries):
             "regularised": is_regularised,
         }
         if self._components is None:
-            return MixedGaussian(network.reference_mean, network.reference_stds, **shared)
+            least = self._min_entropy_nats
+            return MixedGaussian(network.reference_mean, network.reference_stds, min_entropy=least, **shared)
         kind, sizes = self._components
+        shared["min_entropy"] = self._min_entropy_frac
         return MixedCategorical(kind, sizes, references=self.references, start=self._start, **shared)
 
     def outputs_of_reference(self, observations: Any) -> Any:
@@ -370,7 +441,7 @@ class SmoothedPolicy(PolicyQueries):
 
     def _act(self, observations: Tensor, deterministic: bool, *masks: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         """What `forward` gives, if the policy is a plain MLP without a floor and the outputs are valid; else None."""
-        network = None if self._exploration_floor else self.plain_network()
+        network = None if self.has_floor else self.plain_network()
         found = None if network is None else network.act(observations, *masks, deterministic=deterministic)
         if found is None:
             return None
@@ -379,7 +450,7 @@ class SmoothedPolicy(PolicyQueries):
 
     def _predict_plainly(self, observation: Any, deterministic: bool, *masks: Any) -> NDArray[Any] | None:
         """The actions that `predict` gives, on the same condition, and of a plain array; else None."""
-        network = None if self._exploration_floor else self.plain_network()
+        network = None if self.has_floor else self.plain_network()
         if network is None:
             return None
         if self.training:
@@ -415,7 +486,7 @@ class SmoothedPolicy(PolicyQueries):
         return found
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
-        if self._wanted is None and not self._exploration_floor:
+        if self._wanted is None and not self.has_floor:
             return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         wanted = self._wanted or _Wanted(False, None)
         term = self.entropy_term if wanted.regularised else None
@@ -449,6 +520,8 @@ class SmoothedPolicy(PolicyQueries):
         return super()._get_constructor_parameters() | {
             "reference": self.reference,
             "exploration_floor": self.exploration_floor,
+            "min_entropy_frac": self.min_entropy_frac or None,
+            "min_entropy_nats": self.min_entropy_nats,
             "reference_std": self.reference_std,
         }
 

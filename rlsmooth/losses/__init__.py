@@ -7,12 +7,19 @@ the fast layer behind the public functions; `categorical` also measures all that
 from rlsmooth.losses.binary import binary_cross_entropy
 from rlsmooth.losses.categorical import Statistics, cross_entropy, entropy, entropy_fractions, kl_divergence, statistics
 from rlsmooth.losses.expectation import expected_value
-from rlsmooth.losses.gaussian import gaussian_cross_entropy, gaussian_entropy, gaussian_kl_divergence
+from rlsmooth.losses.gaussian import (
+    gaussian_cross_entropy,
+    gaussian_entropy,
+    gaussian_kl_divergence,
+    widened_log_std,
+)
 from rlsmooth.losses.policy import (
     entropy_of,
     gaussian_log_prob,
     gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
+    guaranteed_floor,
+    guaranteed_floors,
     kl_from_log_probabilities,
     log_probabilities,
     mixture_log_probabilities,
@@ -34,6 +41,8 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_mixture_entropy_estimate",
     "gaussian_mixture_log_prob",
+    "guaranteed_floor",
+    "guaranteed_floors",
     "kl_divergence",
     "kl_from_log_probabilities",
     "label_relaxation",
@@ -41,4 +50,5 @@ __all__ = [
     "margin_penalty",
     "mixture_log_probabilities",
     "statistics",
+    "widened_log_std",
 ]

@@ -133,6 +133,26 @@ def gaussian_entropy(log_std: Tensor, reduction: Reduction = "none") -> Tensor:
     return reduce((values + (HALF_LOG_TWO_PI + 0.5)).sum(-1), None, reduction)
 
 
+def widened_log_std(log_std: Tensor, least: float) -> Tensor:
+    """`log_std + relu(least - H) / D`, `[..., D]`: standard deviations scaled up to an entropy of at least `least`.
+
+    The entropy H is `sum_d log std_d` and a constant, so that scaling all D deviations by `exp(relu(least - H) / D)`
+    adds `relu(least - H)` to it: it becomes `max(H, least)`, while the shape of the Gaussian stays. Where the bound is
+    met, nothing changes, the last bit included. Where it binds, the gradient loses the direction in which all
+    deviations change alike, the others keep theirs; in one dimension it is 0.
+
+    Args:
+        log_std: `[..., D]`.
+        least: nats, a differential entropy, which may be negative.
+
+    Example:
+        >>> widened_log_std(torch.tensor([[-3.0, -1.0]]), 2.0)
+        tensor([[-1.4189,  0.5811]])
+    """
+    missing = (least - gaussian_entropy(log_std)).clamp_min(0.0) / log_std.shape[-1]
+    return log_std + missing.unsqueeze(-1)
+
+
 def _check_log_std(mean: Tensor, log_std: Tensor) -> None:
     fits = log_std.ndim <= mean.ndim and all(
         size in (1, goal) for size, goal in zip(reversed(log_std.shape), reversed(mean.shape), strict=False)

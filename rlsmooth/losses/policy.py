@@ -6,8 +6,10 @@ minibatches of few classes, where the number of steps counts: these are torch's 
 
 from __future__ import annotations
 
+import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +121,7 @@ def kl_from_log_probabilities(
 
 
 def mixture_log_probabilities(
-    log_probs: Tensor, reference: Target | Tensor | None = None, *, floor: float, mask: Tensor | None = None
+    log_probs: Tensor, reference: Target | Tensor | None = None, *, floor: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """`log((1 - floor) · p(k) + floor · r(k))`, `[..., K]`: the behaviour policy under an exploration floor.
 
@@ -129,7 +131,7 @@ def mixture_log_probabilities(
         log_probs: `[..., K]`, as `log_probabilities` gave them.
         reference: `r`: a `Target`, or probabilities that broadcast to `[..., K]` and are 0 at illegal classes (used as
             given, without a gradient); None: uniform over the legal classes.
-        floor: in [0, 1]; 0 gives `log_probs` itself.
+        floor: in [0, 1]; 0 gives `log_probs` itself. Or a tensor, `[..., 1]`, of such (not checked), one a row.
         mask: bool, broadcasts to `[..., K]`, True = legal; read where `reference` is None.
 
     Raises:
@@ -142,19 +144,70 @@ def mixture_log_probabilities(
         tensor([[0.9000, 0.1000]])
     """
     mask = check_logits(log_probs, mask, "log_probs")
-    share = check_in_range("floor", floor, 0.0, 1.0)
-    if share == 0:
+    share = floor if isinstance(floor, Tensor) else check_in_range("floor", floor, 0.0, 1.0)
+    if not isinstance(share, Tensor) and share == 0:
         return log_probs
     if reference is not None:
         log_r = _probabilities(reference, log_probs).log()
     elif mask is not None:
         log_r = torch.where(mask, -mask.sum(-1, keepdim=True).to(log_probs.dtype).log(), -torch.inf)
+    elif isinstance(share, Tensor):
+        log_r = torch.full_like(log_probs, -math.log(log_probs.shape[-1]))
     else:
         each = torch.full((), math.log(share / log_probs.shape[-1]), dtype=log_probs.dtype, device=log_probs.device)
         return torch.logaddexp(log_probs + _log(1 - share), each)  # never -inf
     certain = torch.minimum(log_probs.detach(), log_r) == 0
     # Where one class is legal: exactly 0, which the sum of two rounded shares may miss.
     return _log_mixture(log_probs, log_r, share).masked_fill(certain, 0.0)
+
+
+@functools.lru_cache(maxsize=4096)
+def guaranteed_floor(frac: float, num_actions: int) -> float:
+    """The least floor f for which every mixture `(1 - f) · p + f · uniform` has an entropy of at least `frac · log n`.
+
+    Every distribution p over n actions is majorised by the certain one, `e_1`; hence `(1 - f) · p + f · u` is by
+    `(1 - f) · e_1 + f · u`: the uniform u shifts all actions alike. Entropy is Schur-concave, so that for every p
+
+        H((1 - f) · p + f · u)  >=  H((1 - f) · e_1 + f · u),
+
+    with equality where p is certain. The right side rises with f, from 0 to log n; f is where it is `frac · log n`.
+    It is concave in f, hence at least `f · log n`, so that f is at most `frac`. It is found by bisection in float64,
+    and rounded upwards to float32. A joint action of independent components has the sum of their entropies and of
+    their `log n`: where each component has its own f, the bound holds for the joint action too.
+
+    Args:
+        frac: in [0, 1].
+        num_actions: n, at least 1; for one action f is 0.
+
+    Raises:
+        TypeError: `frac` is no number.
+        ValueError: it is out of range.
+
+    Example:
+        >>> [round(guaranteed_floor(0.5, n), 4) for n in (1, 2, 3, 18, 100)]
+        [0.0, 0.2201, 0.2392, 0.3132, 0.3626]
+    """
+    check_in_range("frac", frac, 0.0, 1.0)
+    n, low, high = num_actions, 0.0, float(frac)
+    if n < 2 or high == 0.0:
+        return 0.0
+    while low < (middle := (low + high) / 2) < high:
+        others = middle * (n - 1) / n  # the probability of all but the likeliest action
+        entropy = -(1 - others) * math.log1p(-others) - others * math.log(middle / n)
+        low, high = (low, middle) if entropy >= frac * math.log(n) else (middle, high)
+    return min(float(np.nextafter(np.float32(high), np.float32(2))), 1.0)  # above `high`, however that was rounded
+
+
+@functools.lru_cache(maxsize=64)
+def guaranteed_floors(frac: float, most: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`guaranteed_floor(frac, n)` for n = 0 to `most`, `[most + 1]`: a table to look up by the number of legal actions.
+
+    Example:
+        >>> guaranteed_floors(0.5, 3, torch.float32, torch.device("cpu"))
+        tensor([0.0000, 0.0000, 0.2201, 0.2392])
+    """
+    with torch.inference_mode(False):
+        return torch.tensor([guaranteed_floor(frac, n) for n in range(most + 1)], dtype=dtype, device=device)
 
 
 def gaussian_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -258,9 +311,12 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-def _log_mixture(log_p: Tensor, log_r: Tensor, share: float) -> Tensor:
+def _log_mixture(log_p: Tensor, log_r: Tensor, share: float | Tensor) -> Tensor:
     """`log((1 - share) · p + share · r)`; the gradient is 0 where both are 0, for which torch's own has NaN."""
-    first, second = log_p + _log(1 - share), log_r + math.log(share)
+    if isinstance(share, Tensor):
+        first, second = log_p + torch.log1p(-share), log_r + share.log()
+    else:
+        first, second = log_p + _log(1 - share), log_r + math.log(share)
     neither = torch.maximum(first.detach(), second) == -torch.inf
     return torch.logaddexp(first.masked_fill(neither, 0.0), second).masked_fill(neither, -torch.inf)
 
