@@ -104,7 +104,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 	@touch $@
 
 # Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
-.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea
+.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-exploration
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
@@ -122,6 +122,9 @@ study-collapse: $(CORE)  ## study: an entropy target where PPO's entropy collaps
 
 study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
 	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)
+
+study-exploration: $(CORE)  ## study: where a guaranteed entropy helps, and what else does
+	$(BIN)/python -P -m rlsmooth.scripts.studies.exploration $(ARGS)
 
 study-digits: $(DEV)  ## study: digits, smoothed and not, with and without wrong labels
 	$(BIN)/python -P -m rlsmooth.scripts.studies.digits $(ARGS)

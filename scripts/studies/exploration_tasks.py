@@ -192,8 +192,9 @@ class Ladder(Task):
     """A ladder of rungs with 64 actions, of which other ones are legal on each rung of each of two ladders.
 
     One legal action leads up, from the last rung to a reward of 1. Another one ends the episode and pays a little,
-    more the higher the rung is; any other legal action ends it and pays nothing. Solved: the deterministic policy climbs both
-    ladders.
+    more the higher the rung is; any other legal action ends it and pays nothing.
+
+    Solved: the deterministic policy climbs both ladders.
     """
 
     ACTIONS, LADDERS = 64, 2
@@ -245,7 +246,9 @@ class Ladder(Task):
 class Moved(Task):
     """Eight contexts and sixteen actions; one action pays 1 in each context, another one from half time on.
 
-    An episode is a step. Solved: since half time, the deterministic policy takes the right action in all contexts.
+    An episode is a step.
+
+    Solved: since half time, the deterministic policy takes the right action in all contexts.
     """
 
     CONTEXTS, ACTIONS = 8, 16
