@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,12 +38,12 @@ from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO
 from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import Interval, interquartile_mean_interval, proportion_interval
-from rlsmooth.audits.intervals import interquartile_mean, student_quantile
+from rlsmooth.audits.intervals import interquartile_mean
 from rlsmooth.losses import guaranteed_floor
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import INK, SKY, STYLE, save_figure
 from rlsmooth.scripts.studies.charts import COLOURS
-from rlsmooth.scripts.studies.claims import LINES, verdict
+from rlsmooth.scripts.studies.claims import LINES, mean_interval, verdict
 from rlsmooth.scripts.studies.deep_sea import chosen_settings, jobs_keys
 from rlsmooth.scripts.studies.exploration_tasks import DeepSea, Ladder, MountainCar, Moved, Task
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
@@ -82,21 +81,11 @@ def _of(n_steps: int, batch_size: int, n_epochs: int, learning_rate: float, **mo
 
 
 SETUPS = {
-    "Deep Sea 10": Setup(
-        functools.partial(DeepSea, 64, 10),
-        "`rlsmooth/DeepSea-v0` of size 10, 64 copies; a uniform policy finds the treasure once in 10,240 steps",
-        100_000, _of(10, 320, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
-    ),
-    "Deep Sea 14": Setup(
-        functools.partial(DeepSea, 512, 14),
-        "the same of size 14, 512 copies, settings as chosen for size 10; a uniform policy finds it once in 229,376",
-        1_000_000, _of(14, 1_792, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
-    ),
     "Ladders, masked": Setup(
-        functools.partial(Ladder, 128, (0.1, 0.3)),
-        "64 actions, 10 to 54 of them legal by state, 128 copies: on each of two rungs of two ladders one action leads "
+        functools.partial(Ladder, 256, (0.1, 0.3)),
+        "64 actions, 10 to 54 of them legal by state, 256 copies: on each of two rungs of two ladders one action leads "
         "up, in the end to a reward of 1, and another one ends the episode with 0.1 or 0.3; all others end it with 0",
-        40_000, _of(8, 256, 4, 0.001), None,
+        25_000, _of(4, 256, 4, 0.001), None,
     ),
     "Moved rewards": Setup(
         functools.partial(Moved, 64, 20_000),
@@ -104,11 +93,21 @@ SETUPS = {
         "time on another one; steps count from half time",
         40_000, _of(8, 128, 4, 0.001), 16, 20_000,
     ),
+    "Deep Sea 10": Setup(
+        functools.partial(DeepSea, 64, 10),
+        "`rlsmooth/DeepSea-v0` of size 10, 64 copies; a uniform policy finds the treasure once in 10,240 steps",
+        100_000, _of(10, 320, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
+    ),
     "MountainCar": Setup(
-        functools.partial(MountainCar, 32),
-        "`MountainCar-v0` with observations scaled to [-1, 1], 32 copies: -1 a step until the flag, 200 steps at most; "
-        "right: the flag is reached from 18 of 20 places",
-        250_000, _of(32, 256, 4, 0.001), 3,
+        functools.partial(MountainCar, 128),
+        "`MountainCar-v0` with observations scaled to [-1, 1], 128 copies: -1 a step until the flag, 200 steps at "
+        "most; right: the flag is reached from 18 of 20 places",
+        200_000, _of(8, 256, 4, 0.001), 3,
+    ),
+    "Deep Sea 14": Setup(
+        functools.partial(DeepSea, 512, 14),
+        "size 14, 512 copies, settings as chosen for size 10; a uniform policy finds the treasure once in 229,376 steps",
+        1_000_000, _of(14, 1_792, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
     ),
 }  # fmt: skip
 ARMS: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -239,13 +238,6 @@ def tune(folder: Path, workers: int, *, small: bool) -> tuple[Runs, dict[str, di
 
 
 # ---- intervals and verdicts
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean and Student's t interval of 95 %."""
-    mean = float(np.mean(values))
-    half = student_quantile(0.95, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, "t interval")
 
 
 def differences(tests: Mapping[str, Mapping[str, Sequence[Result]]], ours: str, theirs: str) -> dict[str, list[float]]:

@@ -52,6 +52,7 @@ from rlsmooth.scripts.studies import (
     value_targets,
     variable_horizon,
 )
+from rlsmooth.scripts.studies.claims import mean_interval
 from rlsmooth.scripts.studies.exploration_tasks import DeepSea, Ladder, MountainCar, Moved
 from rlsmooth.scripts.studies.gail_smoothing import STEPS, TARGETS, Looks, outcomes
 from rlsmooth.scripts.studies.imitation_runs import demonstrations as few_episodes
@@ -321,7 +322,7 @@ def test_differences_of_the_study_are_of_one_seed_and_have_a_t_interval() -> Non
     found = exploration.differences(tests, "floor", "PPO")
     assert found == {"x": [-0.5, 0.0, -0.25]}
     theirs = stats.t.interval(0.95, 2, loc=-0.25, scale=stats.sem(found["x"]))
-    np.testing.assert_allclose(exploration.mean_interval(found["x"])[1:], theirs, rtol=1e-9)
+    np.testing.assert_allclose(mean_interval(found["x"])[1:], theirs, rtol=1e-9)
     assert exploration.verdict_of({"x": Interval(-0.25, -0.4, -0.1), "y": Interval(-0.04, -0.05, -0.03)}) == (
         "holds only if the task is x"
     )
