@@ -106,7 +106,7 @@ SETUPS = {
     ),
     "Deep Sea 14": Setup(
         functools.partial(DeepSea, 512, 14),
-        "size 14, 512 copies, settings as chosen for size 10; a uniform policy finds the treasure once in 229,376 steps",
+        "size 14, 512 copies, settings as chosen for size 10; a uniform policy finds the treasure once in 229,376",
         1_000_000, _of(14, 1_792, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
     ),
 }  # fmt: skip
