@@ -202,7 +202,7 @@ def arms_of(task: str) -> list[str]:
 def job(kind: str, task: str, arm: str, place: int, seed: int, *, small: bool) -> Job:
     """One run's name and settings."""
     setup, (name, values) = SETUPS[task], ARMS[arm]
-    budget = setup.budget // 20 if small else setup.budget
+    budget = setup.budget // 50 if small else setup.budget
     arguments = {**setup.hyperparameters, name: values[place]}
     settings = {"task": task, "arm": arm, "arguments": arguments, "seed": seed, "budget": budget}
     return Job(f"{kind}_{task}_{arm}_{place}_{seed}".replace(" ", "").replace(",", "_"), settings)
