@@ -104,7 +104,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 	@touch $@
 
 # Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
-.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-exploration
+.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-entropy-guarantee study-exploration
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
@@ -119,6 +119,9 @@ study-bc-to-ppo: $(CORE)  ## study: from a cloned policy to PPO
 
 study-collapse: $(CORE)  ## study: an entropy target where PPO's entropy collapses
 	$(BIN)/python -P -m rlsmooth.scripts.studies.collapse $(ARGS)
+
+study-entropy-guarantee: $(CORE)  ## study: a guaranteed entropy, and the mean that an entropy target holds
+	$(BIN)/python -P -m rlsmooth.scripts.studies.entropy_guarantee $(ARGS)
 
 study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
 	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)

@@ -49,6 +49,8 @@ OF_SMOOTHED = (
     "target_entropy_frac",
     "target_entropy_nats",
     "exploration_floor",
+    "min_entropy_frac",
+    "min_entropy_nats",
     "from_bc",
     "value_warmup_steps",
 )

@@ -163,6 +163,11 @@ class AlgorithmArgs(EnvironmentArgs):
     """Find the coefficient so that the entropy does not fall below so many nats."""
     exploration_floor: str | None = None
     """Act with this probability by the reference instead of the policy: a number, or lin_0.1. Default: 0."""
+    min_entropy_frac: str | None = None
+    """Guarantee this share of the largest entropy, log n, in every state: a number, or lin_0.3 for one that falls to 0.
+    In place of --exploration-floor. Default: no guarantee."""
+    min_entropy_nats: str | None = None
+    """The same for continuous actions, in nats: their standard deviations are scaled up to it."""
 
     from_bc: Path | None = None
     """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""

@@ -46,6 +46,8 @@ GIVEN = (
     "target_entropy_frac",
     "target_entropy_nats",
     "exploration_floor",
+    "min_entropy_frac",
+    "min_entropy_nats",
 )
 """The options that are hyperparameters too: on the command line they come first."""
 
@@ -241,7 +243,7 @@ def _with_engine(args: OnPolicyArgs, algorithm: AlgorithmT) -> AlgorithmT:
 
 def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any]) -> None:
     """Numbers in place of words, and the reference beside the coefficient."""
-    for name in ("smoothing", "exploration_floor"):
+    for name in ("smoothing", "exploration_floor", "min_entropy_frac", "min_entropy_nats"):
         if isinstance(arguments.get(name), str):
             arguments[name] = number_or_word(arguments[name])
     if args.reference == "uniform":

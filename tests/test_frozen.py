@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from rlsmooth.agents.smoothed import entropy
+
 FOLDER = Path(__file__).resolve().parent / "frozen"
 FILES = FOLDER / "files"
 
@@ -120,7 +122,8 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", make.RUNS)
-def test_a_run_ends_as_it_did(name: str) -> None:
+def test_a_run_ends_as_it_did(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entropy, "MOVED", 0.0)  # new runs move the set-point of an entropy target, those of then don't
     assert_same(make.RUNS[name].state(make.RUNS[name].start(None)), name)
 
 

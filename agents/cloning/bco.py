@@ -72,10 +72,10 @@ class BCO(RoundsModel):
 
     Log lines, one a round, under `bco/`: `round`, `transitions`, `inverse_dynamics_accuracy` and
     `inverse_dynamics_cross_entropy` (on transitions that are held out), `pseudo_label_confidence` (mean probability of
-    the labels), `pseudo_label_accuracy` (share of the components that are the demonstrated ones, if these are known;
-    of a Box `pseudo_label_error`, root mean square), `cross_entropy`, `nll_hard`, `accuracy`, `policy_entropy`,
-    `entropy_frac`, `kl_uniform`, `kl_reference`, `smoothing` (as under `bc/`, towards the pseudo-labels), and with an
-    `eval_env` `mean_reward`, `mean_reward_sampled` and so on.
+    the labels), `pseudo_label_accuracy` (share of the components that are the demonstrated ones, if these are known; of
+    a Box `pseudo_label_error`, root mean square), `cross_entropy`, `nll_hard`, `accuracy`, `policy_entropy`,
+    `entropy_frac`, `entropy_frac_min`, `kl_uniform`, `kl_reference`, `smoothing` (as under `bc/`, towards the
+    pseudo-labels), and with an `eval_env` `mean_reward`, `mean_reward_sampled` and so on.
 
     Args:
         policy: a name such as `"MlpPolicy"`, a policy class, or a policy that is built already; see `BC`.

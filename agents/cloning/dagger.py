@@ -102,8 +102,8 @@ class DAgger(RoundsModel):
     Log lines, one a round, under `dagger/`: `round` (how many are done), `beta`, `learner_share` (of the steps),
     `transitions` (of all rounds, and initial ones), `expert_agreement` (share of this round's states at which the
     learner, before it was trained on them, would have done what the expert did; of a Box `expert_error`, root mean
-    square), `cross_entropy`, `nll_hard`, `accuracy`, `ece`, `policy_entropy`, `entropy_frac`, `kl_uniform`,
-    `kl_reference`, `smoothing` (as under `bc/`, over all transitions, after training), with an `eval_env`
+    square), `cross_entropy`, `nll_hard`, `accuracy`, `ece`, `policy_entropy`, `entropy_frac`, `entropy_frac_min`,
+    `kl_uniform`, `kl_reference`, `smoothing` (as under `bc/`, over all transitions, after training), with an `eval_env`
     `mean_reward`, `mean_reward_sampled` and so on; and imitation's `mean_episode_reward` (of the mixture policy),
     `total_timesteps`, `round_num` (from 0), `round_episode_count`, `round_timestep_count`.
 

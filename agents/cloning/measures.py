@@ -43,6 +43,7 @@ VALIDATED = (
     "prob_true_act",
     "policy_entropy",
     "entropy_frac",
+    "entropy_frac_min",
     "kl_uniform",
     "kl_reference",
     "accuracy",
@@ -254,7 +255,7 @@ def summarise(measures: TransitionMeasures, *, kl_coef: float, by_component: boo
     """Weighted means over the transitions, as numbers: the one place that waits for the device.
 
     `accuracy` and `ece` are over transitions and components; `entropy_frac` over those transitions with a component of
-    at least two legal choices.
+    at least two legal choices, and `entropy_frac_min` is the lowest of theirs.
 
     Args:
         measures: of `measure_transitions`.
@@ -282,6 +283,9 @@ def summarise(measures: TransitionMeasures, *, kl_coef: float, by_component: boo
     ):
         share, several = entropy_fractions(policy_entropy, measures.max_entropy.sum(-1))
         found["entropy_frac"] = reduce(share, torch.where(several, weights, 0.0), "mean")
+        counts = several & (weights > 0)
+        lowest = torch.where(counts, share, torch.inf).amin() if len(share) else share.new_tensor(torch.inf)
+        found["entropy_frac_min"] = torch.where(lowest.isinf(), 0.0, lowest)
         found["kl_uniform"] = reduce(measures.kl_uniform.sum(-1), weights, "mean")
         found["accuracy"] = reduce(measures.hit.to(torch.float32).mean(-1), weights, "mean")
         spread = weights.unsqueeze(-1).expand(measures.confidence.shape)

@@ -51,6 +51,7 @@ CLONE_SHOWN = (
     "ece",
     "policy_entropy",
     "entropy_frac",
+    "entropy_frac_min",
     "kl_uniform",
     "kl_reference",
     "smoothing",

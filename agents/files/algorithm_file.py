@@ -155,8 +155,10 @@ MAX_ENVS = 2**16
 ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 SB3_LIBRARIES = ("stable_baselines3", "sb3_contrib")
 LINEAR, SMOOTHING, NOISE, BUFFER_CLASS = "__linear__", "__smoothing__", "__noise__", "__buffer__"
-ONLY_TO_TRAIN = ("learning_rate", "clip_range", "clip_range_vf", "smoothing", "exploration_floor", "action_noise")
-ONLY_TO_TRAIN += ("min_entropy_frac", "min_entropy_nats")
+ONLY_TO_TRAIN = (
+    *("learning_rate", "clip_range", "clip_range_vf", "smoothing", "action_noise"),
+    *("exploration_floor", "min_entropy_frac", "min_entropy_nats"),
+)
 REPLAY_BUFFER_CLASS = "replay_buffer_class"
 
 

@@ -36,7 +36,7 @@ from rlsmooth.agents.smoothed.entropy import (
     entropy_target_for,
 )
 from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
-from rlsmooth.agents.smoothed.measures import measure_rollout, record_measures
+from rlsmooth.agents.smoothed.measures import PolicyMeasures, entropy_bound, measure_rollout, record_measures
 from rlsmooth.agents.smoothed.numpy_training import NumpyTraining
 from rlsmooth.agents.smoothed.policies import (
     SmoothedActorCriticCnnPolicy,
@@ -370,6 +370,7 @@ class SmoothedTraining(NumpyTraining):
         self._has_reference_policy = False
         self._rollout_floor: float | None = None  # the value in force of that one of `FLOORS` which is given
         self._measured_at: int | None = None
+        self._set_point: float | None = None  # of the entropy target; None: not moved, in runs of earlier versions
         # The entropy target's state. It exists even when `load` is given arguments without a target.
         self._entropy_state = torch.zeros(2)
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
@@ -565,6 +566,8 @@ class SmoothedTraining(NumpyTraining):
         check_policy_class(type(policy), is_smoothed=True, floor=None)
         assert isinstance(policy, SmoothedPolicy)
         kl_coef = 0.0 if self.entropy_target is not None else self.alpha
+        if self.entropy_target is not None and self._set_point is not None:
+            self.entropy_target.set_point = self._set_point
         policy.entropy_term = term = EntropyTerm(entropy_coef=ent_coef, kl_coef=kl_coef, target=self.entropy_target)
         self.ent_coef = 1.0
         try:
@@ -580,6 +583,8 @@ class SmoothedTraining(NumpyTraining):
             )
         # The parent has recorded the mean of the whole term; this restores the tag's usual meaning, -H(pi).
         self.logger.record("train/entropy_loss", -term.mean_entropy())
+        if self.entropy_target is not None:
+            self.logger.record("train/smoothing", term.mean_alpha())
 
     def _update(self) -> None:
         """The parent's `train`, or what equals it bit for bit in less time, or to rounding in numpy."""
@@ -609,7 +614,22 @@ class SmoothedTraining(NumpyTraining):
                 if isinstance(policy, SmoothedPolicy):
                     raise
                 return  # a policy with a distribution of its own can train while all is off, but can't be measured
-            record_measures(self.logger, measures)
+            record_measures(self.logger, measures, bound=entropy_bound(self))
+            self._move_set_point(measures)
+
+    def _move_set_point(self, measures: PolicyMeasures) -> None:
+        """Let the entropy target's feedback hold the set-point that follows from the rollout's entropy."""
+        target, policy = self.entropy_target, self.policy
+        # The feedback of a mixture of Gaussians and of squashed outputs sees another entropy than that of the measures.
+        is_box = isinstance(self.action_space, spaces.Box)
+        if target is None or (is_box and (policy.squash_output or policy.exploration_floor)):
+            return
+        if self._set_point is None and count_updates(self, 0) == 0:
+            self._set_point = target.target
+        if self._set_point is not None and self.value_warmup_left == 0:
+            mean = measures.entropy_frac if target.is_fraction else measures.policy_entropy
+            assert mean is not None
+            self._set_point = target.moved(self._set_point, float(mean))
 
     def _set_floor(self, name: str | None, value: float | None, progress: float) -> None:
         """Give the policy the value in force, or that at `progress`, of one of `FLOORS`; None: of none."""
@@ -673,8 +693,10 @@ class SmoothedPPO(SmoothedTraining, PPO):
     `set_env`, `save` and `load` (which keep the entropy target's state and the reference policy) are the parent's.
 
     Tags under `train/`, measured at the start of each call of `train`, on at most 2048 states of the rollout:
-    `policy_entropy`, `entropy_frac`, `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing` and
-    `exploration_floor`. `entropy_loss` is -H(pi), as in the parent, whichever options are on.
+    `policy_entropy`, `entropy_frac`, `entropy_frac_min` (the lowest state), `entropy_below` (the share of states below
+    the guarantee, else the target), `kl_uniform`, `kl_reference`, `entropy_dim<i>`, and the current `smoothing`,
+    `exploration_floor` and `min_entropy_frac` or `min_entropy_nats`. `entropy_loss` is -H(pi), as in the parent,
+    whichever options are on.
 
     Args:
         policy: as PPO's; the names select the smoothed policies. With everything off, any actor-critic policy is

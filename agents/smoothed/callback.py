@@ -10,7 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining
-from rlsmooth.agents.smoothed.measures import PolicyMeasures, check_measurable, measure_rollout, record_measures
+from rlsmooth.agents.smoothed.measures import (
+    PolicyMeasures,
+    check_measurable,
+    entropy_bound,
+    measure_rollout,
+    record_measures,
+)
 from rlsmooth.agents.spaces import box_reference
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.losses import gaussian_entropy
@@ -29,8 +35,9 @@ class PolicyEntropyCallback(BaseCallback):
     Tags, under `prefix`:
 
     - `policy_entropy` (nats; a Box's is differential), `entropy_frac` (H / log n_legal over states with a choice; not
-      for a Box), `kl_uniform` (not for a Box), `kl_reference`, `entropy_dim<i>` for MultiDiscrete. Our own algorithms
-      record these themselves, once an update; there the callback leaves them.
+      for a Box), `entropy_frac_min` (of the lowest state), `entropy_below` (the fraction of states below the policy's
+      guarantee, where it has one), `kl_uniform` (not for a Box), `kl_reference`, `entropy_dim<i>` for MultiDiscrete.
+      Our own algorithms record these themselves, once an update; there the callback leaves them.
     - `entropy_collapse`: the fraction of states with an entropy below the threshold.
     - `policy_entropy_hist`: each state's entropy, as a histogram, for TensorBoard alone.
 
@@ -95,7 +102,7 @@ class PolicyEntropyCallback(BaseCallback):
         self._measured_at = steps
         measures = measure_rollout(self.model)
         if not isinstance(self.model, SmoothedTraining):
-            record_measures(self.logger, measures, prefix=self.prefix)
+            record_measures(self.logger, measures, prefix=self.prefix, bound=entropy_bound(self.model))
         self._record_states(measures)
 
     def _record_states(self, measures: PolicyMeasures) -> None:

@@ -28,12 +28,13 @@ LOG_RANGE = (math.log(LOWEST_ALPHA) + 3e-6, math.log(HIGHEST_ALPHA) - 3e-6)  # f
 PROPORTIONAL = 10.0
 INTEGRAL = 0.2
 SLOWEST_FALL = 0.02
+MOVED, FURTHEST = 0.2, 0.2  # of the set-point: in a rollout, of the error; from the target, of the scale
 
 
 class EntropyTarget:
     """Feedback on log alpha, one step for each gradient step: a proportional and an integral part.
 
-        error = (target - mean entropy of the minibatch's states) / scale
+        error = (set-point - mean entropy of the minibatch's states) / scale
         integral <- integral + 0.2 · max(error, -0.02)
         log alpha = integral + 10 · error
 
@@ -41,6 +42,12 @@ class EntropyTarget:
     proportional part raises it before a falling entropy reaches the target. The integral falls slowly, and not at all
     while alpha is 1e-6, so that it does not run away while the entropy is far above the target: KL(reference‖pi) can
     only be added, so a policy whose entropy exceeds the target by itself stays above it.
+
+    The minibatches see the policy amid its updates, and rollouts the one after them, whose entropy is another, so that
+    a mean at the target in the former is none in the latter. The set-point begins at the target and is moved once a
+    rollout by 0.2 · (target - mean entropy of the behaviour policy in the rollout's states), up to a fifth of the scale
+    from the target. It is not lowered while the entropy is further above the target than that, or alpha is 1e-6: the
+    policy is not held then.
 
     Args:
         target: a fraction of log n_legal, or nats.
@@ -50,7 +57,8 @@ class EntropyTarget:
         device: of the training.
 
     Attributes:
-        state: float32 `[2]` on the device: the integral and the last error, which alone change.
+        state: float32 `[2]` on the device: the integral and the last error.
+        set_point: the entropy that the feedback holds.
 
     Example:
         >>> feedback = EntropyTarget(0.5, is_fraction=False, scale=0.5)
@@ -72,11 +80,19 @@ class EntropyTarget:
         self.is_fraction = is_fraction
         self.scale = scale
         self.state = torch.tensor([math.log(initial_alpha), 0.0], device=device)
+        self.set_point = target
 
     def coefficient(self) -> Tensor:
         """Alpha in force: 0-dimensional, on the device, without a graph."""
         integral, error = self.state.unbind()
         return (integral + PROPORTIONAL * error).clamp(*LOG_RANGE).exp()
+
+    def moved(self, set_point: float, measured: float) -> float:
+        """A rollout's set-point from the last one and the mean entropy measured in its states; waits for the device."""
+        error, reach = self.target - measured, FURTHEST * self.scale
+        if error < 0 and (error < -reach or self.coefficient() < 2 * LOWEST_ALPHA):
+            return set_point
+        return min(max(set_point + MOVED * error, self.target - reach), self.target + reach)
 
     @torch.no_grad()
     def update(self, entropies: Tensor, fractions: tuple[Tensor, Tensor] | None, weights: Tensor | None) -> None:
@@ -97,7 +113,7 @@ class EntropyTarget:
             mean = values.mean()
         else:
             mean = torch.where(weights > 0, values * weights, 0.0).sum() / weights.sum()
-        error = torch.where(mean.isnan(), 0.0, (self.target - mean) / self.scale)
+        error = torch.where(mean.isnan(), 0.0, (self.set_point - mean) / self.scale)
         step = INTEGRAL * error.clamp_min(-SLOWEST_FALL)
         integral, last = self.state.unbind()
         last.copy_(error)
@@ -141,6 +157,7 @@ class EntropyTerm:
         self.mask: Tensor | None = None
         self._sum: Tensor | None = None
         self._count = 0
+        self._log_alphas: list[Tensor] = []
 
     def values(self, distribution: RegularisedDistribution) -> Tensor:
         """The values for one minibatch, `[B]`. A coefficient of 0 adds nothing to the graph.
@@ -149,6 +166,8 @@ class EntropyTerm:
             distribution: the policy's in the states of the minibatch.
         """
         coefficient = self.kl_coef if self.target is None else self.target.coefficient()
+        if self.target is not None:
+            self._log_alphas.append(torch.as_tensor(coefficient).log())
         with_penalty = isinstance(coefficient, Tensor) or coefficient != 0
         # The penalty first: log-probabilities that the distribution keeps for the entropy then have a graph if needed.
         penalty = coefficient * distribution.kl_reference() if with_penalty else None
@@ -170,6 +189,10 @@ class EntropyTerm:
     def mean_entropy(self) -> float:
         """The mean of H(pi) over states, then minibatches; NaN before the first. Waits for the device."""
         return float("nan") if self._sum is None else float(self._sum) / self._count
+
+    def mean_alpha(self) -> float:
+        """The geometric mean of the coefficient that a target gave each minibatch. Waits for the device."""
+        return float(torch.stack(self._log_alphas).mean().exp())
 
     def record(self, entropies: Tensor) -> None:
         """Count the entropies of a minibatch, `[B]`, in `mean_entropy`."""

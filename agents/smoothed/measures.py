@@ -27,6 +27,7 @@ from rlsmooth.checks import check_positive_int
 
 MEASURED_STATES = 2048
 MEASURED_BYTES = 32 * 2**20  # of observations as float32: a few hundred large images, whose forward pass is slow
+ROUNDING = 1e-6  # of float32, in an entropy
 DRAWS = 16_384  # over all states, for an entropy without a closed form
 
 
@@ -40,6 +41,7 @@ class PolicyMeasures:
     Attributes:
         policy_entropy: 0-dimensional.
         entropy_frac: 0-dimensional, H / log n_legal over the states with a choice (0 if there are none); None: a Box.
+        entropy_frac_min: 0-dimensional, the same of the lowest of them; None: a Box.
         kl_uniform: 0-dimensional, KL(uniform over the legal actions‖pi); None: a Box.
         kl_reference: 0-dimensional, KL(reference‖pi): the policy's own reference, else the uniform one, or a Box's
             broad Gaussian.
@@ -51,6 +53,7 @@ class PolicyMeasures:
 
     policy_entropy: Tensor
     entropy_frac: Tensor | None
+    entropy_frac_min: Tensor | None
     kl_uniform: Tensor | None
     kl_reference: Tensor
     entropy_by_dimension: tuple[Tensor, ...]
@@ -68,17 +71,29 @@ class PolicyMeasures:
             return (self.entropies < threshold).to(torch.float32).mean()
         return _mean_where((self.fractions < threshold).to(torch.float32), self.has_choice)
 
+    def entropy_below(self, bound: float, *, is_fraction: bool) -> Tensor:
+        """The fraction of states whose entropy is below a guarantee or a target, 0-dimensional; 1e-6 is rounding.
+
+        Args:
+            bound: of H / log n_legal, over states with a choice; or of H in nats.
+            is_fraction: which of the two.
+        """
+        if is_fraction:
+            return self.entropy_collapse(bound - ROUNDING)
+        return (self.entropies < bound - ROUNDING).to(torch.float32).mean()
+
     def tags(self) -> dict[str, Tensor]:
         """The means by the name of their tag, without those that the action space does not have.
 
         Example:
             >>> from stable_baselines3 import PPO
             >>> sorted(measure_policy(PPO("MlpPolicy", "CartPole-v1").policy, torch.zeros(1, 4)).tags())
-            ['entropy_frac', 'kl_reference', 'kl_uniform', 'policy_entropy']
+            ['entropy_frac', 'entropy_frac_min', 'kl_reference', 'kl_uniform', 'policy_entropy']
         """
         found = {
             "policy_entropy": self.policy_entropy,
             "entropy_frac": self.entropy_frac,
+            "entropy_frac_min": self.entropy_frac_min,
             "kl_uniform": self.kl_uniform,
             "kl_reference": self.kl_reference,
         }
@@ -204,12 +219,32 @@ def keep_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) -> 
     return partial(measure_policy, model.policy, read(observations), **more)
 
 
-def record_measures(logger: Logger, measures: PolicyMeasures, *, prefix: str = "train") -> None:
-    """Record `policy_entropy`, `entropy_frac`, `kl_uniform`, `kl_reference` and `entropy_dim<i>`, as they apply.
+def entropy_bound(model: BaseAlgorithm) -> tuple[float, bool] | None:
+    """The entropy that a policy is to have: its guarantee in force, else its algorithm's target; and whether that is a
+    fraction of log n_legal, not nats. None: there is neither.
+
+    Args:
+        model: any algorithm; a guarantee may also be a policy's in an algorithm of Stable-Baselines3.
+    """
+    policy = model.policy
+    if isinstance(policy, SmoothedPolicy) and policy.min_entropy_frac:
+        return policy.min_entropy_frac, True
+    if isinstance(policy, SmoothedPolicy) and policy.min_entropy_nats is not None:
+        return policy.min_entropy_nats, False
+    target = vars(model).get("entropy_target")
+    return None if target is None else (target.target, target.is_fraction)
+
+
+def record_measures(
+    logger: Logger, measures: PolicyMeasures, *, prefix: str = "train", bound: tuple[float, bool] | None = None
+) -> None:
+    """Record `policy_entropy`, `entropy_frac`, `entropy_frac_min`, `kl_uniform`, `kl_reference`, `entropy_dim<i>` and
+    `entropy_below`, as they apply.
 
     Args:
         logger: Stable-Baselines3's; it writes with its next `dump`.
         measures: from `measure_policy` or `measure_rollout`. Reading them waits for the device, once.
+        bound: of `entropy_bound`, for `entropy_below`.
         prefix: before the `/` of each tag.
 
     Example:
@@ -221,6 +256,8 @@ def record_measures(logger: Logger, measures: PolicyMeasures, *, prefix: str = "
         0.6931
     """
     found = measures.tags()
+    if bound is not None:
+        found["entropy_below"] = measures.entropy_below(bound[0], is_fraction=bound[1])
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist()
     for name, value in zip(found, values, strict=True):
         logger.record(f"{prefix}/{name}", value)
@@ -288,13 +325,15 @@ def _measures(mixture: MixedCategorical | MixedGaussian) -> PolicyMeasures:
         if entropies is None:
             draws = min(256, max(16, DRAWS // len(mixture.mean)))
             entropies = mixture.mixture_entropy_estimate(draws)
-        return PolicyMeasures(entropies.mean(), None, None, kl_reference, (), entropies, None, None)
+        return PolicyMeasures(entropies.mean(), None, None, None, kl_reference, (), entropies, None, None)
     entropies = mixture.mixture_entropy()
     fractions, has_choice = mixture.entropy_fractions()
     several = mixture.kind == "multi_discrete"
+    lowest = torch.where(has_choice, fractions, torch.inf).amin()
     return PolicyMeasures(
         entropies.mean(),
         _mean_where(fractions, has_choice),
+        torch.where(lowest.isinf(), 0.0, lowest),
         mixture.kl_uniform().mean(),
         kl_reference,
         tuple(part.mean() for part in mixture.entropies_by_dimension()) if several else (),

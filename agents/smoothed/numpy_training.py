@@ -22,6 +22,7 @@ from rlsmooth.agents.plain_mlp import is_untouched
 from rlsmooth.agents.sb3 import begin_update, count_updates, has_hooks
 from rlsmooth.agents.smoothed.policies import SmoothedActorCriticPolicy
 from rlsmooth.checks import check_choice
+from rlsmooth.losses import guaranteed_floor
 from rlsmooth.losses.output_gradients import (
     CategoricalOutputs,
     GaussianOutputs,
@@ -71,9 +72,9 @@ def why_not_numpy(algorithm: OnPolicyAlgorithm) -> str | None:
 class NumpyActorCritic:
     """Actor and critic in numpy, on the parameters of a policy that `why_not_numpy` finds nothing against.
 
-    Discrete and Box actions of a policy without a floor and without another reference than the uniform one are served
-    in closed form. All others go from the network's outputs on through the policy's own distribution, so that there is
-    one definition of each.
+    Discrete actions of a policy without another reference than the uniform one, and Box actions of one without a floor
+    too, are served in closed form. All others go from the network's outputs on through the policy's own distribution,
+    so that there is one definition of each.
 
     Args:
         policy: the policy.
@@ -90,10 +91,14 @@ class NumpyActorCritic:
         space, observed = policy.action_space, policy.observation_space
         self._is_box, self._is_discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-        self._has_closed_draws = (self._is_box or self._is_discrete) and not policy.has_floor
+        self._floor = 0.0
+        if isinstance(space, spaces.Discrete) and not any(policy.references or ()):
+            self._floor = policy.exploration_floor or guaranteed_floor(policy.min_entropy_frac, int(space.n))
+        self._has_closed_draws = (self._is_box or self._is_discrete) and policy.has_floor == (self._floor > 0)
         term = policy.entropy_term
         self.in_closed_form = (
             self._has_closed_draws
+            and (not self._floor or term is not None or ent_coef == 0)  # without a term it is the mixture's entropy
             and policy.reference is None
             and policy.reference_policy is None
             and (term is None or term.target is None)
@@ -139,8 +144,8 @@ class NumpyActorCritic:
             noise = np.random.standard_normal(outputs.shape).astype(np.float32)  # noqa: NPY002 - checkpoints keep it
             drawn = outputs + np.exp(self._log_std) * noise
             return drawn, _finite(GaussianOutputs(outputs, self._log_std).log_prob(drawn))
-        pi = CategoricalOutputs(outputs)
-        below = np.add.accumulate(pi.probs[:, :-1], -1)
+        pi = CategoricalOutputs(outputs, floor=self._floor)
+        below = np.add.accumulate(pi.behaviour[:, :-1], -1)
         draws = np.random.random_sample((len(outputs), 1))  # noqa: NPY002 - Stable-Baselines3 seeds it
         chosen = np.add.reduce(draws > below, -1)
         return chosen + self._start, _finite(pi.log_prob(chosen))
@@ -162,7 +167,10 @@ class NumpyActorCritic:
         outputs = self._actor.forward(features)
         self._actions = actions
         if self.in_closed_form:
-            self._pi: Any = GaussianOutputs(outputs, self._log_std) if self._is_box else CategoricalOutputs(outputs)
+            if self._is_box:
+                self._pi: Any = GaussianOutputs(outputs, self._log_std)
+            else:
+                self._pi = CategoricalOutputs(outputs, floor=self._floor)
             return self._pi.log_prob(actions)  # type: ignore[no-any-return]
         self._leaf = torch.from_numpy(outputs).requires_grad_()
         found = self._policy.distribution_of_outputs(
@@ -179,7 +187,8 @@ class NumpyActorCritic:
             found = -self._log_prob if self._entropy is None else self._entropy
             mean = float(found.detach().mean())
             return -self._entropy_coef * mean, mean
-        mean = float(self._pi.entropy().mean())
+        is_mixed = self._floor and self._policy.entropy_term is None
+        mean = float((self._pi.behaviour_entropy() if is_mixed else self._pi.entropy()).mean())
         if not self._kl_coef:
             return -self._entropy_coef * mean, mean
         kl = self._pi.kl_reference(*self._reference) if self._is_box else self._pi.kl_uniform()

@@ -252,7 +252,8 @@ class SmoothedPolicy(PolicyQueries):
         self._reference_policy: tuple[BasePolicy] | None = None
         self._wanted: _Wanted | None = None
         self._saw_coefficient = False
-        self._exploration_floor, self._min_entropy_frac, self._min_entropy_nats = 0.0, 0.0, None
+        self._exploration_floor, self._min_entropy_frac = 0.0, 0.0
+        self._min_entropy_nats: float | None = None
         self.exploration_floor = exploration_floor
         self.min_entropy_frac = min_entropy_frac
         self.min_entropy_nats = min_entropy_nats

@@ -70,10 +70,12 @@ class CategoricalOutputs:
     Args:
         logits: `[B, K]`.
         mask: bool `[B, K]`, True = legal.
+        floor: the share of the uniform in the behaviour policy, `(1 - floor) · pi + floor / K`; without a mask.
 
     Attributes:
         log_probs: `[B, K]`, far below all others where illegal.
         probs: `[B, K]`.
+        behaviour: `[B, K]`, the behaviour policy's probabilities.
 
     Example:
         >>> pi = CategoricalOutputs(np.zeros((1, 2)))
@@ -83,7 +85,7 @@ class CategoricalOutputs:
         array([[-0.5,  0.5]])
     """
 
-    def __init__(self, logits: Values, mask: Values | None = None) -> None:
+    def __init__(self, logits: Values, mask: Values | None = None, floor: float = 0.0) -> None:
         xp = _module_of(logits)
         shifted, exponentials, sums = _softmax_terms(xp, logits, mask)
         self.log_probs = shifted
@@ -93,10 +95,21 @@ class CategoricalOutputs:
         # In the dtype of the logits: a count of bools has another.
         self._legal: Values | None = None if mask is None else xp.ones_like(self.probs) * mask
         self._entropy: Values | None = None
+        self._floor = floor
+        self.behaviour = (1 - floor) * self.probs + floor / logits.shape[-1] if floor else self.probs
 
     def log_prob(self, actions: Values) -> Values:
-        """`log pi(a)`, `[B]`, of actions int64 `[B]`."""
-        return self.log_probs[_places(self.log_probs, actions), actions]
+        """The behaviour policy's `log p(a)`, `[B]`, of actions int64 `[B]`."""
+        places = _places(self.log_probs, actions)
+        if not self._floor:
+            return self.log_probs[places, actions]
+        return _module_of(self.probs).log(self.behaviour[places, actions])
+
+    def behaviour_entropy(self) -> Values:
+        """The behaviour policy's entropy, `[B]`, in nats."""
+        if not self._floor:
+            return self.entropy()
+        return -(self.behaviour * _module_of(self.probs).log(self.behaviour)).sum(-1)
 
     def entropy(self) -> Values:
         """`H(pi)`, `[B]`, in nats."""
@@ -117,10 +130,14 @@ class CategoricalOutputs:
 
         Args:
             actions: int64 `[B]`.
-            by_log_prob: the gradient with respect to `log pi(a)`, `[B]`.
-            by_entropy: with respect to each state's entropy.
+            by_log_prob: the gradient with respect to the behaviour policy's `log p(a)`, `[B]`.
+            by_entropy: with respect to each state's `H(pi)`.
             by_kl: with respect to each state's KL(uniform‖pi).
         """
+        if self._floor:  # pi's part of p(a)
+            places = _places(self.probs, actions)
+            share = (1 - self._floor) * self.probs[places, actions] / self.behaviour[places, actions]
+            by_log_prob = by_log_prob * share
         found = self.probs * (by_kl - by_log_prob)[:, None]
         if by_kl and self._legal is not None:
             found -= by_kl * self._legal / self._legal.sum(-1)[:, None]

@@ -59,6 +59,11 @@ def _setting_rows(report: RunReport) -> list[Row]:
     rows: list[Row] = [("smoothing", smoothing_words(report))]
     if values.get("exploration_floor"):
         rows.append(("exploration floor", str(values["exploration_floor"])))
+    rows += [
+        ("guaranteed entropy", f"{values[name]} {unit}")
+        for name, unit in (("min_entropy_frac", "of log n"), ("min_entropy_nats", "nats"))
+        if values.get(name) is not None
+    ]
     if settings["from_bc"]:
         path = Path(settings["from_bc"])
         rows.append(("begun with", (path.parent.name or path.name) if path.suffix == ".zip" else path.name))

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from rlsmooth.losses import cross_entropy
+from rlsmooth.losses import cross_entropy, entropy_of, mixture_log_probabilities
 from rlsmooth.losses import kl_divergence as categorical_kl
 from rlsmooth.losses.output_gradients import (
     CategoricalOutputs,
@@ -76,6 +76,19 @@ def test_categorical_policies(kind: Any, masked: bool) -> None:
     agree(found.log_prob(kind(actions)), log_probs[:, 2])
     agree(found.entropy(), entropy)
     agree(found.kl_uniform(), kl)
+    agree(found.gradient(kind(actions), kind(by_log_prob), by_entropy=-0.3, by_kl=0.7), logits.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_categorical_policies_with_a_floor(kind: Any) -> None:
+    logits, actions, by_log_prob = drawn(7, 5).requires_grad_(), torch.full((7,), 2), drawn(7, seed=3)
+    mixed = mixture_log_probabilities(logits.log_softmax(-1), floor=0.3)
+    kl = categorical_kl(logits, None, direction="reference_to_policy", reduction="none")
+    ((by_log_prob * mixed[:, 2]).sum() - 0.3 * entropy_of(logits.log_softmax(-1)).sum() + 0.7 * kl.sum()).backward()
+    found = CategoricalOutputs(kind(logits), floor=0.3)
+    agree(found.log_prob(kind(actions)), mixed[:, 2])
+    agree(found.behaviour_entropy(), entropy_of(mixed))
+    agree(found.entropy(), entropy_of(logits.log_softmax(-1)))
     agree(found.gradient(kind(actions), kind(by_log_prob), by_entropy=-0.3, by_kl=0.7), logits.grad)
 
 

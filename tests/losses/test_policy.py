@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,10 +24,13 @@ from rlsmooth.losses import (
     gaussian_log_prob,
     gaussian_mixture_entropy_estimate,
     gaussian_mixture_log_prob,
+    guaranteed_floor,
+    guaranteed_floors,
     kl_divergence,
     kl_from_log_probabilities,
     log_probabilities,
     mixture_log_probabilities,
+    widened_log_std,
 )
 from rlsmooth.targets import GaussianTarget, Target, Tree, gaussian, hierarchical, ordinal, prior, uniform
 from support import assert_raises
@@ -501,3 +506,66 @@ def test_log_std_of_a_wrong_shape_is_a_clear_error(shape: tuple[int, ...], devic
     mean, _, actions = draw_gaussian(device)
     with pytest.raises(ValueError, match="log_std"):
         gaussian_cross_entropy(mean, torch.zeros(shape, dtype=F64, device=device), gaussian(actions))
+
+
+# ---- a guaranteed entropy
+
+
+@pytest.mark.parametrize("frac", [1e-6, 0.05, 0.5, 0.95, 1 - 1e-9])
+@pytest.mark.parametrize("n", [2, 3, 18, 100, 100_000])
+def test_the_guaranteed_floor_is_the_least_of_those_that_suffice(n: int, frac: float) -> None:
+    """By mpmath, of the certain policy; to a part in 4 million, which is float32's step."""
+    with mpmath.workdps(60):
+
+        def entropy_with(floor: mpmath.mpf) -> mpmath.mpf:
+            others = floor * (n - 1) / n
+            return -(1 - others) * mpmath.log(1 - others) - others * mpmath.log(floor / n)
+
+        floor = mpmath.mpf(guaranteed_floor(frac, n))
+        assert entropy_with(floor) >= mpmath.mpf(frac) * mpmath.log(n)
+        assert entropy_with(floor * (1 - mpmath.mpf(2.4e-7))) < mpmath.mpf(frac) * mpmath.log(n)
+    assert np.float32(guaranteed_floor(frac, n)) == guaranteed_floor(frac, n) <= frac * (1 + 2.4e-7)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 18, 100])
+def test_no_policy_is_below_the_guarantee(n: int) -> None:
+    """By force: 80,000 random policies a size, from even ones to corners, and the extremes, computed in float32."""
+    generator = np.random.default_rng(n)
+    drawn = [generator.standard_normal((20_000, n), np.float32) * scale for scale in (0.3, 3.0, 30.0, 300.0)]
+    corners = np.float32([1e4, -1e4, 0.0, 80.0, 88.7, 103.0, 104.0])[:, None] * (np.arange(n) == 0)
+    pairs = np.where(np.arange(n) < 2, 0.0, -np.inf).astype(np.float32)[None]  # as even as two of n allow
+    log_probs = log_probabilities(torch.from_numpy(np.concatenate([*drawn, corners.astype(np.float32), pairs])))
+    for frac in (0.01, 0.5, 0.999) if n < 100 else (0.5,):
+        mixed = mixture_log_probabilities(log_probs, floor=guaranteed_floor(frac, n))
+        lowest = float(entropy_of(mixed).amin())
+        assert lowest == pytest.approx(frac * math.log(n), abs=1e-6 * math.log(n))  # never below, and met by a corner
+        exact = float(entropy_of(mixed.double()).amin())
+        assert exact >= (frac - 1e-6) * math.log(n)
+
+
+def test_a_table_of_floors_has_each_row_its_own() -> None:
+    """A tensor of floors gives what each number gives by itself, legal actions and gradient included."""
+    floors = guaranteed_floors(0.5, K, F64, torch.device("cpu"))
+    logits, mask = draw(torch.device("cpu"))
+    leaf = logits.requires_grad_()
+    counts = mask.sum(-1, keepdim=True)
+    found = mixture_log_probabilities(log_probabilities(leaf, mask), floor=floors[counts], mask=mask)
+    rows = [
+        mixture_log_probabilities(log_probabilities(one, legal), floor=guaranteed_floor(0.5, int(count)), mask=legal)
+        for one, legal, count in zip(leaf, mask, counts, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(rows))
+    ours, theirs = (torch.autograd.grad(one.exp().square().sum(), leaf)[0] for one in (found, torch.stack(rows)))
+    torch.testing.assert_close(ours, theirs)
+    whole = mixture_log_probabilities(log_probabilities(logits), floor=floors[[K] * len(logits)].unsqueeze(-1))
+    assert (entropy_of(whole) >= 0.5 * math.log(K)).all()
+    assert_raises(ValueError, "frac=1.1", guaranteed_floor, 1.1, 2)
+
+
+def test_widened_deviations_meet_the_bound_and_leave_what_is_above() -> None:
+    log_std = torch.tensor([[-20.0, -20.0], [-1.0, 0.5], [3.0, 3.0]], dtype=F64)
+    found = widened_log_std(log_std, 2.0)
+    torch.testing.assert_close(gaussian_entropy(found), gaussian_entropy(log_std).clamp_min(2.0))
+    torch.testing.assert_close(found.diff(), log_std.diff())
+    assert torch.equal(found[2], log_std[2])
+    assert float(gaussian_entropy(widened_log_std(torch.full((1, 6), -20.0), -3.0))) == pytest.approx(-3.0, abs=1e-5)

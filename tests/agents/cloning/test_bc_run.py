@@ -239,7 +239,14 @@ TAGS = {
     *("samples_so_far", "policy_entropy", "entropy_frac", "kl_uniform", "kl_reference", "smoothing"),
     *("exploration_floor", "cross_entropy", "nll_hard", "accuracy", "ece", "learning_rate", "samples_per_second"),
     *("val_loss", "val_cross_entropy", "val_nll_hard", "val_accuracy", "val_ece", "val_policy_entropy"),
-    *("val_entropy_frac", "val_kl_uniform", "val_kl_reference", "val_prob_true_act"),
+    *(
+        "entropy_frac_min",
+        "val_entropy_frac_min",
+        "val_entropy_frac",
+        "val_kl_uniform",
+        "val_kl_reference",
+        "val_prob_true_act",
+    ),
 }
 
 

@@ -324,6 +324,9 @@ def test_a_log_line_has_what_the_separate_losses_give(name: str, kl_coef: float)
     choice = most > 1e-6
     share = np.average((joined["policy_entropy"].sum(-1) / most)[choice], weights=weights[choice])
     assert line["entropy_frac"] == pytest.approx(share, abs=1e-6)
+    counted = choice & (weights > 0)
+    lowest = (joined["policy_entropy"].sum(-1) / most)[counted].min()
+    assert line["entropy_frac_min"] == pytest.approx(float(lowest), abs=1e-6)
 
 
 # ---- arguments that can't be: one clear error, before anything is trained or written

@@ -253,7 +253,7 @@ CASES: dict[str, tuple[str, Callable[[VecEnv], SmoothedTraining]]] = {
     "Box": ("Pendulum-v1", built(SmoothedPPO, target_entropy_nats=0.3, exploration_floor="lin_0.1")),
     "reference": (DEEP_SEA, built(SmoothedPPO, smoothing=SKEWED, exploration_floor=0.1)),
     "A2C": ("CartPole-v1", lambda env: SmoothedA2C("MlpPolicy", env, n_steps=8, smoothing="lin_0.1", **SEEDED)),
-    "masks": (MASKED, built(SmoothedMaskablePPO, target_entropy_frac=0.4)),
+    "masks": (MASKED, built(SmoothedMaskablePPO, target_entropy_frac=0.4, min_entropy_frac="lin_0.3")),
     "recurrent": ("CartPole-v1", built(SmoothedRecurrentPPO, smoothing=0.1, exploration_floor="lin_0.1", **LSTM)),
     "from BC": ("CartPole-v1", from_bc),
 }
@@ -268,7 +268,7 @@ def state_of(model: SmoothedTraining) -> dict[str, Any]:
         "entropy_target": None if target is None else target.state,
         "reference": None if reference is None else reference.state_dict(),
         "counters": [model.num_timesteps, model._n_updates, model.value_warmup_left, float(model.alpha)],
-        "floor": float(model._rollout_floor or 0.0),
+        "floor": [float(model._rollout_floor or 0.0), float(model._set_point or 0.0)],
         "episodes": [[float(info["r"]), float(info["l"])] for info in model.ep_info_buffer or ()],
     }
 
@@ -305,9 +305,10 @@ def test_an_agent_file_keeps_everything(case: str, tmp_path: Path) -> None:
     del saved["episodes"], found["episodes"]
     assert_equal(found, saved)
     assert loaded.smoothing.to_config() == model.smoothing.to_config()
-    for argument in ("target_entropy_frac", "target_entropy_nats", "exploration_floor", "ent_coef"):
+    for argument in ("target_entropy_frac", "target_entropy_nats", "exploration_floor", "min_entropy_frac", "ent_coef"):
         assert getattr(loaded, argument) == getattr(model, argument)
     assert loaded.policy.exploration_floor == model.policy.exploration_floor
+    assert loaded.policy.min_entropy_frac == model.policy.min_entropy_frac
     if model.reference_policy is not None:
         assert not any(parameter.requires_grad for parameter in loaded.reference_policy.parameters())
     model.save(tmp_path / "theirs.zip")  # goes on as the zip of Stable-Baselines3 does

@@ -189,10 +189,10 @@ ON = [
     ("discrete", SmoothedPPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
     ("discrete", SmoothedPPO, {**SHORT, "exploration_floor": "lin_0.2", "ent_coef": 0.01}),
     ("discrete", SmoothedPPO, {**SHORT, "target_entropy_frac": 0.3, "smoothing": ORDINAL}),
-    ("components", SmoothedPPO, {**SHORT, "smoothing": 0.1, "batch_size": 21}),
+    ("components", SmoothedPPO, {**SHORT, "smoothing": 0.1, "batch_size": 21, "min_entropy_frac": 0.4}),
     ("arm", SmoothedPPO, {**SHORT, "smoothing": 0.1, "exploration_floor": 0.1}),
-    ("arm", SmoothedPPO, {**SHORT, "target_entropy_nats": 2.0, "target_kl": 0.01}),
-    ("masked", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01}),
+    ("arm", SmoothedPPO, {**SHORT, "target_entropy_nats": 2.0, "min_entropy_nats": 1.9, "target_kl": 0.01}),
+    ("masked", SmoothedMaskablePPO, {**SHORT, "smoothing": 0.1, "ent_coef": 0.01, "min_entropy_frac": "lin_0.4"}),
     ("discrete", SmoothedA2C, {"smoothing": 0.1}),
 ]
 MORE_ON = [

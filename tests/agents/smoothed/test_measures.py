@@ -98,6 +98,7 @@ def test_discrete_spaces_against_torch(policy: type[Any], space: spaces.Space[An
     close(found.kl_uniform, kl.mean())
     close(found.kl_reference, kl.mean())
     close(found.fractions, entropies.sum(1) / most)
+    close(found.entropy_frac_min, entropies.sum(1).amin() / most)
     assert found.has_choice.all()
     by_dimension = entropies.mean(0) if space is MULTI else []
     assert len(found.entropy_by_dimension) == len(by_dimension)
@@ -125,8 +126,11 @@ def test_masks_leave_the_legal_actions(policy: type[Any], device: torch.device) 
     expected = (entropies[choice] / counts[choice].log() < 0.5).double().mean()
     assert 0 < expected < 1
     close(found.entropy_collapse(0.5), expected)
+    close(found.entropy_below(0.5, is_fraction=True), expected)
+    close(found.entropy_below(0.5, is_fraction=False), (entropies < 0.5).double().mean())
+    close(found.entropy_frac_min, (entropies[choice] / counts[choice].log()).amin())  # one legal action has 0
     alone = measure_policy(made, seen[:4], action_masks=masks[:4])
-    assert alone.entropy_frac == 0
+    assert alone.entropy_frac == alone.entropy_frac_min == 0
     assert alone.entropy_collapse(1.0) == 0
 
 
@@ -347,7 +351,8 @@ def test_record_writes_each_mean_once() -> None:
     made = build(ActorCriticPolicy, MULTI, torch.device("cpu"))
     found = measure_policy(made, states(torch.device("cpu")))
     record_measures(logger, found, prefix="watch")
-    names = ("policy_entropy", "entropy_frac", "kl_uniform", "kl_reference", "entropy_dim0", "entropy_dim1")
+    names = ("policy_entropy", "entropy_frac", "entropy_frac_min", "kl_uniform", "kl_reference")
+    names += ("entropy_dim0", "entropy_dim1")
     assert set(logger.name_to_value) == {f"watch/{name}" for name in names}
     assert logger.name_to_value["watch/policy_entropy"] == pytest.approx(float(found.policy_entropy))
     assert logger.name_to_value["watch/entropy_dim1"] == pytest.approx(float(found.entropy_by_dimension[1]))
@@ -372,7 +377,7 @@ def test_bad_arguments_are_named(device: torch.device) -> None:
 
 
 # ---- what the callback and our algorithms write to TensorBoard, and that looking changes nothing
-FOUR = {"policy_entropy", "entropy_frac", "kl_uniform", "kl_reference"}
+FOUR = {"policy_entropy", "entropy_frac", "entropy_frac_min", "kl_uniform", "kl_reference"}
 WATCHED = {"entropy_collapse"}
 PPO_SMALL = {"n_steps": 64, "batch_size": 64, "n_epochs": 2}
 LSTM = {**PPO_SMALL, "policy_kwargs": {"lstm_hidden_size": 8}}

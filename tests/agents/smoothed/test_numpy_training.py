@@ -50,6 +50,13 @@ CASES: dict[str, tuple[type[OnPolicyAlgorithm], spaces.Space[Any], dict[str, Any
     "smoothed": (SmoothedPPO, spaces.Discrete(4, start=3), {**PPO, "smoothing": "lin_0.2", "ent_coef": 0.05}),
     "box": (SmoothedPPO, BOX, {**PPO, "smoothing": 0.01, "ent_coef": 0.01, "learning_rate": lambda left: 1e-3 * left}),
     "floor": (SmoothedPPO, spaces.Discrete(4), {**PPO, "smoothing": 0.1, "exploration_floor": 0.2}),
+    "guarantee": (SmoothedPPO, spaces.Discrete(4), {**PPO, "min_entropy_frac": 0.5, "ent_coef": 0.01}),
+    "smoothed guarantee": (
+        SmoothedPPO,
+        spaces.Discrete(4, start=2),
+        {**PPO, "min_entropy_frac": 0.6, "smoothing": 0.1},
+    ),
+    "box guarantee": (SmoothedPPO, BOX, {**PPO, "min_entropy_nats": 3.0}),
     "box floor": (SmoothedPPO, BOX, {**PPO, "exploration_floor": 0.2}),
     "multi-discrete": (SmoothedPPO, spaces.MultiDiscrete([3, 2]), {**PPO, "smoothing": 0.1}),
     "multi-binary": (SmoothedPPO, spaces.MultiBinary(3), {**PPO, "smoothing": 0.1}),
@@ -86,7 +93,9 @@ def test_updates_on_the_same_rollouts_are_those_of_torch(case: str, monkeypatch:
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["smoothed", "box", "floor", "box floor", "multi-discrete", "multi-binary"])
+@pytest.mark.parametrize(
+    "case", ["smoothed", "box", "floor", "guarantee", "box guarantee", "box floor", "multi-discrete", "multi-binary"]
+)
 def test_rollouts_are_draws_of_the_policy(case: str) -> None:
     """Log-probabilities and values are the policy's own of what was drawn, and the draws follow its distribution."""
     model = build(case, engine="numpy")
