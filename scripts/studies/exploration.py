@@ -163,10 +163,10 @@ class Progress(BaseCallback):
         else:
             self.score_before = score
         measures = measure_rollout(self.model)
-        assert measures.fractions is not None
         assert measures.entropy_frac is not None
+        assert measures.entropy_frac_min is not None
         self.entropy_frac = float(measures.entropy_frac)
-        self.lowest = min(self.lowest, float(measures.fractions[measures.has_choice].min()))
+        self.lowest = min(self.lowest, float(measures.entropy_frac_min))
 
 
 def train(settings: dict[str, Any]) -> Result:
