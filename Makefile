@@ -104,7 +104,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 	@touch $@
 
 # Learning studies: long, resumable run by run (logs/studies/), with the summaries in scripts/studies/results.
-.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-entropy-guarantee
+.PHONY: study-cartpole study-bc-to-ppo study-collapse study-deep-sea study-entropy-guarantee study-exploration
 .PHONY: study-digits study-hierarchy study-hybrid-iris study-self-training study-bco
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
@@ -125,6 +125,9 @@ study-entropy-guarantee: $(CORE)  ## study: a guaranteed entropy, and the mean t
 
 study-deep-sea: $(CORE)  ## study: who finds the treasure of Deep Sea
 	$(BIN)/python -P -m rlsmooth.scripts.studies.deep_sea $(ARGS)
+
+study-exploration: $(CORE)  ## study: where a guaranteed entropy helps, and what else does
+	$(BIN)/python -P -m rlsmooth.scripts.studies.exploration $(ARGS)
 
 study-digits: $(DEV)  ## study: digits, smoothed and not, with and without wrong labels
 	$(BIN)/python -P -m rlsmooth.scripts.studies.digits $(ARGS)

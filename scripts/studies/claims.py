@@ -12,6 +12,7 @@ promised outcome not. Privacy goes by the best attack, fairness by the signed ga
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import Interval, interquartile_mean_interval
+from rlsmooth.audits.intervals import student_quantile
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import GREEN, GREY, INK, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, in_words
@@ -57,6 +60,7 @@ class Line:
         condition: under which it is an identity; empty: it is none.
         contradicted: whether theory contradicts it.
         test: the test of the identity.
+        interval: of the differences of one data set.
     """
 
     number: int
@@ -71,6 +75,7 @@ class Line:
     condition: str = ""
     contradicted: bool = False
     test: str = ""
+    interval: Callable[[Sequence[float]], Interval] = interquartile_mean_interval
 
 
 NAMES = {
@@ -88,6 +93,13 @@ NAMES = {
 
 
 # ---- differences, seed by seed
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean and Student's t interval of 95 %."""
+    mean = float(np.mean(values))
+    half = student_quantile(0.95, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, "t interval")
 
 
 def less(ours: Sequence[Any], theirs: Sequence[Any], value: Callable[[Any], float], other: Any = None) -> list[float]:
@@ -181,6 +193,16 @@ def deep_sea(studies: Studies) -> Found:
     tests = studies["deep_sea"]["tests"]
     for size in tests["PPO"]:
         yield f"size {size}", less(tests["SmoothedPPO"][size], tests["PPO"][size], lambda run: float(run["steps"]))
+
+
+def exploration(ours: str, theirs: str) -> Callable[[Studies], Found]:
+    """By task, the steps until it is solved, as shares of the budget, of one arm less another's."""
+
+    def find(studies: Studies) -> Found:
+        for task, arms_of in studies["exploration"]["tests"].items():
+            yield task, less(arms_of[ours], arms_of[theirs], lambda run: float(run["share"]))
+
+    return find
 
 
 def pseudo(studies: Studies) -> Found:
@@ -459,7 +481,7 @@ def judge(studies: Studies, lines: Sequence[Line] = LINES) -> list[Judged]:
     judged = []
     for line in lines:
         values = {} if line.find is None else dict(line.find(studies))
-        found = {name: interquartile_mean_interval(column) for name, column in values.items()}
+        found = {name: line.interval(column) for name, column in values.items()}
         judged.append(Judged(line, found, min(map(len, values.values()), default=0), verdict(line, found)))
     return judged
 
