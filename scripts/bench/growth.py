@@ -272,10 +272,10 @@ def main(args: Args) -> None:
     unknown = [name for name in args.axes if name not in AXES]
     if unknown or not args.axes:
         raise ValueError(f"axes has {unknown}: use some of {list(AXES)}.")
-    load_before, rows = load_average(), []
+    load_before, rows = load_average(), list[dict[str, Any]]()
     for name in args.axes:
         points = measure(name, AXES[name].sizes[:2] if args.quick else AXES[name].sizes)
-        rows.append({"axis": name, "points": points} | {f"{unit}_slope": slope(points, unit) for unit in UNITS})
+        rows.append({"axis": name, "points": points, **{f"{unit}_slope": slope(points, unit) for unit in UNITS}})
     worst = max(row[f"{unit}_slope"] for row in rows for unit in UNITS)
     result = {
         "command": command_line(SCRIPT, args),
