@@ -4,6 +4,10 @@ Each size has a process of its own, on one thread. There the work is done once a
 what is made once in a process; then at its own size, for the peak of resident memory (Linux alone reports it) and three
 times for the least time of the processor. The slope is that of a line through the logarithms of the larger half of the
 sizes: 1 is proportional growth, and more than 1 would be too much.
+
+The C library is told to keep what is freed. By default it gives blocks above 32 MiB back, and the system fills new
+pages with zeros for each of them: the loss then takes two to four times as long from that size on. Python's collector
+leaves out what is alive before (the libraries): where a tree makes many objects, it would go through those once more.
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 
 SCRIPT = "scripts/bench/growth.py"
 REPETITIONS = 3
-MOST = 1.05
-"""The slope that rounds to at most 1, with what the caches of a processor add."""
+KEEPING = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 34))
+MOST = 1.0
 PACKAGES = ("torch", "numpy", "stable-baselines3", "gymnasium")
 
 
@@ -81,7 +85,7 @@ def cloning(transitions: int) -> Callable[[], object]:
         action_space=spaces.Discrete(4),
         episode_ends=np.array([transitions]),
     )
-    return lambda: BC("MlpPolicy", None, data, smoothing=0.1, batch_size=256, device="cpu").learn(total_epochs=1)
+    return lambda: BC("MlpPolicy", None, data, smoothing=0.1, batch_size=4096, device="cpu").learn(total_epochs=1)
 
 
 def ppo(environments: int) -> Callable[[], object]:
@@ -125,11 +129,11 @@ def powers(first: int, last: int) -> tuple[int, ...]:
 
 
 AXES = {
-    "batch": Axis("samples", "loss of 100 classes", powers(12, 18), lambda size: loss(size, 100), BLUE),
-    "classes": Axis("classes", "loss of 256 samples", powers(10, 16), lambda size: loss(256, size), ORANGE),
-    "transitions": Axis("transitions", "BC, one epoch", powers(14, 20), cloning, GREEN),
+    "batch": Axis("samples", "loss of 100 classes", powers(13, 19), lambda size: loss(size, 100), BLUE),
+    "classes": Axis("classes", "loss of 256 samples", powers(11, 17), lambda size: loss(256, size), ORANGE),
+    "transitions": Axis("transitions", "BC, one epoch", powers(15, 21), cloning, GREEN),
     "environments": Axis("environments", "PPO, rollout and update", powers(2, 8), ppo, PURPLE),
-    "tree": Axis("classes of a tree", "tree, targets and loss", powers(11, 17), tree, RED),
+    "tree": Axis("classes of a tree", "tree, targets and loss", powers(13, 19), tree, RED),
 }
 
 
@@ -164,6 +168,7 @@ def measure_here(axis: str, size: int) -> dict[str, float]:
     chosen.prepare(chosen.sizes[0] // 4 or 1)()
     work = chosen.prepare(size)
     gc.collect()
+    gc.freeze()
     peak_mib()
     before = peak_mib()
     work()
@@ -182,7 +187,12 @@ def measure(axis: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
     found = []
     for size in sizes:
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--worker", axis, str(size)]
-        given: Any = {"capture_output": True, "text": True, "check": True, "env": {**os.environ, **ONE_THREAD}}
+        given: Any = {
+            "capture_output": True,
+            "text": True,
+            "check": True,
+            "env": {**os.environ, **ONE_THREAD, **KEEPING},
+        }
         found.append(json.loads(subprocess.run(command, **given).stdout.splitlines()[-1]))
         print(axis, found[-1], file=sys.stderr)
     return found
@@ -243,7 +253,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         f" {result['load_before']}, after {result['load_after']}.",
         f"- A process for each size, one thread; the least of {REPETITIONS} times, the peak of resident memory above"
         " what was resident before (inputs of the loss and demonstrations are; what is made of them counts).",
+        "- The C library keeps what is freed. By default, blocks above 32 MiB are new pages each time, which the system"
+        " fills with zeros: the loss then takes two to four times as long from that size on.",
         "- Slopes: least squares of logarithms over the larger half of the sizes, where what is constant weighs less.",
+        "- Python's collector leaves out what the process had before the work. Otherwise a tree of 32,768 classes takes"
+        " three times as long as one of 16,384, since its objects make the collector go through the libraries' too.",
         "- Trees of at most 1,024 classes are not shown: their targets come from a table, which takes up to 63 MiB.",
         f"- {', '.join(f'{package} {version}' for package, version in result['versions'].items())}",
     ]
@@ -258,10 +272,10 @@ def main(args: Args) -> None:
     unknown = [name for name in args.axes if name not in AXES]
     if unknown or not args.axes:
         raise ValueError(f"axes has {unknown}: use some of {list(AXES)}.")
-    load_before, rows = load_average(), []
+    load_before, rows = load_average(), list[dict[str, Any]]()
     for name in args.axes:
         points = measure(name, AXES[name].sizes[:2] if args.quick else AXES[name].sizes)
-        rows.append({"axis": name, "points": points} | {f"{unit}_slope": slope(points, unit) for unit in UNITS})
+        rows.append({"axis": name, "points": points, **{f"{unit}_slope": slope(points, unit) for unit in UNITS}})
     worst = max(row[f"{unit}_slope"] for row in rows for unit in UNITS)
     result = {
         "command": command_line(SCRIPT, args),
@@ -269,8 +283,8 @@ def main(args: Args) -> None:
         "load_before": load_before,
         "load_after": load_average(),
         "versions": versions(PACKAGES),
-        "verdict": f"Required: slopes at most 1 ({MOST} with what caches add). Measured: at most {worst:.2f}, "
-        + ("met." if worst <= MOST else "NOT met."),
+        "verdict": f"Required: slopes at most {MOST:g}. Measured: at most {worst:.2f}, "
+        + ("met." if round(worst, 2) <= MOST else "NOT met."),
         "rows": rows,
     }
     markdown = to_markdown(result)

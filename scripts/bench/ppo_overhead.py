@@ -187,7 +187,8 @@ def predict_times(rounds: int, seed: int) -> list[dict[str, Any]]:
     """Microseconds of the processor for one call of `predict`, in turns: medians over the rounds."""
     rows = []
     for label, space in PREDICTED.items():
-        env, more = Standing(space), {"seed": seed, "device": "cpu"}
+        env = Standing(space)
+        more: dict[str, Any] = {"seed": seed, "device": "cpu"}
         is_masked = "masked" in label
         stock, smoothed = (MaskablePPO, SmoothedMaskablePPO) if is_masked else (PPO, SmoothedPPO)
         models: dict[str, Any] = {
