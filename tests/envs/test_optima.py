@@ -428,6 +428,7 @@ def greedy_return(model: Any, env: TabularEnv) -> float:
         pytest.param("rlsmooth/IdentityOrdered-v0", {"observation": "one_hot"}, "MlpPolicy", marks=pytest.mark.slow),
         ("rlsmooth/IdentityMultiDiscrete-v0", {"dims": (2, 3)}, "MlpPolicy"),
         ("rlsmooth/IdentityMultiBinary-v0", {}, "MlpPolicy"),
+        pytest.param("rlsmooth/DatasetBandit-v0", {"data": LIVING}, "MlpPolicy", marks=pytest.mark.slow),
     ],
 )
 def test_ppo_finds_the_optimum(name: str, arguments: dict[str, Any], policy: str) -> None:
