@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.data.labelled import LabelledData, load_labelled
+from rlsmooth.envs.images import RenderMode
 from rlsmooth.envs.observations import Observation
 from rlsmooth.envs.tabular import MAX_STATES, TabularProblem
 from rlsmooth.envs.tabular_env import IllegalAction, MaskedTabularEnv, TabularEnv
@@ -79,6 +80,7 @@ class DatasetBanditEnv(TabularEnv):
         standardise: bring features to mean 0 and standard deviation 1.
         legal: which classes are legal for each sample, bool `[N, K]`; `DatasetBanditMaskedEnv` shows them as masks.
         illegal_action: `"penalise"` (reward -1) or `"raise"` a ValueError.
+        render_mode: None or `"rgb_array"`: above, the label in white; below, what is legal in green.
 
     Raises:
         ImportError: the set needs the extra `datasets`.
@@ -95,8 +97,6 @@ class DatasetBanditEnv(TabularEnv):
         (1.0, 10.0)
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]  # gymnasium leaves ClassVar out
-
     def __init__(
         self,
         data: LabelledData | str | Path = "digits",
@@ -106,6 +106,7 @@ class DatasetBanditEnv(TabularEnv):
         standardise: bool = True,
         legal: NDArray[np.bool_] | None = None,
         illegal_action: IllegalAction = "penalise",
+        render_mode: RenderMode | None = None,
     ) -> None:
         labelled = check_data(data)
         distances = class_distances(labelled, distance)
@@ -126,8 +127,9 @@ class DatasetBanditEnv(TabularEnv):
             episode_length=episode_length,
             observation=SampleObserver(shown),
             illegal_action=illegal_action,
+            render_mode=render_mode,
         )
-        self.labels = labelled.labels
+        self.labels: NDArray[np.int64] = labelled.labels
         self._paid = paid
 
     def state_of(self, observation: Observation | int) -> int:
@@ -139,6 +141,10 @@ class DatasetBanditEnv(TabularEnv):
         seen: Any = observation
         is_current = np.array_equal(self.observation_of(self._state), seen)
         return self._state if is_current else super().state_of(observation)
+
+    def shown_columns(self) -> NDArray[np.int64]:
+        """The label of the current sample."""
+        return self.labels[self._state : self._state + 1]
 
     def get_state(self) -> dict[str, int]:
         """Where the episode is: for checkpoints, which need not keep the data."""

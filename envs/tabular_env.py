@@ -132,8 +132,13 @@ class TabularEnv(gym.Env[Any, Any]):
             warn_no_render_mode()
             return None
         shown = np.zeros(sum(self.problem.dims), dtype=np.bool_)
-        shown[self.problem.offsets + self._states[self._state]] = True
+        shown[self.shown_columns()] = True
         return paint_bands([(shown, WHITE, BLACK), (self.problem.legal[self._state], GREEN, RED)])
+
+    def shown_columns(self) -> NDArray[np.int64]:
+        """The columns of the tables that an image of the current state has in white."""
+        columns: NDArray[np.int64] = self.problem.offsets + self._states[self._state]
+        return columns
 
     def expert_action(self, observation: Observation | int) -> Any:
         """Return the best action for one observation, in the action space's dtype and shape (the lowest of several).

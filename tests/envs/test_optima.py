@@ -345,8 +345,10 @@ def test_a_bandits_reward_falls_with_the_distance_in_the_tree_and_in_the_order()
     assert lion == pytest.approx([1 - 4 / 5, 1, 0, 1 - 2 / 5])
     assert DatasetBanditEnv(LIVING, distance="zero_one").problem.rewards[1].tolist() == [0, 1, 0, 0]
     assert DatasetBanditEnv(GRADES).problem.rewards[1] == pytest.approx([2 / 3, 1, 2 / 3, 1 / 3])
-    masked = DatasetBanditMaskedEnv(GRADES, legal=0.0, episode_length=1)
+    masked = DatasetBanditMaskedEnv(GRADES, legal=0.0, episode_length=1, render_mode="rgb_array")
     observation, _ = masked.reset(seed=0)
+    white = (masked.render()[10, 24::48] == 255).all(axis=-1)  # the middles of the four classes' cells, above
+    assert np.array_equal(white, masked.action_masks())
     assert np.flatnonzero(masked.action_masks()).tolist() == [GRADES.labels[masked.state_of(observation)]]
     _, reward, _, truncated, info = masked.step(np.flatnonzero(~masked.action_masks())[0])
     assert (reward, truncated, info) == (-1.0, True, {"illegal_action": True})
@@ -426,6 +428,7 @@ def greedy_return(model: Any, env: TabularEnv) -> float:
         pytest.param("rlsmooth/IdentityOrdered-v0", {"observation": "one_hot"}, "MlpPolicy", marks=pytest.mark.slow),
         ("rlsmooth/IdentityMultiDiscrete-v0", {"dims": (2, 3)}, "MlpPolicy"),
         ("rlsmooth/IdentityMultiBinary-v0", {}, "MlpPolicy"),
+        pytest.param("rlsmooth/DatasetBandit-v0", {"data": LIVING}, "MlpPolicy", marks=pytest.mark.slow),
     ],
 )
 def test_ppo_finds_the_optimum(name: str, arguments: dict[str, Any], policy: str) -> None:

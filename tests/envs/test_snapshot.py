@@ -378,3 +378,31 @@ def test_the_wrapper_for_other_processes_returns_what_went_wrong() -> None:
     good, problem = Resumable(Everything()).get_snapshot()
     assert problem == ""
     assert "is a" in env.set_snapshot({**(good or {}), "class": "elsewhere.Env"})
+
+
+def test_a_bandit_is_kept_without_its_data() -> None:
+    one, other = (gym.make("rlsmooth/DatasetBanditMasked-v0", data="iris") for _ in range(2))
+    one.reset(seed=3)
+    one.step(1)
+    other.reset()
+    state = env_state(one)
+    assert len(json.dumps(state, default=np.ndarray.tolist)) < 3000  # 600 features need more
+    set_env_state(other, state)
+    for _ in range(12):
+        pair = one.step(2), other.step(2)
+        assert np.array_equal(pair[0][0], pair[1][0])
+        assert pair[0][1:4] == pair[1][1:4]
+        if pair[0][3]:
+            assert np.array_equal(one.reset()[0], other.reset()[0])
+    with pytest.raises(CannotSnapshotError, match="state=999 must lie in"):
+        set_env_state(other, forged_sample(state))
+
+
+def forged_sample(state: Any) -> Any:
+    """The state with another number wherever it names a sample."""
+    if isinstance(state, dict) and state.get("kind") == "own":
+        pairs = [[key, 999 if key == "sample" else value] for key, value in state["own"]["items"]]
+        return {**state, "own": {**state["own"], "items": pairs}}
+    if isinstance(state, dict):
+        return {key: forged_sample(value) for key, value in state.items()}
+    return state
