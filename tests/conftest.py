@@ -49,6 +49,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for where, name, answer in (
         ("rlsmooth.training.flat", "_is_plain", False),  # Adam's step
         ("rlsmooth.agents.heads", "_is_unhooked", False),  # layers of an actor
+        ("rlsmooth.agents.heads", "plain_network", None),  # cloning's gradients
         ("rlsmooth.agents.acting", "plain_network", None),  # `predict`
         ("rlsmooth.agents.smoothed.policies", "plain_network", None),  # rollouts
         ("rlsmooth.agents.smoothed.algorithms", "plain_network_of", None),  # updates

@@ -628,16 +628,13 @@ def _kept_or_written_out(target: Target, dtype: torch.dtype, factor: Tensor | fl
 
     A tensor that was changed in place since has another version, and is read again.
     """
-    places, atoms, background, reference = (
-        *(target.atom_indices, target.atom_weights, target.background_weight, target.reference),
-    )
-    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or places.is_inference() or atoms.is_inference():
+    reference = target.reference
+    given = [target.atom_indices, target.atom_weights]
+    if reference is not None:
+        given += [part for part in (target.background_weight, reference.values, reference.mask) if part is not None]
+    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or any([part.is_inference() for part in given]):
         return _written_out(target, dtype, -factor)
-    values = None if reference is None else reference.values
-    key = (
-        *(dtype, factor, places._version, atoms._version),
-        *(None if background is None else background._version, None if values is None else values._version),
-    )
+    key = (dtype, factor, *[part._version for part in given])
     kept: tuple[Any, Tensor] | None = vars(target).get("_kept")
     if kept is not None and kept[0] == key:
         return kept[1]
@@ -664,7 +661,8 @@ def _looked_up(target: Target, dtype: torch.dtype, factor: float) -> Tensor | No
     if classes > _LARGEST_TABLE or atoms.stride()[0] or not reference.is_of_labels(places):
         return None
     on_label, beside, values = float(atoms.numpy()[0, 0]), float(background.numpy()[0]), reference.values
-    key = (id(values), classes, on_label, beside, factor, dtype, reference.kind)
+    version = None if values is None else values._version
+    key = (id(values), version, classes, on_label, beside, factor, dtype, reference.kind)
     kept = _tables.get(key)
     if kept is None or kept[0] is not values:
         if len(_tables) >= _KEPT_TABLES:
