@@ -591,7 +591,8 @@ def mean_and_gradient(logits: Tensor, target: Target) -> tuple[Tensor, Tensor] |
     assert target.reference is not None
     assert target.reference.values is not None
     q, log_probs = target.reference.values.to(logits.dtype), logits.log_softmax(-1)
-    gradient = torch._log_softmax_backward_data(q * (-1 / len(logits)), log_probs, -1, logits.dtype)
+    upstream = q * (-1 / len(logits))
+    gradient = torch.ops.aten._log_softmax_backward_data.default(upstream, log_probs, -1, logits.dtype)
     return (log_probs * q).sum(-1).neg_().mean(), gradient
 
 
@@ -632,9 +633,9 @@ def _kept_or_written_out(target: Target, dtype: torch.dtype, factor: Tensor | fl
     given = [target.atom_indices, target.atom_weights]
     if reference is not None:
         given += [part for part in (target.background_weight, reference.values, reference.mask) if part is not None]
-    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or any([part.is_inference() for part in given]):
+    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or any(part.is_inference() for part in given):
         return _written_out(target, dtype, -factor)
-    key = (dtype, factor, *[part._version for part in given])
+    key = (dtype, factor, *[part._version for part in given])  # noqa: SLF001 - torch has no other name for it
     kept: tuple[Any, Tensor] | None = vars(target).get("_kept")
     if kept is not None and kept[0] == key:
         return kept[1]
@@ -661,7 +662,7 @@ def _looked_up(target: Target, dtype: torch.dtype, factor: float) -> Tensor | No
     if classes > _LARGEST_TABLE or atoms.stride()[0] or not reference.is_of_labels(places):
         return None
     on_label, beside, values = float(atoms.numpy()[0, 0]), float(background.numpy()[0]), reference.values
-    version = None if values is None else values._version
+    version = None if values is None else values._version  # noqa: SLF001
     key = (id(values), version, classes, on_label, beside, factor, dtype, reference.kind)
     kept = _tables.get(key)
     if kept is None or kept[0] is not values:

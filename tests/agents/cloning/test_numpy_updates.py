@@ -10,8 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO
-from rlsmooth.agents import heads
+from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, heads
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1
 from rlsmooth.targets import Smoothing
 from support import same_parameters
