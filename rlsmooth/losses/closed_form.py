@@ -38,6 +38,7 @@ _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SHORT = 32  # classes; torch's softmax and its sums take each row by itself: slow where rows are shorter than this
 _INTEGERS = {torch.float32: (torch.int32, -(1 << 23)), torch.float64: (torch.int64, -(1 << 52))}  # and -inf's bits
 _FEW_ELEMENTS = 1 << 17
+_softmax_backward = torch.ops.aten._log_softmax_backward_data.default  # noqa: SLF001 - what autograd calls
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
@@ -592,7 +593,7 @@ def mean_and_gradient(logits: Tensor, target: Target) -> tuple[Tensor, Tensor] |
     assert target.reference.values is not None
     q, log_probs = target.reference.values.to(logits.dtype), logits.log_softmax(-1)
     upstream = q * (-1 / len(logits))
-    gradient = torch.ops.aten._log_softmax_backward_data.default(upstream, log_probs, -1, logits.dtype)
+    gradient = _softmax_backward(upstream, log_probs, -1, logits.dtype)
     return (log_probs * q).sum(-1).neg_().mean(), gradient
 
 
