@@ -215,7 +215,7 @@ def backward_of_plain(
         return None
     trained = [part for pair in network.actor.linears for part in pair]
     trained += [] if network.log_std is None else [network.log_std]
-    if not all([one.requires_grad and not has_hooks(one) for one in trained]):
+    if not all(one.requires_grad and not has_hooks(one) for one in trained):
         return None
     assert isinstance(observations, Tensor)
     with torch.no_grad():

@@ -69,6 +69,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("rlsmooth.training.flat", "_is_plain", False),  # Adam's step
         ("rlsmooth.agents.heads", "_is_unhooked", False),  # layers of an actor
         ("rlsmooth.agents.acting", "predict_plainly", None),  # `predict`
+        ("rlsmooth.agents.heads", "plain_network", None),  # cloning's gradients
         ("rlsmooth.agents.smoothed.policies", "plain_network", None),  # rollouts
         ("rlsmooth.agents.smoothed.contrib", "plain_network", None),
         ("rlsmooth.agents.smoothed.algorithms", "plain_network_of", None),  # updates

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ _NO_LABEL = -(1 << 62)  # torch would ignore its own default, -100, silently
 _SHORT = 32  # classes; torch's softmax and its sums take each row by itself: slow where rows are shorter than this
 _INTEGERS = {torch.float32: (torch.int32, -(1 << 23)), torch.float64: (torch.int64, -(1 << 52))}  # and -inf's bits
 _FEW_ELEMENTS = 1 << 17
+_softmax_backward = torch.ops.aten._log_softmax_backward_data.default  # noqa: SLF001 - what autograd calls
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
@@ -590,7 +592,8 @@ def mean_and_gradient(logits: Tensor, target: Target) -> tuple[Tensor, Tensor] |
     assert target.reference is not None
     assert target.reference.values is not None
     q, log_probs = target.reference.values.to(logits.dtype), logits.log_softmax(-1)
-    gradient = torch._log_softmax_backward_data(q * (-1 / len(logits)), log_probs, -1, logits.dtype)
+    upstream = q * (-1 / len(logits))
+    gradient = _softmax_backward(upstream, log_probs, -1, logits.dtype)
     return (log_probs * q).sum(-1).neg_().mean(), gradient
 
 
@@ -610,15 +613,73 @@ def _written_out_loss(
     for a device finds only that.
     """
     values = logits.to(compute_dtype(logits.dtype))
-    q = _written_out(target, values.dtype, _reduction_factor(len(logits), weight, reduction))
+    q = _kept_or_written_out(target, values.dtype, _reduction_factor(len(logits), weight, reduction))
     if mask is not None:
         illegal = ~mask
         if torch.logical_and(q, illegal).any().numpy():
             return None
         values = values.masked_fill(illegal, torch.finfo(values.dtype).min / 2)  # times 0, which must not be NaN
-    loss = F.cross_entropy(values, q, reduction="none" if reduction == "none" else "sum")
+    products = values.log_softmax(-1) * q
+    loss = products.sum(-1) if reduction == "none" else products.sum()
     number = loss.detach()
     return loss if math.isfinite((number.sum() if number.ndim else number).numpy()) else None
+
+
+def _kept_or_written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
+    """`_written_out` of `-factor`; kept with the target, whose next loss is often of the same kind.
+
+    A tensor that was changed in place since has another version, and is read again.
+    """
+    reference = target.reference
+    given = [target.atom_indices, target.atom_weights]
+    if reference is not None:
+        given += [part for part in (target.background_weight, reference.values, reference.mask) if part is not None]
+    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or any(part.is_inference() for part in given):
+        return _written_out(target, dtype, -factor)
+    key = (dtype, factor, *[part._version for part in given])  # noqa: SLF001 - torch has no other name for it
+    kept: tuple[Any, Tensor] | None = vars(target).get("_kept")
+    if kept is not None and kept[0] == key:
+        return kept[1]
+    q = _looked_up(target, dtype, -factor)
+    if q is None:
+        q = _written_out(target, dtype, -factor)
+    vars(target)["_kept"] = key, q
+    return q
+
+
+_tables: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = {}
+_KEPT_TABLES, _LARGEST_TABLE = 64, 64
+
+
+def _looked_up(target: Target, dtype: torch.dtype, factor: float) -> Tensor | None:
+    """`_written_out` to the bit, in one lookup: of labels smoothed by one number, each in the same way.
+
+    None: the target is of another kind, or new. A table of all labels' targets is made when it is wanted again.
+    """
+    background, reference, places = target.background_weight, target.reference, target.atom_indices
+    if background is None or reference is None or background.stride() != (0,) or places.shape[1] != 1:
+        return None
+    atoms, classes = target.atom_weights, target.num_classes
+    if classes > _LARGEST_TABLE or atoms.stride()[0] or not reference.is_of_labels(places):
+        return None
+    on_label, beside, values = float(atoms.numpy()[0, 0]), float(background.numpy()[0]), reference.values
+    version = None if values is None else values._version  # noqa: SLF001
+    key = (id(values), version, classes, on_label, beside, factor, dtype, reference.kind)
+    kept = _tables.get(key)
+    if kept is None or kept[0] is not values:
+        if len(_tables) >= _KEPT_TABLES:
+            _tables.clear()
+        _tables[key] = values, None
+        return None
+    table = kept[1]
+    if table is None:
+        labels = torch.arange(classes)
+        every = replace(reference, rows=None if reference.rows is None else labels)
+        weights = atoms[:1].expand(classes, 1), background[:1].expand(classes)
+        whole = Target(classes, labels[:, None], *weights, every, weights_may_cancel=target.weights_may_cancel)
+        table = _written_out(whole, dtype, factor)
+        _tables[key] = values, table
+    return table.index_select(0, places[:, 0])
 
 
 def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:

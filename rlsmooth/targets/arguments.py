@@ -100,6 +100,13 @@ def broadcast_alpha(alpha: Alpha, labels: Tensor) -> Tensor:
     return torch.full((), float(alpha), dtype=dtype, device=labels.device).expand(labels.shape)
 
 
+def rest_of_alpha(alpha: Alpha, level: Tensor) -> Tensor:
+    """`1 - alpha` as weights of the labels' shape; `level` is what `broadcast_alpha` made of alpha."""
+    if isinstance(alpha, Tensor):
+        return 1 - level
+    return torch.full((), 1 - float(alpha), dtype=level.dtype, device=level.device).expand(level.shape)
+
+
 def broadcast_mask(mask: Tensor, batch_shape: torch.Size, num_classes: int) -> Tensor:
     """`mask`, a tensor or an array (Gymnasium's and sb3-contrib's masks are arrays), expanded to `[..., K]`.
 

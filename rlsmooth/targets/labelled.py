@@ -20,6 +20,7 @@ from rlsmooth.targets.arguments import (
     check_probabilities,
     first_row,
     kind_of,
+    rest_of_alpha,
     to_labels,
     values_can_be_checked,
 )
@@ -97,7 +98,7 @@ def uniform(
         if mask is not None:
             check_mask(mask, labels)
     level = broadcast_alpha(alpha, labels)
-    background, on_label = level, 1 - level
+    background, on_label = level, rest_of_alpha(alpha, level)
     if mask is None:
         reference = Reference(num_classes)
         each: Tensor | float = 1 / num_classes
@@ -196,6 +197,7 @@ def around_label(
         if mask is not None:
             check_mask(mask, labels)
     background = broadcast_alpha(alpha, labels)
+    on_label = rest_of_alpha(alpha, background)
     if mask is not None:
         reference, has_mass = reference.restricted(mask, in_logarithms)
         if check_values and empty_is_an_error:
@@ -203,7 +205,8 @@ def around_label(
             if bad is not None:
                 raise ValueError(f"mask{at(bad)} leaves only classes of prior 0: give them some prior.")
         background = torch.where(has_mass, background, 0.0)
-    atoms = labels.unsqueeze(-1), (1 - background).unsqueeze(-1)
+        on_label = 1 - background
+    atoms = labels.unsqueeze(-1), on_label.unsqueeze(-1)
     return Target(num_classes, *atoms, background, reference, weights_may_cancel=not _is_share(alpha))
 
 

@@ -63,6 +63,16 @@ class Reference(ComparedByFields):
         """Whether `r(k) = 1/K` in every row: the case that costs nothing."""
         return self.kind == "uniform" and self.mask is None
 
+    def is_of_labels(self, labels: Tensor) -> bool:
+        """Whether `r` of a row is known to depend on its label, int64 `[B, 1]`, alone."""
+        if self.kind == "rows":
+            rows = self.rows
+            if rows is None or rows.data_ptr() != labels.data_ptr() or rows.stride() != labels.stride()[:1]:
+                return False
+        elif self.kind not in ("uniform", "vector"):
+            return False
+        return self.mask is None and self.scale is None and self.shift is None and self.factors is None
+
     def block(self, dtype: torch.dtype) -> Tensor:
         """`r` as a tensor that broadcasts to `[..., K]`; `[K]` for a plain vector."""
         base: Tensor

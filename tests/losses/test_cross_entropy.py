@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence as torch_kl
 from torch.nn import functional as F
 
 from rlsmooth.losses import binary_cross_entropy, closed_form, cross_entropy, entropy, kl_divergence, reference
-from rlsmooth.targets import Target, from_probs, kernel, one_hot, prior, teacher, uniform
+from rlsmooth.targets import Smoothing, Target, from_probs, kernel, one_hot, prior, teacher, uniform
 from support import value_and_gradient
 
 CLASSES = 7
@@ -51,6 +51,52 @@ def test_equals_torchs_label_smoothing(
         logits,
         TOLERANCE[dtype],
     )
+
+
+RECIPES = {
+    "uniform": Smoothing(0.2),
+    "others": Smoothing(0.2, spread="others"),
+    "negative": Smoothing(-0.2),
+    "prior": Smoothing(0.2, torch.arange(1.0, CLASSES + 1) / sum(range(1, CLASSES + 1))),
+    "ordinal": Smoothing(0.2, "exponential"),
+    "whole": Smoothing(None, "exponential"),
+    "kernel": Smoothing(0.2, torch.rand(CLASSES, CLASSES, generator=torch.Generator().manual_seed(0)) + 0.1),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_target_made_again_has_the_same_loss_to_the_bit(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with other labels, which a table knows by then, and with labels that change in place."""
+    monkeypatch.setattr(closed_form, "_tables", {})
+    logits, smoothing = draw(50, torch.float32, torch.device("cpu"))[0], RECIPES[recipe]
+    batches = [torch.randint(CLASSES, (50,)) for _ in range(3)]
+    fresh = [value_and_gradient(lambda x, y=y: cross_entropy(x, smoothing(y, CLASSES)), logits) for y in batches[:1]]
+    for labels in batches[1:]:
+        monkeypatch.setattr(closed_form, "_tables", {})
+        fresh.append(value_and_gradient(lambda x, y=labels: cross_entropy(x, smoothing(y, CLASSES)), logits))
+    for _ in range(2):
+        for labels, (value, gradient) in zip(batches, fresh, strict=True):
+            again = value_and_gradient(lambda x, y=labels: cross_entropy(x, smoothing(y, CLASSES)), logits)
+            assert torch.equal(again[0], value)
+            assert torch.equal(again[1], gradient)
+    labels = batches[0].clone()
+    target = smoothing(labels, CLASSES)
+    for given, (value, _) in zip((*batches, batches[0]), (*fresh, fresh[0]), strict=True):
+        labels.copy_(given)
+        assert torch.equal(cross_entropy(logits, target), value)
+
+
+def test_targets_of_an_evaluation_serve_a_training() -> None:
+    logits, labels = draw(50, torch.float32, torch.device("cpu"))
+    expected = value_and_gradient(lambda x: cross_entropy(x, uniform(labels, CLASSES)), logits)
+    with torch.inference_mode():
+        made, places = uniform(labels, CLASSES), labels.clone()
+        cross_entropy(logits, made), cross_entropy(logits, RECIPES["uniform"](places, CLASSES))
+    given = uniform(labels, CLASSES)
+    with torch.inference_mode():
+        cross_entropy(logits, given)
+    found = value_and_gradient(lambda x: cross_entropy(x, given), logits)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("layer", LAYERS)

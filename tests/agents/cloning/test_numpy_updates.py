@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO
+from rlsmooth.agents import BC, BCO, DAgger, SmoothedPPO, heads
 from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1
 from rlsmooth.targets import Smoothing
 from support import same_parameters
@@ -84,6 +84,46 @@ def test_updates_are_those_of_torch(case: str, weighted: bool) -> None:
 def test_masks(space: spaces.Space[Any], weighted: bool) -> None:
     data = draw(space, masked=True, weighted=weighted)
     assert_close(*[train(data, engine) for engine in ("torch", "numpy")])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", ["zero", *CASES])
+def test_gradients_of_the_layers_are_autograds_to_the_bit(
+    case: str, masked: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Of `engine="torch"`: most cases are served, with several ways of the loss."""
+    space, arguments = {"zero": (spaces.Discrete(4), {}), **CASES}[case]
+    if masked and not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return
+    served, data = [], draw(space, masked=masked, weighted=case == "multi-discrete")
+    real = heads.backward_of_plain
+
+    def count(*given: Any) -> Any:
+        loss = real(*given)
+        served.append(loss is not None)
+        return loss
+
+    monkeypatch.setattr("rlsmooth.agents.cloning.bc.backward_of_plain", count)
+    quick = train(data, "torch", 9, **arguments)
+    if not request.config.getoption("--plain-paths"):  # "smoothed" counts from 3, and "box" has an L2 term too
+        assert any(served) == (case not in ("smoothed", "l2 and clipping", "multi-binary", "box", "elu"))
+    monkeypatch.setattr("rlsmooth.agents.cloning.bc.backward_of_plain", lambda *given: None)
+    plain = train(data, "torch", 9, **arguments)
+    assert same_parameters(quick, plain)
+    assert quick._watch.mean_loss() == plain._watch.mean_loss()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_hooks_and_frozen_parameters_count_with_torch(frozen: bool) -> None:
+    agent = BC("MlpPolicy", None, draw(spaces.Discrete(4)), seed=0, device="cpu", batch_size=32)
+    weight, calls = agent.policy.action_net.weight, []  # type: ignore[union-attr]
+    before = weight.detach().clone()
+    weight.requires_grad_(not frozen)
+    if not frozen:
+        weight.register_hook(lambda gradient: calls.append(gradient) or gradient * 0)
+    agent.learn(total_batches=3)
+    assert torch.equal(before, weight)
+    assert len(calls) == (0 if frozen else 3)
 
 
 def test_two_thousand_updates_on_the_shipped_demonstrations() -> None:
