@@ -388,6 +388,9 @@ def test_our_algorithms_take_their_parents_arguments_and_their_own() -> None:
     found = resolve_hyperparameters(values, SmoothedPPO)
     assert found.arguments["smoothing"] == 0.1
     assert found.arguments["sde_sample_freq"] == 4
+    guaranteed = resolve_hyperparameters({"min_entropy_frac": "lin_0.3"}, SmoothedPPO).arguments
+    model = SmoothedPPO("MlpPolicy", "CartPole-v1", device="cpu", **guaranteed)
+    assert model.policy.min_entropy_frac == 0.3
     with pytest.raises(ValueError, match=r"'kwargs' is unknown to SmoothedPPO: choose of .*exploration_floor.*n_steps"):
         resolve_hyperparameters({"kwargs": 1}, SmoothedPPO)
 

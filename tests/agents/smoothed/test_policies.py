@@ -474,7 +474,7 @@ CartPole-v1:
   n_timesteps: 500
   n_envs: 2
   policy: "rlsmooth.agents.{policy}"
-  policy_kwargs: "dict(reference='uniform', exploration_floor=0.1)"
+  policy_kwargs: "dict(reference='uniform', {knob}=0.1)"
   n_steps: 32
   batch_size: 32
   ent_coef: 0.05
@@ -483,17 +483,17 @@ CartPole-v1:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algo", "policy"),
+    ("algo", "policy", "knob"),
     [
-        ("ppo", "SmoothedActorCriticPolicy"),
-        pytest.param("ppo_lstm", "SmoothedRecurrentActorCriticPolicy", marks=pytest.mark.slow),
+        ("ppo", "SmoothedActorCriticPolicy", "min_entropy_frac"),
+        ("ppo_lstm", "SmoothedRecurrentActorCriticPolicy", "exploration_floor"),
     ],
 )
-def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> None:
+def test_rl_zoo_trains_our_policies(algo: str, policy: str, knob: str, tmp_path: Path) -> None:
     import sb3_contrib
     import stable_baselines3
 
-    (tmp_path / "conf.yml").write_text(CONFIGURATION.format(policy=policy))
+    (tmp_path / "conf.yml").write_text(CONFIGURATION.format(policy=policy, knob=knob))
     command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", "CartPole-v1", "-n", "500"]
     command += ["--conf-file", "conf.yml", "-f", "logs", "--eval-freq", "-1", "--seed", "0", "--device", "cpu"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -503,7 +503,7 @@ def test_rl_zoo_trains_our_policies(algo: str, policy: str, tmp_path: Path) -> N
     model = algorithm.load(saved, device="cpu")
     assert type(model.policy).__name__ == policy
     assert model.num_timesteps >= 500
-    assert model.policy.exploration_floor == 0.1
+    assert getattr(model.policy, knob) == 0.1
     # SB3's tag holds what stood in the slot of the entropy: KL, which is positive and small for so young a policy.
     (line,) = [line for line in finished.stdout.splitlines() if "entropy_loss" in line][-1:]
     assert 0 <= float(line.split("|")[2]) < 0.2

@@ -37,6 +37,7 @@ from rlsmooth.scripts.studies import (
     distil_dqn,
     distil_dqn_teachers,
     exploration,
+    entropy_guarantee,
     fairness,
     gail_smoothing,
     gan_modes,
@@ -122,6 +123,33 @@ def test_bc_to_ppo_runs(tmp_path: Path) -> None:
             if arm in ("value warm-up", "both"):  # the small budget is less than the warm-up: the actor stays
                 assert len(set(run["returns"])) == 1
     assert len(set(result["runs"]["neither"][0]["returns"])) > 1
+
+
+@pytest.mark.slow
+def test_entropy_guarantee_runs(tmp_path: Path) -> None:
+    given = Args(folder=tmp_path / "runs", results=tmp_path, workers=1, small=True)
+    entropy_guarantee.main(given)
+    runs = json.loads((tmp_path / "entropy_guarantee.json").read_text(encoding="utf-8"))["runs"]
+    assert {run["kind"] for run in runs if "kind" in run} == set(entropy_guarantee.KINDS)
+    assert {(run["task"], run["arm"]) for run in runs if "task" in run} >= {("Deep Sea", "after, min 0.3")}
+    for run in runs:
+        if "kind" in run:
+            assert (run["rollouts"], run["below"]) == (4, 0)
+            assert run["gap"] < 1e-5
+        else:
+            assert all(0 < mean <= 1 for mean in run["means"])
+
+
+def test_the_committed_study_of_the_guarantee_has_no_state_below() -> None:
+    path = Path(entropy_guarantee.__file__).parent / "results" / "entropy_guarantee.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    for kind, (_, _, given) in entropy_guarantee.KINDS.items():
+        found = [run for run in runs if run.get("kind") == kind]
+        assert sum(run["rollouts"] for run in found) >= 100
+        assert sum(run["below"] for run in found) == 0
+        assert max(run["gap"] for run in found) < 1e-5
+        # the network itself fell below: without the guarantee the states would have
+        assert min(run["network"] for run in found) < given.get("min_entropy_frac", given.get("min_entropy_nats"))
 
 
 @pytest.mark.slow
