@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial.reward_nets import RewardNet, Transitions
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation, TerminalStates
-from rlsmooth.agents.adversarial.transitions import TransitionStore
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import binary_cross_entropy
@@ -22,8 +21,9 @@ from rlsmooth.untrusted import decode
 RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
 AbsorbingReward: TypeAlias = Literal["counted", "learned"]
 
-NEVER = 1e-9
-"""The share of the absorbing state where it was never reached: its logit is finite, and a file can hold it."""
+NEVER, SELDOM = 1e-30, 1e-12
+"""What stands for 0 absorbing steps of the expert and of the generator, so that a file can hold the logit. Where neither
+has any, the expert counts as having fewer."""
 
 
 @final
@@ -158,7 +158,7 @@ class GAIL(AdversarialImitation):
             seed=seed,
         )
 
-        self.absorbing_logit = self.offset  # D knows nothing yet
+        self.absorbing_logit = self._counted_logit()
 
     def _check_policy(self) -> None:
         """Any policy will do."""
@@ -167,22 +167,23 @@ class GAIL(AdversarialImitation):
         return RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
 
     @property
-    def _is_counted(self) -> bool:
-        return self.absorbing_reward == "counted" and isinstance(self.reward_net, RewardNet)
+    def _learns_absorbing(self) -> bool:  # type: ignore[override]
+        return self.absorbing_reward == "learned" or not isinstance(self.reward_net, RewardNet)
 
-    def _terminates_once_more(self, store: TransitionStore) -> bool:
-        if not self._is_counted or self.reward_form == "logit":
-            return True
-        return store is (self.expert if self.reward_form == "log_d" else self.generated)
+    def _counted_logit(self) -> float:
+        """The best discriminator's logit of the absorbing state, bounded as the class says."""
+        is_logit, sides = self.reward_form == "logit", (self.expert, self.generated)
+        if is_logit and not len(self.generated):
+            return self.offset  # D knows nothing yet
+        expert, made = (side.absorbing_ratio(self._unseen_absorbing(side) if is_logit else 0.0) for side in sides)
+        real = self.real_target * expert + self.fake_target * made
+        logit = math.log(max(real, NEVER) / max(expert + made - real, SELDOM))
+        return logit if is_logit else (max if self.reward_form == "log_d" else min)(logit, self.offset)
 
     def train_discriminator(self) -> dict[str, float]:
         """The discriminator's part of a round; see `AdversarialImitation.train_discriminator`."""
         found = super().train_discriminator()
-        if self._sees_absorbing():
-            stores = self.expert, self.generated
-            expert, made = (store.absorbing_share(self._unseen_absorbing(store)) for store in stores)
-            real = self.real_target * expert + self.fake_target * made
-            self.absorbing_logit = math.log(max(real, NEVER) / max(expert + made - real, NEVER))
+        self.absorbing_logit = self._counted_logit()
         return found
 
     def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
@@ -193,7 +194,7 @@ class GAIL(AdversarialImitation):
     def reward(self, transitions: Transitions) -> Tensor:
         """The reward, `-log(1 - D)` or another `reward_form`, of the logit minus the offset, `[B]`."""
         logits: Tensor = self.reward_net(transitions)
-        if self._is_counted and transitions.absorbing is not None:
+        if not self._learns_absorbing and transitions.absorbing is not None:
             logits = logits.masked_fill(transitions.absorbing, self.absorbing_logit)
         logits = logits - self.offset
         if self.reward_form == "logit":
