@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rlsmooth.agents.adversarial.reward_nets import RewardNet, Transitions
 from rlsmooth.agents.adversarial.trainer import AdversarialImitation, TerminalStates
-from rlsmooth.agents.adversarial.transitions import TransitionStore
 from rlsmooth.checks import check_choice
 from rlsmooth.data import Demonstrations
 from rlsmooth.losses import binary_cross_entropy
@@ -22,8 +21,9 @@ from rlsmooth.untrusted import decode
 RewardForm: TypeAlias = Literal["minus_log_one_minus_d", "log_d", "logit"]
 AbsorbingReward: TypeAlias = Literal["counted", "learned"]
 
-NEVER = 1e-9
-"""The share of the absorbing state where it was never reached: its logit is finite, and a file can hold it."""
+NEVER, SELDOM = 1e-30, 1e-12
+"""What stands for 0 absorbing steps, of the expert and of the generator, so that the logit is finite. Where neither
+side has any, the expert is the one that never terminates."""
 
 
 @final
@@ -46,16 +46,20 @@ class GAIL(AdversarialImitation):
     The implementation subtracts that reward from every step instead, which shifts all returns by the same constant:
     termination is worth 0, and a step is worth as much as it is better than having terminated.
 
-    The absorbing state is a single point, whose best logit needs no learning: with e and g its shares on the expert's
-    and the generator's side it is `log((a e + b g) / ((1 - a) e + (1 - b) g))`. That is what `"counted"` takes. A
-    `reward_net` of your own must give all absorbing transitions the same score, which is learned, as by `"learned"`: it
-    starts at random, and pays for terminating until it has fallen below the scores of real states. A side that never
-    terminated is counted as if it had once (Laplace's rule of succession), every side once more than observed, but only
-    where the reward had no bound otherwise: the generator's for `-log(1 - D)`, the expert's for `log D`, both for
-    `"logit"`, and both where the score is learned. If the expert never terminates, counting it once more would let the
-    absorbing state's reward rise to `log 2` as the generator terminates less, and make states that look less like the
-    expert's worth less than terminating. `terminal_states="as_is"` does nothing of this, like imitation with
-    `allow_variable_horizon=True`.
+    The absorbing state is a single point, whose best logit needs no learning. With e and g absorbing steps per
+    transition of the expert and of the generator it is `log((a e + b g) / ((1 - a) e + (1 - b) g))`.
+    `absorbing_reward="counted"` takes that, and the network sees real transitions only. The logit is taken to be at
+    most that of the equilibrium for `-log(1 - D)`, and at least that for `log D`: where only one side terminates it has
+    no bound. What is subtracted from every step distinguishes no two actions, but is a constant `1 / (1 - gamma)` times
+    as large in the values that a critic has to learn. Where the expert never terminates, a step thus earns its whole
+    reward; where it terminates more often than the generator, a step is paid by how much it looks more like the
+    expert's than the generator's.
+
+    A `reward_net` of your own must give all absorbing transitions the same score. It is learned, as by
+    `absorbing_reward="learned"`, from minibatches which contain such transitions, drawn as if each side had terminated
+    once more than observed (Laplace's rule of succession), which bounds the score. `reward_form="logit"` is bounded in
+    the same way. A learned score starts at random, and pays for terminating until it has fallen below those of real
+    states. `terminal_states="as_is"` does nothing of this, like imitation with `allow_variable_horizon=True`.
 
     Args:
         demonstrations: the expert's. `next_observations` are needed only if the reward net uses them.
@@ -81,8 +85,8 @@ class GAIL(AdversarialImitation):
         fake_target: the value of D that the generator's transitions are trained towards; leave it at 0.
         correct_offset: subtract the logit at the equilibrium before the reward is computed.
         terminal_states: `"absorbing"`: a terminal state leads to an absorbing one; `"as_is"`: termination is ignored.
-        absorbing_reward: how the absorbing state's logit is known: `"counted"` from the shares of terminations on both
-            sides, where `reward_net` is a `RewardNet`; `"learned"`: by the network, which starts at random.
+        absorbing_reward: how the absorbing state's logit is found, for `"absorbing"`: `"counted"`, if `reward_net` is a
+            `RewardNet`, whose own score of the absorbing state then means nothing; or `"learned"` by the network.
         horizon: steps after which episodes are truncated, for `"absorbing"`; None: the environment's time limit, or
             else the length of the longest demonstration.
         relabel_replay_buffer: for off-policy algorithms: recompute the rewards in the replay buffer after each round.
@@ -158,7 +162,7 @@ class GAIL(AdversarialImitation):
             seed=seed,
         )
 
-        self.absorbing_logit = self.offset  # D knows nothing yet
+        self.absorbing_logit = self._counted_logit()
 
     def _check_policy(self) -> None:
         """Any policy will do."""
@@ -167,22 +171,23 @@ class GAIL(AdversarialImitation):
         return RewardNet(self.gen_algo.observation_space, self.gen_algo.action_space)
 
     @property
-    def _is_counted(self) -> bool:
-        return self.absorbing_reward == "counted" and isinstance(self.reward_net, RewardNet)
+    def _learns_absorbing(self) -> bool:  # type: ignore[override]
+        return self.absorbing_reward == "learned" or not isinstance(self.reward_net, RewardNet)
 
-    def _terminates_once_more(self, store: TransitionStore) -> bool:
-        if not self._is_counted or self.reward_form == "logit":
-            return True
-        return store is (self.expert if self.reward_form == "log_d" else self.generated)
+    def _counted_logit(self) -> float:
+        """The best discriminator's logit of the absorbing state, bounded as the class says."""
+        is_logit, sides = self.reward_form == "logit", (self.expert, self.generated)
+        if is_logit and not len(self.generated):
+            return self.offset  # D knows nothing yet
+        expert, made = (side.absorbing_ratio(self._unseen_absorbing(side) if is_logit else 0.0) for side in sides)
+        real = self.real_target * expert + self.fake_target * made
+        logit = math.log(max(real, NEVER) / max(expert + made - real, SELDOM))
+        return logit if is_logit else (max if self.reward_form == "log_d" else min)(logit, self.offset)
 
     def train_discriminator(self) -> dict[str, float]:
         """The discriminator's part of a round; see `AdversarialImitation.train_discriminator`."""
         found = super().train_discriminator()
-        if self._sees_absorbing():
-            stores = self.expert, self.generated
-            expert, made = (store.absorbing_share(self._unseen_absorbing(store)) for store in stores)
-            real = self.real_target * expert + self.fake_target * made
-            self.absorbing_logit = math.log(max(real, NEVER) / max(expert + made - real, NEVER))
+        self.absorbing_logit = self._counted_logit()
         return found
 
     def logits(self, transitions: Transitions, masks: Tensor | None) -> Tensor:
@@ -193,7 +198,7 @@ class GAIL(AdversarialImitation):
     def reward(self, transitions: Transitions) -> Tensor:
         """The reward, `-log(1 - D)` or another `reward_form`, of the logit minus the offset, `[B]`."""
         logits: Tensor = self.reward_net(transitions)
-        if self._is_counted and transitions.absorbing is not None:
+        if not self._learns_absorbing and transitions.absorbing is not None:
             logits = logits.masked_fill(transitions.absorbing, self.absorbing_logit)
         logits = logits - self.offset
         if self.reward_form == "logit":

@@ -47,7 +47,7 @@ class LearnedRewardVecEnv(VecEnvWrapper):
             taken off, nor, but for `absorbing_is_zero`, the reward of the absorbing state, so that such a reward pays
             for episodes that last, or for terminating them.
         absorbing_is_zero: of a network: take the score of the absorbing state off, so that termination is worth 0. For
-            nets trained with `terminal_states="absorbing"` on episodes that terminate.
+            nets that learned it on episodes that terminate: AIRL's, or GAIL's with `absorbing_reward="learned"`.
 
     Attributes:
         finished_returns: of the episodes that ended since the list was last cleared, in the learned reward.

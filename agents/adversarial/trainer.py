@@ -143,6 +143,7 @@ class AdversarialImitation(ABC):
     """
 
     ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {}  # arguments that older files lack, as their runs were trained
+    _learns_absorbing = True  # whether steps in the absorbing state are in the discriminator's batches
 
     def __init__(
         self,
@@ -213,10 +214,6 @@ class AdversarialImitation(ABC):
         self.rounds = self.trained_at = 0
         self.knows_absorbing = False
         self.draws = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
-
-    def _terminates_once_more(self, store: TransitionStore) -> bool:
-        """Whether transitions are drawn from a side as if it had terminated once more than it has."""
-        return True
 
     @abstractmethod
     def _check_policy(self) -> None:
@@ -361,10 +358,9 @@ class AdversarialImitation(ABC):
         return {tag: named[name] for name, tag in TAGS.items()} | sizes
 
     def _update_discriminator(self) -> DiscriminatorStatistics:
-        (expert, expert_masks), (made, made_masks) = (
-            store.sample(self.demo_batch_size, self.draws, self.device, more_absorbing=self._unseen_absorbing(store))
-            for store in (self.expert, self.generated)
-        )
+        drawn = self.demo_batch_size, self.draws, self.device, self._learns_absorbing
+        expert, expert_masks = self.expert.sample(*drawn, more_absorbing=self._unseen_absorbing(self.expert))
+        made, made_masks = self.generated.sample(*drawn, more_absorbing=self._unseen_absorbing(self.generated))
         size = self.demo_minibatch_size or self.demo_batch_size
 
         def logits() -> Iterator[tuple[Tensor, Tensor]]:
@@ -389,12 +385,12 @@ class AdversarialImitation(ABC):
         return self.knows_absorbing
 
     def _unseen_absorbing(self, store: TransitionStore) -> float:
-        """Absorbing steps that were not seen, of a side that is drawn from as if it had terminated once more.
+        """Absorbing steps that were not seen: each side is drawn from as if it had terminated once more.
 
         That is Laplace's rule of succession: where only one side ever terminated, the best D would else be 0 or 1. The
         side with fewer transitions has less of it, so that two sides that do the same have the same share.
         """
-        if not (self._sees_absorbing() and self._terminates_once_more(store)):
+        if not self._sees_absorbing():
             return 0.0
         assert self.horizon is not None
         whole = float(absorbing_steps(np.zeros(1, np.int64), self.horizon, self.gamma)[0])

@@ -61,10 +61,9 @@ class TransitionStore:
         """Whether steps in the absorbing state follow any of the transitions."""
         return bool(self.absorbing_steps[: len(self)].any())
 
-    def absorbing_share(self, more_absorbing: float = 0.0) -> float:
-        """The share of the absorbing state in what is drawn; see `sample`."""
-        padding = float(self.absorbing_steps[: len(self)].sum()) + more_absorbing
-        return padding / (padding + len(self))
+    def absorbing_ratio(self, more_absorbing: float = 0.0) -> float:
+        """Steps in the absorbing state, `more_absorbing` among them, for each transition."""
+        return (float(self.absorbing_steps[: len(self)].sum()) + more_absorbing) / max(1, len(self))
 
     def add(
         self,
@@ -103,7 +102,13 @@ class TransitionStore:
         self.added += count
 
     def sample(
-        self, count: int, generator: np.random.Generator, device: torch.device, *, more_absorbing: float = 0.0
+        self,
+        count: int,
+        generator: np.random.Generator,
+        device: torch.device,
+        with_absorbing: bool = True,
+        *,
+        more_absorbing: float = 0.0,
     ) -> tuple[Transitions, Tensor | None]:
         """Draw with replacement; returns the transitions and their action masks, `[count, num_masks]`.
 
@@ -111,6 +116,7 @@ class TransitionStore:
             count: how many.
             generator: draws.
             device: of the tensors.
+            with_absorbing: whether steps in the absorbing state are drawn.
             more_absorbing: so many steps in the absorbing state are drawn from beside those that were seen.
 
         Raises:
@@ -119,7 +125,8 @@ class TransitionStore:
         size = len(self)
         if size == 0:
             raise ValueError("there are no transitions to draw from.")
-        absorbing = generator.random(count) < self.absorbing_share(more_absorbing)
+        padding = float(self.absorbing_steps[:size].sum()) + more_absorbing
+        absorbing = generator.random(count) < with_absorbing * padding / (padding + size)
         places = generator.integers(0, size, count)
         taken = Transitions(
             map_parts(self.observations, lambda part: _to_tensor(part[places], device)),

@@ -13,7 +13,8 @@ from rlsmooth.scripts.bench.measure import markdown_table, paired_ratio, spread
 
 PEER, QUIET = "imitation", "imitation, quiet"
 KINDS = ("deterministic", "sampled")
-ARMS = (PEER, QUIET, "hard labels", "smoothing 0.1", "as imitation", "defaults", "learned", "real_target 0.9")
+OURS = ("hard labels", "smoothing 0.1", "as imitation", "defaults", "real_target 0.9")
+ARMS = (PEER, QUIET, *OURS, "learned", "learned, real_target 0.9")
 Run = dict[str, Any]
 Cells = dict[tuple[str, str], dict[str, list[Run]]]
 
