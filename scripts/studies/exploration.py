@@ -45,7 +45,7 @@ from rlsmooth.scripts.figures.page import INK, SKY, STYLE, save_figure
 from rlsmooth.scripts.studies.charts import COLOURS
 from rlsmooth.scripts.studies.claims import LINES, mean_interval, verdict
 from rlsmooth.scripts.studies.deep_sea import chosen_settings, jobs_keys
-from rlsmooth.scripts.studies.exploration_tasks import DeepSea, Ladder, MountainCar, Moved, Task
+from rlsmooth.scripts.studies.exploration_tasks import DeepSea, Ladder, Moved, Task
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study
 
 LOOKS = 50
@@ -97,12 +97,6 @@ SETUPS = {
         functools.partial(DeepSea, 64, 10),
         "`rlsmooth/DeepSea-v0` of size 10, 64 copies; a uniform policy finds the treasure once in 10,240 steps",
         100_000, _of(10, 320, 2, 0.003, policy_kwargs={"net_arch": [32]}), 2,
-    ),
-    "MountainCar": Setup(
-        functools.partial(MountainCar, 128),
-        "`MountainCar-v0` with observations scaled to [-1, 1], 128 copies: -1 a step until the flag, 200 steps at "
-        "most; right: the flag is reached from 18 of 20 places",
-        200_000, _of(8, 256, 4, 0.001), 3,
     ),
     "Deep Sea 14": Setup(
         functools.partial(DeepSea, 512, 14),
@@ -397,7 +391,7 @@ def draw(path: Path, tests: Runs) -> None:
             above.set(title=task, ylim=(-0.04, 1.05), xlabel=f"thousand steps{since}")
             below.axvline(0, color=INK, linewidth=1)
             below.axvspan(-LEAST, LEAST, color="#F2F2F2", zorder=0)
-            below.set(xlim=(-1.05, 1.05), xlabel="steps less PPO's, of the budget")
+            below.set(xlim=(-1.05, 1.05), xlabel="steps less PPO's, of the budget (left: sooner)")
             below.set_yticks(
                 range(1, len(ARMS)), list(ARMS)[1:] if task == next(iter(tests)) else [""] * (len(ARMS) - 1)
             )
