@@ -87,7 +87,9 @@ def copied(source: Path, goal: Path, site: Path) -> None:
         target = (source.parent / link).resolve()
         if "://" in link or link.startswith("mailto:") or not target.exists():
             return match[0]
-        return f"{before}{os.path.relpath(place_of(target, site), goal.parent)}{after if target.suffix == '.md' else ')'}"
+        return (
+            f"{before}{os.path.relpath(place_of(target, site), goal.parent)}{after if target.suffix == '.md' else ')'}"
+        )
 
     goal.parent.mkdir(parents=True, exist_ok=True)
     goal.write_text(LINK.sub(follow, text), encoding="utf-8")
@@ -117,7 +119,9 @@ def place_of(target: Path, site: Path) -> Path:
     if target.suffix == ".md":
         copied(target, goal, site)
     elif target.is_dir():
-        names = sorted(path.name + "/" * path.is_dir() for path in target.iterdir() if not path.name.startswith(("_", ".")))
+        names = sorted(
+            path.name + "/" * path.is_dir() for path in target.iterdir() if not path.name.startswith(("_", "."))
+        )
         goal.write_text(f"# `{inside}/`\n\n" + "\n".join(f"- `{name}`" for name in names), encoding="utf-8")
     else:
         language = LANGUAGES.get(target.suffix, "text")
