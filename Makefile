@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths fuzz lint types wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths fuzz lint types docs wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -54,6 +54,10 @@ types: $(DEV)  ## check types
 
 wheel-check: $(DEV)  ## build the wheel, install it in an environment of its own and use it from a neutral folder
 	$(BIN)/python -P -m pytest tests/structure/test_wheel.py
+
+docs: $(DEV)  ## build the documentation's site in build/site, without the network
+	$(BIN)/python -P docs/build.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 coverage: $(DEV)  ## run the tests with branch coverage; the two libraries must reach 95 %
 	$(BIN)/python -P -m pytest --cov --cov-report=
@@ -186,5 +190,9 @@ study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of 
 study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
 	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
-study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+study-gap-docs: $(DEV)  ## build the documentation's site in build/site, without the network
+	$(BIN)/python -P docs/build.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

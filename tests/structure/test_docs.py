@@ -270,3 +270,23 @@ def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> No
     folder = Path(str(module.__file__)).parent
     named = re.findall(r"`([a-z_]+)`", module.__doc__ or "")
     assert not [name for name in named if not (hasattr(module, name) or (folder / f"{name}.py").is_file())]
+
+
+# ---- the site
+def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("build", REPOSITORY / "docs" / "build.py")
+    assert spec is not None and spec.loader is not None
+    build = module_from_spec(spec)
+    spec.loader.exec_module(build)
+    build.build(tmp_path)
+    text = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "reference").glob("rlsmooth.*.md"))
+    shown = set(re.findall(r"^::: (rlsmooth\.\S+)$", text, re.MULTILINE))
+    for package in set(build.PACKAGES) - {"integrations"}:
+        module = importlib.import_module(f"rlsmooth.{package}")
+        assert set(module.__all__) <= {name.rpartition(".")[2] for name in shown}
+    pages = re.findall(r": ([a-z/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [page for page in pages if not (tmp_path / page).exists()] == []
+    left_out = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - set(pages)
+    assert left_out == set()

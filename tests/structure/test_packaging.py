@@ -66,7 +66,7 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
     assert set(project["optional-dependencies"]) == {
-        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "video", "dev")
+        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "docs", "video", "dev")
     }
 
 
@@ -79,7 +79,7 @@ def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "video"])
+@pytest.mark.parametrize("extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "docs", "video"])
 def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path) -> None:
     words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--constraint", "constraints.txt", f".[{extra}]"]
     found = subprocess.run(
