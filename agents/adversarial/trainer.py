@@ -402,8 +402,7 @@ class AdversarialImitation(ABC):
         """The generator's reward for transitions, float32 `[B]`, on arrays.
 
         With `terminal_states="absorbing"` it is less the reward of the absorbing state, which a terminated episode
-        would earn for ever: all returns move by the same amount, a terminal state is worth 0, as algorithms take it,
-        and no termination pays at once what the critic has yet to learn of living on.
+        would earn for ever: all returns move alike, a terminal state is worth 0, and no termination pays at once.
 
         Args:
             observations: `[B, ...]`, or a dict of such, as the algorithm's space has them.

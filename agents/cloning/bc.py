@@ -418,19 +418,20 @@ class BC(ActingModel):
         assert self._data is not None
         progress, stopping, per_epoch = self.progress, self.early_stopping, self.batches_per_epoch
         continues, shares = stopping is None or not stopping.should_stop, self._ranks.size > 1
+        cut = self.batch_size, self.gradient_accumulation
         self.policy.set_training_mode(True)
         while continues and not progress.is_over:
             epoch, done = divmod(progress.step, per_epoch)
             order = self._data.order(self.seed, self._first_epoch + epoch)
             end, source = done + progress.end - progress.step, self._data if in_numpy is None else in_numpy
-            for update in source.updates(order, self.batch_size, self.gradient_accumulation, skip=done, end=end):
+            for update in source.updates(order, *cut, skip=done, end=end):
                 if self._rate_changes:
                     set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
-                samples = sum([part.size for part in update])
-                if shares:
-                    samples = self._data.size_of(progress.step % per_epoch, self.batch_size, self.gradient_accumulation)
-                loss = self._update(*update, samples=samples) if in_numpy is None else in_numpy.update(*update)
-                self._watch.add(loss, samples=samples)
+                size = (
+                    self._data.size_of(progress.step % per_epoch, *cut) if shares else sum([one.size for one in update])
+                )
+                loss = self._update(*update, samples=size) if in_numpy is None else in_numpy.update(*update)
+                self._watch.add(loss, samples=size)
                 progress.step = step = progress.step + 1
                 bar.update()
                 if listener is not None:
@@ -499,8 +500,7 @@ class BC(ActingModel):
         changed = stopping is not None and stopping.restore(self.policy, step)
         if self._watch.losses or changed or self._logged_at != step:
             self._log()
-        evaluates = self.eval_env is not None or self.eval_every is not None
-        if evaluates and (changed or self._evaluated_at != step):
+        if (self.eval_env is not None or self.eval_every is not None) and (changed or self._evaluated_at != step):
             self._evaluate()
         self.policy.set_training_mode(False)
 
@@ -523,17 +523,16 @@ class BC(ActingModel):
         self._check_finite()
         assert self._data is not None
         step, remaining, watch = self.num_timesteps, self.progress.remaining_of_all, self._watch
-        logger = self._logger
-        assert logger is not None  # from `learn`
+        logger, found = self.logger, {}
         if watch.losses:
-            logger.record("bc/samples_per_second", sum(watch.samples[watch.restored :]) / self._clock.seconds)
-        found = self.measures.log_line(remaining, self.l2_coef, self.units)
+            found["samples_per_second"] = sum(watch.samples[watch.restored :]) / self._clock.seconds
+        found |= self.measures.log_line(remaining, self.l2_coef, self.units)
         if watch.losses:
             found["loss"] = float(watch.mean_loss())
         epoch, done = divmod(step, self.batches_per_epoch)
         samples = epoch * len(self._data) + done * self.batch_size * self.gradient_accumulation
-        rate = learning_rate_of(self.policy.optimizer)
-        found |= {"batch": step, "epoch": epoch, "samples_so_far": samples, "learning_rate": rate}
+        found |= {"batch": step, "epoch": epoch, "samples_so_far": samples}
+        found["learning_rate"] = learning_rate_of(self.policy.optimizer)
         for name, value in found.items():
             logger.record(f"bc/{name}", value)
         logger.record("batch_size", self.batch_size)

@@ -605,6 +605,11 @@ class TrainingData:
         return torch.tensor(forward(array), device=self.device)
 
 
+def update_size(update: Sequence[TensorBatch | BlockPart]) -> int:
+    """How many transitions the parts of an update have."""
+    return sum([part.size for part in update])  # quicker than a generator
+
+
 def slice_batch(batch: TensorBatch, start: int, end: int) -> TensorBatch:
     """Views of the transitions from `start` up to `end`."""
     return _map(batch, lambda tensor: tensor[start:end])

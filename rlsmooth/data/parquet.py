@@ -112,11 +112,12 @@ def read_parquet(
         for name, given in (("observation_space", observation_space), ("action_space", action_space)):
             if given is None and name not in header:
                 raise DemonstrationsFileError(f"{path} does not say its {name}: give {name}.")
-        found_spaces = [
-            space_from_json(header[name]) if given is None else given
-            for name, given in (("observation_space", observation_space), ("action_space", action_space))
-        ]
-        return _fields(table, *found_spaces, dict(columns or {}), header.get("metadata", {}), path)
+        if observation_space is None:
+            observation_space = space_from_json(header["observation_space"])
+        if action_space is None:
+            action_space = space_from_json(header["action_space"])
+        metadata = header.get("metadata", {})
+        return _fields(table, observation_space, action_space, dict(columns or {}), metadata, path)
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:

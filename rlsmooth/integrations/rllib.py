@@ -35,7 +35,7 @@ SETTINGS = "rlsmooth"
 """The name of our settings in `learner_config_dict`."""
 
 
-class SmoothedPPOTorchLearner(PPOTorchLearner):
+class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
     """PPO's loss and `alpha · KL(reference‖pi)`, in nats; with alpha 0 RLlib's, bit for bit."""
 
     def build(self) -> None:
@@ -65,7 +65,7 @@ class SmoothedPPOTorchLearner(PPOTorchLearner):
         self.alpha.update(timestep=timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))
 
 
-class SmoothedMARWILTorchLearner(MARWILTorchLearner):
+class SmoothedMARWILTorchLearner(MARWILTorchLearner):  # type: ignore[misc]
     """MARWIL's loss, and BC's, with `-CE(smoothed target, pi)` in the place of the action's log-probability.
 
     Advantages, their weights, the value loss and burn-in are RLlib's; with alpha 0 all is, bit for bit.
@@ -105,7 +105,7 @@ class _WithSmoothing:
                 raise ValueError("reference is given beside a Smoothing, which has its own: give one of them.")
             alpha: Any = constant_alpha(smoothing)
             recipe = smoothing
-        elif isinstance(smoothing, Sequence) and not isinstance(smoothing, str):
+        elif isinstance(smoothing, Sequence):
             if not self.ALLOWS_SCHEDULE:
                 raise ValueError(f"smoothing={smoothing!r}: cloning counts no environment steps, so give a number.")
             alpha = [list(point) for point in smoothing]

@@ -22,7 +22,7 @@ import torch
 
 def episodes_of(path: Path, env: gym.Env[Any, Any]) -> list[Any]:
     """The episodes of a file of arrays, as RLlib's objects; actions of a Box in [-1, 1], as RLlib trains on them."""
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode  # type: ignore[import-not-found]
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
     with np.load(path) as archive:
         data = dict(archive)
@@ -52,7 +52,7 @@ def episodes_of(path: Path, env: gym.Env[Any, Any]) -> list[Any]:
 
 def train(job: dict[str, Any], env: gym.Env[Any, Any]) -> Any:
     """The trained module."""
-    from ray.rllib.algorithms.marwil import MARWILConfig  # type: ignore[import-not-found]
+    from ray.rllib.algorithms.marwil import MARWILConfig
 
     config = (
         MARWILConfig()

@@ -277,7 +277,8 @@ def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("build", REPOSITORY / "docs" / "build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     build = module_from_spec(spec)
     spec.loader.exec_module(build)
     build.build(tmp_path)
