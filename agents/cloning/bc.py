@@ -523,7 +523,7 @@ class BC(ActingModel):
         self._check_finite()
         assert self._data is not None
         step, remaining, watch = self.num_timesteps, self.progress.remaining_of_all, self._watch
-        logger, found = self.logger, {}
+        logger, found = self._logger or self.logger, {}
         if watch.losses:
             found["samples_per_second"] = sum(watch.samples[watch.restored :]) / self._clock.seconds
         found |= self.measures.log_line(remaining, self.l2_coef, self.units)

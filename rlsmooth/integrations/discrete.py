@@ -1,4 +1,4 @@
-"""What the modules for other libraries share: the KL to a reference, and smoothed targets, from logits and labels."""
+"""The KL to a reference and the smoothed cross-entropy that the modules for other libraries share."""
 
 from __future__ import annotations
 

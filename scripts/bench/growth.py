@@ -5,7 +5,7 @@ what is made once in a process; then at its own size, for the peak of resident m
 times for the least time of the processor. The slope is that of a line through the logarithms of the larger half of the
 sizes: 1 is proportional growth, and more than 1 would be too much.
 
-The C library is told to keep what is freed. By default it gives blocks above 32 MiB back, and the system fills new
+The C library is set to keep what is freed. By default it gives blocks above 32 MiB back, and the system fills new
 pages with zeros for each of them: the loss then takes two to four times as long from that size on. Python's collector
 leaves out what is alive before (the libraries): where a tree makes many objects, it would go through those once more.
 """

@@ -114,7 +114,7 @@ def job_of(name: str, seed: int, args: Args) -> tuple[Path | None, dict[str, Any
 
 
 def run_once(python: Path | None, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """What the process answered, or an "error": "not installed", or the type of what failed, told on standard error."""
+    """What the process answered, or an "error": "not installed", or the type of what failed, which standard error says more about."""
     if python is None:
         return {"error": "not installed"}
     worker = Path(__file__).with_name("peers_ppo_worker.py").absolute()
@@ -209,9 +209,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The page a person reads: the table, the hyperparameters, what differs, and what the figures were taken on."""
     args, where = result["settings"], result["machine"]
     lines = ["# PPO on CartPole-v1 beside other libraries", ""]
-    lines += [
-        f"Median (smallest to largest) of {args['seeds']} seeds; CPU seconds of one core, in user and system mode."
-    ]
+    lines += [f"Median (smallest to largest) of {args['seeds']} seeds; CPU seconds of one core, user and system mode."]
     lines += [f"x: the median ratio to {COMPETITORS[BASELINE].label}, seed by seed.", ""]
     header = [
         "",

@@ -37,7 +37,7 @@ def resume(folder: Path) -> Callable[[], object]:
     return lambda: BC.resume(folder, None, demonstrations, device="cpu")
 
 
-@pytest.mark.parametrize(("walk", "most"), [(update, 7), (learn, 17), (resume, 22)])
+@pytest.mark.parametrize(("walk", "most"), [(update, 7), (learn, 19), (resume, 23)])
 def test_a_walk_passes_through_few_own_files(
     walk: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
 ) -> None:
