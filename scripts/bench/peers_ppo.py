@@ -114,7 +114,7 @@ def job_of(name: str, seed: int, args: Args) -> tuple[Path | None, dict[str, Any
 
 
 def run_once(python: Path | None, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """What the process answered, or an "error": "not installed", or the type of what failed, which standard error says more about."""
+    """What the process answered, or an "error": "not installed", or the kind of what failed (more on standard error)."""
     if python is None:
         return {"error": "not installed"}
     worker = Path(__file__).with_name("peers_ppo_worker.py").absolute()
