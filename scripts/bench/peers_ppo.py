@@ -114,7 +114,7 @@ def job_of(name: str, seed: int, args: Args) -> tuple[Path | None, dict[str, Any
 
 
 def run_once(python: Path | None, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """What the process answered, or an "error": "not installed", or the kind of what failed (more on standard error)."""
+    """The answer of the process, or an "error": "not installed", or what failed; details go to standard error."""
     if python is None:
         return {"error": "not installed"}
     worker = Path(__file__).with_name("peers_ppo_worker.py").absolute()
@@ -205,12 +205,8 @@ def middle(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def to_markdown(result: dict[str, Any]) -> str:
-    """The page a person reads: the table, the hyperparameters, what differs, and what the figures were taken on."""
-    args, where = result["settings"], result["machine"]
-    lines = ["# PPO on CartPole-v1 beside other libraries", ""]
-    lines += [f"Median (smallest to largest) of {args['seeds']} seeds; CPU seconds of one core, user and system mode."]
-    lines += [f"x: the median ratio to {COMPETITORS[BASELINE].label}, seed by seed.", ""]
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """The competitors' medians and ranges."""
     header = [
         "",
         "steps a CPU second",
@@ -222,7 +218,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         "CPU s before the first step",
     ]
     table = []
-    for row in result["rows"]:
+    for row in rows:
         if row["status"] != "measured":
             table.append([row["label"], row["status"], *[""] * 7])
             continue
@@ -236,7 +232,18 @@ def to_markdown(result: dict[str, Any]) -> str:
         ]
         cells += [middle([steps for steps, _ in solved], 0) if solved else "", middle(row["before_training"], 1)]
         table.append([row["label"], *cells, middle(row["final_return"], 0)])
-    lines += [markdown_table([*header, "final return"], table), "", "## What is measured", ""]
+    return markdown_table([*header, "final return"], table)
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The page a person reads: the table, the hyperparameters, what differs, and what the figures were taken on."""
+    args, where = result["settings"], result["machine"]
+    lines = ["# PPO on CartPole-v1 beside other libraries", ""]
+    lines += [
+        f"Median (smallest to largest) of {args['seeds']} seeds; CPU seconds of one core, in user and system mode."
+    ]
+    lines += [f"x: the median ratio to {COMPETITORS[BASELINE].label}, seed by seed.", ""]
+    lines += [table_of(result["rows"]), "", "## What is measured", ""]
     lines += [
         f"- *CPU s to 475*: from the start of the process until the mean return of the last {EPISODES} finished"
         f" training episodes is {SOLVED:.0f}, imports and compiling included. One rule for all: steps and episodes are"
