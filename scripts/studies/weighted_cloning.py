@@ -10,8 +10,9 @@ Pendulum-v1 20 of scripted controllers), and uniformly random episodes until the
 about half of all transitions are random. Both sides have the same files, networks (two layers of 64, tanh), hard
 labels, Adam at 0.001, batches of 64 and passes over the data: 20, on Pendulum-v1 40. MARWIL is RLlib's learner with its
 connectors, fed with the episodes directly; its value targets are made anew ten times. Its actions of Pendulum-v1 are
-in [-1, 1], and clipped. Seeds 0 to 9. The final policy, 20 episodes of deterministic and 20 of sampled actions on
-seeds of their own. Reported: interquartile means over seeds of the mean return, with bootstrap intervals.
+in [-1, 1], and clipped. Seeds 0 to 9; of MARWIL as many of them as the table says. The final policy, 20 episodes of
+deterministic and 20 of sampled actions on seeds of their own. Reported: interquartile means over seeds of the mean
+return, with bootstrap intervals (below ten seeds Student's t).
 
 Verdicts, by the rules of [claims](../../../docs/claims.md): the data sets are the three environments, each with
 deterministic and with sampled actions; the least effect that counts is 2 % of the distance from the random return to
