@@ -190,9 +190,5 @@ study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of 
 study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
 	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
-study-gap-docs: $(DEV)  ## build the documentation's site in build/site, without the network
-	$(BIN)/python -P docs/build.py build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-
-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

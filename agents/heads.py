@@ -235,7 +235,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """A loss of the actor's outputs, detached, and its gradients with respect to them and a Gaussian's log std."""
     is_plain = total is None and not kl_coef and batch.masks is None
-    if is_plain and isinstance(target, tuple) and len(target) == 1 and outputs.shape[-1] == target[0].num_classes:
+    if is_plain and isinstance(target, tuple) and isinstance(head, CategoricalHead) and head.kind == "discrete":
         known = mean_and_gradient(outputs, target[0])
         if known is not None:
             return known[0], known[1:]

@@ -73,6 +73,8 @@ ADDED: dict[str, Any] = {
     "devices": 1,
     "vectorization": None,
     "absorbing_reward": "learned",
+    "min_entropy_frac": None,
+    "min_entropy_nats": None,
 }
 """Options that runs of earlier versions do not have, with what these did."""
 

@@ -268,8 +268,8 @@ def to_markdown(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines += [markdown_table(["actions", "chosen", "agent", "median"], cells), ""]
     own = [row["microseconds"]["median"] for row in result["predictions"] if "stable" not in row["contender"]]
-    most = f"at most {PREDICT_MOST:g} with SmoothedPPO and BC. Measured: at most {max(own):.1f}"
-    lines += [f"Required: {most}, {'met' if max(own) <= PREDICT_MOST else 'NOT met'}.", ""]
+    most = f"at most {PREDICT_MOST:g} with SmoothedPPO and BC. Measured: at most {max(own, default=0.0):.1f}"
+    lines += [f"Required: {most}, {'met' if max(own, default=0.0) <= PREDICT_MOST else 'NOT met'}.", ""]
     lines += [f"**{result['verdict']}**", "", "## How", ""]
     lines += [
         f"- `{result['command']}`",
