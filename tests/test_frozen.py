@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from rlsmooth.agents.smoothed import entropy
+from support import mostly_slow
 
 FOLDER = Path(__file__).resolve().parent / "frozen"
 FILES = FOLDER / "files"
@@ -130,14 +131,12 @@ def test_a_run_ends_as_it_did(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 FAST = ("command_bc", "command_gail", "command_ppo")
 
 
-@pytest.mark.parametrize("name", make.COMMANDS)
+@pytest.mark.parametrize("name", mostly_slow(make.COMMANDS, *FAST))
 def test_the_report_of_a_command_is_drawn(name: str, tmp_path: Path) -> None:
     assert make.commands.plot_command(FILES / name / "finished", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in make.COMMANDS]
-)
+@pytest.mark.parametrize("name", mostly_slow(make.COMMANDS, *FAST))
 def test_a_command_resumes_with_the_arguments_of_then(name: str, tmp_path: Path) -> None:
     """From its last checkpoint, or from the beginning where only its arguments are kept."""
     unfinished = FILES / name / "unfinished"

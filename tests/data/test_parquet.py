@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, cartpole_v1
-from tests.helpers.support import assert_equal, draw, recorded, samples
+from support import assert_equal, draw, recorded, samples
 
 pa = pytest.importorskip("pyarrow")
 SPACES = {

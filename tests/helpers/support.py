@@ -148,6 +148,11 @@ def calls_of_own_files() -> Iterator[list[tuple[str, str]]]:
         sys.setprofile(before)
 
 
+def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """Names as parameters of a test, all but the quick ones left to the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # ---- data
 def draw(rows: int = 40, actions: int = 3, seed: int = 0, **more: Any) -> Demonstrations:
     """Four episodes of noise."""

@@ -278,14 +278,14 @@ WITH_EXPERT = (*SMALL, "--train-expert", "512", "-n", "100", "--round-min-timest
 @pytest.mark.parametrize(
     ("command", "env", "options", "measured"),
     [
-        ("bc", "IdentityBox", SHORT, "nll_hard"),
+        pytest.param("bc", "IdentityBox", SHORT, "nll_hard", marks=pytest.mark.slow),
         ("bc", "IdentityBox", (*SHORT, "--action-bins", "5", "--reference", "triangular"), "accuracy"),
         ("bc", "IdentityMultiDiscrete", (*SHORT, "--kl-coef", "0.1"), "accuracy"),
         pytest.param("bc", "IdentityMultiBinary", SHORT, "accuracy", marks=pytest.mark.slow),
         ("bc", "IdentityMasked", SHORT, "accuracy"),
-        ("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy"),
+        pytest.param("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy", marks=pytest.mark.slow),
         pytest.param("bco", "IdentityBox", ONE_ROUND, "pseudo_label_error", marks=pytest.mark.slow),
-        ("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy"),
+        pytest.param("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy", marks=pytest.mark.slow),
         ("dagger", "IdentityMasked", WITH_EXPERT, "expert_agreement"),
         pytest.param("dagger", "IdentityBox", WITH_EXPERT, "expert_error", marks=pytest.mark.slow),
     ],

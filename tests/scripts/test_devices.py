@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.commands import parameters
+from commands import parameters
 
 pytestmark = pytest.mark.slow
 BC = ("bc", "--epochs", "4", "--eval-freq", "-1", "--eval-episodes", "2", "--checkpoint-freq", "1000")

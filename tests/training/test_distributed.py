@@ -20,7 +20,7 @@ from rlsmooth.agents import BC, BCO
 from rlsmooth.data import Demonstrations
 from rlsmooth.training import Classifier
 from rlsmooth.training.distributed import RankFailedError, Ranks, process_group
-from tests.helpers.support import draw, recorded, samples
+from support import draw, recorded, samples
 
 Job = Callable[[], Any]
 UPDATES = 60

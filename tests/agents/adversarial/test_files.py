@@ -103,10 +103,10 @@ def assert_same(one: AdversarialImitation, other: AdversarialImitation) -> None:
         (GAIL, ppo, expert),
         (GAIL, lambda: ppo(SmoothedPPO, target_entropy_frac=0.5), expert),
         (GAIL, normalised, expert),
-        (GAIL, dqn, expert),
+        pytest.param(GAIL, dqn, expert, marks=pytest.mark.slow),
         (AIRL, ppo, expert),
         (AIRL, masked, mask_data),
-        (AIRL, sac, pendulum),
+        pytest.param(AIRL, sac, pendulum, marks=pytest.mark.slow),
     ],
     ids=["ppo", "smoothed", "normalised", "dqn", "airl-ppo", "airl-masked", "airl-sac"],
 )

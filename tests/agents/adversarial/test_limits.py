@@ -36,7 +36,7 @@ from rlsmooth.agents.adversarial.trainer import AdversarialImitation
 from rlsmooth.agents.adversarial.transitions import absorbing_steps, expert_store
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.training import TrainingDivergedError
-from support import assert_raises, listen, recorded
+from support import assert_raises, listen, mostly_slow, recorded
 from trainers import expert
 
 BOX = spaces.Box(-9, 9, (2,))
@@ -356,7 +356,7 @@ GENERATORS = {
 
 
 @pytest.mark.parametrize("trainer_class", [GAIL, AIRL])
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", mostly_slow(GENERATORS, "smoothed", "dqn", "sac"))
 def test_generators(trainer_class: Any, name: str) -> None:
     build, env_id, arguments = GENERATORS[name]
     model = build("MlpPolicy", make_vec_env(env_id, seed=0), seed=0, device="cpu", **arguments)

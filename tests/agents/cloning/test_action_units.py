@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rlsmooth.agents import BC, DAgger, InverseDynamics, SmoothedPPO, load_agent
 from rlsmooth.data import Demonstrations
-from support import KillAt, KilledError, recorded, same_parameters
+from support import KillAt, KilledError, mostly_slow, recorded, same_parameters
 
 OBSERVATION = spaces.Box(-1.0, 1.0, (1,))
 EPISODES, LENGTH = 8, 250
@@ -76,7 +76,7 @@ def error(model: Any, data: Demonstrations, width: Any) -> float:
     return float((np.abs(actions - data.actions).mean(0) / width).max())
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", mostly_slow(BOXES, "far", "of sizes that differ by 1e6", "with some bounds"))
 def test_any_box_is_cloned_to_one_percent_of_its_width(box: str, tmp_path: Path) -> None:
     data, width = expert(box)
     agent = BC("MlpPolicy", None, data, smoothing=0, seed=0, device="cpu").learn(total_epochs=25)

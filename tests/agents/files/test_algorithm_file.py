@@ -33,7 +33,7 @@ from rlsmooth.agents import BC, SmoothedMaskablePPO, SmoothedPPO, load_agent_fil
 from rlsmooth.agents.files.algorithm_file import load_agent, save_agent
 from rlsmooth.agents.files.algorithm_state import buffer_state, cut_off_episodes, noise_to_plain, set_buffer_state
 from rlsmooth.training import SafeFileError, isolated_rng, read_safe_file, rng_state, write_safe_file
-from support import Bomb, assert_equal, assert_raises, put
+from support import Bomb, assert_equal, assert_raises, mostly_slow, put
 
 MASKED = "rlsmooth.envs:rlsmooth/IdentityMasked-v0"
 SHORT: dict[str, Any] = {"n_steps": 32, "batch_size": 32}
@@ -131,7 +131,7 @@ def trained(name: str) -> Any:
     return algorithm(policy, make_environment(source), seed=1, **given).learn(200 if "episodes" in name else 60)
 
 
-@pytest.mark.parametrize("name", ON_POLICY | OFF_POLICY)
+@pytest.mark.parametrize("name", [*ON_POLICY, *mostly_slow(OFF_POLICY, "DQN-MultiInput", "SAC-gSDE", "TQC")])
 def test_everything_comes_back(name: str, tmp_path: Path) -> None:
     model, source = trained(name), (ON_POLICY | OFF_POLICY)[name][2]
     path = save_agent(model, tmp_path / "agent")

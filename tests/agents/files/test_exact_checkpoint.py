@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Callable[[], VecEnv], Build]] = {
     "CrossQ": (PENDULUM, built(CrossQ, train_freq=2)),
 }
 OFTEN = ("PPO-CartPole", "A2C-CartPole", "PPO-Pendulum-normalised", "MaskablePPO", "RecurrentPPO-Pendulum")
-OFTEN += ("DQN", "DQN-n-steps", "SAC", "SAC-gSDE", "TD3", "TD3-episodes")
+OFTEN += ("DQN-n-steps", "SAC-gSDE", "TD3-episodes")
 
 
 def end_state(model: Any) -> dict[str, Any]:
