@@ -198,7 +198,7 @@ class ActionBins:
         TypeError: another space than a Box, or a number of bins that is not whole.
         ValueError: fewer than two bins, or a dimension without finite bounds or without width.
 
-    Example:
+    Examples:
         >>> bins = ActionBins(spaces.Box(-1.0, 1.0, (1,)), 4)
         >>> bins.encode(np.array([[-1.0], [0.1], [1.0]])).ravel().tolist()
         [0, 2, 3]
@@ -249,7 +249,7 @@ def action_components(space: spaces.Space[Any]) -> tuple[ActionKind, tuple[int, 
     Raises:
         TypeError: a space of another kind.
 
-    Example:
+    Examples:
         >>> action_components(spaces.MultiBinary(3))
         ('multi_binary', (2, 2, 2))
     """
@@ -278,7 +278,7 @@ def box_reference(space: spaces.Space[Any], std: float | None = None) -> tuple[T
         TypeError: another space, or `std` is no number.
         ValueError: `std` is not above 0.
 
-    Example:
+    Examples:
         >>> box_reference(spaces.Box(-2.0, 4.0, (1,)))
         (tensor([1.]), tensor([3.]))
     """

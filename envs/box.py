@@ -36,7 +36,7 @@ class IdentityBoxEnv(gym.Env[NDArray[np.float32], NDArray[np.floating]]):
         TypeError: if an argument is no number, or no whole number.
         ValueError: if an argument is out of range.
 
-    Example:
+    Examples:
         >>> env = IdentityBoxEnv(1)
         >>> observation, info = env.reset(seed=0)
         >>> env.step(env.expert_action(observation))[1]

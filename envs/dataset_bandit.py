@@ -87,7 +87,7 @@ class DatasetBanditEnv(TabularEnv):
         TypeError: an argument is of the wrong kind.
         ValueError: the set is not known, is too large, has one class or sample, or lacks what `distance` needs.
 
-    Example:
+    Examples:
         >>> data = LabelledData(np.eye(3), np.array([0, 1, 2]), ("low", "middle", "high"), is_ordered=True)
         >>> env = DatasetBanditEnv(data)
         >>> env.problem.rewards.tolist()
@@ -175,7 +175,7 @@ class DatasetBanditMaskedEnv(DatasetBanditEnv, MaskedTabularEnv):
     Raises:
         ImportError, TypeError, ValueError: as `DatasetBanditEnv`, or `legal` is no probability and no such table.
 
-    Example:
+    Examples:
         >>> data = LabelledData(np.eye(3), np.array([0, 1, 2]), ("a", "b", "c"))
         >>> DatasetBanditMaskedEnv(data, legal=0.0).problem.legal.tolist()
         [[True, False, False], [False, True, False], [False, False, True]]

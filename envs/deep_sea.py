@@ -67,7 +67,7 @@ class DeepSeaEnv(gym.Env[NDArray[np.float32], Any]):
         `deep_sea_stochastic` for `deterministic=False`. Osband et al. 2019, "Deep Exploration via Randomized Value
         Functions".
 
-    Example:
+    Examples:
         >>> env = DeepSeaEnv(4)
         >>> observation, info = env.reset()
         >>> rewards = []

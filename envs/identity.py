@@ -30,7 +30,7 @@ def identity_problem(dims: tuple[int, ...], *, masked: bool = False) -> TabularP
     Raises:
         ValueError: if `dims` is refused by `enumerate_states`.
 
-    Example:
+    Examples:
         >>> identity_problem((3,), masked=True).rewards.tolist()
         [[1.0, -1.0, -1.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
@@ -58,7 +58,7 @@ class IdentityEnv(TabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityEnv(4)
         >>> observation, info = env.reset(seed=0)
         >>> env.step(env.expert_action(observation))[1]
@@ -103,7 +103,7 @@ class IdentityMultiDiscreteEnv(TabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityMultiDiscreteEnv((3, 2))
         >>> env.optimal_smoothed_policy(0.3)[1].round(2).tolist()  # state (0, 1): two distributions side by side
         [0.8, 0.1, 0.1, 0.15, 0.85]
@@ -144,7 +144,7 @@ class IdentityMultiBinaryEnv(TabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityMultiBinaryEnv(2)
         >>> env.expected_return(np.full((4, 4), 0.5))  # a fair coin for each bit
         5.0

@@ -38,7 +38,7 @@ def paint_bands(
         bands: for each, which of its cells are on (`[n]` bool), the colour of those that are, and of those that are
             not.
 
-    Example:
+    Examples:
         >>> image = paint_bands([(np.array([True, False]), WHITE, BLACK)])
         >>> image.shape, image[0, 0].tolist(), image[0, -1].tolist()
         ((32, 192, 3), [255, 255, 255], [0, 0, 0])

@@ -32,7 +32,7 @@ class IdentityMaskedEnv(MaskedTabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityMaskedEnv(3)
         >>> env.optimal_smoothed_policy(0.2).round(2).tolist()
         [[1.0, 0.0, 0.0], [0.0, 0.9, 0.1], [0.07, 0.07, 0.87]]
@@ -75,7 +75,7 @@ class IdentityMaskedMultiDiscreteEnv(MaskedTabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityMaskedMultiDiscreteEnv((3, 2))
         >>> env.problem.legal[0].tolist()  # state (0, 0): one legal value in each component
         [True, False, False, True, False]
@@ -119,7 +119,7 @@ class IdentityMaskedMultiBinaryEnv(MaskedTabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityMaskedMultiBinaryEnv(1)
         >>> env.optimal_smoothed_policy(0.2).tolist()
         [[1.0, 0.0], [0.1, 0.9]]

@@ -56,7 +56,7 @@ class StateObserver:
     Raises:
         ValueError: if `form` is unknown, or the image has fewer columns than `sum(dims)`.
 
-    Example:
+    Examples:
         >>> observer = StateObserver((3,), spaces.Discrete(3), "one_hot")
         >>> observer.encode(np.array([1]))
         array([0., 1., 0.], dtype=float32)

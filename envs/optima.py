@@ -57,7 +57,7 @@ def soft_optimum(
         ValueError: if `coefficient` is not above 0, `direction` is unknown, a reward is not finite, `legal` has
             another shape, or a row has no legal action.
 
-    Example:
+    Examples:
         >>> soft_optimum(np.array([1.0, 0.0]), 0.5, direction="reference_to_policy").round(4)
         array([0.809, 0.191])
     """

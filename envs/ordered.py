@@ -33,7 +33,7 @@ class IdentityOrderedEnv(TabularEnv):
         TypeError: if a number is not whole.
         ValueError: if an argument is out of range or unknown.
 
-    Example:
+    Examples:
         >>> env = IdentityOrderedEnv(3, episode_length=2)
         >>> env.problem.rewards.tolist()
         [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]

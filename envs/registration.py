@@ -51,7 +51,7 @@ def register_environments() -> None:
     Raises:
         ValueError: if somebody else has registered one of the ids for another class.
 
-    Example:
+    Examples:
         >>> register_environments()
         >>> gym.make("rlsmooth/Identity-v0").unwrapped.optimal_return()
         10.0

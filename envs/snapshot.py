@@ -100,7 +100,7 @@ def env_state(env: gym.Env[Any, Any]) -> dict[str, Any]:
     Raises:
         CannotSnapshotError: there is something in it that is not plain data; the message says where.
 
-    Example:
+    Examples:
         >>> env = gym.make("CartPole-v1"); _ = env.reset(seed=0)
         >>> state = env_state(env); first = env.step(1)[0]
         >>> other = gym.make("CartPole-v1"); set_env_state(other, state)
@@ -160,7 +160,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: the environment, with its other wrappers.
 
-    Example:
+    Examples:
         >>> env = Resumable(gym.make("CartPole-v1")); _ = env.reset(seed=0)
         >>> state, problem = env.get_snapshot(); problem
         ''

@@ -59,7 +59,7 @@ def class_name(value: object) -> str:
 def stable_name(full_name: str) -> str:
     """The name of a class without its module where it is rlsmooth's own, so that older files outlive its moves.
 
-    Example:
+    Examples:
         >>> stable_name("rlsmooth.agents.callbacks.Rounds"), stable_name("gymnasium.wrappers.TimeLimit")
         ('rlsmooth.Rounds', 'gymnasium.wrappers.TimeLimit')
     """
@@ -78,7 +78,7 @@ def same_class(current: object, named: str, where: str) -> None:
 def may_hold_data(owner: type, name: str) -> bool:
     """Whether an attribute of that name is data: not one of Python's own, and no method or class of `owner`'s.
 
-    Example:
+    Examples:
         >>> may_hold_data(random.Random, "gauss_next"), may_hold_data(random.Random, "shuffle")
         (True, False)
     """
@@ -97,7 +97,7 @@ def plain_value(value: Any, where: str) -> Any:
     Raises:
         CannotSnapshotError: there is something else in it.
 
-    Example:
+    Examples:
         >>> value_from_plain(plain_value({"best": (1.5, np.float32(2))}, "x"))
         {'best': (1.5, np.float32(2.0))}
     """

@@ -30,7 +30,7 @@ def enumerate_states(dims: tuple[int, ...]) -> NDArray[np.int64]:
     Raises:
         ValueError: if there is no component, one has fewer than 2 values, or there are more than 65,536 states.
 
-    Example:
+    Examples:
         >>> enumerate_states((2, 2)).tolist()
         [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
@@ -66,7 +66,7 @@ class TabularProblem:
         ValueError: if `dims` is refused by `enumerate_states`, a table has another shape than `[S, F]`, or a component
             has no legal value.
 
-    Example:
+    Examples:
         >>> problem = TabularProblem(dims=(2,), rewards=np.eye(2), legal=np.ones((2, 2), dtype=bool))
         >>> problem.optimal_reward()
         1.0

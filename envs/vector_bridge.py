@@ -72,7 +72,7 @@ class VectorEnvBridge(VecEnv):
         ValueError: the environment restarts in the next step, can't be made, or has nested spaces; an argument is
             given that belongs to an id alone.
 
-    Example:
+    Examples:
         >>> venv = VectorEnvBridge("CartPole-v1", num_envs=2); _ = venv.seed(0)
         >>> venv.reset().shape
         (2, 4)
@@ -383,7 +383,7 @@ class SameStepCartPole(CartPoleVectorEnv):
     Args:
         env: of `gymnasium.make_vec("CartPole-v1", vectorization_mode="vector_entry_point")`, with what was set in it.
 
-    Example:
+    Examples:
         >>> made = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
         >>> first, _ = SameStepCartPole(made).reset(seed=7)
         >>> bool((first[1] == gym.make("CartPole-v1").reset(seed=8)[0]).all())

@@ -33,7 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         ValueError: the folder does not exist or can't be written to, or `path` is itself a folder.
         OSError: the disk failed or is full while writing.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_file(folder / "note.txt") as file:
@@ -80,7 +80,7 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
     Raises:
         OSError: with the same `errno`, from the system's own.
 
-    Example:
+    Examples:
         >>> try:
         ...     with explained_disk_errors(Path("runs/agent.zip")):
         ...         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -108,7 +108,7 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
         ValueError: the folder does not exist or can't be written to, or `path` is itself a folder.
         OSError: the disk failed or is full while writing.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.bin"
         >>> write_bytes_atomically(path, b"123")

@@ -114,7 +114,7 @@ def lock_folder(folder: str | Path) -> bool:
     Raises:
         ValueError: another process has reserved it.
 
-    Example:
+    Examples:
         >>> folder = tempfile.mkdtemp()
         >>> lock_folder(folder), lock_folder(folder)  # this process may do so again
         (True, False)
@@ -166,7 +166,7 @@ def first_not_finite(name: str, values: Any) -> tuple[str, int, float] | None:
         name: what the values are, for the name of the part.
         values: an array with a row for each environment, or a dict or tuple of such.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> first_not_finite("observation", {"a": np.zeros(2), "b": np.array([0.0, np.inf])})
         ("observation 'b'", 1, inf)
@@ -192,7 +192,7 @@ def check_finite_observations(step: int, observations: Any) -> None:
         step: how many steps each environment has made.
         observations: an array with a row for each environment, or a dict or tuple of such.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> check_finite_observations(3, np.array([[0.0, np.nan]]))
         Traceback (most recent call last):

@@ -25,7 +25,7 @@ LearningRate: TypeAlias = ScheduleLike
 def linear_start(text: str) -> float | None:
     """The number of a schedule such as `"lin_0.1"`, or None where the text is no such schedule.
 
-    Example:
+    Examples:
         >>> linear_start("lin_0.1"), linear_start("cosine_0.1")
         (0.1, None)
     """
@@ -91,7 +91,7 @@ def value_at(name: str, value: ScheduleLike, progress: float, *, low: float, hig
         TypeError: a callable gave no number.
         ValueError: a number outside `[low, high]`.
 
-    Example:
+    Examples:
         >>> value_at("exploration_floor", "lin_0.2", 0.5, low=0.0, high=1.0)
         0.1
         >>> value_at("real_target", "lin_0.5", 0.5, low=0.0, high=1.0, end=1.0)
@@ -120,7 +120,7 @@ def as_schedule(learning_rate: LearningRate, name: str = "learning_rate") -> Sch
         TypeError: it is none of these.
         ValueError: it is not above 0, or text that is no `"lin_…"`.
 
-    Example:
+    Examples:
         >>> as_schedule("lin_0.5")(0.5)
         0.25
     """

@@ -52,7 +52,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         FileRefusedError: it is none, is a pointer of Git LFS, or is mostly holes.
         OSError: it can't be opened.
 
-    Example:
+    Examples:
         >>> open_regular("/dev/zero")
         Traceback (most recent call last):
         ...
@@ -118,7 +118,7 @@ def refused(
         fix: the message's last sentence.
         problem: what the message says of the file.
 
-    Example:
+    Examples:
         >>> with refused("a.zip", FileRefusedError):
         ...     {}["weights"]
         Traceback (most recent call last):
@@ -289,7 +289,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     Raises:
         ValueError: it is of another type or outside its range.
 
-    Example:
+    Examples:
         >>> decode(tuple[int, ...], [1, 2], "sizes")
         (1, 2)
         >>> decode(bool, "yes", "amp")

@@ -100,7 +100,7 @@ def network(
     Raises:
         TypeError, ValueError: a size is no whole number from 1 on.
 
-    Example:
+    Examples:
         >>> build = network((8,), np.array([[1.0], [3.0]], dtype=np.float32))
         >>> module = build(1, 2)
         >>> module[0](torch.tensor([[3.0]])), [tuple(part.shape) for part in module[1].parameters()]

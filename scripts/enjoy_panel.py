@@ -109,7 +109,7 @@ def action_names(env_id: str, meanings: Sequence[str] | None, space: spaces.Spac
         meanings: what the environment's `get_action_meanings()` gave, as Atari's do, or None.
         space: of the actions.
 
-    Example:
+    Examples:
         >>> action_names("CartPole-v1", None, spaces.Discrete(2))
         ('left', 'right')
     """
@@ -246,7 +246,7 @@ def draw_panel(
         title: lines above all.
         height: of the image, at least 320 and even.
 
-    Example:
+    Examples:
         >>> coin = Choices(probabilities=np.array([0.9, 0.1]), legal=np.array([True, True]), chosen=0, names=("a", "b"))
         >>> draw_panel([coin], Entropy(nats=(0.325,), fractions=(0.469,)), title="CartPole-v1").shape
         (320, 360, 3)

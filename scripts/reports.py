@@ -310,7 +310,7 @@ def share_words(value: float, count: int | None = None, sign: str = "") -> str:
         count: of how many samples; None: of many. Few are named.
         sign: `"+"`: write the sign.
 
-    Example:
+    Examples:
         >>> share_words(0.9737), share_words(0.9737, 500), share_words(1.0, 1)
         ('97.4 %', '97 %', '100 % of 1')
     """

@@ -171,7 +171,7 @@ NO_CHOICE = re.compile(r"(?!render_mode)\w+[=:] ?([\w-]*|[-+]?[\d.]+(e[-+]?\d+)?
 def choosing_kwargs(words: Sequence[str]) -> list[str]:
     """Those of an environment's key=value words that no file may choose: all but numbers, switches and plain words.
 
-    Example:
+    Examples:
         >>> choosing_kwargs(["size=8", "map_name=8x8", "slip=1e-3", "xml_file=/a.xml", "id=mine:A-v0", "a=[1]"])
         ['xml_file=/a.xml', 'id=mine:A-v0', 'a=[1]']
     """
@@ -181,7 +181,7 @@ def choosing_kwargs(words: Sequence[str]) -> list[str]:
 def imports_module(env: str) -> bool:
     """Whether making the environment of that id imports a module of its choice: `module:Env-v0`.
 
-    Example:
+    Examples:
         >>> imports_module("CartPole-v1"), imports_module("rlsmooth.envs:DeepSea-v0"), imports_module("mine:Env-v0")
         (False, False, True)
     """

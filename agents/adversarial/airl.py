@@ -62,7 +62,7 @@ class AIRL(AdversarialImitation):
         ValueError: spaces that differ, no environment, a value outside its range, two learning rates, a `reward_net`
             that does not know the absorbing state.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> from rlsmooth.data import cartpole_v1
         >>> generator = PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu")

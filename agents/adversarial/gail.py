@@ -102,7 +102,7 @@ class GAIL(AdversarialImitation):
             `gen_train_timesteps` is not a multiple of a rollout; the demonstrations are longer than the horizon, don't
             say whether they terminated, or have weights, which are not used; no time limit is known.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> from rlsmooth.data import cartpole_v1
         >>> generator = PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu")

@@ -57,7 +57,7 @@ class LearnedRewardVecEnv(VecEnvWrapper):
         ValueError: `venv` holds a `VecNormalize` that changes observations; `absorbing_is_zero` of what is no network;
             by `step`, if the rewards are not floating-point numbers `[B]`.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> from stable_baselines3.common.env_util import make_vec_env
         >>> from rlsmooth.agents.adversarial.airl import AIRL

@@ -139,7 +139,7 @@ class RewardNet(nn.Module):
     Raises:
         ValueError: nothing is to be read, or a space has axes that SB3's networks can't use.
 
-    Example:
+    Examples:
         >>> net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
         >>> observations = torch.zeros(5, 3)
         >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
@@ -247,7 +247,7 @@ class ShapedRewardNet(nn.Module):
     Raises:
         ValueError: gamma is outside [0, 1].
 
-    Example:
+    Examples:
         >>> net = ShapedRewardNet(RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)), gamma=0.99)
         >>> observations = torch.zeros(5, 3)
         >>> actions, terminated = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)
@@ -406,7 +406,7 @@ def reward_of(net: nn.Module, *, absorbing_is_zero: bool = False) -> RewardFunct
         absorbing_is_zero: the score of the absorbing state is taken off every score, so that a terminal state is worth
             0, as algorithms take it; the net must know `Transitions.absorbing`, as a `RewardNet` does.
 
-    Example:
+    Examples:
         >>> from gymnasium import spaces
         >>> reward = reward_of(RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)))
         >>> states = np.zeros((5, 3), np.float32)
@@ -482,7 +482,7 @@ def save_reward_net(net: RewardNet | ShapedRewardNet, path: str | Path) -> Path:
         TypeError: it is another module.
         ValueError: the folder can't be written to.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from gymnasium import spaces
         >>> net = RewardNet(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), net_arch=[16])
@@ -523,7 +523,7 @@ def load_reward_net(
     Raises:
         SafeFileError: the file is damaged, is another kind of file, or asks for `custom_objects`.
 
-    Example:
+    Examples:
         The one of `save_reward_net` reads its file again.
     """
     path = Path(path).expanduser()

@@ -544,7 +544,7 @@ class AdversarialImitation(ABC):
                 `custom_objects` has another learning rate.
             SafeFileError: no checkpoint can be read, or it is of another class, or does not fit.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> from stable_baselines3 import PPO
             >>> from rlsmooth.agents.adversarial.gail import GAIL

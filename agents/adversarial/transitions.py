@@ -271,7 +271,7 @@ def absorbing_steps(lengths: NDArray[np.int64], horizon: int, gamma: float) -> N
         horizon: steps after which episodes are truncated.
         gamma: the discount factor, in [0, 1].
 
-    Example:
+    Examples:
         >>> absorbing_steps(np.array([8, 10, 12]), 10, 1.0).tolist()
         [2.0, 0.0, 0.0]
         >>> absorbing_steps(np.array([75]), 500, 0.95).round(3).tolist()

@@ -77,7 +77,7 @@ class AdvantageWeights:
         TypeError: a value of another kind.
         ValueError: a value outside its range; an option that the form does not use.
 
-    Example:
+    Examples:
         >>> AdvantageWeights(temperature=0.5).weights(np.array([-1.0, 1.0])).round(3).tolist()
         [0.036, 1.964]
     """
@@ -246,7 +246,7 @@ def returns_to_go(rewards: Floats, episode_ends: Indices, gamma: float) -> tuple
 
     A value `v` of what follows the end adds `D · v` to G.
 
-    Example:
+    Examples:
         >>> returns_to_go(np.array([1.0, 2.0, 4.0]), np.array([2, 3]), 0.5)
         (array([2., 2., 4.]), array([0.25, 0.5 , 0.5 ]))
     """

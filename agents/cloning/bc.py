@@ -147,7 +147,7 @@ class BC(ActingModel):
     Warns:
         UserWarning: a policy class that can't use the action masks.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import cartpole_v1
         >>> agent = BC("MlpPolicy", None, cartpole_v1(), smoothing=0.1, seed=0, device="cpu").learn(total_batches=50)
         >>> action, _ = agent.predict(cartpole_v1().observations[0], deterministic=True)

@@ -124,7 +124,7 @@ class BCO(RoundsModel):
         ValueError: a value outside its range, spaces that differ, soft pseudo-labels for another action space than a
             Discrete one; see `BC`.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import ObservationOnly, cartpole_v1
         >>> seen = ObservationOnly.from_demonstrations(cartpole_v1()).sample_episodes(2, seed=0)
         >>> agent = BCO("MlpPolicy", "CartPole-v1", seen, n_rounds=1, transitions_per_round=500, seed=0)

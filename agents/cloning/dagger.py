@@ -49,7 +49,7 @@ def as_beta_schedule(given: BetaSchedule) -> Callable[[int], float]:
         TypeError: it is none of these; the function's value is no number.
         ValueError: it is outside its range; the function's value is outside [0, 1].
 
-    Example:
+    Examples:
         >>> [as_beta_schedule(4)(number) for number in (0, 1, 4, 9)]
         [1.0, 0.75, 0.0, 0.0]
         >>> [as_beta_schedule(0.5)(number) for number in (0, 1, 2)]
@@ -166,7 +166,7 @@ class DAgger(RoundsModel):
         ValueError: a value outside its range, spaces that differ, probabilities of another action space than a Discrete
             one; see `BC`.
 
-    Example:
+    Examples:
         >>> from rlsmooth.envs import IdentityEnv
         >>> env = IdentityEnv(4, episode_length=10)
         >>> agent = DAgger("MlpPolicy", env, env.expert_action, rollout_round_min_timesteps=50, learning_rate=0.01,

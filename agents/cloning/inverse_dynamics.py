@@ -87,7 +87,7 @@ class InverseDynamics:
     Raises:
         TypeError, ValueError: what `BC` raises for its arguments.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import record
         >>> flips = np.random.default_rng(0)
         >>> played = record(lambda _: int(flips.integers(2)), "CartPole-v1", 20, seed=0)

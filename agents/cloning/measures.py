@@ -366,7 +366,7 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         TypeError: a Gaussian policy (Box actions), one without a linear `action_net`, a recurrent one.
         ValueError: no smoothing; demonstrations that do not fit it.
 
-    Example:
+    Examples:
         >>> from rlsmooth.agents import BC
         >>> from rlsmooth.audits import attack_rows
         >>> from rlsmooth.data import cartpole_v1

@@ -700,7 +700,7 @@ def fingerprint(demonstrations: Demonstrations, *, rewards: bool = False) -> str
     They are spread evenly, so that a set larger than memory need not be read; the same set in memory and on the
     disk has the same fingerprint.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import cartpole_v1
         >>> fingerprint(cartpole_v1()) == fingerprint(cartpole_v1())
         True

@@ -22,7 +22,7 @@ FIRST, SECOND = "observation", "next_observation"
 def pair_space(space: spaces.Space[Any]) -> spaces.Dict:
     """The space of an observation and the next one, as one Dict.
 
-    Example:
+    Examples:
         >>> list(pair_space(spaces.Discrete(3)))
         ['next_observation', 'observation']
     """

@@ -95,7 +95,7 @@ def algorithm_class_by_name(name: Any) -> type[Algorithm]:
     Raises:
         ValueError: the name is not known, or it needs sb3-contrib, which is not installed.
 
-    Example:
+    Examples:
         >>> algorithm_class_by_name("PPO").__name__
         'PPO'
     """
@@ -110,7 +110,7 @@ def algorithm_class_by_name(name: Any) -> type[Algorithm]:
 def listed_algorithm(algorithm: Algorithm) -> str | None:
     """The short name of the nearest of the class and its ancestors that a file may name; None: there is none.
 
-    Example:
+    Examples:
         >>> listed_algorithm(PPO("MlpPolicy", "CartPole-v1"))
         'PPO'
     """
@@ -165,7 +165,7 @@ REPLAY_BUFFER_CLASS = "replay_buffer_class"
 def constructor_names(algorithm_class: type[BaseAlgorithm]) -> list[str]:
     """The names of the constructor's arguments, those that it passes on to its parents included.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import A2C
         >>> constructor_names(A2C)[:4]
         ['policy', 'env', 'learning_rate', 'n_steps']
@@ -210,7 +210,7 @@ def algorithm_arguments(algorithm: BaseAlgorithm) -> dict[str, Any]:
 def encode_algorithm_argument(name: str, value: Any) -> tuple[Any, dict[str, Tensor]]:
     """One argument of an algorithm as JSON and tensors; what a file can't hold, such as a callable, marked.
 
-    Example:
+    Examples:
         >>> encode_algorithm_argument("clip_range", FloatSchedule(0.2))[0]
         0.2
         >>> encode_algorithm_argument("learning_rate", abs)[0]
@@ -299,7 +299,7 @@ NOT_COUNTERS = {
 def plain_attributes(algorithm: Algorithm) -> dict[str, int | float | bool]:
     """The counters and switches that an algorithm keeps besides its arguments: its attributes that are plain numbers.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> plain_attributes(PPO("MlpPolicy", "CartPole-v1"))["num_timesteps"]
         0
@@ -324,7 +324,7 @@ def set_plain_attributes(algorithm: Algorithm, values: Mapping[str, Any]) -> Non
 def optimizers(algorithm: Algorithm) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The state of all optimisers that the algorithm says it has, as JSON and tensors.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import SAC
         >>> sorted(optimizers(SAC("MlpPolicy", "Pendulum-v1", buffer_size=10))[0])
         ['actor.optimizer', 'critic.optimizer', 'ent_coef_optimizer']
@@ -366,7 +366,7 @@ def load_optimizers(algorithm: Algorithm, saved: Mapping[str, Any], tensors: Map
 def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
     """Modules and variables that Stable-Baselines3's own zip would hold, besides policy and optimisers.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> extra_modules(PPO("MlpPolicy", "CartPole-v1"))
         ({'modules': [], 'variables': []}, {})
@@ -493,7 +493,7 @@ def save_agent(model: BaseAlgorithm | BC, path: str | Path, *, include_replay_bu
         TypeError: it is no such algorithm, or one without a replay buffer that can be kept (HerReplayBuffer can't).
         ValueError: the folder can't be written to; a plain policy whose actions do not start at 0.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from stable_baselines3 import PPO
         >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, gamma=0.9)

@@ -32,7 +32,7 @@ SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "g
 def encode_normalization(normalizer: VecNormalize | None) -> tuple[Any, dict[str, Tensor]]:
     """Settings and statistics; None if there is no normaliser.
 
-    Example:
+    Examples:
         >>> encode_normalization(None)
         (None, {})
     """
@@ -92,7 +92,7 @@ def apply_normalization(env: VecEnv, encoded: Any, tensors: Mapping[str, Tensor]
 def observations_differ(one: VecNormalize, other: VecNormalize) -> str:
     """Which setting or statistic makes the two show the same observation differently, with both values; "" if none.
 
-    Example:
+    Examples:
         >>> from stable_baselines3.common.env_util import make_vec_env
         >>> envs = [make_vec_env("CartPole-v1") for _ in range(2)]
         >>> observations_differ(VecNormalize(envs[0]), VecNormalize(envs[1], clip_obs=5.0))
@@ -147,7 +147,7 @@ ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "t
 def has_automatic_buffer(algorithm: OffPolicyAlgorithm) -> bool:
     """Whether the algorithm would choose the same replay buffer, steps and discount of its returns included.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import DQN
         >>> own = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
         >>> has_automatic_buffer(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, **own))
@@ -190,7 +190,7 @@ def buffer_state(buffer: ReplayBuffer) -> tuple[dict[str, Any], dict[str, Tensor
     Raises:
         TypeError: the buffer is of a kind that `check_buffer` refuses.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import DQN
         >>> model = DQN("MlpPolicy", "CartPole-v1", learning_starts=50).learn(20)
         >>> head, tensors = buffer_state(model.replay_buffer)
@@ -244,7 +244,7 @@ def cut_off_episodes(buffer: ReplayBuffer) -> None:
 
     For environments that begin new episodes: otherwise a return of n steps would lead from one into the other.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import DQN
         >>> model = DQN("MlpPolicy", "CartPole-v1", learning_starts=50, seed=0).learn(4)
         >>> cut_off_episodes(model.replay_buffer)
@@ -275,7 +275,7 @@ def noise_to_plain(noise: ActionNoise) -> dict[str, Any] | None:
 
     Of the noises of several environments the one that all are copies of is kept: `learn` makes as many as it needs.
 
-    Example:
+    Examples:
         >>> noise = NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))
         >>> noise_from_plain(noise_to_plain(noise))
         NormalActionNoise(mu=[0. 0.], sigma=[0.1 0.1])

@@ -119,7 +119,7 @@ class HasExactState(Protocol):
     numbers, text, None, arrays, tensors, random generators of numpy and of Python, and containers of these. All come
     back as they were, tensors on the CPU.
 
-    Example:
+    Examples:
         >>> class Count(BaseCallback):
         ...     steps = 0
         ...     def _on_step(self): self.steps += 1; return True
@@ -360,7 +360,7 @@ class ExactCheckpointCallback(BaseCallback):
         TypeError: `save_freq` or `keep` is no whole number; by `learn`, if the replay buffer can't be kept.
         ValueError: one is under 1, or the folder can't be written to; by `learn`, if the folder holds another run.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from stable_baselines3 import PPO
         >>> folder = tempfile.mkdtemp()

@@ -122,7 +122,7 @@ def policy_class_by_name(name: Any) -> type[BasePolicy]:
     Raises:
         ValueError: the name is not known, or it is one of sb3-contrib's, which is not installed.
 
-    Example:
+    Examples:
         >>> policy_class_by_name("ActorCriticPolicy").__name__
         'ActorCriticPolicy'
     """
@@ -140,7 +140,7 @@ def policy_class_by_name(name: Any) -> type[BasePolicy]:
 def listed_policy_name(policy_class: type[BasePolicy]) -> str | None:
     """The name by which a file may name that very class, no subclass of it; None: none.
 
-    Example:
+    Examples:
         >>> from stable_baselines3.sac.policies import CnnPolicy
         >>> listed_policy_name(ActorCriticPolicy), listed_policy_name(CnnPolicy), listed_policy_name(BasePolicy)
         ('ActorCriticPolicy', 'SACCnnPolicy', None)
@@ -175,7 +175,7 @@ def _contrib_policy(name: str) -> type[BasePolicy]:
 def off_policy_name(policy_class: type[BasePolicy]) -> str | None:
     """The name that a class of these modules has here; None for a class from elsewhere.
 
-    Example:
+    Examples:
         >>> off_policy_name(dqn_policies.CnnPolicy), off_policy_name(BasePolicy)
         ('DQNCnnPolicy', None)
     """
@@ -423,7 +423,7 @@ def save_agent_file(
             folder can't be written to.
         TrainingDivergedError: a parameter is not finite: such a policy must not replace a good one.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from gymnasium import spaces
         >>> from stable_baselines3.common.policies import ActorCriticPolicy
@@ -645,7 +645,7 @@ SMOOTHING, TREE = "__smoothing__", "__tree__"
 def reference_to_plain(value: Any) -> Any:
     """`Smoothing` and `Tree`, also in tuples and lists, as dicts that JSON can hold; the rest as it is.
 
-    Example:
+    Examples:
         >>> plain = reference_to_plain(("uniform", Smoothing(alpha=None, reference="binomial")))
         >>> plain[1]["__smoothing__"]["reference"]
         'binomial'

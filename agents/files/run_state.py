@@ -62,7 +62,7 @@ def state_to_tree(state: Any, where: str) -> Any:
     Raises:
         CannotSnapshotError: there is something else in it.
 
-    Example:
+    Examples:
         >>> state_from_tree(state_to_tree({"weight": torch.ones(2), "rounds": (3,)}, "state"))
         {'weight': tensor([1., 1.]), 'rounds': (3,)}
     """
@@ -149,7 +149,7 @@ def vec_env_state(venv: VecEnv) -> dict[str, Any]:
         `"wrappers"`, from the outside in; `"base"`; `"envs"`, one a member (of a VectorEnvBridge one for all). A part
         that can't be kept is None, and `"problem"` says why, else "".
 
-    Example:
+    Examples:
         >>> import gymnasium as gym
         >>> venv = DummyVecEnv([lambda: gym.make("CartPole-v1")]); _ = venv.reset()
         >>> state = vec_env_state(venv); state["problem"]

@@ -63,7 +63,7 @@ def training_smoothing(value: ScheduleLike | Smoothing) -> Smoothing:
         TypeError: it is neither a callable nor a value that `as_smoothing` accepts.
         ValueError: alpha is below 0, None, or not a single number.
 
-    Example:
+    Examples:
         >>> training_smoothing("lin_0.1").alpha_at(0.5)
         0.05
     """
@@ -91,7 +91,7 @@ def coefficient_at(smoothing: Smoothing, progress: float) -> float:
     Raises:
         ValueError: a schedule returned a number below 0.
 
-    Example:
+    Examples:
         >>> coefficient_at(training_smoothing(0.1), 0.5)
         0.1
     """
@@ -114,7 +114,7 @@ def floor_in(arguments: Mapping[str, Any]) -> str | None:
         TypeError: it is neither a number, nor text, nor callable.
         ValueError: it is out of range, or there are two.
 
-    Example:
+    Examples:
         >>> floor_in({"exploration_floor": 0.0, "min_entropy_frac": 0.3})
         'min_entropy_frac'
     """
@@ -435,7 +435,7 @@ class SmoothedTraining(NumpyTraining):
         Source:
             Schmitt et al. 2018, Kickstarting Deep Reinforcement Learning.
 
-        Example:
+        Examples:
             >>> from rlsmooth.agents import BC, SmoothedPPO
             >>> from rlsmooth.data import cartpole_v1
             >>> clone = BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu").learn(total_batches=50)
@@ -752,7 +752,7 @@ class SmoothedPPO(SmoothedTraining, PPO):
             schedule, a fraction for a Box, a reference or floor in `policy_kwargs` that differs, an engine that can't
             compute the policy; a guarantee above the target, beside a floor, or with a reference but the uniform.
 
-    Example:
+    Examples:
         >>> model = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=0.1, n_steps=64, seed=0, device="cpu")
         >>> model.learn(128).num_timesteps
         128
@@ -771,7 +771,7 @@ class SmoothedA2C(SmoothedTraining, A2C):
     The arguments are those of A2C, plus `smoothing`, `target_entropy_frac`, `target_entropy_nats`,
     `exploration_floor`, `min_entropy_frac` and `min_entropy_nats` as in `SmoothedPPO`.
 
-    Example:
+    Examples:
         >>> model = SmoothedA2C("MlpPolicy", "CartPole-v1", exploration_floor="lin_0.1", seed=0, device="cpu")
         >>> model.learn(100).policy.exploration_floor < 0.1
         True

@@ -56,7 +56,7 @@ class PolicyEntropyCallback(BaseCallback):
         TypeError: a threshold that is no number, a frequency that is no whole number; another kind of algorithm.
         ValueError: one of them is out of range.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu")
         >>> _ = model.learn(64, callback=PolicyEntropyCallback(), log_interval=None)

@@ -30,7 +30,7 @@ class SmoothedMaskableActorCriticPolicy(SmoothedPolicy, MaskableActorCriticPolic
     The reference is renormalised over the legal actions of each state, so that KL and entropy are finite whatever an
     illegal action's logit is. One legal action: both are 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from gymnasium import spaces
         >>> policy = SmoothedMaskableActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)
@@ -92,7 +92,7 @@ class SmoothedRecurrentActorCriticPolicy(SmoothedPolicy, RecurrentActorCriticPol
     Raises:
         ValueError: `skip_connection` with a critic that has no LSTM.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from gymnasium import spaces
         >>> policy = SmoothedRecurrentActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3)

@@ -47,7 +47,7 @@ class SmoothedMaskablePPO(SmoothedTraining, MaskablePPO):
     The arguments are MaskablePPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats`, `exploration_floor`,
     `min_entropy_frac` and `min_entropy_nats` of `SmoothedPPO`.
 
-    Example:
+    Examples:
         >>> from rlsmooth.envs import IdentityMaskedEnv
         >>> model = SmoothedMaskablePPO("MlpPolicy", IdentityMaskedEnv(), smoothing=0.1, n_steps=64, device="cpu")
         >>> model.learn(128).num_timesteps
@@ -83,7 +83,7 @@ class SmoothedRecurrentPPO(SmoothedTraining, RecurrentPPO):
     The arguments are RecurrentPPO's, and `smoothing`, `target_entropy_frac`, `target_entropy_nats`,
     `exploration_floor`, `min_entropy_frac` and `min_entropy_nats` of `SmoothedPPO`.
 
-    Example:
+    Examples:
         >>> model = SmoothedRecurrentPPO("MlpLstmPolicy", "CartPole-v1", smoothing=0.1, n_steps=16, device="cpu")
         >>> model.learn(16).num_timesteps
         16

@@ -199,7 +199,7 @@ class MixedGaussian(RegularisedDistribution):
         TypeError: a floor that is no number.
         ValueError: a floor out of range.
 
-    Example:
+    Examples:
         >>> mixture = MixedGaussian(torch.zeros(1), torch.ones(1), floor=0.1)
         >>> mixture.proba_distribution(torch.zeros(1, 1), torch.zeros(1)).log_prob(torch.zeros(1, 1))
         tensor([-0.9189])
@@ -397,7 +397,7 @@ class MixedCategorical(RegularisedDistribution):
         TypeError: a floor that is no number.
         ValueError: an unknown kind, a floor out of range, dims or references that do not fit.
 
-    Example:
+    Examples:
         >>> mixture = MixedCategorical("discrete", (2,), floor=0.2).proba_distribution(torch.tensor([[100.0, 0.0]]))
         >>> mixture.probabilities()
         (tensor([[0.9000, 0.1000]]),)

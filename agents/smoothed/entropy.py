@@ -60,7 +60,7 @@ class EntropyTarget:
         state: float32 `[2]` on the device: the integral and the last error.
         set_point: the entropy that the feedback holds.
 
-    Example:
+    Examples:
         >>> feedback = EntropyTarget(0.5, is_fraction=False, scale=0.5)
         >>> feedback.update(torch.tensor([0.1, 0.2]), None, None)
         >>> bool(feedback.coefficient() > 0.01)
@@ -135,7 +135,7 @@ class EntropyTerm:
         target: gives the coefficient in place of `kl_coef`, and gets the entropies of each minibatch; or None.
         mask: bool `[B]`, the steps of this minibatch that count (the others pad a recurrent batch); None: all.
 
-    Example:
+    Examples:
         >>> from rlsmooth.agents.smoothed.distributions import MixedCategorical
         >>> term = EntropyTerm(entropy_coef=0.5, kl_coef=1.0)
         >>> term.values(MixedCategorical("discrete", (2,)).proba_distribution(torch.zeros(1, 2)))

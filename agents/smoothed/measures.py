@@ -85,7 +85,7 @@ class PolicyMeasures:
     def tags(self) -> dict[str, Tensor]:
         """The means by the name of their tag, without those that the action space does not have.
 
-        Example:
+        Examples:
             >>> from stable_baselines3 import PPO
             >>> sorted(measure_policy(PPO("MlpPolicy", "CartPole-v1").policy, torch.zeros(1, 4)).tags())
             ['entropy_frac', 'entropy_frac_min', 'kl_reference', 'kl_uniform', 'policy_entropy']
@@ -125,7 +125,7 @@ def measure_policy(
         TypeError: a policy of another kind.
         ValueError: masks or states for a policy that has none.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> policy = PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").policy
         >>> measure_policy(policy, torch.zeros(1, 4)).policy_entropy
@@ -156,7 +156,7 @@ def measure_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) 
         TypeError: another kind of algorithm; `max_states` is no whole number.
         ValueError: its buffer is empty, or `max_states` below 1.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(64)
         >>> measure_rollout(model).entropies.shape
@@ -178,7 +178,7 @@ def keep_rollout(model: BaseAlgorithm, *, max_states: int = MEASURED_STATES) -> 
         TypeError: another kind of algorithm; `max_states` is no whole number.
         ValueError: its buffer is empty, or `max_states` below 1.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(64)
         >>> keep_rollout(model)().entropies.shape
@@ -247,7 +247,7 @@ def record_measures(
         bound: of `entropy_bound`, for `entropy_below`.
         prefix: before the `/` of each tag.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> from stable_baselines3.common.logger import configure
         >>> policy, logger = PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").policy, configure(None, [])
@@ -269,7 +269,7 @@ def check_measurable(policy: BasePolicy) -> None:
     Raises:
         TypeError: it has no distribution over actions that is known here, such as SAC's.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import SAC
         >>> check_measurable(SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).policy)
         Traceback (most recent call last):

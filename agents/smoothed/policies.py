@@ -560,7 +560,7 @@ class SmoothedActorCriticPolicy(SmoothedPolicy, ActorCriticPolicy):
 
     For PPO and A2C, on Discrete, MultiDiscrete, MultiBinary and Box actions.
 
-    Example:
+    Examples:
         >>> from stable_baselines3 import PPO
         >>> knobs = dict(reference="uniform", exploration_floor=0.05)
         >>> model = PPO(SmoothedActorCriticPolicy, "CartPole-v1", ent_coef=0.01, policy_kwargs=knobs, device="cpu")

@@ -43,7 +43,7 @@ def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None
         ValueError: a reference for another number of choices, a sequence that does not fit, another one than
             `"uniform"` for a Box.
 
-    Example:
+    Examples:
         >>> [recipe] = reference_recipes("adjacent", spaces.Discrete(4))
         >>> recipe(torch.tensor([0]), 4).dense()
         tensor([[0., 1., 0., 0.]])
@@ -77,7 +77,7 @@ def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None
 def canonical_reference(value: Any) -> Any:
     """A `reference=` argument as a policy keeps it: arrays as tensors, sequences as tuples, recipes without a schedule.
 
-    Example:
+    Examples:
         >>> canonical_reference(Smoothing(alpha="lin_0.1", reference="adjacent")).alpha
         1.0
     """

@@ -77,7 +77,7 @@ def calibration_error(
         TypeError: `confidences` is not floating, or `num_bins` no whole number.
         ValueError: shapes differ, `num_bins` is under 1, or `norm` is unknown.
 
-    Example:
+    Examples:
         >>> calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
         tensor(0.4000)
     """
@@ -122,7 +122,7 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, num_bins: i
     Source: Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing
     models" (2015); Nixon et al., "Measuring calibration in deep learning" (2019).
 
-    Example:
+    Examples:
         >>> confidences, hits = torch.tensor([0.90, 0.91, 0.92, 0.93]), torch.tensor([True, True, False, False])
         >>> adaptive_calibration_error(confidences, hits, num_bins=2)  # calibration_error: 0.4150
         tensor(0.5100)
@@ -170,7 +170,7 @@ def smooth_calibration_error(confidences: Tensor, hits: Tensor, *, weights: Tens
 
     Source: Błasiok and Nakkiran, "Smooth ECE: principled reliability diagrams via kernel smoothing" (2023).
 
-    Example:
+    Examples:
         >>> smooth_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
         tensor(0.4000)
     """
@@ -221,7 +221,7 @@ def kernel_calibration_error(
 
     Source: Widmann, Lindsten and Zachariah, "Calibration tests in multi-class classification" (2019).
 
-    Example:
+    Examples:
         >>> kernel_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
         tensor(0.0767)
     """
@@ -266,7 +266,7 @@ def debiased_calibration_error(
 
     Source: Kumar, Liang and Ma, "Verified uncertainty calibration" (2019), which takes the variance of the hits alone.
 
-    Example:
+    Examples:
         >>> debiased_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.9]), torch.tensor([True, True, False, False]))
         tensor(0.0767)
     """
@@ -306,7 +306,7 @@ def classwise_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bi
     Source: Kull et al., "Beyond temperature scaling: obtaining well-calibrated multi-class probabilities with
     Dirichlet calibration" (2019).
 
-    Example:
+    Examples:
         >>> classwise_calibration_error(torch.tensor([[0.7, 0.3], [0.7, 0.3]]), torch.tensor([0, 1]))
         tensor(0.2000)
     """
@@ -342,7 +342,7 @@ def confidence_gap(confidences: Tensor, hits: Tensor, *, weights: Tensor | None 
         TypeError: `confidences` is not floating.
         ValueError: shapes differ.
 
-    Example:
+    Examples:
         >>> confidence_gap(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
         tensor(0.2500)
     """
@@ -374,7 +374,7 @@ def reliability_bins(
         TypeError: `confidences` is not floating, or `num_bins` no whole number.
         ValueError: shapes differ, or `num_bins` is under 1.
 
-    Example:
+    Examples:
         >>> bins = reliability_bins(torch.tensor([0.2, 0.8, 1.0]), torch.tensor([False, True, True]), num_bins=2)
         >>> bins.counts, bins.accuracy
         (tensor([1., 2.]), tensor([0., 1.]))
@@ -401,7 +401,7 @@ def diagram_bins(confidences: Tensor, hits: Tensor, weights: Tensor | None = Non
     Returns:
         The same columns as `reliability_bins` returns. The edges are halfway between the bins, and 0 and 1 at the ends.
 
-    Example:
+    Examples:
         >>> bins = diagram_bins(torch.linspace(0.5, 1, 38), torch.ones(38))
         >>> bins.counts
         tensor([13., 13., 12.])

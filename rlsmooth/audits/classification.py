@@ -33,7 +33,7 @@ def accuracy(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None = 
         TypeError: `probabilities` is not floating, `labels` not int64.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> accuracy(torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([0, 0]))
         tensor(0.5000)
     """
@@ -62,7 +62,7 @@ def brier_score(probabilities: Tensor, labels: Tensor, *, weights: Tensor | None
 
     Source: Brier, "Verification of forecasts expressed in terms of probability" (1950).
 
-    Example:
+    Examples:
         >>> brier_score(torch.tensor([[0.8, 0.2]]), torch.tensor([0]))
         tensor(0.0800)
     """
@@ -92,7 +92,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor, *, weights: Tensor |
         TypeError: `logits` is not floating, `labels` not int64.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> negative_log_likelihood(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.1269)
     """

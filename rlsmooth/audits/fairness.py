@@ -126,7 +126,7 @@ def group_calibration(
         TypeError: confidences that are not floating, a group that is None or NaN.
         ValueError: shapes that differ, a confidence outside [0, 1], a hit that is neither 0 nor 1, a negative weight.
 
-    Example:
+    Examples:
         >>> table = group_calibration([0.9, 0.9, 0.9, 0.7], [1, 0, 1, 1], ["a", "a", "b", "b"])
         >>> [(line.group, line.rows, round(line.gap, 2)) for line in table]
         [('a', 2, 0.4), ('b', 2, -0.2)]
@@ -189,7 +189,7 @@ def gap_disparity(
             as `"ece"`: errors that are never negative grow as a group shrinks, and a percentile bootstrap of their
             difference covers the truth 0 to 73 % of the time.
 
-    Example:
+    Examples:
         >>> confidences, hits, groups = [0.9] * 8, [1, 1, 1, 1, 1, 0, 0, 0], ["a", "a", "a", "a", "b", "b", "b", "b"]
         >>> found = gap_disparity(confidences, hits, groups)
         >>> round(found.estimate, 2), round(found.low, 2), round(found.high, 2), found.group, found.reference
@@ -247,7 +247,7 @@ def predicted_gap(gap: Any, confidence: Any, alpha: float, num_classes: int) -> 
         TypeError: a number is none, or not whole.
         ValueError: a number is out of range.
 
-    Example:
+    Examples:
         >>> round(predicted_gap(0.0, 0.9, 0.1, 2), 3)
         -0.04
     """
@@ -317,7 +317,7 @@ def fit_group_temperatures(
         TypeError: logits that are not floating, labels that are not int64, `shrink` no number.
         ValueError: shapes that do not fit, a logit that is NaN or +inf, a label that is no class, a negative `shrink`.
 
-    Example:
+    Examples:
         >>> logits, labels = torch.tensor([[4.0, 0.0]]).repeat(8, 1), torch.tensor([0, 0, 0, 1, 0, 0, 1, 1])
         >>> fitted = fit_group_temperatures(logits, labels, ["a"] * 4 + ["b"] * 4, bias=True, shrink=0)
         >>> fitted.calibrated(logits, ["a"] * 4 + ["b"] * 4).softmax(-1)[2:6, 0]
@@ -364,7 +364,7 @@ def fairlearn_metric(fn: Callable[..., Any]) -> Callable[..., float]:
         TypeError: (when called) `y_pred` holds no floating-point numbers.
         ValueError: (when called) `y_true` holds another number than 0 and 1, as it does where the two are swapped.
 
-    Example:
+    Examples:
         >>> from rlsmooth.audits import confidence_gap
         >>> metric = fairlearn_metric(confidence_gap)
         >>> metric(y_true=[1, 0], y_pred=[0.75, 0.75])
@@ -448,7 +448,7 @@ def fit_multicalibration(
 
     Source: Hébert-Johnson et al., "Multicalibration: calibration for the (computationally-identifiable) masses" (2018).
 
-    Example:
+    Examples:
         >>> fitted = fit_multicalibration([0.9] * 4, [1, 1, 0, 0], ["a", "a", "b", "b"])
         >>> fitted.calibrated([0.9, 0.9], ["a", "b"]).tolist()
         [1.0, 0.0]

@@ -59,7 +59,7 @@ def label_by_sign(bias_grad: Tensor) -> Tensor:
     Returns:
         int64 `[...]`; -1 where not exactly one entry is negative, or one is NaN.
 
-    Example:
+    Examples:
         >>> label_by_sign(torch.tensor([[0.3, -0.5, 0.2], [-0.1, -0.1, 0.2]]))
         tensor([ 1, -1])
     """
@@ -80,7 +80,7 @@ def label_by_argmin(bias_grad: Tensor) -> Tensor:
     Returns:
         int64 `[...]`; -1 where all entries are equal, or one is NaN.
 
-    Example:
+    Examples:
         >>> label_by_argmin(torch.tensor([[0.3, -0.5, 0.2], [0.0, 0.0, 0.0]]))
         tensor([ 1, -1])
     """
@@ -103,7 +103,7 @@ def label_by_idlg(weight_grad: Tensor) -> Tensor:
     Source:
         Zhao et al. 2020, "iDLG: improved deep leakage from gradients".
 
-    Example:
+    Examples:
         >>> label_by_idlg(torch.tensor([[0.6, 0.3], [-1.0, -0.5], [0.4, 0.2]]))
         tensor(1)
     """
@@ -133,7 +133,7 @@ def recover_target(
         TypeError: an argument that is not floating, a mask that is not bool.
         ValueError: shapes that do not fit, a mask that allows nothing.
 
-    Example:
+    Examples:
         >>> weight, bias = torch.zeros(2, 1), torch.zeros(2)
         >>> recovered = recover_target(torch.tensor([[-0.8], [0.8]]), torch.tensor([-0.4, 0.4]), weight, bias)
         >>> recovered.target, recovered.feature
@@ -182,7 +182,7 @@ def recover_target_without_bias(
         TypeError: an argument that is not floating, a mask that is not bool.
         ValueError: shapes that do not fit, alpha outside [0, 1), a mask that allows nothing.
 
-    Example:
+    Examples:
         >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
         >>> feature, target = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.85, 0.05, 0.05, 0.05])
         >>> grad = torch.outer((weight @ feature).softmax(-1) - target, feature)
@@ -299,7 +299,7 @@ def label_counts(
         ValueError: shapes that do not fit; alpha at which targets do not depend on the label; `spread="others"` with
             masks that allow different numbers of classes, whose counts one sum does not determine.
 
-    Example:
+    Examples:
         >>> mean_probs, mean_target = torch.tensor([0.4, 0.3, 0.3]), torch.tensor([0.70, 0.25, 0.05])
         >>> label_counts(mean_probs - mean_target, mean_probs, 4, alpha=0.15).round().abs()
         tensor([3., 1., 0.], dtype=torch.float64)
@@ -335,7 +335,7 @@ def alpha_from_absent_class(
         TypeError: an argument of the wrong kind.
         ValueError: shapes that do not fit, or masks as in `label_counts`.
 
-    Example:
+    Examples:
         >>> mean_probs, mean_target = torch.tensor([0.4, 0.3, 0.3]), torch.tensor([0.70, 0.25, 0.05])
         >>> alpha_from_absent_class(mean_probs - mean_target, mean_probs)
         tensor(0.1500, dtype=torch.float64)
@@ -364,7 +364,7 @@ def counts_llg(weight_grad: Tensor, batch_size: int) -> Tensor:
     Source:
         Wainakh et al. 2022, "User-level label leakage from gradients in federated learning", without auxiliary data.
 
-    Example:
+    Examples:
         >>> counts_llg(torch.tensor([[0.2], [-0.6], [0.5], [-0.1]]), 4)
         tensor([0., 3., 0., 1.], dtype=torch.float64)
     """
@@ -415,7 +415,7 @@ def counts_ilrg(
     Source:
         Ma et al. 2023, "Instance-wise batch label restoration via gradients in federated learning".
 
-    Example:
+    Examples:
         >>> errors = torch.tensor([-0.5, 0.25, 0.25])
         >>> bias = torch.tensor([0.5, 0.25, 0.25]).log()
         >>> round_counts(counts_ilrg(errors.unsqueeze(-1), errors, torch.zeros(3, 1), bias, 2), 2)
@@ -463,7 +463,7 @@ def counts_from_class_means(
         TypeError: an argument of the wrong kind.
         ValueError: shapes that do not fit, alpha or masks as in `label_counts`.
 
-    Example:
+    Examples:
         >>> means = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.1, 0.2, 0.7]], dtype=torch.float64)
         >>> gradient = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64) / 4 @ means - torch.tensor([0.75, 0.25, 0.0])
         >>> counts_from_class_means(means, gradient, 4).round().abs()
@@ -511,7 +511,7 @@ def round_counts(counts: Tensor, batch_size: int) -> Tensor:
     Returns:
         int64 `[..., K]`; -1 where a count is not finite.
 
-    Example:
+    Examples:
         >>> round_counts(torch.tensor([2.7, -0.2, 1.5]), 4)
         tensor([3, 0, 1])
     """
@@ -551,7 +551,7 @@ def label_gradient_distance(
         TypeError: a number is none.
         ValueError: a number is out of range, an unknown spread.
 
-    Example:
+    Examples:
         >>> round(label_gradient_distance(0.1, 10), 4), round(label_gradient_distance(0.1, 10, feature_norm=2.0), 4)
         (1.62, 8.1)
     """
@@ -581,7 +581,7 @@ def informed_success(noise: float, num_classes: int, alpha: float = 0.0, feature
         TypeError: a number is none.
         ValueError: a number is out of range.
 
-    Example:
+    Examples:
         >>> round(informed_success(0.5, 10), 3), round(informed_success(0.5, 10, alpha=0.2), 3)
         (0.674, 0.543)
     """
@@ -604,7 +604,7 @@ def equivalent_noise(noise: float, alpha: float) -> float:
         TypeError: a number is none.
         ValueError: a number is out of range.
 
-    Example:
+    Examples:
         >>> equivalent_noise(0.5, 0.2)
         0.625
     """
@@ -628,7 +628,7 @@ def randomised_response_epsilon(alpha: float, num_classes: int) -> float:
         TypeError: a number is none.
         ValueError: a number is out of range.
 
-    Example:
+    Examples:
         >>> round(randomised_response_epsilon(0.1, 10), 4)
         4.5109
     """

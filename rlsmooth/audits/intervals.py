@@ -90,7 +90,7 @@ def interquartile_mean(scores: ArrayLike) -> float:
     Raises:
         ValueError: there is no score, or one is not finite.
 
-    Example:
+    Examples:
         >>> interquartile_mean([0.0, 1.0, 2.0, 100.0])
         1.5
     """
@@ -119,7 +119,7 @@ def interquartile_mean_interval(
         TypeError: a number is none, or not whole.
         ValueError: another shape, fewer than three runs, a score that is not finite, or a number out of range.
 
-    Example:
+    Examples:
         >>> interval = interquartile_mean_interval([1.0, 2.0, 3.0])
         >>> interval.estimate, round(interval.low, 2), round(interval.high, 2), interval.method
         (2.0, -0.86, 4.86, 't interval of few runs')
@@ -161,7 +161,7 @@ def interquartile_mean_difference(
         ValueError: another shape or number of tasks, fewer than three runs, a score that is not finite, or a number
             out of range.
 
-    Example:
+    Examples:
         >>> interquartile_mean_difference([3.0, 3.0, 3.0], [1.0, 1.0, 1.0])
         Interval(estimate=2.0, low=2.0, high=2.0)
     """
@@ -197,7 +197,7 @@ def interquartile_mean_band(
         TypeError: a number is none, or not whole.
         ValueError: another shape, fewer than three runs, a score that is not finite, or a number out of range.
 
-    Example:
+    Examples:
         >>> band = interquartile_mean_band([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
         >>> band.estimate.tolist(), band.low.round(2).tolist(), band.high.round(2).tolist()
         ([0.0, 2.0], [0.0, -0.86], [0.0, 4.86])
@@ -234,7 +234,7 @@ def proportion_interval(successes: int, trials: int, *, confidence: float = 0.95
     Source:
         Wilson 1927, "Probable inference, the law of succession, and statistical inference".
 
-    Example:
+    Examples:
         >>> proportion, low, high = proportion_interval(0, 10)
         >>> proportion, low, round(high, 4)
         (0.0, 0.0, 0.2775)
@@ -267,7 +267,7 @@ def share_interval(shares: ArrayLike, *, confidence: float = 0.95) -> Interval:
         Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
         estimated from survey data", for the effective number of trials.
 
-    Example:
+    Examples:
         >>> mean, low, high = share_interval([0.5, 0.75, 1.0, 0.75])
         >>> mean, round(low, 3), round(high, 3)
         (0.75, 0.385, 0.935)

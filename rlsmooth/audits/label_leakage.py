@@ -50,7 +50,7 @@ class LastLayer:
         mask: bool `[N, K]`, True = legal, or None.
         name: for tables.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> target = uniform(torch.tensor([0, 2]), 3, alpha=0.1)
         >>> LastLayer(torch.ones(2, 4), torch.zeros(3, 4), torch.zeros(3), target).labels
@@ -104,7 +104,7 @@ class LastLayer:
         Raises:
             TypeError: the output is not that of an `nn.Linear`.
 
-        Example:
+        Examples:
             >>> from rlsmooth.targets import one_hot
             >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
             >>> LastLayer.of_module(net, torch.ones(5, 2), one_hot(torch.zeros(5, dtype=torch.int64), 3)).features.shape
@@ -253,7 +253,7 @@ def attack_rows(
         TypeError: an argument of the wrong kind.
         ValueError: no sample, a number out of range.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> target = uniform(torch.tensor([0, 2]), 3, alpha=0.1)
         >>> layer = LastLayer(torch.ones(2, 4), torch.zeros(3, 4), torch.zeros(3), target)
@@ -318,7 +318,7 @@ def attack_batches(
         TypeError: an argument of the wrong kind.
         ValueError: a minibatch larger than N, a number out of range.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> target = uniform(torch.tensor([0, 2, 2, 2]), 3, alpha=0.1)
         >>> layer = LastLayer(torch.ones(4, 4), torch.zeros(3, 4), torch.zeros(3), target)
@@ -374,7 +374,7 @@ def noise_curve(
         TypeError: an argument of the wrong kind.
         ValueError: no sample, a number out of range.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> target = uniform(torch.tensor([0, 2]), 3, alpha=0.1)
         >>> layer = LastLayer(torch.ones(2, 4), torch.zeros(3, 4), torch.zeros(3), target)

@@ -30,7 +30,7 @@ def mean_logit_margin(logits: Tensor, labels: Tensor, *, weights: Tensor | None 
         TypeError: `logits` is not floating, `labels` not int64.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> mean_logit_margin(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]))
         tensor(2.5000)
     """
@@ -51,7 +51,7 @@ def optimal_margin(target: Target) -> Tensor:
         [...], nats, in the target's dtype (float64; float32 on devices without it); +inf where another class than the
         label has no mass, NaN with one class or with a negative weight.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> optimal_margin(uniform(torch.tensor([2]), 10, alpha=0.1))
         tensor([4.5109], dtype=torch.float64)
@@ -78,7 +78,7 @@ def implied_alpha(kernel: Tensor) -> Tensor:
         TypeError: `kernel` is not floating.
         ValueError: it is not square.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import ordinal_kernel
         >>> implied_alpha(ordinal_kernel(4, "exponential", include_label=True))
         tensor([0.2787, 0.4299, 0.4299, 0.2787], dtype=torch.float64)

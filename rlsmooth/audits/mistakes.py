@@ -42,7 +42,7 @@ def tree_distances(tree: Tree, *, measure: Literal["height", "edges"] = "height"
     Raises:
         ValueError: `measure` is unknown.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import Tree
         >>> tree_distances(Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf"]}))
         tensor([[0., 1., 2.],
@@ -90,7 +90,7 @@ def distance_at_k(scores: Tensor, labels: Tensor, distances: Tensor | Tree, *, k
         TypeError: `scores` is not floating, `labels` not int64, `distances` no tensor of numbers.
         ValueError: shapes that do not fit, or k is not in 1 to K.
 
-    Example:
+    Examples:
         >>> distances = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [2.0, 2.0, 0.0]])
         >>> distance_at_k(torch.tensor([[0.5, 0.1, 0.4]]), torch.tensor([0]), distances, k=2)
         tensor(1.)
@@ -125,7 +125,7 @@ def mistake_severity(predictions: Tensor, labels: Tensor, distances: Tensor | Tr
         TypeError: `predictions` or `labels` is not int64, `distances` no tensor of numbers.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> distances = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [2.0, 2.0, 0.0]])
         >>> mistake_severity(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]), distances)
         tensor(1.5000)

@@ -35,7 +35,7 @@ def mean_absolute_error(predictions: Tensor, labels: Tensor) -> Tensor:
         TypeError: `predictions` or `labels` is not int64.
         ValueError: shapes differ.
 
-    Example:
+    Examples:
         >>> mean_absolute_error(torch.tensor([0, 2, 2]), torch.tensor([0, 0, 1]))
         tensor(1.)
     """
@@ -63,7 +63,7 @@ def average_mean_absolute_error(predictions: Tensor, labels: Tensor, *, num_clas
 
     Source: Baccianella et al., "Evaluation measures for ordinal regression" (2009).
 
-    Example:
+    Examples:
         >>> average_mean_absolute_error(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 2]), num_classes=3)
         tensor(1.)
     """
@@ -99,7 +99,7 @@ def ranked_probability_score(probabilities: Tensor, labels: Tensor, *, weights: 
 
     Source: Epstein, "A scoring system for probability forecasts of ranked categories" (1969).
 
-    Example:
+    Examples:
         >>> ranked_probability_score(torch.tensor([[0.5, 0.0, 0.5]]), torch.tensor([0]))
         tensor(0.5000)
     """

@@ -55,7 +55,7 @@ def risk_coverage(confidences: Tensor, hits: Tensor) -> RiskCoverage:
         TypeError: `confidences` is not floating.
         ValueError: shapes differ.
 
-    Example:
+    Examples:
         >>> risk_coverage(torch.tensor([0.9, 0.6, 0.8, 0.7]), torch.tensor([True, False, True, False])).risk
         tensor([0.0000, 0.0000, 0.3333, 0.5000])
     """

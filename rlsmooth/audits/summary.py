@@ -64,7 +64,7 @@ def classification_summary(
         TypeError: `logits` is not floating, `labels` not int64.
         ValueError: shapes that do not fit, a label that is no class, a temperature that is not above 0.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
         >>> summary = classification_summary(logits, torch.tensor([0, 1, 1]))
         >>> {name: round(summary[name], 3) for name in ("accuracy", "nll", "ece", "margin")}

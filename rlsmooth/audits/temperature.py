@@ -46,7 +46,7 @@ def fit_temperature(
 
     Source: Guo et al., "On calibration of modern neural networks" (2017).
 
-    Example:
+    Examples:
         >>> logits, labels = torch.tensor([[4.0, 0.0]]).repeat(4, 1), torch.tensor([0, 0, 0, 1])
         >>> fit_temperature(logits, labels)  # 4 / log(3)
         tensor(3.6410)

@@ -47,7 +47,7 @@ class EpisodeView:
         starts: int64 `[E]`, the place in `base` at which each episode starts.
         lengths: int64 `[E]`, the number of transitions of each episode.
 
-    Example:
+    Examples:
         >>> view = EpisodeView(np.arange(10), np.array([7, 0]), np.array([3, 2]))
         >>> np.asarray(view).tolist(), view[1:4].tolist(), view[[0, -1]].tolist()
         ([7, 8, 9, 0, 1], [8, 9, 0], [7, 1])
@@ -258,7 +258,7 @@ def action_dims(space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
     Raises:
         TypeError: the space is of a kind that demonstrations can't hold actions of.
 
-    Example:
+    Examples:
         >>> action_dims(spaces.MultiDiscrete([3, 2])).tolist(), action_dims(spaces.MultiBinary(2)).tolist()
         ([3, 2], [2, 2])
     """

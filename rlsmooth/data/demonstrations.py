@@ -99,7 +99,7 @@ class Demonstrations:
         TypeError: a space, a type or a dtype is not one of the above.
         ValueError: a length, shape or value is wrong; the message names the first offending transition.
 
-    Example:
+    Examples:
         >>> demonstrations = Demonstrations.from_arrays(
         ...     np.zeros((3, 2), np.float32), [0, 1, 1], observation_space=spaces.Box(-1, 1, (2,)),
         ...     action_space=spaces.Discrete(2), episode_ends=[2, 3])
@@ -180,7 +180,7 @@ class Demonstrations:
         Raises:
             TypeError, ValueError: as the class; or there are no `episode_ends`, `terminations` or `truncations`.
 
-        Example:
+        Examples:
             >>> demonstrations = Demonstrations.from_arrays(
             ...     [0, 1, 2], [1, 0, 1], observation_space=spaces.Discrete(3), action_space=spaces.Discrete(2),
             ...     terminations=[False, True, False])
@@ -352,7 +352,7 @@ class Demonstrations:
         Raises:
             TypeError, ValueError: `fraction` is no number in (0, 1), or a side would be empty.
 
-        Example:
+        Examples:
             >>> from rlsmooth.data import cartpole_v1
             >>> training, validation = cartpole_v1().split(0.25, seed=0)
             >>> training.num_episodes, validation.num_episodes
@@ -487,7 +487,7 @@ def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
     Raises:
         ValueError: there is no set, or their spaces differ.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import cartpole_v1
         >>> first, rest = cartpole_v1().split(0.25, seed=0)
         >>> concatenate([first, rest]).num_episodes

@@ -19,7 +19,7 @@ class GaussianMixture:
         centres: float64 `[M, D]`, the modes.
         deviation: standard deviation along each axis.
 
-    Example:
+    Examples:
         >>> GaussianMixture(np.zeros((1, 2)), 0.5).sample(3, seed=0).shape
         (3, 2)
     """
@@ -68,7 +68,7 @@ def ring_of_gaussians(num_modes: int = 8, *, radius: float = 1.0, deviation: flo
         TypeError: an argument is no number.
         ValueError: one is out of range.
 
-    Example:
+    Examples:
         >>> ring_of_gaussians(4).centres.round(6)[:2]
         array([[1., 0.],
                [0., 1.]])
@@ -90,7 +90,7 @@ def grid_of_gaussians(side: int = 5, *, spacing: float = 2.0, deviation: float =
         TypeError: an argument is no number.
         ValueError: one is out of range.
 
-    Example:
+    Examples:
         >>> grid_of_gaussians().centres[:2]
         array([[-4., -4.],
                [-4., -2.]])

@@ -46,7 +46,7 @@ class LabelledData:
         TypeError, ValueError: the arrays don't fit each other, a feature is not finite, a label is no class, a name
             stands twice, or the hierarchy's leaves are not the classes in their order.
 
-    Example:
+    Examples:
         >>> data = LabelledData(np.eye(4), np.array([0, 1, 0, 1]), ("a", "b"))
         >>> len(data), data.num_classes, data.feature_names
         (4, 2, ('feature 0', 'feature 1', 'feature 2', 'feature 3'))
@@ -113,7 +113,7 @@ class LabelledData:
         Raises:
             TypeError, ValueError: `n` is no whole number from 1 to `N`.
 
-        Example:
+        Examples:
             >>> data = LabelledData(np.zeros((6, 1)), np.array([0, 0, 0, 0, 1, 1]), ("a", "b"))
             >>> data.labels[data.sample_indices(3, seed=0)].tolist()
             [0, 0, 1]
@@ -152,7 +152,7 @@ class LabelledData:
         Raises:
             TypeError, ValueError: `p` is no number in [0, 1], or there is one class only.
 
-        Example:
+        Examples:
             >>> data = LabelledData(np.zeros((5, 1)), np.array([0, 1, 2, 0, 1]), ("a", "b", "c"))
             >>> bool((data.with_label_noise(1.0).labels == data.labels).any())
             False
@@ -242,7 +242,7 @@ def load_labelled(name: str | Path) -> LabelledData:
         ImportError: the package that has the set is missing; the message names the extra, `datasets`.
         ValueError: neither a known name nor a file of that kind; or as `LabelledData`.
 
-    Example:
+    Examples:
         >>> wine = load_labelled("wine")
         >>> wine.features.shape, wine.class_names
         ((178, 13), ('class_0', 'class_1', 'class_2'))

@@ -61,7 +61,7 @@ class ObservationOnly:
         TypeError: a space, a type or a dtype is not one of the above.
         ValueError: a length, shape or value is wrong; the message names the first offending pair.
 
-    Example:
+    Examples:
         >>> seen = ObservationOnly.from_trajectories([[0, 1, 2], [2, 1]], observation_space=spaces.Discrete(3))
         >>> len(seen), seen.num_episodes, seen.next_observations.tolist()
         (3, 2, [1, 2, 1])
@@ -111,7 +111,7 @@ class ObservationOnly:
             TypeError: they are no `Demonstrations`.
             ValueError: there is no pair of observations in them.
 
-        Example:
+        Examples:
             >>> from rlsmooth.data import cartpole_v1
             >>> ObservationOnly.from_demonstrations(cartpole_v1()).num_episodes
             24
@@ -157,7 +157,7 @@ class ObservationOnly:
             TypeError, ValueError: as the class; or an episode has fewer than two observations, or as many masks as
                 observations.
 
-        Example:
+        Examples:
             >>> episodes = [[0, 1, 2], [2, 1]]
             >>> ObservationOnly.from_trajectories(episodes, observation_space=spaces.Discrete(3)).num_episodes
             2
@@ -196,7 +196,7 @@ class ObservationOnly:
             TypeError: demonstrations can't hold actions of such a space.
             ValueError: the masks are not such as `action_space` needs.
 
-        Example:
+        Examples:
             >>> seen = ObservationOnly.from_trajectories([[0, 1, 2]], observation_space=spaces.Discrete(3))
             >>> seen.as_demonstrations(spaces.Discrete(2, start=5)).actions.tolist()
             [5, 5]

@@ -63,7 +63,7 @@ def record(
         ValueError: a number is under 1; the id is unknown; the policy chose an action outside the action space or
             illegal under its mask; the environment showed NaN or infinity.
 
-    Example:
+    Examples:
         >>> demonstrations = record(lambda observation: int(observation[2] > 0), "CartPole-v1", 3, seed=0)
         >>> demonstrations.num_episodes, bool(demonstrations.terminations[demonstrations.episode_ends - 1].all())
         (3, True)

@@ -17,7 +17,7 @@ def cartpole_v1() -> Demonstrations:
     actions are sampled, not the most probable ones: the states are more varied, so that cloning needs less data, and
     the labels have the entropy of a real stochastic expert.
 
-    Example:
+    Examples:
         >>> demonstrations = cartpole_v1()
         >>> len(demonstrations), demonstrations.num_episodes, float(demonstrations.episode_returns().min())
         (12000, 24, 500.0)
@@ -39,7 +39,7 @@ def cartpole_v1_noisy(n_episodes: int = 1, p: float = 0.3, seed: int = 0) -> Dem
     Raises:
         TypeError, ValueError: `n_episodes` is no whole number from 1 to 24, or `p` no number in [0, 1].
 
-    Example:
+    Examples:
         >>> few = cartpole_v1_noisy(n_episodes=2, p=0.3, seed=0)
         >>> few.num_episodes, few.metadata["action_noise"]
         (2, {'p': 0.3, 'seed': 0})
@@ -53,7 +53,7 @@ def load_demonstrations(name_or_path: str | Path) -> Demonstrations:
     Raises:
         DemonstrationsFileError: it is neither, or the file is damaged.
 
-    Example:
+    Examples:
         >>> load_demonstrations("cartpole-v1").num_episodes
         24
     """

@@ -35,7 +35,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     Raises:
         TypeError: another kind of space, or a key that is no string.
 
-    Example:
+    Examples:
         >>> space_to_json(spaces.Discrete(3))
         {'type': 'Discrete', 'n': 3, 'start': 0, 'dtype': 'int64'}
         >>> space_to_json(spaces.Box(0, np.inf, (2,)))["high"]
@@ -83,7 +83,7 @@ def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
     Raises:
         ValueError: `data` is not what `space_to_json` writes; the message says what is wrong.
 
-    Example:
+    Examples:
         >>> space_from_json({"type": "Discrete", "n": 3, "start": 1, "dtype": "int64"})
         Discrete(3, start=1)
     """

@@ -22,7 +22,7 @@ def kl_to_reference(logits: Tensor, smoothing: Smoothing, mask: Tensor | None = 
     Returns:
         `[...]`.
 
-    Example:
+    Examples:
         >>> kl_to_reference(torch.zeros(1, 4), Smoothing(0.1))
         tensor([0.])
     """
@@ -44,7 +44,7 @@ def smoothed_cross_entropy(
         mask: bool `[..., K]`, True = legal.
         weight: `[...]`, 0 or more; rows of weight 0 don't count.
 
-    Example:
+    Examples:
         >>> smoothed_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), Smoothing(0.1))
         tensor(1.3863)
     """
@@ -55,7 +55,7 @@ def smoothed_cross_entropy(
 def constant_alpha(smoothing: Smoothing) -> float:
     """Its alpha; 1 for the reference's whole distribution.
 
-    Example:
+    Examples:
         >>> constant_alpha(Smoothing(0.1))
         0.1
 

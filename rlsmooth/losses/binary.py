@@ -38,7 +38,7 @@ def binary_cross_entropy(
         TypeError: logits that are not floating-point, labels that are no tensor.
         ValueError: shapes that differ, a target outside `[0, 1]`, an unknown reduction.
 
-    Example:
+    Examples:
         >>> binary_cross_entropy(torch.tensor([0.0, 0.0]), torch.tensor([1, 0]), real_target=0.9)
         tensor(0.6931)
     """

@@ -55,7 +55,7 @@ def cross_entropy(
         TypeError: logits that are not floating-point, a target of another kind, a mask that is not bool.
         ValueError: shapes that do not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> cross_entropy(torch.tensor([[2.0, 0.0]]), uniform(torch.tensor([0]), 2, alpha=0.1))
         tensor(0.2269)
@@ -81,7 +81,7 @@ def entropy(logits: Tensor, mask: Tensor | None = None, reduction: Reduction = "
         TypeError: logits that are not floating-point, a mask that is not bool.
         ValueError: a mask that does not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> entropy(torch.tensor([[0.0, 0.0, -torch.inf]]))
         tensor([0.6931])
     """
@@ -120,7 +120,7 @@ def kl_divergence(
         TypeError: logits that are not floating-point, a reference of another kind, a mask that is not bool.
         ValueError: an unknown direction or reduction, shapes that do not fit.
 
-    Example:
+    Examples:
         >>> kl_divergence(torch.tensor([[0.0, 0.0]]), direction="policy_to_reference")
         tensor(0.)
     """
@@ -167,7 +167,7 @@ def entropy_fractions(entropies: Tensor, largest: Tensor) -> tuple[Tensor, Tenso
         entropies: `[...]`, nats.
         largest: `[...]`, log n: the largest entropy that each could have, 0 without a choice (up to 1e-6 of rounding).
 
-    Example:
+    Examples:
         >>> entropy_fractions(torch.tensor([0.3466, 0.0]), torch.tensor([0.6931, 0.0]))
         (tensor([0.5001, 0.0000]), tensor([ True, False]))
     """
@@ -238,7 +238,7 @@ def statistics(logits: Tensor, target: Target | Tensor, mask: Tensor | None = No
         TypeError: logits that are not floating-point, a target of another kind, a mask that is not bool.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> statistics(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).label_probability
         tensor([0.5000])
     """
@@ -273,7 +273,7 @@ def measure_predictions(
             are not int64.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> measure_predictions(torch.tensor([[2.0, 0.0]]), torch.tensor([1])).confidence
         tensor([0.8808])
     """

@@ -24,7 +24,7 @@ def expected_value(logits: Tensor, support: Tensor) -> Tensor:
         TypeError: logits that are not floating-point, a support that does not hold numbers.
         ValueError: logits without a class axis, a support that is not `[K]`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> expected_value(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([-1.0, 2.0, 9.0]))
         tensor([0.5000])

@@ -40,7 +40,7 @@ def gaussian_cross_entropy(
         TypeError: a mean that is not floating-point, a target of another kind.
         ValueError: shapes that do not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import gaussian
         >>> gaussian_cross_entropy(torch.zeros(1, 1), torch.zeros(1), gaussian(torch.zeros(1, 1), alpha=0.0))
         tensor(0.9189)
@@ -95,7 +95,7 @@ def gaussian_kl_divergence(
         TypeError: a mean that is not floating-point.
         ValueError: an unknown direction or reduction.
 
-    Example:
+    Examples:
         >>> gaussian_kl_divergence(torch.zeros(1, 1), torch.zeros(1), direction="reference_to_policy")
         tensor(0.)
     """
@@ -124,7 +124,7 @@ def gaussian_entropy(log_std: Tensor, reduction: Reduction = "none") -> Tensor:
     Raises:
         ValueError: an unknown reduction.
 
-    Example:
+    Examples:
         >>> gaussian_entropy(torch.zeros(1, 1))
         tensor([1.4189])
     """
@@ -145,7 +145,7 @@ def widened_log_std(log_std: Tensor, least: float) -> Tensor:
         log_std: `[..., D]`.
         least: nats, a differential entropy, which may be negative.
 
-    Example:
+    Examples:
         >>> widened_log_std(torch.tensor([[-3.0, -1.0]]), 2.0)
         tensor([[-1.4189,  0.5811]])
     """

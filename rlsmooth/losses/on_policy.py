@@ -36,7 +36,7 @@ class A2CLosses(NamedTuple):
 def normalised_advantages(advantages: Tensor) -> Tensor:
     """`(A - mean A) / (std A + 1e-8)`, `[B]`.
 
-    Example:
+    Examples:
         >>> normalised_advantages(torch.tensor([1.0, 3.0]))
         tensor([-0.7071,  0.7071])
     """
@@ -75,7 +75,7 @@ def ppo_losses(
     Source:
         Schulman et al. 2017, Proximal Policy Optimization Algorithms.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1)
         >>> rollout = {"old_values": one, "old_log_prob": -one, "advantages": one, "returns": one}
         >>> ppo_losses(one, -one, one, clip_range=0.2, clip_range_vf=None, ent_coef=0.5, vf_coef=0.5, **rollout).loss
@@ -108,7 +108,7 @@ def a2c_losses(
 ) -> A2CLosses:
     """A2C's losses of a rollout; the arguments are those of `ppo_losses`.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1)
         >>> a2c_losses(one, -one, one, advantages=one, returns=one, ent_coef=0.5, vf_coef=0.5).loss
         tensor(0.5000)
@@ -124,7 +124,7 @@ def a2c_losses(
 def bernoulli_log_prob(actions: Tensor, logits: Tensor) -> Tensor:
     """Log-probabilities of independent bits, summed over them: `[B]` of `[B, D]`.
 
-    Example:
+    Examples:
         >>> bernoulli_log_prob(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
         tensor([-1.3863])
     """
@@ -134,7 +134,7 @@ def bernoulli_log_prob(actions: Tensor, logits: Tensor) -> Tensor:
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropies of independent bits, summed over them: `[B]` of `[B, D]`.
 
-    Example:
+    Examples:
         >>> bernoulli_entropy(torch.zeros(1, 2))
         tensor([1.3863])
     """
@@ -146,7 +146,7 @@ def normal_log_prob(actions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     `rlsmooth.losses.gaussian_log_prob` is the one for all else: it takes log std, and is exact where that is small.
 
-    Example:
+    Examples:
         >>> normal_log_prob(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1))
         tensor([-0.9189])
     """
@@ -157,7 +157,7 @@ def normal_log_prob(actions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def normal_entropy(std: Tensor) -> Tensor:
     """The differential entropy of `N(mean, std²)`, `[B]`, with the last bit of torch's `Normal`.
 
-    Example:
+    Examples:
         >>> normal_entropy(torch.ones(1, 1))
         tensor([1.4189])
     """

@@ -35,7 +35,7 @@ def cross_entropy_gradient(
     Returns:
         The loss, 0-dimensional, and its gradient, `[B, K]`.
 
-    Example:
+    Examples:
         >>> loss, gradient = cross_entropy_gradient(np.zeros((1, 2)), np.array([[1.0, 0.0]]))
         >>> round(float(loss), 4), gradient.tolist()
         (0.6931, [[-0.5, 0.5]])
@@ -63,7 +63,7 @@ class CategoricalOutputs:
         probs: `[B, K]`.
         behaviour: `[B, K]`, the behaviour policy's probabilities.
 
-    Example:
+    Examples:
         >>> pi = CategoricalOutputs(np.zeros((1, 2)))
         >>> pi.log_prob(np.array([1])).round(4), pi.entropy().round(4), pi.kl_uniform()
         (array([-0.6931]), array([0.6931]), array([0.]))
@@ -142,7 +142,7 @@ class GaussianOutputs:
         mean: `[B, D]`.
         log_std: `[D]`.
 
-    Example:
+    Examples:
         >>> pi = GaussianOutputs(np.zeros((1, 1)), np.zeros(1))
         >>> pi.log_prob(np.zeros((1, 1))).round(4), round(float(pi.entropy()), 4)
         (array([-0.9189]), 1.4189)
@@ -222,7 +222,7 @@ def clipped_surrogate(log_prob: Values, old_log_prob: Values, advantages: Values
         Schulman et al. 2017, Proximal Policy Optimization Algorithms; the estimate: Schulman, Approximating KL
         Divergence (2020).
 
-    Example:
+    Examples:
         >>> clipped_surrogate(np.log([1.5, 1.0]), np.zeros(2), np.array([1.0, 1.0]), 0.2).gradient
         array([-0. , -0.5])
     """
@@ -246,7 +246,7 @@ def policy_gradient_surrogate(log_prob: Values, advantages: Values) -> Surrogate
         log_prob: `[B]`, an array.
         advantages: `A`, `[B]`.
 
-    Example:
+    Examples:
         >>> policy_gradient_surrogate(np.log([0.5, 1.0]), np.array([2.0, 4.0])).gradient
         array([-1., -2.])
     """
@@ -266,7 +266,7 @@ def squared_error_gradient(
         old_values: `[B]`; with `clip_range`, V may differ from them by no more than that, as in PPO's value clipping.
         clip_range: None: no clipping.
 
-    Example:
+    Examples:
         >>> squared_error_gradient(np.array([1.0, 3.0]), np.array([0.0, 3.0]))
         (0.5, array([1., 0.]))
     """

@@ -36,7 +36,7 @@ def log_probabilities(logits: Tensor, mask: Tensor | None = None) -> Tensor:
         TypeError: logits that are not floating-point, a mask that is not bool.
         ValueError: logits without a class axis, a mask that does not broadcast.
 
-    Example:
+    Examples:
         >>> log_probabilities(torch.tensor([[0.0, 0.0, 7.0]]), torch.tensor([True, True, False]))
         tensor([[-0.6931, -0.6931,    -inf]])
     """
@@ -55,7 +55,7 @@ def normalised_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: `[..., K]`.
 
-    Example:
+    Examples:
         >>> normalised_logits(torch.zeros(1, 2))
         (tensor([[-0.6931, -0.6931]]), tensor([[0.6931]]))
     """
@@ -73,7 +73,7 @@ def entropy_of(log_probs: Tensor) -> Tensor:
         TypeError: they are not floating-point.
         ValueError: they have no class axis.
 
-    Example:
+    Examples:
         >>> entropy_of(log_probabilities(torch.tensor([[0.0, 0.0, -torch.inf]])))
         tensor([0.6931])
     """
@@ -103,7 +103,7 @@ def kl_from_log_probabilities(
         TypeError: log-probabilities or a reference that are not floating-point, a mask that is not bool.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> kl_from_log_probabilities(log_probabilities(torch.tensor([[2.0, 0.0]])))
         tensor([0.4338])
     """
@@ -139,7 +139,7 @@ def mixture_log_probabilities(
             is no number.
         ValueError: shapes that do not fit, a floor out of range.
 
-    Example:
+    Examples:
         >>> mixture_log_probabilities(torch.tensor([[0.0, -torch.inf]]), floor=0.2).exp()
         tensor([[0.9000, 0.1000]])
     """
@@ -183,7 +183,7 @@ def guaranteed_floor(frac: float, num_actions: int) -> float:
         TypeError: `frac` is no number.
         ValueError: it is out of range.
 
-    Example:
+    Examples:
         >>> [round(guaranteed_floor(0.5, n), 4) for n in (1, 2, 3, 18, 100)]
         [0.0, 0.2201, 0.2392, 0.3132, 0.3626]
     """
@@ -202,7 +202,7 @@ def guaranteed_floor(frac: float, num_actions: int) -> float:
 def guaranteed_floors(frac: float, most: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`guaranteed_floor(frac, n)` for n = 0 to `most`, `[most + 1]`: a table to look up by the number of legal actions.
 
-    Example:
+    Examples:
         >>> guaranteed_floors(0.5, 3, torch.float32, torch.device("cpu"))
         tensor([0.0000, 0.0000, 0.2201, 0.2392])
     """
@@ -223,7 +223,7 @@ def gaussian_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     Raises:
         TypeError: a mean that is not floating-point.
 
-    Example:
+    Examples:
         >>> gaussian_log_prob(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2))
         tensor([-1.8379])
     """
@@ -261,7 +261,7 @@ def gaussian_mixture_log_prob(
         TypeError: a mean that is not floating-point, a floor that is no number.
         ValueError: a floor out of range.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, 1)
         >>> gaussian_mixture_log_prob(0 * one, 0 * one, 0 * one, 0 * one, one, floor=0.1)
         tensor([-0.9189])
@@ -294,7 +294,7 @@ def gaussian_mixture_entropy_estimate(
         TypeError: a mean that is not floating-point, a floor that is no number.
         ValueError: a floor out of range.
 
-    Example:
+    Examples:
         >>> one, draws = torch.ones(1, 1), torch.tensor([[[1.0]], [[-1.0]]])
         >>> gaussian_mixture_entropy_estimate(0 * one, 0 * one, 0 * one, one, floor=0.1, noise=draws)
         tensor([1.4189])

@@ -37,7 +37,7 @@ def label_relaxation(
         TypeError: logits that are not floating-point, a target of another kind, a mask that is not bool.
         ValueError: a target without atoms, shapes that do not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> target = uniform(torch.tensor([0, 0]), 2, alpha=0.1, spread="others")
         >>> label_relaxation(torch.tensor([[9.0, 0.0], [0.0, 0.0]]), target, reduction="none")
@@ -89,7 +89,7 @@ def confidence_penalty(
         TypeError: logits that are not floating-point, a mask that is not bool.
         ValueError: a negative threshold, shapes that do not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> confidence_penalty(torch.tensor([[0.0, 0.0]]))
         tensor(-0.6931)
     """
@@ -127,7 +127,7 @@ def margin_penalty(
         TypeError: logits that are not floating-point, a mask that is not bool.
         ValueError: a negative margin, shapes that do not fit, an unknown reduction.
 
-    Example:
+    Examples:
         >>> margin_penalty(torch.tensor([[12.0, 0.0]]), margin=10.0)
         tensor(2.)
     """

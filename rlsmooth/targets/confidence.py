@@ -40,7 +40,7 @@ def confidence_adaptive(
         TypeError: labels that are not whole numbers, a confidence that is not floating-point, a mask that is not bool.
         ValueError: a confidence outside [0, 1] or of a wrong shape, and as `uniform`.
 
-    Example:
+    Examples:
         >>> confidence_adaptive(torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), 3).dense()
         tensor([[0.9000, 0.0500, 0.0500],
                 [0.2500, 0.5000, 0.2500]])

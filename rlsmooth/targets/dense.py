@@ -35,7 +35,7 @@ def from_probs(probs: Tensor, *, mask: Tensor | None = None, validate: bool = Tr
         TypeError: `probs` is not floating-point.
         ValueError: a negative or non-finite entry, a row that does not sum to 1, mass on an illegal class.
 
-    Example:
+    Examples:
         >>> from_probs(torch.tensor([[0.25, 0.75]])).entropy()
         tensor([0.5623], dtype=torch.float64)
     """
@@ -66,7 +66,7 @@ def visit_counts(
         ValueError: a negative or non-finite count, a row without visits, visits to an illegal class, a negative
             temperature.
 
-    Example:
+    Examples:
         >>> visit_counts(torch.tensor([[1, 3]]), temperature=0.5).dense()
         tensor([[0.1000, 0.9000]])
     """
@@ -110,7 +110,7 @@ def boltzmann(
         ValueError: a NaN or +inf among the legal values, a row without a legal action, a temperature that is not
             above 0.
 
-    Example:
+    Examples:
         >>> boltzmann(torch.tensor([[0.0, 1.0]])).dense()
         tensor([[0.2689, 0.7311]])
     """
@@ -145,7 +145,7 @@ def teacher(
         TypeError: logits that are not floating-point.
         ValueError: alpha other than 1 without labels, and as `boltzmann` and `uniform`.
 
-    Example:
+    Examples:
         >>> teacher(torch.tensor([[0.0, 1.0]]), labels=torch.tensor([0]), alpha=0.5).dense()
         tensor([[0.6345, 0.3655]])
     """

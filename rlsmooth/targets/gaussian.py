@@ -127,7 +127,7 @@ def gaussian(
         ValueError: alpha above 1, an action that is not finite, a reference_std that is not above 0, shapes that don't
             fit.
 
-    Example:
+    Examples:
         >>> gaussian(torch.tensor([[0.5]]), alpha=0.25).mass()
         tensor([1.], dtype=torch.float64)
     """

@@ -113,7 +113,7 @@ def ordinal_kernel(
     Raises:
         ValueError: an unknown scheme or a parameter outside its range; `"adjacent"` with `include_label`.
 
-    Example:
+    Examples:
         >>> ordinal_kernel(4, "adjacent")[1]
         tensor([0.5000, 0.0000, 0.5000, 0.0000], dtype=torch.float64)
     """

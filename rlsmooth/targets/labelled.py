@@ -41,7 +41,7 @@ def one_hot(labels: Labels, num_classes: int, *, mask: Tensor | None = None, val
         TypeError: labels that are not whole numbers, a mask that is not bool.
         ValueError: a label outside `[0, K)` or illegal under its mask, a mask row that allows nothing.
 
-    Example:
+    Examples:
         >>> one_hot(torch.tensor([1]), 3).dense()
         tensor([[0., 1., 0.]])
     """
@@ -82,7 +82,7 @@ def uniform(
         ValueError: alpha above 1 or of a wrong shape, an unknown spread, a label out of range or illegal under its
             mask, a mask row that allows nothing.
 
-    Example:
+    Examples:
         >>> uniform(torch.tensor([0]), 4, alpha=0.3, spread="others").dense()
         tensor([[0.7000, 0.1000, 0.1000, 0.1000]])
     """
@@ -137,7 +137,7 @@ def prior(
         ValueError: a prior that is not `[K]` or does not sum to 1, a mask row whose legal classes all have prior 0, and
             as `uniform`.
 
-    Example:
+    Examples:
         >>> prior(torch.tensor([0]), torch.tensor([0.5, 0.25, 0.25]), alpha=0.2).dense()
         tensor([[0.9000, 0.0500, 0.0500]])
     """
@@ -242,7 +242,7 @@ def mixture(
         ValueError: weights that don't fit or don't sum to 1, a parent out of range or illegal under its mask, and as
             `uniform`.
 
-    Example:
+    Examples:
         >>> mixture(torch.tensor([[0, 2]]), torch.tensor([[0.25, 0.75]]), 4, alpha=0.2).dense()
         tensor([[0.2000, 0.1000, 0.6000, 0.1000]])
     """
@@ -309,7 +309,7 @@ def sparse(indices: Tensor, weights: Tensor, num_classes: int, *, validate: bool
         TypeError: indices that are not whole numbers, weights that are not floating-point.
         ValueError: shapes that differ, an index outside `[0, K)`, a weight that is not finite.
 
-    Example:
+    Examples:
         >>> sparse(torch.tensor([[3, 1]]), torch.tensor([[0.75, 0.25]]), 4).dense()
         tensor([[0.0000, 0.2500, 0.0000, 0.7500]])
     """

@@ -58,7 +58,7 @@ def completed_q(
         ValueError: shapes that differ, a logit of NaN or +inf, a row whose legal logits are all -inf, a count that is
             negative or not finite, a visited value or a `value` that is not finite, visits to an illegal action.
 
-    Example:
+    Examples:
         >>> prior, q = torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]])
         >>> completed_q(prior, q, torch.tensor([[1, 1, 0]]), value=0.5).dense()
         tensor([[0.0056, 0.9224, 0.0720]])

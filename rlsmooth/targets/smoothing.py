@@ -43,7 +43,7 @@ class Smoothing(ComparedByFields):
         TypeError: an alpha or reference of an unknown kind.
         ValueError: a value outside its range; `alpha=None` with a reference that has no whole distribution.
 
-    Example:
+    Examples:
         >>> smoothing = Smoothing(alpha="lin_0.2")
         >>> smoothing(torch.tensor([0]), 2, progress=0.5).dense()
         tensor([[0.9500, 0.0500]])
@@ -263,7 +263,7 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
     Raises:
         TypeError: it is none of these.
 
-    Example:
+    Examples:
         >>> as_smoothing(0.1).alpha
         0.1
     """

@@ -37,7 +37,7 @@ def kernel(
         TypeError: a kernel that is not floating-point, and as `uniform`.
         ValueError: a kernel that is not square, has a negative or non-finite entry or an empty row, and as `uniform`.
 
-    Example:
+    Examples:
         >>> similarity = torch.tensor([[9.0, 3.0, 1.0], [1.0, 9.0, 1.0], [1.0, 3.0, 9.0]])
         >>> kernel(torch.tensor([0]), similarity, alpha=0.2).dense()
         tensor([[0.8000, 0.1500, 0.0500]])
@@ -73,7 +73,7 @@ def hierarchical(
         TypeError: `tree` is no `Tree`, and as `uniform`.
         ValueError: a negative decay, and as `uniform`.
 
-    Example:
+    Examples:
         >>> tree = Tree.from_nested({"left": ["a", "b"], "right": ["c"]}, class_names=["a", "c", "b"])
         >>> hierarchical(torch.tensor([0]), tree, alpha=0.1).dense()
         tensor([[0.9000, 0.0119, 0.0881]])
@@ -123,7 +123,7 @@ def ordinal(
         TypeError: as `uniform`.
         ValueError: as `ordinal_kernel` and `uniform`.
 
-    Example:
+    Examples:
         >>> ordinal(torch.tensor([0]), 4, 0.2, "adjacent").dense()
         tensor([[0.8000, 0.2000, 0.0000, 0.0000]])
         >>> ordinal(torch.tensor([1]), 4, None, "exponential").dense()  # SORD

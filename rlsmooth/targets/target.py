@@ -288,7 +288,7 @@ class Target(ComparedByFields):
         weights_may_cancel: False where no atom is known to take off what the background adds (no weight is below 0), so
             that no loss has to look for `inf - inf`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rlsmooth.targets import uniform
         >>> uniform(torch.tensor([2]), 4, alpha=0.2).dense()
@@ -526,7 +526,7 @@ class Target(ComparedByFields):
             TypeError: something that is no target.
             ValueError: no target, other classes, batch shapes that do not fit.
 
-        Example:
+        Examples:
             >>> from rlsmooth.targets import one_hot
             >>> Target.cat([one_hot([0], 2), one_hot([1, 1], 2)]).dense()
             tensor([[1., 0.],

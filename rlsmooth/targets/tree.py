@@ -46,7 +46,7 @@ class Tree(ComparedByFields):
     Raises:
         ValueError: it is not one tree, or its leaves are not the classes; the message names the node.
 
-    Example:
+    Examples:
         >>> nested = {"cats": ["lion", "tiger"], "dogs": ["wolf"]}
         >>> tree = Tree.from_nested(nested, class_names=["lion", "wolf", "tiger"])
         >>> tree.class_names
@@ -147,7 +147,7 @@ class Tree(ComparedByFields):
             TypeError: they are neither names nor whole numbers.
             ValueError: a name that is no class.
 
-        Example:
+        Examples:
             >>> Tree.from_nested([["b"], ["a"]], class_names=["a", "b"]).to_labels(["b", "a"])
             tensor([1, 0])
         """
@@ -245,7 +245,7 @@ class Tree(ComparedByFields):
         Raises:
             ValueError: as the class; or an unknown parent or class; both `classes` and `class_names`.
 
-        Example:
+        Examples:
             >>> Tree.from_parents([-1, 0, 0, 1, 1]).class_names
             ('2', '3', '4')
         """
@@ -293,7 +293,7 @@ class Tree(ComparedByFields):
             ValueError: a name that stands twice among the leaves, an empty group, something that is neither; names
                 that are not the leaves'.
 
-        Example:
+        Examples:
             >>> Tree.from_nested({"cats": ["lion"], "dogs": ["wolf"]}, class_names=["wolf", "lion"]).class_names
             ('wolf', 'lion')
         """
@@ -335,7 +335,7 @@ class Tree(ComparedByFields):
             ValueError: rows of unequal length, a class that stands twice, a taxon that has two parents; names that are
                 not the classes'.
 
-        Example:
+        Examples:
             >>> Tree.from_table([("cats", "lion"), ("cats", "tiger"), ("dogs", "wolf")]).distances[0].tolist()
             [0, 2, 4]
         """
@@ -385,7 +385,7 @@ class Tree(ComparedByFields):
         Raises:
             ValueError: a name that is no class, or a class that is left out or named twice.
 
-        Example:
+        Examples:
             >>> tree = Tree.from_nested({"cats": ["lion", "tiger"], "dogs": ["wolf"]})
             >>> tree.in_order(["wolf", "lion", "tiger"]).class_names
             ('wolf', 'lion', 'tiger')

@@ -35,7 +35,7 @@ def two_hot(values: Tensor, support: Tensor, *, validate: bool = True) -> Target
         TypeError: values or a support that are not numbers.
         ValueError: a NaN; a support that is not `[K]`, not finite or not strictly increasing.
 
-    Example:
+    Examples:
         >>> two_hot(torch.tensor([0.25, 9.0]), torch.tensor([-1.0, 0.0, 1.0])).dense()
         tensor([[0.0000, 0.7500, 0.2500],
                 [0.0000, 0.0000, 1.0000]])
@@ -86,7 +86,7 @@ def hl_gauss(values: Tensor, support: Tensor, sigma_to_bin_ratio: float = 0.75, 
         ValueError: a NaN; a support that is not `[K]`, not finite or not strictly increasing; a ratio that is not
             above 0.
 
-    Example:
+    Examples:
         >>> hl_gauss(torch.tensor([0.0]), torch.tensor([-1.0, 0.0, 1.0])).dense()
         tensor([[0.2407, 0.5186, 0.2407]])
     """

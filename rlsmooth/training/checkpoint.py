@@ -76,7 +76,7 @@ def decode_history(encoded: Any, name: str, length: int | None = None) -> dict[s
     Raises:
         ValueError: it is no dict of lists of numbers, or a list has another length.
 
-    Example:
+    Examples:
         >>> decode_history({"step": [1, 2], "loss": [0.5, 0.25]}, "history", 2)
         {'step': [1, 2], 'loss': [0.5, 0.25]}
     """
@@ -116,7 +116,7 @@ def save_checkpoint(
         ValueError: `step` is negative, `keep` is under 1, or the folder can't be written to.
         OSError: the disk failed or is full; the checkpoints that were there stay.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> for step in (10, 20, 30):
@@ -141,7 +141,7 @@ def checkpoint_steps(folder: str | Path) -> list[int]:
     Other files, among them what a killed save left half written, are passed over. A trainer that starts a new run
     should refuse a folder where this is not empty.
 
-    Example:
+    Examples:
         >>> checkpoint_steps("no/such/folder")
         []
     """
@@ -169,7 +169,7 @@ def latest_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu")
         SafeFileError: there are checkpoint files, and not one of them can be read. Starting afresh without a word would
             be worse.
 
-    Example:
+    Examples:
         >>> latest_checkpoint("no/such/folder") is None
         True
     """
@@ -223,7 +223,7 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Te
     Raises:
         TypeError: the state holds something that is neither a tensor nor plain data.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = torch.optim.Adam([weight])
         >>> weight.sum().backward(); optimizer.step()

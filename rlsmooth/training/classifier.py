@@ -212,7 +212,7 @@ class Classifier(ScikitLearnEstimator):
         history_: one value per epoch of each quantity.
         n_iter_: epochs trained; `best_epoch_` (from 1) is the epoch of the parameters: the last, or early stopping's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> X = torch.tensor([[0.0], [0.1], [0.9], [1.0]])
         >>> classifier = Classifier(torch.nn.Linear, learning_rate=0.1, max_epochs=100, seed=0, device="cpu")
@@ -674,7 +674,7 @@ class Classifier(ScikitLearnEstimator):
             input_shape: of one sample.
             arguments: of the constructor.
 
-        Example:
+        Examples:
             >>> Classifier.from_module(nn.Linear(2, 2), ["no", "yes"], (2,)).predict([[0.0, 0.0]]).shape
             (1,)
         """

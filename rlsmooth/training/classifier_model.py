@@ -136,7 +136,7 @@ def average_into(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         student: read.
         decay: in [0, 1): 0 is the student itself.
 
-    Example:
+    Examples:
         >>> teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
         >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(student.weight)
         >>> average_into(teacher, student, 0.75)

@@ -60,7 +60,7 @@ def check_targets(real_target: float, fake_target: float, *, stacklevel: int = 2
             then scaled by `(a - b) r / (a r + b)` with `r = p_real / p_fake`, which vanishes where real data are rare:
             where the generator has the most to learn. Smooth the real side alone (b = 0: the factor is 1).
 
-    Example:
+    Examples:
         >>> check_targets(0.9, 0.0)
         (0.9, 0.0)
     """
@@ -108,7 +108,7 @@ def discriminator_loss(
         TypeError: logits that are not floating-point.
         ValueError: a target outside `[0, 1]`, weights of another shape.
 
-    Example:
+    Examples:
         >>> discriminator_loss(torch.zeros(4), torch.zeros(2))
         tensor(0.6931)
     """
@@ -127,7 +127,7 @@ def discriminator_statistics(real_logits: Tensor, fake_logits: Tensor, loss: Ten
         fake_logits: `[F]` or any shape.
         loss: 0-dim.
 
-    Example:
+    Examples:
         >>> statistics = discriminator_statistics(torch.tensor([2.0, -1.0]), torch.tensor([-3.0]), torch.tensor(0.5))
         >>> statistics.accuracy_real, statistics.accuracy_fake
         (tensor(0.5000), tensor(1.))
@@ -187,7 +187,7 @@ def discriminator_step(
     Raises:
         TypeError, ValueError: see `discriminator_loss`.
 
-    Example:
+    Examples:
         >>> weight = torch.zeros(1, requires_grad=True)
         >>> optimizer = torch.optim.SGD([weight], lr=1.0)
         >>> statistics = discriminator_step(optimizer, weight * torch.ones(2), weight * -torch.ones(2))
@@ -237,7 +237,7 @@ def accumulated_discriminator_step(
     Raises:
         ValueError: there come more parts, or fewer.
 
-    Example:
+    Examples:
         >>> weight = torch.zeros(1, requires_grad=True)
         >>> optimizer = torch.optim.SGD([weight], lr=1.0)
         >>> parts = ((weight * torch.ones(2), weight * -torch.ones(2)) for _ in range(2))

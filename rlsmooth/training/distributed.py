@@ -50,7 +50,7 @@ class Ranks:
         rank: the number of this process, from 0.
         size: how many there are.
 
-    Example:
+    Examples:
         >>> Ranks.current().size, Ranks(1, 2).share(10, 15)
         (1, (12, 15))
     """
@@ -126,7 +126,7 @@ def process_group() -> Iterator[Ranks]:
     Without a launcher, and in a program that has joined them already, nothing changes. The backend is gloo for tensors
     on the CPU and NCCL for those on GPUs, of which each process takes the one of its local rank.
 
-    Example:
+    Examples:
         >>> with process_group() as ranks:
         ...     ranks.is_main
         True

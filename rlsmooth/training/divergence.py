@@ -49,7 +49,7 @@ def last_interval(earlier: list[T], fresh: list[T]) -> list[T]:
         earlier: the entries that the last line was about.
         fresh: those since then.
 
-    Example:
+    Examples:
         >>> last_interval([1, 2, 3], [4]), last_interval([1], [2, 3])
         ([2, 3, 4], [2, 3])
     """
@@ -73,7 +73,7 @@ class FiniteWatch:
         samples: how many samples each of the losses is about.
         restored: how many of them an earlier process computed.
 
-    Example:
+    Examples:
         >>> net = nn.Linear(1, 1)
         >>> watch = FiniteWatch(net, model="network")
         >>> watch.add(torch.tensor(0.5))
@@ -258,7 +258,7 @@ def check_finite_model(
         model: the word for them in messages.
         checkpoint_folder: where the last good checkpoint is, or None.
 
-    Example:
+    Examples:
         >>> check_finite_model(1, nn.Linear(1, 1))
     """
     name = _bad_parameter(*modules)
@@ -274,7 +274,7 @@ def refuse_spoilt(model: str, module: nn.Module, path: Path) -> None:
         module: to be written.
         path: the file.
 
-    Example:
+    Examples:
         >>> refuse_spoilt("policy", nn.Linear(1, 1), Path("agent.zip"))
     """
     name = _bad_parameter(module)
@@ -301,7 +301,7 @@ def check_no_nan(step: int, tensors: Mapping[str, Mapping[str, Tensor]], checkpo
         tensors: group name to tensor name to tensor.
         checkpoint_folder: where the last good checkpoint is.
 
-    Example:
+    Examples:
         >>> check_no_nan(1, {"net": {"w": torch.zeros(1)}}, Path("checkpoints"))
     """
     floating = [
@@ -327,7 +327,7 @@ def check_finite_step(
         checkpoint_folder: where the last good checkpoint is, or None.
         is_learned: whether a reward network gave the rewards.
 
-    Example:
+    Examples:
         >>> check_finite_step(1, np.zeros(2), np.zeros((2, 4)))
         >>> try:
         ...     check_finite_step(7, np.array([0.0, np.nan]), np.zeros((2, 4)))

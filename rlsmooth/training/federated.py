@@ -84,7 +84,7 @@ def even_split(num_samples: int, num_clients: int, *, seed: int = 0) -> list[NDA
     Raises:
         ValueError: there are fewer samples than clients.
 
-    Example:
+    Examples:
         >>> [len(part) for part in even_split(7, 3)]
         [3, 2, 2]
     """
@@ -111,7 +111,7 @@ def dirichlet_split(
     Raises:
         ValueError: fewer samples than clients need, or no draw gave each client `min_samples`.
 
-    Example:
+    Examples:
         >>> parts = dirichlet_split(np.arange(100) % 2, 3, 0.5)
         >>> sorted(np.concatenate(parts).tolist()) == list(range(100))
         True
@@ -143,7 +143,7 @@ def group_split(groups: Any) -> list[NDArray[np.int64]]:
     Args:
         groups: `[N]`, the group of each sample: numbers or text.
 
-    Example:
+    Examples:
         >>> [part.tolist() for part in group_split(["b", "a", "b"])]
         [[1], [0, 2]]
     """
@@ -186,7 +186,7 @@ def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], int]]) -> Para
     Raises:
         ValueError: there is none, or none has a sample.
 
-    Example:
+    Examples:
         >>> weighted_mean([([np.zeros(1)], 1), ([np.ones(1)], 3)])
         [array([0.75])]
     """
@@ -272,7 +272,7 @@ class FederatedTrainer:
     Raises:
         ValueError: no clients, a value out of range, or a strategy that does not fit what clients share.
 
-    Example:
+    Examples:
         >>> module, inputs, labels = nn.Linear(1, 2), torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
         >>> clients = [FederatedClient(module, inputs, labels, 2, seed=seed) for seed in (0, 1)]
         >>> len(FederatedTrainer(module, clients).train(3).history["loss"])

@@ -53,7 +53,7 @@ ROWS_AT_ONCE = 4096
 def get_parameters(module: nn.Module) -> Parameters:
     """Copies of a module's parameters and buffers as arrays, in the order of `state_dict()`.
 
-    Example:
+    Examples:
         >>> [array.shape for array in get_parameters(nn.Linear(3, 2))]
         [(2, 3), (2,)]
     """
@@ -153,7 +153,7 @@ def label_dp_epsilon(smoothing: float | str | Smoothing, num_classes: int) -> fl
     Raises:
         ValueError: alpha follows a schedule, so that a label would be drawn again and again.
 
-    Example:
+    Examples:
         >>> round(label_dp_epsilon(0.1, 10), 3), label_dp_epsilon(0.0, 10)
         (4.511, inf)
     """
@@ -219,7 +219,7 @@ class FederatedClient:
         ValueError: a value out of range, shapes that do not fit, an illegal label.
         ImportError: `ClipAndNoise` without Opacus.
 
-    Example:
+    Examples:
         >>> client = FederatedClient(nn.Linear(1, 2), torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]), 2)
         >>> parameters, count, metrics = client.fit(client.get_parameters({}), {"server_round": 1})
         >>> count, sorted(metrics)

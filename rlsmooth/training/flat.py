@@ -30,7 +30,7 @@ def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
     Args:
         optimizer: any; one that is torch's Adam or AdamW does it without records for the profiler.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2, requires_grad=True)
         >>> optimizer = torch.optim.Adam([weight])
         >>> weight.sum().backward(); clear_gradients(optimizer); weight.grad is None
@@ -51,7 +51,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         optimizer: any. One of another class or with rare options, one that somebody hooked into or wrapped, and the
             first step of a parameter, which makes its state, take the optimiser's own way.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2, requires_grad=True)
         >>> optimizer = torch.optim.Adam([weight], lr=0.1)
         >>> for _ in range(2):
@@ -73,7 +73,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 def run_backward(loss: Tensor) -> None:
     """`loss.backward()`, without the checks of what a loss may be where it is a float32 number on the CPU.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2, requires_grad=True)
         >>> run_backward(weight.sum()); weight.grad
         tensor([1., 1.])
@@ -187,7 +187,7 @@ class FlatAdam:
     Attributes:
         gradients: float32 `[P]`, all of them.
 
-    Example:
+    Examples:
         >>> weight = nn.Parameter(torch.ones(2))
         >>> adam = FlatAdam(torch.optim.Adam([weight], lr=0.1), [weight])
         >>> adam.gradients[:] = 3.0

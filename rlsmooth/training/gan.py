@@ -128,7 +128,7 @@ def generator_loss(fake_logits: Tensor, kind: GeneratorLoss = "non_saturating") 
     Raises:
         ValueError: another kind.
 
-    Example:
+    Examples:
         >>> generator_loss(torch.zeros(3)), generator_loss(torch.zeros(3), "saturating")
         (tensor(0.6931), tensor(-0.6931))
     """
@@ -194,7 +194,7 @@ class GANTrainer:
         TypeError: an argument of another kind.
         ValueError: a value outside its range, a generator or discriminator that does not fit the data.
 
-    Example:
+    Examples:
         >>> data = torch.randn(256, 1) + 3
         >>> trainer = GANTrainer(nn.Linear(1, 1), nn.Linear(1, 1), data, latent_size=1, real_target=0.9, seed=0)
         >>> trainer.train(20).sample(5, seed=0).shape

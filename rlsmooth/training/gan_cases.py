@@ -47,7 +47,7 @@ class GANCase:
         evaluate: numbers by name, of samples.
         mixture: the density, where it is known.
 
-    Example:
+    Examples:
         >>> from rlsmooth.training import GANTrainer
         >>> ring = gan_case("ring", seed=0)
         >>> trainer = GANTrainer(
@@ -141,7 +141,7 @@ def mlp(num_inputs: int, num_outputs: int, hidden: tuple[int, ...] = (128, 128))
         num_outputs: of the last; 1 for a discriminator.
         hidden: widths of the layers between.
 
-    Example:
+    Examples:
         >>> mlp(2, 1, (8,))
         Sequential(
           (0): Linear(in_features=2, out_features=8, bias=True)
@@ -172,7 +172,7 @@ def image_generator(latent_size: int, *, image_size: int = 64, channels: int = 1
         TypeError: an argument is no whole number.
         ValueError: `image_size` is no power of 2 from 4 on, another argument is under 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> image_generator(16, image_size=8, width=4)(torch.zeros(2, 16)).shape
         torch.Size([2, 1, 8, 8])
@@ -210,7 +210,7 @@ def image_discriminator(*, image_size: int = 64, channels: int = 1, width: int =
         TypeError: an argument is no whole number.
         ValueError: a size that is no power of 2 or below 4, or a number below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> image_discriminator(image_size=8, width=4)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 1])
@@ -290,7 +290,7 @@ def mode_coverage(samples: Tensor, mixture: GaussianMixture) -> ModeCoverage:
     Raises:
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> from rlsmooth.data import ring_of_gaussians
         >>> ring = ring_of_gaussians()
         >>> found = mode_coverage(torch.tensor([[1.0, 0.0], [1.0, 0.029], [1.0, 0.031], [-1.0, 0.0]]), ring)
@@ -330,7 +330,7 @@ def digit_measures(samples: Tensor, images: Tensor, labels: Tensor) -> dict[str,
         `distance`: mean distance of a sample to the nearest real image, relative to that between a real image and the
         nearest other one, so that real images would score 1; copies of them would score 0.
 
-    Example:
+    Examples:
         >>> images = torch.linspace(-1, 1, 10).reshape(10, 1, 1, 1)
         >>> digit_measures(images, images, torch.arange(10))
         {'digits': tensor(10), 'rarest_digit': tensor(0.1000), 'distance': tensor(0.)}
@@ -355,7 +355,7 @@ def image_grid(images: Tensor, *, padding: int = 1) -> Tensor:
     Returns:
         uint8 `[C, rows · (H + padding) + padding, columns · (W + padding) + padding]`, on the CPU.
 
-    Example:
+    Examples:
         >>> image_grid(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([1, 19, 28])
     """

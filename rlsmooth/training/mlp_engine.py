@@ -61,7 +61,7 @@ def why_not_served(modules: Iterable[nn.Module]) -> str | None:
         modules: from the input to the output: linear layers in float32 on the CPU, each but the last followed by Tanh,
             ReLU or ELU.
 
-    Example:
+    Examples:
         >>> why_not_served([nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1)])
         'it has a layer of GELU; Linear, Tanh, ReLU and ELU are known'
     """
@@ -96,7 +96,7 @@ class MLP:
     Raises:
         ValueError: they are of another kind.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
         >>> from rlsmooth.training.flat import FlatAdam
         >>> memory = FlatAdam(torch.optim.Adam(net.parameters()), net.parameters())

@@ -63,7 +63,7 @@ class Progress:
         start: the value of `step` when the call began.
         end: the value of `step` at which the call ends.
 
-    Example:
+    Examples:
         >>> progress = Progress()
         >>> progress.begin(4, "total_steps")
         >>> progress.step += 1
@@ -118,7 +118,7 @@ class Progress:
 class Stopwatch:
     """Measures the seconds of training, without those of evaluation, logging and saving.
 
-    Example:
+    Examples:
         >>> watch = Stopwatch()
         >>> with watch.paused():
         ...     time.sleep(0.1)
@@ -174,7 +174,7 @@ class RunFolder:
         resume: how a run in it is resumed, for messages: `"train(..., resume=True)"`.
         shared: whether several processes may train in it together; the first of them writes.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = RunFolder(tempfile.mkdtemp(), unit="step", resume="train(..., resume=True)")
         >>> folder.check_free()
@@ -338,7 +338,7 @@ def delete_temporary_files(folder: str | Path, *names: str) -> None:
         folder: the folder to search.
         names: regular expressions of the names of the files that were saved; none: all, in subfolders too.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / ".agent.zip.k3x_9ab2.tmp").touch(); (folder / "agent.zip").touch()
@@ -362,7 +362,7 @@ def check_folder_given(folder: object, *, resume: bool) -> None:
         folder: the trainer's `checkpoint_folder`.
         resume: whether a run is to be resumed.
 
-    Example:
+    Examples:
         >>> check_folder_given(None, resume=False)
     """
     if resume and folder is None:
@@ -377,7 +377,7 @@ def check_given(name: str, value: object, owner: str) -> None:
         value: its value.
         owner: the name of the class that has the argument.
 
-    Example:
+    Examples:
         >>> check_given("data", [1], "GANTrainer")
     """
     if value is None:
@@ -393,7 +393,7 @@ def check_no_missing(missing: Sequence[str], fix: str | None = None) -> None:
         missing: names of such arguments.
         fix: the advice in the message; None: to pass it in `custom_objects`.
 
-    Example:
+    Examples:
         >>> check_no_missing(())
     """
     if missing:
@@ -409,7 +409,7 @@ def check_given_again(saved: Mapping[str, object], given: Mapping[str, object], 
         given: the fingerprints of the data that are given now.
         run: the folder of the run.
 
-    Example:
+    Examples:
         >>> check_given_again({"data": "1f", "validation": None}, {"data": "1f", "validation": None}, "runs/a")
     """
     for name, known in saved.items():
@@ -425,7 +425,7 @@ def check_same_arguments(saved: Mapping[str, object], given: Mapping[str, object
         given: the trainer's current values, in the form that JSON has: lists, not tuples.
         run: the folder of the run.
 
-    Example:
+    Examples:
         >>> check_same_arguments({"batch_size": 8}, {"batch_size": 8}, "runs/a")
     """
     differing = [name for name in {**given, **saved} if name not in saved or saved[name] != given.get(name)]
@@ -449,7 +449,7 @@ def fingerprint(*parts: str | Tensor | NDArray[Any]) -> str:
     Args:
         parts: text, or numbers whose bytes are taken in C order. Write a tensor's dtype and shape before it.
 
-    Example:
+    Examples:
         >>> fingerprint("float32 (2,)", torch.zeros(2)) == fingerprint("float32 (2,)", np.zeros(2, np.float32))
         True
     """
@@ -468,7 +468,7 @@ def fingerprint(*parts: str | Tensor | NDArray[Any]) -> str:
 def spread_evenly(count: int, most: int) -> Tensor:
     """Up to `most` of the indices 0 to `count - 1`, evenly spaced: int64, on the CPU.
 
-    Example:
+    Examples:
         >>> spread_evenly(10, 4).tolist()
         [0, 3, 6, 9]
     """
@@ -533,7 +533,7 @@ class EventLog:
     Attributes:
         writer: TensorBoard's, or None. Figures, images and histograms are added to it by the trainer.
 
-    Example:
+    Examples:
         >>> seen = []
         >>> with EventLog(on_log=lambda step, values: seen.append((step, values))) as log:
         ...     log.write("gan", {"loss": 0.5}, 10)
@@ -611,7 +611,7 @@ def append_values(history: dict[str, list[float]], values: Mapping[str, float]) 
 def log_line(head: str, values: Mapping[str, float], names: Sequence[str]) -> str:
     """A log line as text, with those of `names` that are in `values`.
 
-    Example:
+    Examples:
         >>> log_line("epoch 1/2", {"loss": 0.25, "accuracy": 1.0}, ("loss", "val_loss"))
         'epoch 1/2: loss 0.2500'
     """
@@ -769,7 +769,7 @@ def safe_points(folder: str | Path | None, *, shared: bool = False) -> Iterator[
     Raises:
         ValueError: another process trains in the folder.
 
-    Example:
+    Examples:
         >>> with safe_points("no/such/folder"):
         ...     stop_requested()
         False

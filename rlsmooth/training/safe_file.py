@@ -82,7 +82,7 @@ class SafeFile:
 def with_zip_suffix(path: str | Path) -> Path:
     """The path, its `~` expanded, with `.zip` added to a name without a suffix.
 
-    Example:
+    Examples:
         >>> with_zip_suffix("runs/agent").name, with_zip_suffix("runs/agent.old").name
         ('agent.zip', 'agent.old')
     """
@@ -118,7 +118,7 @@ def write_safe_file(
         ValueError: a group's name has other characters, a tensor is called `__metadata__`, `format_version` is under 1,
             or the folder is missing or can't be written to.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.zip"
         >>> write_safe_file(path, {"n": 3}, tensors={"net": {"w": torch.ones(2)}}, format_name="demo", format_version=1)
@@ -193,7 +193,7 @@ def check_json(value: object, where: str) -> None:
         value: anything.
         where: what the message calls it; "": of a dict, the keys alone.
 
-    Example:
+    Examples:
         >>> check_json({"a": [1, {"b": None}]}, "config")
     """
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -471,7 +471,7 @@ def tree_to_json(tree: object, name: str = "tree") -> tuple[Any, dict[str, Tenso
     Raises:
         TypeError: there is a value of another type in it; the message says where.
 
-    Example:
+    Examples:
         >>> tree_to_json({"betas": (0.9, 0.999), "eps": 1e-8})
         ({'betas': {'__tuple__': [0.9, 0.999]}, 'eps': 1e-08}, {})
     """
@@ -485,7 +485,7 @@ def tree_from_json(encoded: Any, tensors: Mapping[str, Tensor]) -> Any:
     Raises:
         ValueError: the JSON names a tensor that is not there, or a tag is malformed.
 
-    Example:
+    Examples:
         >>> tree_from_json({"betas": {"__tuple__": [0.9, 0.999]}}, {})
         {'betas': (0.9, 0.999)}
     """

@@ -35,7 +35,7 @@ def seed_everything(seed: int) -> None:
         TypeError: `seed` is no whole number.
         ValueError: `seed` is outside.
 
-    Example:
+    Examples:
         >>> seed_everything(3); first = torch.rand(2)
         >>> seed_everything(3); torch.equal(torch.rand(2), first)
         True
@@ -56,7 +56,7 @@ def rng_state() -> dict[str, Tensor]:
     Raises:
         ValueError: numpy's global generator was replaced by one that is not MT19937.
 
-    Example:
+    Examples:
         >>> state = rng_state(); first = torch.rand(2)
         >>> set_rng_state(state); torch.equal(torch.rand(2), first)
         True
@@ -126,7 +126,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         TypeError: `seed` is no whole number.
         ValueError: `seed` is outside 0 to 2**32 - 1.
 
-    Example:
+    Examples:
         >>> seed_everything(0); first = torch.rand(1)
         >>> seed_everything(0)
         >>> with isolated_rng(seed=7):
@@ -181,7 +181,7 @@ def epoch_permutation(
         TypeError: `seed`, `epoch`, `n`, `shard` or `pool` is no whole number.
         ValueError: one of them is negative, or `shard` or `pool` is 0.
 
-    Example:
+    Examples:
         >>> sorted(epoch_permutation(0, 3, 5).tolist())
         [0, 1, 2, 3, 4]
     """
@@ -211,7 +211,7 @@ class EpochCut:
         size: samples of a minibatch.
         joins_single: a last minibatch of one sample joins the one before it.
 
-    Example:
+    Examples:
         >>> [EpochCut(9, 4, joins_single=joins).bounds(1) for joins in (False, True)]
         [(4, 8), (4, 9)]
     """
@@ -274,7 +274,7 @@ def mean_weight(weights: ArrayLike | None) -> float | None:
     Args:
         weights: `[N]`, at least 0; None: there are none.
 
-    Example:
+    Examples:
         >>> mean_weight([1.0, 3.0]), mean_weight([2.0, 2.0])
         (2.0, None)
     """
@@ -311,7 +311,7 @@ def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
         networks: all that are trained.
         batch_size: of their minibatches.
 
-    Example:
+    Examples:
         >>> before = torch.get_num_threads()
         >>> with few_threads(nn.Linear(4, 2), batch_size=32):
         ...     within = torch.get_num_threads()
@@ -349,7 +349,7 @@ def execution_state() -> dict[str, Any]:
         and `gpus` (names). Where `few_threads` chooses, `num_threads` is the number of larger networks, and
         `num_threads_of_small_networks` is there too.
 
-    Example:
+    Examples:
         >>> execution_state()["num_threads"] == torch.get_num_threads()
         True
     """
@@ -378,7 +378,7 @@ def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, An
     Returns:
         The names of the entries that differ, sorted; empty means no warning.
 
-    Example:
+    Examples:
         >>> warn_if_execution_differs(execution_state())
         []
     """

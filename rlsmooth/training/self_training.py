@@ -81,7 +81,7 @@ class SelfTraining(ScikitLearnEstimator):
         classes_: `[K]`, the labels that are given in `y`, sorted.
         n_features_in_: second axis of `X`; `feature_names_in_` exists if `X` was a data frame.
 
-    Example:
+    Examples:
         >>> X = torch.linspace(-1, 1, 20).unsqueeze(-1)
         >>> y = [0] + [-1] * 18 + [1]
         >>> student = Classifier(torch.nn.Linear, learning_rate=0.1, max_epochs=50, seed=0, device="cpu")

@@ -107,7 +107,7 @@ def logit_gradient_norms(logits: Tensor, target: Target | Tensor) -> Tensor:
         TypeError: logits that are not floating-point, or a target of another kind.
         ValueError: shapes that do not fit.
 
-    Example:
+    Examples:
         >>> logit_gradient_norms(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.7071])
     """
@@ -134,7 +134,7 @@ def gradient_bins(
         TypeError: logits that are not floating-point; `num_bins` is no whole number.
         ValueError: shapes that do not fit; `num_bins` is under 1.
 
-    Example:
+    Examples:
         >>> from rlsmooth.targets import uniform
         >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
         >>> labels, confidence = torch.tensor([0, 0]), torch.tensor([0.5, 0.9526])
@@ -173,7 +173,7 @@ def confirmation_bias(
     Raises:
         ValueError: the shapes differ.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> before, after = np.array([0.75, 0.75, 0.75]), np.array([0.5, 1.0, 1.0])
         >>> bias = confirmation_bias(before, after, np.array([False, False, True]))

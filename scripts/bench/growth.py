@@ -201,7 +201,7 @@ def measure(axis: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
 def slope(points: list[dict[str, float]], name: str) -> float:
     """Of a line through the logarithms of the larger half of the sizes.
 
-    Example:
+    Examples:
         >>> round(slope([{"size": n, "mib": n**0.5} for n in (1, 2, 4, 8)], "mib"), 3)
         0.5
     """

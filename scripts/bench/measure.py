@@ -34,7 +34,7 @@ def spread(values: Sequence[float]) -> Spread:
     Raises:
         ValueError: `values` is empty.
 
-    Example:
+    Examples:
         >>> spread([3.0, 1.0, 2.0, 100.0, 4.0]).median
         3.0
     """
@@ -61,7 +61,7 @@ def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Spread:
     Raises:
         ValueError: the two have different lengths.
 
-    Example:
+    Examples:
         >>> paired_ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]).median
         2.0
     """

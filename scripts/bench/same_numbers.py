@@ -587,7 +587,7 @@ def largest_difference(before: Sequence[Any], after: Sequence[Any]) -> float:
         before: `[steps, values]`, with "nan" and "inf" as text.
         after: the same.
 
-    Example:
+    Examples:
         >>> largest_difference([[1, 2], [0.5, 200.0]], [[1, 2], [0.5, 201.0]])
         0.004975124378109453
     """

@@ -66,7 +66,7 @@ ALIASES = {
 def substitute_for(name: str, mode: Mode) -> type[OnPolicyAlgorithm]:
     """Our algorithm for SB3's `name`; with smoothing on its `smoothing` is SMOOTHING unless an argument says otherwise.
 
-    Example:
+    Examples:
         >>> substitute_for("PPO", "off").__name__
         'SmoothedPPO'
         >>> substitute_for("A2C", "on")("MlpPolicy", "CartPole-v1").smoothing.alpha
