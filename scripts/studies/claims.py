@@ -342,6 +342,31 @@ LINES = (
         "deep_sea", "steps until Deep Sea is solved, or all; SmoothedPPO less PPO", -1, 500.0, deep_sea,
     ),
     Line(
+        5, "outcome", "With KL to the uniform policy, PPO solves sooner what must be explored.",
+        "No theorem.",
+        "exploration", "steps until solved, of the budget; KL to uniform less PPO", -1, 0.05,
+        exploration("KL to uniform", "PPO"), interval=mean_interval,
+    ),
+    Line(
+        5, "mechanism", "A guarantee keeps the entropy above a bound in every state.",
+        "Exact: `(1 - f) p + f u` is majorised by `(1 - f) e + f u`, e certain of one action, and entropy is "
+        "Schur-concave.",
+        test="tests/losses/test_policy.py",
+    ),
+    Line(
+        5, "outcome", "With a guarantee, PPO solves sooner what must be explored.",
+        "No theorem. An action that only the floor f draws, of n, has the gradient of `log p` times "
+        "`(1 - f) p / ((1 - f) p + f / n)`: where p has collapsed, nothing is learnt from it.",
+        "exploration", "steps until solved, of the budget; guarantee less PPO", -1, 0.05,
+        exploration("guarantee", "PPO"), interval=mean_interval,
+    ),
+    Line(
+        5, "outcome", "With a guarantee, it does so sooner than with an entropy bonus.",
+        "As before.",
+        "exploration", "steps until solved, of the budget; guarantee less ent_coef", -1, 0.05,
+        exploration("guarantee", "ent_coef"), interval=mean_interval,
+    ),
+    Line(
         5, "outcome", "A cloned policy that samples its actions does better.",
         "No: sampling takes the uniform actions that smoothing put in.",
         "distil_dqn", "return of sampled actions, smoothed by 0.1 less not", 1, 5.0,
