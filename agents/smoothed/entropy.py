@@ -46,8 +46,8 @@ class EntropyTarget:
     The minibatches see the policy amid its updates, and rollouts the one after them, whose entropy is another, so that
     a mean at the target in the former is none in the latter. The set-point begins at the target and is moved once a
     rollout by 0.2 · (target - mean entropy of the behaviour policy in the rollout's states), up to a fifth of the scale
-    from the target. It is not lowered while the entropy is further above the target than that, or alpha is 1e-6: the
-    policy is not held then.
+    from the target. It stays while the entropy is further from the target than that, since the policy is not held yet,
+    and is not lowered while alpha is 1e-6.
 
     Args:
         target: a fraction of log n_legal, or nats.
@@ -90,7 +90,7 @@ class EntropyTarget:
     def moved(self, set_point: float, measured: float) -> float:
         """A rollout's set-point from the last one and the mean entropy measured in its states; waits for the device."""
         error, reach = self.target - measured, FURTHEST * self.scale
-        if error < 0 and (error < -reach or self.coefficient() < 2 * LOWEST_ALPHA):
+        if abs(error) > reach or (error < 0 and self.coefficient() < 2 * LOWEST_ALPHA):
             return set_point
         return min(max(set_point + MOVED * error, self.target - reach), self.target + reach)
 
