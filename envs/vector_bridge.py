@@ -136,7 +136,8 @@ class VectorEnvBridge(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Step, and restart the episodes that ended."""
         observations, rewards, terminated, truncated, infos = self.vector.step(self._actions)
-        dones = terminated | truncated
+        # All of it now: a restart on request may write into the environment's arrays.
+        dones, is_cut, paid = terminated | truncated, truncated & ~terminated, np.array(rewards, dtype=np.float32)
         self._returns += rewards
         self._lengths += 1
         found = self._spread(infos) if infos.keys() - FINAL else None
@@ -150,9 +151,9 @@ class VectorEnvBridge(VecEnv):
             rows = [{**info, TRUNCATED: False} for info in found]
         if len(ended):
             self._end(rows, ended, finals)
-            for place in truncated.nonzero()[0].tolist():
-                rows[place][TRUNCATED] = not terminated[place]
-        return self._own(observations), np.array(rewards, dtype=np.float32), dones, rows
+            for place in is_cut.nonzero()[0].tolist():
+                rows[place][TRUNCATED] = True
+        return self._own(observations), paid, dones, rows
 
     def _restart(self, ended: NDArray[Any], observations: Any, infos: dict[str, Any], found: Any) -> Any:
         """Begin the next episodes: the observations to act on, the final ones, and the infos of the step."""

@@ -91,7 +91,7 @@ class EntropyTarget:
         """A rollout's set-point from the last one and the mean entropy measured in its states; waits for the device."""
         error, reach = self.target - measured, FURTHEST * self.scale
         if abs(error) > reach or (error < 0 and self.coefficient() < 2 * LOWEST_ALPHA):
-            return set_point
+            error = 0.0  # the set-point stays, if it is not that of another target, given when the run was loaded
         return min(max(set_point + MOVED * error, self.target - reach), self.target + reach)
 
     @torch.no_grad()

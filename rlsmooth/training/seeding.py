@@ -289,13 +289,15 @@ def mean_weight(weights: ArrayLike | None) -> float | None:
 _THREADS_AT_IMPORT = torch.get_num_threads()
 _SPLIT_FROM = 32_768
 """Of so many numbers, torch begins to split an operation between threads."""
-_replaced: list[int] = []  # the numbers of threads around each `few_threads` that chose another
+_chosen: list[int] = []  # the numbers of threads that each `few_threads` around has set
 
 
 def _chooses_threads() -> bool:
     """Whether `few_threads` may choose, since the user has not."""
-    is_default = 1 < torch.get_num_threads() == _THREADS_AT_IMPORT
-    return bool(_replaced) or (is_default and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys())
+    now = torch.get_num_threads()
+    if _chosen:
+        return now == _chosen[-1]  # else a callback has set another
+    return 1 < now == _THREADS_AT_IMPORT and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
 
 
 @contextmanager
@@ -330,12 +332,12 @@ def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
     if wanted == before:
         yield
         return
-    _replaced.append(before)
+    _chosen.append(wanted)
     torch.set_num_threads(wanted)
     try:
         yield
     finally:
-        _replaced.pop()
+        _chosen.pop()
         if torch.get_num_threads() == wanted:  # a callback may have set another
             torch.set_num_threads(before)
 
@@ -356,7 +358,7 @@ def execution_state() -> dict[str, Any]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "torch_version": str(torch.__version__),
-        "num_threads": _THREADS_AT_IMPORT if _replaced else torch.get_num_threads(),
+        "num_threads": _THREADS_AT_IMPORT if _chosen and _chooses_threads() else torch.get_num_threads(),
         **({"num_threads_of_small_networks": 1} if _chooses_threads() else {}),
         "num_processes": Ranks.current().size,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

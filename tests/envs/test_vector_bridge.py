@@ -99,7 +99,7 @@ def test_all_that_is_returned_is_dummy_vec_envs(
 
 
 class Buffered(VectorEnv[Any, Any, Any]):
-    """Two counters that write each observation into one array, restart when asked, and know masks and infos."""
+    """Two counters that write all they return into the same arrays, restart when asked, and know masks and infos."""
 
     num_envs = 2
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -108,18 +108,22 @@ class Buffered(VectorEnv[Any, Any, Any]):
 
     def __init__(self) -> None:
         self.seen = np.zeros((2, 1), np.float32)
+        self.rewards, self.terminated, self.truncated = np.zeros(2), np.zeros(2, bool), np.zeros(2, bool)
         self.weight = np.array([1.0, 2.0])
         self.shared = 5
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         mask = (options or {}).get("reset_mask", np.ones(2, bool))
         self.seen[mask] = 0 if seed is None else seed
+        for one in (self.rewards, self.terminated, self.truncated):
+            one[mask] = 0
         return self.seen, {"first": np.arange(2), "_first": mask}
 
     def step(self, actions: Any) -> Any:
         self.seen += np.asarray(actions)[:, None]
         infos = {"nested": {"place": np.arange(2)}, "all": "both", "odd": np.arange(2), "_odd": np.array([False, True])}
-        return self.seen, self.weight.astype(np.float64), self.seen[:, 0] >= 4, np.array([False, True]), infos
+        self.rewards[:], self.terminated[:], self.truncated[1] = self.weight, self.seen[:, 0] >= 4, True
+        return self.seen, self.rewards, self.terminated, self.truncated, infos
 
     def action_masks(self) -> Any:
         return np.array([[True, True, False], [True, True, True]])

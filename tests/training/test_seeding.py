@@ -232,6 +232,15 @@ def test_a_number_of_threads_that_the_user_sets_stays(
     assert torch.get_num_threads() == 5
 
 
+def test_a_number_that_a_callback_sets_stays_within_it_too(two_threads: None) -> None:
+    with few_threads(SMALL, batch_size=1):
+        torch.set_num_threads(5)
+        with few_threads(SMALL, batch_size=1):  # the callback evaluates or trains
+            assert torch.get_num_threads() == 5
+            assert execution_state()["num_threads"] == 5
+    assert torch.get_num_threads() == 5
+
+
 def test_the_trainers_own_entries_count_too() -> None:
     with pytest.warns(RuntimeWarning, match="compiled was True, is False; torch_version was 'x', is None"):
         differing = warn_if_execution_differs(

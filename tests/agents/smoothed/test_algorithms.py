@@ -341,6 +341,8 @@ def test_the_set_point_follows_what_is_measured_within_a_fifth() -> None:
     assert feedback.moved(0.59, 0.42) == pytest.approx(0.6)
     assert feedback.moved(0.405, 0.55) == pytest.approx(0.4)
     assert [feedback.moved(0.45, measured) for measured in (0.7, 0.2)] == [0.45, 0.45]  # the policy is not held yet
+    assert feedback.moved(0.45, 0.7) == 0.45  # the policy is not held: only its own entropy is there
+    assert (feedback.moved(0.9, 0.9), feedback.moved(0.1, 0.9)) == pytest.approx((0.6, 0.4))  # of another target
     box = EntropyTarget(-1.0, is_fraction=False, scale=3.0)
     assert [box.moved(-1.0, -0.5), box.moved(-1.5, -0.5)] == pytest.approx([-1.1, -1.6])
     assert box.moved(-0.45, -1.5) == pytest.approx(-0.4)
