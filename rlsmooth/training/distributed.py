@@ -155,14 +155,24 @@ def process_group() -> Iterator[Ranks]:
     on the CPU and NCCL for those on GPUs, of which each process takes the one of its local rank. Where the machine has
     fewer GPUs than processes, they share them, and all is gloo's.
 
+    Raises:
+        ValueError: `WORLD_SIZE` is set, but not by a launcher of torch's kind.
+
     Examples:
         >>> with process_group() as ranks:
         ...     ranks.is_main
         True
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    if size == 1 or dist.is_initialized():
         yield Ranks.current()
         return
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ValueError(
+                f"WORLD_SIZE={size} says that so many processes were started, but {name} is not set: start them by "
+                "torchrun, or unset WORLD_SIZE."
+            )
     dist.init_process_group(_choose_gpu(), timeout=PATIENCE)
     try:
         yield Ranks.current()

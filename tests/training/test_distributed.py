@@ -331,8 +331,12 @@ def test_processes_share_gpus_where_there_are_too_few(
 ) -> None:
     taken: list[int] = []
     joined: list[str] = []
-    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+    given = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3", "RANK": "3", "MASTER_ADDR": "localhost"}
+    for name, value in given.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="MASTER_PORT is not set"), process_group():
+        pass
+    monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
