@@ -37,8 +37,10 @@ def run_command(
     """
     program, words = f"rlsmooth {name}", list(sys.argv[1:] if arguments is None else arguments)
     args = _parse(program, args_type, words)
-    rank = f"{program} [rank {os.environ.get('RANK')}]" if _num_processes() > 1 else program
+    rank = program
     try:
+        if _num_processes() > 1:
+            rank += f" [rank {os.environ.get('RANK', 'unknown')}]"
         if _num_processes() == 1 and getattr(args, "devices", 1) != 1:
             from rlsmooth.scripts.launch import launch
 
@@ -60,7 +62,10 @@ def run_command(
 
 def _num_processes() -> int:
     """How many processes a launcher, such as torchrun, has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if not size.isdecimal():
+        raise ValueError(f"WORLD_SIZE={size!r} must say how many processes were started: unset it, or use torchrun.")
+    return int(size)
 
 
 def _call(name: str, main: Callable[[ArgsT], object], args: ArgsT) -> None:

@@ -547,7 +547,7 @@ class BC(ActingModel):
         self._check_finite()
         with self._clock.paused():
             loss = self.measures.validation(self.progress.remaining_of_all)["loss"]
-            stopping.update(loss, self.num_timesteps, self.policy)
+            stopping.update(self._ranks.of_main(loss), self.num_timesteps, self.policy)
         self.policy.set_training_mode(True)
 
     def _evaluate(self) -> None:

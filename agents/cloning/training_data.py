@@ -458,11 +458,14 @@ class TrainingData:
         stop = len(cut) if end is None else min(end, len(cut))
         for first in range(skip // in_block * in_block, stop, in_block):
             numbers = range(first, min(first + in_block, stop))
-            places = [
-                ranks.share(*bounds) for number in numbers for bounds in self._part_bounds(cut, number, batch_size)
-            ]
+            bounds = [each for number in numbers for each in self._part_bounds(cut, number, batch_size)]
+            places = [ranks.share(*each) for each in bounds]
             block = self._take_block(torch.cat([order[start:end] for start, end in places]))
-            parts = iter(split_batch(block, [end - start for start, end in places]))
+            cut_out = split_batch(block, [end - start for start, end in places])
+            parts = (
+                part._replace(weights=torch.zeros(1, device=self.device)) if ranks.is_idle(*each) else part
+                for part, each in zip(cut_out, bounds, strict=True)
+            )
             for number in numbers:
                 update = tuple(itertools.islice(parts, len(self._part_bounds(cut, number, batch_size))))
                 if number >= skip:

@@ -189,6 +189,13 @@ def _fields(
             )
     assert episode is not None
     breaks = np.flatnonzero(episode[1:] != episode[:-1]) + 1
+    step = column("step")
+    back = [] if step is None else np.setdiff1d(np.flatnonzero(step[1:] < step[:-1]) + 1, breaks)
+    if len(breaks) >= len(np.unique(episode)) > 0 or len(back):
+        raise DemonstrationsFileError(
+            f"{path} has transitions that are not in the order of time, or two episodes of one number: number episodes "
+            "differently, and sort by episode and step."
+        )
     fields["episode_ends"] = np.append(breaks, len(episode))
     if columns.get("info", "info") in names:
         fields["infos"] = [parse_json(text.encode()) for text in table[columns.get("info", "info")].to_pylist()]

@@ -445,7 +445,8 @@ class Classifier(ScikitLearnEstimator):
             order = epoch_permutation(state.seed, state.first_epoch + state.epoch, len(samples))
             for number, batch in enumerate(samples.batches(order, state.cut, ranks)):
                 start, end = state.cut.bounds(number)
-                state.watch.add(self._update(state, batch, end - start), samples=end - start)
+                divisor = math.inf if ranks.is_idle(start, end) else end - start  # what has no share adds 0
+                state.watch.add(self._update(state, batch, divisor), samples=end - start)
                 progress.step += 1
                 events.advance()
             self._log(state, events, measured)
@@ -457,7 +458,7 @@ class Classifier(ScikitLearnEstimator):
             if stops:
                 stop(f"A checkpoint of epoch {state.epoch:,} was written.")
 
-    def _update(self, state: _FitState, batch: ClassifierSamples, size: int) -> Tensor:
+    def _update(self, state: _FitState, batch: ClassifierSamples, size: float) -> Tensor:
         """One optimiser step on the mean loss of `size` samples, of which `batch` is this process's share."""
         progress = state.progress.remaining
         if not isinstance(self.learning_rate, (int, float)):
@@ -540,7 +541,7 @@ class Classifier(ScikitLearnEstimator):
         append_values(state.history, values)
         events.write("classifier", values, step)
         if state.stopping is not None:
-            state.stopping.update(values["val_loss"], state.epoch, module)
+            state.stopping.update(state.ranks.of_main(values["val_loss"]), state.epoch, module)
         if self.verbose and state.ranks.is_main:
             print(log_line(f"epoch {state.epoch}/{self.max_epochs}", values, SHOWN))
         state.watch.clear()

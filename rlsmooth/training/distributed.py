@@ -69,9 +69,18 @@ class Ranks:
         return self.rank == 0
 
     def share(self, start: int, end: int) -> tuple[int, int]:
-        """Where this process's share of the samples from `start` up to `end` begins and ends. It may be empty."""
+        """Where this process's share of the samples from `start` up to `end` begins and ends.
+
+        Where there are fewer samples than processes, some have none (see `is_idle`). They get the first sample, to be
+        given weight 0: so the same parameters get gradients in all, and no network sees a minibatch without samples.
+        """
         count = end - start
-        return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
+        first, last = start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
+        return (first, last) if first < last else (start, start + 1)
+
+    def is_idle(self, start: int, end: int) -> bool:
+        """Whether none of the samples from `start` up to `end` is this process's."""
+        return (end - start) * self.rank // self.size == (end - start) * (self.rank + 1) // self.size
 
     def sum_gradients(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Add up the gradients of all processes, in place, and return the sum of their losses.
@@ -82,14 +91,24 @@ class Ranks:
 
         Raises:
             RankFailedError: another process has ended.
+            ValueError: other parameters have gradients in other processes (noticed on the CPU).
         """
         if self.size == 1:
             return loss
-        found = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-        flat = torch.cat([*(gradient.reshape(-1) for gradient in found), loss.reshape(1).to(found[0])])
+        every = [each.grad for group in optimizer.param_groups for each in group["params"]]
+        found = [gradient for gradient in every if gradient is not None]
+        which = zlib.crc32(bytes(gradient is not None for gradient in every)) % 4093  # so small that sums are exact
+        numbers = torch.stack([loss, loss.new_full((), which)])
+        numbers = numbers.to(found[0].device, torch.promote_types(found[0].dtype, torch.float32))
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in found), numbers])
         with _explained():
             dist.all_reduce(flat)
-        *parts, total = torch.split(flat, [*(gradient.numel() for gradient in found), 1])
+        *parts, total, known = torch.split(flat, [*(gradient.numel() for gradient in found), 1, 1])
+        if known.is_cpu and known.item() != self.size * which:
+            raise ValueError(
+                "other parameters have gradients in this process than in others: the network chooses by its input what "
+                "it uses, so train it in one process."
+            )
         for gradient, part in zip(found, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
         return total.reshape(()).to(loss.dtype)
@@ -102,6 +121,15 @@ class Ranks:
             shared = torch.tensor(flags, dtype=torch.int32, device=_device())
             dist.all_reduce(shared, dist.ReduceOp.MAX)
             return tuple(map(bool, shared.tolist()))
+
+    def of_main(self, number: float) -> float:
+        """The first process's number: what follows from it is the same in all."""
+        if self.size == 1:
+            return number
+        with _explained():
+            shared = torch.tensor(number, dtype=torch.float64, device=_device())
+            dist.broadcast(shared, 0)
+            return float(shared)
 
     def check_same(self, **values: object) -> None:
         """Raise ValueError unless each value is the same in all processes; `values` are named like arguments."""
@@ -124,21 +152,28 @@ def process_group() -> Iterator[Ranks]:
     """Join the processes that torch's launcher has started (`WORLD_SIZE`), for the `with` block.
 
     Without a launcher, and in a program that has joined them already, nothing changes. The backend is gloo for tensors
-    on the CPU and NCCL for those on GPUs, of which each process takes the one of its local rank.
+    on the CPU and NCCL for those on GPUs, of which each process takes the one of its local rank. Where the machine has
+    fewer GPUs than processes, they share them, and all is gloo's.
+
+    Raises:
+        ValueError: `WORLD_SIZE` is set, but not by a launcher of torch's kind.
 
     Examples:
         >>> with process_group() as ranks:
         ...     ranks.is_main
         True
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    if size == 1 or dist.is_initialized():
         yield Ranks.current()
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ValueError(
+                f"WORLD_SIZE={size} says that so many processes were started, but {name} is not set: start them by "
+                "torchrun, or unset WORLD_SIZE."
+            )
+    dist.init_process_group(_choose_gpu(), timeout=PATIENCE)
     try:
         yield Ranks.current()
     finally:
@@ -189,9 +224,17 @@ def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, 
             UserWarning,
             stacklevel=3,
         )
-    parameters = nn.utils.parameters_to_vector(module.parameters()).detach().cpu()
+    parameters = nn.utils.parameters_to_vector(module.parameters()).detach().cpu().view(torch.uint8)
     ranks.check_same(**same, parameters=zlib.crc32(parameters.numpy().tobytes()))
     return ranks
+
+
+def _choose_gpu() -> str:
+    """Take this process's GPU, if there are any, and return the backend."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % count)
+    return "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= count else "gloo"
 
 
 def _device() -> torch.device:

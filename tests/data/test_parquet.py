@@ -102,6 +102,10 @@ def test_a_file_of_another_program_is_read_with_names_and_spaces(tmp_path: Path)
         Demonstrations.from_parquet(path, **own)
     with pytest.raises(DemonstrationsFileError, match="action"):
         Demonstrations.from_parquet(path, columns=names, **{**own, "action_space": spaces.Discrete(1)})
+    for order, steps in (([0, 2, 1], [0, 1, 0]), ([0, 1, 2], [1, 0, 0])):  # an episode in two parts; backwards
+        table.iloc[order].assign(step=steps).to_parquet(path)
+        with pytest.raises(DemonstrationsFileError, match="not in the order of time"):
+            Demonstrations.from_parquet(path, columns=names, **own)
     path.write_bytes(b"no parquet")
     with pytest.raises(DemonstrationsFileError, match="no Parquet file"):
         Demonstrations.from_parquet(path)

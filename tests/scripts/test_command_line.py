@@ -172,7 +172,9 @@ def test_the_traceback_is_there_for_who_wants_it(monkeypatch: pytest.MonkeyPatch
     assert_raises(ValueError, "epochs=0", main, ["bc", "--epochs", "0"])
 
 
-def test_exit_codes_and_that_an_error_of_ours_is_never_swallowed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_and_that_an_error_of_ours_is_never_swallowed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails_by(error: BaseException) -> Callable[[bc.Args], None]:
         def broken(args: bc.Args) -> None:
             raise error
@@ -183,6 +185,9 @@ def test_exit_codes_and_that_an_error_of_ours_is_never_swallowed(capsys: pytest.
         assert run_command("bc", bc.Args, fails_by(error), []) == code
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert_raises(KeyError, None, run_command, "bc", bc.Args, fails_by(KeyError("a mistake in the program")), [])
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert run_command("bc", bc.Args, lambda args: None, []) == 2
+    assert "WORLD_SIZE='two'" in capsys.readouterr().err
 
 
 # ---- evaluate and plot

@@ -143,12 +143,32 @@ def test_streamed_data_end_as_in_one_process(shuffle: str, tmp_path: Path) -> No
     assert_alike(lambda: parameters(train(given, 200, {"batch_size": 31, "shuffle": shuffle})), 2, tmp_path)
 
 
+class Flat(nn.Module):
+    """As many write it: it can't see a minibatch without samples."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(num_features, num_classes) for _ in range(2))
+
+    def forward(self, X: Tensor) -> Tensor:
+        found: Tensor = self.layers[0](X.view(len(X), -1))
+        return found
+
+
+class Experts(Flat):
+    """Uses one of two layers, by its input."""
+
+    def forward(self, X: Tensor) -> Tensor:
+        found: Tensor = self.layers[int(X.mean() > 0)](X)
+        return found
+
+
 def fitted(**arguments: Any) -> Tensor:
     generator = np.random.default_rng(0)
     X = generator.normal(size=(90, 3)).astype(np.float32)
     y = np.repeat([0, 1, 2], [60, 20, 10])
     weight = generator.uniform(0.1, 3, 90)
-    classifier = Classifier(seed=1, device="cpu", batch_size=16, max_epochs=10, **arguments)
+    classifier = Classifier(**{"seed": 1, "device": "cpu", "batch_size": 16, "max_epochs": 10, **arguments})
     classifier.fit(X, y, sample_weight=weight)
     return torch.cat([each.detach().reshape(-1) for each in classifier.module_.parameters()])
 
@@ -157,6 +177,7 @@ def fitted(**arguments: Any) -> Tensor:
     "arguments",
     [
         {"class_weight": "balanced", "max_grad_norm": 0.1},
+        {"model": Flat, "batch_size": 89},  # of the last sample, one process has no share
         pytest.param({"smoothing": "lin_0.2"}, marks=pytest.mark.slow),
     ],
 )
@@ -245,12 +266,15 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
             np.zeros((4, 2), np.float32), [0, 1, 0, 1]
         )
 
+    def chooses() -> None:
+        fitted(model=Experts)
+
     def in_numpy() -> None:
         BC("MlpPolicy", None, given, seed=0, device="cpu", engine="numpy").learn(total_batches=1)
 
     def all_of_them() -> list[str]:
         found = []
-        for job in (seeds_differ, mixes, normalises, in_numpy):
+        for job in (seeds_differ, mixes, normalises, chooses, in_numpy):
             with pytest.raises(ValueError) as error:
                 job()
             found.append(str(error.value))
@@ -258,7 +282,8 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
 
     first, second = together(all_of_them, 2, tmp_path)
     assert first == second
-    for says, words in zip(first, ("seed differs", "mixup=0.2", "BatchNorm", "engine='numpy'"), strict=True):
+    expected = ("seed differs", "mixup=0.2", "BatchNorm", "chooses by its input", "engine='numpy'")
+    for says, words in zip(first, expected, strict=True):
         assert words in says
 
 
@@ -291,3 +316,31 @@ def test_alone_nothing_changes() -> None:
         assert ranks.any(True, False) == (True, False)
         assert ranks.share(3, 9) == (3, 9)
     assert [Ranks(rank, 3).share(10, 14) for rank in range(3)] == [(10, 11), (11, 12), (12, 14)]
+    assert [(Ranks(rank, 3).share(5, 6), Ranks(rank, 3).is_idle(5, 6)) for rank in range(3)] == [
+        ((5, 6), True),
+        ((5, 6), True),
+        ((5, 6), False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "took", "backend"), [(0, [], "gloo"), (4, [3], "cpu:gloo,cuda:nccl"), (2, [1], "gloo")]
+)
+def test_processes_share_gpus_where_there_are_too_few(
+    gpus: int, took: list[int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    joined: list[str] = []
+    given = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3", "RANK": "3", "MASTER_ADDR": "localhost"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="MASTER_PORT is not set"), process_group():
+        pass
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with process_group():
+        assert (taken, joined) == (took, [backend])
