@@ -53,7 +53,9 @@ class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
         module = self.module[module_id].unwrapped()
         mask = legal_actions(batch)
         parts = components(fwd_out[Columns.ACTION_DIST_INPUTS], module.action_space)
-        rows = torch.stack([kl_to_reference(part, self.recipe, mask) for part in parts]).sum(0)
+        masks = masks_of(mask, parts, module.action_space)
+        pairs = zip(parts, masks, strict=True)
+        rows = torch.stack([kl_to_reference(part, self.recipe, legal) for part, legal in pairs]).sum(0)
         counts = batch.get(Columns.LOSS_MASK)
         kl = rows.mean() if counts is None else rows[counts].sum() / counts.sum()
         self.metrics.log_value((module_id, "kl_reference_to_policy"), kl.detach(), window=1)
@@ -155,7 +157,7 @@ def legal_actions(batch: dict[str, Any]) -> Tensor | None:
 
 
 def components(logits: Tensor, space: spaces.Space[Any]) -> list[Tensor]:
-    """The logits of each component of an action.
+    """The logits of each component of an action, or the masks.
 
     Raises:
         TypeError: the space is neither Discrete nor MultiDiscrete.
@@ -165,6 +167,11 @@ def components(logits: Tensor, space: spaces.Space[Any]) -> list[Tensor]:
     if isinstance(space, spaces.MultiDiscrete):
         return list(torch.split(logits, [int(size) for size in space.nvec.ravel()], -1))
     raise TypeError(f"the action space {space} is neither Discrete nor MultiDiscrete, which smoothing needs here.")
+
+
+def masks_of(mask: Tensor | None, parts: Sequence[Tensor], space: spaces.Space[Any]) -> Sequence[Tensor | None]:
+    """The mask of each component, or None for each."""
+    return [None] * len(parts) if mask is None else components(mask, space)
 
 
 @contextmanager
@@ -179,7 +186,9 @@ def smoothed_distribution(module: Any, recipe: Smoothing, mask: Tensor | None) -
         def from_logits(cls, logits: Tensor, **arguments: Any) -> Any:
             """RLlib's distribution of these logits."""
             made = parent.from_logits(logits, **arguments)
-            made.logp = lambda actions: -_rows(components(logits, space), actions, recipe, mask)
+            parts = components(logits, space)
+            masks = masks_of(mask, parts, space)
+            made.logp = lambda actions: -_rows(parts, actions, recipe, masks)
             return made
 
     module.get_train_action_dist_cls = lambda: Smoothed
@@ -189,11 +198,11 @@ def smoothed_distribution(module: Any, recipe: Smoothing, mask: Tensor | None) -
         del module.get_train_action_dist_cls
 
 
-def _rows(parts: list[Tensor], actions: Tensor, recipe: Smoothing, mask: Tensor | None) -> Tensor:
+def _rows(parts: list[Tensor], actions: Tensor, recipe: Smoothing, masks: Sequence[Tensor | None]) -> Tensor:
     """The smoothed cross-entropy of each transition, summed over components."""
     columns = [actions.reshape(parts[0].shape[:-1])] if len(parts) == 1 else list(actions.unbind(-1))
     found = []
-    for part, labels in zip(parts, columns, strict=True):
+    for part, labels, mask in zip(parts, columns, masks, strict=True):
         target = recipe(labels.long(), part.shape[-1], mask)
         found.append(cross_entropy(part, target, mask=mask, reduction="none"))
     return torch.stack(found).sum(0)

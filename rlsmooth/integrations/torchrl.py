@@ -18,6 +18,7 @@ from torchrl.objectives.common import LossModule
 from rlsmooth.agents.smoothed.algorithms import training_smoothing
 from rlsmooth.integrations.discrete import constant_alpha, kl_to_reference, smoothed_cross_entropy
 from rlsmooth.losses import entropy
+from rlsmooth.losses.arguments import reduce
 from rlsmooth.targets import Smoothing, as_smoothing
 
 
@@ -57,7 +58,8 @@ class SmoothedClipPPOLoss(ClipPPOLoss):  # type: ignore[misc, unused-ignore]
             return losses
         with self.actor_network_params.to_module(self.actor_network):
             logits, mask = logits_and_mask(self.actor_network.get_dist(tensordict))
-        kl = kl_to_reference(logits, self.recipe, mask).mean()
+        kl = reduce(kl_to_reference(logits, self.recipe, mask), None, self.reduction)
+        kl = kl.reshape(losses["loss_objective"].shape)  # a transition's, where nothing is reduced
         losses.set("loss_kl_reference_to_policy", self.alpha * kl)
         losses.set("kl_reference_to_policy", kl.detach())
         return losses

@@ -74,6 +74,9 @@ def test_ppo_adds_the_divergence_and_nothing_at_0(kind: str) -> None:
     uniform = legal / legal.sum(-1, keepdim=True)
     kl = (uniform * (uniform.log() - logs)).nan_to_num(nan=0.0).sum(-1).mean()
     torch.testing.assert_close(total(found).double(), total(expected).double() + 0.1 * kl, rtol=0, atol=1e-6)
+    each = SmoothedClipPPOLoss(policy, critic, smoothing=0.1, reduction="none")(data.clone())
+    assert each["loss_kl_reference_to_policy"].shape == each["loss_objective"].shape
+    torch.testing.assert_close(each["kl_reference_to_policy"].mean().double(), kl, rtol=0, atol=1e-6)
     loss.alpha = 0.0
     assert total(loss(data.clone())).item() == total(expected).item()
 
