@@ -46,9 +46,8 @@ a form that counted the logit and kept the absorbing transitions in the minibatc
 unseen. The bound of the counted logit came of Acrobot-v1: -232 and -163 without it on seeds 102 and 103, -77 and -79
 with it. On CartPole-v1, whose expert never terminates, "defaults" is "as imitation" to the bit: seeds 0 to 4 were run
 and gave the same returns, seeds 5 to 9 are taken from it. Not run for lack of time: "real_target 0.9" of GAIL on the
-three environments that terminate, "as imitation" and "learned" on MountainCar-v0, its times, and imitation there on the
-seeds that are missing. The machine below is theirs; all other runs, and all times, are of another (AMD EPYC, cpu family
-26, 2 cores, 2026-11-28).
+three environments that terminate, "as imitation" and "learned" on MountainCar-v0, and its times. The machine below is
+theirs; all other runs, and all times, are of another (AMD EPYC, cpu family 26, 2 cores, 2026-11-28).
 """
 
 from __future__ import annotations
