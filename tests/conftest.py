@@ -61,6 +61,12 @@ def quick_paths(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's distributions check their arguments, as they do by default; importing TorchRL switches that off."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
+
+@pytest.fixture(autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--plain-paths` nothing takes a quick path; tests that compare the two compare one with itself then."""
     if not request.config.getoption("--plain-paths"):
