@@ -190,7 +190,7 @@ def _fields(
     assert episode is not None
     breaks = np.flatnonzero(episode[1:] != episode[:-1]) + 1
     step = column("step")
-    back = [] if step is None else np.setdiff1d(np.flatnonzero(step[1:] < step[:-1]) + 1, breaks)
+    back: Any = [] if step is None else np.setdiff1d(np.flatnonzero(step[1:] < step[:-1]) + 1, breaks)
     if len(breaks) >= len(np.unique(episode)) > 0 or len(back):
         raise DemonstrationsFileError(
             f"{path} has transitions that are not in the order of time, or two episodes of one number: number episodes "
