@@ -244,7 +244,6 @@ class BC(ActingModel):
         self._rate_changes = callable(learning_rate) or isinstance(learning_rate, str)
         self._watch = FiniteWatch(self.policy, data="demonstrations", model="policy")
         self._clock = Stopwatch()
-        self._logged_at = self._evaluated_at = -1
         self.is_resumed = False
         self.missing: tuple[str, ...] = ()
         self._logger = None
@@ -259,9 +258,7 @@ class BC(ActingModel):
         self.early_stopping: EarlyStopping | None = None
         if patience is not None:
             if validation is None and self.validation_fraction == 0.0:
-                raise ValueError(
-                    "early_stopping_patience needs validation data: give validation or validation_fraction."
-                )
+                raise ValueError("early_stopping_patience needs validation data: validation or validation_fraction.")
             self.early_stopping = EarlyStopping(check_positive_int("early_stopping_patience", patience))
         self.demonstrations, self.validation = split_validation(
             demonstrations, validation, self.validation_fraction, self.seed
@@ -324,7 +321,7 @@ class BC(ActingModel):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Train. Give exactly one of `total_epochs` and `total_batches`.
+        """Train, and return the agent itself. Give exactly one of `total_epochs` and `total_batches`.
 
         A second call continues training with the same optimiser state and new orders of the data. It counts from 0
         unless `reset_num_timesteps=False`. After `resume`, give the same total as in the interrupted call.
@@ -337,9 +334,6 @@ class BC(ActingModel):
             tb_log_name: the name of the run's folder in `tensorboard_log`.
             reset_num_timesteps: as SB3's.
             progress_bar: show a progress bar.
-
-        Returns:
-            The agent itself.
 
         Raises:
             TypeError: a total or an interval is no whole number.
@@ -546,9 +540,18 @@ class BC(ActingModel):
         """Report the validation loss (cross-entropy with the smoothed target, plus the KL term) to early stopping."""
         self._check_finite()
         with self._clock.paused():
-            loss = self.measures.validation(self.progress.remaining_of_all)["loss"]
-            stopping.update(self._ranks.of_main(loss), self.num_timesteps, self.policy)
+            stopping.update(self._ranks.of_main(self.validate()["loss"]), self.num_timesteps, self.policy)
         self.policy.set_training_mode(True)
+
+    def validate(self) -> dict[str, float]:
+        """Mean measures on the held-out demonstrations at the present progress, such as `loss` and `nll_hard`.
+
+        Raises:
+            ValueError: no demonstrations are held out.
+        """
+        if self.validation is None:
+            raise ValueError("validate() needs validation data: give validation or validation_fraction.")
+        return self.measures.validation(self.progress.remaining_of_all)
 
     def _evaluate(self) -> None:
         """Evaluate in the evaluation environment, and log figures of the policy's action probabilities."""
@@ -574,11 +577,8 @@ class BC(ActingModel):
         Callables (`learning_rate`, `weights`, a `Smoothing`'s alpha) are not stored: pass them to train after `load`.
 
         Args:
-            path: `.zip` is added to a name without a suffix.
+            path: `.zip` is added to a name without a suffix; the path written is returned.
             more: JSON-able values of the caller, under names that the file does not use; `load` ignores them.
-
-        Returns:
-            The path written.
 
         Raises:
             ValueError: the folder can't be written to.

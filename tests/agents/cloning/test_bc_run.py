@@ -336,7 +336,23 @@ def test_the_split_is_by_episode_and_validation_may_be_given() -> None:
     given = make(draw(), validation=draw(rows=12))
     lines = listen(given)
     given.learn(total_batches=1)
-    assert "bc/val_loss" in lines.lines[-1][1]
+    assert given.validate()["loss"] == lines.lines[-1][1]["bc/val_loss"]
+
+
+def test_validate_measures_the_held_out_demonstrations_at_the_present_progress() -> None:
+    held_out = draw(rows=24, seed=3)
+    agent = make(draw(), validation=held_out, smoothing="lin_0.4", kl_coef=0.5, batch_size=10).learn(total_batches=4)
+    agent.progress.end = 8  # half of the way: alpha is 0.2
+    found = agent.validate()
+    with torch.no_grad():
+        logits = agent.head.outputs(torch.as_tensor(held_out.observations))[0].double()
+    logs = logits.log_softmax(-1)
+    right = torch.as_tensor(held_out.actions).long()
+    nll, uniform = -logs[torch.arange(24), right].mean(), -logs.mean()
+    assert found["nll_hard"] == pytest.approx(float(nll), abs=1e-6)
+    expected = 0.8 * nll + 0.2 * uniform + 0.5 * (uniform - np.log(3))
+    assert found["loss"] == pytest.approx(float(expected), abs=1e-6)
+    assert_raises(ValueError, "needs validation data: give validation", make(draw()).validate)
 
 
 # ---- evaluation
