@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Callable[[], Demonstrations], dict[str, Any]]] = {
     "accumulation": (weighted, {"batch_size": 15, "gradient_accumulation": 3}),
     "clip": (draw, {"batch_size": 16, "max_grad_norm": 0.05}),
     "l2": (draw, {"batch_size": 16, "l2_coef": 0.05}),
-    "schedule": (draw, {"batch_size": 16, "learning_rate": "lin_1e-2", "smoothing": "lin_0.3"}),
+    "schedule": (draw, {"batch_size": 16, "learning_rate": "lin_1e-3", "smoothing": "lin_0.3"}),
     "masks": (masked, {"batch_size": 20, "kl_coef": 0.1}),
     "multi-discrete": (lambda: composite(spaces.MultiDiscrete([3, 5])), {"batch_size": 20}),
     "box": (lambda: composite(WIDE), {"batch_size": 20, "max_grad_norm": 0.5}),
@@ -117,7 +117,7 @@ def parameters(agent: BC) -> Tensor:
 def assert_alike(job: Callable[[], Tensor], size: int, folder: Path) -> None:
     alone, shared = job(), together(job, size, folder)
     assert all(torch.equal(each, shared[0]) for each in shared)
-    torch.testing.assert_close(shared[0], alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shared[0], alone, rtol=1e-6, atol=1e-6)  # a wide Box has parameters above 1
 
 
 @pytest.mark.parametrize("case", MIXED)
