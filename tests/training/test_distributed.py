@@ -114,10 +114,10 @@ def parameters(agent: BC) -> Tensor:
     return torch.cat([each.detach().reshape(-1) for each in agent.policy.parameters()])
 
 
-def assert_alike(job: Callable[[], Tensor], size: int, folder: Path) -> None:
+def assert_alike(job: Callable[[], Tensor], size: int, folder: Path, relative: float = 0.0) -> None:
     alone, shared = job(), together(job, size, folder)
     assert all(torch.equal(each, shared[0]) for each in shared)
-    torch.testing.assert_close(shared[0], alone, rtol=1e-6, atol=1e-6)  # a wide Box has parameters above 1
+    torch.testing.assert_close(shared[0], alone, rtol=relative, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", MIXED)
@@ -133,7 +133,8 @@ def test_processes_end_as_one(case: str, tmp_path: Path) -> None:
 )
 def test_each_option_ends_as_in_one_process(case: str, size: int, tmp_path: Path) -> None:
     make, arguments = CASES[case]
-    assert_alike(lambda: parameters(train(make(), 200, arguments)), size, tmp_path)
+    relative = 1e-6 if case == "box" else 0.0  # of a wide Box, some parameters are above 6
+    assert_alike(lambda: parameters(train(make(), 200, arguments)), size, tmp_path, relative)
 
 
 @pytest.mark.slow
