@@ -69,8 +69,7 @@ def write_reference(folder: Path) -> None:
             page = folder / f"{module}.md"
             lines = [f"# `{module}`", ""]
             for name in names:
-                where = f"{module}.{name}" if module != f"rlsmooth.{package}" else f"rlsmooth.{package}.{name}"
-                lines += [f"::: {where}", ""]
+                lines += [f"::: {module}.{name}", ""]
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text("\n".join(lines), encoding="utf-8")
             contents.append(f"- [`{module}`]({page.name}): " + ", ".join(f"`{name}`" for name in names))

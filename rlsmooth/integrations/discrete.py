@@ -1,4 +1,4 @@
-"""The KL to a reference and the smoothed cross-entropy that the modules for other libraries share."""
+"""The KL to a reference, and a recipe's alpha, that the modules for other libraries share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from rlsmooth.losses import cross_entropy, kl_divergence
+from rlsmooth.losses import kl_divergence
 from rlsmooth.targets import Smoothing
 
 
@@ -30,26 +30,6 @@ def kl_to_reference(logits: Tensor, smoothing: Smoothing, mask: Tensor | None = 
     recipe = smoothing if smoothing.alpha is None else dataclasses.replace(smoothing, alpha=1.0)
     reference = recipe(legal.detach().argmax(-1), logits.shape[-1], mask, validate=False)
     return kl_divergence(logits, reference, direction="reference_to_policy", mask=mask, reduction="none")
-
-
-def smoothed_cross_entropy(
-    logits: Tensor, labels: Tensor, smoothing: Smoothing, mask: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """`CE(smoothing(labels), pi)`, in nats: the mean over rows, weighted by `weight` if there is one.
-
-    Args:
-        logits: `[..., K]`.
-        labels: int64 `[...]`.
-        smoothing: of a constant alpha.
-        mask: bool `[..., K]`, True = legal.
-        weight: `[...]`, 0 or more; rows of weight 0 don't count.
-
-    Examples:
-        >>> smoothed_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), Smoothing(0.1))
-        tensor(1.3863)
-    """
-    target = smoothing(labels, logits.shape[-1], mask)
-    return cross_entropy(logits, target, mask=mask, weight=weight)
 
 
 def constant_alpha(smoothing: Smoothing) -> float:

@@ -11,7 +11,7 @@ action space must be Discrete or MultiDiscrete. Illegal actions are left out whe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -78,7 +78,7 @@ class SmoothedMARWILTorchLearner(MARWILTorchLearner):  # type: ignore[misc]
         alpha, recipe = self.config.learner_config_dict.get(SETTINGS, (0.0, Smoothing(0.0)))
         module = self.module[module_id].unwrapped()
         is_off = alpha == 0 and recipe.alpha is not None
-        with smoothed_distribution(module, recipe, legal_actions(batch)) if not is_off else _unchanged():
+        with smoothed_distribution(module, recipe, legal_actions(batch)) if not is_off else nullcontext():
             loss: Tensor = super().compute_loss_for_module(
                 module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
             )
@@ -206,8 +206,3 @@ def _rows(parts: list[Tensor], actions: Tensor, recipe: Smoothing, masks: Sequen
         target = recipe(labels.long(), part.shape[-1], mask)
         found.append(cross_entropy(part, target, mask=mask, reduction="none"))
     return torch.stack(found).sum(0)
-
-
-@contextmanager
-def _unchanged() -> Iterator[None]:
-    yield

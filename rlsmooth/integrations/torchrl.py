@@ -16,8 +16,8 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.common import LossModule
 
 from rlsmooth.agents.smoothed.algorithms import training_smoothing
-from rlsmooth.integrations.discrete import constant_alpha, kl_to_reference, smoothed_cross_entropy
-from rlsmooth.losses import entropy
+from rlsmooth.integrations.discrete import constant_alpha, kl_to_reference
+from rlsmooth.losses import cross_entropy, entropy
 from rlsmooth.losses.arguments import reduce
 from rlsmooth.targets import Smoothing, as_smoothing
 
@@ -117,7 +117,8 @@ class SmoothedBCLoss(LossModule):  # type: ignore[misc, unused-ignore]
         if labels.ndim == logits.ndim and labels.shape[-1] == logits.shape[-1]:  # one-hot
             labels = labels.argmax(-1)
         weight = None if self.weight_key is None else tensordict[self.weight_key].reshape(labels.shape)
-        loss = smoothed_cross_entropy(logits, labels.long().reshape(logits.shape[:-1]), self.recipe, mask, weight)
+        target = self.recipe(labels.long().reshape(logits.shape[:-1]), logits.shape[-1], mask)
+        loss = cross_entropy(logits, target, mask=mask, weight=weight)
         return TensorDict({"loss_bc": loss, "entropy": entropy(logits.detach(), mask, "mean")}, [])
 
 
