@@ -167,3 +167,11 @@ def assert_refused(says: str, words: Sequence[str], capsys: Any) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rlsmooth {words[0]}: error: ")
     assert says in line
+
+
+def written(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """The result and the page of a study, which has drawn a figure, too."""
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert result["versions"]
+    return result, (folder / f"{name}.md").read_text(encoding="utf-8")
