@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,12 @@ from rlsmooth.checks import locked_folder
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: the first one evaluates while the others wait."""
+CHOOSES = (
+    "other parameters have gradients in this update than at first, or than in another process: the network chooses by "
+    "its input or by chance what it uses, so train it in one process."
+)
+_USED: WeakKeyDictionary[torch.optim.Optimizer, tuple[tuple[bool, ...], list[bool]]] = WeakKeyDictionary()
+"""For each optimizer, which of its parameters are trained, and which have gradients: agreed at the first update."""
 
 
 class RankFailedError(ConnectionError):
@@ -91,25 +98,32 @@ class Ranks:
 
         Raises:
             RankFailedError: another process has ended.
-            ValueError: other parameters have gradients in other processes (noticed on the CPU).
+            ValueError: other parameters have gradients in other processes, or than at the first update.
         """
         if self.size == 1:
             return loss
-        every = [each.grad for group in optimizer.param_groups for each in group["params"]]
-        found = [gradient for gradient in every if gradient is not None]
-        which = zlib.crc32(bytes(gradient is not None for gradient in every)) % 4093  # so small that sums are exact
-        numbers = torch.stack([loss, loss.new_full((), which)])
-        numbers = numbers.to(found[0].device, torch.promote_types(found[0].dtype, torch.float32))
-        flat = torch.cat([*(gradient.reshape(-1) for gradient in found), numbers])
+        every = [each for group in optimizer.param_groups for each in group["params"]]
+        trained = tuple(each.requires_grad for each in every)
+        used = [each.grad is not None for each in every]
+        if optimizer not in _USED or _USED[optimizer][0] != trained:
+            if any(other != used for other in self._gather(used)):
+                raise ValueError(CHOOSES)
+            _USED[optimizer] = trained, used
+        expected = _USED[optimizer][1]
+        differs = used != expected
+        if differs and not loss.is_cpu:  # the others end when this process does
+            raise ValueError(CHOOSES)
+        # What is sent has the same length in all, whatever they have: other lengths end gloo's processes at once.
+        sent = [each.grad if each.grad is not None else each for each, one in zip(every, expected, strict=True) if one]
+        numbers = torch.stack([loss, loss.new_full((), float(differs))])
+        numbers = numbers.to(sent[0].device, torch.promote_types(sent[0].dtype, torch.float32))
+        flat = torch.cat([*(part.detach().reshape(-1) for part in sent), numbers])
         with _explained():
             dist.all_reduce(flat)
-        *parts, total, known = torch.split(flat, [*(gradient.numel() for gradient in found), 1, 1])
-        if known.is_cpu and known.item() != self.size * which:
-            raise ValueError(
-                "other parameters have gradients in this process than in others: the network chooses by its input what "
-                "it uses, so train it in one process."
-            )
-        for gradient, part in zip(found, parts, strict=True):
+        *parts, total, known = torch.split(flat, [*(part.numel() for part in sent), 1, 1])
+        if known.is_cpu and known.item():
+            raise ValueError(CHOOSES)
+        for gradient, part in zip(sent, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
         return total.reshape(()).to(loss.dtype)
 
@@ -135,9 +149,7 @@ class Ranks:
         """Raise ValueError unless each value is the same in all processes; `values` are named like arguments."""
         if self.size == 1:
             return
-        with _explained():
-            found: list[Any] = [None] * self.size
-            dist.all_gather_object(found, {name: repr(value) for name, value in values.items()})
+        found = self._gather({name: repr(value) for name, value in values.items()})
         for name in values:
             own = [each[name] for each in found]
             if len(set(own)) > 1:
@@ -145,6 +157,13 @@ class Ranks:
                     f"{name} differs between the processes that train together ({own[0]} in rank 0; "
                     f"{next(each for each in own if each != own[0])} in another): give all the same, and a seed."
                 )
+
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of each process."""
+        found: list[Any] = [None] * self.size
+        with _explained():
+            dist.all_gather_object(found, value)
+        return found
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -157,11 +158,20 @@ class Flat(nn.Module):
 
 
 class Experts(Flat):
-    """Uses one of two layers, by its input."""
+    """Uses one of its layers at first, and later another one, or both, in the second process."""
+
+    forwards: ClassVar = {"at once": 0, "later": 3, "both": 3}
+    kind = "at once"
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes)
+        self.left = self.forwards[self.kind]
 
     def forward(self, X: Tensor) -> Tensor:
-        found: Tensor = self.layers[int(X.mean() > 0)](X)
-        return found
+        self.left -= self.training
+        other = Ranks.current().rank == 1 and self.left < 0
+        found: Tensor = self.layers[int(other)](X)
+        return found + self.layers[0](X) if other and self.kind == "both" else found
 
 
 def fitted(**arguments: Any) -> Tensor:
@@ -179,7 +189,8 @@ def fitted(**arguments: Any) -> Tensor:
     [
         {"class_weight": "balanced", "max_grad_norm": 0.1},
         {"model": Flat, "batch_size": 89},  # of the last sample, one process has no share
-        pytest.param({"smoothing": "lin_0.2"}, marks=pytest.mark.slow),
+        pytest.param({"smoothing": "lin_0.2", "max_epochs": 34}, marks=pytest.mark.slow),  # 204 updates
+        pytest.param({"class_weight": "balanced", "max_epochs": 34}, marks=pytest.mark.slow),
     ],
 )
 def test_a_classifier_ends_as_in_one_process(arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -267,15 +278,22 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
             np.zeros((4, 2), np.float32), [0, 1, 0, 1]
         )
 
-    def chooses() -> None:
+    def chooses(kind: str) -> None:
+        Experts.kind = kind
         fitted(model=Experts)
+
+    def drops() -> None:
+        with pytest.warns(UserWarning, match="the network has dropout"):
+            fitted(model=lambda f, k: nn.Sequential(nn.Dropout(0.5), nn.Linear(f, k)), max_epochs=1)
+        raise ValueError("warned")
 
     def in_numpy() -> None:
         BC("MlpPolicy", None, given, seed=0, device="cpu", engine="numpy").learn(total_batches=1)
 
     def all_of_them() -> list[str]:
         found = []
-        for job in (seeds_differ, mixes, normalises, chooses, in_numpy):
+        choices = [partial(chooses, kind) for kind in Experts.forwards]
+        for job in (seeds_differ, mixes, normalises, *choices, in_numpy, drops):
             with pytest.raises(ValueError) as error:
                 job()
             found.append(str(error.value))
@@ -283,7 +301,7 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
 
     first, second = together(all_of_them, 2, tmp_path)
     assert first == second
-    expected = ("seed differs", "mixup=0.2", "BatchNorm", "chooses by its input", "engine='numpy'")
+    expected = ("seed differs", "mixup=0.2", "BatchNorm", *["chooses by its input"] * 3, "engine='numpy'", "warned")
     for says, words in zip(first, expected, strict=True):
         assert words in says
 
