@@ -5,11 +5,12 @@
 
 Needs `pip install "rlsmooth[rllib]"`. (The extra does not ask for `ray[rllib]`, which pins another Gymnasium.) The
 action space must be Discrete or MultiDiscrete. Illegal actions are left out where observations are a Dict with
-`"action_mask"`, as RLlib's examples have it, and a `LOSS_MASK` in the batch leaves out transitions.
+`"action_mask"`, as RLlib's `ActionMaskingTorchRLModule` has it, and a `LOSS_MASK` leaves out transitions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -24,6 +25,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.schedules.scheduler import Scheduler
+from ray.tune.search.sample import Domain
 from torch import Tensor
 
 from rlsmooth.checks import check_in_range
@@ -33,6 +35,18 @@ from rlsmooth.targets import Smoothing
 
 SETTINGS = "rlsmooth"
 """The name of our settings in `learner_config_dict`."""
+OFF = {"alpha": 0.0, "recipe": Smoothing(0.0)}
+PARQUET_SCHEMA = {
+    Columns.EPS_ID: "episode",
+    Columns.T: "step",
+    Columns.OBS: "observation",
+    Columns.NEXT_OBS: "next_observation",
+    Columns.ACTIONS: "action",
+    Columns.REWARDS: "reward",
+    Columns.TERMINATEDS: "terminated",
+    Columns.TRUNCATEDS: "truncated",
+}
+"""`offline_data(input_read_schema=)` for what `Demonstrations.to_parquet` writes."""
 
 
 class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
@@ -41,14 +55,18 @@ class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
     def build(self) -> None:
         """Build RLlib's learner, and the schedule of alpha."""
         super().build()
-        alpha, self.recipe = self.config.learner_config_dict.get(SETTINGS, (0.0, Smoothing(0.0)))
-        self.alpha = Scheduler(fixed_value_or_schedule=alpha, framework="torch", device=self._device)
+        settings = self.config.learner_config_dict.get(SETTINGS, OFF)
+        alpha = settings["alpha"]
+        self.recipe = settings["recipe"]
+        if not isinstance(alpha, Sequence):
+            alpha = check_in_range("smoothing", alpha, 0.0)
+        self.schedule = Scheduler(fixed_value_or_schedule=alpha)
+        self.alpha = self.schedule.update(0)
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: Any) -> Tensor:
         """RLlib's loss, and the mean KL over the transitions that count."""
         loss: Tensor = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
-        alpha = float(self.alpha.get_current_value())
-        if alpha == 0:
+        if self.alpha == 0:
             return loss
         module = self.module[module_id].unwrapped()
         mask = legal_actions(batch)
@@ -59,12 +77,12 @@ class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
         counts = batch.get(Columns.LOSS_MASK)
         kl = rows.mean() if counts is None else rows[counts].sum() / counts.sum()
         self.metrics.log_value((module_id, "kl_reference_to_policy"), kl.detach(), window=1)
-        return loss + alpha * kl
+        return loss + self.alpha * kl
 
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Move alpha along its schedule."""
-        super().after_gradient_based_update(timesteps=timesteps)
-        self.alpha.update(timestep=timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Set alpha to what the schedule has for the steps sampled so far: a restored run needs no more than those."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        self.alpha = self.schedule.update(timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))
 
 
 class SmoothedMARWILTorchLearner(MARWILTorchLearner):  # type: ignore[misc]
@@ -73,12 +91,16 @@ class SmoothedMARWILTorchLearner(MARWILTorchLearner):  # type: ignore[misc]
     Advantages, their weights, the value loss and burn-in are RLlib's; with alpha 0 all is, bit for bit.
     """
 
+    def build(self) -> None:
+        """Build RLlib's learner, and the recipe of its targets."""
+        super().build()
+        settings = self.config.learner_config_dict.get(SETTINGS, OFF)
+        self.recipe = with_alpha(settings["recipe"], settings["alpha"])
+
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: Any) -> Tensor:
         """RLlib's loss with smoothed targets."""
-        alpha, recipe = self.config.learner_config_dict.get(SETTINGS, (0.0, Smoothing(0.0)))
-        module = self.module[module_id].unwrapped()
-        is_off = alpha == 0 and recipe.alpha is not None
-        with smoothed_distribution(module, recipe, legal_actions(batch)) if not is_off else nullcontext():
+        module, recipe = self.module[module_id].unwrapped(), self.recipe
+        with nullcontext() if recipe.alpha == 0 else smoothed_distribution(module, recipe, legal_actions(batch)):
             loss: Tensor = super().compute_loss_for_module(
                 module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
             )
@@ -91,34 +113,41 @@ class _WithSmoothing:
     learner_config_dict: dict[str, Any]
     ALLOWS_SCHEDULE = False
 
-    def smoothing(self, smoothing: float | Smoothing | Sequence[Sequence[float]] = 0.1, reference: Any = None) -> Self:
+    def smoothing(
+        self, smoothing: float | Smoothing | Sequence[Sequence[float]] | Any = 0.1, reference: Any = None
+    ) -> Self:
         """Set alpha and the reference.
 
         Args:
             smoothing: alpha; a `Smoothing`; for PPO also RLlib's schedule `[[0, 0.1], [100_000, 0.0]]`, of environment
-                steps.
+                steps; or what Ray Tune draws alpha from: `tune.grid_search([0.0, 0.1])`, `tune.uniform(0.0, 0.2)`.
             reference: what `Smoothing(reference=)` takes; None: uniform over the legal actions.
 
         Raises:
-            ValueError: alpha is below 0; a schedule where there is none of its kind; a reference given twice.
+            TypeError: `smoothing` is none of these.
+            ValueError: alpha is below 0; a schedule is wrong, or for cloning; a reference is given twice.
         """
+        recipe = Smoothing(1.0, "uniform" if reference is None else reference)
+        alpha: Any = smoothing
         if isinstance(smoothing, Smoothing):
             if reference is not None:
                 raise ValueError("reference is given beside a Smoothing, which has its own: give one of them.")
-            alpha: Any = constant_alpha(smoothing)
-            recipe = smoothing
-        elif isinstance(smoothing, Sequence):
+            alpha, recipe = constant_alpha(smoothing), smoothing
+        elif isinstance(smoothing, Sequence) and not isinstance(smoothing, str):
             if not self.ALLOWS_SCHEDULE:
                 raise ValueError(f"smoothing={smoothing!r}: cloning counts no environment steps, so give a number.")
             alpha = [list(point) for point in smoothing]
+            Scheduler.validate(fixed_value_or_schedule=alpha, setting_name="smoothing", description="alpha")
             for _, value in alpha:
                 check_in_range("smoothing", value, 0.0)
-            recipe = Smoothing(1.0, "uniform" if reference is None else reference)
-        else:
+        elif not (isinstance(smoothing, Domain) or (isinstance(smoothing, dict) and "grid_search" in smoothing)):
             alpha = check_in_range("smoothing", smoothing, 0.0)
-            most = alpha if not self.ALLOWS_SCHEDULE else 1.0
-            recipe = Smoothing(most, "uniform" if reference is None else reference)
-        self.learner_config_dict = {**self.learner_config_dict, SETTINGS: (alpha, recipe)}
+            if not self.ALLOWS_SCHEDULE:
+                with_alpha(recipe, alpha)
+        self.learner_config_dict = {**self.learner_config_dict, SETTINGS: {"alpha": alpha, "recipe": recipe}}
+        self.training(
+            learner_class=self.learner_class
+        )  # said, since Tune makes RLlib's own configuration, with its defaults
         return self
 
 
@@ -148,12 +177,26 @@ class SmoothedBCConfig(_WithSmoothing, BCConfig):  # type: ignore[misc]
         return SmoothedMARWILTorchLearner
 
 
+def with_alpha(recipe: Smoothing, alpha: float) -> Smoothing:
+    """The recipe with another alpha, unless it is the reference's whole distribution.
+
+    Raises:
+        ValueError: `Smoothing` can't have this alpha.
+    """
+    return recipe if recipe.alpha is None else dataclasses.replace(recipe, alpha=alpha)
+
+
 def legal_actions(batch: dict[str, Any]) -> Tensor | None:
-    """The masks of a batch whose observations are a Dict with `"action_mask"`: bool, True = legal; or None."""
-    observations = batch[Columns.OBS]
-    if isinstance(observations, dict) and "action_mask" in observations:
-        return observations["action_mask"].bool()  # type: ignore[no-any-return]
-    return None
+    """The masks of a batch, bool, True = legal: of its observations, or where RLlib's masking modules put them.
+
+    None if it has none. In a transition that `LOSS_MASK` leaves out, all is legal: it may be of zeros alone.
+    """
+    observations, counts = batch[Columns.OBS], batch.get(Columns.LOSS_MASK)
+    found = observations.get("action_mask") if isinstance(observations, dict) else None
+    found = batch.get("action_mask") if found is None else found
+    if found is None:
+        return None
+    return found.bool() if counts is None else found.bool() | ~counts.bool().unsqueeze(-1)
 
 
 def components(logits: Tensor, space: spaces.Space[Any]) -> list[Tensor]:

@@ -47,17 +47,18 @@ class SmoothedClipPPOLoss(ClipPPOLoss):  # type: ignore[misc, unused-ignore]
         smoothing: float | Smoothing = 0.1,
         **arguments: Any,
     ) -> None:
+        self.recipe = training_smoothing(smoothing)
+        self.alpha = constant_alpha(self.recipe)  # before the parent's, which asks for `out_keys`
         super().__init__(actor_network, critic_network, **arguments)
-        recipe = training_smoothing(smoothing)
-        self.alpha, self.recipe = constant_alpha(recipe), recipe
 
+    @dispatch  # type: ignore[untyped-decorator, unused-ignore]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """TorchRL's losses, and `loss_kl_reference_to_policy` and `kl_reference_to_policy` unless alpha is 0."""
         losses = super().forward(tensordict)
         if self.alpha == 0:
             return losses
         with self.actor_network_params.to_module(self.actor_network):
-            logits, mask = logits_and_mask(self.actor_network.get_dist(tensordict))
+            logits, mask = logits_and_mask(self.actor_network.get_dist(tensordict.copy()))
         kl = reduce(kl_to_reference(logits, self.recipe, mask), None, self.reduction)
         kl = kl.reshape(losses["loss_objective"].shape)  # a transition's, where nothing is reduced
         losses.set("loss_kl_reference_to_policy", self.alpha * kl)
@@ -66,8 +67,8 @@ class SmoothedClipPPOLoss(ClipPPOLoss):  # type: ignore[misc, unused-ignore]
 
     @property
     def out_keys(self) -> list[Any]:
-        """TorchRL's, and the two of the KL."""
-        return [*super().out_keys, "loss_kl_reference_to_policy", "kl_reference_to_policy"]
+        """TorchRL's, and the two of the KL unless alpha is 0."""
+        return [*super().out_keys, *(["loss_kl_reference_to_policy", "kl_reference_to_policy"] if self.alpha else [])]
 
     @out_keys.setter
     def out_keys(self, values: list[Any]) -> None:
@@ -112,7 +113,7 @@ class SmoothedBCLoss(LossModule):  # type: ignore[misc, unused-ignore]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss and the entropy, as means over the TensorDict's transitions."""
         with self.actor_network_params.to_module(self.actor_network):
-            logits, mask = logits_and_mask(self.actor_network.get_dist(tensordict))
+            logits, mask = logits_and_mask(self.actor_network.get_dist(tensordict.copy()))
         labels = tensordict[self.action_key]
         if labels.ndim == logits.ndim and labels.shape[-1] == logits.shape[-1]:  # one-hot
             labels = labels.argmax(-1)

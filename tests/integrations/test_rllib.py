@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("ray.rllib")
 import gymnasium as gym
+import ray
+from ray import tune
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
 
 from rlsmooth.data import cartpole_v1
-from rlsmooth.integrations.rllib import SmoothedBCConfig, SmoothedMARWILConfig, SmoothedPPOConfig
+from rlsmooth.integrations.rllib import PARQUET_SCHEMA, SmoothedBCConfig, SmoothedMARWILConfig, SmoothedPPOConfig
 from rlsmooth.targets import Smoothing
+from support import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("default")  # RLlib and what it imports warn of their own coming changes
 MODULE = "default_policy"
@@ -32,13 +41,15 @@ class Env(gym.Env[Any, Any]):
     action_space = gym.spaces.Discrete(ACTIONS)
 
 
-def learner(config: Any) -> Any:
+def learner(config: Any, space: Any = None, spec: Any = None) -> Any:
     torch.manual_seed(0)
-    made = (
-        config.environment(observation_space=Env.observation_space, action_space=Env.action_space)
-        .rl_module(model_config={"fcnet_hiddens": [16], "vf_share_layers": False})
-        .debugging(seed=0)
-        .build_learner(env=Env())
+    config = config.environment(observation_space=space or Env.observation_space, action_space=Env.action_space)
+    if spec is None:
+        config.rl_module(model_config={"fcnet_hiddens": [16], "vf_share_layers": False})
+    else:
+        config.rl_module(rl_module_spec=spec)
+    made = config.debugging(seed=0).build_learner(
+        spaces={"__env__": (space or Env.observation_space, Env.action_space)}
     )
     made.build()
     return made
@@ -121,39 +132,181 @@ def test_marwil_weighs_the_smoothed_cross_entropy() -> None:
 
 def test_schedules_and_mistakes() -> None:
     made = learner(SmoothedPPOConfig().smoothing([[0, 0.2], [100, 0.0]]))
-    made.after_gradient_based_update(timesteps={"num_env_steps_sampled_lifetime": 50})
-    assert float(made.alpha.get_current_value()) == pytest.approx(0.1)
+    assert made.alpha == 0.2
+    made.before_gradient_based_update(timesteps={"num_env_steps_sampled_lifetime": 50})
+    assert made.alpha == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="Invalid `smoothing`"):
+        SmoothedPPOConfig().smoothing([[0, 0.2]])
     with pytest.raises(ValueError, match="give a number"):
         SmoothedBCConfig().smoothing([[0, 0.2], [100, 0.0]])
     with pytest.raises(ValueError, match=r"smoothing=-0\.1"):
         SmoothedPPOConfig().smoothing(-0.1)
     with pytest.raises(ValueError, match="give one of them"):
         SmoothedBCConfig().smoothing(Smoothing(0.1), "adjacent")
-    assert copy.deepcopy(SmoothedPPOConfig().smoothing(0.1)).learner_config_dict["rlsmooth"][0] == 0.1
+    with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        SmoothedBCConfig().smoothing(1.5)
+    with pytest.raises(TypeError, match=r"got str 'lin_0\.1'"):
+        SmoothedPPOConfig().smoothing("lin_0.1")
+    drawn = SmoothedBCConfig().smoothing(tune.uniform(0.0, 0.2))  # one value of it, as Tune makes it:
+    drawn.learner_config_dict["rlsmooth"]["alpha"] = 1.5
+    with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        learner(drawn)
+    assert copy.deepcopy(SmoothedPPOConfig().smoothing(0.1)).learner_config_dict["rlsmooth"]["alpha"] == 0.1
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("where", ["observations", "batch"])
+def test_masks_are_those_of_rllibs_own_module(where: str, counts: bool) -> None:
+    given = batch(counts)
+    masks = nn.functional.one_hot(given["actions"], ACTIONS) + (torch.arange(16 * ACTIONS).view(16, -1) % 3 == 0)
+    masks = masks.clamp(max=1).float()
+    if counts:
+        masks[0] = 0  # RLlib pads with zeros what LOSS_MASK leaves out
+    space = gym.spaces.Dict(
+        {"action_mask": gym.spaces.Box(0, 1, (ACTIONS,), np.float32), "observations": Env.observation_space}
+    )
+
+    def loss(config: Any) -> tuple[Tensor, Tensor, Tensor]:
+        spec = RLModuleSpec(ActionMaskingTorchRLModule, model_config={"fcnet_hiddens": [16], "vf_share_layers": False})
+        made = learner(config, space, spec)
+        module, own = (
+            made.module[MODULE].unwrapped(),
+            {**given, "obs": {"action_mask": masks.clone(), "observations": given["obs"]}},
+        )
+        if where == "batch":
+            module.compute_values(own)  # as the connector that computes advantages does; the mask is moved
+        else:
+            own["action_mask"] = masks
+        outputs = {"action_dist_inputs": module.pi(module.encoder({"obs": given["obs"]})["encoder_out"]["actor"])}
+        outputs = module._mask_action_logits(outputs, masks)
+        config = made.config.get_config_for_module(MODULE)
+        found = made.compute_loss_for_module(module_id=MODULE, config=config, batch=own, fwd_out=outputs)
+        found.backward()
+        slopes = torch.cat([each.grad.flatten() for each in module.pi.parameters()])
+        return found.detach().double(), outputs["action_dist_inputs"].detach().double(), slopes
+
+    plain, logits, _ = loss(PPOConfig().training(use_kl_loss=False))
+    found, _, slopes = loss(SmoothedPPOConfig().training(use_kl_loss=False).smoothing(0.1))
+    cloned, _, others = loss(SmoothedBCConfig().smoothing(0.1))
+    assert torch.isfinite(slopes).all()
+    assert torch.isfinite(others).all()
+    logs = logits.masked_fill(masks == 0, -torch.inf).log_softmax(-1)
+    uniform = masks.double() / masks.sum(-1, keepdim=True)
+    target = 0.9 * nn.functional.one_hot(given["actions"], ACTIONS) + 0.1 * uniform
+    counted = given["loss_mask"] if counts else torch.ones(16, dtype=torch.bool)
+    kl = (uniform * (uniform.log() - logs)).nan_to_num(nan=0.0).sum(-1)[counted].mean()
+    torch.testing.assert_close(found, plain + 0.1 * kl, rtol=0, atol=1e-6)
+    rows = -(target * logs).nan_to_num(nan=0.0).sum(-1)
+    torch.testing.assert_close(cloned, rows[counted].mean(), rtol=0, atol=1e-6)
+
+
+PAGE = (REPOSITORY / "docs" / "integrations.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def example(name: str) -> str:
+    """The program of the page that says `name`."""
+    (found,) = (code for code in re.findall(r"^```py\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if name in code)
+    return str(found)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ppo_and_a_clone_reach_475() -> None:
-    import ray
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["SmoothedPPOConfig()\n", "SmoothedBCConfig()"])
+def test_the_pages_examples_reach_475(
+    name: str, seed: int, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    started = time.process_time()
+    exec(example(name).replace("seed=0", f"seed={seed}"), found)
+    print(f"{name.strip()} seed {seed}: return {found['mean_return']}, {time.process_time() - started:.0f} CPU seconds")
+    assert found["mean_return"] >= 475
 
-    config = (
-        SmoothedPPOConfig()
-        .environment("CartPole-v1")
-        .env_runners(num_env_runners=0, num_envs_per_env_runner=8)
-        .smoothing(0.01)
-        .training(train_batch_size_per_learner=4000, minibatch_size=128, num_epochs=10, lr=3e-4, entropy_coeff=0.0)
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tune_searches_over_alpha(cluster: None, tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+    exec(example("grid_search").replace("RunConfig(", f"RunConfig(storage_path={str(tmp_path)!r}, "), found)
+    trials = list(found["trials"])
+    assert [trial.config["learner_config_dict"]["rlsmooth"]["alpha"] for trial in trials] == [0.0, 0.1]
+    with_kl = ["kl_reference_to_policy" in trial.metrics["learners"][MODULE] for trial in trials]
+    assert with_kl == [False, True]
+
+
+def small(config: Any, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return (
+        config.environment("CartPole-v1")
+        .training(train_batch_size_per_learner=200, minibatch_size=100, num_epochs=2)
         .debugging(seed=0)
+        .env_runners(**{"num_env_runners": 0, **more})
     )
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+
+
+def weights(algorithm: Any) -> list[list[Any]]:
+    """The parameters of each learner."""
+    states = algorithm.learner_group.foreach_learner(lambda learner: learner.module[MODULE].get_state())
+    return [[value.tolist() for value in result.get().values()] for result in states]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_alpha_0_trains_as_rllib(cluster: None) -> None:
+    found = []
+    for config in (PPOConfig(), SmoothedPPOConfig().smoothing(0.0)):
+        algorithm = small(config).build_algo()
+        for _ in range(2):
+            algorithm.train()
+        found.append(weights(algorithm))
+        algorithm.stop()
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_several_learners_and_environment_runners(cluster: None) -> None:
+    config = small(SmoothedPPOConfig().smoothing([[0, 0.2], [800, 0.0]]), num_env_runners=2).learners(num_learners=2)
     algorithm = config.build_algo()
-    best = 0.0
-    for _ in range(40):
-        best = max(best, algorithm.train()["env_runners"]["episode_return_mean"])
-        if best >= 475:
-            break
+    result = algorithm.train()
+    first, second = weights(algorithm)
+    alphas = [one.get() for one in algorithm.learner_group.foreach_learner(lambda one: one.alpha)]
     algorithm.stop()
-    ray.shutdown()
-    assert best >= 475
-    given = cartpole_v1()
-    assert len(given) > 0
+    assert first == second
+    assert result["learners"][MODULE]["kl_reference_to_policy"] > 0
+    assert alphas == pytest.approx([0.1, 0.1], abs=0.01)  # of 400 steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("config", [SmoothedBCConfig, SmoothedMARWILConfig])
+def test_offline_data_for_two_learners(config: Any, cluster: None, tmp_path: Path) -> None:
+    data = cartpole_v1().select_episodes([0, 1])
+    data.to_parquet(tmp_path / "data.parquet")
+    algorithm = (
+        config()
+        .environment(observation_space=data.observation_space, action_space=data.action_space)
+        .offline_data(
+            input_=[str(tmp_path / "data.parquet")],
+            input_read_schema=PARQUET_SCHEMA,
+            dataset_num_iters_per_learner=2,
+            map_batches_kwargs={"concurrency": 1},
+        )
+        .smoothing(0.1)
+        .training(train_batch_size_per_learner=64)
+        .learners(num_learners=2)
+        .build_algo()
+    )
+    result = algorithm.train()
+    first, second = weights(algorithm)
+    algorithm.stop()
+    assert first == second
+    assert result["learners"][MODULE]["policy_loss"] > 0.3

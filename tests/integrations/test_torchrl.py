@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import pytest
@@ -12,21 +14,34 @@ tensordict = pytest.importorskip("tensordict")
 torchrl = pytest.importorskip("torchrl")
 from tensordict import TensorDict  # noqa: E402
 from tensordict.nn import TensorDictModule  # noqa: E402
-from torchrl.modules import MaskedCategorical, OneHotCategorical, ProbabilisticActor, ValueOperator  # noqa: E402
+from torchrl.envs import GymEnv  # noqa: E402
+from torchrl.envs.utils import ExplorationType, set_exploration_type  # noqa: E402
+from torchrl.modules import (  # noqa: E402
+    MaskedCategorical,
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    ProbabilisticActor,
+    ValueOperator,
+)
 from torchrl.objectives import ClipPPOLoss  # noqa: E402
 
-from rlsmooth.data import cartpole_v1  # noqa: E402
 from rlsmooth.integrations.torchrl import SmoothedBCLoss, SmoothedClipPPOLoss  # noqa: E402
 from rlsmooth.targets import Smoothing  # noqa: E402
+from support import REPOSITORY  # noqa: E402
 
 # TorchRL and tensordict warn of their own coming changes.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning")
-KINDS = {"labels": torch.distributions.Categorical, "one-hot": OneHotCategorical, "masked": MaskedCategorical}
+KINDS = {
+    "labels": torch.distributions.Categorical,
+    "one-hot": OneHotCategorical,
+    "masked": MaskedCategorical,
+    "masked one-hot": MaskedOneHotCategorical,
+}
 
 
 def actor(kind: str, features: int = 3, actions: int = 4) -> Any:
     torch.manual_seed(0)
-    keys = ["logits", "mask"] if kind == "masked" else ["logits"]
+    keys = ["logits", "mask"] if "masked" in kind else ["logits"]
     network = nn.Sequential(nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, actions))
     module = TensorDictModule(network, in_keys=["observation"], out_keys=["logits"])
     return ProbabilisticActor(
@@ -41,7 +56,7 @@ def batch(kind: str, count: int = 32) -> TensorDict:
         "advantage": torch.randn(count, 1),
         "value_target": torch.randn(count, 1),
     }
-    if kind == "masked":
+    if "masked" in kind:
         given["mask"] = (torch.rand(count, 4) < 0.5) | nn.functional.one_hot(torch.arange(count) % 4, 4).bool()
     found = TensorDict(given, [count])
     with torch.no_grad():
@@ -51,7 +66,7 @@ def batch(kind: str, count: int = 32) -> TensorDict:
 
 def log_probs(policy: Any, data: TensorDict, kind: str) -> Tensor:
     logits = policy.module[0](data.clone())["logits"]
-    return logits.masked_fill(~data["mask"], -torch.inf).log_softmax(-1) if kind == "masked" else logits.log_softmax(-1)
+    return logits.masked_fill(~data["mask"], -torch.inf).log_softmax(-1) if "masked" in kind else logits.log_softmax(-1)
 
 
 def total(losses: Any) -> Tensor:
@@ -70,7 +85,7 @@ def test_ppo_adds_the_divergence_and_nothing_at_0(kind: str) -> None:
     loss = SmoothedClipPPOLoss(policy, critic, smoothing=0.1)
     found = loss(data.clone())
     logs = log_probs(policy, data, kind).double()
-    legal = data["mask"] if kind == "masked" else torch.ones_like(logs, dtype=torch.bool)
+    legal = data["mask"] if "masked" in kind else torch.ones_like(logs, dtype=torch.bool)
     uniform = legal / legal.sum(-1, keepdim=True)
     kl = (uniform * (uniform.log() - logs)).nan_to_num(nan=0.0).sum(-1).mean()
     torch.testing.assert_close(total(found).double(), total(expected).double() + 0.1 * kl, rtol=0, atol=1e-6)
@@ -86,8 +101,8 @@ def test_cloning_is_the_smoothed_cross_entropy(kind: str) -> None:
     data, policy = batch(kind), actor(kind)
     data["weight"] = torch.rand(32) + 0.1
     logs = log_probs(policy, data, kind).double()
-    labels = data["action"].argmax(-1) if kind == "one-hot" else data["action"]
-    legal = data["mask"] if kind == "masked" else torch.ones_like(logs, dtype=torch.bool)
+    labels = data["action"].argmax(-1) if "one-hot" in kind else data["action"]
+    legal = data["mask"] if "masked" in kind else torch.ones_like(logs, dtype=torch.bool)
     target = 0.9 * nn.functional.one_hot(labels, 4) + 0.1 * legal / legal.sum(-1, keepdim=True)
     rows = -(target * logs).nan_to_num(nan=0.0).sum(-1)
     found = SmoothedBCLoss(policy)(data.clone())
@@ -112,32 +127,48 @@ def test_mistakes_are_said() -> None:
         SmoothedBCLoss(policy)(batch("labels"))
 
 
-@pytest.mark.slow
-def test_a_clone_reaches_475() -> None:
-    import gymnasium as gym
+def test_losses_take_arguments_and_leave_the_batch_as_it_is() -> None:
+    data, policy = batch("labels").exclude("advantage", "value_target"), actor("labels")
+    critic = ValueOperator(nn.Linear(3, 1), in_keys=["observation"])
+    for name, value in (("observation", torch.randn(32, 3)), ("reward", torch.randn(32, 1))):
+        data["next", name] = value
+    for name in ("done", "terminated"):
+        data["next", name] = torch.zeros(32, 1, dtype=torch.bool)
+    keys = set(data.keys(include_nested=True))
+    for loss in (
+        *(SmoothedClipPPOLoss(policy, critic, smoothing=alpha) for alpha in (0.0, 0.1)),
+        SmoothedBCLoss(policy),
+    ):
+        given = data.clone()
+        expected = loss(given)
+        assert set(given.keys(include_nested=True)) - keys <= {"advantage", "value_target"}
+        keys_given = {key if isinstance(key, str) else "_".join(key): data[key] for key in loss.in_keys}
+        found = dict(zip(loss.out_keys, loss(**keys_given), strict=True))
+        assert {name: value.tolist() for name, value in found.items()} == {
+            name: expected[name].tolist() for name in loss.out_keys
+        }
 
-    given = cartpole_v1()
-    data = TensorDict(
-        {"observation": torch.from_numpy(given.observations), "action": torch.from_numpy(given.actions).long()},
-        [len(given)],
-    )
-    policy = actor("labels", features=4, actions=2)
-    loss = SmoothedBCLoss(policy)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-3)
-    for step in range(1500):
-        chosen = torch.randint(len(given), (64,), generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        loss(data[chosen])["loss_bc"].backward()
-        optimizer.step()
-    env, returns = gym.make("CartPole-v1"), []
-    for seed in range(10):
-        observation, _ = env.reset(seed=seed)
-        returns.append(0.0)
-        over = False
-        while not over:
-            with torch.no_grad():
-                logits = policy.module[0](TensorDict({"observation": torch.from_numpy(observation)}, []))["logits"]
-            observation, reward, terminated, truncated, _ = env.step(int(logits.argmax()))
-            returns[-1] += float(reward)
-            over = terminated or truncated
-    assert sum(returns) / len(returns) >= 475
+
+def programs(language: str) -> str:
+    page = (REPOSITORY / "docs" / "integrations.md").read_text(encoding="utf-8").partition("## RLlib")[0]
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["clone", "ppo"])
+def test_the_pages_examples_reach_475(kind: str, seed: int) -> None:
+    started, found = time.process_time(), {}
+    if kind == "ppo":
+        exec(programs("py").replace("seed = 0", f"seed = {seed}"), found)
+        mean_return = found["mean_return"]
+    else:
+        exec(programs("python").replace("manual_seed(0)", f"manual_seed({seed})"), found)
+        env = GymEnv("CartPole-v1", categorical_action_encoding=True)
+        env.set_seed(seed)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            returns = [env.rollout(500, found["actor"])["next", "reward"].sum().item() for _ in range(20)]
+        mean_return = sum(returns) / len(returns)
+    print(f"{kind}, seed {seed}: return {mean_return}, {time.process_time() - started:.0f} CPU seconds")
+    assert mean_return >= 475
