@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from commands import parameters
+from support import REPOSITORY
 
 pytestmark = pytest.mark.slow
 BC = ("bc", "--epochs", "4", "--eval-freq", "-1", "--eval-episodes", "2", "--checkpoint-freq", "1000")
@@ -101,6 +103,30 @@ def test_all_end_soon_after_one_is_killed_and_its_run_can_be_resumed(rank: int, 
     from rlsmooth.training import latest_checkpoint
 
     assert latest_checkpoint(folder / "checkpoints") is not None
+
+
+FAILS = """
+import time
+def fails(known, _):
+    if ranks.rank == 1 and known["self"].num_timesteps > 90:
+        print(time.time(), flush=True)
+        raise ArithmeticError("this process failed")
+    return True
+"""
+
+
+def test_the_pages_program_ends_in_all_with_the_message_of_the_one_that_raises(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "process_group()" in code)
+    for name, program in (("whole", code), ("cut", FAILS + code.replace("=50)", "=9999, callback=fails)"))):
+        (tmp_path / f"{name}.py").write_text(program)
+        words = ["-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"{name}.py"]
+        found = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=150)
+        fails = name == "cut"
+        assert (found.returncode != 0) == fails, found.stderr
+        assert ("this process failed" in found.stderr) == fails
+        assert not fails or time.time() - float(found.stdout) < 30
+    assert (tmp_path / "agent.zip").exists()
 
 
 def test_an_error_in_one_process_is_said_once(tmp_path: Path) -> None:
