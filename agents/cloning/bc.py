@@ -421,9 +421,8 @@ class BC(ActingModel):
             for update in source.updates(order, *cut, skip=done, end=end):
                 if self._rate_changes:
                     set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
-                size = (
-                    self._data.size_of(progress.step % per_epoch, *cut) if shares else sum([one.size for one in update])
-                )
+                own = sum([one.size for one in update])
+                size = self._data.size_of(progress.step % per_epoch, *cut) if shares else own
                 loss = self._update(*update, samples=size) if in_numpy is None else in_numpy.update(*update)
                 self._watch.add(loss, samples=size)
                 progress.step = step = progress.step + 1
@@ -457,6 +456,7 @@ class BC(ActingModel):
         assert self._data is not None
         optimizer, ranks = self.policy.optimizer, self._ranks
         clear_gradients(optimizer)
+        ranks.seed_draws(self.seed, self._first_epoch, self.num_timesteps)
         mean_weight, total = self._data.mean_weight, None
         if mean_weight is not None or len(update) > 1 or ranks.size > 1:
             total = samples * (mean_weight or 1.0)

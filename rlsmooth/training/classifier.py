@@ -467,6 +467,7 @@ class Classifier(ScikitLearnEstimator):
         if self.mixup:
             batch, target = mix_samples(batch, target, self.mixup, weighted=state.data.mean_weight is not None)
         clear_gradients(state.optimizer)
+        state.ranks.seed_draws(state.seed, state.first_epoch, state.progress.step)
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.amp else nullcontext():
             logits = state.module(batch.inputs)
         mean_weight = state.data.mean_weight

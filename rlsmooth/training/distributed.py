@@ -21,7 +21,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Ranks:
     Attributes:
         rank: the number of this process, from 0.
         size: how many there are.
+        has_dropout: whether the network that they train draws from torch's generator.
 
     Examples:
         >>> Ranks.current().size, Ranks(1, 2).share(10, 15)
@@ -64,6 +65,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    has_dropout: bool = False
 
     @classmethod
     def current(cls) -> Ranks:
@@ -88,6 +90,14 @@ class Ranks:
     def is_idle(self, start: int, end: int) -> bool:
         """Whether none of the samples from `start` up to `end` is this process's."""
         return (end - start) * self.rank // self.size == (end - start) * (self.rank + 1) // self.size
+
+    def seed_draws(self, *place: int) -> None:
+        """Let dropout draw anew in each process and at each place, such as an update; a resumed run repeats the draws.
+
+        The generators alone would be alike in all processes, and a checkpoint keeps the first one's.
+        """
+        if self.has_dropout:
+            torch.manual_seed(zlib.crc32(repr((self.rank, *place)).encode()))
 
     def sum_gradients(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Add up the gradients of all processes, in place, and return the sum of their losses.
@@ -236,7 +246,8 @@ def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, 
             "the network has BatchNorm, which would normalise each process's share of a minibatch by itself: use "
             "LayerNorm or GroupNorm, on GPUs SyncBatchNorm, or one process."
         )
-    if any(isinstance(part, _DropoutNd) and part.p > 0 for part in parts):
+    has_dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in parts)
+    if has_dropout:
         warnings.warn(
             f"the network has dropout: with {ranks.size} processes it drops other units than with one, so that the "
             "results are alike but not the same.",
@@ -245,7 +256,7 @@ def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, 
         )
     parameters = nn.utils.parameters_to_vector(module.parameters()).detach().cpu().view(torch.uint8)
     ranks.check_same(**same, parameters=zlib.crc32(parameters.numpy().tobytes()))
-    return ranks
+    return replace(ranks, has_dropout=has_dropout)
 
 
 def _choose_gpu() -> str:

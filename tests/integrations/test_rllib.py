@@ -41,16 +41,14 @@ class Env(gym.Env[Any, Any]):
     action_space = gym.spaces.Discrete(ACTIONS)
 
 
-def learner(config: Any, space: Any = None, spec: Any = None) -> Any:
+def learner(config: Any, space: Any = None, spec: Any = None, actions: Any = Env.action_space) -> Any:
     torch.manual_seed(0)
-    config = config.environment(observation_space=space or Env.observation_space, action_space=Env.action_space)
+    config = config.environment(observation_space=space or Env.observation_space, action_space=actions)
     if spec is None:
         config.rl_module(model_config={"fcnet_hiddens": [16], "vf_share_layers": False})
     else:
         config.rl_module(rl_module_spec=spec)
-    made = config.debugging(seed=0).build_learner(
-        spaces={"__env__": (space or Env.observation_space, Env.action_space)}
-    )
+    made = config.debugging(seed=0).build_learner(spaces={"__env__": (space or Env.observation_space, actions)})
     made.build()
     return made
 
@@ -111,6 +109,26 @@ def test_cloning_is_the_smoothed_cross_entropy(counts: bool) -> None:
     rows = -(target * logits.log_softmax(-1)).sum(-1)
     mean = rows[given["loss_mask"]].mean() if counts else rows.mean()
     torch.testing.assert_close(found.double(), mean, rtol=0, atol=1e-6)
+
+
+def test_components_of_an_action_are_smoothed_each() -> None:
+    given, space = batch(), gym.spaces.MultiDiscrete([2, ACTIONS - 2])
+    given["actions"] = torch.stack((given["actions"] % 2, given["actions"] % 3), -1)
+
+    def parts(logits: Tensor) -> list[Tensor]:
+        return [part.log_softmax(-1) for part in logits.split([2, 3], -1)]
+
+    found, logits = loss_and_logits(learner(SmoothedBCConfig().smoothing(0.1), actions=space), given)
+    rows = torch.zeros(16, dtype=torch.float64)
+    for place, logs in enumerate(parts(logits)):
+        count = logs.shape[-1]
+        target = 0.9 * nn.functional.one_hot(given["actions"][:, place], count) + 0.1 / count
+        rows -= (target * logs).sum(-1)
+    torch.testing.assert_close(found.double(), rows.mean(), rtol=0, atol=1e-6)
+    plain, logits = loss_and_logits(learner(PPOConfig(), actions=space), given)
+    found, _ = loss_and_logits(learner(SmoothedPPOConfig().smoothing(0.1), actions=space), given)
+    kl = sum(-(logs.mean(-1) + torch.tensor(logs.shape[-1]).log()).mean() for logs in parts(logits))
+    torch.testing.assert_close(found.double(), plain.double() + 0.1 * kl, rtol=0, atol=1e-6)
 
 
 def test_marwil_weighs_the_smoothed_cross_entropy() -> None:

@@ -285,6 +285,52 @@ def test_one_writes_and_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) ->
     assert files == {"resume.zip", f"checkpoint_{UPDATES}.zip", f"checkpoint_{UPDATES - 10}.zip"}
 
 
+@pytest.mark.filterwarnings("ignore:the network has dropout")
+def test_dropout_draws_in_each_process_and_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
+    drawn: list[Tensor] = []
+
+    class Drops(nn.Dropout):
+        def forward(self, X: Tensor) -> Tensor:
+            found = super().forward(X)
+            if self.training:
+                drawn.append(found.detach() != 0)
+            return found
+
+    class BrokenOff(Classifier):
+        def _log(self, state: Any, *others: Any) -> None:
+            if state.epoch == 3:
+                raise InterruptedError
+            super()._log(state, *others)
+
+    def run(kind: type[Classifier] = Classifier, resume: bool = False) -> list[Tensor]:
+        folder = tmp_path / str(kind is BrokenOff or resume)
+        drawn.clear()
+        y = np.arange(45) % 3  # in minibatches of 15: shares of 7 and 8
+        fitted = kind(
+            lambda f, k: nn.Sequential(Drops(0.5), nn.Linear(f, k)),
+            seed=1,
+            device="cpu",
+            batch_size=15,
+            max_epochs=4,
+            checkpoint_folder=folder,
+            checkpoint_every=1,
+        )
+        fitted.fit(np.ones((45, 3), np.float32) + y[:, None], y, resume=resume)
+        return [*fitted.module_.parameters(), *drawn[-3:]]
+
+    def both() -> list[list[Tensor]]:
+        whole = run()
+        with pytest.raises(InterruptedError):
+            run(BrokenOff)
+        return [whole, run(resume=True)]
+
+    found = together(both, 2, tmp_path)
+    for whole, resumed in found:
+        assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
+    (first, _), (second, _) = found
+    assert not torch.equal(first[-1][:7], second[-1][:7])
+
+
 def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
     given = draw()
 
