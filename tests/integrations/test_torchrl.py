@@ -96,6 +96,19 @@ def test_ppo_adds_the_divergence_and_nothing_at_0(kind: str) -> None:
     assert total(loss(data.clone())).item() == total(expected).item()
 
 
+def test_ppo_takes_a_prior_or_a_kernel_around_the_greedy_action() -> None:
+    data, policy = batch("labels"), actor("labels")
+    critic = ValueOperator(nn.Linear(3, 1), in_keys=["observation"])
+    logs = log_probs(policy, data, "labels").double()
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    kernel = (1 - torch.eye(4)) * torch.rand(4, 4).add(0.1)
+    kernel /= kernel.sum(-1, keepdim=True)
+    for reference, q in ((prior, prior.double()), (kernel, kernel[logs.argmax(-1)].double())):
+        loss = SmoothedClipPPOLoss(policy, critic, smoothing=Smoothing(0.1, reference))(data.clone())
+        kl = (torch.special.xlogy(q, q) - q * logs).sum(-1).mean()
+        torch.testing.assert_close(loss["loss_kl_reference_to_policy"].double(), 0.1 * kl, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_cloning_is_the_smoothed_cross_entropy(kind: str) -> None:
     data, policy = batch(kind), actor(kind)
