@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths fuzz lint types docs wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths test-rllib fuzz lint types docs wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -38,6 +38,10 @@ test-slow: $(DEV)  ## run the longer checks that `make test` leaves out
 
 test-paths: $(DEV)  ## run the tests on the plain ways of torch and SB3, without the quick ones
 	$(BIN)/python -P -m pytest --plain-paths $(ARGS)
+
+test-rllib: $(DEV)  ## install Ray too, and run the tests of RLlib's integration
+	$(INSTALL) --no-build-isolation --editable '.[rllib]'
+	$(BIN)/python -P -m pytest tests/integrations/test_rllib.py -m 'slow or not slow' $(ARGS)
 
 # The files of tests/fuzz are no tests by their names: only this target runs them.
 SEED ?= 0

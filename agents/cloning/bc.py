@@ -421,8 +421,10 @@ class BC(ActingModel):
             for update in source.updates(order, *cut, skip=done, end=end):
                 if self._rate_changes:
                     set_learning_rate(self.policy.optimizer, self.lr_schedule(progress.remaining_of_all))
-                own = sum([one.size for one in update])
-                size = self._data.size_of(progress.step % per_epoch, *cut) if shares else own
+                size = sum([one.size for one in update])
+                if shares:
+                    size = self._data.size_of(progress.step % per_epoch, *cut)
+                    self._ranks.seed_draws(self.seed, self._first_epoch, progress.step)
                 loss = self._update(*update, samples=size) if in_numpy is None else in_numpy.update(*update)
                 self._watch.add(loss, samples=size)
                 progress.step = step = progress.step + 1
@@ -456,7 +458,6 @@ class BC(ActingModel):
         assert self._data is not None
         optimizer, ranks = self.policy.optimizer, self._ranks
         clear_gradients(optimizer)
-        ranks.seed_draws(self.seed, self._first_epoch, self.num_timesteps)
         mean_weight, total = self._data.mean_weight, None
         if mean_weight is not None or len(update) > 1 or ranks.size > 1:
             total = samples * (mean_weight or 1.0)
@@ -480,8 +481,7 @@ class BC(ActingModel):
             run_backward(loss)
             losses.append(loss.detach())
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        if ranks.size > 1:
-            mean = ranks.sum_gradients(optimizer, mean)
+        mean = mean if ranks.size == 1 else ranks.sum_gradients(optimizer, mean)
         step_optimizer(optimizer, self.policy.parameters(), self.max_grad_norm, self.units)
         return mean
 
