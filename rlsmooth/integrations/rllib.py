@@ -77,7 +77,8 @@ class SmoothedPPOTorchLearner(PPOTorchLearner):  # type: ignore[misc]
         counts = batch.get(Columns.LOSS_MASK)
         kl = rows.mean() if counts is None else rows[counts].sum() / counts.sum()
         self.metrics.log_value((module_id, "kl_reference_to_policy"), kl.detach(), window=1)
-        return loss + self.alpha * kl
+        smoothed: Tensor = loss + self.alpha * kl
+        return smoothed
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Set alpha to what the schedule has for the steps sampled so far: a restored run needs no more than those."""
@@ -111,6 +112,8 @@ class _WithSmoothing:
     """The method that all configurations share."""
 
     learner_config_dict: dict[str, Any]
+    learner_class: Any
+    learners: Any
     ALLOWS_SCHEDULE = False
 
     def smoothing(
@@ -145,9 +148,8 @@ class _WithSmoothing:
             if not self.ALLOWS_SCHEDULE:
                 with_alpha(recipe, alpha)
         self.learner_config_dict = {**self.learner_config_dict, SETTINGS: {"alpha": alpha, "recipe": recipe}}
-        self.training(
-            learner_class=self.learner_class
-        )  # said, since Tune makes RLlib's own configuration, with its defaults
+        # Said explicitly, since Ray Tune makes a configuration of RLlib's own class, which has another default.
+        self.learners(learner_class=self.learner_class)
         return self
 
 
@@ -196,7 +198,8 @@ def legal_actions(batch: dict[str, Any]) -> Tensor | None:
     found = batch.get("action_mask") if found is None else found
     if found is None:
         return None
-    return found.bool() if counts is None else found.bool() | ~counts.bool().unsqueeze(-1)
+    legal: Tensor = found.bool()
+    return legal if counts is None else legal | ~counts.bool().unsqueeze(-1)
 
 
 def components(logits: Tensor, space: spaces.Space[Any]) -> list[Tensor]:

@@ -47,6 +47,7 @@ def together(job: Job, size: int, folder: Path) -> list[Any]:
         process.start()
     for process in processes:
         process.join(60)
+        process.kill()
     paths = [Path(f"{meeting}_{rank}") for rank in range(size)]
     return [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
 
