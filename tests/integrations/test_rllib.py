@@ -18,6 +18,7 @@ pytest.importorskip("ray.rllib")
 import gymnasium as gym
 import ray
 from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -301,6 +302,21 @@ def test_several_learners_and_environment_runners(cluster: None) -> None:
     assert first == second
     assert result["learners"][MODULE]["kl_reference_to_policy"] > 0
     assert alphas == pytest.approx([0.1, 0.1], abs=0.01)  # of 400 steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_restored_run_continues_the_schedule(cluster: None, tmp_path: Path) -> None:
+    algorithm = small(SmoothedPPOConfig().smoothing([[0, 0.2], [800, 0.0]])).build_algo()
+    algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    alphas = []
+    for each in (algorithm, Algorithm.from_checkpoint(str(tmp_path / "saved"))):
+        each.train()
+        (result,) = each.learner_group.foreach_learner(lambda learner: learner.alpha)
+        alphas.append(result.get())
+        each.stop()
+    assert alphas == pytest.approx([0.1, 0.1], abs=0.01)
 
 
 @pytest.mark.slow
