@@ -368,7 +368,8 @@ class FederatedTrainer:
             sent, count, metrics = self.clients[index].fit(self.parameters, config)
             self._check_finite(number, index, sent)
             if self.audit is not None:
-                append_values(audited, self.audit(number, index, self.parameters, sent, count, metrics))
+                size = len(self.clients[index])
+                append_values(audited, self.audit(number, index, self.parameters, sent, size, metrics))
             results.append((index, (sent, count, metrics)))
         self.parameters, found = self.strategy.aggregate_fit(number, results, [])
         self.strategy.initialize_parameters(self.parameters)
