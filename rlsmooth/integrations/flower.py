@@ -221,7 +221,11 @@ def check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
         if "classes" not in expected:
             raise TypeError("data have X and y, but the server trains a BC: load demonstrations.")
         _, labels, classes = features_and_classes(data["X"], data["y"], json.loads(expected["classes"]))
-        encode_labels(labels, classes)
+        if unknown := sorted(set(labels.tolist()) - set(classes.tolist()), key=str):
+            raise ValueError(
+                f"y has {unknown[0]!r}, which is none of the server's classes {classes.tolist()}: make the server's "
+                "Classifier with all classes."
+            )
         if more := data.keys() - {"X", "y", "sample_weight", "mask"}:
             raise ValueError(f"data have {min(more)!r}, which a client can't use: X, y, sample_weight and mask.")
     else:

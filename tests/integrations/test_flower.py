@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -138,22 +139,26 @@ def test_an_optimizer_whose_state_is_lost_trains_otherwise() -> None:
     assert gap(agents[0].policy, agents[1].policy) > 1e-3
 
 
-def network() -> nn.Module:
+def network(norm: bool = False) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    if norm:  # in float64: Adam makes steps of rounding errors where an exact gradient is 0, before BatchNorm
+        return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def classifier(**arguments: Any) -> Classifier:
+def classifier(norm: bool = False, **arguments: Any) -> Classifier:
     settings = {"batch_size": 8, "seed": 0, "device": "cpu", "learning_rate": 0.03, "smoothing": 0.2}
-    return Classifier(network(), **(settings | arguments))
+    return Classifier(network(norm), **(settings | arguments))
 
 
-def fitted(**arguments: Any) -> Classifier:
-    return Classifier.from_module(network(), ["a", "b", "c"], (3,), **arguments)
+def fitted(norm: bool = False) -> Classifier:
+    return Classifier.from_module(network(norm), ["a", "b", "c"], (3,))
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("arguments", [{}, {"weight_decay": 0.3, "max_grad_norm": 0.1}, {"class_weight": "balanced"}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"norm": True}, {"weight_decay": 0.3, "max_grad_norm": 0.1}, {"class_weight": "balanced"}]
+)
 def test_one_client_classifies_as_without_a_server(arguments: Any, weights: Any) -> None:
     mask = np.random.default_rng(1).random((COUNT, 3)) < 0.7
     mask[np.arange(COUNT), np.searchsorted(["a", "b", "c"], Y)] = True
@@ -163,7 +168,7 @@ def test_one_client_classifies_as_without_a_server(arguments: Any, weights: Any)
         *(lambda context: data, lambda given, prior: classifier(**arguments)),
         **{"local_epochs": EPOCHS, "send_label_counts": True},
     )
-    agent = fitted()
+    agent = fitted("norm" in arguments)
     federate(Grid(app, 1), agent, rounds=ROUNDS, strategy=few(), prior=True)
     assert gap(agent.module_, central.module_) < 1e-6
     np.testing.assert_allclose(agent.predict_proba(X), central.predict_proba(X), atol=1e-6)
@@ -332,7 +337,7 @@ def other(**changed: Any) -> Demonstrations:
         ("clone", lambda: {"X": X, "y": Y}, "server trains a BC: load demonstrations"),
         ("clone", lambda: None, "data must be demonstrations, or a dict with X and y, got NoneType"),
         ("classifier", demonstrations, "server trains a Classifier: load X and y"),
-        ("classifier", lambda: {"X": X, "y": np.where(Y == "a", "d", Y)}, "'d' is none of the classes 'a', 'b', 'c'"),
+        ("classifier", lambda: {"X": X, "y": np.where(Y == "a", "d", Y)}, r"y has 'd', which is none of the server's classes \['a', "),
         ("classifier", lambda: {"X": X[:0], "y": Y[:0]}, r"X has 0 sample\(s\)"),
         ("classifier", lambda: {"X": X, "y": Y, "target": 1}, "data have 'target', which a client can't use"),
         ("counts", demonstrations, r"does not send label counts: give client_app\(send_label_counts=True\)"),
@@ -348,9 +353,6 @@ def test_data_that_do_not_fit_are_refused_before_the_first_round(agent: str, dat
         federate(Grid(app, 2), made, rounds=1, prior=agent == "counts")
 
 
-UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-
-
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -358,7 +360,6 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         (lambda data: clone(data, checkpoint_folder="nowhere"), "checkpoint_folder is for a run without a server"),
         (lambda data: clone(data, policy_kwargs={"net_arch": [3]}), "client's policy does not fit the server's"),
         (lambda data: data, "make must return a BC, a Classifier or a FederatedClient, got Demonstrations"),
-        (lambda data: clone(data, learning_rate=1e30), "became NaN or infinite|not finite"),
     ],
 )
 def test_a_client_that_can_not_train_says_why(make: Any, problem: str) -> None:
@@ -367,4 +368,106 @@ def test_a_client_that_can_not_train_says_why(make: Any, problem: str) -> None:
     with pytest.raises(RuntimeError, match="no client trained in the first round"):
         federate(grid, clone(None), rounds=2)
     assert len({str(error) for error in grid.errors}) == 1
-    np.testing.assert_equal(bool(__import__("re").search(problem, grid.errors[0])), True, err_msg=grid.errors[0])
+    assert re.search(problem, grid.errors[0]), grid.errors[0]
+
+
+def test_other_mistakes_are_clear() -> None:
+    unbounded = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    free = Demonstrations.from_arrays(
+        X, np.zeros((COUNT, 2)), observation_space=FLAT, action_space=unbounded, episode_ends=[COUNT]
+    )
+    agent = BC("MlpPolicy", (FLAT, unbounded), None, device="cpu")
+    grid = Grid(client_app(lambda context: free, lambda data, prior: BC("MlpPolicy", None, data, device="cpu")), 2)
+    with pytest.raises(RuntimeError, match="no client trained"):
+        federate(grid, agent, rounds=1)
+    assert "clients would have different targets" in grid.errors[0]
+    with pytest.raises(ValueError, match="prior=True needs Discrete or MultiDiscrete"):
+        federate(grid, agent, rounds=1, prior=True)
+
+    data = {"X": X, "y": Y}
+    for made, problem in (
+        (lambda: classifier(mixup=0.2), "mixup=0.2 can't be used by a client"),
+        (lambda: classifier(learning_rate="lin_1e-2"), "learning_rate='lin_1e-2' must be a number"),
+        (lambda: classifier(class_weight="balanced"), "the server must ask by prior=True"),
+        (
+            lambda: FederatedClient(network(), X, np.searchsorted(["a", "b", "c"], Y), 3, share="gradients"),
+            "share='gradients' can't be averaged",
+        ),
+    ):
+        grid = Grid(client_app(lambda context: data, lambda given, prior, made=made: made()), 2)
+        with pytest.raises(RuntimeError, match="no client trained"):
+            federate(grid, fitted(), rounds=1)
+        assert problem in grid.errors[0]
+    grid = Grid(client_app(lambda context: data, lambda given, prior: classifier()), 2)
+    with pytest.raises(RuntimeError, match="no client trained"):
+        federate(grid, fitted(), rounds=1, strategy=FedProx(proximal_mu=0.1))
+    assert "FedProx's term" in grid.errors[0]
+    for wrong, arguments, kind in (
+        (Classifier(), {}, ValueError),
+        (network(), {}, TypeError),
+        (fitted(), {"rounds": 0}, ValueError),
+        (fitted(), {"resume": True}, ValueError),
+    ):
+        with pytest.raises(kind, match=r"from_module|must be a BC|rounds|checkpoint_folder"):
+            federate(grid, wrong, **({"rounds": 1} | arguments))
+    message = Message(
+        RecordDict({"arrays": ArrayRecord(network().state_dict()), "config": ConfigRecord({"classes": '["a","b","c"]'})}),
+        dst_node_id=1, message_type=MessageType.TRAIN,
+    )  # fmt: skip
+    grid.deliver(message)
+    assert "message has no 'server-round': use server_app or federate" in grid.errors[-1]
+
+    def missing(context: Context) -> Any:
+        raise FileNotFoundError("no/such/file.npz")
+
+    with pytest.raises(RuntimeError, match=r"none of 2 clients answered: .*no/such/file\.npz"):
+        federate(Grid(client_app(missing, lambda data, prior: classifier()), 2), fitted(), rounds=1)
+
+
+# ---- the other apps
+
+
+def test_a_client_with_a_defence_keeps_its_loss() -> None:
+    labels = np.searchsorted(["a", "b", "c"], Y)
+
+    def make(data: Any, prior: Any) -> FederatedClient:
+        return FederatedClient(network(), data["X"], labels, 3, defence="randomised_labels")
+
+    result = federate(Grid(client_app(lambda context: {"X": X, "y": Y}, make), 2), fitted(), rounds=1)
+    assert dict(result.train_metrics_clientapp[1]) == {"epsilon": pytest.approx(np.log(1 + 3 * 0.9 / 0.1))}
+
+
+def test_the_prior_without_a_client_that_did_not_answer() -> None:
+    seen: list[Any] = []
+
+    def load(context: Context) -> Demonstrations:
+        if context.node_id == 2 and not seen:
+            raise OSError
+        return demonstrations(part=partition(context))
+
+    def make(data: Demonstrations, prior: Any) -> BC:
+        seen.append(prior)
+        return clone(data)
+
+    with pytest.warns(RuntimeWarning, match="that of 2 of 3 clients"):
+        federate(Grid(client_app(load, make, send_label_counts=True), 3), clone(None), rounds=1, prior=True)
+    kept = np.concatenate([PARTS[0], PARTS[2]])
+    np.testing.assert_allclose(seen[0], np.bincount(demonstrations().action_labels[kept]) / len(kept), rtol=1e-12)
+
+
+def test_four_clients_reach_475_and_the_server_app_saves_the_agent(tmp_path: Any) -> None:
+    given = cartpole_v1()
+    shares = np.split(np.random.default_rng(0).permutation(given.num_episodes), [1, 3, 8])
+    settings = {"smoothing": 0.1, "seed": 0, "device": "cpu", "learning_rate": 3e-3}
+    clients = client_app(
+        lambda context: given.select_episodes(shares[int(context.node_config["partition-id"])]),
+        lambda data, prior: BC("MlpPolicy", None, data, **settings),
+        local_epochs=2,
+    )
+    start = BC("MlpPolicy", (given.observation_space, given.action_space), None, **settings)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"num-server-rounds": 5})
+    server_app(lambda context: start, tmp_path / "agent.zip")(Grid(clients, 4), context)
+    agent = BC.load(tmp_path / "agent.zip", "CartPole-v1", device="cpu")
+    env = agent.env
+    env.seed(0)
+    assert evaluate_policy(agent, env, n_eval_episodes=10)[0] >= 475
