@@ -25,7 +25,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
-from flwr.supercore.task_identity import TaskIdentity
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
@@ -418,27 +417,27 @@ def kept_state(context: Context) -> tuple[dict[str, Tensor], Any] | None:
 # ---- the server
 
 
-def server_app(
-    make: Callable[[Context], BC | Classifier], save_to: str | Path | None = None, **arguments: Any
-) -> ServerApp:
+def server_app(make: Callable[[Context], BC | Classifier], **arguments: Any) -> ServerApp:
     """An app that trains an agent by `federate` and saves it.
+
+    Its run's configuration has `num-server-rounds`, and may have `save-to`, the agent's file, `checkpoint-folder` and
+    `resume`; an empty text counts as not given. Paths are those of the machine and the folder where Flower's SuperLink runs: give absolute ones.
 
     Args:
         make: returns the agent, whose parameters are the start: a `BC` with spaces and without demonstrations, or a
             `Classifier.from_module` with all classes.
-        save_to: the agent's file; None: none.
-        arguments: of `federate`. `rounds` is otherwise `num-server-rounds` of the run's configuration, and `resume` is
-            `resume` of it.
+        arguments: of `federate`, which replace the configuration's.
     """
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator, unused-ignore]
     def main(grid: Grid, context: Context) -> None:
         agent, config = make(context), context.run_config
-        given = {"rounds": config.get("num-server-rounds"), "resume": bool(config.get("resume", False)), **arguments}
-        federate(grid, agent, **given)
-        if save_to is not None:
-            agent.save(save_to)
+        names = {"rounds": "num-server-rounds", "checkpoint_folder": "checkpoint-folder", "resume": "resume"}
+        given = {argument: config[name] for argument, name in names.items() if config.get(name, "") != ""}
+        federate(grid, agent, **(given | arguments))
+        if config.get("save-to"):
+            agent.save(str(config["save-to"]))
 
     return app
 
@@ -610,7 +609,9 @@ class LocalGrid(Grid):  # type: ignore[misc, unused-ignore]
         }
         self.bytes_sent = 0
         self._numbers, self._replies = itertools.count(), dict[str, Message]()
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0  # Message asks for them
+        from flwr.supercore.task_identity import TaskIdentity  # where Message looks for the run's numbers
+
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
 
     def deliver(self, message: Message) -> Message | None:
         """A client's reply; None if there is none, as a subclass may decide to test what a strategy does then."""

@@ -14,6 +14,7 @@ pytest.importorskip("flwr.app")
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
@@ -458,16 +459,17 @@ def test_the_prior_without_a_client_that_did_not_answer() -> None:
 def test_four_clients_reach_475_and_the_server_app_saves_the_agent(tmp_path: Any) -> None:
     given = cartpole_v1()
     shares = np.split(np.random.default_rng(0).permutation(given.num_episodes), [1, 3, 8])
-    settings = {"smoothing": 0.1, "seed": 0, "device": "cpu", "learning_rate": 3e-3}
+    settings = {"smoothing": 0.1, "seed": 1, "device": "cpu", "learning_rate": 3e-3}
     clients = client_app(
         lambda context: given.select_episodes(shares[int(context.node_config["partition-id"])]),
         lambda data, prior: BC("MlpPolicy", None, data, **settings),
         local_epochs=2,
     )
     start = BC("MlpPolicy", (given.observation_space, given.action_space), None, **settings)
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"num-server-rounds": 5})
-    server_app(lambda context: start, tmp_path / "agent.zip")(Grid(clients, 4), context)
-    agent = BC.load(tmp_path / "agent.zip", "CartPole-v1", device="cpu")
-    env = agent.env
-    env.seed(0)
-    assert evaluate_policy(agent, env, n_eval_episodes=10)[0] >= 475
+    config = {"num-server-rounds": 5, "save-to": str(tmp_path / "agent.zip"), "checkpoint-folder": str(tmp_path / "run")}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+    env = make_vec_env("CartPole-v1", seed=0)
+    assert evaluate_policy(start, env, n_eval_episodes=10)[0] < 100
+    server_app(lambda context: start)(Grid(clients, 4), context)
+    assert evaluate_policy(BC.load(tmp_path / "agent.zip"), env, n_eval_episodes=10)[0] >= 475
+    assert (tmp_path / "run" / "checkpoint_5.zip").exists()
