@@ -421,7 +421,8 @@ def server_app(make: Callable[[Context], BC | Classifier], **arguments: Any) -> 
     """An app that trains an agent by `federate` and saves it.
 
     Its run's configuration has `num-server-rounds`, and may have `save-to`, the agent's file, `checkpoint-folder` and
-    `resume`; an empty text counts as not given. Paths are those of the machine and the folder where Flower's SuperLink runs: give absolute ones.
+    `resume`; an empty text counts as not given. Paths are those of the machine where Flower's SuperLink runs, and of
+    its folder: give absolute ones.
 
     Args:
         make: returns the agent, whose parameters are the start: a `BC` with spaces and without demonstrations, or a
@@ -510,7 +511,9 @@ def federate(
         if number and folder is not None:
             saved = {"rounds": rounds, "expected": expected}
             folder.save(done + number, saved, {"module": module.state_dict()}, keeps_rng=False)
-        return None if evaluate is None else MetricRecord({name: float(value) for name, value in evaluate(agent).items()})
+        return (
+            None if evaluate is None else MetricRecord({name: float(value) for name, value in evaluate(agent).items()})
+        )
 
     return strategy.start(
         grid=grid,
@@ -538,7 +541,9 @@ def restored_rounds(
     saved = checkpoint.decoded(SavedServer)
     Progress(end=saved["rounds"]).begin(rounds, "rounds", is_resumed=True)
     if saved["expected"] != dict(expected):
-        raise ValueError(f"{str(folder.path)!r} holds the run of an agent with other spaces or classes: {saved['expected']}.")
+        raise ValueError(
+            f"{str(folder.path)!r} holds the run of an agent with other spaces or classes: {saved['expected']}."
+        )
     load_module("the server's agent", module, checkpoint.tensors["module"], f"the run in {str(folder.path)!r}")
     return checkpoint.step
 

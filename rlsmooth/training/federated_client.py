@@ -191,8 +191,8 @@ class FederatedClient:
     """Trains a network on samples that stay here, and sends back its parameters or gradients.
 
     It has the methods of Flower's NumPyClient: `get_parameters`, `fit`, `evaluate`. The local loss is the mean of
-    `CE(smoothing(y), softmax(module(x)))` over a minibatch (nats), with weights as in `Classifier`. The seed and the round decide the order of the
-    samples and all random numbers, so that a round can be repeated.
+    `CE(smoothing(y), softmax(module(x)))` over a minibatch (nats), with weights as in `Classifier`. The seed and the
+    round decide the order of the samples and all random numbers, so that a round can be repeated.
 
     Args:
         module: maps `[N, ...]` to logits `[N, K]`. `fit` and `evaluate` write the parameters that they get into it, so
@@ -271,7 +271,9 @@ class FederatedClient:
         if max_grad_norm is not None:
             check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
         weights = as_weights(sample_weight, len(self))
-        self.weights = None if weights is None else torch.from_numpy(weights).to(self.labels.device, model_dtype(module))
+        self.weights = (
+            None if weights is None else torch.from_numpy(weights).to(self.labels.device, model_dtype(module))
+        )
         self.size = len(self) if weights is None else float(weights.sum())
         self.batch_size = (
             len(self) if batch_size is None else min(check_positive_int("batch_size", batch_size), len(self))
@@ -288,7 +290,9 @@ class FederatedClient:
         self.smoothing(self.labels, num_classes, mask=self.mask)  # checks values once; rounds need not
         if defence is not None and (weights is not None or max_grad_norm is not None):
             name = "max_grad_norm" if weights is None else "sample_weight"
-            raise ValueError(f"{name} can't be used with a defence, whose guarantee is for runs without: leave one out.")
+            raise ValueError(
+                f"{name} can't be used with a defence, whose guarantee is for runs without: leave one out."
+            )
         if defence == "randomised_labels":
             self._randomise_labels()
         elif isinstance(defence, ClipAndNoise):
@@ -319,8 +323,8 @@ class FederatedClient:
                 `progress_remaining`, 1 to 0, is for an alpha that follows a schedule.
 
         Returns:
-            arrays, number of samples (with weights: their sum), and metrics: `loss` (mean over the steps' samples, nats), `steps`,
-            `learning_rate`, `progress_remaining`, and `epsilon` with `ClipAndNoise`.
+            arrays, number of samples (with weights: their sum), and metrics: `loss` (mean over the steps' samples,
+            nats), `steps`, `learning_rate`, `progress_remaining`, and `epsilon` with `ClipAndNoise`.
         """
         self._fits += 1
         number = int(config.get("server_round", self._fits))

@@ -167,7 +167,8 @@ def test_one_client_classifies_as_without_a_server(arguments: Any, weights: Any)
     central = classifier(max_epochs=ROUNDS * EPOCHS, **arguments).fit(**data)
     app = client_app(
         *(lambda context: data, lambda given, prior: classifier(**arguments)),
-        **{"local_epochs": EPOCHS, "send_label_counts": True},
+        local_epochs=EPOCHS,
+        send_label_counts=True,
     )
     agent = fitted("norm" in arguments)
     federate(Grid(app, 1), agent, rounds=ROUNDS, strategy=few(), prior=True)
@@ -191,7 +192,9 @@ def test_a_step_of_each_client_is_a_step_on_all_data(weighted: bool) -> None:
     assert gap(agent.policy, central.policy) < 1e-6
     size = sum(parameter.numel() for parameter in agent.policy.parameters())
     # To the clients twice, for training and measures, and back once; each array has a header.
-    assert 3 * 4 * size < grid.bytes_sent / (ROUNDS * len(PARTS)) < 3 * 4 * size + 3 * 200 * len(agent.policy.state_dict())
+    assert (
+        3 * 4 * size < grid.bytes_sent / (ROUNDS * len(PARTS)) < 3 * 4 * size + 3 * 200 * len(agent.policy.state_dict())
+    )
 
 
 @pytest.mark.parametrize("kind", ["discrete", "multi_discrete", "classes"])
@@ -338,7 +341,11 @@ def other(**changed: Any) -> Demonstrations:
         ("clone", lambda: {"X": X, "y": Y}, "server trains a BC: load demonstrations"),
         ("clone", lambda: None, "data must be demonstrations, or a dict with X and y, got NoneType"),
         ("classifier", demonstrations, "server trains a Classifier: load X and y"),
-        ("classifier", lambda: {"X": X, "y": np.where(Y == "a", "d", Y)}, r"y has 'd', which is none of the server's classes \['a', "),
+        (
+            "classifier",
+            lambda: {"X": X, "y": np.where(Y == "a", "d", Y)},
+            r"y has 'd', which is none of the server's classes \['a', ",
+        ),
         ("classifier", lambda: {"X": X[:0], "y": Y[:0]}, r"X has 0 sample\(s\)"),
         ("classifier", lambda: {"X": X, "y": Y, "target": 1}, "data have 'target', which a client can't use"),
         ("counts", demonstrations, r"does not send label counts: give client_app\(send_label_counts=True\)"),
@@ -411,11 +418,9 @@ def test_other_mistakes_are_clear() -> None:
     ):
         with pytest.raises(kind, match=r"from_module|must be a BC|rounds|checkpoint_folder"):
             federate(grid, wrong, **({"rounds": 1} | arguments))
-    message = Message(
-        RecordDict({"arrays": ArrayRecord(network().state_dict()), "config": ConfigRecord({"classes": '["a","b","c"]'})}),
-        dst_node_id=1, message_type=MessageType.TRAIN,
-    )  # fmt: skip
-    grid.deliver(message)
+    config = ConfigRecord({"classes": '["a", "b", "c"]'})
+    content = RecordDict({"arrays": ArrayRecord(network().state_dict()), "config": config})
+    grid.deliver(Message(content, dst_node_id=1, message_type=MessageType.TRAIN))
     assert "message has no 'server-round': use server_app or federate" in grid.errors[-1]
 
     def missing(context: Context) -> Any:
@@ -466,7 +471,11 @@ def test_four_clients_reach_475_and_the_server_app_saves_the_agent(tmp_path: Any
         local_epochs=2,
     )
     start = BC("MlpPolicy", (given.observation_space, given.action_space), None, **settings)
-    config = {"num-server-rounds": 5, "save-to": str(tmp_path / "agent.zip"), "checkpoint-folder": str(tmp_path / "run")}
+    config = {
+        "num-server-rounds": 5,
+        "save-to": str(tmp_path / "agent.zip"),
+        "checkpoint-folder": str(tmp_path / "run"),
+    }
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     env = make_vec_env("CartPole-v1", seed=0)
     assert evaluate_policy(start, env, n_eval_episodes=10)[0] < 100
