@@ -41,7 +41,7 @@ from rlsmooth.training.checkpoint import load_module, load_optimizer, optimizer_
 from rlsmooth.training.classifier_model import as_device, build_model, model_dtype
 from rlsmooth.training.classifier_samples import as_label_array, encode_labels, features_and_classes, prepare_data
 from rlsmooth.training.run import Progress, RunFolder
-from rlsmooth.untrusted import Count
+from rlsmooth.untrusted import Count, parse_json
 
 Samples: TypeAlias = Demonstrations | Mapping[str, Any]
 """A client's data: demonstrations, or the arguments `X`, `y`, `sample_weight` and `mask` of `Classifier.fit`."""
@@ -105,8 +105,8 @@ def class_sizes(expected: Mapping[str, Any]) -> list[int]:
         ValueError: the actions are no classes.
     """
     if "classes" in expected:
-        return [len(json.loads(expected["classes"]))]
-    actions = space_from_json(json.loads(expected["spaces"])[1])
+        return [len(parse_json(expected["classes"]))]
+    actions = space_from_json(parse_json(expected["spaces"])[1])
     if isinstance(actions, spaces.Discrete):
         return [int(actions.n)]
     if isinstance(actions, spaces.MultiDiscrete):
@@ -121,7 +121,7 @@ def prior_of(counts: Sequence[float], sizes: Sequence[int]) -> Prior:
         >>> prior_of([1.0, 3.0], [2])
         tensor([0.2500, 0.7500], dtype=torch.float64)
     """
-    parts = torch.tensor(counts, dtype=torch.float64).split(list(sizes))
+    parts = torch.split(torch.tensor(counts, dtype=torch.float64), list(sizes))
     shares = [part / part.sum() for part in parts]
     return shares[0] if len(shares) == 1 else shares
 
@@ -158,7 +158,7 @@ def client_app(
 
     def begin(message: Message, context: Context) -> tuple[BC | FederatedClient, Round]:
         expected = message.content["config"]
-        data = load(context)
+        data: Any = load(context)
         check_fits(data, expected)
         counts = expected.get("label-counts")
         prior = None if counts is None else prior_of(counts, class_sizes(expected))
@@ -182,15 +182,18 @@ def client_app(
                 if not send_label_counts:
                     raise ValueError("it does not send label counts: give client_app(send_label_counts=True).")
                 found["counts"] = MetricRecord({"label-counts": label_counts(data, expected)})
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             found["config"] = ConfigRecord({"problem": str(error)})
         return Message(content=found, reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator, unused-ignore]
     def train(message: Message, context: Context) -> Message:
         agent, number = begin(message, context)
-        run = train_bc if isinstance(agent, BC) else train_federated
-        arrays, metrics = run(agent, message.content["arrays"], number, local_epochs, context)
+        given = message.content["arrays"]
+        if isinstance(agent, BC):
+            arrays, metrics = train_bc(agent, given, number, local_epochs, context)
+        else:
+            arrays, metrics = train_federated(agent, given, number, context)
         return Message(content=RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator, unused-ignore]
@@ -203,23 +206,22 @@ def client_app(
 
 
 def check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
-    """Raise unless a client's data can train the server's agent.
+    """Raise ValueError unless a client's data can train the server's agent.
 
-    Raises:
-        TypeError: they are of another kind.
-        ValueError: there are none, spaces differ, or a label is none of the server's classes.
+    It says that they are of another kind, that there are none, which spaces differ, or which label is none of the
+    server's classes.
     """
     if isinstance(data, Demonstrations):
         if "spaces" not in expected:
-            raise TypeError("data are demonstrations, but the server trains a Classifier: load X and y.")
-        theirs, ours = (space_from_json(space) for space in json.loads(expected["spaces"]))
+            raise ValueError("data are demonstrations, but the server trains a Classifier: load X and y.")
+        theirs, ours = (space_from_json(space) for space in parse_json(expected["spaces"]))
         check_same_spaces("data", (data.observation_space, data.action_space), (theirs, ours))
         if not len(data):
             raise ValueError("data have no transition: a client needs at least one.")
     elif isinstance(data, Mapping) and {"X", "y"} <= data.keys():
         if "classes" not in expected:
-            raise TypeError("data have X and y, but the server trains a BC: load demonstrations.")
-        _, labels, classes = features_and_classes(data["X"], data["y"], json.loads(expected["classes"]))
+            raise ValueError("data have X and y, but the server trains a BC: load demonstrations.")
+        _, labels, classes = features_and_classes(data["X"], data["y"], parse_json(expected["classes"]))
         if unknown := sorted(set(labels.tolist()) - set(classes.tolist()), key=str):
             raise ValueError(
                 f"y has {unknown[0]!r}, which is none of the server's classes {classes.tolist()}: make the server's "
@@ -228,7 +230,7 @@ def check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
         if more := data.keys() - {"X", "y", "sample_weight", "mask"}:
             raise ValueError(f"data have {min(more)!r}, which a client can't use: X, y, sample_weight and mask.")
     else:
-        raise TypeError(f"data must be demonstrations, or a dict with X and y, got {type(data).__name__}.")
+        raise ValueError(f"data must be demonstrations, or a dict with X and y, got {type(data).__name__}.")
 
 
 def label_counts(data: Samples, expected: Mapping[str, Any]) -> list[float]:
@@ -237,7 +239,7 @@ def label_counts(data: Samples, expected: Mapping[str, Any]) -> list[float]:
     if isinstance(data, Demonstrations):
         labels, weights = data.action_labels.reshape(len(data), -1), data.weights
     else:
-        classes = np.asarray(json.loads(expected["classes"]))
+        classes = np.asarray(parse_json(expected["classes"]))
         labels, weights = encode_labels(as_label_array(data["y"], len(data["y"])), classes), data.get("sample_weight")
         labels = labels.reshape(-1, 1)
     weights = None if weights is None else np.asarray(weights)
@@ -262,7 +264,7 @@ def as_federated_client(
         if not isinstance(prior, Tensor):
             raise ValueError("class_weight='balanced' needs all clients' classes: the server must ask by prior=True.")
         class_weight = torch.where(prior > 0, 1.0 / (prior.count_nonzero() * prior), 1.0)
-    features, labels, classes = features_and_classes(data["X"], data["y"], json.loads(expected["classes"]))
+    features, labels, classes = features_and_classes(data["X"], data["y"], parse_json(expected["classes"]))
     seed = classifier.seed or 0
     module = build_model(classifier.model, features, len(classes), seed=seed).to(as_device(classifier.device))
     found = prepare_data(
@@ -359,7 +361,7 @@ class EndOfRound(BaseCallback):
 
 
 def train_federated(
-    client: FederatedClient, arrays: ArrayRecord, number: Round, local_epochs: int, context: Context
+    client: FederatedClient, arrays: ArrayRecord, number: Round, context: Context
 ) -> tuple[ArrayRecord, dict[str, float]]:
     """The same by a client that has its own loop. One with a defence keeps the loss, which has no noise, to itself."""
     if (kept := kept_state(context)) is not None:
@@ -411,7 +413,7 @@ def kept_state(context: Context) -> tuple[dict[str, Tensor], Any] | None:
     """What `keep_state` kept in an earlier round, or None."""
     if STATE not in context.state:
         return None
-    return dict(context.state[STATE].to_torch_state_dict()), json.loads(context.state[f"{STATE}-config"]["json"])
+    return dict(context.state[STATE].to_torch_state_dict()), parse_json(context.state[f"{STATE}-config"]["json"])
 
 
 # ---- the server
@@ -500,8 +502,8 @@ def federate(
     if checkpoint_folder is not None:
         folder = RunFolder(checkpoint_folder, unit="round", resume="federate(..., resume=True)")
         done = restored_rounds(folder, module, expected, rounds, resume=resume)
-    config = expected | ask_clients(grid, strategy, expected, prior=prior, timeout=timeout)
-    config |= {"num-rounds": rounds, "first-round": done + 1}
+    answers = ask_clients(grid, strategy, expected, prior=prior, timeout=timeout)
+    config = {**expected, **answers, "num-rounds": rounds, "first-round": done + 1}
     start = ArrayRecord(module.state_dict())
 
     def after_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:

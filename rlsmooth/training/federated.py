@@ -177,11 +177,11 @@ class Strategy(Protocol):
         """
 
 
-def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], int]]) -> Parameters:
+def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], float]]) -> Parameters:
     """The mean of arrays by numbers of samples, in float64; of integers (counters of BatchNorm) the largest.
 
     Args:
-        results: `(arrays, number of samples)`, at least one, of the same shapes.
+        results: `(arrays, number of samples or sum of their weights)`, at least one, of the same shapes.
 
     Raises:
         ValueError: there is none, or none has a sample.
