@@ -46,7 +46,7 @@ test-flower: $(FLOWER)/.installed-$(HERE)  ## run the tests of Flower's apps, in
 	$(FLOWER)/bin/python -P -m pytest tests/integrations/test_flower.py $(ARGS)
 
 $(FLOWER)/.installed-$(HERE): pyproject.toml constraints.txt constraints-flower.txt | $(BIN)/python
-	$(BIN)/python -m venv --clear $(FLOWER)
+	$(BIN)/python -m venv $(FLOWER)
 	awk -F == 'NR == FNR { own[$$1]; print; next } !($$1 in own)' constraints-flower.txt constraints.txt > $(FLOWER)/constraints.txt
 	$(INSTALL_FLOWER) setuptools "$$(grep '^torch==' constraints.txt)"
 	$(INSTALL_FLOWER) --no-build-isolation --editable '.[flower]' filelock hypothesis pytest pytest-timeout
