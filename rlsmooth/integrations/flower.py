@@ -63,7 +63,7 @@ NOT_HERE = {
 # ---- what both sides share
 
 
-class Round(NamedTuple):
+class _Round(NamedTuple):
     """A round's number, from 1 on, and how many there are."""
 
     number: int
@@ -75,7 +75,7 @@ class Round(NamedTuple):
         return 1.0 - (self.number - 1) / self.total
 
 
-def module_of(agent: BC | Classifier) -> nn.Module:
+def _module_of(agent: BC | Classifier) -> nn.Module:
     """The network that is trained.
 
     Raises:
@@ -91,14 +91,14 @@ def module_of(agent: BC | Classifier) -> nn.Module:
     return agent.module_
 
 
-def expectation_of(agent: BC | Classifier) -> dict[str, str]:
+def _expectation_of(agent: BC | Classifier) -> dict[str, str]:
     """What the clients' data must fit, in the form that a message takes."""
     if isinstance(agent, BC):
         return {"spaces": json.dumps([space_to_json(space) for space in (agent.observation_space, agent.action_space)])}
     return {"classes": json.dumps(agent.classes_.tolist())}
 
 
-def class_sizes(expected: Mapping[str, Any]) -> list[int]:
+def _class_sizes(expected: Mapping[str, Any]) -> list[int]:
     """The number of classes, or those of each MultiDiscrete dimension.
 
     Raises:
@@ -114,11 +114,11 @@ def class_sizes(expected: Mapping[str, Any]) -> list[int]:
     raise ValueError(f"prior=True needs Discrete or MultiDiscrete actions, the agent has {actions!r}: leave it out.")
 
 
-def prior_of(counts: Sequence[float], sizes: Sequence[int]) -> Prior:
+def _prior_of(counts: Sequence[float], sizes: Sequence[int]) -> Prior:
     """The shares of the classes, from the counts of all components, one after another.
 
     Examples:
-        >>> prior_of([1.0, 3.0], [2])
+        >>> _prior_of([1.0, 3.0], [2])
         tensor([0.2500, 0.7500], dtype=torch.float64)
     """
     parts = torch.split(torch.tensor(counts, dtype=torch.float64), list(sizes))
@@ -156,32 +156,32 @@ def client_app(
     check_positive_int("local_epochs", local_epochs)
     app = ClientApp()
 
-    def begin(message: Message, context: Context) -> tuple[BC | FederatedClient, Round]:
-        expected = message.content["config"]
+    def begin(message: Message, context: Context) -> tuple[BC | FederatedClient, _Round]:
+        expected = message.content.config_records["config"]
         data: Any = load(context)
-        check_fits(data, expected)
+        _check_fits(data, expected)
         counts = expected.get("label-counts")
-        prior = None if counts is None else prior_of(counts, class_sizes(expected))
+        prior = None if counts is None else _prior_of(counts, _class_sizes(expected))
         agent = make(data, prior)
         if isinstance(agent, Classifier):
-            agent = as_federated_client(agent, data, expected, prior, local_epochs)
-        check_can_train(agent, expected)
+            agent = _as_federated_client(agent, data, expected, prior, local_epochs)
+        _check_can_train(agent, expected)
         names = ("server-round", "num-rounds", "first-round")
         if missing := [name for name in names if name not in expected]:
             raise ValueError(f"the server's message has no {missing[0]!r}: use server_app or federate.")
         number, total, first = (int(expected[name]) for name in names)
-        return agent, Round(first - 1 + number, total)
+        return agent, _Round(first - 1 + number, total)
 
     @app.query()  # type: ignore[untyped-decorator, unused-ignore]
     def query(message: Message, context: Context) -> Message:
-        expected, found = message.content["config"], RecordDict()
+        expected, found = message.content.config_records["config"], RecordDict()
         try:
             data = load(context)
-            check_fits(data, expected)
+            _check_fits(data, expected)
             if expected["asks-for-counts"]:
                 if not send_label_counts:
                     raise ValueError("it does not send label counts: give client_app(send_label_counts=True).")
-                found["counts"] = MetricRecord({"label-counts": label_counts(data, expected)})
+                found["counts"] = MetricRecord({"label-counts": _label_counts(data, expected)})
         except ValueError as error:
             found["config"] = ConfigRecord({"problem": str(error)})
         return Message(content=found, reply_to=message)
@@ -189,23 +189,23 @@ def client_app(
     @app.train()  # type: ignore[untyped-decorator, unused-ignore]
     def train(message: Message, context: Context) -> Message:
         agent, number = begin(message, context)
-        given = message.content["arrays"]
+        given = message.content.array_records["arrays"]
         if isinstance(agent, BC):
-            arrays, metrics = train_bc(agent, given, number, local_epochs, context)
+            arrays, metrics = _train_bc(agent, given, number, local_epochs, context)
         else:
-            arrays, metrics = train_federated(agent, given, number, context)
+            arrays, metrics = _train_federated(agent, given, number, context)
         return Message(content=RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator, unused-ignore]
     def evaluate(message: Message, context: Context) -> Message:
         agent, number = begin(message, context)
-        metrics = measures_of(agent, message.content["arrays"], number)
+        metrics = _measures_of(agent, message.content.array_records["arrays"], number)
         return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     return app
 
 
-def check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
+def _check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
     """Raise ValueError unless a client's data can train the server's agent.
 
     It says that they are of another kind, that there are none, which spaces differ, or which label is none of the
@@ -233,9 +233,9 @@ def check_fits(data: Samples, expected: Mapping[str, Any]) -> None:
         raise ValueError(f"data must be demonstrations, or a dict with X and y, got {type(data).__name__}.")
 
 
-def label_counts(data: Samples, expected: Mapping[str, Any]) -> list[float]:
+def _label_counts(data: Samples, expected: Mapping[str, Any]) -> list[float]:
     """The number of samples of each class, counted by their weights; of all components, one after another."""
-    sizes = class_sizes(expected)
+    sizes = _class_sizes(expected)
     if isinstance(data, Demonstrations):
         labels, weights = data.action_labels.reshape(len(data), -1), data.weights
     else:
@@ -247,7 +247,7 @@ def label_counts(data: Samples, expected: Mapping[str, Any]) -> list[float]:
     return [float(count) for count in np.concatenate(counts)]
 
 
-def as_federated_client(
+def _as_federated_client(
     classifier: Classifier, data: Mapping[str, Any], expected: Mapping[str, Any], prior: Prior, local_epochs: int
 ) -> FederatedClient:
     """A client with the arguments of a classifier.
@@ -255,6 +255,8 @@ def as_federated_client(
     Raises:
         ValueError: one of them can't be used in rounds; see also `Classifier.fit`.
     """
+    if "classes" not in expected:
+        raise ValueError("make returned a Classifier, but the server trains a BC: return a BC.")
     if changed := [name for name, default in NOT_HERE.items() if getattr(classifier, name) != default]:
         raise ValueError(f"{changed[0]}={getattr(classifier, changed[0])!r} can't be used by a client: leave it out.")
     if not isinstance(classifier.learning_rate, (int, float)):
@@ -302,7 +304,7 @@ def as_federated_client(
     )
 
 
-def check_can_train(agent: BC | FederatedClient, expected: Mapping[str, Any]) -> None:
+def _check_can_train(agent: BC | FederatedClient, expected: Mapping[str, Any]) -> None:
     """Raise unless an agent can train in rounds.
 
     Raises:
@@ -325,12 +327,12 @@ def check_can_train(agent: BC | FederatedClient, expected: Mapping[str, Any]) ->
         raise ValueError(f"{actions!r} has no bounds, so that clients would have different targets: give bounds.")
 
 
-def train_bc(
-    agent: BC, arrays: ArrayRecord, number: Round, local_epochs: int, context: Context
+def _train_bc(
+    agent: BC, arrays: ArrayRecord, number: _Round, local_epochs: int, context: Context
 ) -> tuple[ArrayRecord, dict[str, float]]:
     """Train for the epochs of a round, which are those of a run over all rounds. Returns parameters and metrics."""
     load_module("the client's policy", agent.policy, arrays.to_torch_state_dict(), "the server's parameters")
-    optimizer, kept = agent.policy.optimizer, kept_state(context)
+    optimizer, kept = agent.policy.optimizer, _kept_state(context)
     if kept is not None:
         tensors, config = kept
         agent.rng = {name: tensors.pop(f"rng.{name}") for name in config["rng"]}
@@ -338,16 +340,16 @@ def train_bc(
     updates = local_epochs * agent.batches_per_epoch
     progress, agent.is_resumed = agent.progress, True
     progress.start, progress.step, progress.end = 0, (number.number - 1) * updates, number.total * updates
-    end = EndOfRound(updates)
+    end = _EndOfRound(updates)
     agent.learn(total_batches=progress.end, callback=end, log_interval=progress.end + 1)
     tensors, config = optimizer_to_tensors(optimizer)
     rng = {f"rng.{name}": tensor for name, tensor in agent.rng.items()}
-    keep_state(context, tensors | rng, {"optimizer": config, "rng": list(agent.rng)})
-    metrics = {"num-examples": size_of(agent), "loss": float(torch.stack(end.losses).mean())}
+    _keep_state(context, tensors | rng, {"optimizer": config, "rng": list(agent.rng)})
+    metrics = {"num-examples": _size_of(agent), "loss": float(torch.stack(end.losses).mean())}
     return ArrayRecord(agent.policy.state_dict()), metrics
 
 
-class EndOfRound(BaseCallback):
+class _EndOfRound(BaseCallback):
     """Ends training after some updates, and keeps their losses."""
 
     def __init__(self, updates: int) -> None:
@@ -360,22 +362,22 @@ class EndOfRound(BaseCallback):
         return self.n_calls < self.updates
 
 
-def train_federated(
-    client: FederatedClient, arrays: ArrayRecord, number: Round, context: Context
+def _train_federated(
+    client: FederatedClient, arrays: ArrayRecord, number: _Round, context: Context
 ) -> tuple[ArrayRecord, dict[str, float]]:
     """The same by a client that has its own loop. One with a defence keeps the loss, which has no noise, to itself."""
-    if (kept := kept_state(context)) is not None:
+    if (kept := _kept_state(context)) is not None:
         client.load_state(*kept)
-    parameters = parameters_for(client.module, arrays)
+    parameters = _parameters_for(client.module, arrays)
     config = {"server_round": number.number, "progress_remaining": number.progress}
     _, size, metrics = client.fit(parameters, config)
-    keep_state(context, *client.state())
+    _keep_state(context, *client.state())
     shown = "loss" if client.defence is None else "epsilon"
     value = metrics["loss"] if client.defence is None else client.epsilon
     return ArrayRecord(client.module.state_dict()), {"num-examples": size, shown: value}
 
 
-def parameters_for(module: nn.Module, arrays: ArrayRecord) -> list[NDArray[Any]]:
+def _parameters_for(module: nn.Module, arrays: ArrayRecord) -> list[NDArray[Any]]:
     """The arrays in the order of the module's state.
 
     Raises:
@@ -385,35 +387,39 @@ def parameters_for(module: nn.Module, arrays: ArrayRecord) -> list[NDArray[Any]]
     return [arrays[name].numpy() for name in module.state_dict()]
 
 
-def measures_of(agent: BC | FederatedClient, arrays: ArrayRecord, number: Round) -> dict[str, float]:
+def _measures_of(agent: BC | FederatedClient, arrays: ArrayRecord, number: _Round) -> dict[str, float]:
     """Measures of the server's parameters on held-out demonstrations, or on the client's samples where none are."""
+    if isinstance(agent, FederatedClient) and agent.defence is not None:
+        return {"num-examples": agent.size}  # a measure without noise would weaken the defence
     if isinstance(agent, FederatedClient):
-        loss, size, found = agent.evaluate(parameters_for(agent.module, arrays), {})
+        loss, size, found = agent.evaluate(_parameters_for(agent.module, arrays), {})
         return {"num-examples": size, "loss": loss, **found}
     load_module("the client's policy", agent.policy, arrays.to_torch_state_dict(), "the server's parameters")
     measures = agent.measures
     measured = measures.validation(number.progress) or measures.training(number.progress)
-    return {"num-examples": size_of(agent)} | {name: measured[name] for name in VALIDATED if name in measured}
+    return {"num-examples": _size_of(agent)} | {name: measured[name] for name in VALIDATED if name in measured}
 
 
-def size_of(agent: BC) -> float:
+def _size_of(agent: BC) -> float:
     """The number of transitions that a client trains on, or the sum of their weights."""
     data = agent.demonstrations
     assert data is not None
     return len(data) if data.weights is None else float(np.asarray(data.weights, dtype=np.float64).sum())
 
 
-def keep_state(context: Context, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _keep_state(context: Context, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Keep tensors and JSON in a client's context."""
     context.state[STATE] = ArrayRecord(dict(tensors))
     context.state[f"{STATE}-config"] = ConfigRecord({"json": json.dumps(config)})
 
 
-def kept_state(context: Context) -> tuple[dict[str, Tensor], Any] | None:
-    """What `keep_state` kept in an earlier round, or None."""
+def _kept_state(context: Context) -> tuple[dict[str, Tensor], Any] | None:
+    """What `_keep_state` kept in an earlier round, or None."""
     if STATE not in context.state:
         return None
-    return dict(context.state[STATE].to_torch_state_dict()), parse_json(context.state[f"{STATE}-config"]["json"])
+    return dict(context.state.array_records[STATE].to_torch_state_dict()), parse_json(
+        str(context.state.config_records[f"{STATE}-config"]["json"])
+    )
 
 
 # ---- the server
@@ -445,7 +451,7 @@ def server_app(make: Callable[[Context], BC | Classifier], **arguments: Any) -> 
     return app
 
 
-class SavedServer(TypedDict):
+class _SavedServer(TypedDict):
     """The configuration of a checkpoint."""
 
     rounds: Count
@@ -493,7 +499,7 @@ def federate(
     Warns:
         RuntimeWarning: the prior leaves out a client that did not answer.
     """
-    module, expected = module_of(agent), expectation_of(agent)
+    module, expected = _module_of(agent), _expectation_of(agent)
     check_positive_int("rounds", rounds)
     strategy = FedAvg() if strategy is None else strategy
     folder, done = None, 0
@@ -501,8 +507,8 @@ def federate(
         raise ValueError("resume=True needs the run's checkpoint_folder.")
     if checkpoint_folder is not None:
         folder = RunFolder(checkpoint_folder, unit="round", resume="federate(..., resume=True)")
-        done = restored_rounds(folder, module, expected, rounds, resume=resume)
-    answers = ask_clients(grid, strategy, expected, prior=prior, timeout=timeout)
+        done = _restored_rounds(folder, module, expected, rounds, resume=resume)
+    answers = _ask_clients(grid, strategy, expected, prior=prior, timeout=timeout)
     config = {**expected, **answers, "num-rounds": rounds, "first-round": done + 1}
     start = ArrayRecord(module.state_dict())
 
@@ -528,7 +534,7 @@ def federate(
     )
 
 
-def restored_rounds(
+def _restored_rounds(
     folder: RunFolder, module: nn.Module, expected: Mapping[str, str], rounds: int, *, resume: bool
 ) -> int:
     """Put a checkpoint's parameters into the module if a run is resumed. Returns how many rounds are done.
@@ -540,7 +546,7 @@ def restored_rounds(
     checkpoint = folder.begin(resume=resume)
     if checkpoint is None:
         return 0
-    saved = checkpoint.decoded(SavedServer)
+    saved = checkpoint.decoded(_SavedServer)
     Progress(end=saved["rounds"]).begin(rounds, "rounds", is_resumed=True)
     if saved["expected"] != dict(expected):
         raise ValueError(
@@ -550,7 +556,7 @@ def restored_rounds(
     return checkpoint.step
 
 
-def ask_clients(
+def _ask_clients(
     grid: Grid, strategy: Strategy, expected: Mapping[str, str], *, prior: bool, timeout: float
 ) -> dict[str, list[float]]:
     """Ask all clients that are connected whether their data fit, and, for a prior, how many samples each class has.
@@ -559,7 +565,7 @@ def ask_clients(
         ValueError: the data of one don't fit.
         RuntimeError: none answered.
     """
-    sizes = class_sizes(expected) if prior else []
+    sizes = _class_sizes(expected) if prior else []
     needed = max(getattr(strategy, name, 1) for name in ("min_available_nodes", "min_train_nodes"))
     while len(nodes := list(grid.get_node_ids())) < needed:
         time.sleep(1)

@@ -367,6 +367,7 @@ def test_data_that_do_not_fit_are_refused_before_the_first_round(agent: str, dat
         (lambda data: clone(data, early_stopping_patience=1, validation=data), "early_stopping is for a run without"),
         (lambda data: clone(data, checkpoint_folder="nowhere"), "checkpoint_folder is for a run without a server"),
         (lambda data: clone(data, policy_kwargs={"net_arch": [3]}), "client's policy does not fit the server's"),
+        (lambda data: classifier(), "make returned a Classifier, but the server trains a BC"),
         (lambda data: data, "make must return a BC, a Classifier or a FederatedClient, got Demonstrations"),
     ],
 )
@@ -440,6 +441,7 @@ def test_a_client_with_a_defence_keeps_its_loss() -> None:
         return FederatedClient(network(), data["X"], labels, 3, defence="randomised_labels")
 
     result = federate(Grid(client_app(lambda context: {"X": X, "y": Y}, make), 2), fitted(), rounds=1)
+    assert dict(result.evaluate_metrics_clientapp[1]) == {}
     assert dict(result.train_metrics_clientapp[1]) == {"epsilon": pytest.approx(np.log(1 + 3 * 0.9 / 0.1))}
 
 
