@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths test-rllib fuzz lint types docs wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths test-rllib test-flower fuzz lint types docs wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -20,7 +20,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=/path/to/python3.12  the Python that makes .venv (otherwise the first of python3.13, 3.12, 3.11 and python3 that fits)'
-	@echo '  ARGS="..."                  more arguments for train, train-ppo, test, test-slow, test-paths, fuzz and bench'
+	@echo '  ARGS="..."                  more arguments for train, train-ppo, test, test-slow, test-paths, test-flower, fuzz and bench'
 
 train: $(CORE)  ## train behaviour cloning on the CartPole-v1 demonstrations that ship with the package
 	$(BIN)/rlsmooth bc --env CartPole-v1 --seed 0 $(ARGS)
@@ -42,6 +42,19 @@ test-paths: $(DEV)  ## run the tests on the plain ways of torch and SB3, without
 test-rllib: $(DEV)  ## install Ray too, and run the tests of RLlib's integration
 	$(INSTALL) --no-build-isolation --editable '.[rllib]'
 	$(BIN)/python -P -m pytest tests/integrations/test_rllib.py -m 'slow or not slow' $(ARGS)
+
+# Flower's requirements exclude pins of constraints.txt: its environment has those of constraints-flower.txt in their place.
+FLOWER := .venv-flower
+INSTALL_FLOWER := $(FLOWER)/bin/python -m pip install --disable-pip-version-check --constraint $(FLOWER)/constraints.txt
+test-flower: $(FLOWER)/.installed-$(HERE)  ## run the tests of Flower's apps, in an environment of their own
+	$(FLOWER)/bin/python -P -m pytest tests/integrations/test_flower.py $(ARGS)
+
+$(FLOWER)/.installed-$(HERE): pyproject.toml constraints.txt constraints-flower.txt | $(BIN)/python
+	$(BIN)/python -m venv $(FLOWER)
+	awk -F == 'NR == FNR { own[$$1]; print; next } !($$1 in own)' constraints-flower.txt constraints.txt > $(FLOWER)/constraints.txt
+	$(INSTALL_FLOWER) setuptools "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL_FLOWER) --no-build-isolation --editable '.[flower]' filelock hypothesis pytest pytest-timeout
+	@touch $@
 
 # The files of tests/fuzz are no tests by their names: only this target runs them.
 SEED ?= 0

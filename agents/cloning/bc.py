@@ -228,7 +228,7 @@ class BC(ActingModel):
                 policy, self.observation_space, policy_actions, rate, policy_kwargs=policy_kwargs, device=self.device
             )
         with isolated_rng((self.seed + 1) % 2**32):  # the same whether the policy is built here or read from a file
-            self._rng = rng_state()
+            self.rng = rng_state()
         self.units = make_units(self.policy, policy_actions, demonstrations, given=policy, policy_kwargs=policy_kwargs)
         self.normalises_actions = True
         self.head = building.make_head(self.policy, policy_actions, reference_std, self.units)
@@ -356,7 +356,7 @@ class BC(ActingModel):
             safe_points(self.checkpoint_folder, shared=True),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=shown) as bar,
         ):
-            set_rng_state(self._rng)
+            set_rng_state(self.rng)
             if not self.is_resumed:
                 self._watch.restart()
             self._logged_at = self._evaluated_at = -1
@@ -377,7 +377,7 @@ class BC(ActingModel):
             self._finish()
             if listener is not None:
                 listener.on_training_end()
-            self._rng = rng_state()
+            self.rng = rng_state()
         return self
 
     def _plan(self, total_epochs: int | None, total_batches: int | None, reset_num_timesteps: bool) -> None:
@@ -797,4 +797,4 @@ class BC(ActingModel):
                 best = tensors["best"]
                 self.early_stopping.load(config["early_stopping"], best, self.policy, checkpoint.step)
             self._watch.restore(tensors.get("losses", {}))
-            self._rng = tensors["rng"]
+            self.rng = tensors["rng"]

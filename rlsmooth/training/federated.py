@@ -177,11 +177,11 @@ class Strategy(Protocol):
         """
 
 
-def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], int]]) -> Parameters:
+def weighted_mean(results: Sequence[tuple[Sequence[NDArray[Any]], float]]) -> Parameters:
     """The mean of arrays by numbers of samples, in float64; of integers (counters of BatchNorm) the largest.
 
     Args:
-        results: `(arrays, number of samples)`, at least one, of the same shapes.
+        results: `(arrays, number of samples or sum of their weights)`, at least one, of the same shapes.
 
     Raises:
         ValueError: there is none, or none has a sample.
@@ -368,7 +368,8 @@ class FederatedTrainer:
             sent, count, metrics = self.clients[index].fit(self.parameters, config)
             self._check_finite(number, index, sent)
             if self.audit is not None:
-                append_values(audited, self.audit(number, index, self.parameters, sent, count, metrics))
+                size = len(self.clients[index])
+                append_values(audited, self.audit(number, index, self.parameters, sent, size, metrics))
             results.append((index, (sent, count, metrics)))
         self.parameters, found = self.strategy.aggregate_fit(number, results, [])
         self.strategy.initialize_parameters(self.parameters)

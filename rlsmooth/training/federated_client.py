@@ -30,15 +30,16 @@ from rlsmooth.targets import Smoothing, as_smoothing
 from rlsmooth.targets.arguments import broadcast_mask, check_mask
 from rlsmooth.training.checkpoint import load_optimizer, optimizer_to_tensors
 from rlsmooth.training.classifier_model import model_dtype
+from rlsmooth.training.classifier_samples import as_weights
 from rlsmooth.training.run import fingerprint, samples_at_once
 from rlsmooth.training.safe_file import encode_smoothing
 from rlsmooth.training.seeding import EpochCut, epoch_permutation, has_batch_norm, isolated_rng
 
 Parameters: TypeAlias = list[NDArray[Any]]
 """What is sent: the arrays of `state_dict()`, in its order; with `share="gradients"` their gradients, 0 of buffers."""
-FitResult: TypeAlias = tuple[Parameters, int, dict[str, float]]
-"""What `fit` of a client returns: arrays, number of samples, metrics."""
-EvaluationResult: TypeAlias = tuple[float, int, dict[str, float]]
+FitResult: TypeAlias = tuple[Parameters, float, dict[str, float]]
+"""What `fit` of a client returns: arrays, number of samples (with weights: their sum), metrics."""
+EvaluationResult: TypeAlias = tuple[float, float, dict[str, float]]
 """What `evaluate` of a client returns: loss, number of samples, metrics."""
 Share: TypeAlias = Literal["weights", "gradients"]
 Samples: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any]
@@ -190,8 +191,8 @@ class FederatedClient:
     """Trains a network on samples that stay here, and sends back its parameters or gradients.
 
     It has the methods of Flower's NumPyClient: `get_parameters`, `fit`, `evaluate`. The local loss is the mean of
-    `CE(smoothing(y), softmax(module(x)))` over a minibatch (nats). The seed and the round decide the order of the
-    samples and all random numbers, so that a round can be repeated.
+    `CE(smoothing(y), softmax(module(x)))` over a minibatch (nats), with weights as in `Classifier`. The seed and the
+    round decide the order of the samples and all random numbers, so that a round can be repeated.
 
     Args:
         module: maps `[N, ...]` to logits `[N, K]`. `fit` and `evaluate` write the parameters that they get into it, so
@@ -201,9 +202,12 @@ class FederatedClient:
         num_classes: `K`.
         smoothing: alpha, a schedule over the rounds `"lin_0.1"`, or a `Smoothing`.
         mask: bool `[N, K]`, True = legal.
+        sample_weight: `[N]`, 0 or more; a strategy counts the client by their sum.
         optimizer: `"sgd"` or `"adam"`.
         learning_rate: of the local steps.
         momentum: of `"sgd"`.
+        weight_decay: of `"adam"`, decoupled from the gradient (AdamW).
+        max_grad_norm: the gradient's norm is clipped to it; None: no clipping.
         batch_size: samples of a local step; None: all.
         local_epochs: passes over the samples in a round.
         keep_optimizer: keep the optimiser's state (momentum, Adam's moments) from round to round. Without, each round
@@ -235,9 +239,12 @@ class FederatedClient:
         *,
         smoothing: float | str | Smoothing = 0.1,
         mask: Tensor | None = None,
+        sample_weight: Any = None,
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
         momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
         batch_size: int | None = 32,
         local_epochs: int = 1,
         keep_optimizer: bool = False,
@@ -259,6 +266,15 @@ class FederatedClient:
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.momentum = momentum
+        self.weight_decay = check_in_range("weight_decay", weight_decay, 0.0)
+        self.max_grad_norm = max_grad_norm
+        if max_grad_norm is not None:
+            check_in_range("max_grad_norm", max_grad_norm, 0.0, low_open=True)
+        weights = as_weights(sample_weight, len(self))
+        self.weights = (
+            None if weights is None else torch.from_numpy(weights).to(self.labels.device, model_dtype(module))
+        )
+        self.size = len(self) if weights is None else float(weights.sum())
         self.batch_size = (
             len(self) if batch_size is None else min(check_positive_int("batch_size", batch_size), len(self))
         )
@@ -272,6 +288,11 @@ class FederatedClient:
         self._optimizer_state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._trained_labels, self._trained_smoothing = self.labels, self.smoothing
         self.smoothing(self.labels, num_classes, mask=self.mask)  # checks values once; rounds need not
+        if defence is not None and (weights is not None or max_grad_norm is not None):
+            name = "max_grad_norm" if weights is None else "sample_weight"
+            raise ValueError(
+                f"{name} can't be used with a defence, whose guarantee is for runs without: leave one out."
+            )
         if defence == "randomised_labels":
             self._randomise_labels()
         elif isinstance(defence, ClipAndNoise):
@@ -302,8 +323,8 @@ class FederatedClient:
                 `progress_remaining`, 1 to 0, is for an alpha that follows a schedule.
 
         Returns:
-            arrays, number of samples, and metrics: `loss` (mean over the steps' samples, nats), `steps`,
-            `learning_rate`, `progress_remaining`, and `epsilon` with `ClipAndNoise`.
+            arrays, number of samples (with weights: their sum), and metrics: `loss` (mean over the steps' samples,
+            nats), `steps`, `learning_rate`, `progress_remaining`, and `epsilon` with `ClipAndNoise`.
         """
         self._fits += 1
         number = int(config.get("server_round", self._fits))
@@ -328,7 +349,7 @@ class FederatedClient:
         }
         if isinstance(self.defence, ClipAndNoise):
             metrics["epsilon"] = self.epsilon
-        return self._to_send(), len(self), metrics
+        return self._to_send(), self.size, metrics
 
     def evaluate(self, parameters: Sequence[NDArray[Any]], config: Mapping[str, Any]) -> EvaluationResult:
         """The mean negative log-likelihood of the true labels (nats), the number of samples, and `accuracy`.
@@ -339,7 +360,7 @@ class FederatedClient:
         """
         set_parameters(self.module, parameters)
         summary = classification_summary(logits_of(self.module, self.inputs, self.mask, self.batch_size), self.labels)
-        return summary["nll"], len(self), {"accuracy": summary["accuracy"]}
+        return summary["nll"], self.size, {"accuracy": summary["accuracy"]}
 
     # ---- local training
 
@@ -353,6 +374,8 @@ class FederatedClient:
             for update in range(len(cut)):
                 start, end = cut.bounds(update)
                 losses.append(self._backward(order[start:end], progress))
+                if self.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
                 optimizer.step()
         if self.keep_optimizer:
             self._optimizer_state = optimizer_to_tensors(optimizer)
@@ -409,7 +432,8 @@ class FederatedClient:
         labels = self._trained_labels[places]
         target = self._trained_smoothing(labels, self.num_classes, mask=mask, progress=progress, validate=False)
         logits = (self.module if module is None else module)(self.inputs[places])
-        loss = cross_entropy(logits, target, mask=mask, reduction="sum") / max(len(places), 1)
+        weight, size = None if self.weights is None else self.weights[places], self.size / len(self)
+        loss = cross_entropy(logits, target, mask=mask, weight=weight, reduction="sum") / (max(len(places), 1) * size)
         if module is None:
             self.module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -426,7 +450,12 @@ class FederatedClient:
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         if self.optimizer == "sgd":
             return torch.optim.SGD(trained, lr=self.learning_rate, momentum=self.momentum)
-        return torch.optim.Adam(trained, lr=self.learning_rate)
+        decay = self.weight_decay
+        return (
+            torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=decay)
+            if decay
+            else torch.optim.Adam(trained, lr=self.learning_rate)
+        )
 
     def _to_send(self) -> Parameters:
         if self.share == "weights":
@@ -482,10 +511,13 @@ class FederatedClient:
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that affect the result, as JSON-able values."""
-        noise = self.defence
+        noise, more = self.defence, [self.weight_decay, self.max_grad_norm]
         return {
             "smoothing": encode_smoothing([self.smoothing]),
-            "optimizer": [self.optimizer, self.learning_rate, self.momentum, self.keep_optimizer],
+            "optimizer": [
+                *(self.optimizer, self.learning_rate, self.momentum, self.keep_optimizer),
+                *(more if any(more) else []),  # which earlier versions did not have
+            ],
             "local": [self.batch_size, self.local_epochs, self.share, self.seed],
             "defence": [noise.max_norm, noise.noise_multiplier, noise.delta]
             if isinstance(noise, ClipAndNoise)
@@ -495,7 +527,8 @@ class FederatedClient:
     def fingerprint(self) -> str:
         """A sha256 of the samples."""
         shape = f"{self.inputs.dtype} {tuple(self.inputs.shape)}"
-        return fingerprint(shape, self.inputs, self.labels, "" if self.mask is None else self.mask)
+        optional = (part for part in (self.mask, self.weights) if part is not None)
+        return fingerprint(shape, self.inputs, self.labels, *optional)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What changes during a run besides the parameters: tensors, and JSON."""

@@ -244,7 +244,9 @@ def test_an_example_runs_with_the_wheel_alone(
 
 # ---- docstrings; pytest's own --doctest-modules would collect the linked folders twice
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-ABSENT = {"rlsmooth.integrations.rllib"} if find_spec("ray") is None else set()
+ABSENT = {
+    f"rlsmooth.integrations.{name}" for name, its in {"rllib": "ray", "flower": "flwr"}.items() if not find_spec(its)
+}
 MODULES = [name for name in product_files() if ".bench" not in name and name not in ABSENT]  # benchmarks import others
 
 

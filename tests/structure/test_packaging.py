@@ -38,9 +38,21 @@ def project() -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))["project"]
 
 
-@pytest.fixture(scope="module")
-def pins(repository: Path) -> dict[str, Requirement]:
-    lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def constraints_of(extra: str) -> list[str]:
+    """The lines of the constraints for an extra: for Flower, those of its own file and the others'."""
+    own, others = (
+        (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
+        for name in ("constraints-flower.txt", "constraints.txt")
+    )
+    replaced = {line.partition("==")[0] for line in own}
+    return (
+        [*own, *(line for line in others if line.partition("==")[0] not in replaced)] if extra == "flower" else others
+    )
+
+
+@pytest.fixture(scope="module", params=["dev", "flower"])
+def pins(request: pytest.FixtureRequest) -> dict[str, Requirement]:
+    lines = constraints_of(request.param)
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
     pins = {canonicalize_name(requirement.name): requirement for requirement in requirements}
     assert len(pins) == len(requirements), "a package is pinned twice"
@@ -66,22 +78,26 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
     assert set(project["optional-dependencies"]) == {
-        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "docs", "video", "dev")
+        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video", "dev")
     }
 
 
 def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     for requirement in map(Requirement, lines):
-        if canonicalize_name(requirement.name) != "rlsmooth":
+        if canonicalize_name(requirement.name) not in ("rlsmooth", *({"flwr"} - pins.keys())):
             version = version_of(pins[canonicalize_name(requirement.name)])
             assert version in requirement.specifier, f"{requirement} does not allow {version}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "docs", "video"])
-def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path) -> None:
-    words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--constraint", "constraints.txt", f".[{extra}]"]
+@pytest.mark.parametrize(
+    "extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video"]
+)
+def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path, tmp_path: Path) -> None:
+    pinned = tmp_path / "constraints.txt"
+    pinned.write_text("\n".join(constraints_of(extra)), encoding="utf-8")
+    words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--constraint", str(pinned), f".[{extra}]"]
     found = subprocess.run(
         [sys.executable, "-m", "pip", *words], cwd=repository, capture_output=True, text=True, check=False
     )
@@ -191,6 +207,7 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
         "train-ppo",
         "test",
         "test-slow",
+        "test-flower",
         "lint",
         "types",
         "wheel-check",

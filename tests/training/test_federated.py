@@ -75,6 +75,30 @@ def test_one_client_trains_as_a_plain_loop_does(kind, optimizer, keep, bound):
     assert gap(module, central) <= bound
 
 
+def test_one_client_with_weights_clips_and_decays_as_a_plain_loop_does():
+    module, central = network().double(), network().double()
+    weights = torch.rand(COUNT, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    settings = {"smoothing": 0.2, "batch_size": 12, "seed": 4, "sample_weight": weights.numpy()}
+    rate = {"learning_rate": 0.03, "weight_decay": 0.2, "max_grad_norm": 0.3}
+    inputs = INPUTS.double()
+    client = FederatedClient(module, inputs, LABELS, CLASSES, optimizer="adam", keep_optimizer=True, **settings, **rate)
+    results = [client.fit(client.get_parameters({}), {})[1] for _ in range(3)]
+    assert results == pytest.approx([weights.sum().item()] * 3)
+    loop = torch.optim.AdamW(central.parameters(), 0.03, weight_decay=0.2)
+    for epoch in range(3):
+        for places in epoch_permutation(4, epoch, COUNT).split(12):
+            losses = cross_entropy(central(inputs[places]), Smoothing(0.2)(LABELS[places], CLASSES), reduction="none")
+            loop.zero_grad()
+            ((weights[places] * losses).mean() / weights.mean()).backward()
+            nn.utils.clip_grad_norm_(central.parameters(), 0.3)
+            loop.step()
+    assert gap(module, central) < 1e-9
+    assert client.fingerprint() != FederatedClient(module, inputs, LABELS, CLASSES).fingerprint()
+    for name, value in (("sample_weight", weights), ("max_grad_norm", 1.0)):
+        with pytest.raises(ValueError, match=f"{name} can't be used with a defence"):
+            FederatedClient(module, inputs, LABELS, CLASSES, defence="randomised_labels", **{name: value})
+
+
 def test_a_fresh_adam_each_round_is_not_central_training():
     trained = []
     for keep in (False, True):

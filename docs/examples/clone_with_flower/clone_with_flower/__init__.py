@@ -1,0 +1,1 @@
+"""Clones CartPole-v1 from demonstrations that several clients keep."""
