@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths test-rllib test-flower fuzz lint types docs wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths test-oldest test-rllib test-flower fuzz lint types dist docs wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -56,6 +56,19 @@ $(FLOWER)/.installed-$(HERE): pyproject.toml constraints.txt constraints-flower.
 	$(INSTALL_FLOWER) --no-build-isolation --editable '.[flower]' filelock hypothesis pytest pytest-timeout
 	@touch $@
 
+# The oldest versions that pyproject.toml allows, in an environment of their own; what has only new names of other
+# libraries in its test is left out, as are the checks of this repository.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed-$(HERE)  ## run the tests with the oldest versions of the dependencies
+	$(OLDEST)/bin/python -P -m pytest --override-ini filterwarnings=default --ignore tests/structure $(ARGS)
+
+$(OLDEST)/.installed-$(HERE): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(OLDEST)
+	sed -n '/^dependencies/,/^]/s/^ *"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable '.[contrib,minari,datasets,test]'
+	@touch $@
+
 # The files of tests/fuzz are no tests by their names: only this target runs them.
 SEED ?= 0
 fuzz: $(DEV)  ## draw random cases, SEED=0, and compare with oracles that don't call the product
@@ -71,6 +84,13 @@ types: $(DEV)  ## check types
 
 wheel-check: $(DEV)  ## build the wheel, install it in an environment of its own and use it from a neutral folder
 	$(BIN)/python -P -m pytest tests/structure/test_wheel.py
+
+# VERSION=v0.2.0, as a tag is named, must be the version of pyproject.toml.
+dist: $(DEV)  ## build the sdist and the wheel in dist/, as they are released, and check them with twine
+	@test -z "$(VERSION)" || grep -qx 'version = "$(VERSION:v%=%)"' pyproject.toml || { echo "VERSION=$(VERSION) is not the version of pyproject.toml" >&2; exit 1; }
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 docs: $(DEV)  ## build the documentation's site in build/site, without the network
 	$(BIN)/python -P docs/build.py build/docs

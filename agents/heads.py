@@ -8,6 +8,7 @@ distribution.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from rlsmooth.agents.plain_mlp import plain_network
 from rlsmooth.agents.sb3 import has_hooks
@@ -33,6 +34,8 @@ from rlsmooth.training.flat import take_step
 from rlsmooth.training.mlp_engine import why_not_served
 
 CHUNK_TRANSITIONS = 65_536
+_GLOBAL_HOOKS = [hooks for name, hooks in vars(torch_module).items() if re.match("_global_(back|for)ward", name)]
+"""Of all modules: torch's own function that looks at them is newer than the oldest torch we allow."""
 TensorObservations: TypeAlias = Tensor | dict[str, Tensor]
 ActionTarget: TypeAlias = tuple[Target, ...] | GaussianTarget
 """One `Target` for each group of components (see `CategoricalHead`), or a Gaussian's."""
@@ -211,7 +214,7 @@ def backward_of_plain(
     """
     observations = batch.observations
     network = plain_network(head.policy) if head.direct and isinstance(observations, Tensor) else None
-    if network is None or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if network is None or any(_GLOBAL_HOOKS):
         return None
     trained = [part for pair in network.actor.linears for part in pair]
     trained += [] if network.log_std is None else [network.log_std]
@@ -256,7 +259,7 @@ def actor_output(policy: Any, observations: TensorObservations) -> Tensor:
     """The output of the action net, from which `ActorCriticPolicy.get_distribution` builds the distribution."""
     extractor, networks = policy.pi_features_extractor, policy.mlp_extractor
     network = networks.policy_net if type(networks) is MlpExtractor else None
-    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    hooked = any(_GLOBAL_HOOKS)
     if hooked or type(network) is not nn.Sequential or not _is_unhooked(network):
         features = BaseModel.extract_features(policy, observations, extractor)
         return policy.action_net(networks.forward_actor(features))  # type: ignore[no-any-return]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 
 from rlsmooth.agents import BC
 from rlsmooth.data import cartpole_v1
@@ -47,10 +46,9 @@ def test_the_workflow_runs_the_checks_on_every_python() -> None:
     assert {"run": ".ci/run"} in jobs["all"]["steps"]
     classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert jobs["all"]["strategy"]["matrix"]["python"] == classifiers
-    oldest, newest = (versions.split() for versions in jobs["ranges"]["strategy"]["matrix"]["versions"])
-    extras = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
-    ranges = {Requirement(line).name: Requirement(line).specifier for line in [*PROJECT["dependencies"], *extras]}
-    assert oldest == [f"{name}{str(ranges[name]).replace('>=', '==')}.*" for name in newest]
+    runs = [step["run"] for step in jobs["ranges"]["steps"] if "run" in step]
+    assert runs[0] == "make test-oldest"
+    assert "constraint" not in runs[1]
 
 
 @pytest.mark.parametrize("path", [*GITHUB, REPOSITORY / ".pre-commit-config.yaml"], ids=lambda path: path.name)

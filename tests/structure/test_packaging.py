@@ -78,7 +78,7 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
     assert set(project["optional-dependencies"]) == {
-        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video", "dev")
+        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video", "test", "dev")
     }
 
 

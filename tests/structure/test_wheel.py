@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -68,6 +69,14 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(distributions: Path) -> No
         "envs/__init__.py",
         "scripts/main.py",
     } <= names
+
+
+def test_an_index_would_take_the_files(distributions: Path) -> None:
+    files = [str(path) for path in distributions.iterdir()]
+    command = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout
+    assert finished.stdout.count("PASSED") == len(files) == 2
 
 
 def test_every_module_is_imported_from_the_wheel(wheel_python: Path, repository: Path, tmp_path: Path) -> None:
