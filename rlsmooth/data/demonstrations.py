@@ -28,8 +28,9 @@ from rlsmooth.data.arrays import (
     take,
 )
 from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
+from rlsmooth.data.minari import read_minari, write_minari
 from rlsmooth.data.parquet import read_parquet, write_parquet
-from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
+from rlsmooth.data.readers import read_imitation, read_replay_buffer, read_rollout_buffer
 from rlsmooth.data.validation import checked_fields, ends_of_flags, with_breaks
 
 if TYPE_CHECKING:
@@ -469,6 +470,23 @@ class Demonstrations:
         fields = read_parquet(path, observation_space, action_space, columns)
         with naming_file(Path(path)):
             return cls(**fields)
+
+    def to_minari(self, dataset_id: str, **details: Any) -> Path:
+        """Write a Minari data set (extra `minari`) among those of this machine, and return its folder.
+
+        Images are kept exactly, and Dict observations with their keys. The metadata are left behind.
+
+        Args:
+            dataset_id: its new id, such as `"cartpole/expert-v0"`.
+            details: arguments of `minari.create_dataset_from_buffers`: `env` (which `recover_environment` makes),
+                `author`, `author_email`, `algorithm_name`, `code_permalink`, `description`.
+
+        Raises:
+            ValueError: the id is taken or malformed; next observations, rewards, terminations or truncations are
+                missing; or there is what Minari has no place for, such as masks and weights.
+            ImportError: minari is not installed.
+        """
+        return write_minari(dataset_id, vars(self), details)
 
     def replace_unchecked(self, **changes: Any) -> Demonstrations:
         """A copy with fields changed to values known to be right: not checked, so nothing is read from the disk."""
