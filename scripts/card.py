@@ -23,17 +23,10 @@ from rlsmooth.untrusted import read_regular
 CARD, FACTS = "README.md", "card.json"
 MARK = "<!-- What you write below this line is kept. -->"
 START = "---\nlibrary_name: rlsmooth\n"
-OF_MACHINE = (
-    "device",
-    "log_folder",
-    "num_threads",
-    "progress",
-    "resume",
-    "tensorboard_log",
-    "trained_agent",
-    "verbose",
-)
-"""Options that say where and how a run was made, and not what it is."""
+PLACES = ("log_folder", "resume", "tensorboard_log", "trained_agent")
+"""Options that name places of this machine, and mean nothing elsewhere."""
+HOW = ("device", "num_threads", "progress", "verbose")
+"""Options that say how a run was made, and not what it is."""
 NAMES = ("env", "data", "policy", "source")
 """Options whose values may have a slash and be no path."""
 PAIRS = ("env_kwargs", "hyperparams")
@@ -138,7 +131,7 @@ def shareable(value: Any, name: str = "") -> Any:
         {'demonstrations': 'a.npz', 'env': 'ALE/Pong-v5', 'env_kwargs': ['a=c', 'n=3']}
     """
     if isinstance(value, dict):
-        return {key: shareable(part, key) for key, part in value.items() if key not in OF_MACHINE}
+        return {key: shareable(part, key) for key, part in value.items() if key not in PLACES}
     if isinstance(value, list):
         return [shareable(part, name) for part in value]
     if not isinstance(value, str):
@@ -164,7 +157,7 @@ def shareable_command(line: str) -> str:
     for word in shlex.split(line):
         if word.startswith("--"):
             option = word.removeprefix("--").removeprefix("no-").replace("-", "_")
-        if option not in OF_MACHINE:
+        if option not in (*PLACES, *HOW):
             kept.append(word if word.startswith("--") else shareable(word, option))
     return shlex.join(kept)
 
@@ -181,6 +174,7 @@ def card_text(config: Mapping[str, Any], report: Mapping[str, Any], known: Mappi
         known: the entries of `card.json`: `command_line`, `data`, `evaluations`.
     """
     command, settings = str(config["command"]), shareable({**config["arguments"], **config.get("hyperparameters", {})})
+    settings = {name: value for name, value in settings.items() if name not in HOW}
     subject = _plain_words(settings.get("env") or settings.get("data") or settings.get("case"))
     task = next((name for name, commands in TASKS.items() if command in commands), "other")
     summary = {name: value for name, value in report.get("summary", {}).items() if "per_second" not in name}
