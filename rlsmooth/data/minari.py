@@ -6,6 +6,7 @@ Minari keeps T + 1 observations of an episode of T actions, and all of the rewar
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,8 +149,11 @@ def write_minari(dataset_id: str, fields: Fields, details: dict[str, Any]) -> Pa
             yield EpisodeBuffer(observations=whole, **parts)
 
     given = {name: fields[name] for name in ("observation_space", "action_space")}
-    try:  # images are kept as they are: Minari's default would make JPEGs of them
-        minari.create_dataset_from_buffers(dataset_id, episodes(), **given, **{"jpeg_encoding": False, **details})
+    options = {"jpeg_encoding": False, **details}  # Minari's default would not keep images as they are
+    try:
+        with warnings.catch_warnings():  # six, about an author and the like, which whoever publishes gives
+            warnings.filterwarnings("ignore", ".* is set to None|env_spec is None", UserWarning)
+            minari.create_dataset_from_buffers(dataset_id, episodes(), **given, **options)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # made by this call
         raise
