@@ -240,7 +240,7 @@ def _data(task: str, subject: str, report: Mapping[str, Any], known: Mapping[str
         sizes = ", ".join(f"{value:,} {name}" for name, value in found.items() if isinstance(value, int))
         rows += [(found["name"], sizes)] + [("SHA-256", f"`{found['sha256']}`")] * ("sha256" in found)
     rows += [(name, str(size)) for name, size in report.get("data", {}).items()]
-    rows += [("demonstrated", str(report["demonstrated"]))] if "demonstrated" in report else []
+    rows += [(name, str(report[name])) for name in ("demonstrated", "watched", "expert") if report.get(name)]
     source = shareable(str(report.get("source", "")), "source")
     if not rows and not source:
         source = f"What was met in {subject}." if task.endswith("learning") else f"Drawn as {subject} says."

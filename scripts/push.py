@@ -94,11 +94,11 @@ def published_files(path: Path) -> dict[str, Path | bytes]:
         raise ValueError(f"agent={str(path)!r} has {what}; SB3's zips are pickles, which are not published.")
     card = folder / CARD
     has_card = card.is_file() and read_regular(card).decode().startswith(START)
-    if not has_card and not (folder / "config.json").is_file():
-        return files  # what lies beside the agent is not its own
-    for name in ABOUT:
-        if (folder / name).is_file():
-            files[name] = _cleaned(folder / name)
+    is_run = has_card or (folder / "config.json").is_file()  # else what lies beside the agent is not its own
+    files |= {name: _cleaned(folder / name) for name in ABOUT if is_run and (folder / name).is_file()}
+    links = [name for name in files if (folder / name).is_symlink()]
+    if links:  # through which a stranger's folder could publish a file of this machine
+        raise ValueError(f"{', '.join(links)} in {str(folder)!r} is a link: put the file itself there.")
     return files
 
 

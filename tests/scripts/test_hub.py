@@ -169,6 +169,10 @@ def test_what_can_not_be_pushed_or_pulled_is_one_clear_line(
         (["push", str(run), "no/such/name"], "no/such/name"),
     ):
         assert_refused(message, words, capsys)
+    (run / "card.json").rename(tmp_path / "private.json")
+    (run / "card.json").symlink_to(tmp_path / "private.json")
+    assert_refused("card.json in", ["push", str(run), "me/agent"], capsys)
+    (run / "card.json").unlink()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert_refused("set HF_TOKEN", ["push", str(run), "me/agent"], capsys)
