@@ -17,6 +17,7 @@ import pytest
 
 from commands import assert_refused
 from rlsmooth.scripts.card import write_card
+from rlsmooth.scripts.figures.kinds import load_reports
 from rlsmooth.scripts.main import main
 
 pytest.importorskip("huggingface_hub")
@@ -127,7 +128,7 @@ def test_what_was_pushed_is_pulled(run: Path, hub: type[Hub], tmp_path: Path, ca
     assert list(folder.parent.iterdir()) == [folder]
     assert "left out: 5 of other kinds" in capsys.readouterr().out
     assert json.loads((folder / "config.json").read_text())["arguments"]["demonstrations"] == "x.npz"
-    assert main(["plot", str(folder)]) == 0
+    assert load_reports([folder])[0].summary == load_reports([run])[0].summary
     assert main(["pull", "me/agent", str(folder)]) == 2
     assert "holds something already" in capsys.readouterr().err
 
