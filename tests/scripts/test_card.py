@@ -17,7 +17,7 @@ from rlsmooth.scripts.card import CARD, MARK, card_text, describe_used_data, wri
 from rlsmooth.scripts.main import main
 
 FROZEN = next(folder / "frozen" / "reports" for folder in Path(__file__).parents if (folder / "frozen").is_dir())
-RUNS = sorted(folder.name for folder in FROZEN.iterdir() if folder.name != "audit")
+COMMANDS = {json.loads((run / "config.json").read_text())["command"]: run.name for run in sorted(FROZEN.iterdir())}
 SECTIONS = ["Command", "Data", "Settings", "Results", "Calibration", "Entropy", "use", "Limits", "Files", "Versions"]
 
 
@@ -32,7 +32,7 @@ def card_of(folder: Path, **facts: Any) -> str:
     return (folder / CARD).read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [run for command, run in COMMANDS.items() if command != "audit"])
 def test_the_card_of_every_command_is_read_by_the_hubs_own_reader(name: str, tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     folder = Path(shutil.copytree(FROZEN / name, tmp_path / "run"))
