@@ -489,7 +489,13 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(self, env: Any, num_envs: int = 1, env_kwargs: Mapping[str, Any] | None = None) -> None:
         self._make: EnvPoolMake | None = None
         if isinstance(env, str):
-            envpool = import_module("envpool")
+            try:
+                envpool = import_module("envpool")
+            except ImportError as error:
+                raise ImportError(
+                    'vectorization="envpool" needs EnvPool: pip install "rlsmooth[envpool]", which has no wheels for '
+                    "Linux on other processors than x86-64."
+                ) from error
             name, kwargs = env, {"num_envs": num_envs, **(env_kwargs or {})}
             if name not in envpool.list_all_envs():
                 raise ValueError(f"env={name!r} is no environment of EnvPool: envpool.list_all_envs() lists them.")

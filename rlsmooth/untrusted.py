@@ -242,12 +242,17 @@ def modules_within(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             hook.remove()
 
 
-def check_unfolded(unfolded: int, stored: int) -> None:
-    """Raise FileRefusedError if compressed members unfold to far more than the file's own size."""
+def check_unfolded(unfolded: int, stored: int, way: str = "unpack it, and pack it again with `zip -0`") -> None:
+    """Raise FileRefusedError if compressed members unfold to far more than the file's own size.
+
+    Args:
+        unfolded: the bytes that they take in memory.
+        stored: the bytes of the file.
+        way: to read a file that the caller trusts, for the message.
+    """
     if is_folded_too_much(unfolded, stored):
         raise FileRefusedError(
-            f"its compressed members unfold from {stored:,} to {unfolded:,} bytes. If you trust it, unpack it, and "
-            "pack it again with `zip -0`."
+            f"its compressed members unfold from {stored:,} to {unfolded:,} bytes. If you trust it, {way}."
         )
 
 

@@ -70,7 +70,7 @@ def make_envs(
         )
         return _with_named_workers(made)
     except ImportError as error:
-        module = "envpool" if vectorization == "envpool" else env.rpartition(":")[0]
+        module = env.rpartition(":")[0]
         words = import_help(module, error) if module and error.name == module else f"it can't be made: {error}"
         raise ValueError(f"env={env!r}: {words}") from error
     except gym.error.Error as error:

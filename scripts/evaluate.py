@@ -16,6 +16,7 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.arguments import Vectorization, number_of
+from rlsmooth.scripts.card import shareable, write_card
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
 
@@ -24,7 +25,8 @@ alias = tyro.conf.arg
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Play a saved agent of any kind; measure the calibration of a cloned one if demonstrations are given."""
+    """Play a saved agent of any kind; measure the calibration of a cloned one if demonstrations are given. The card
+    in the folder of the agent's run is renewed."""
 
     trained_agent: Annotated[Path, alias(aliases=["-i"])]
     """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip, or of an interrupted run
@@ -109,6 +111,10 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         if bins is not None:
             counts = {"demonstrations": round(float(bins.counts.sum()))}
     print_evaluation(f"{path}, {number_of(args.eval_episodes, 'episode')} of {env}", found, counts)
+    if path.is_file() and (path.parent / "config.json").is_file():
+        facts = {"seed": args.seed, "episodes": args.eval_episodes, "on": shareable(args.demonstrations)}
+        name = f"{path.name} in {shareable(env, 'env')}"
+        write_card(path.parent, evaluations={name: {**facts, "columns": found}})
     if args.json is not None:
         write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})
         print(f"written to {args.json}")

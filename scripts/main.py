@@ -36,6 +36,8 @@ GROUPS = {
         "enjoy": "show or film an agent with its action probabilities and entropy",
         "audit": "measure an agent's or classifier's calibration by group, and what its gradients give away",
         "plot": "draw the report of a run again, or compare several",
+        "push": "publish an agent with its card and report in a repository of a hub",
+        "pull": "fetch an agent that was published",
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}

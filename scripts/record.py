@@ -20,8 +20,9 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.arguments import EnvironmentArgs, environment_kwargs
+from rlsmooth.scripts.card import shareable_command, write_card
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import agent_file, new_run_folder
+from rlsmooth.scripts.run_folder import agent_file, command_line, new_run_folder, plain, versions
 
 Algorithm = Literal[
     "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
@@ -121,6 +122,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         for name, score in scores.items():
             print(f"expert, {name}: return {score['mean_return']:.1f} ± {score['std_return']:.1f}")
         print(f"expert saved in {folder / 'expert.zip'}")
+        _write_card(args, folder, scores)
     else:
         assert loaded is not None
         agent, algorithm = loaded
@@ -202,6 +204,17 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
         }
     env.close()
     return agent, scores
+
+
+def _write_card(args: Args, folder: Path, scores: dict[str, dict[str, float]]) -> None:
+    """The expert's card."""
+    columns = {
+        how: {"mean_reward": score["mean_return"], "std_reward": score["std_return"]} for how, score in scores.items()
+    }
+    measured = {"seed": args.seed + 1000, "episodes": args.eval_episodes, "columns": columns}
+    config = {"command": "record", "arguments": plain(dataclasses.asdict(args)), "versions": versions()}
+    facts = {"command_line": shareable_command(command_line("record", args)), "evaluations": {"expert.zip": measured}}
+    write_card(folder, config, **facts)
 
 
 def _load_agent(args: Args) -> tuple[Any, str]:

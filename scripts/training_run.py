@@ -22,6 +22,7 @@ from rlsmooth.atomic import (
 )
 from rlsmooth.checks import check_writable_folder, lock_folder, unlock_folder
 from rlsmooth.scripts.arguments import RunArgs, resume_line
+from rlsmooth.scripts.card import describe_used_data, write_card
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
@@ -158,7 +159,7 @@ class TrainingRun:
         return read_metrics(self.folder / "metrics.csv")
 
     def finish(self, what: str, **entries: Any) -> Path:
-        """Write report and figure, print the results, and return the folder.
+        """Write report, figure and card, print the results, and return the folder.
 
         Args:
             what: names the files of the run, for the last line.
@@ -166,6 +167,8 @@ class TrainingRun:
         """
         settings = plain(dataclasses.asdict(self.args))
         publish_report(self.folder, new_report(self.command, name=self.folder.name, settings=settings, **entries))
+        if self._ranks.is_main:
+            write_card(self.folder, data=describe_used_data(self.command, self.args), evaluations=None)
         events = shlex.quote(str(self.args.tensorboard_log or self.folder))
         print(f"{what} are in {self.folder}. View them: tensorboard --logdir {events}")
         return self.folder

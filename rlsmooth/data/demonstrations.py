@@ -28,8 +28,10 @@ from rlsmooth.data.arrays import (
     take,
 )
 from rlsmooth.data.files import file_path, naming_file, read_folder, read_npz, write_folder, write_npz
+from rlsmooth.data.lerobot import read_lerobot, write_lerobot
+from rlsmooth.data.minari import read_minari, write_minari
 from rlsmooth.data.parquet import read_parquet, write_parquet
-from rlsmooth.data.readers import read_imitation, read_minari, read_replay_buffer, read_rollout_buffer
+from rlsmooth.data.readers import read_imitation, read_replay_buffer, read_rollout_buffer
 from rlsmooth.data.validation import checked_fields, ends_of_flags, with_breaks
 
 if TYPE_CHECKING:
@@ -467,6 +469,70 @@ class Demonstrations:
             ImportError: pyarrow is not installed.
         """
         fields = read_parquet(path, observation_space, action_space, columns)
+        with naming_file(Path(path)):
+            return cls(**fields)
+
+    def to_minari(self, dataset_id: str, **details: Any) -> Path:
+        """Write a Minari data set (extra `minari`) among those of this machine, and return its folder.
+
+        Images are kept exactly, and Dict observations with their keys. The metadata are left behind.
+
+        Args:
+            dataset_id: its new id, such as `"cartpole/expert-v0"`.
+            details: arguments of `minari.create_dataset_from_buffers`: `env` (which `recover_environment` makes),
+                `author`, `author_email`, `algorithm_name`, `code_permalink`, `description`.
+
+        Raises:
+            ValueError: the id is taken or malformed; next observations, rewards, terminations or truncations are
+                missing; or there is what Minari has no place for, such as masks and weights.
+            ImportError: minari is not installed.
+        """
+        return write_minari(dataset_id, vars(self), details)
+
+    def to_lerobot(self, path: str | Path, *, fps: int, task: str | None = None) -> None:
+        """Write a folder in LeRobot's layout, version 3.0 (extra `datasets`); see `rlsmooth.data.lerobot`.
+
+        LeRobot reads it, and `from_lerobot` gives the same demonstrations back.
+
+        Args:
+            path: a folder that is empty, or not there yet.
+            fps: transitions a second, which LeRobot computes times by: the environment's `render_fps`, for example.
+            task: what the episodes do, in words. Default: the environment's id in the metadata.
+
+        Raises:
+            ValueError: the folder is not empty or can't be written to, observations or actions are no vectors or
+                numbers, or there are infos.
+            ImportError: pyarrow is not installed.
+        """
+        write_lerobot(path, vars(self), fps, task)
+
+    @classmethod
+    def from_lerobot(
+        cls,
+        path: str | Path,
+        *,
+        observation: str | None = None,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+    ) -> Demonstrations:
+        """Read a folder in LeRobot's layout, of versions 2.0 to 3.0 (extra `datasets`). Nothing is downloaded.
+
+        LeRobot's own sets have no final observations, so `next_observations` is None for them, and their `next.done`
+        does not distinguish a terminal state from a time limit, so that there are no flags either.
+
+        Args:
+            path: of the folder.
+            observation: the column to learn from. Default: `observation.state`, if the set has no other observation.
+                Images and videos are not read.
+            observation_space: default: the one that `to_lerobot` kept, or a Box without bounds.
+            action_space: the same. Actions that are whole numbers need one, if another program wrote the set.
+
+        Raises:
+            DemonstrationsFileError: it is no such folder, is damaged or incomplete, or a choice must be made.
+            TypeError, ValueError: as the class.
+            ImportError: pyarrow is not installed.
+        """
+        fields = read_lerobot(path, observation, observation_space, action_space)
         with naming_file(Path(path)):
             return cls(**fields)
 

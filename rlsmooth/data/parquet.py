@@ -26,7 +26,7 @@ from rlsmooth.data.arrays import AnyArray, Fields
 from rlsmooth.data.files import DemonstrationsFileError, naming_file
 from rlsmooth.data.readers import nested_to_numpy
 from rlsmooth.data.space_json import space_from_json, space_to_json
-from rlsmooth.untrusted import open_regular, parse_json
+from rlsmooth.untrusted import check_unfolded, open_regular, parse_json
 
 COLUMNS = {
     "actions": "action",
@@ -42,6 +42,26 @@ COLUMNS = {
 OBSERVATIONS = {"observations": "observation", "next_observations": "next_observation"}
 KEY = b"rlsmooth"
 ROWS = 65_536
+SIZES = {
+    "INT_8": 1,
+    "UINT_8": 1,
+    "INT_16": 2,
+    "UINT_16": 2,
+    "BOOLEAN": 1,
+    "INT32": 4,
+    "FLOAT": 4,
+    "INT64": 8,
+    "DOUBLE": 8,
+}
+"""Bytes of a value, by Parquet's names."""
+
+
+def check_pyarrow() -> None:
+    """Raise ImportError, with what to install, if pyarrow is missing."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Parquet files need pyarrow: pip install "rlsmooth[datasets]".') from error
 
 
 def write_parquet(path: str | Path, fields: Fields) -> None:
@@ -55,6 +75,7 @@ def write_parquet(path: str | Path, fields: Fields) -> None:
         ImportError: pyarrow is not installed.
         ValueError: the folder can't be written to.
     """
+    check_pyarrow()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,16 +118,10 @@ def read_parquet(
         ImportError: pyarrow is not installed.
         ValueError: a space is needed.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    check_pyarrow()
     path = Path(path).expanduser()
     with naming_file(path):
-        open_regular(path).close()
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowException as error:
-            raise DemonstrationsFileError(f"{path} is no Parquet file that can be read: {error}") from error
+        table = read_table(path)
         header = parse_json((table.schema.metadata or {}).get(KEY, b"{}"))
         header = header if isinstance(header, dict) else {}
         for name, given in (("observation_space", observation_space), ("action_space", action_space)):
@@ -118,6 +133,41 @@ def read_parquet(
             action_space = space_from_json(header["action_space"])
         metadata = header.get("metadata", {})
         return _fields(table, observation_space, action_space, dict(columns or {}), metadata, path)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """An Arrow table of a Parquet file, or of some of its columns, unless it unfolds far beyond the file's size.
+
+    Raises:
+        DemonstrationsFileError: it is no Parquet file, or lacks a column.
+        FileRefusedError: it is no regular file, or unfolds too much.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_regular(path) as opened:
+        try:
+            file = pq.ParquetFile(opened)
+            check_unfolded(
+                _unfolded(file), path.stat().st_size, "read it by pyarrow, and use Demonstrations.from_arrays"
+            )
+            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if missing:
+                raise DemonstrationsFileError(f"{path} lacks the columns {missing}: it has {file.schema_arrow.names}.")
+            return file.read(columns)
+        except pa.ArrowException as error:
+            raise DemonstrationsFileError(f"{path} is no Parquet file that can be read: {error}") from error
+
+
+def _unfolded(file: Any) -> int:
+    """The bytes that the values of a Parquet file will take: repeated ones take next to nothing in the file."""
+    found, columns = file.metadata, range(file.metadata.num_columns)
+    kinds = [file.schema.column(place) for place in columns]
+    sizes = [SIZES.get(kind.converted_type) or SIZES.get(kind.physical_type, 16) for kind in kinds]
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    return sum(
+        size * group.column(place).num_values for group in groups for place, size in zip(columns, sizes, strict=True)
+    )
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:
@@ -134,18 +184,18 @@ def _columns(fields: Fields, ends: AnyArray, start: int, end: int) -> dict[str, 
     for name, column in OBSERVATIONS.items():
         value = fields.get(name)
         if isinstance(value, dict):
-            found |= {f"{column}.{key}": _nested(np.asarray(part[start:end])) for key, part in value.items()}
+            found |= {f"{column}.{key}": nested(np.asarray(part[start:end])) for key, part in value.items()}
         elif value is not None:
-            found[column] = _nested(np.asarray(value[start:end]))
+            found[column] = nested(np.asarray(value[start:end]))
     for name, column in COLUMNS.items():
         if fields.get(name) is not None:
-            found[column] = _nested(np.asarray(fields[name][start:end]))
+            found[column] = nested(np.asarray(fields[name][start:end]))
     if fields.get("infos") is not None:
         found["info"] = [json.dumps(dict(info)) for info in fields["infos"][start:end]]
     return found
 
 
-def _nested(values: AnyArray) -> Any:
+def nested(values: AnyArray) -> Any:
     """`[N, a, b]` as an Arrow array of lists of fixed sizes."""
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Read other programs' data as the fields of `Demonstrations`: imitation's trajectories, Minari, SB3's buffers.
+"""Read other programs' data as the fields of `Demonstrations`: imitation's trajectories and SB3's buffers.
 
 A trajectory of the `imitation` library has one observation more than actions: the last one is what the episode ended
 in. Read are folders as its `serialize.save` writes them (Arrow files, for which pyarrow is enough), the `.npz` of its
@@ -9,7 +9,7 @@ end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -20,7 +20,6 @@ from gymnasium import spaces
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data.arrays import AnyArray, breaks, join_observations, read_plain_npz, take
 from rlsmooth.data.files import DemonstrationsFileError, file_path
-from rlsmooth.data.validation import check_spaces
 from rlsmooth.untrusted import open_regular, parse_json, read_regular, refused
 
 if TYPE_CHECKING:
@@ -83,68 +82,6 @@ def read_imitation(source: str | Path | Iterable[Trajectory], time_limit: int | 
         "truncations": truncations,
         "metadata": metadata,
     }
-
-
-def read_minari(source: str | Path) -> dict[str, Any]:
-    """Read a Minari data set; see `Demonstrations.from_minari`."""
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError('Minari data sets need minari: pip install "rlsmooth[minari]".') from error
-
-    path = file_path(source)
-    # A data set's folder holds its files in data/; both are taken.
-    folders = [folder for folder in (path, path / "data") if (folder / "metadata.json").is_file()]
-    fix = "`minari list local` shows the ids, `minari download` gets more."
-    problem = "is neither a folder nor the id of a downloaded Minari data set"
-    with refused(str(source), DemonstrationsFileError, fix, problem):
-        for file in folders[0].glob("*.*") if folders else ():
-            open_regular(file).close()  # Git LFS may have left pointers, of which minari says nothing
-        data = minari.MinariDataset(folders[0]) if folders else minari.load_dataset(str(source), download=False)
-        episodes = list(data.iterate_episodes())
-    if not episodes:
-        raise DemonstrationsFileError(f"{str(source)!r} has no episodes.")
-    check_spaces(data.observation_space, data.action_space)
-    for episode in episodes:
-        _check_minari_episode(source, episode)
-    env_spec = data.env_spec
-    return {
-        "observations": join_observations([take(episode.observations, slice(None, -1)) for episode in episodes]),
-        "actions": np.concatenate([np.asarray(episode.actions) for episode in episodes]),
-        "observation_space": data.observation_space,
-        "action_space": data.action_space,
-        "episode_ends": np.cumsum([len(episode.rewards) for episode in episodes]),
-        "next_observations": join_observations([take(episode.observations, slice(1, None)) for episode in episodes]),
-        "rewards": np.concatenate([np.asarray(episode.rewards) for episode in episodes]),
-        "terminations": np.concatenate([np.asarray(episode.terminations, dtype=bool) for episode in episodes]),
-        "truncations": np.concatenate([np.asarray(episode.truncations, dtype=bool) for episode in episodes]),
-        "metadata": {"source": "minari", "name": data.id, "env_id": None if env_spec is None else env_spec.id},
-    }
-
-
-def _check_minari_episode(source: str | Path, episode: Any) -> None:
-    """T actions need T + 1 observations and T of the rest: some writers leave the final observation out."""
-    steps = len(episode.actions)
-    counts = {name: len(getattr(episode, name)) for name in ("rewards", "terminations", "truncations")}
-    for key, part in _named_parts("observations", episode.observations):
-        if len(part) != steps + 1:
-            raise DemonstrationsFileError(
-                f"{str(source)!r}: episode {episode.id} has {steps} actions and {len(part)} {key}, but Minari's form "
-                f"is {steps + 1}, the final one included. Where final observations are missing, read the episodes by "
-                "minari and build Demonstrations.from_arrays without next_observations."
-            )
-    if steps == 0 or set(counts.values()) != {steps}:
-        raise DemonstrationsFileError(
-            f"{str(source)!r}: episode {episode.id} has {steps} actions, but {counts}: it needs T > 0 of each."
-        )
-
-
-def _named_parts(name: str, observations: Any) -> Iterator[tuple[str, AnyArray]]:
-    if isinstance(observations, dict):
-        for key, part in observations.items():
-            yield from _named_parts(f"{name}[{key!r}]", part)
-    else:
-        yield name, observations
 
 
 def read_replay_buffer(buffer: ReplayBuffer, *, actions_are_scaled: bool) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
+from rlsmooth.data.arrays import read_plain_npz
 from rlsmooth.data.demonstrations import Demonstrations
-from rlsmooth.data.files import DemonstrationsFileError
+from rlsmooth.data.files import DemonstrationsFileError, read_folder
+from rlsmooth.untrusted import open_regular
 
 SHIPPED = ("cartpole-v1", "cartpole-v1-noisy")
+CARTPOLE = Path(__file__).with_name("cartpole_v1.npz")
 
 
 def cartpole_v1() -> Demonstrations:
@@ -22,7 +27,7 @@ def cartpole_v1() -> Demonstrations:
         >>> len(demonstrations), demonstrations.num_episodes, float(demonstrations.episode_returns().min())
         (12000, 24, 500.0)
     """
-    return Demonstrations.load(Path(__file__).with_name("cartpole_v1.npz"))
+    return Demonstrations.load(CARTPOLE)
 
 
 def cartpole_v1_noisy(n_episodes: int = 1, p: float = 0.3, seed: int = 0) -> Demonstrations:
@@ -67,3 +72,31 @@ def load_demonstrations(name_or_path: str | Path) -> Demonstrations:
             f"{str(name_or_path)!r} is neither a file or folder nor one of the shipped sets: {', '.join(SHIPPED)}."
         )
     return Demonstrations.load(path)
+
+
+def describe_data(name_or_path: str | Path) -> dict[str, Any]:
+    """The name of a shipped set, or of a file or folder of data, its SHA-256, and how much it holds.
+
+    The SHA-256 of a folder is that of its files, in the order of their names, end to end.
+
+    Raises:
+        ValueError: it is neither.
+        OSError: it can't be read.
+
+    Examples:
+        >>> found = describe_data("cartpole-v1")
+        >>> found["name"], found["episodes"], found["transitions"], len(found["sha256"])
+        ('cartpole-v1', 24, 12000, 64)
+    """
+    path = CARTPOLE if name_or_path in SHIPPED else Path(name_or_path).expanduser()
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open_regular(file) as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    name = str(name_or_path) if path == CARTPOLE else path.name
+    arrays = read_folder(path) if path.is_dir() else read_plain_npz(path, ("episode_ends", "labels"))
+    found = {"name": name, "sha256": digest.hexdigest()}
+    if "episode_ends" in arrays:
+        return {**found, "episodes": len(arrays["episode_ends"]), "transitions": int(arrays["episode_ends"][-1])}
+    return {**found, "samples": len(arrays["labels"])}

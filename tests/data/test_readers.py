@@ -19,7 +19,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, DictRolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, load_demonstrations
-from support import Trajectory, assert_raises
+from rlsmooth.data.arrays import take
+from support import Trajectory, assert_equal, assert_raises, recorded, samples
 
 BOX = spaces.Box(-10, 10, (2,))
 TWO = spaces.Discrete(2)
@@ -275,10 +276,89 @@ def test_a_minari_set_of_dicts(minari_folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_minari_set_that_is_not_there(minari_folder: Path) -> None:
     (minari_folder / "broken").mkdir()
-    (minari_folder / "broken" / "metadata.json").write_text("{}")
     for source in ("tiny/none-v0", "not an id", minari_folder / "broken"):
         with pytest.raises(DemonstrationsFileError, match="neither a folder nor the id of a downloaded Minari"):
             Demonstrations.from_minari(source)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation_space": None, "env_spec": '{"entry_point": "os:system"}'}, "code of its choice"),
+        ({"total_episodes": 10**12}, "total_episodes=1000000000000"),
+        ("link", "episode_9 is kept in another file"),
+        ("holes", "unfold from .* to 8,000,000,.* bytes.*by minari"),
+    ],
+)
+def test_a_minari_set_chooses_no_code_place_or_memory(change: Any, message: str, minari_folder: Path) -> None:
+    import h5py
+
+    write_minari("tiny/box-v0", BOX, lambda obs: obs)
+    data = minari_folder / "tiny" / "box-v0" / "data"
+    if isinstance(change, dict):
+        known = json.loads((data / "metadata.json").read_text())
+        (data / "metadata.json").write_text(json.dumps({**known, **change}))
+    else:
+        with h5py.File(data / "main_data.hdf5", "a") as file:
+            if change == "link":
+                file["episode_9"] = h5py.ExternalLink("/etc/passwd", "/")
+            else:
+                file.create_dataset("episode_9/rewards", (10**9,), "f8", chunks=(10**6,))
+    assert_raises(DemonstrationsFileError, message, Demonstrations.from_minari, "tiny/box-v0")
+
+
+PIXELS = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+DICT_SPACE = spaces.Dict({"at": BOX, "number": spaces.Discrete(5)})
+
+
+def whole_episodes(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Demonstrations:
+    """Episodes of 3 and 2: a terminal state, and one cut off without a flag."""
+    whole = samples(observation_space, 7, 0)
+    seen, after = (take(whole, np.array(places)) for places in ([0, 1, 2, 4, 5], [1, 2, 3, 5, 6]))
+    flags = {"terminations": [False, False, True, False, False], "truncations": np.zeros(5, bool)}
+    rewards = np.arange(5) / 3
+    made = {"next_observations": after, "rewards": rewards, **flags}
+    return recorded(seen, samples(action_space, 5, 1), observation_space, action_space, [3, 5], **made)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("seen", "acted"),
+    [(BOX, spaces.Discrete(3, start=1)), (PIXELS, spaces.Box(-1, 1, (2,))), (DICT_SPACE, spaces.MultiDiscrete([2, 3]))],
+)
+def test_a_minari_set_that_was_written_is_read_by_minari_and_by_us(
+    seen: spaces.Space[Any], acted: spaces.Space[Any], minari_folder: Path
+) -> None:
+    import minari
+
+    given = whole_episodes(seen, acted)
+    assert given.to_minari("ours/set-v0", author="me") == minari_folder / "ours" / "set-v0"
+    theirs = list(minari.load_dataset("ours/set-v0").iterate_episodes())
+    assert [len(episode.rewards) for episode in theirs] == [3, 2]
+    assert [bool(episode.terminations[-1]) for episode in theirs] == [True, False]
+    assert not any(episode.truncations.any() for episode in theirs)
+    np.testing.assert_array_equal(theirs[1].actions, np.asarray(given.actions)[3:])
+    last, final = take(given.next_observations, slice(4, 5)), take(theirs[1].observations, slice(2, 3))
+    assert_equal(final, last, "the final observation")
+    read = Demonstrations.from_minari("ours/set-v0")
+    for name in [field.name for field in dataclasses.fields(given) if field.name != "metadata"]:
+        assert_equal(getattr(read, name), getattr(given, name), name)
+    with pytest.raises(ValueError, match="already: name another"):
+        given.to_minari("ours/set-v0")
+
+
+def test_what_a_minari_set_can_not_hold_is_refused(minari_folder: Path) -> None:
+    given = whole_episodes(BOX, TWO)
+    for change, message in (
+        ({"rewards": None, "truncations": None}, "rewards, truncations: these demonstrations have none"),
+        ({"weights": np.ones(5)}, "weights: a Minari data set has no place"),
+        ({"next_observations": np.asarray(given.observations)}, "transition 0: its next observation is not"),
+    ):
+        changed = dataclasses.replace(given, **change)
+        assert_raises(ValueError, message, changed.to_minari, "ours/set-v0")
+    assert_raises(ValueError, "Malformed dataset ID", given.to_minari, "no id")
+    assert list(minari_folder.iterdir()) == []  # what was begun is gone
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

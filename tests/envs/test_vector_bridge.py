@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,12 @@ def test_recording_gives_what_dummy_vec_env_gives() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_extra_of_envpool_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ImportError, match=r'pip install "rlsmooth\[envpool\]"'):
+        VectorEnvBridge("CartPole-v1", 2, vectorization="envpool")
+
+
 def test_envpool_restarts_within_the_step() -> None:
     pytest.importorskip("envpool")
     env = VectorEnvBridge("CartPole-v1", 5, vectorization="envpool", env_kwargs={"max_episode_steps": 25})

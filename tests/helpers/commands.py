@@ -25,7 +25,9 @@ from rlsmooth.scripts.metrics_file import read_metrics
 from support import same_tensors
 
 COMMAND = "import sys; from rlsmooth.scripts.main import main; sys.exit(main(sys.argv[1:]))"
-OF_EVERY_RUN = {"checkpoints", "command.txt", "config.json", "metrics.csv", "report.json", "report.png"}
+OF_EVERY_RUN = {
+    *("README.md", "card.json", "checkpoints", "command.txt", "config.json", "metrics.csv", "report.json", "report.png")
+}
 
 
 def run_command(programs: Any, home: Path, *words: str) -> tuple[Path, str]:

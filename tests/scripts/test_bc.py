@@ -298,6 +298,7 @@ def test_other_action_spaces(command: str, env: str, options: tuple[str, ...], m
     assert measured in report_of(folder)["summary"]
     words = given if command == "bc" else []
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1", *words]) == 0
+    assert f"return, agent.zip in rlsmooth/{env}-v0, seed 0" in (folder / "README.md").read_text()
     if command == "dagger":
         assert main(["plot", str(folder), str(folder), "--output", str(tmp_path / "both.png")]) == 0
 

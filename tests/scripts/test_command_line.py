@@ -476,7 +476,15 @@ def test_an_expert_is_trained_evaluated_saved_and_recorded(programs: Any, tmp_pa
     result = programs.run(COMMAND, tmp_path, "record", *arguments, "--n-envs", "2", "--seed", "1", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "logs" / "record" / "CartPole-v1_1"
-    assert sorted(path.name for path in folder.iterdir()) == ["demonstrations.npz", "expert.zip"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "card.json",
+        "demonstrations.npz",
+        "expert.zip",
+    ]
+    card = (folder / "README.md").read_text()
+    assert "CartPole-v1 by `rlsmooth record`" in card
+    assert str(tmp_path) not in card
     read = Demonstrations.load(folder / "demonstrations.npz")
     assert read.num_episodes == 5
     assert read.metadata["expert"]["n_timesteps"] == 256

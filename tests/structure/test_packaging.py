@@ -19,6 +19,8 @@ from packaging.utils import canonicalize_name
 
 from support import REPOSITORY
 
+EXTRAS = "contrib minari datasets envpool hub privacy torchrl rllib flower docs video".split()  # noqa: SIM905
+
 # Stands in for a Python: notes each call, makes .venv by copying itself, and fails at the step that FAIL_AT names.
 FAKE_PYTHON = """#!/bin/sh
 echo "$*" >> calls.txt
@@ -78,7 +80,9 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
     assert set(project["optional-dependencies"]) == {
-        *("contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video", "test", "dev")
+        *EXTRAS,
+        "test",
+        "dev",
     }
 
 
@@ -91,9 +95,7 @@ def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "extra", ["contrib", "minari", "datasets", "privacy", "torchrl", "rllib", "flower", "docs", "video"]
-)
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path, tmp_path: Path) -> None:
     pinned = tmp_path / "constraints.txt"
     pinned.write_text("\n".join(constraints_of(extra)), encoding="utf-8")
