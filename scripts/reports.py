@@ -246,6 +246,8 @@ EVALUATED = {
     "ece": ("calibration error (ECE)", ""),
     "policy_entropy": ("policy entropy", "nats"),
     "entropy_frac": ("of the largest possible", "%"),
+    "entropy_frac_min": ("the same of the lowest state", "%"),
+    "entropy_below": ("states below guarantee or target", "%"),
     "kl_uniform": ("KL(uniform‖policy)", "nats"),
 }
 
