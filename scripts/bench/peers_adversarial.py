@@ -71,7 +71,7 @@ from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.data import Demonstrations, cartpole_v1, record
 from rlsmooth.scripts.bench import peers_adversarial_worker
 from rlsmooth.scripts.bench.measure import command_line, load_average, machine, write_result
-from rlsmooth.scripts.bench.peers_adversarial_report import report
+from rlsmooth.scripts.bench.peers_adversarial_report import PLANNED_SEEDS, report
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import read_json
 
@@ -140,8 +140,10 @@ class Args:
     """Folder of the summary. Default: results/ beside this file, with --small that of the runs."""
     workers: int = max(1, os.cpu_count() or 1)
     """How many runs of the first pass to do at once, each on one thread. The second pass is never parallel."""
-    seeds: int = 10
+    seeds: int = PLANNED_SEEDS
     """Runs of each cell in the first pass."""
+    first_seed: int = 0
+    """The seed of the first of them. The page keeps those from 10 on apart: they were added afterwards."""
     repeats: int = 5
     """Runs of each cell in the second pass."""
     sides: tuple[Side, ...] = ("imitation", "rlsmooth")
@@ -267,7 +269,8 @@ def jobs_of(args: Args, folder: Path, *, timed: bool) -> list[Job]:
     count = 1 if args.small else args.repeats if timed else args.seeds
     jobs: list[Job] = []
     order = random.Random(0)
-    for seed in range(count):
+    first = 0 if args.small or timed else args.first_seed
+    for seed in range(first, first + count):
         for env in args.envs:
             file = make_demonstrations(env, seed, folder)
             for algorithm in (name for name in args.algorithms if (name, env) in CELLS):
