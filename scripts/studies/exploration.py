@@ -12,7 +12,8 @@ and hyperparameters are from pilot runs with the tuning seeds: some arm was to s
 committed before the test seeds 0 to 9 ran, once. A guarantee is a floor `f(frac, n_legal)` of the uniform policy: where
 all states have as many legal actions it is `exploration_floor=f` under another name, so that a floor has an arm of its
 own on the masked task only. "Guarantee to 0" falls linearly over the budget. Runs of the entropy target, with tuning
-seeds and with test seeds, were made again when its set-point began to move; the others did not change by a bit.
+seeds and with test seeds, were made again when its set-point began to move; two of the others, made again, have the
+same bits.
 
 Compared are the steps until solved, or all, as a share of the budget; a difference below 0.05 counts for nothing.
 Differences are between runs of one seed; their mean has Student's t interval. The interquartile mean's bootstrap, which
