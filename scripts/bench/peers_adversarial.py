@@ -45,16 +45,16 @@ a form that counted the logit and kept the absorbing transitions in the minibatc
 240 and 500 on CartPole-v1, no better than "learned" on the same seeds, so that it was dropped, and these seeds are not
 unseen. The bound of the counted logit came of Acrobot-v1: -232 and -163 without it on seeds 102 and 103, -77 and -79
 with it. On CartPole-v1, whose expert never terminates, "defaults" is "as imitation" to the bit: seeds 0 to 4 were run
-and gave the same returns, seeds 5 to 9 are taken from it. Whether the 485 there are less than imitation's 500 was asked
-of seeds 10 to 29, which were added for this cell alone. Read line by line, both sides do the same in the same order: a
-rollout, PPO on raw rewards `-log(1 - D)` that the network of the last round gives, with the value after a time limit
-added, then the discriminator's updates, on draws with replacement from that rollout, with the same loss, optimiser and
-running normalisation. What differs: imitation draws expert batches without replacement, one of 512 from each pass over
-the 1,000 transitions, we with replacement; our reward net has the absorbing state's indicator as one more input, 0
-there, so that its first weights begin 7 % smaller; and versions of SB3 and Gymnasium, whose PPO and CartPole are the
-same but for the last bit. Not run for lack of time: "real_target 0.9" of GAIL on the three environments that terminate,
-"as imitation" and "learned" on MountainCar-v0, and its times. The machine below is theirs; all other runs, and all
-times, are of another (AMD EPYC, cpu family 26, 2 cores, 2026-11-28).
+and gave the same returns, seeds 5 to 9 are taken from it. Whether the 485 there are less than imitation's 500 is asked
+of seeds from 10 on, added for this cell alone and run in their order, 20 of them planned. Read line by line, both sides
+do the same in the same order: a rollout, PPO on raw rewards `-log(1 - D)` that the network of the last round gives,
+with the value after a time limit added, then the discriminator's updates, on draws with replacement from that rollout,
+with the same loss, optimiser and running normalisation. What differs: imitation draws expert batches without
+replacement, one of 512 from each pass over the 1,000 transitions, we with replacement; our reward net has the absorbing
+state's indicator as one more input, 0 there, so that its first weights begin 7 % smaller; and versions of SB3 and
+Gymnasium, whose PPO and CartPole are the same but for the last bit. Not run for lack of time: "real_target 0.9" of GAIL
+on the three environments that terminate, "as imitation" and "learned" on MountainCar-v0, and its times. The machine
+below is theirs; all other runs, and all times, are of another (AMD EPYC, cpu family 26, 2 cores, 2026-11-28).
 """
 
 from __future__ import annotations
