@@ -17,7 +17,7 @@ from rlsmooth.agents.acting import quick_actor
 from rlsmooth.agents.files.exact_checkpoint import load_checkpointed_agent
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
-from rlsmooth.agents.smoothed.measures import MEASURED_BYTES, read_distribution
+from rlsmooth.agents.smoothed.measures import MEASURED_BYTES, entropy_bound, read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
 from rlsmooth.agents.spaces import box_reference
 from rlsmooth.data import Demonstrations
@@ -27,7 +27,7 @@ from rlsmooth.untrusted import open_regular, refused
 MOST_ROWS = 4096
 GAUSSIAN = ("SACPolicy", "TQCPolicy", "CrossQPolicy")
 """By name: sb3-contrib, which has two of them, may be missing."""
-MEASURED = ("policy_entropy", "entropy_frac", "kl_uniform")
+MEASURED = ("policy_entropy", "entropy_frac", "entropy_frac_min", "kl_uniform")
 
 
 def is_agent_file(path: Path) -> bool:
@@ -69,6 +69,7 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
 def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
     """Mean entropy, its share of the largest possible, and KL(uniform‖policy), nats, on the states of some episodes.
 
+    The lowest state's share too, and where the policy has a guarantee or an entropy target how many are below it.
     An agent with a memory is measured with what it remembers there; the others on at most 4,096 states, fewer
     where observations are large.
     """
@@ -99,6 +100,9 @@ def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:
     with torch.no_grad():
         measures = measure_policy(policy, observations, **more)
     values = {name: getattr(measures, name) for name in MEASURED}
+    bound = entropy_bound(agent)
+    if bound is not None:
+        values["entropy_below"] = measures.entropy_below(bound[0], is_fraction=bound[1])
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -111,7 +115,8 @@ def _measure_off_policy(agent: OffPolicyAlgorithm, observations: Any) -> dict[st
     entropies = acting.mixture_entropy()
     found = {} if entropies is None else {"policy_entropy": float(entropies.mean())}
     if isinstance(acting, MixedCategorical):
-        found["entropy_frac"] = float(acting.entropy_fractions()[0].mean())
+        shares = acting.entropy_fractions()[0]
+        found |= {"entropy_frac": float(shares.mean()), "entropy_frac_min": float(shares.min())}
     return found
 
 

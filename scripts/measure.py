@@ -17,7 +17,7 @@ from rlsmooth.data import Demonstrations, LabelledData
 from rlsmooth.losses.categorical import measure_predictions
 from rlsmooth.targets import Tree
 
-MEASURED = ("accuracy", "nll_hard", "ece", "policy_entropy", "entropy_frac", "kl_uniform")
+MEASURED = ("accuracy", "nll_hard", "ece", "policy_entropy", "entropy_frac", "entropy_frac_min", "kl_uniform")
 CURVE_POINTS = 200
 
 
@@ -40,7 +40,7 @@ def measure(agent: BC, demonstrations: Demonstrations) -> tuple[dict[str, float]
     """Means over the transitions, nats, and reliability bins.
 
     `nll_hard`, `policy_entropy` and, but for continuous actions, which have no most probable one, `accuracy`, `ece`,
-    `entropy_frac`, `kl_uniform` and the bins. How the agent was smoothed plays no part.
+    `entropy_frac`, `entropy_frac_min`, `kl_uniform` and the bins. How the agent was smoothed plays no part.
     """
     head = agent.head
     hard = as_smoothings(0.0, head)

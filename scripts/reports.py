@@ -209,7 +209,12 @@ def entropy_rows(found: Mapping[str, float]) -> list[Row]:
     if "policy_entropy" not in found:
         return []
     share = f" ({100 * found['entropy_frac']:.1f} % of log n)" if "entropy_frac" in found else ""
-    return [("policy entropy" if share else "differential entropy", f"{found['policy_entropy']:.3f} nats{share}")]
+    rows: list[Row] = [
+        ("policy entropy" if share else "differential entropy", f"{found['policy_entropy']:.3f} nats{share}")
+    ]
+    if "entropy_frac_min" in found:
+        rows.append(("of the lowest state", f"{100 * found['entropy_frac_min']:.1f} % of log n"))
+    return rows
 
 
 def speed_rows(found: Mapping[str, float]) -> list[Row]:
@@ -246,6 +251,8 @@ EVALUATED = {
     "ece": ("calibration error (ECE)", ""),
     "policy_entropy": ("policy entropy", "nats"),
     "entropy_frac": ("of the largest possible", "%"),
+    "entropy_frac_min": ("the same of the lowest state", "%"),
+    "entropy_below": ("states below guarantee or target", "%"),
     "kl_uniform": ("KL(uniform‖policy)", "nats"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -204,6 +205,9 @@ def weigh(
 
     Raises:
         ValueError: rewards or flags are missing, all weights are 0, or a function's weights don't fit.
+
+    Warns:
+        UserWarning: the critic explains less than nothing of the returns of episodes that it was not fitted to.
     """
     parts = {"demonstrations": training} | ({} if validation is None else {"validation": validation})
     if not isinstance(recipe, AdvantageWeights):
@@ -221,6 +225,14 @@ def weigh(
         ]
     else:
         found, explained = critic_advantages(training, validation, recipe.gamma, policy, seed)
+        if explained < 0:
+            warnings.warn(
+                f"weights={recipe.form!r}: the critic explains {explained:.2f} of the variance of returns that it was "
+                "not fitted to, so that its advantages are noise. Compare whole episodes, "
+                "AdvantageWeights(values='returns'), record more of them, or leave weights out.",
+                UserWarning,
+                stacklevel=4,
+            )
     spread, bar = root_mean_square(found[0]), recipe.bar(found[0])
     weighed = [
         _times(part, recipe.weights(advantages, spread, bar), name)

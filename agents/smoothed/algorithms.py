@@ -34,6 +34,7 @@ from rlsmooth.agents.smoothed.entropy import (
     check_least_entropy,
     check_targets,
     entropy_target_for,
+    nats_at,
 )
 from rlsmooth.agents.smoothed.lean import lean_update_of, plain_network_of
 from rlsmooth.agents.smoothed.measures import PolicyMeasures, entropy_bound, measure_rollout, record_measures
@@ -623,8 +624,8 @@ class SmoothedTraining(NumpyTraining):
         floor = policy.exploration_floor if isinstance(policy, SmoothedPolicy) else 0.0
         self.logger.record("train/exploration_floor", floor)
         for name in ("min_entropy_frac", "min_entropy_nats"):
-            if getattr(self, name) is not None:
-                self.logger.record(f"train/{name}", getattr(policy, name) or 0.0)
+            if getattr(self, name) is not None and getattr(policy, name) is not None:
+                self.logger.record(f"train/{name}", getattr(policy, name))
         if self._measured_at is None or not 0 <= steps - self._measured_at < self.MEASURE_EVERY:
             self._measured_at = steps
             try:
@@ -657,7 +658,9 @@ class SmoothedTraining(NumpyTraining):
             if other != name:
                 setattr(self.policy, other, 0.0 if other == "exploration_floor" else None)
         if name is not None:
-            if value is None:
+            if value is None and name == "min_entropy_nats":
+                value = nats_at(vars(self)[name], progress, self.action_space)
+            elif value is None:
                 low, high = FLOORS[name]
                 value = value_at(name, vars(self)[name], progress, low=low, high=high)
             frac, nats = (value if name == one else None for one in ("min_entropy_frac", "min_entropy_nats"))
@@ -741,7 +744,8 @@ class SmoothedPPO(SmoothedTraining, PPO):
             actions with the floor of the uniform that guarantees it (see `rlsmooth.losses.guaranteed_floor`); a number
             in [0, 1], `"lin_0.3"`, or a callable, as the floor. In place of a floor; at most an entropy target; not for
             a Box.
-        min_entropy_nats: the same for a Box, with H in nats; the standard deviations are scaled up to it.
+        min_entropy_nats: the same for a Box, with H in nats; the standard deviations are scaled up to it. `"lin_1.0"`
+            lets the least of them fall linearly to 0.
         engine: `"numpy"` computes rollouts and updates of plain MLP policies in numpy, several times as fast as
             `"torch"`, with numbers that differ in the last bit and other random numbers.
         kwargs: PPO's further arguments by name.

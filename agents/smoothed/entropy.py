@@ -18,6 +18,7 @@ from rlsmooth.agents.smoothed.references import References
 from rlsmooth.agents.spaces import action_components, box_reference
 from rlsmooth.checks import check_in_range
 from rlsmooth.losses import gaussian_entropy
+from rlsmooth.schedules import ScheduleLike, start_of, value_at
 from rlsmooth.targets import Smoothing
 
 LOWEST_ALPHA, HIGHEST_ALPHA = 1e-6, 1e2
@@ -286,6 +287,22 @@ def check_targets(
             f"smoothing has the schedule alpha={smoothing.alpha!r}, but a target entropy finds alpha itself: give a "
             "number (the alpha to start from) or leave smoothing out."
         )
+
+
+def nats_at(nats: ScheduleLike, progress: float, action_space: spaces.Space[object]) -> float | None:
+    """The number of `min_entropy_nats` in force when `progress` remains; None: no guarantee is left.
+
+    0 nats are no end for a schedule: they still bound, and lie above a negative guarantee. So `"lin_…"` is linear in
+    the least standard deviations, which fall to 0.
+
+    Examples:
+        >>> round(nats_at("lin_1.0", 0.5, spaces.Box(-1, 1, (2,))), 4), nats_at("lin_1.0", 0.0, spaces.Box(-1, 1, (2,)))
+        (-0.3863, None)
+    """
+    if not isinstance(nats, str):
+        return value_at("min_entropy_nats", nats, progress, low=-math.inf, high=math.inf)
+    start = start_of("min_entropy_nats", nats)
+    return start + math.prod(action_space.shape or ()) * math.log(progress) if progress > 0 else None
 
 
 def check_least_entropy(

@@ -10,11 +10,14 @@ import numpy as np
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.audits.intervals import Interval
 from rlsmooth.scripts.bench.measure import markdown_table, paired_ratio, spread
+from rlsmooth.scripts.studies.claims import mean_interval
 
 PEER, QUIET = "imitation", "imitation, quiet"
 KINDS = ("deterministic", "sampled")
 OURS = ("hard labels", "smoothing 0.1", "as imitation", "defaults", "real_target 0.9")
 ARMS = (PEER, QUIET, *OURS, "learned", "learned, real_target 0.9")
+PLANNED_SEEDS = 10
+"""Those of the first table; later ones were added afterwards, and have a table of their own."""
 Run = dict[str, Any]
 Cells = dict[tuple[str, str], dict[str, list[Run]]]
 
@@ -49,7 +52,10 @@ def report(head: str, runs: Sequence[Run], times: Sequence[Run], *, command: str
     if not any(run["job"]["side"] == "imitation" for run in (*runs, *times)):
         lines.append("- imitation: not installed, so that nothing is compared")
     lines.append(f"- machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['date']}\n")
-    lines += ["## Returns\n", returns_table(cells_of(runs)), "", "## Times of training\n", times_table(cells_of(times))]
+    planned = [run for run in runs if run["job"]["seed"] < PLANNED_SEEDS]
+    lines += ["## Returns\n", returns_table(cells_of(planned)), ""]
+    lines += later_table(cells_of([run for run in runs if run["job"]["seed"] >= PLANNED_SEEDS]))
+    lines += ["## Times of training\n", times_table(cells_of(times))]
     loads = [run["result"]["load"][0] for run in times if run["result"].get("load")]
     if loads:
         found = spread(loads)
@@ -76,6 +82,29 @@ def returns_table(cells: Cells) -> str:
                 row.append(_words(interquartile_mean_difference(values, peer), "+.1f") if is_compared else "")
             rows.append(row)
     return markdown_table(("cell", "seeds", "deterministic", "less imitation's", "sampled", "less imitation's"), rows)
+
+
+def later_table(cells: Cells) -> list[str]:
+    """The returns on seeds that were added, and the leads seed by seed; empty where there are none."""
+    if not cells:
+        return []
+    seeds = sorted({run["job"]["seed"] for arms in cells.values() for runs in arms.values() for run in runs})
+    lines = [f"### Seeds {seeds[0]} to {seeds[-1]}, added afterwards\n", returns_table(cells), ""]
+    for (env, algorithm), arms in cells.items():
+        for arm, runs in arms.items():
+            peer = arms.get(PEER, [])
+            if arm == PEER or len(peer) != len(runs) or len(runs) < 3:
+                continue
+            less = {
+                kind: [one["result"][kind] - other["result"][kind] for one, other in zip(runs, peer, strict=True)]
+                for kind in KINDS
+            }
+            words = ", ".join(f"{kind} {_words(mean_interval(gaps), '+.1f')}" for kind, gaps in less.items())
+            lines.append(
+                f"{algorithm}, {env}, {arm} less imitation, seed by seed (both have the same demonstrations), mean "
+                f"with Student's t interval: {words}.\n"
+            )
+    return lines
 
 
 def times_table(cells: Cells) -> str:

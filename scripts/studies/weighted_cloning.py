@@ -10,9 +10,8 @@ Pendulum-v1 20 of scripted controllers), and uniformly random episodes until the
 about half of all transitions are random. Both sides have the same files, networks (two layers of 64, tanh), hard
 labels, Adam at 0.001, batches of 64 and passes over the data: 20, on Pendulum-v1 40. MARWIL is RLlib's learner with its
 connectors, fed with the episodes directly; its value targets are made anew ten times. Its actions of Pendulum-v1 are
-in [-1, 1], and clipped. Seeds 0 to 9; of MARWIL as many of them as the table says. The final policy, 20 episodes of
-deterministic and 20 of sampled actions on seeds of their own. Reported: interquartile means over seeds of the mean
-return, with bootstrap intervals (below ten seeds Student's t).
+in [-1, 1], and clipped. Seeds 0 to 9. The final policy, 20 episodes of deterministic and 20 of sampled actions on seeds
+of their own. Reported: interquartile means over seeds of the mean return, with bootstrap intervals.
 
 Verdicts, by the rules of [claims](../../../docs/claims.md): the data sets are the three environments, each with
 deterministic and with sampled actions; the least effect that counts is 2 % of the distance from the random return to
@@ -257,7 +256,7 @@ def draw(path: Path, found: dict[str, dict[str, list[Result]]], reference: dict[
                     axes.plot([place] * 2, [interval.low, interval.high], color=COLOURS[arm], linewidth=3)
                     axes.plot(place, interval.estimate, "D", color=COLOURS[arm], markersize=8)
                 axes.axhline(reference[env]["expert"], color="#888888", linewidth=1.2, linestyle="--")
-                axes.set_xticks(range(len(arms)), [arm.replace(", ", ",\n").replace("'s ", "'s\n") for arm in arms])
+                axes.set_xticks(range(len(arms)), [arm.replace(" ", "\n") for arm in arms], fontsize=10)
                 axes.set_title(env, pad=8)
             row[0].set_ylabel(f"mean return, {kind} actions")
         figure.savefig(path)

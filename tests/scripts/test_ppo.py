@@ -176,6 +176,7 @@ def test_evaluate_agrees_with_sb3(finished: tuple[Path, str]) -> None:
     assert found["deterministic"]["std_reward"] == pytest.approx(std)
     assert 0 < found["sampled"]["policy_entropy"] <= math.log(2)
     assert found["sampled"]["entropy_frac"] == pytest.approx(found["sampled"]["policy_entropy"] / math.log(2))
+    assert 0 < found["sampled"]["entropy_frac_min"] < found["sampled"]["entropy_frac"]
 
 
 def test_record_plays_the_agent(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from rlsmooth.data import Demonstrations
 from support import FLAT, KillAt, KilledError, assert_raises, draw, draw_masks, recorded, same_parameters, samples
 from trainers import small_bc
 
+pytestmark = pytest.mark.filterwarnings("ignore:weights=.*the critic explains:UserWarning")  # rewards of noise
+
 FORMS = (
     AdvantageWeights(temperature=0.3),
     AdvantageWeights("positive"),
@@ -153,6 +155,21 @@ def test_an_episode_is_valued_by_the_others_alone() -> None:
     expected, _ = returns_to_go(np.full(10, 7.0), np.array([10]), 0.9)
     np.testing.assert_allclose(after[own] - before[own], expected)
     assert np.abs(np.delete(after - before, np.arange(10, 20))).min() > 0
+
+
+def test_a_critic_that_knows_nothing_of_other_episodes_is_reported() -> None:
+    with pytest.warns(UserWarning, match=r"weights='positive': the critic explains -.*values='returns'") as found:
+        agent = BC(
+            "MlpPolicy",
+            None,
+            rewarded(terminations=np.isin(np.arange(40), (9, 19, 29, 39))),
+            weights="positive",
+            seed=0,
+            device="cpu",
+        )
+    assert agent.weighed is not None
+    assert f"explains {agent.weighed.explained_variance:.2f} of" in str(found[0].message)
+    assert found[0].filename == __file__
 
 
 def test_cloning_finds_the_policy_that_the_weights_make() -> None:

@@ -87,6 +87,10 @@ def test_no_state_is_below_and_the_ratio_is_one_before_the_first_update(case: st
     assert max(lowest.network) < -0.1  # without the guarantee some state of each rollout is far below
     assert max(agree.gaps) < 1e-5
     assert dict(model.logger.name_to_value)["train/entropy_below"] == 0.0
+    if case == "box":
+        model.min_entropy_nats = "lin_-1.5"  # the least deviation falls to 0, and not the bound to 0 nats
+        model.learn(4 * model.n_steps)
+        assert model.logger.name_to_value["train/min_entropy_nats"] == pytest.approx(-1.5 + math.log(0.25))
     if case == "discrete":
         assert model.logger.name_to_value["train/min_entropy_frac"] == pytest.approx(0.15)  # of the last rollout
         assert model.policy.min_entropy_frac == pytest.approx(0.15)

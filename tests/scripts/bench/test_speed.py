@@ -376,6 +376,16 @@ def test_the_page_compares_seed_by_seed_and_repeat_by_repeat() -> None:
     times += [a_run("defaults", seed, 0.0, seconds=(2.0 + seed) / 4) for seed in reversed(range(3))]
     page = peers_adversarial_report.report("Title.\n\nText.", runs, times, command="python x", machine=MACHINE)
     assert "| GAIL, CartPole-v1: defaults | 4 | 130.0 (130.0 to 130.0) | +30.0 (+30.0 to +30.0) |" in page
+    assert "added afterwards" not in page
+    runs += [
+        a_run(arm, seed, seed + more) for arm, more in (("imitation", 0), ("defaults", -7)) for seed in range(10, 14)
+    ]
+    later = peers_adversarial_report.report("Title.\n\nText.", runs, times, command="python x", machine=MACHINE)
+    assert page.split("## Returns")[1].split("\n\n")[1] in later  # the planned seeds' table is what it was
+    assert "### Seeds 10 to 13, added afterwards" in later
+    assert (
+        "seed by seed (both have the same demonstrations), mean with Student's t interval: deterministic -7.0" in later
+    )
     assert "0.25 (0.25 to 0.25)" in page
     assert "not installed" not in page
 

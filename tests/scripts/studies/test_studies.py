@@ -100,13 +100,16 @@ def test_cartpole_goes_on_run_by_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bc_to_ppo_runs(tmp_path: Path) -> None:
     result, _, _ = run_study("bc_to_ppo", tmp_path)
-    assert list(result["runs"]) == ["neither", "KL to the clone", "value warm-up", "both"]
+    assert list(result["runs"]) == ["neither", "KL to the clone", "value warm-up", "both", "both, guarantee"]
     for arm, runs in result["runs"].items():
         for place, run in enumerate(runs):
-            assert run["returns"][0] == result["runs"]["neither"][place]["returns"][0]  # all arms start from one clone
+            if arm != "both, guarantee":  # all others start as the clone itself
+                assert run["returns"][0] == result["runs"]["neither"][place]["returns"][0]
+            else:
+                assert min(run["entropy_fractions"]) >= 0.3
             assert result["scores"][arm]["lowest"][place] == min(run["returns"][1:])
             assert result["scores"][arm]["mean over training"][place] == pytest.approx(np.mean(run["returns"][1:]))
-            if arm in ("value warm-up", "both"):  # the small budget is less than the warm-up: the actor stays
+            if arm not in ("neither", "KL to the clone"):  # the small budget is less than the warm-up: the actor stays
                 assert len(set(run["returns"])) == 1
     assert len(set(result["runs"]["neither"][0]["returns"])) > 1
 
