@@ -74,7 +74,7 @@ def read_hyperparameters(
     found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
-    values = {str(name): _plain(value) for name, value in found.items()}
+    values = {str(name): with_numbers(value) for name, value in found.items()}
     for word in overrides:
         name, value = read_pair("hyperparams", word)
         values[name] = value
@@ -180,17 +180,17 @@ def read_pair(option: str, word: str) -> tuple[str, Any]:
         raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
     name, value = word[: min(places)], word[min(places) + 1 :]
     try:
-        return name, _plain(yaml.safe_load(value))
+        return name, with_numbers(yaml.safe_load(value))
     except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
         raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
 
 
-def _plain(value: Any) -> Any:
+def with_numbers(value: Any) -> Any:
     """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: with_numbers(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [with_numbers(part) for part in value]
     if isinstance(value, str):
         try:
             return float(value)

@@ -36,6 +36,7 @@ GROUPS = {
         "enjoy": "show or film an agent with its action probabilities and entropy",
         "audit": "measure an agent's or classifier's calibration by group, and what its gradients give away",
         "plot": "draw the report of a run again, or compare several",
+        "tune": "search for the settings of bc, classify or ppo, and train the best ones on fresh seeds",
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}

@@ -363,6 +363,13 @@ def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence:
     return Interval(estimate, estimate - half, estimate + half, STUDENT)
 
 
+def mean_interval(values: ArrayLike) -> Interval:
+    """The mean of a few runs, at least two, and Student's t interval of 95 %."""
+    mean = float(np.mean(values))
+    half = student_quantile(0.95, np.size(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(np.size(values))
+    return Interval(mean, mean - half, mean + half, "t interval")
+
+
 @functools.lru_cache(maxsize=256)
 def student_quantile(confidence: float, freedom: float) -> float:
     """The t that holds `confidence` of Student's distribution between -t and t."""
