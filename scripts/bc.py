@@ -89,14 +89,12 @@ def main(args: Args) -> Path:
     """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bc")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
-    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
+    from rlsmooth.scripts.environment import limit_threads
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
     check_length(args)
-    n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
-    vectorization = evaluation_vectorization(args.vectorization)
-    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
+    eval_env = evaluation_envs(args)
     training, validation = load_data(args)
     held_out = "none" if validation is None else size_words(validation)
     print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")
@@ -120,6 +118,15 @@ def main(args: Args) -> Path:
         agent.save(run.folder / "agent.zip")
         eval_env.close()
         return run.finish("Agent, report and logs", **results(run, agent))
+
+
+def evaluation_envs(args: Args) -> VecEnv:
+    """The environments to evaluate in."""
+    from rlsmooth.scripts.environment import evaluation_vectorization, make_envs
+
+    n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
+    vectorization = evaluation_vectorization(args.vectorization)
+    return make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
 
 
 def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:

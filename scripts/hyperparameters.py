@@ -64,13 +64,7 @@ def read_hyperparameters(
         ValueError: the file can't be read, holds neither `env` nor `default`, or an override is malformed.
     """
     path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
-    try:
-        with refused(path, ValueError, "Name a YAML file of hyperparameters.", "can't be read"):
-            table = yaml.safe_load(read_regular(path))
-    except ValueError as error:
-        raise ValueError(f"conf_file={error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
+    table = read_table("conf_file", path, "environment ids to hyperparameters")
     found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
@@ -79,6 +73,27 @@ def read_hyperparameters(
         name, value = read_pair("hyperparams", word)
         values[name] = value
     return values
+
+
+def read_table(option: str, path: Path, what: str) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        option: that names the file.
+        path: of the file.
+        what: it maps, in words.
+
+    Raises:
+        ValueError: the file can't be read, or holds something else.
+    """
+    try:
+        with refused(path, ValueError, f"Name a YAML file, a mapping of {what}.", "can't be read"):
+            table = yaml.safe_load(read_regular(path))
+    except ValueError as error:
+        raise ValueError(f"{option}={error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{option}={str(path)!r} must be a mapping of {what}.")
+    return table
 
 
 def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyperparameters:

@@ -1,6 +1,6 @@
 """Search for the settings of a command, in several processes if you like, and train the best ones on fresh seeds.
 
-rlsmooth tune bc -- --demonstrations cartpole-v1-noisy --n-episodes 12
+rlsmooth tune bc -- --n-episodes 4 --action-noise 0.2 --validation-fraction 0.25
 rlsmooth tune ppo --trials 60 -- --env CartPole-v1 -n 30000 --eval-freq 5000
 rlsmooth tune classify --space mine.yml -- --data digits --label-noise 0.2
 """
@@ -12,6 +12,7 @@ import importlib
 import io
 import itertools
 import math
+import os
 import re
 import shlex
 import shutil
@@ -20,14 +21,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder, lock_folder, unlock_folder
-from rlsmooth.scripts.arguments import alias, environment_kwargs
+from rlsmooth.scripts.arguments import alias
 from rlsmooth.scripts.command import EXPECTED, parse_arguments, run_command
 from rlsmooth.scripts.run_folder import command_line, read_json, read_settings, write_json, write_settings
 
@@ -39,9 +40,20 @@ if TYPE_CHECKING:
 SPACES = Path(__file__).parent / "hyperparams" / "tune"
 INSTALL = 'pip install "rlsmooth[optuna]"'
 NAME = re.compile(r"\w[\w.+-]*")
+OF_ONE_RUN = (
+    "resume",
+    "log_folder",
+    "tensorboard_log",
+    "progress",
+    "verbose",
+    "devices",
+    "checkpoint_freq",
+    "save_freq",
+)
+"""Options of a command that have no meaning in a search."""
 WAIT_S = 0.05
 Report = Callable[[int, float], None]
-"""Takes a place in a training and its measure there, and raises TrialPruned if it is not worth going on."""
+"""Takes a place in a training and its measure there, and raises TrialPruned if the training is to end there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Args:
     options: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """After --: options of the command."""
     space: Path | None = None
-    """A YAML file of what to search: by option, {low, high, log} or {choices}. Default: the package's own."""
+    """A YAML file of what to search: for each option {low, high, log} or {choices}. Default: the package's own."""
     trials: int = 40
     """How many settings to try, in all processes together."""
     final_seeds: int = 10
@@ -102,8 +114,10 @@ def main(args: Args) -> Path:
         raise ValueError("final_seeds=1 shows no spread: give at least 2, or 0 for none.")
     module = importlib.import_module(f"rlsmooth.scripts.{args.command}")
     base = parse_arguments(f"rlsmooth {args.command}", module.Args, list(args.options))
-    if getattr(base, "resume", None) is not None:
-        raise ValueError("--resume is not for the command that is tuned: a study resumes by itself, leave it out.")
+    for field in dataclasses.fields(base):
+        if field.name in OF_ONE_RUN and getattr(base, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise ValueError(f"--{option} after -- is for a run of its own: a study resumes by itself, leave it out.")
     entries = read_space(args, base)
     search = Search(args, base, entries)
     print(f"The study is in {search.folder}. Start the same command again to resume it, or beside this one to help.")
@@ -120,24 +134,21 @@ def read_space(args: Args, base: Any) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: it can't be read, an entry is malformed or names no option, or its option is given after --.
     """
-    import yaml
-
-    from rlsmooth.untrusted import read_regular, refused
+    from rlsmooth.scripts.hyperparameters import read_table
 
     path = args.space or SPACES / f"{args.command}.yml"
-    try:
-        with refused(path, ValueError, "Name a YAML file of what to search.", "can't be read"):
-            table = yaml.safe_load(read_regular(path))
-    except ValueError as error:
-        raise ValueError(f"space={error}") from error
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"space={str(path)!r} must be a mapping of options to {{low, high, log}} or {{choices}}.")
-    names = {field.name for field in dataclasses.fields(base)}
+    table = read_table("space", path, "options to {low, high, log} or {choices}")
+    if not table:
+        raise ValueError(f"space={str(path)!r} names nothing to search.")
+    fields = {field.name: field.default for field in dataclasses.fields(base)}
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args.options if word.startswith("-")}
+    given |= {name for name, default in fields.items() if getattr(base, name) != default}  # by a short option
     given |= {re.split("[=:]", word)[0] for word in getattr(base, "hyperparams", ())}
     for name, entry in table.items():
-        if name not in names and "hyperparams" not in names:
-            raise ValueError(f"space: {name!r} is no option of rlsmooth {args.command}.")
+        if (name not in fields and "hyperparams" not in fields) or name in OF_ONE_RUN:
+            raise ValueError(f"space: {name!r} is no option of rlsmooth {args.command} that can be searched.")
+        if name == "seed":
+            raise ValueError("space: seed can't be searched: luck does not carry over to other seeds. Leave it out.")
         if name in given:
             raise ValueError(f"{name} is both searched and given after --: leave it out of one of the two (--space).")
         distribution(name, entry)
@@ -194,6 +205,48 @@ def with_settings(command: str, base: Any, settings: Mapping[str, Any]) -> Any:
 # ---- a study
 
 
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Only one process at a time is inside the block; one that is killed leaves it."""
+    while True:
+        try:
+            lock_folder(folder)
+            break
+        except ValueError:
+            time.sleep(WAIT_S)
+    try:
+        yield
+    finally:
+        unlock_folder(folder)
+
+
+class JournalLock:
+    """Whose turn it is to append to Optuna's journal: a killed process leaves neither its turn nor half a line behind.
+
+    Args:
+        journal: the file.
+        folder: what the writing process reserves.
+    """
+
+    def __init__(self, journal: Path, folder: Path) -> None:
+        self.journal, self.folder = journal, folder
+        self.held = ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait for the turn, and remove what a killed process has begun to write."""
+        self.held.enter_context(reserved(self.folder))
+        with self.journal.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        """Let others write."""
+        self.held.close()
+
+
 class Search:
     """A study in a folder, on which several processes may work: they take trials and final runs in turns.
 
@@ -223,10 +276,11 @@ class Search:
         self.folder = args.log_folder.expanduser() / "tune" / study
         self.is_new = not self.folder.exists()
         self.worker = uuid.uuid4().hex
-        for part in ("turn", "final", f"workers/{self.worker}"):
+        for part in ("turn", "writer", "final", f"workers/{self.worker}"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        lock_folder(self.folder / "workers" / self.worker)
-        with self._turn():
+        if not lock_folder(self.folder / "workers" / self.worker):
+            raise ValueError(f"log_folder={str(args.log_folder)!r} is on a drive without file locks: name another one.")
+        with reserved(self.folder / "turn"):
             self._check_same(entries)
             self.study = self._open()
 
@@ -236,10 +290,8 @@ class Search:
             while self._work():
                 pass
         except EXPECTED:
-            if (
-                self.is_new and not self._finished() and len(self.study.trials) <= 1
-            ):  # an argument is wrong, and nothing has been trained
-                shutil.rmtree(self.folder)
+            if self.is_new and not self._finished() and len(self.study.trials) <= 1:
+                shutil.rmtree(self.folder)  # an argument is wrong, and nothing has been trained
             raise
         finally:
             worker = self.folder / "workers" / self.worker
@@ -252,33 +304,16 @@ class Search:
         if trial is not None:
             self._make(trial)
             return True
-        if self._running():  # by another process: if it is killed, its trial is made here
-            time.sleep(WAIT_S)
-            return True
-        best = self._best()
-        runs = self._final_runs(best)
-        if any(run is None for run in runs.values()):
-            time.sleep(WAIT_S)
-            return True
-        self._write(best, runs)
-        return False
+        if len(self._finished()) == len(self.study.get_trials(deepcopy=False)):
+            best = self._best()
+            runs = self._final_runs(best)
+            if all(run is not None for run in runs.values()):
+                self._write(best, runs)
+                return False
+        time.sleep(4 * WAIT_S)  # another process is training: if it is killed, that is done here
+        return True
 
     # ---- trials
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Only one process at a time is inside the block."""
-        turn = self.folder / "turn"
-        while True:
-            try:
-                lock_folder(turn)
-                break
-            except ValueError:
-                time.sleep(WAIT_S)
-        try:
-            yield
-        finally:
-            unlock_folder(turn)
 
     def _check_same(self, entries: Mapping[str, Any]) -> None:
         """Write the arguments of a new study; raise ValueError if they differ from those of one that is there."""
@@ -300,9 +335,10 @@ class Search:
     def _open(self) -> Study:
         import optuna
 
-        path = (self.folder / "study.db").resolve()
+        path = self.folder / "study.log"
+        lock: Any = JournalLock(path, self.folder / "writer")
         return optuna.create_study(
-            storage=optuna.storages.RDBStorage(f"sqlite:///{path}", {"connect_args": {"timeout": 60}}),
+            storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock)),
             study_name="tune",
             direction="maximize" if self.rises else "minimize",
             pruner=optuna.pruners.MedianPruner(),
@@ -314,19 +350,18 @@ class Search:
         import optuna
 
         state = optuna.trial.TrialState
-        with self._turn():
+        with reserved(self.folder / "turn"):
             trials = self.study.get_trials(deepcopy=False)
             again = {trial.user_attrs.get("again") for trial in trials}
             for trial in trials:
                 if trial.state == state.RUNNING and self._is_lost(trial.user_attrs.get("worker")):
-                    if trial.number not in again:
+                    if trial.number not in again and trial.params.keys() == self.space.keys():
                         self.study.enqueue_trial(trial.params, {"again": trial.number})
                     self.study.tell(trial.number, state=state.FAIL)
-            trials = self.study.get_trials(deepcopy=False)
-            count = sum(trial.state != state.FAIL or "failed" in trial.user_attrs for trial in trials)
-            if count >= self.args.trials and all(trial.state != state.WAITING for trial in trials):
+            count, waiting = self._count(), self.study.get_trials(deepcopy=False, states=(state.WAITING,))
+            if count >= self.args.trials and not waiting:
                 return None
-            # A sampler of its own for each trial: a study that is resumed goes on as one that was never interrupted.
+            # A sampler of its own for each trial, so that a resumed study tries what an uninterrupted one does.
             self.study.sampler = optuna.samplers.TPESampler(seed=(self.args.seed * 1_000_003 + count) % 2**32)
             new = self.study.ask(self.space)
             new.set_user_attr("worker", self.worker)
@@ -358,8 +393,10 @@ class Search:
             value = self._train(with_settings(self.args.command, self.base, trial.params), report)[self.goal]
         except optuna.TrialPruned:
             state, words = optuna.trial.TrialState.PRUNED, "ended early"
-        except (ArithmeticError, TypeError, ValueError) as error:  # the loss became NaN, or settings exclude each other
-            if not isinstance(error, ArithmeticError) and not self._finished():
+        except ArithmeticError as error:  # the loss became NaN
+            words = f"{error}"
+        except ValueError as error:  # these settings exclude each other; or another option is wrong, and all will fail
+            if not self._finished():
                 raise
             words = f"{error}"
         if state == optuna.trial.TrialState.COMPLETE and not math.isfinite(value):
@@ -376,8 +413,10 @@ class Search:
     def _finished(self) -> list[Any]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
-    def _running(self) -> bool:
-        return len(self._finished()) < len(self.study.get_trials(deepcopy=False))
+    def _count(self) -> int:
+        """How many trials there are, without those that were lost."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(trial.state.name != "FAIL" or "failed" in trial.user_attrs for trial in trials)
 
     # ---- the best settings on fresh seeds
 
@@ -387,8 +426,9 @@ class Search:
         Raises:
             ArithmeticError: none has a value.
         """
-        if all(trial.value is None or trial.state.name != "COMPLETE" for trial in self._finished()):
-            raise ArithmeticError(f"no trial of {self.folder} has a finite {self.goal}: search lower learning rates.")
+        if all(trial.state.name != "COMPLETE" for trial in self._finished()):
+            why = [trial.user_attrs["failed"] for trial in self._finished() if "failed" in trial.user_attrs]
+            raise ArithmeticError(f"no trial in {str(self.folder)!r} has a finite {self.goal}. The last: {why[-1]}")
         return self.study.best_trial
 
     def _final_runs(self, best: Any) -> dict[tuple[str, int], dict[str, float] | None]:
@@ -402,15 +442,16 @@ class Search:
             path, key = folder / "measures.json", ("default" if arm == "default" else "chosen", seed)
             found[key] = None
             try:
-                is_ours = lock_folder(folder)
+                lock_folder(folder)
             except ValueError:
                 continue
-            if not path.exists():
-                measures = self._train(dataclasses.replace(args, seed=seed), lambda place, value: None, is_final=True)
-                write_json(path, measures)
-                print(f"{key[0].capitalize()} settings, seed {seed}: {self.goal} {measures[self.goal]:.4g}", flush=True)
-            found[key] = read_json(path)
-            if is_ours:
+            try:
+                if not path.exists():
+                    final = dataclasses.replace(args, seed=seed)
+                    write_json(path, self._train(final, lambda place, value: None, is_final=True))
+                    print(f"{key[0].capitalize()} settings, seed {seed}: done", flush=True)
+                found[key] = read_json(path)
+            finally:
                 unlock_folder(folder)
         return found
 
@@ -419,11 +460,9 @@ class Search:
         from rlsmooth.atomic import write_bytes_atomically
 
         chosen = with_settings(self.args.command, self.base, best.params)
-        states = [trial.state.name for trial in self._finished()]
-        made = len(states) - sum("again" in trial.user_attrs for trial in self._finished())
-        lines = [f"# {self.folder.name}", ""]
-        lines += [f"{made} trials, of which {states.count('PRUNED')} ended early. The best, trial {best.number}, has "]
-        lines[-1] += f"{self.goal} {best.value:.4g} on the seed of the search ({self.base.seed}):"
+        made, pruned = self._count(), sum(trial.state.name == "PRUNED" for trial in self._finished())
+        lines = [f"# {self.folder.name}", "", f"{made} trials, of which {pruned} ended early. The best, trial "]
+        lines[-1] += f"{best.number}, has {self.goal} {best.value:.4g} on the seed of the search ({self.base.seed}):"
         lines += ["", "```console", f"$ {command_line(self.args.command, chosen)}", "```", ""]
         summary: dict[str, Any] = {"trials": made, "best_trial": best.number, "settings": best.params, "final": {}}
         if runs:
@@ -447,13 +486,10 @@ def compared(default: list[float], chosen: list[float], *, rises: bool) -> tuple
     intervals = [mean_interval(each) for each in (default, chosen)]
     intervals.append(mean_interval([one - two for one, two in zip(chosen, default, strict=True)]))
     low, high = intervals[-1].low, intervals[-1].high
-    word = (
-        "better"
-        if (low > 0 if rises else high < 0)
-        else "worse"
-        if (high < 0 if rises else low > 0)
-        else "no different"
-    )
+    if low <= 0.0 <= high:
+        word = "no different"
+    else:
+        word = "better" if (low > 0.0) == rises else "worse"
     return [f"{each.estimate:.4g} ({each.low:.4g} to {each.high:.4g})" for each in intervals], word
 
 
@@ -463,24 +499,20 @@ def compared(default: list[float], chosen: list[float], *, rises: bool) -> tuple
 def train_bc(args: Any, report: Report, is_final: bool) -> dict[str, float]:
     """Clone; the held-out loss is that of hard targets, since smoothing moves its own loss. Reports each epoch."""
     from rlsmooth.scripts import bc
-    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
+    from rlsmooth.scripts.environment import limit_threads
 
     limit_threads(args.num_threads)
     bc.check_length(args)
+    env = bc.evaluation_envs(args)
     training, validation = bc.load_data(args)
     if validation is None:
         raise ValueError(
             "validation_fraction: settings are compared on held-out episodes, and of fewer than ten none are held out "
             "by default: give --validation-fraction after --, such as 0.25."
         )
-    env = None
-    if is_final:
-        vectorization = evaluation_vectorization(args.vectorization)
-        kwargs = environment_kwargs(args)
-        count = min(args.n_envs, args.eval_episodes)
-        env = make_envs(args.env, count, args.seed, env_kwargs=kwargs, vectorization=vectorization)
-    args = dataclasses.replace(args, checkpoint_freq=-1, eval_freq=-1)
-    agent = bc.make_agent(args, None, training, validation, env)
+    agent = bc.make_agent(
+        dataclasses.replace(args, eval_freq=-1), None, training, validation, env if is_final else None
+    )
 
     def check(*_: Any) -> bool:
         epoch, rest = divmod(agent.num_timesteps, agent.batches_per_epoch)
@@ -489,11 +521,13 @@ def train_bc(args: Any, report: Report, is_final: bool) -> dict[str, float]:
         return True
 
     total = bc.total_batches(args, agent)
-    agent.learn(total_batches=total, callback=check, log_interval=total)
-    found = {"held-out loss": agent.validate()["nll_hard"]}
-    if env is not None:
-        played = agent.evaluate()
-        found |= {"return": played["mean_reward"], "return, sampled": played["mean_reward_sampled"]}
+    try:
+        agent.learn(total_batches=total, callback=check, log_interval=total)
+        found = {"held-out loss": agent.validate()["nll_hard"]}
+        if is_final:
+            played = agent.evaluate()
+            found |= {"return": played["mean_reward"], "return, sampled": played["mean_reward_sampled"]}
+    finally:
         env.close()
     return found
 
@@ -539,13 +573,16 @@ def train_ppo(args: Any, report: Report, is_final: bool) -> dict[str, float]:
 
     on_policy.check_numbers(args)
     values = on_policy.hyperparameter_values("ppo", args, algorithm="ppo")
-    with named_hyperparameters(values, None):
-        hyperparameters = resolve_hyperparameters(values, SmoothedPPO)
-        eval_env = on_policy.evaluation_envs(args, hyperparameters)
-        env = on_policy.training_envs(args, hyperparameters)
-        agent = on_policy.new_algorithm(SmoothedPPO, args, hyperparameters, env)
-    agent.set_logger(Logger(None, []))
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as closing:
+        with named_hyperparameters(values, None):
+            hyperparameters = resolve_hyperparameters(values, SmoothedPPO)
+            eval_env = on_policy.evaluation_envs(args, hyperparameters)
+            closing.callback(eval_env.close)
+            env = on_policy.training_envs(args, hyperparameters)
+            closing.callback(env.close)
+            agent = on_policy.new_algorithm(SmoothedPPO, args, hyperparameters, env)
+        agent.set_logger(Logger(None, []))
+        folder = closing.enter_context(tempfile.TemporaryDirectory())
         journal = Journal(
             Evaluations(Path(folder) / "evaluations.npz"),
             eval_env,
@@ -565,11 +602,7 @@ def train_ppo(args: Any, report: Report, is_final: bool) -> dict[str, float]:
                 report(reported - 1, float(evaluations.results[-1].mean()))
             return True
 
-        try:
-            agent.learn(hyperparameters.n_timesteps, [journal, ConvertCallback(check)], log_interval=None)
-        finally:
-            env.close()
-            eval_env.close()
+        agent.learn(hyperparameters.n_timesteps, [journal, ConvertCallback(check)], log_interval=None)
     last = evaluations.results[-1], evaluations.sampled[-1]
     return {"return": float(last[0].mean()), "return, sampled": float(last[1].mean())}
 

@@ -365,8 +365,9 @@ def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence:
 
 def mean_interval(values: ArrayLike) -> Interval:
     """The mean of a few runs, at least two, and Student's t interval of 95 %."""
-    mean = float(np.mean(values))
-    half = student_quantile(0.95, np.size(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(np.size(values))
+    scores = np.asarray(values, dtype=np.float64)
+    mean, size = float(scores.mean()), scores.size
+    half = student_quantile(0.95, size - 1) * float(scores.std(ddof=1)) / math.sqrt(size)
     return Interval(mean, mean - half, mean + half, "t interval")
 
 
