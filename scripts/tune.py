@@ -117,7 +117,7 @@ def main(args: Args) -> Path:
     for field in dataclasses.fields(base):
         if field.name in OF_ONE_RUN and getattr(base, field.name) != field.default:
             option = field.name.replace("_", "-")
-            raise ValueError(f"--{option} after -- is for a run of its own: a study resumes by itself, leave it out.")
+            raise ValueError(f"--{option} after -- is for single runs, which a search does not keep: leave it out.")
     entries = read_space(args, base)
     search = Search(args, base, entries)
     print(f"The study is in {search.folder}. Start the same command again to resume it, or beside this one to help.")

@@ -213,7 +213,8 @@ MISTAKES = [  # the commands, words, and what is reported
     ("tune", "bc -- --smoothing 0.1", "smoothing is both searched and given after --"),
     ("tune", "ppo -- -params gamma=0.9", "gamma is both searched and given after --"),
     ("tune", "bc -- --n-episodes 4", "give --validation-fraction after --"),
-    ("tune", "bc -- --resume x", "--resume is not for the command that is tuned"),
+    ("tune", "bc -- --resume x", "--resume after -- is for single runs"),
+    ("tune", "bc --space {luck}", "seed can't be searched"),
     ("tune", "classify -- --data nowhere", "data='nowhere' is not known"),
     ("tune", "ppo -- --env Nope-v0", "env='Nope-v0' can't be made"),
     *(("bc bco ppo gail airl", words, says) for words, says in (*SHARED_IN_ENVIRONMENTS, *SHARED)),
@@ -233,8 +234,13 @@ def test_wrong_input_is_reported_in_one_line_and_leaves_nothing(
     command: str, words: str, says: str, clone: Path, tmp_path: Path, refused: Any
 ) -> None:
     np.save(tmp_path / "kernel.npy", np.eye(4))
-    for name, entry in (("space", "lerning_rate: {low: 0.1, high: 1}"), ("range", "epochs: {low: 5, high: 2}")):
+    spaces = {
+        "space": "lerning_rate: [0.1, 1]",
+        "range": "epochs: {low: 5, high: 2}",
+        "luck": "seed: {choices: [0, 1]}",
+    }
+    for name, entry in spaces.items():
         (tmp_path / f"{name}.yml").write_text(entry)
     places = {"clone": clone, "expert": f"--expert {clone}", "kernel": tmp_path / "kernel.npy"}
-    places |= {name: tmp_path / f"{name}.yml" for name in ("space", "range")}
+    places |= {name: tmp_path / f"{name}.yml" for name in spaces}
     refused(f"{command} {words}", says.replace("{command}", command), **places)

@@ -85,13 +85,16 @@ def quadratic(calls: list[float], kills: list[int]) -> Callable[..., dict[str, f
 
 
 def test_an_interrupted_study_makes_the_trials_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = tmp_path / "space.yml"
+    space.write_text("{smoothing: {low: 0.0, high: 0.4}, learning_rate: {low: 1e-4, high: 1e-1, log: true}}")
     made = []
     for kills, seed in (([], "0"), ([2, 5, 8], "0"), ([], "1")):
         calls: list[float] = []
         monkeypatch.setitem(tune.TUNED, "bc", tune.Tuned("env", quadratic(calls, kills), {"held-out loss": False}))
         logs = tmp_path / f"{len(made)}"
         words = ["tune", "bc", "--trials", "12" if seed == "0" else "2", "--final-seeds", "0", "-f", str(logs)]
-        assert [main([*words, "--seed", seed]) for _ in (*kills, 0)] == [130] * len(kills) + [0]
+        words += ["--space", str(space), "--seed", seed]
+        assert [main(words) for _ in (*kills, 0)] == [130] * len(kills) + [0]
         trials = study_of(logs / "tune" / "bc_CartPole-v1").trials
         lost = [trial for trial in trials if trial.state.name == "FAIL" and "failed" not in trial.user_attrs]
         again = {trial.user_attrs["again"]: trial.params for trial in trials if "again" in trial.user_attrs}
