@@ -334,11 +334,12 @@ class Search:
 
     def _open(self) -> Study:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
 
         path = self.folder / "study.log"
         lock: Any = JournalLock(path, self.folder / "writer")
         return optuna.create_study(
-            storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock)),
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path), lock)),
             study_name="tune",
             direction="maximize" if self.rises else "minimize",
             pruner=optuna.pruners.MedianPruner(),
