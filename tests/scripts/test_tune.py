@@ -206,7 +206,7 @@ def test_two_processes_on_one_study_neither_lose_nor_repeat_a_trial(killed: int,
     both = [start(tmp_path, *words) for _ in range(2)]
     trials: list[Any] = []
     finished: list[Any] = []
-    while len(finished) < 4 or len(trials) - len(finished) < 2:  # both are amid a trial
+    while len(finished) < 4 or sum(not one.state.is_finished() and bool(one.intermediate_values) for one in trials) < 2:
         assert [process.poll() for process in both] == [None, None], both[0].communicate()
         time.sleep(0.01)
         with contextlib.suppress(FileNotFoundError, KeyError):  # not there yet
@@ -224,7 +224,8 @@ def test_two_processes_on_one_study_neither_lose_nor_repeat_a_trial(killed: int,
     again = [trial for trial in trials if "again" in trial.user_attrs]
     assert len(trials) - len(lost) == 12
     assert len(lost) >= 1
-    assert [(trial.user_attrs["again"], trial.params) for trial in again] == [(one.number, one.params) for one in lost]
+    tried = [(one.number, one.params) for one in lost if len(one.params) == 5]  # not killed while they were drawn
+    assert [(trial.user_attrs["again"], trial.params) for trial in again] == tried
     after = {trial.number: (trial.params, trial.value) for trial in trials}
     assert before.items() <= after.items()
     assert all(trial.state.is_finished() for trial in trials)
