@@ -435,9 +435,8 @@ class Classifier(ScikitLearnEstimator):
 
     def _train(self, state: _FitState, events: EventLog, on_epoch: Callable[..., None] | None) -> None:
         """The training loop: shuffle the data, update, log after each epoch, and save checkpoints at intervals."""
-        samples, progress = state.data.samples, state.progress
+        samples, progress, ranks = state.data.samples, state.progress, state.ranks
         measured = training_sample(samples)
-        ranks = state.ranks
         fingerprint = "" if self.checkpoint_folder is None and ranks.size == 1 else state.data.fingerprint()
         ranks.check_same(data=fingerprint, step=progress.step)
         state.module.train()
