@@ -89,20 +89,17 @@ def main(args: Args) -> Path:
     """Train, or resume training, and return the run's folder; raise ValueError for an argument that can't be used."""
     args = resumed(args, "bc")
     # Imported here: options can be listed, and a wrong one reported, without waiting for torch.
-    from rlsmooth.scripts.environment import evaluation_vectorization, limit_threads, make_envs
+    from rlsmooth.scripts.environment import limit_threads
     from rlsmooth.scripts.training_run import TrainingRun
 
     limit_threads(args.num_threads)
-    epochs = check_positive_int("epochs", args.epochs)
-    num_batches = None if args.n_timesteps is None else batches("n_timesteps", args.n_timesteps, args)
-    n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
-    vectorization = evaluation_vectorization(args.vectorization)
-    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
+    check_length(args)
+    eval_env = evaluation_envs(args)
     training, validation = load_data(args)
     held_out = "none" if validation is None else size_words(validation)
     print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")
     with TrainingRun("bc", args, args.env) as run:
-        agent = make_agent(args, run, training, validation, eval_env)
+        agent = make_agent(args, run.checkpoints, training, validation, eval_env)
         start = agent.num_timesteps
         if agent.shuffle == "blocks":
             print("Shuffled in blocks, so that the disk is read about once an epoch; sorted data need --shuffle full")
@@ -116,11 +113,20 @@ def main(args: Args) -> Path:
             for name, value in agent.evaluate().items():
                 agent.logger.record(f"eval/{name}", value)
             agent.logger.dump(0)
-        total = epochs * agent.batches_per_epoch if num_batches is None else num_batches
+        total = total_batches(args, agent)
         agent.learn(total_batches=total, log_interval=max(1, min(500, total // LOG_LINES)), progress_bar=run.shows_bar)
         agent.save(run.folder / "agent.zip")
         eval_env.close()
         return run.finish("Agent, report and logs", **results(run, agent))
+
+
+def evaluation_envs(args: Args) -> VecEnv:
+    """The environments to evaluate in."""
+    from rlsmooth.scripts.environment import evaluation_vectorization, make_envs
+
+    n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
+    vectorization = evaluation_vectorization(args.vectorization)
+    return make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
 
 
 def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
@@ -139,9 +145,13 @@ def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:
 
 
 def make_agent(
-    args: Args, run: TrainingRun, training: Demonstrations, validation: Demonstrations | None, eval_env: VecEnv
+    args: Args,
+    checkpoints: Path | None,
+    training: Demonstrations,
+    validation: Demonstrations | None,
+    eval_env: VecEnv | None,
 ) -> BC:
-    """A new agent, or that of the run's last checkpoint."""
+    """A new agent, or that of the run's last checkpoint; without a folder of `checkpoints` it writes none."""
     from rlsmooth.agents import BC
     from rlsmooth.scripts.environment import check_device, cloning_engine, policy_alias
     from rlsmooth.scripts.training_run import saved_checkpoints
@@ -169,7 +179,7 @@ def make_agent(
         engine=cloning_engine(args, policy, device),
         seed=args.seed,
         device=device,
-        checkpoint_folder=None if args.checkpoint_freq < 0 else run.checkpoints,
+        checkpoint_folder=None if args.checkpoint_freq < 0 else checkpoints,
         checkpoint_every=1000 if args.checkpoint_freq < 0 else batches("checkpoint_freq", args.checkpoint_freq, args),
         eval_env=eval_env,
         eval_every=None if args.eval_freq < 0 else batches("eval_freq", args.eval_freq, args),
@@ -195,6 +205,20 @@ def make_weights(args: Args) -> AdvantageWeights | None:
         if value != getattr(none, name):
             raise ValueError(f"{name}={value!r} is for --weights: choose advantage, positive or top, or leave it out.")
     return None
+
+
+def check_length(args: Args) -> None:
+    """Raise ValueError unless `--epochs` and `--n-timesteps` can be trained for."""
+    check_positive_int("epochs", args.epochs)
+    if args.n_timesteps is not None:
+        batches("n_timesteps", args.n_timesteps, args)
+
+
+def total_batches(args: Args, agent: BC) -> int:
+    """How many updates the options ask for."""
+    if args.n_timesteps is not None:
+        return batches("n_timesteps", args.n_timesteps, args)
+    return args.epochs * agent.batches_per_epoch
 
 
 def batches(name: str, transitions: int, args: Args) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -90,7 +91,15 @@ def main(args: Args) -> Path:
     split = load_data(args)
     smoothing = make_smoothing(args, split.training)
     with TrainingRun("classify", args, data_name(args.data)) as run:
-        classifier = make_classifier(args, run, split.training, smoothing)
+        classifier = make_classifier(
+            args,
+            split.training,
+            smoothing,
+            checkpoint_folder=None if args.checkpoint_freq < 0 else run.checkpoints,
+            checkpoint_every=max(1, args.checkpoint_freq),
+            tensorboard_log=run.events(),
+            progress_bar=run.shows_bar,
+        )
         run.begin(
             f"Training on {as_device(args.device).type}", resume_from="checkpoint" if args.checkpoint_freq > 0 else ""
         )
@@ -188,8 +197,8 @@ def read_kernel(path: Path, training: LabelledData) -> Tensor:
     return torch.from_numpy(kernel.astype(np.float64))
 
 
-def make_classifier(args: Args, run: TrainingRun, training: LabelledData, smoothing: Smoothing) -> Classifier:
-    """The classifier that the arguments describe; `fit` checks them."""
+def make_classifier(args: Args, training: LabelledData, smoothing: Smoothing, **outputs: Any) -> Classifier:
+    """The classifier that the arguments describe; `fit` checks them. `outputs` are arguments too: what it writes."""
     from rlsmooth.scripts.classification import make_network, training_arguments
     from rlsmooth.training import Classifier
 
@@ -201,17 +210,14 @@ def make_classifier(args: Args, run: TrainingRun, training: LabelledData, smooth
         early_stopping_patience=args.early_stopping_patience,
         amp=args.amp,
         device=args.device,
-        checkpoint_folder=None if args.checkpoint_freq < 0 else run.checkpoints,
-        checkpoint_every=max(1, args.checkpoint_freq),
-        tensorboard_log=run.events(),
         verbose=args.verbose,
-        progress_bar=run.shows_bar,
+        **outputs,
         **training_arguments(args),
     )
 
 
-def fit(classifier: Classifier, split: Split, *, resume: bool) -> None:
-    """Train, from the last checkpoint if the run is resumed and has one."""
+def fit(classifier: Classifier, split: Split, *, resume: bool, on_epoch: Callable[..., None] | None = None) -> None:
+    """Train, from the last checkpoint if the run is resumed and has one; `on_epoch` gets the history so far."""
     import numpy as np
 
     validation = None if split.validation is None else (split.validation.features, split.validation.labels)
@@ -221,6 +227,7 @@ def fit(classifier: Classifier, split: Split, *, resume: bool) -> None:
         validation=validation,
         classes=np.arange(split.training.num_classes),
         resume=resume and classifier.checkpoint_folder is not None,
+        on_epoch=on_epoch,
     )
 
 

@@ -36,7 +36,7 @@ def run_command(
     130 and 143: ended by SIGINT and SIGTERM.
     """
     program, words = f"rlsmooth {name}", list(sys.argv[1:] if arguments is None else arguments)
-    args = _parse(program, args_type, words)
+    args = parse_arguments(program, args_type, words)
     rank = program
     try:
         if _num_processes() > 1:
@@ -93,7 +93,7 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _parse(program: str, args_type: type[ArgsT], words: list[str]) -> ArgsT:
+def parse_arguments(program: str, args_type: type[ArgsT], words: list[str]) -> ArgsT:
     """The arguments; a mistake in them exits with 2 and one line in place of tyro's box of ten."""
     for place, word in enumerate(words):  # RL Zoo's names of algorithms are understood too
         before = words[place - 1] if place else ""

@@ -64,21 +64,36 @@ def read_hyperparameters(
         ValueError: the file can't be read, holds neither `env` nor `default`, or an override is malformed.
     """
     path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
-    try:
-        with refused(path, ValueError, "Name a YAML file of hyperparameters.", "can't be read"):
-            table = yaml.safe_load(read_regular(path))
-    except ValueError as error:
-        raise ValueError(f"conf_file={error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
+    table = read_table("conf_file", path, "environment ids to hyperparameters")
     found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
-    values = {str(name): _plain(value) for name, value in found.items()}
+    values = {str(name): with_numbers(value) for name, value in found.items()}
     for word in overrides:
         name, value = read_pair("hyperparams", word)
         values[name] = value
     return values
+
+
+def read_table(option: str, path: Path, what: str) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        option: that names the file.
+        path: of the file.
+        what: it maps, in words.
+
+    Raises:
+        ValueError: the file can't be read, or holds something else.
+    """
+    try:
+        with refused(path, ValueError, f"Name a YAML file, a mapping of {what}.", "can't be read"):
+            table = yaml.safe_load(read_regular(path))
+    except ValueError as error:
+        raise ValueError(f"{option}={error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{option}={str(path)!r} must be a mapping of {what}.")
+    return table
 
 
 def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyperparameters:
@@ -180,17 +195,17 @@ def read_pair(option: str, word: str) -> tuple[str, Any]:
         raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
     name, value = word[: min(places)], word[min(places) + 1 :]
     try:
-        return name, _plain(yaml.safe_load(value))
+        return name, with_numbers(yaml.safe_load(value))
     except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
         raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
 
 
-def _plain(value: Any) -> Any:
+def with_numbers(value: Any) -> Any:
     """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: with_numbers(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [with_numbers(part) for part in value]
     if isinstance(value, str):
         try:
             return float(value)

@@ -38,6 +38,7 @@ GROUPS = {
         "plot": "draw the report of a run again, or compare several",
         "push": "publish an agent with its card and report in a repository of a hub",
         "pull": "fetch an agent that was published",
+        "tune": "search for the settings of bc, classify or ppo, and train the best ones on fresh seeds",
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}

@@ -15,6 +15,8 @@ from typing import Any
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.untrusted import decode, parse_json, read_regular, refused
 
+SHOWN = ("data", "env", "seed")
+"""Options that a run's command names even if they are the defaults."""
 LIBRARIES = ("rlsmooth", "stable-baselines3", "gymnasium", "numpy", "torch", "safetensors", "tensorboard")
 
 
@@ -243,7 +245,7 @@ def command_line(command: str, args: Any) -> str:
     words = ["rlsmooth", command]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default and (value is None or field.name not in ("data", "env", "seed")):
+        if field.name == "options" or (value == field.default and (value is None or field.name not in SHOWN)):
             continue
         if field.default is dataclasses.MISSING:  # positional, without an option
             words.append(str(value))
@@ -254,6 +256,8 @@ def command_line(command: str, args: Any) -> str:
         else:
             parts = value if isinstance(value, tuple) else (value,)
             words += [f"--{option}", *(str(part) for part in parts)]
+    if options := getattr(args, "options", ()):  # of the command that `rlsmooth tune` tunes
+        words += ["--", *options]
     return shlex.join(words)
 
 

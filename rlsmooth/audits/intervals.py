@@ -363,6 +363,14 @@ def _t_interval(estimate: float, spreads: list[tuple[float, float]], confidence:
     return Interval(estimate, estimate - half, estimate + half, STUDENT)
 
 
+def mean_interval(values: ArrayLike) -> Interval:
+    """The mean of a few runs, at least two, and Student's t interval of 95 %."""
+    scores = np.asarray(values, dtype=np.float64)
+    mean, size = float(scores.mean()), scores.size
+    half = student_quantile(0.95, size - 1) * float(scores.std(ddof=1)) / math.sqrt(size)
+    return Interval(mean, mean - half, mean + half, "t interval")
+
+
 @functools.lru_cache(maxsize=256)
 def student_quantile(confidence: float, freedom: float) -> float:
     """The t that holds `confidence` of Student's distribution between -t and t."""

@@ -19,7 +19,7 @@ Logging does not change the state of training's random generators, and nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -288,6 +288,7 @@ class Classifier(ScikitLearnEstimator):
         mask: Any = None,
         classes: Any = None,
         resume: bool = False,
+        on_epoch: Callable[[Mapping[str, list[float]]], None] | None = None,
     ) -> Self:
         """Train.
 
@@ -303,6 +304,7 @@ class Classifier(ScikitLearnEstimator):
             classes: all labels, if some may be missing from `y`.
             resume: continue from the last checkpoint of an interrupted run, or start if it has none. On the CPU, the
                 final parameters are those of an uninterrupted run, bit for bit.
+            on_epoch: called with the history so far after each epoch; an error that it raises ends the training.
 
         Returns:
             The classifier itself.
@@ -347,7 +349,7 @@ class Classifier(ScikitLearnEstimator):
             few_threads(module, batch_size=self.batch_size),
         ):
             set_rng_state(state.rng)
-            self._train(state, events)
+            self._train(state, events, on_epoch)
             self._finish(state, events)
         self._keep(state)
         keep_feature_names(X, self)
@@ -404,9 +406,7 @@ class Classifier(ScikitLearnEstimator):
             )
         patience = self.early_stopping_patience
         if patience is not None and data.validation is None:
-            raise ValueError(
-                "early_stopping_patience needs validation data: give validation_fraction or fit(validation=)."
-            )
+            raise ValueError("early_stopping_patience needs validation data: validation_fraction or fit(validation=).")
         num_samples, num_classes = len(data.samples), len(data.classes)
         module = module.to(data.samples.labels.device)
         check_model(module, data.samples.inputs, num_classes, seed=seed)
@@ -433,11 +433,10 @@ class Classifier(ScikitLearnEstimator):
             ranks,
         )
 
-    def _train(self, state: _FitState, events: EventLog) -> None:
+    def _train(self, state: _FitState, events: EventLog, on_epoch: Callable[..., None] | None) -> None:
         """The training loop: shuffle the data, update, log after each epoch, and save checkpoints at intervals."""
-        samples, progress = state.data.samples, state.progress
+        samples, progress, ranks = state.data.samples, state.progress, state.ranks
         measured = training_sample(samples)
-        ranks = state.ranks
         fingerprint = "" if self.checkpoint_folder is None and ranks.size == 1 else state.data.fingerprint()
         ranks.check_same(data=fingerprint, step=progress.step)
         state.module.train()
@@ -450,6 +449,8 @@ class Classifier(ScikitLearnEstimator):
                 progress.step += 1
                 events.advance()
             self._log(state, events, measured)
+            if on_epoch is not None:
+                on_epoch(state.history)
             if self.checkpoint_folder is None:
                 continue
             (stops,) = ranks.any(stop_requested())

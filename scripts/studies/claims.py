@@ -12,7 +12,6 @@ promised outcome not. Privacy goes by the best attack, fairness by the signed ga
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
 
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import Interval, interquartile_mean_interval
-from rlsmooth.audits.intervals import student_quantile
+from rlsmooth.audits.intervals import mean_interval
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import GREEN, GREY, INK, ORANGE, RED, STYLE, save_figure
 from rlsmooth.scripts.studies.runner import Args, in_words
@@ -93,13 +91,6 @@ NAMES = {
 
 
 # ---- differences, seed by seed
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean and Student's t interval of 95 %."""
-    mean = float(np.mean(values))
-    half = student_quantile(0.95, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, "t interval")
 
 
 def less(ours: Sequence[Any], theirs: Sequence[Any], value: Callable[[Any], float], other: Any = None) -> list[float]:

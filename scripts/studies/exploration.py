@@ -41,12 +41,12 @@ from rlsmooth.agents.smoothed.contrib_algorithms import SmoothedMaskablePPO
 from rlsmooth.agents.smoothed.measures import measure_rollout
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits import Interval, interquartile_mean_interval, proportion_interval
-from rlsmooth.audits.intervals import interquartile_mean
+from rlsmooth.audits.intervals import interquartile_mean, mean_interval
 from rlsmooth.losses import guaranteed_floor
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import INK, SKY, STYLE, save_figure
 from rlsmooth.scripts.studies.charts import COLOURS
-from rlsmooth.scripts.studies.claims import LINES, mean_interval, verdict
+from rlsmooth.scripts.studies.claims import LINES, verdict
 from rlsmooth.scripts.studies.deep_sea import chosen_settings, jobs_keys
 from rlsmooth.scripts.studies.exploration_tasks import DeepSea, Ladder, MountainCar, Moved, Task
 from rlsmooth.scripts.studies.runner import Args, Job, Result, in_words, results_folder, run_jobs, write_study

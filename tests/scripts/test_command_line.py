@@ -42,7 +42,7 @@ from support import assert_raises, repack
 
 COMMANDS = (
     *("bc", "bco", "gail", "airl", "dagger", "classify", "self-train", "gan", "federated"),
-    *("ppo", "a2c", "maskable-ppo", "recurrent-ppo", "record", "enjoy", "evaluate", "audit", "plot"),
+    *("ppo", "a2c", "maskable-ppo", "recurrent-ppo", "record", "enjoy", "evaluate", "audit", "plot", "tune"),
 )
 SHARED = ("arguments",)  # what several of them take
 

@@ -202,6 +202,21 @@ MISTAKES = [  # the commands, words, and what is reported
     ("record", "--train-expert -1", "n_timesteps=-1"),
     ("plot", "nowhere", "'nowhere' is no folder of a run"),
     ("plot", "", "name at least one folder"),
+    ("tune", "bc --trials 0", "trials=0"),
+    ("tune", "bc --final-seeds 1", "final_seeds=1"),
+    ("tune", "bc --study ../up", "study='../up' must be the name of a folder"),
+    ("tune", "bc -f {file}/below", "log_folder="),
+    ("tune", "bc --space {file}", "must be a mapping of options"),
+    ("tune", "bc --space nowhere.yml", "space='nowhere.yml'"),
+    ("tune", "bc --space {space}", "'lerning_rate' is no option of rlsmooth bc"),
+    ("tune", "classify --space {range}", "epochs: low=5 must not be above high=2"),
+    ("tune", "bc -- --smoothing 0.1", "smoothing is both searched and given after --"),
+    ("tune", "ppo -- -params gamma=0.9", "gamma is both searched and given after --"),
+    ("tune", "bc -- --n-episodes 4", "give --validation-fraction after --"),
+    ("tune", "bc -- --resume x", "--resume after -- is for single runs"),
+    ("tune", "bc --space {luck}", "seed can't be searched"),
+    ("tune", "classify -- --data nowhere", "data='nowhere' is not known"),
+    ("tune", "ppo -- --env Nope-v0", "env='Nope-v0' can't be made"),
     *(("bc bco ppo gail airl", words, says) for words, says in (*SHARED_IN_ENVIRONMENTS, *SHARED)),
     *(("dagger", f"{{expert}} {words}", says) for words, says in (*SHARED_IN_ENVIRONMENTS, *SHARED[:-1])),
     *(("classify", f"--data iris {words}", says) for words, says in SHARED[:-1]),
@@ -219,5 +234,13 @@ def test_wrong_input_is_reported_in_one_line_and_leaves_nothing(
     command: str, words: str, says: str, clone: Path, tmp_path: Path, refused: Any
 ) -> None:
     np.save(tmp_path / "kernel.npy", np.eye(4))
+    spaces = {
+        "space": "lerning_rate: [0.1, 1]",
+        "range": "epochs: {low: 5, high: 2}",
+        "luck": "seed: {choices: [0, 1]}",
+    }
+    for name, entry in spaces.items():
+        (tmp_path / f"{name}.yml").write_text(entry)
     places = {"clone": clone, "expert": f"--expert {clone}", "kernel": tmp_path / "kernel.npy"}
+    places |= {name: tmp_path / f"{name}.yml" for name in spaces}
     refused(f"{command} {words}", says.replace("{command}", command), **places)
