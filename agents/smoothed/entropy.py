@@ -292,7 +292,7 @@ def check_targets(
 def nats_at(nats: ScheduleLike, progress: float, action_space: spaces.Space[object]) -> float | None:
     """The number of `min_entropy_nats` in force when `progress` remains; None: no guarantee is left.
 
-    0 nats are no end for a schedule: they still bound, and lie above a negative guarantee. So `"lin_…"` is linear in
+    0 nats would still be a bound, and one above a negative guarantee. So `"lin_…"` is linear in
     the least standard deviations, which fall to 0.
 
     Examples:
