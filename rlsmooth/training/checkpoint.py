@@ -279,7 +279,7 @@ def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Compare a state, which torch would take as it is, with the optimiser's own.
+    """Compare a state, which torch would take as it is, with the optimiser's own. What only other torches have is dropped.
 
     Raises:
         ValueError: groups or their options are others or of another type, or a tensor is of another shape or type than
@@ -290,8 +290,12 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None
         raise ValueError(f"it has {len(state['param_groups'])} parameter groups")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group, mine in zip(state["param_groups"], own["param_groups"], strict=True):
-        if set(group) != set(mine) or group["params"] != mine["params"]:
-            raise ValueError(f"the options {sorted(group.keys() ^ mine.keys())} of a parameter group differ")
+        others = {name: (group | mine)[name] for name in group.keys() ^ mine.keys()}
+        if any(value not in (None, False) for value in others.values()) or group["params"] != mine["params"]:
+            raise ValueError(f"the options {sorted(others)} of a parameter group differ")
+        for name in others.keys() & group.keys():  # another version of torch has them, and they are off
+            del group[name]
+        group.update({name: mine[name] for name in others.keys() & mine.keys()})
         for name, value in group.items():
             _check_option(name, value, mine[name])
     names = {frozenset(kept) for kept in state["state"].values()}

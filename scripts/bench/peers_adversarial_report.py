@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlsmooth.audits import interquartile_mean_difference, interquartile_mean_interval
-from rlsmooth.audits.intervals import Interval
+from rlsmooth.audits.intervals import Interval, mean_interval
 from rlsmooth.scripts.bench.measure import markdown_table, paired_ratio, spread
-from rlsmooth.scripts.studies.claims import mean_interval
 
 PEER, QUIET = "imitation", "imitation, quiet"
 KINDS = ("deterministic", "sampled")
