@@ -22,7 +22,7 @@ from rlsmooth.scripts.arguments import (
     CloningArgs,
     ProcessArgs,
     RunArgs,
-    environment_kwargs,
+    environment_settings,
     make_smoothing,
     number_of,
     number_or_word,
@@ -97,7 +97,7 @@ def main(args: Args) -> Path:
     num_batches = None if args.n_timesteps is None else batches("n_timesteps", args.n_timesteps, args)
     n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
     vectorization = evaluation_vectorization(args.vectorization)
-    eval_env = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
+    eval_env = make_envs(environment_settings(args, evaluation=True), n_envs, args.seed, vectorization=vectorization)
     training, validation = load_data(args)
     held_out = "none" if validation is None else size_words(validation)
     print(f"Transitions to train on: {size_words(training)}; held out: {held_out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from rlsmooth.schedules import linear_start
 from rlsmooth.untrusted import read_regular, refused
 
 FOLDER = Path(__file__).parent / "hyperparams"
-OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
-NOT_SUPPORTED = ("env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs")
+OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs", "env_wrapper", "frame_stack")
+NOT_SUPPORTED = ("vec_env_wrapper", "callback", "monitor_kwargs")
 """RL Zoo's names for things that are imported or built; an agent file could not bring them back."""
 SET_ELSEWHERE = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "policy", "_init_setup_model")
 MAY_BE_WORDS = ("smoothing", "exploration_floor")
@@ -38,6 +39,8 @@ class Hyperparameters:
         policy: SB3's alias, or None: the one that fits the observations.
         normalize: the arguments of `VecNormalize`, or None: no normalisation.
         env_kwargs: arguments of the environment.
+        env_wrapper: of `wrapper_words`.
+        frame_stack: how many of the latest observations are seen at once; None: one.
         arguments: those of the algorithm's constructor, schedules and classes in place.
     """
 
@@ -46,13 +49,15 @@ class Hyperparameters:
     policy: str | None = None
     normalize: Mapping[str, Any] | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    env_wrapper: tuple[str, ...] = ()
+    frame_stack: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_hyperparameters(
     command: str, env: str, conf_file: Path | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The plain values of `env` (else of `default`) in a file, with the overrides on top.
+    """The plain values of `env` (else of `atari`, where it is such, or `default`) in a file, with the overrides on top.
 
     Args:
         command: names the package's own file, `hyperparams/<command>.yml`.
@@ -71,13 +76,17 @@ def read_hyperparameters(
         raise ValueError(f"conf_file={error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"conf_file={str(path)!r} must be a mapping of environment ids to hyperparameters.")
-    found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
+    name = env.rpartition(":")[2]
+    group = "atari" if name.startswith("ALE/") or "NoFrameskip-v" in name else "default"
+    found = table.get(env, table.get(name, table.get(group, table.get("default"))))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
     values = {str(name): _plain(value) for name, value in found.items()}
     for word in overrides:
         name, value = read_pair("hyperparams", word)
         values[name] = value
+    if "env_wrapper" in values:
+        values["env_wrapper"] = wrapper_words(values["env_wrapper"])
     return values
 
 
@@ -117,8 +126,45 @@ def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyper
         policy=policy,
         normalize=_normalize(values.get("normalize", False), float(gamma)),
         env_kwargs=_mapping("env_kwargs", values.get("env_kwargs", {})),
+        env_wrapper=tuple(wrapper_words(values.get("env_wrapper"))),
+        frame_stack=_frame_stack(values.get("frame_stack")),
         arguments=arguments,
     )
+
+
+def wrapper_words(value: Any) -> list[str]:
+    """RL Zoo's `env_wrapper` as a list of `module.Class` and `module.Class:{arguments}`.
+
+    Args:
+        value: such a word, `{module.Class: {arguments}}`, a list of either, or None.
+
+    Raises:
+        ValueError: it is something else; the message names it.
+
+    Examples:
+        >>> wrapper_words(["a.B", {"a.C": {"skip": 2}}]), wrapper_words("a.D:{shape: [8, 8]}")
+        (['a.B', 'a.C:{"skip": 2}'], ['a.D:{"shape": [8, 8]}'])
+    """
+    found = []
+    for word in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        if isinstance(word, dict) and len(word) == 1:
+            (name, arguments), *_ = word.items()
+        elif isinstance(word, str):
+            name, separator, text = word.partition(":")
+            arguments = read_pair("env_wrapper", f"{name}={text}")[1] if separator else {}
+        else:
+            name = arguments = None
+        if not (isinstance(name, str) and name.rpartition(".")[0] and isinstance(arguments or {}, dict)):
+            raise ValueError(
+                f'env_wrapper={word!r} must be such as gymnasium.wrappers.ClipAction, or with arguments "module.Class:'
+                '{key: value}".'
+            )
+        found.append(f"{name}:{json.dumps(arguments)}" if arguments else name)
+    return found
+
+
+def _frame_stack(value: Any) -> int | None:
+    return None if value is None else check_positive_int("frame_stack", _whole("frame_stack", value))
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import EnvironmentArgs, environment_kwargs
+from rlsmooth.scripts.arguments import EnvironmentArgs, environment_settings
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import agent_file, new_run_folder
+from rlsmooth.scripts.run_folder import EnvironmentSettings, agent_file, env_of_run, new_run_folder, plain
 
 Algorithm = Literal[
     "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
@@ -41,6 +41,9 @@ alias = tyro.conf.arg
 class Args(EnvironmentArgs):
     """Record demonstrations of an agent as one .npz file."""
 
+    env: str | None = None  # type: ignore[assignment]
+    """The environment's id, or module:id. Default: that of the agent's run, with its arguments and wrappers; where no
+    config.json beside the agent names one, CartPole-v1."""
     algo: Algorithm = "ppo"
     """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
@@ -91,13 +94,18 @@ def main(args: Args) -> Path:
     check_device(args.device)
     if args.output is not None and (args.output.suffix != ".npz" or args.output.is_dir()):
         raise ValueError(f"output={str(args.output)!r} must be a file whose name ends in .npz.")
+    path = None
+    if args.trained_agent is not None:
+        path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
+    settings = _settings(args, path)
     if args.vectorization != "envpool":  # which has ids of its own
-        check_env(args.env)
-    environment_kwargs(args)
-    loaded = None if args.trained_agent is None else _load_agent(args)
-    folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
+        check_env(settings.env, settings.packages)
+    loaded = None if path is None else _load_agent(args, path, settings)
+    folder = None
+    if args.output is None or args.n_timesteps:
+        folder = new_run_folder(args.log_folder, "record", settings.env)
     try:
-        return _record(args, folder, loaded)
+        return _record(args, settings, folder, loaded)
     except BaseException:
         if folder is not None:
             with suppress(OSError):  # unless it holds an expert
@@ -105,7 +113,15 @@ def main(args: Args) -> Path:
         raise
 
 
-def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
+def _settings(args: Args, path: Path | None) -> EnvironmentSettings:
+    """What the options say of the environment, and what they don't, of the agent's run."""
+    given = environment_settings(args)
+    if path is not None and (path.parent / "config.json").is_file():
+        given = env_of_run(path, given, evaluation=False)
+    return dataclasses.replace(given, env=given.env or "CartPole-v1")
+
+
+def _record(args: Args, settings: EnvironmentSettings, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
     from rlsmooth.agents import BC
     from rlsmooth.agents.acting import quick_actor
     from rlsmooth.agents.sb3 import is_maskable
@@ -115,7 +131,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
     check_writable_folder("output", output.parent)
     provenance: dict[str, Any] = {"command": _command(args), "versions": _versions()}
     if folder is not None and args.n_timesteps:
-        agent, scores = _train_expert(args)
+        agent, scores = _train_expert(args, settings)
         agent.save(folder / "expert.zip")
         provenance["expert"] = {"algo": "ppo", "n_timesteps": args.n_timesteps, "evaluation": scores}
         for name, score in scores.items():
@@ -127,7 +143,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         provenance["expert"] = {"algo": algorithm}
     demonstrations = record(
         quick_actor(agent),
-        **_environments(args, provenance),
+        **_environments(args, settings, provenance),
         n_episodes=args.n_episodes,
         seed=args.seed,
         deterministic=not args.stochastic,
@@ -145,18 +161,20 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
     return output
 
 
-def _environments(args: Args, provenance: dict[str, Any]) -> dict[str, Any]:
+def _environments(args: Args, settings: EnvironmentSettings, provenance: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `record` that say where to play; what it can't know by itself is added to `provenance`."""
-    kwargs, n_envs = environment_kwargs(args), min(args.n_envs, args.n_episodes)
-    if args.vectorization is None:
-        return {"env": args.env, "n_envs": n_envs, "env_kwargs": kwargs}
+    n_envs, given = min(args.n_envs, args.n_episodes), dataclasses.asdict(settings)
+    env, kwargs, *more = given.values()
+    if args.vectorization is None and not any(more):
+        return {"env": env, "n_envs": n_envs, "env_kwargs": kwargs}
     from rlsmooth.scripts.environment import make_envs
 
-    provenance |= {"env_id": args.env, **({"env_kwargs": kwargs} if kwargs else {})}
-    return {"env": make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)}
+    names = {"env": "env_id", "wrappers": "env_wrapper", "packages": "gym_packages"}
+    provenance |= {names.get(name, name): plain(value) for name, value in given.items() if value}
+    return {"env": make_envs(settings, n_envs, args.seed, vectorization=args.vectorization)}
 
 
-def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
+def _train_expert(args: Args, settings: EnvironmentSettings) -> tuple[Any, dict[str, dict[str, float]]]:
     """PPO with RL Zoo's settings for CartPole: both rates fall to 0, so that it ends as a steady expert."""
     import numpy as np
     from gymnasium import spaces
@@ -168,7 +186,7 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     from rlsmooth.scripts.environment import make_envs
 
     steps = check_positive_int("n_timesteps", args.n_timesteps)
-    env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
+    env = make_envs(settings, 8, args.seed, vectorization=args.vectorization)
     algorithm = PPO if start_of(env.action_space) is None else SmoothedPPO  # PPO's actions count from 0
     agent = algorithm(
         "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
@@ -204,18 +222,15 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     return agent, scores
 
 
-def _load_agent(args: Args) -> tuple[Any, str]:
+def _load_agent(args: Args, path: Path, settings: EnvironmentSettings) -> tuple[Any, str]:
     """The agent, and the name of its algorithm."""
-    path = args.trained_agent
-    assert path is not None
-    path = agent_file("trained_agent", path, or_checkpoints=True)
     from rlsmooth.agents import BC
     from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_to_play
 
     if args.algo == "bc" or path.is_dir() or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
 
-        env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
+        env = make_envs(settings, 1, args.seed, vectorization=args.vectorization)
         agent, env = load_to_play(path, env, args.device)
         normalizer = agent.get_vec_normalize_env()
         env.close()

@@ -347,23 +347,24 @@ def test_they_are_rl_zoos(command: str, zoo: str, ours: str, theirs: str) -> Non
 def test_rl_zoos_own_files_can_be_used(algorithm: str, tmp_path: Path) -> None:
     command = {"ppo_lstm": "recurrent-ppo"}.get(algorithm, algorithm)
     table = yaml.safe_load(zoo_file(algorithm).read_text())
-    unsupported = {"env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs"}
+    unsupported = {"vec_env_wrapper", "callback", "monitor_kwargs"}
     read = 0
     for env, values in table.items():
         if read == 0 and not unsupported & set(values):  # the whole file is parsed each time: once is enough
             assert resolved(command, env, zoo_file(algorithm)).n_timesteps == values["n_timesteps"]
         own = tmp_path / "one.yml"
         own.write_text(yaml.safe_dump({env: values}))
-        if unsupported & set(values):
-            assert_raises(ValueError, r"of RL Zoo can't be used here", resolved, command, env, own)
-        else:
-            found = resolved(command, env, own)
-            assert found.n_timesteps == values["n_timesteps"]
-            read += 1
-            if isinstance(values.get("policy_kwargs"), str):  # written as a Python expression, which is not run
-                names = {"nn": nn, "RMSpropTFLike": RMSpropTFLike, "dict": dict}
-                assert found.arguments["policy_kwargs"] == eval(values["policy_kwargs"], names)
-    assert read > 20
+        found = resolved(command, env, own)
+        assert found.n_timesteps == values["n_timesteps"]
+        assert found.frame_stack == values.get("frame_stack")
+        assert bool(found.env_wrapper) is ("env_wrapper" in values)
+        read += 1
+        if isinstance(values.get("policy_kwargs"), str):  # written as a Python expression, which is not run
+            names = {"nn": nn, "RMSpropTFLike": RMSpropTFLike, "dict": dict}
+            assert found.arguments["policy_kwargs"] == eval(values["policy_kwargs"], names)
+    assert read == len(table) > 20
+    own.write_text("default: {callback: a.B}")
+    assert_raises(ValueError, r"of RL Zoo can't be used here", resolved, command, "X-v0", own)
 
 
 @pytest.mark.parametrize("command", sorted(ALGORITHMS))
