@@ -96,7 +96,9 @@ def _make(
             return _bridge(name, n_envs, seed, kwargs, vectorization, [wrap] if settings.wrappers else [])
         given: dict[str, Any] = {"n_envs": n_envs, "seed": seed, "env_kwargs": kwargs}
         if vec_env == "dummy":
-            return make_vec_env(name, **given, wrapper_class=wrap if settings.wrappers else None)
+            made = make_vec_env(name, **given, wrapper_class=wrap if settings.wrappers else None)
+            _check_taken(env, made.observation_space)
+            return made
         _check_taken(env, make_vec_env(name, 1, env_kwargs=kwargs, wrapper_class=wrap).observation_space)
         # Across processes, a checkpoint reaches an environment's state only through this wrapper.
         made = make_vec_env(name, **given, vec_env_cls=SubprocVecEnv, wrapper_class=partial(_in_worker, wrap))
@@ -139,6 +141,8 @@ def _known_form(env: str) -> str:
 
 # ---- what SB3 can take
 
+SMALLEST_IMAGE = 36
+"""Pixels a side that SB3's `NatureCNN` takes."""
 TAKEN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -373,9 +377,12 @@ def cloning_engine(args: Any, policy: str, device: str) -> Engine:
 
 
 def policy_alias(space: spaces.Space[Any], *, recurrent: bool = False) -> str:
-    """SB3's alias of the policy that fits such observations: `MlpPolicy`, `CnnPolicy`, `MultiInputLstmPolicy`, ..."""
+    """SB3's alias of the policy that fits such observations: `MlpPolicy`, `CnnPolicy`, `MultiInputLstmPolicy`, ...
+
+    Images of less than 36 by 36, such as MiniGrid's, are too small for the convolutions of a `CnnPolicy`.
+    """
     if isinstance(space, spaces.Dict):
         name = "MultiInput"
     else:
-        name = "Cnn" if is_image_space(space) else "Mlp"
+        name = "Cnn" if is_image_space(space) and sorted(space.shape or ())[-2] >= SMALLEST_IMAGE else "Mlp"
     return f"{name}{'Lstm' if recurrent else ''}Policy"

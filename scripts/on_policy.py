@@ -245,7 +245,15 @@ def new_algorithm(
             raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
-        new: AlgorithmT = build(policy, env, **arguments)
+        try:
+            new: AlgorithmT = build(policy, env, **arguments)
+        except RuntimeError as error:
+            if "Kernel size" not in str(error):
+                raise
+            raise ValueError(
+                f"env={args.env!r} has images that are too small for the convolutions of {policy}: flatten them, "
+                "such as by --env-wrapper minigrid.wrappers.FlatObsWrapper or gymnasium.wrappers.FlattenObservation."
+            ) from error
         return _with_engine(args, new)
     path = agent_file("from_bc", args.from_bc)
     steps = args.value_warmup_steps

@@ -227,7 +227,7 @@ def choosing_wrappers(words: Sequence[str]) -> list[str]:
     Their arguments are numbers, whose product is bounded, and switches: a name of a folder is none.
 
     Examples:
-        >>> choosing_wrappers(["minigrid.wrappers.FlatObsWrapper", "gymnasium.wrappers.MaxAndSkipObservation:{skip: 2}"])
+        >>> choosing_wrappers(["minigrid.wrappers.FlatObsWrapper", "rl_zoo3.wrappers.FrameSkip:{skip: 2}"])
         []
         >>> choosing_wrappers(["mine.Wrapper", "gymnasium.wrappers.RecordVideo:{video_folder: x}"])
         ['mine.Wrapper', 'gymnasium.wrappers.RecordVideo:{video_folder: x}']
@@ -235,7 +235,7 @@ def choosing_wrappers(words: Sequence[str]) -> list[str]:
     found, product = [], 1.0
     for word in words:
         match = KNOWN_WRAPPER.fullmatch(word)
-        values = re.split(r"[\s\[\],]+|['\"]?[A-Za-z_]\w*['\"]?\s*:", (match and match[3]) or "")
+        values = re.split(r"[\s\[\],]+|['\"]?[A-Za-z_]\w*['\"]?\s*:", (match and match[4]) or "")
         numbers = [value for value in values if value and value.lower() not in ("true", "false")]
         if match is None or not all(re.fullmatch(r"[-+]?\d{1,9}(\.\d*)?", value) for value in numbers):
             found.append(word)
