@@ -63,7 +63,18 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
     if normalizer is None:
         return agent, env
     normalizer.training = normalizer.norm_reward = False
+    if normalizer.norm_obs:
+        normalizer.observation_space = _normalised_space(normalizer.observation_space, normalizer.clip_obs)
     return agent, normalizer
+
+
+def _normalised_space(space: spaces.Space[Any], clip: float) -> spaces.Space[Any]:
+    """The space of what `VecNormalize` makes of observations in `space`: SB3 leaves that of whole numbers as it was."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({name: _normalised_space(part, clip) for name, part in space.spaces.items()})
+    if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "ui":
+        return spaces.Box(-clip, clip, space.shape)
+    return space
 
 
 def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:

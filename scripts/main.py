@@ -37,6 +37,10 @@ GROUPS = {
         "audit": "measure an agent's or classifier's calibration by group, and what its gradients give away",
         "plot": "draw the report of a run again, or compare several",
     },
+    "look around": {
+        "list": "list algorithms, environments, data sets and shipped demonstrations",
+        "completion": "print the script by which a shell completes commands and options",
+    },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
 

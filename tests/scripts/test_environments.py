@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_trained_resumed_evaluated_shown_and_recorded(family: str, programs: Any, tmp_path: Path) -> None:
     module, words = FAMILIES[family]
-    pytest.importorskip(module)
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
     if family not in ("box2d", "minigrid", "mujoco"):  # RL Zoo's wrappers and frame stacks
         words = (*words, "--conf-file", str(zoo_file("ppo")))
     again = [word for word in words[2:4] if family == "minigrid by package"]
@@ -244,10 +245,10 @@ def test_ataris_wrappers_and_stack_are_those_of_sb3() -> None:
 
 @pytest.mark.slow
 def test_minigrids_mission_is_named_with_the_wrapper(programs: Any, tmp_path: Path) -> None:
-    pytest.importorskip("minigrid")
+    if find_spec("minigrid") is None:  # to import it would register its environments for the tests after
+        pytest.skip("minigrid is not installed")
     for how in ("dummy", "subproc"):
         done = programs.run(COMMAND, tmp_path, "ppo", "--env", "minigrid:MiniGrid-Empty-5x5-v0", "--vec-env", how)
         assert done.returncode == 2
         assert "'mission' is a MissionSpace" in done.stderr
         assert "--env-wrapper minigrid.wrappers.FlatObsWrapper" in done.stderr
-    assert "minigrid" not in sys.modules
