@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import json
@@ -12,7 +13,6 @@ import os
 import re
 import select
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from itertools import pairwise
@@ -32,14 +32,6 @@ class SharedArgs:
     """Read options from this file; those on the command line come first."""
     save_conf: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yml")] = None
     """Write all options to this file, for --conf, and end."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.Suppress] = ()
-    """Train once with each of these seeds, in processes of their own; report means and intervals."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSharedArgs(SharedArgs):
-    """The same, of a command that trains."""
-
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, in processes of their own; report means and intervals."""
 
@@ -175,7 +167,8 @@ def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, S
         with redirect_stderr(box):
             groups = tyro.cli(grouped, prog=program, args=words, description=args_type.__doc__)
             *own, shared = vars(groups).values()
-            return args_type(**{field: value for group in own for field, value in vars(group).items()}), shared
+            args = args_type(**{field: value for group in own for field, value in vars(group).items()})
+            return args, SharedArgs(**vars(shared))
     except SystemExit as ended:
         if ended.code == 2:
             raise SystemExit(fail(program, _one_line(box.getvalue(), program))) from None
@@ -186,6 +179,7 @@ def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, S
 # ---- groups of options
 
 
+@functools.cache
 def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
     """A dataclass of dataclasses with the options of `args_type`, by the class that declares each, and the shared ones.
 
@@ -198,7 +192,6 @@ def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
     classes = [each for each in args_type.__mro__ if dataclasses.is_dataclass(each)]
     hints, sentences = get_type_hints(args_type, include_extras=True), option_sentences(args_type)
     groups: dict[str, list[dataclasses.Field[Any]]] = {}
-    late = ("process", "run")
     titles = {each: _title(each) if each is not args_type else name.replace("-", "_") for each in classes}
     for each in reversed(classes):  # from the environment to the command's own
         groups.setdefault(titles[each], [])
@@ -206,17 +199,30 @@ def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
     for field in dataclasses.fields(args_type):
         first = next(each for each in reversed(classes) if field.name in vars(each).get("__annotations__", {}))
         groups[titles[first]].append(field)
-    order = sorted(filter(groups.get, groups), key=lambda title: title in late)
+    for field in dataclasses.fields(SharedArgs):
+        if field.name != "seeds" or {"seed", "resume"} <= set(hints):
+            groups.setdefault("shared", []).append(field)
+    hints, sentences = (
+        {**get_type_hints(SharedArgs, include_extras=True), **hints},
+        {**option_sentences(SharedArgs), **sentences},
+    )
+    abouts["shared"] = str(SharedArgs.__doc__)
     members: list[Any] = []
-    for title in order:
-        entries = [(field.name, hints[field.name], dataclasses.field(default=field.default)) for field in groups[title]]
+    for title in sorted(filter(groups.get, groups), key=lambda title: title in ("process", "run", "shared")):
+        entries = [(field.name, hints[field.name], _default(field)) for field in groups[title]]
         lines = "".join(f"\n    {field.name}: {sentences.get(field.name, '')}" for field in groups[title])
         namespace = {"__doc__": f"{abouts.get(title, '')}\n\nAttributes:{lines}"}
         group = dataclasses.make_dataclass(f"{title}_options", entries, kw_only=True, frozen=True, namespace=namespace)
         members.append((title, Annotated[group, tyro.conf.OmitArgPrefixes]))
-    trains = {"seed", "resume"} <= set(hints)
-    last = TrainingSharedArgs if trains else SharedArgs
-    return dataclasses.make_dataclass("Grouped", [*members, ("shared", Annotated[last, tyro.conf.OmitArgPrefixes])])
+    lines = "".join(f"\n    {title}: {abouts.get(title) or title}" for title, _ in members)
+    # Without these lines tyro would look for them in this file, each time.
+    return dataclasses.make_dataclass("Grouped", members, namespace={"__doc__": f"{name}\n\nAttributes:{lines}"})
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return dataclasses.field(default=field.default)
 
 
 def _title(args_type: type[Any]) -> str:
@@ -227,11 +233,23 @@ def option_sentences(args_type: type[Any]) -> dict[str, str]:
     """What stands below each field of a dataclass and of its parents."""
     found: dict[str, str] = {}
     for each in filter(dataclasses.is_dataclass, reversed(args_type.__mro__)):
-        (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        for field, below in pairwise(getattr(node, "body", [])):
+        found |= _sentences_of_module(each.__module__).get(each.__name__, {})
+    return found
+
+
+@functools.cache
+def _sentences_of_module(module: str) -> dict[str, dict[str, str]]:
+    """By class and field."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):  # it was typed, and has no file
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.walk(tree):
+        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                text = ast.literal_eval(below.value)
-                found[ast.unparse(field.target)] = " ".join(str(text).split())
+                text = str(ast.literal_eval(below.value))
+                found.setdefault(node.name, {})[ast.unparse(field.target)] = " ".join(text.split())  # type: ignore[attr-defined]
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import suppress
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -37,11 +38,9 @@ def main(args: Args) -> None:
         module = import_module(f"rlsmooth.scripts.{name.replace('-', '_')}")
         options = grouped_options(name, module.Args)
         choices.append(Annotated[options, tyro.conf.subcommand(name, description=what, prefix_name=False)])
-    tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[reduce(or_, choices)],  # type: ignore[misc]
-        prog="rlsmooth",
-        args=["--tyro-print-completion", args.shell],
-    )
+    commands: Any = tyro.conf.OmitSubcommandPrefixes[reduce(or_, choices)]  # type: ignore[misc]
+    with suppress(SystemExit):  # it ends the process once it has printed
+        tyro.cli(commands, prog="rlsmooth", args=["--tyro-print-completion", args.shell])
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ FEW = (
 )
 SMALL = ("-params", "n_steps=16", "batch_size=16", "n_epochs=1")
 FLAT = ("--env-wrapper", "minigrid.wrappers.FlatObsWrapper")
+GUARDED = f"if __name__ == '__main__':\n    {COMMAND}"  # the processes of environments import it again
 FAMILIES = {
     "box2d": ("Box2D", ("--env", "LunarLander-v3", "--env-kwargs", "gravity:-5.0")),
     "minigrid": ("minigrid", ("--env", "minigrid:MiniGrid-Empty-5x5-v0", *FLAT, "--vec-env", "subproc")),
@@ -208,7 +209,7 @@ def test_a_family_is_trained_resumed_evaluated_shown_and_recorded(family: str, p
     again = [word for word in words[2:4] if family == "minigrid by package"]
 
     def run(*words: str) -> str:
-        done = programs.run(COMMAND, tmp_path, *words)
+        done = programs.run(GUARDED, tmp_path, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         return str(done.stdout)
 
@@ -248,7 +249,7 @@ def test_minigrids_mission_is_named_with_the_wrapper(programs: Any, tmp_path: Pa
     if find_spec("minigrid") is None:  # to import it would register its environments for the tests after
         pytest.skip("minigrid is not installed")
     for how in ("dummy", "subproc"):
-        done = programs.run(COMMAND, tmp_path, "ppo", "--env", "minigrid:MiniGrid-Empty-5x5-v0", "--vec-env", how)
+        done = programs.run(GUARDED, tmp_path, "ppo", "--env", "minigrid:MiniGrid-Empty-5x5-v0", "--vec-env", how)
         assert done.returncode == 2
         assert "'mission' is a MissionSpace" in done.stderr
         assert "--env-wrapper minigrid.wrappers.FlatObsWrapper" in done.stderr
