@@ -70,6 +70,8 @@ ADDED: dict[str, Any] = {
     "gym_packages": (),
     "env_wrapper": (),
     "frame_stack": None,
+    "track": None,
+    "track_project": "rlsmooth",
     "engine": "torch",
     "shuffle": "full",
     "weights": None,
@@ -167,7 +169,17 @@ class DemonstrationArgs(EnvironmentArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class CloningArgs(DemonstrationArgs):
+class TrackArgs:
+    """Options of commands that log through SB3's logger."""
+
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """Send what is logged to Weights & Biases, MLflow or Trackio too (extras of these names)."""
+    track_project: str = "rlsmooth"
+    """The project there; MLflow calls it an experiment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CloningArgs(DemonstrationArgs, TrackArgs):
     """Options of commands that clone a policy from labelled actions."""
 
     smoothing: str = "0.1"
@@ -200,7 +212,7 @@ class CloningArgs(DemonstrationArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class AlgorithmArgs(EnvironmentArgs):
+class AlgorithmArgs(EnvironmentArgs, TrackArgs):
     """Options of the algorithm that an on-policy command trains."""
 
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
@@ -412,6 +424,8 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
         found["env"] = env, "imports a module"
     if packages := getattr(args, "gym_packages", ()):
         found["gym_packages"] = packages, "imports modules"
+    if tool := getattr(args, "track", None):
+        found["track"] = tool, "sends what is logged elsewhere"
     wrappers = [*([] if folder is None else _stored_wrappers(folder)), *getattr(args, "env_wrapper", ())]
     if chosen := tuple(_bare(choosing_wrappers(wrappers)).values()):
         found["env_wrapper"] = chosen, CHOICE.removeprefix("that ")

@@ -25,6 +25,7 @@ from rlsmooth.scripts.arguments import RunArgs, resume_line
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
+from rlsmooth.scripts.tracking import open_tracker
 from rlsmooth.training import checkpoint_steps
 from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.run import delete_temporary_files, handled_signals
@@ -120,10 +121,18 @@ class TrainingRun:
         return file
 
     def logger(self, last_step: int | None) -> Logger:
-        """SB3's logger, to `metrics.csv` (see `metrics_file`), to TensorBoard, and with `--verbose` to the terminal."""
+        """SB3's logger: to `metrics.csv`, TensorBoard, what `--track` names, and with `--verbose` the terminal.
+
+        Raises:
+            ImportError: what `--track` names is not installed.
+        """
         events = self.events()
         self.metrics_file(last_step)
         self._outputs.append(TensorBoardOutputFormat(str(events)))
+        tool = getattr(self.args, "track", None)
+        if tool is not None and self._ranks.is_main:
+            settings = plain(dataclasses.asdict(self.args))
+            self._outputs.append(open_tracker(tool, settings["track_project"], self.folder, settings))
         return Logger(
             str(self.folder), [*self._outputs, *([HumanOutputFormat(sys.stdout)] if self.args.verbose else [])]
         )
