@@ -40,6 +40,10 @@ Ordinal = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "expo
 Reference = Literal["uniform", Ordinal]
 ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
+SavedAlgorithm = Literal[
+    "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
+]
+"""Of an agent in SB3's own zip, which does not say it."""
 Engine = Literal["auto", "torch", "numpy"]
 Vectorization = Literal["vector_entry_point", "sync", "async", "envpool"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
@@ -156,6 +160,10 @@ class PlayArgs(EnvironmentArgs):
     """Wrap each environment in these classes, from the inside out. Default: those of the agent's run."""
     frame_stack: int | None = None
     """Show the agent so many of the latest observations at once. Default: as in the agent's run."""
+    algo: SavedAlgorithm = "ppo"
+    """The algorithm of an agent in SB3's own zip; our files say it themselves."""
+    trust: bool = False
+    """Load SB3's own zips too. They are pickles, which can run any code: load only those whose maker you trust."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +181,7 @@ class TrackArgs:
     """Options of commands that log through SB3's logger."""
 
     track: Literal["wandb", "mlflow", "trackio"] | None = None
-    """Send what is logged to Weights & Biases, MLflow or Trackio too (extras of these names)."""
+    """Send what is logged to Weights & Biases, MLflow or Trackio too (extras wandb and trackio; mlflow is apart)."""
     track_project: str = "rlsmooth"
     """The project there; MLflow calls it an experiment."""
 
@@ -475,6 +483,14 @@ def resume_line(command: str, folder: Path, args: Any) -> str:
     """What to type to resume a run."""
     again = "".join(f" {_option(name)} {_words(value)}" for name, (value, _) in to_give_again(args, folder).items())
     return f"{shlex.join(['rlsmooth', command, '--resume', str(folder)])}{again}"
+
+
+def evaluate_line(folder: Path, args: Any) -> str:
+    """What to type to evaluate a run."""
+    names = ("env", "env_kwargs", "eval_env_kwargs", "gym_packages", "env_wrapper", "frame_stack")
+    again = to_give_again(args, folder)
+    words = "".join(f" {_option(name)} {_words(again[name][0])}" for name in names if name in again)
+    return f"{shlex.join(['rlsmooth', 'evaluate', '-i', str(folder)])}{words}"
 
 
 def _bare(words: Sequence[str]) -> dict[str, str]:

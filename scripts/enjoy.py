@@ -82,7 +82,7 @@ def main(args: Args) -> dict[str, list[float]]:
         check_film(args.video)
     limit_threads(args.num_threads)
     envs = make_envs(settings, 1, args.seed, vectorization=args.vectorization)
-    agent, envs = load_to_play(path, envs, check_device(args.device))
+    agent, envs = load_to_play(path, envs, check_device(args.device), trust=args.algo if args.trust else None)
     # Loading has seeded both with the training's own seed.
     set_random_seed(args.seed)
     envs.seed(args.seed)

@@ -72,7 +72,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     limit_threads(args.num_threads)
     n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)
     envs = make_envs(settings, n_envs, args.seed, vectorization=args.vectorization)
-    agent, envs = load_to_play(path, envs, check_device(args.device))
+    agent, envs = load_to_play(path, envs, check_device(args.device), trust=args.algo if args.trust else None)
     if args.demonstrations is not None and not isinstance(agent, BC):
         raise ValueError(f"--demonstrations is for cloned agents, and {str(path)!r} is none: leave it out.")
     given = None if args.demonstrations is None else load_demonstrations(args.demonstrations)

@@ -11,29 +11,17 @@ import dataclasses
 import platform
 import sys
 from contextlib import suppress
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import EnvironmentArgs, environment_settings
+from rlsmooth.scripts.arguments import EnvironmentArgs, SavedAlgorithm, environment_settings
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import EnvironmentSettings, agent_file, env_of_run, new_run_folder, plain
 
-Algorithm = Literal[
-    "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
-]
-CONTRIB = {
-    "maskable-ppo": "MaskablePPO",
-    "qrdqn": "QRDQN",
-    "recurrent-ppo": "RecurrentPPO",
-    "tqc": "TQC",
-    "trpo": "TRPO",
-}
-"""The algorithms of sb3-contrib (extra `contrib`)."""
 alias = tyro.conf.arg
 
 
@@ -44,7 +32,7 @@ class Args(EnvironmentArgs):
     env: str | None = None  # type: ignore[assignment]
     """The environment's id, or module:id. Default: that of the agent's run, with its arguments and wrappers; where no
     config.json beside the agent names one, CartPole-v1."""
-    algo: Algorithm = "ppo"
+    algo: SavedAlgorithm = "ppo"
     """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
     """The agent's file, or the folder of the run that wrote it. SB3's zips are pickles, which can run code: load only
@@ -225,7 +213,7 @@ def _train_expert(args: Args, settings: EnvironmentSettings) -> tuple[Any, dict[
 def _load_agent(args: Args, path: Path, settings: EnvironmentSettings) -> tuple[Any, str]:
     """The agent, and the name of its algorithm."""
     from rlsmooth.agents import BC
-    from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_to_play
+    from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_sb3, load_to_play
 
     if args.algo == "bc" or path.is_dir() or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
@@ -236,15 +224,7 @@ def _load_agent(args: Args, path: Path, settings: EnvironmentSettings) -> tuple[
         env.close()
         name = "bc" if isinstance(agent, BC) else type(agent).__name__
         return (agent if normalizer is None else NormalisedAgent(agent, normalizer)), name
-    package, name = (
-        ("sb3_contrib", CONTRIB[args.algo]) if args.algo in CONTRIB else ("stable_baselines3", args.algo.upper())
-    )
-    try:
-        return getattr(import_module(package), name).load(path, device=args.device), args.algo
-    except ImportError as error:
-        raise ValueError(f'algo={args.algo!r} needs sb3-contrib: pip install "rlsmooth[contrib]".') from error
-    except Exception as error:  # unpickling can fail in any way
-        raise ValueError(f"trained_agent={str(path)!r} can't be loaded as {args.algo}: {error}") from error
+    return load_sb3(path, args.algo, device=args.device), args.algo
 
 
 def _command(args: Args) -> str:

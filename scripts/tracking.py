@@ -59,7 +59,9 @@ def open_tracker(tool: str, project: str, folder: Path, config: Mapping[str, Any
     try:
         module: Any = import_module(tool)
     except ImportError as error:
-        raise ImportError(f'--track {tool} needs {tool} ({error}): pip install "rlsmooth[{tool}]".') from error
+        # No extra: MLflow asks for older versions than those that the other extras are pinned to.
+        install = "mlflow" if tool == "mlflow" else f'"rlsmooth[{tool}]"'
+        raise ImportError(f"--track {tool} needs {tool} ({error}): pip install {install}.") from error
     path, name = folder / FILE, f"{folder.parent.name}/{folder.name}"
     known = None
     if path.is_file():

@@ -21,7 +21,7 @@ from rlsmooth.atomic import (
     explained_disk_errors,
 )
 from rlsmooth.checks import check_writable_folder, lock_folder, unlock_folder
-from rlsmooth.scripts.arguments import RunArgs, resume_line
+from rlsmooth.scripts.arguments import RunArgs, evaluate_line, resume_line
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
@@ -93,11 +93,17 @@ class TrainingRun:
             has_any = any(self.checkpoints.rglob("checkpoint_*.zip"))
             start = f"To resume from the last {self._resume_from}" if has_any else "To begin again"
             print(f"\n{first}{start}: {words}")
+            if self._can_play():
+                print(f"To evaluate what it has: {evaluate_line(self.folder, self.args)}")
         elif isinstance(error, KeyboardInterrupt):
             print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
         if isinstance(error, OSError) and error.errno in DISK_ERRORS and EXPLAINED not in str(error):
             with explained_disk_errors(self.folder / "metrics.csv"):  # or TensorBoard's file beside it
                 raise error
+
+    def _can_play(self) -> bool:
+        """Whether `rlsmooth evaluate` reads the run's checkpoints."""
+        return hasattr(self.args, "env") and any(self.checkpoints.glob("checkpoint_*.zip"))
 
     def discard(self) -> None:
         """Remove the folder of a new run in which nothing has been trained."""

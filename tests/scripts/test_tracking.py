@@ -85,7 +85,20 @@ def test_no_file_chooses_to_send() -> None:
 
 @pytest.mark.slow
 def test_a_run_sends_what_its_metrics_file_holds(tool: Stub, tmp_path: Path, programs: Any) -> None:
-    words = ("ppo", "-n", "128", "--n-envs", "1", "--eval-episodes", "1", "-params", "n_steps=64", "batch_size=64", "--device", "cpu")
+    words = (
+        "ppo",
+        "-n",
+        "128",
+        "--n-envs",
+        "1",
+        "--eval-episodes",
+        "1",
+        "-params",
+        "n_steps=64",
+        "batch_size=64",
+        "--device",
+        "cpu",
+    )
     folder = run_here(tmp_path, *words, "--track", tool.__name__)
     sent: dict[str, list[float]] = {}
     for values, step in tool.logged():
