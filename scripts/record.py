@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -94,7 +95,13 @@ def main(args: Args) -> Path:
         folder = new_run_folder(args.log_folder, "record", settings.env)
     try:
         return _record(args, settings, folder, loaded)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and args.n_timesteps:
+            own = shlex.join(["--env", settings.env, "-n", str(args.n_timesteps)])
+            print(
+                "\nNothing was recorded, and the expert is lost. One that can be resumed is trained by: rlsmooth ppo "
+                f"{own}; then: rlsmooth record -i FOLDER, with its folder"
+            )
         if folder is not None:
             with suppress(OSError):  # unless it holds an expert
                 folder.rmdir()

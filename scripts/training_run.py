@@ -89,21 +89,19 @@ class TrainingRun:
             self.discard()
         elif isinstance(error, (KeyboardInterrupt, OSError)) and self._resume_from:
             words = resume_line(self.command, self.folder, self.args)
-            first = f"{error or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
+            first = f"{str(error) or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
             has_any = any(self.checkpoints.rglob("checkpoint_*.zip"))
             start = f"To resume from the last {self._resume_from}" if has_any else "To begin again"
             print(f"\n{first}{start}: {words}")
-            if self._can_play():
-                print(f"To evaluate what it has: {evaluate_line(self.folder, self.args)}")
+            if hasattr(self.args, "env") and any(self.checkpoints.glob("checkpoint_*.zip")):
+                newest = max(self.checkpoints.rglob("checkpoint_*.zip"), key=lambda path: path.stat().st_mtime_ns)
+                when = "is now" if newest.parent == self.checkpoints else "was when the round began"
+                print(f"To evaluate it as it {when}: {evaluate_line(self.folder, self.args)}")
         elif isinstance(error, KeyboardInterrupt):
             print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
         if isinstance(error, OSError) and error.errno in DISK_ERRORS and EXPLAINED not in str(error):
             with explained_disk_errors(self.folder / "metrics.csv"):  # or TensorBoard's file beside it
                 raise error
-
-    def _can_play(self) -> bool:
-        """Whether `rlsmooth evaluate` reads the run's checkpoints."""
-        return hasattr(self.args, "env") and any(self.checkpoints.glob("checkpoint_*.zip"))
 
     def discard(self) -> None:
         """Remove the folder of a new run in which nothing has been trained."""
