@@ -6,12 +6,14 @@ import ast
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import io
 import json
 import os
 import re
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -67,7 +69,7 @@ def run_command(
     if shared.seeds:
         from rlsmooth.scripts.seeds import train_seeds
 
-        return call(name, lambda _: train_seeds(name, args, shared.seeds), args, words)
+        return call(name, lambda _: train_seeds(name, args, shared.seeds, train_alone), args, words)
     return call(name, main, args, words)
 
 
@@ -100,6 +102,20 @@ def call(name: str, main: Callable[[ArgsT], object], args: ArgsT, words: Sequenc
             raise
         return fail(rank, f"{error}" or type(error).__name__)
     return 0
+
+
+def train_alone(name: str, args: Any, send: Callable[[str], object]) -> int:
+    """Run a command in this process, send its result, and return the exit code.
+
+    Args:
+        name: of the command.
+        args: of the command.
+        send: is called with the folder of the run.
+    """
+    from rlsmooth.scripts.run_folder import command_line
+
+    main = importlib.import_module(f"rlsmooth.scripts.{name.replace('-', '_')}").main
+    return call(name, lambda args: send(str(main(args))), args, shlex.split(command_line(name, args))[2:])
 
 
 def _num_processes() -> int:
@@ -162,7 +178,8 @@ def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, S
     if named is not None and (path := words[named].partition("=")[2] or "".join(words[named + 1 : named + 2])):
         words = [*conf_words(Path(path), name, args_type), *words]
     box = io.StringIO()
-    grouped = grouped_options(name, args_type)
+    own_type: Any = args_type
+    grouped = grouped_options(name, own_type)
     try:
         with redirect_stderr(box):
             groups = tyro.cli(grouped, prog=program, args=words, description=args_type.__doc__)
@@ -240,10 +257,9 @@ def option_sentences(args_type: type[Any]) -> dict[str, str]:
 @functools.cache
 def _sentences_of_module(module: str) -> dict[str, dict[str, str]]:
     """By class and field."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):  # it was typed, and has no file
+    if getattr(sys.modules[module], "__file__", None) is None:  # it was typed
         return {}
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
     found: dict[str, dict[str, str]] = {}
     for node in ast.walk(tree):
         for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
@@ -267,13 +283,10 @@ def conf_words(path: Path, command: str, args_type: type[Any]) -> list[str]:
     Raises:
         ValueError: the file can't be read, or has an option that the command lacks.
     """
-    import yaml  # needs 30 ms
-
-    from rlsmooth.untrusted import read_regular, refused
+    from rlsmooth.scripts.run_folder import read_yaml
 
     try:
-        with refused(path, ValueError, "Name a YAML file of options.", "can't be read"):
-            values = yaml.safe_load(read_regular(path))
+        values = read_yaml(path, "Name a YAML file of options.")
     except ValueError as error:
         raise ValueError(f"conf={error}") from error
     if isinstance(values, dict) and {"command", "arguments"} <= values.keys():

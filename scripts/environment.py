@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from rlsmooth.checks import check_positive_int
 from rlsmooth.envs import Resumable, VectorEnvBridge
 from rlsmooth.scripts.arguments import Vectorization
 from rlsmooth.scripts.hyperparameters import wrapper_words
-from rlsmooth.scripts.run_folder import EnvironmentSettings
+from rlsmooth.scripts.run_folder import EnvironmentSettings, read_pair
 from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
 
@@ -66,15 +65,15 @@ def make_envs(
     for word in settings.wrappers:
         _wrapper(word)  # found, or reported, in this process
     venv = _make(settings, n_envs, seed, vec_env, vectorization, wrap)
-    try:
-        return venv if stack is None else VecFrameStack(venv, stack)
-    except (AssertionError, NotImplementedError, TypeError) as error:
-        space = venv.observation_space
+    space = venv.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if stack is not None and not all(isinstance(part, spaces.Box) for part in parts):
         venv.close()
         raise ValueError(
             f"frame_stack={stack} stacks arrays of numbers, env={settings.env!r} has {space}: leave it out, or wrap "
             "the environment (--env-wrapper)."
-        ) from error
+        )
+    return venv if stack is None else VecFrameStack(venv, stack)
 
 
 def _make(
@@ -167,7 +166,7 @@ def _refuse_spaces(settings: EnvironmentSettings, wrap: Wrap) -> None:
     """Raise ValueError if it is their observations for which the environments could not be vectorised."""
     try:
         env = wrap(gym.make(_importing_name(settings.env, settings.packages), **settings.env_kwargs))
-    except (TypeError, ValueError, AssertionError, gym.error.Error):
+    except Exception:  # the environment's own, of whatever kind
         return
     env.close()
     _check_taken(settings.env, env.observation_space)
@@ -182,7 +181,7 @@ def _wrapped(words: Sequence[str], env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         wrapper, kwargs = _wrapper(word)
         try:
             env = wrapper(env, **kwargs)
-        except (TypeError, ValueError, AssertionError, AttributeError) as error:
+        except Exception as error:  # the wrapper's own, of whatever kind
             raise ValueError(f"env_wrapper={word!r} does not fit the environment: {error}") from error
     return env
 
@@ -201,7 +200,7 @@ def _wrapper(word: str) -> tuple[Callable[..., gym.Env[Any, Any]], dict[str, Any
         raise ValueError(
             f"env_wrapper={word!r}: {module} has no class {name!r}{f' (did you mean {near[0]}?)' if near else ''}."
         )
-    kwargs = json.loads(text) if text else {}
+    kwargs = read_pair("env_wrapper", f"{name}={text}")[1] if text else {}
     return wrapper, {key: tuple(part) if isinstance(part, list) else part for key, part in kwargs.items()}
 
 

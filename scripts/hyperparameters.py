@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlsmooth.agents.files.policy_file import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
 from rlsmooth.checks import check_positive_int
 from rlsmooth.schedules import linear_start
-from rlsmooth.untrusted import read_regular, refused
+from rlsmooth.scripts.run_folder import read_pair, read_yaml, with_numbers
 
 FOLDER = Path(__file__).parent / "hyperparams"
 OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs", "env_wrapper", "frame_stack")
@@ -70,8 +69,7 @@ def read_hyperparameters(
     """
     path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
     try:
-        with refused(path, ValueError, "Name a YAML file of hyperparameters.", "can't be read"):
-            table = yaml.safe_load(read_regular(path))
+        table = read_yaml(path, "Name a YAML file of hyperparameters.")
     except ValueError as error:
         raise ValueError(f"conf_file={error}") from error
     if not isinstance(table, dict):
@@ -81,7 +79,7 @@ def read_hyperparameters(
     found = table.get(env, table.get(name, table.get(group, table.get("default"))))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
-    values = {str(name): _plain(value) for name, value in found.items()}
+    values = {str(name): with_numbers(value) for name, value in found.items()}
     for word in overrides:
         name, value = read_pair("hyperparams", word)
         values[name] = value
@@ -213,36 +211,6 @@ def _check_names(values: Mapping[str, Any], known: set[str], algorithm: str) -> 
         if name not in OF_THE_RUN and name not in known:
             listed = ", ".join([*OF_THE_RUN, *sorted(known)])
             raise ValueError(f"hyperparameter {name!r} is unknown to {algorithm}: choose of {listed}.")
-
-
-def read_pair(option: str, word: str) -> tuple[str, Any]:
-    """The name and the value of `key=value`, or RL Zoo's `key:value`; the value as in YAML.
-
-    Raises:
-        ValueError: `word` is malformed; the message names the option.
-    """
-    places = [place for place in (word.find("="), word.find(":")) if place > 0]
-    if not places:
-        raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
-    name, value = word[: min(places)], word[min(places) + 1 :]
-    try:
-        return name, _plain(yaml.safe_load(value))
-    except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
-        raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _of_kind(name: str, value: Any, kind: type) -> Any:

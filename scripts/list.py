@@ -55,15 +55,14 @@ def main(args: Args) -> None:
 
 def algorithms() -> list[tuple[str, ...]]:
     """Commands that train, and the environments that their files have settings for."""
-    import yaml
-
     from rlsmooth.scripts.hyperparameters import FOLDER  # imports torch, as the options need not
     from rlsmooth.scripts.main import GROUPS  # imports this module only when it is asked for it
+    from rlsmooth.scripts.run_folder import read_yaml
 
     rows: list[tuple[str, ...]] = []
     for name, what in [pair for group in [*GROUPS.values()][:2] for pair in group.items()]:
         path = FOLDER / f"{name.replace('-', '_')}.yml"
-        known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = read_yaml(path, "") if path.is_file() else {}
         settings = ", ".join(env for env in known if env != "default" and not env.startswith("rlsmooth/"))
         rows.append((name, what, f"settings of its own for {settings}" if settings else ""))
     return rows

@@ -33,8 +33,12 @@ MEASURED = ("policy_entropy", "entropy_frac", "kl_uniform")
 
 def is_agent_file(path: Path) -> bool:
     """Whether it is a zip in our own form, to be checked when it is read; SB3's zips hold pickles."""
+    return "config.json" in _members(path)
+
+
+def _members(path: Path) -> set[str]:
     with refused(path, ValueError), open_regular(path) as file:
-        return zipfile.is_zipfile(file) and "config.json" in zipfile.ZipFile(file).namelist()
+        return {*zipfile.ZipFile(file).namelist()} if zipfile.is_zipfile(file) else set()
 
 
 CONTRIB = {
@@ -46,11 +50,6 @@ CONTRIB = {
 }
 """The algorithms of sb3-contrib (extra `contrib`)."""
 OFF_POLICY = ("ddpg", "dqn", "qrdqn", "sac", "td3", "tqc")
-
-
-def _is_sb3_zip(path: Path) -> bool:
-    with refused(path, ValueError), open_regular(path) as file:
-        return zipfile.is_zipfile(file) and {"data", "policy.pth"} <= {*zipfile.ZipFile(file).namelist()}
 
 
 def load_sb3(path: Path, algo: str, *, env: VecEnv | None = None, device: str = "auto") -> Any:
@@ -106,7 +105,7 @@ def load_to_play(path: Path, env: VecEnv, device: str, *, trust: str | None = No
         SafeFileError: the file is damaged, or no agent of ours.
         ValueError: spaces that differ, or a zip of SB3's own that nobody trusts.
     """
-    is_foreign = path.is_file() and _is_sb3_zip(path)
+    is_foreign = path.is_file() and {"data", "policy.pth"} <= _members(path)
     if is_foreign and trust is None:
         raise ValueError(
             f"{str(path)!r} is a zip of Stable-Baselines3's own, a pickle, which can run any code when it is loaded: "

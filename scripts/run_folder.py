@@ -271,10 +271,6 @@ def read_kwargs(words: Sequence[str], option: str = "env_kwargs") -> dict[str, A
     Raises:
         ValueError: one is no key=value.
     """
-    if not words:
-        return {}
-    from rlsmooth.scripts.hyperparameters import read_pair  # imports torch
-
     return dict(read_pair(option, word) for word in words)
 
 
@@ -323,6 +319,54 @@ def command_line(command: str, args: Any) -> str:
             parts = value if isinstance(value, tuple) else (value,)
             words += [f"--{option}", *(str(part) for part in parts)]
     return shlex.join(words)
+
+
+def read_pair(option: str, word: str) -> tuple[str, Any]:
+    """The name and the value of `key=value`, or RL Zoo's `key:value`; the value as in YAML.
+
+    Raises:
+        ValueError: `word` is malformed; the message names the option.
+    """
+    places = [place for place in (word.find("="), word.find(":")) if place > 0]
+    if not places:
+        raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
+    name, value = word[: min(places)], word[min(places) + 1 :]
+    import yaml
+
+    try:
+        return name, with_numbers(yaml.safe_load(value))
+    except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
+        raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
+
+
+def with_numbers(value: Any) -> Any:
+    """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
+    if isinstance(value, dict):
+        return {name: with_numbers(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(part) for part in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_yaml(path: Path, advice: str) -> Any:
+    """What a YAML file holds: plain values, no objects.
+
+    Args:
+        path: of a regular file.
+        advice: what errors say at their end.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    import yaml  # takes longer than all else that this module imports
+
+    with refused(path, ValueError, advice, "can't be read"):
+        return yaml.safe_load(read_regular(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,29 +6,28 @@ import dataclasses
 import math
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlsmooth.audits.intervals import student_quantile
-from rlsmooth.scripts.command import call
 from rlsmooth.scripts.environment import check_seed
 from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
 from rlsmooth.scripts.figures.page import save_figure
 from rlsmooth.scripts.reports import print_table
-from rlsmooth.scripts.run_folder import command_line, new_run_folder, versions, write_json
+from rlsmooth.scripts.run_folder import new_run_folder, versions, write_json
+from rlsmooth.untrusted import read_regular
 
 CONFIDENCE = 0.95
+TrainAlone = Callable[[str, Any, Callable[[str], object]], int]
 
 
-def train_seeds(name: str, args: Any, seeds: Sequence[int]) -> Path:
+def train_seeds(name: str, args: Any, seeds: Sequence[int], train_alone: TrainAlone) -> Path:
     """Train, and return the folder of the common report: `seeds.json`, `seeds.png`, and what each run printed.
 
     Each run has its own folder, as if it had been started alone, so one that was interrupted can be resumed alone.
@@ -37,6 +36,7 @@ def train_seeds(name: str, args: Any, seeds: Sequence[int]) -> Path:
         name: of the command.
         args: of the command; their seed is replaced.
         seeds: at least one, all different.
+        train_alone: trains with one seed in the process that calls it; see `command.train_alone`.
 
     Raises:
         ValueError: the seeds can't be used, or a run failed; what the others found has been reported by then.
@@ -48,12 +48,11 @@ def train_seeds(name: str, args: Any, seeds: Sequence[int]) -> Path:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))} names a seed twice.")
     for seed in seeds:
         check_seed(seed)
-    subject = Path(
-        str(getattr(args, "env", None) or getattr(args, "data", None) or getattr(args, "case", "seeds"))
-    ).stem
+    named = (getattr(args, name, None) for name in ("env", "data", "case"))
+    subject = Path(str(next(filter(None, named), "all"))).stem
     folder = new_run_folder(args.log_folder, name, f"{subject}-seeds")
     print(f"Training {len(seeds)} seeds; what each prints is in {folder}", flush=True)
-    runs = _Runs(name, args, folder)
+    runs = _Runs(name, args, folder, train_alone)
     try:
         runs.train(list(seeds))
     except KeyboardInterrupt:
@@ -75,8 +74,8 @@ class _Runs:
         failed: what the others said last, by seed.
     """
 
-    def __init__(self, name: str, args: Any, folder: Path) -> None:
-        self.name, self.args, self.folder = name, args, folder
+    def __init__(self, name: str, args: Any, folder: Path, train_alone: TrainAlone) -> None:
+        self.name, self.args, self.folder, self.train_alone = name, args, folder, train_alone
         self.folders: dict[int, Path] = {}
         self.failed: dict[int, str] = {}
         self._context = multiprocessing.get_context("spawn")
@@ -107,7 +106,9 @@ class _Runs:
     def _start(self, seed: int) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         args = dataclasses.replace(self.args, seed=seed)
-        process = self._context.Process(target=_train, args=(self.name, args, self._log(seed), sender))
+        process = self._context.Process(
+            target=_train, args=(self.train_alone, self.name, args, self._log(seed), sender)
+        )
         process.start()
         sender.close()
         self._running[seed] = process, receiver
@@ -122,26 +123,21 @@ class _Runs:
                 print(f"seed {seed}: {self.folders[seed]}", flush=True)
                 continue
             log = self._log(seed)
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+            lines = read_regular(log).decode("utf-8", "replace").splitlines() if log.is_file() else []
             resume = [line for line in lines if "--resume " in line]
             said = (resume or [line for line in lines if line.strip()] or [f"ended with code {process.exitcode}"])[-1]
             self.failed[seed] = said.strip()
             print(f"seed {seed}: {self.failed[seed]}", file=sys.stderr, flush=True)
 
 
-def _train(name: str, args: Any, log: Path, sender: Any) -> None:
+def _train(train_alone: TrainAlone, name: str, args: Any, log: Path, sender: Any) -> None:
     """Called in a process of its own, apart from the terminal's group: an interruption is passed on to it once."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(out, stream)
-    main = import_module(f"rlsmooth.scripts.{name.replace('-', '_')}").main
-
-    def train(args: Any) -> None:
-        sender.send(str(main(args)))
-
-    sys.exit(call(name, train, args, shlex.split(command_line(name, args))[2:]))
+    sys.exit(train_alone(name, args, sender.send))
 
 
 def report(name: str, folders: dict[int, Path], folder: Path) -> None:
