@@ -267,7 +267,7 @@ class AlgorithmArgs(EnvironmentArgs, TrackArgs):
     """How many episodes to evaluate deterministically, and how many sampled."""
     n_eval_envs: int = 20
     """How many environments to evaluate in."""
-    save_freq: int = 50_000
+    save_freq: Annotated[int, alias(aliases=["--checkpoint-freq"])] = 50_000
     """Write a checkpoint to resume from each time that so many steps have been trained on; -1: none."""
 
 

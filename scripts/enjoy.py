@@ -34,7 +34,7 @@ class Args(PlayArgs):
 
     agent: Annotated[tyro.conf.Positional[Path], alias(metavar="AGENT.zip")]
     """The agent.zip, or the folder of the run that wrote it; of an interrupted run, its last checkpoint."""
-    episodes: int = 1
+    episodes: Annotated[int, alias(aliases=["--eval-episodes"])] = 1
     """How many episodes to play."""
     deterministic: bool = False
     """Take the most probable actions; otherwise they are sampled."""
@@ -62,7 +62,7 @@ def main(args: Args) -> dict[str, list[float]]:
         ImportError: an .mp4 without imageio-ffmpeg.
     """
     path = agent_file("agent", args.agent, or_checkpoints=True)
-    settings = env_of_run(path, environment_settings(args))
+    settings = env_of_run(path, environment_settings(args, evaluation=True))
     env = settings.env
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:

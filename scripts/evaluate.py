@@ -31,7 +31,7 @@ class Args(PlayArgs):
     its last checkpoint)."""
     eval_episodes: int = 20
     """How many episodes to play deterministically, and how many sampled."""
-    n_envs: int = 20
+    n_envs: Annotated[int, alias(aliases=["--n-eval-envs"])] = 20
     """How many environments to play in."""
     seed: int = 0
     """Seeds the environments and the sampled actions."""
@@ -54,7 +54,7 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
     path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
-    settings = env_of_run(path, environment_settings(args))
+    settings = env_of_run(path, environment_settings(args, evaluation=True))
     env = settings.env
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:

@@ -71,6 +71,8 @@ def main(args: Args) -> Path:
     """
     if (args.trained_agent is None) == (args.n_timesteps == 0):
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
+    if args.trained_agent is not None and args.eval_env_kwargs:
+        raise ValueError("--eval-env-kwargs is for the evaluation of --train-expert: give --env-kwargs.")
     # Imported here: the arguments can be listed without waiting for torch.
     from rlsmooth.scripts.environment import check_device, check_env, check_seed
 
@@ -197,11 +199,16 @@ def _train_expert(args: Args, settings: EnvironmentSettings) -> tuple[Any, dict[
         device=args.device,
     )
     agent.learn(steps, progress_bar=args.progress)
+    eval_env = env
+    if args.eval_env_kwargs:
+        other = environment_settings(args, evaluation=True).env_kwargs
+        world = dataclasses.replace(settings, env_kwargs=other)
+        eval_env = make_envs(world, 8, args.seed, vectorization=args.vectorization)
     scores = {}
     for name, deterministic in (("deterministic", True), ("sampled", False)):
         returns, _ = play_episodes(
             agent,
-            env,
+            eval_env,
             n_episodes=args.eval_episodes,
             seed=args.seed + 1000,  # other episodes than those trained on
             use_masks=False,
@@ -214,6 +221,8 @@ def _train_expert(args: Args, settings: EnvironmentSettings) -> tuple[Any, dict[
             "min_return": float(np.min(returns)),
         }
     env.close()
+    if eval_env is not env:
+        eval_env.close()
     return agent, scores
 
 

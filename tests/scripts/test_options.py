@@ -80,6 +80,21 @@ def test_a_wrong_file_of_options_is_named(content: str, says: str, tmp_path: Pat
     assert_refused("can't be read", ["ppo", "--conf", str(tmp_path / "no.yml")], capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "name", "value"),
+    [
+        *((command, ["--save-freq", "7"], "checkpoint_freq", 7) for command in ("bc", "classify", "gan")),
+        ("ppo", ["--checkpoint-freq", "7"], "save_freq", 7),
+        *((command, ["--n-eval-envs", "3"], "n_envs", 3) for command in ("bc", "evaluate")),
+        ("enjoy", ["--eval-episodes", "4"], "episodes", 4),
+        ("evaluate", ["--eval-env-kwargs", "g:9"], "eval_env_kwargs", ("g:9",)),
+    ],
+)
+def test_a_name_of_another_command_is_understood(command: str, words: list[str], name: str, value: Any) -> None:
+    args, _ = parse(command, args_of(command), [*REQUIRED.get(command, []), *words])
+    assert getattr(args, name) == value
+
+
 # ---- seeds
 
 
