@@ -78,7 +78,21 @@ def test_the_core_dependencies_are_those_of_the_design(project: dict[str, Any]) 
     names = "gymnasium matplotlib numpy pyyaml rich safetensors stable-baselines3 tensorboard torch tqdm tyro"
     assert core == set(names.split())
     assert set(project["optional-dependencies"]) == {
-        *"contrib minari datasets privacy torchrl rllib flower docs envs wandb trackio video dev".split()
+        *[
+            "contrib",
+            "minari",
+            "datasets",
+            "privacy",
+            "torchrl",
+            "rllib",
+            "flower",
+            "docs",
+            "envs",
+            "wandb",
+            "trackio",
+            "video",
+            "dev",
+        ]
     }
 
 
@@ -92,7 +106,21 @@ def test_every_dependency_is_pinned_within_its_range(project: dict[str, Any], pi
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "extra", "contrib minari datasets privacy torchrl rllib flower docs envs wandb trackio video".split()
+    "extra",
+    [
+        "contrib",
+        "minari",
+        "datasets",
+        "privacy",
+        "torchrl",
+        "rllib",
+        "flower",
+        "docs",
+        "envs",
+        "wandb",
+        "trackio",
+        "video",
+    ],
 )
 def test_an_extra_is_resolved_against_the_constraints(extra: str, repository: Path, tmp_path: Path) -> None:
     pinned = tmp_path / "constraints.txt"
