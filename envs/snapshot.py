@@ -34,6 +34,7 @@ from rlsmooth.envs.snapshot_values import (
     decode_value,
     encode_value,
     may_hold_data,
+    module_name,
     same_class,
 )
 from rlsmooth.untrusted import refused
@@ -207,7 +208,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _encode(value: Any, where: str, same: Same) -> Any:
-    if isinstance(value, LEFT_TYPES) or type(value).__module__.split(".")[0] in LEFT_MODULES:
+    if isinstance(value, LEFT_TYPES) or module_name(value).split(".")[0] in LEFT_MODULES:
         return {"kind": "left"}
     if isinstance(value, enum.Enum):
         return {"kind": "enum", "class": class_name(value), "name": value.name}

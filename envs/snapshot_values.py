@@ -51,9 +51,14 @@ class Same:
         return self._numbers.setdefault(id(value), len(self._numbers))
 
 
+def module_name(value: object) -> str:
+    """The module of the value's class; empty where a class written in C, such as Box2D's, names none."""
+    return str(getattr(type(value), "__module__", ""))
+
+
 def class_name(value: object) -> str:
     """The full name of the value's class."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{module_name(value)}.{type(value).__qualname__}"
 
 
 def stable_name(full_name: str) -> str:

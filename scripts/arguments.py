@@ -15,7 +15,10 @@ import tyro
 from rlsmooth.checks import lock_folder
 from rlsmooth.scripts.run_folder import (
     CHOICE,
+    MOST_FRAMES,
+    EnvironmentSettings,
     choosing_kwargs,
+    choosing_wrappers,
     imports_module,
     kwargs_words,
     read_kwargs,
@@ -24,7 +27,7 @@ from rlsmooth.scripts.run_folder import (
     stored_hyperparameters,
     stored_kwargs,
 )
-from rlsmooth.untrusted import decode_fields, refused
+from rlsmooth.untrusted import decode, decode_fields, refused
 
 if TYPE_CHECKING:
     from rlsmooth.data import Demonstrations, ObservationOnly
@@ -37,12 +40,16 @@ Ordinal = Literal["adjacent", "triangular", "binomial", "poisson", "beta", "expo
 Reference = Literal["uniform", Ordinal]
 ClassReference = Literal["uniform", "prior", "tree", "kernel", Ordinal]
 Algorithm = Literal["ppo", "a2c", "maskable-ppo", "trpo", "sac", "dqn"]
+SavedAlgorithm = Literal[
+    "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
+]
+"""Of an agent in SB3's own zip, which does not say it."""
 Engine = Literal["auto", "torch", "numpy"]
 Vectorization = Literal["vector_entry_point", "sync", "async", "envpool"]
 ArgsT = TypeVar("ArgsT", bound="RunArgs")
 
-WORDS = ("env_kwargs", "hyperparams")
-"""Options of key=value words."""
+WORDS = ("env_kwargs", "eval_env_kwargs", "env_wrapper", "hyperparams")
+"""Options of which those of a resumed run, or some of them, may be given again."""
 SHIPPED = {"CartPole-v1": "cartpole-v1"}
 MAY_DIFFER = ("resume", "progress", "verbose", "device", "devices")
 """Options of a resumed run that need not be as it began: how it is shown, and where it is computed."""
@@ -53,6 +60,7 @@ MOST = {
     **dict.fromkeys(("n_envs", "n_eval_envs", "num_threads", "width", "clients_per_round", "image_size"), 1_024),
     "clients": 10_000,
     "action_bins": 4_096,
+    "frame_stack": MOST_FRAMES,
 }
 """How much a run's `config.json` may ask for, which may be a stranger's: what takes more of memory or time must be
 given again. Of whole numbers that are not listed: `MOST_OF_OTHERS`."""
@@ -62,6 +70,12 @@ MOST_LAYERS, MOST_SQUARES = 64, 2**25
 FREE = ("seed", "eval_freq", "save_freq", "checkpoint_freq", "log_interval", "early_stopping_patience")
 ADDED: dict[str, Any] = {
     "env_kwargs": (),
+    "eval_env_kwargs": (),
+    "gym_packages": (),
+    "env_wrapper": (),
+    "frame_stack": None,
+    "track": None,
+    "track_project": "rlsmooth",
     "engine": "torch",
     "shuffle": "full",
     "weights": None,
@@ -108,17 +122,48 @@ class ProcessArgs:
     minibatch. On several machines, leave it 1 and start the command by torchrun."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EnvironmentArgs:
     """Options of every command that makes environments."""
 
     env: str = "CartPole-v1"
     """The environment's id; module:id for one that a module of yours registers, such as my_envs:Maze-v0."""
     env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment, as key=value: map_name=8x8 is_slippery=false."""
+    """Arguments of the environment, as key=value or key:value: map_name=8x8 is_slippery=false."""
+    eval_env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environments to evaluate in, in place of --env-kwargs."""
+    gym_packages: tuple[str, ...] = ()
+    """Modules to import first, which register environments: gymnasium_robotics."""
+    env_wrapper: tuple[str, ...] = ()
+    """Wrap each environment in these classes, from the inside out: minigrid.wrappers.FlatObsWrapper; with arguments,
+    "gymnasium.wrappers.ResizeObservation:{shape: [64, 64]}"."""
+    frame_stack: int | None = None
+    """Show the agent so many of the latest observations at once (SB3's VecFrameStack)."""
     vectorization: Vectorization | None = None
     """Step all environments in one call: by the environment's own vector form, by Gymnasium one after the other (sync)
     or each in a process of its own (async; evaluations are then sync), or by EnvPool, with its ids. Default: SB3's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayArgs(EnvironmentArgs):
+    """Options of commands that play a saved agent, in the environment of its run unless another one is given."""
+
+    env: str | None = None  # type: ignore[assignment]
+    """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, as key=value. Default: those of the agent's run, of its evaluations first."""
+    eval_env_kwargs: tuple[str, ...] = ()
+    """The same: to play a saved agent is to evaluate it."""
+    gym_packages: tuple[str, ...] = ()
+    """Modules to import first, which register environments."""
+    env_wrapper: tuple[str, ...] = ()
+    """Wrap each environment in these classes, from the inside out. Default: those of the agent's run."""
+    frame_stack: int | None = None
+    """Show the agent so many of the latest observations at once. Default: as in the agent's run."""
+    algo: SavedAlgorithm = "ppo"
+    """The algorithm of an agent in SB3's own zip; our files say it themselves."""
+    trust: bool = False
+    """Load SB3's own zips too. They are pickles, which can run any code: load only those whose maker you trust."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +177,17 @@ class DemonstrationArgs(EnvironmentArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class CloningArgs(DemonstrationArgs):
+class TrackArgs:
+    """Options of commands that log through SB3's logger."""
+
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """Send what is logged to Weights & Biases, MLflow or Trackio too (extras wandb and trackio; mlflow is apart)."""
+    track_project: str = "rlsmooth"
+    """The project there; MLflow calls it an experiment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CloningArgs(DemonstrationArgs, TrackArgs):
     """Options of commands that clone a policy from labelled actions."""
 
     smoothing: str = "0.1"
@@ -165,7 +220,7 @@ class CloningArgs(DemonstrationArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class AlgorithmArgs(EnvironmentArgs):
+class AlgorithmArgs(EnvironmentArgs, TrackArgs):
     """Options of the algorithm that an on-policy command trains."""
 
     n_timesteps: Annotated[int | None, alias(aliases=["-n"])] = None
@@ -212,7 +267,7 @@ class AlgorithmArgs(EnvironmentArgs):
     """How many episodes to evaluate deterministically, and how many sampled."""
     n_eval_envs: int = 20
     """How many environments to evaluate in."""
-    save_freq: int = 50_000
+    save_freq: Annotated[int, alias(aliases=["--checkpoint-freq"])] = 50_000
     """Write a checkpoint to resume from each time that so many steps have been trained on; -1: none."""
 
 
@@ -341,8 +396,8 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
                 f"give {_option(name)} {_words(value)} again."
             )
     stored = {**stored_hyperparameters(args.resume), **stored_kwargs(args.resume)}
-    given_words = (*getattr(began, "env_kwargs", ()), *getattr(began, "hyperparams", ()))
-    known = _bare([*given_words, *kwargs_words(stored)])
+    given_words = [word for name in WORDS for word in getattr(began, name, ())]
+    known = _bare([*given_words, *kwargs_words(stored), *_stored_wrappers(args.resume)])
     changed = [
         _option(name)
         for name, value in given.items()
@@ -375,6 +430,13 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
     env = getattr(args, "env", None)
     if env is not None and imports_module(env):
         found["env"] = env, "imports a module"
+    if packages := getattr(args, "gym_packages", ()):
+        found["gym_packages"] = packages, "imports modules"
+    if tool := getattr(args, "track", None):
+        found["track"] = tool, "sends what is logged elsewhere"
+    wrappers = [*([] if folder is None else _stored_wrappers(folder)), *getattr(args, "env_wrapper", ())]
+    if chosen := tuple(_bare(choosing_wrappers(wrappers)).values()):
+        found["env_wrapper"] = chosen, CHOICE.removeprefix("that ")
     if args.tensorboard_log is not None:
         found["tensorboard_log"] = args.tensorboard_log, "is a folder to write to"
     sizes = {} if folder is None else stored_hyperparameters(folder)
@@ -387,9 +449,16 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
         words = kwargs_words({name: value for name, (value, _) in large.items()})
         found["hyperparams"] = tuple(words), "; ".join(f"{danger} ({name})" for name, (_, danger) in large.items())
     words = [*kwargs_words({} if folder is None else stored_kwargs(folder)), *getattr(args, "env_kwargs", ())]
-    if choosing := tuple(_bare(choosing_kwargs(words)).values()):
-        found["env_kwargs"] = choosing, CHOICE.removeprefix("that ")
+    for name, given in (("env_kwargs", words), ("eval_env_kwargs", getattr(args, "eval_env_kwargs", ()))):
+        if choosing := tuple(_bare(choosing_kwargs(given)).values()):
+            found[name] = choosing, CHOICE.removeprefix("that ")
     return found
+
+
+def _stored_wrappers(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    with refused(path, ValueError):
+        return list(decode(list[str], stored_hyperparameters(folder).get("env_wrapper") or [], "env_wrapper"))
 
 
 def _too_large(name: str, value: Any) -> str:
@@ -416,6 +485,14 @@ def resume_line(command: str, folder: Path, args: Any) -> str:
     return f"{shlex.join(['rlsmooth', command, '--resume', str(folder)])}{again}"
 
 
+def evaluate_line(folder: Path, args: Any) -> str:
+    """What to type to evaluate a run."""
+    names = ("env", "env_kwargs", "eval_env_kwargs", "gym_packages", "env_wrapper", "frame_stack")
+    again = to_give_again(args, folder)
+    words = "".join(f" {_option(name)} {_words(again[name][0])}" for name in names if name in again)
+    return f"{shlex.join(['rlsmooth', 'evaluate', '-i', str(folder)])}{words}"
+
+
 def _bare(words: Sequence[str]) -> dict[str, str]:
     """The words by what they say without spaces and quotes: JSON and YAML write the same value in two ways."""
     return {re.sub(r"[\s'\"]", "", word): word for word in words}
@@ -429,9 +506,16 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def environment_kwargs(args: Any) -> dict[str, Any]:
-    """The arguments of the environment that `--env-kwargs` gives; see `read_kwargs`."""
-    return read_kwargs(args.env_kwargs)
+def environment_settings(args: EnvironmentArgs, *, evaluation: bool = False) -> EnvironmentSettings:
+    """What the options say of environments to train in, or to evaluate in."""
+    kwargs, other = read_kwargs(args.env_kwargs), read_kwargs(args.eval_env_kwargs, "eval_env_kwargs")
+    return EnvironmentSettings(
+        env=args.env or "",
+        env_kwargs=other if other and evaluation else kwargs,
+        packages=args.gym_packages,
+        wrappers=args.env_wrapper,
+        frame_stack=args.frame_stack,
+    )
 
 
 def number_or_word(value: str) -> float | str:

@@ -22,7 +22,7 @@ from rlsmooth.scripts.arguments import (
     CloningArgs,
     ProcessArgs,
     RunArgs,
-    environment_kwargs,
+    environment_settings,
     make_smoothing,
     number_of,
     number_or_word,
@@ -77,9 +77,9 @@ class Args(RunArgs, ProcessArgs, CloningArgs):
     """Stop after so many epochs without a lower validation loss, and keep the best parameters."""
     eval_freq: int = 25_000
     """Evaluate first, each time that so many transitions have been trained on, and at the end; -1: only at the end."""
-    n_envs: int = 20
+    n_envs: Annotated[int, alias(aliases=["--n-eval-envs"])] = 20
     """How many environments to evaluate in."""
-    checkpoint_freq: int = 50_000
+    checkpoint_freq: Annotated[int, alias(aliases=["--save-freq"])] = 50_000
     """Write a checkpoint each time that so many transitions have been trained on; -1: none."""
     seed: int = 0
     """Decides the choice of episodes, the initial weights, the order of the data and the evaluations."""
@@ -126,7 +126,7 @@ def evaluation_envs(args: Args) -> VecEnv:
 
     n_envs = min(check_positive_int("n_envs", args.n_envs), check_positive_int("eval_episodes", args.eval_episodes))
     vectorization = evaluation_vectorization(args.vectorization)
-    return make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=vectorization)
+    return make_envs(environment_settings(args, evaluation=True), n_envs, args.seed, vectorization=vectorization)
 
 
 def load_data(args: Args) -> tuple[Demonstrations, Demonstrations | None]:

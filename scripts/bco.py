@@ -20,7 +20,7 @@ from rlsmooth.scripts.arguments import (
     Reference,
     RunArgs,
     demonstrations_name,
-    environment_kwargs,
+    environment_settings,
     make_smoothing,
     number_or_word,
     read_demonstrations,
@@ -87,10 +87,10 @@ def main(args: Args) -> Path:
     limit_threads(args.num_threads)
     n_envs = check_positive_int("n_envs", args.n_envs)
     n_eval_envs = min(n_envs, check_positive_int("eval_episodes", args.eval_episodes))
-    kwargs = environment_kwargs(args)
-    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)
+    env = make_envs(environment_settings(args), n_envs, args.seed, vectorization=args.vectorization)
     vectorization = evaluation_vectorization(args.vectorization)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs, vectorization=vectorization)
+    settings = environment_settings(args, evaluation=True)
+    eval_env = make_envs(settings, n_eval_envs, args.seed, vectorization=vectorization)
     demonstrations = load_data(args)
     print(f"Demonstrated transitions: {size_words(demonstrations)}")
     with TrainingRun("bco", args, args.env) as run:

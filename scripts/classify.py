@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import ClassificationArgs, ClassReference, number_of, number_or_word, resumed
+from rlsmooth.scripts.arguments import ClassificationArgs, ClassReference, alias, number_of, number_or_word, resumed
 from rlsmooth.scripts.command import run_command
 from rlsmooth.untrusted import open_regular, refused
 
@@ -58,7 +58,7 @@ class Args(ClassificationArgs):
     """Stop after so many epochs without a lower validation loss, and keep the best parameters."""
     amp: bool = False
     """Forward passes of the training in bfloat16, for GPUs."""
-    checkpoint_freq: int = 10
+    checkpoint_freq: Annotated[int, alias(aliases=["--save-freq"])] = 10
     """Write a checkpoint each time that so many epochs are done, and at the end; -1: none."""
 
 

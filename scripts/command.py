@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import difflib
+import functools
+import importlib
+import inspect
 import io
+import json
 import os
 import re
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from typing import TypeVar
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 ArgsT = TypeVar("ArgsT")
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedArgs:
+    """Options that every command understands and no run keeps."""
+
+    conf: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yml")] = None
+    """Read options from this file; those on the command line come first."""
+    save_conf: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yml")] = None
+    """Write all options to this file, for --conf, and end."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, in processes of their own; report means and intervals."""
+
 
 RL_ZOO = {"ppo_mask": "maskable-ppo", "ppo_lstm": "recurrent-ppo"}
 """RL Zoo's names of algorithms, and ours."""
@@ -36,8 +58,31 @@ def run_command(
     130 and 143: ended by SIGINT and SIGTERM.
     """
     program, words = f"rlsmooth {name}", list(sys.argv[1:] if arguments is None else arguments)
-    args = parse_arguments(program, args_type, words)
-    rank = program
+    try:
+        args, shared = parse(name, args_type, words)
+    except ValueError as error:
+        return fail(program, str(error))
+    except BrokenPipeError:
+        return _without_reader()
+    if shared.save_conf is not None:
+        return call(name, lambda _: save_conf(name, args, shared.save_conf), args, words)
+    if shared.seeds:
+        from rlsmooth.scripts.seeds import train_seeds
+
+        return call(name, lambda _: train_seeds(name, args, shared.seeds, train_alone), args, words)
+    return call(name, main, args, words)
+
+
+def call(name: str, main: Callable[[ArgsT], object], args: ArgsT, words: Sequence[str] = ()) -> int:
+    """Call `main` and return the exit code, as `run_command` does.
+
+    Args:
+        name: of the command.
+        main: what to call.
+        args: with which.
+        words: what they were read from, for commands that train in several processes together.
+    """
+    program = rank = f"rlsmooth {name}"
     try:
         if _num_processes() > 1:
             rank += f" [rank {os.environ.get('RANK', 'unknown')}]"
@@ -52,12 +97,25 @@ def run_command(
         return getattr(error, "exit_code", 130)  # of TrainingInterrupted
     except EXPECTED as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return _without_reader()
         if os.environ.get("RLSMOOTH_TRACEBACK") == "1":
             raise
         return fail(rank, f"{error}" or type(error).__name__)
     return 0
+
+
+def train_alone(name: str, args: Any, send: Callable[[str], object]) -> int:
+    """Run a command in this process, send its result, and return the exit code.
+
+    Args:
+        name: of the command.
+        args: of the command.
+        send: is called with the folder of the run.
+    """
+    from rlsmooth.scripts.run_folder import command_line
+
+    main = importlib.import_module(f"rlsmooth.scripts.{name.replace('-', '_')}").main
+    return call(name, lambda args: send(str(main(args))), args, shlex.split(command_line(name, args))[2:])
 
 
 def _num_processes() -> int:
@@ -83,6 +141,12 @@ def _call(name: str, main: Callable[[ArgsT], object], args: ArgsT) -> None:
         main(args)
 
 
+def _without_reader() -> int:
+    """Let what is still to be printed go nowhere; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
 def _reader_is_gone() -> bool:
     """Whether the reader of our output, such as `head`, has gone: another pipe may be the one that broke."""
     try:
@@ -93,22 +157,191 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def parse_arguments(program: str, args_type: type[ArgsT], words: list[str]) -> ArgsT:
-    """The arguments; a mistake in them exits with 2 and one line in place of tyro's box of ten."""
+def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, SharedArgs]:
+    """The arguments, and those that every command has; a mistake exits with 2 and one line in place of tyro's box.
+
+    Args:
+        name: of the command.
+        args_type: its dataclass.
+        words: of the command line, which come before those of a file that `--conf` names.
+
+    Raises:
+        ValueError: that file can't be read, or has an option that the command lacks.
+    """
+    program = f"rlsmooth {name}"
     for place, word in enumerate(words):  # RL Zoo's names of algorithms are understood too
         before = words[place - 1] if place else ""
         option, separator, value = word.rpartition("=")
         if before == "--algo" or option == "--algo":
             words[place] = f"{option}{separator}{RL_ZOO.get(value, value)}"
+    named = next((place for place, word in enumerate(words) if word.partition("=")[0] == "--conf"), None)
+    if named is not None and (path := words[named].partition("=")[2] or "".join(words[named + 1 : named + 2])):
+        words = [*conf_words(Path(path), name, args_type), *words]
     box = io.StringIO()
+    own_type: Any = args_type
+    grouped = grouped_options(name, own_type)
     try:
         with redirect_stderr(box):
-            return tyro.cli(args_type, prog=program, args=words)
+            groups = tyro.cli(grouped, prog=program, args=words, description=args_type.__doc__)
+            *own, shared = vars(groups).values()
+            args = args_type(**{field: value for group in own for field, value in vars(group).items()})
+            return args, SharedArgs(**vars(shared))
     except SystemExit as ended:
         if ended.code == 2:
             raise SystemExit(fail(program, _one_line(box.getvalue(), program))) from None
         sys.stderr.write(box.getvalue())
         raise
+
+
+# ---- groups of options
+
+
+@functools.cache
+def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
+    """A dataclass of dataclasses with the options of `args_type`, by the class that declares each, and the shared ones.
+
+    So `--help` and the shells' completions show them in groups.
+
+    Args:
+        name: of the command; titles its own options.
+        args_type: its dataclass.
+    """
+    classes = [each for each in args_type.__mro__ if dataclasses.is_dataclass(each)]
+    hints, sentences = get_type_hints(args_type, include_extras=True), option_sentences(args_type)
+    groups: dict[str, list[dataclasses.Field[Any]]] = {}
+    titles = {each: _title(each) if each is not args_type else name.replace("-", "_") for each in classes}
+    for each in reversed(classes):  # from the environment to the command's own
+        groups.setdefault(titles[each], [])
+    abouts = {titles[each]: str(each.__doc__).partition("\n")[0] for each in classes if each is not args_type}
+    for field in dataclasses.fields(args_type):
+        first = next(each for each in reversed(classes) if field.name in vars(each).get("__annotations__", {}))
+        groups[titles[first]].append(field)
+    for field in dataclasses.fields(SharedArgs):
+        if field.name != "seeds" or {"seed", "resume"} <= set(hints):
+            groups.setdefault("shared", []).append(field)
+    hints, sentences = (
+        {**get_type_hints(SharedArgs, include_extras=True), **hints},
+        {**option_sentences(SharedArgs), **sentences},
+    )
+    abouts["shared"] = str(SharedArgs.__doc__)
+    members: list[Any] = []
+    for title in sorted(filter(groups.get, groups), key=lambda title: title in ("process", "run", "shared")):
+        entries = [(field.name, hints[field.name], _default(field)) for field in groups[title]]
+        lines = "".join(f"\n    {field.name}: {sentences.get(field.name, '')}" for field in groups[title])
+        namespace = {"__doc__": f"{abouts.get(title, '')}\n\nAttributes:{lines}"}
+        group = dataclasses.make_dataclass(f"{title}_options", entries, kw_only=True, frozen=True, namespace=namespace)
+        members.append((title, Annotated[group, tyro.conf.OmitArgPrefixes]))
+    lines = "".join(f"\n    {title}: {abouts.get(title) or title}" for title, _ in members)
+    # Without these lines tyro would look for them in this file, each time.
+    return dataclasses.make_dataclass("Grouped", members, namespace={"__doc__": f"{name}\n\nAttributes:{lines}"})
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return dataclasses.field(default=field.default)
+
+
+def _title(args_type: type[Any]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", args_type.__name__.removesuffix("Args")).lower() or "own"
+
+
+def option_sentences(args_type: type[Any]) -> dict[str, str]:
+    """What stands below each field of a dataclass and of its parents."""
+    found: dict[str, str] = {}
+    for each in filter(dataclasses.is_dataclass, reversed(args_type.__mro__)):
+        found |= _sentences_of_module(each.__module__).get(each.__name__, {})
+    return found
+
+
+@functools.cache
+def _sentences_of_module(module: str) -> dict[str, dict[str, str]]:
+    """By class and field."""
+    if getattr(sys.modules[module], "__file__", None) is None:  # it was typed
+        return {}
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.walk(tree):
+        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                text = str(ast.literal_eval(below.value))
+                found.setdefault(node.name, {})[ast.unparse(field.target)] = " ".join(text.split())  # type: ignore[attr-defined]
+    return found
+
+
+# ---- options in files
+
+
+def conf_words(path: Path, command: str, args_type: type[Any]) -> list[str]:
+    """The options in a YAML file, or in the `config.json` of a run of the command, as words of a command line.
+
+    Args:
+        path: of the file.
+        command: that is to understand them.
+        args_type: its dataclass.
+
+    Raises:
+        ValueError: the file can't be read, or has an option that the command lacks.
+    """
+    from rlsmooth.scripts.run_folder import read_yaml
+
+    try:
+        values = read_yaml(path, "Name a YAML file of options.")
+    except ValueError as error:
+        raise ValueError(f"conf={error}") from error
+    if isinstance(values, dict) and {"command", "arguments"} <= values.keys():
+        if values["command"] != command:
+            raise ValueError(f"conf={str(path)!r} is of `rlsmooth {values['command']}`: name one of this command.")
+        values = values["arguments"]
+    if not isinstance(values, dict):
+        raise ValueError(f"conf={str(path)!r} must be a mapping of options, such as {{seed: 3}}.")
+    fields = {field.name: field for field in dataclasses.fields(args_type)}
+    positional = {name for name, hint in get_type_hints(args_type, include_extras=True).items() if _is_positional(hint)}
+    words = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in fields or name in positional:
+            near = difflib.get_close_matches(name, fields.keys() - positional, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"conf={str(path)!r} has {str(key)!r}, which is no option of rlsmooth {command}{meant}.")
+        words += option_words(name, value)
+    return words
+
+
+def _is_positional(hint: Any) -> bool:
+    return tyro.conf.Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """An option and its value, as they are typed.
+
+    Examples:
+        >>> option_words("env_kwargs", {"g": 9.5}), option_words("net_arch", [8, 4]), option_words("progress", False)
+        (['--env-kwargs', 'g=9.5'], ['--net-arch', '8', '4'], ['--no-progress'])
+    """
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}"] if value else [] if option.startswith("no-") else [f"--no-{option}"]
+    if isinstance(value, dict):
+        value = [f"{key}={part if isinstance(part, str) else json.dumps(part)}" for key, part in value.items()]
+    return [f"--{option}", *(str(part) for part in (value if isinstance(value, (list, tuple)) else (value,)))]
+
+
+def save_conf(command: str, args: Any, path: Path | None) -> None:
+    """Write all options to a file that `--conf` reads."""
+    import yaml
+
+    from rlsmooth.atomic import write_bytes_atomically
+    from rlsmooth.checks import check_writable_folder
+    from rlsmooth.scripts.run_folder import plain
+
+    assert path is not None
+    check_writable_folder("save_conf", path.parent)
+    hints = get_type_hints(type(args), include_extras=True)
+    values = {name: value for name, value in vars(args).items() if not _is_positional(hints[name])}
+    text = f"# rlsmooth {command} --conf {path.name}\n{yaml.safe_dump(plain(values), sort_keys=False)}"
+    write_bytes_atomically(path, text.encode())
+    print(f"written to {path}")
 
 
 def _one_line(box: str, program: str) -> str:

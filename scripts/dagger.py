@@ -22,7 +22,7 @@ from rlsmooth.scripts.arguments import (
     OnPolicyArgs,
     Reference,
     RunArgs,
-    environment_kwargs,
+    environment_settings,
     make_smoothing,
     number_or_word,
     read_demonstrations,
@@ -106,10 +106,10 @@ def main(args: Args) -> Path:
     n_eval_envs = min(
         check_positive_int("n_eval_envs", args.n_eval_envs), check_positive_int("eval_episodes", args.eval_episodes)
     )
-    kwargs = environment_kwargs(args)
-    env = make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)
+    env = make_envs(environment_settings(args), n_envs, args.seed, vectorization=args.vectorization)
     vectorization = evaluation_vectorization(args.vectorization)
-    eval_env = make_envs(args.env, n_eval_envs, args.seed, env_kwargs=kwargs, vectorization=vectorization)
+    settings = environment_settings(args, evaluation=True)
+    eval_env = make_envs(settings, n_eval_envs, args.seed, vectorization=vectorization)
     initial = load_data(args)
     expert = find_expert(args, env)
     with TrainingRun("dagger", args, args.env) as run:
@@ -279,7 +279,7 @@ def find_expert(args: Args, env: VecEnv) -> ExpertAgent:
     else:
         return new_expert(args, env)
     how = evaluation_vectorization(args.vectorization)
-    world = make_envs(args.env, 1, 0, env_kwargs=environment_kwargs(args), vectorization=how)
+    world = make_envs(environment_settings(args), 1, 0, vectorization=how)
     agent, _ = load_to_play(file, world, device)
     return ExpertAgent(agent=agent, source=file)
 
@@ -306,7 +306,9 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
         algorithm, command = SmoothedMaskablePPO, "maskable-ppo"
     values = read_hyperparameters(command, args.env)
     known = values != read_hyperparameters(command, "no such environment")
-    values["env_kwargs"] = {**values.get("env_kwargs", {}), **environment_kwargs(args)}
+    given = environment_settings(args)  # of the learner, which sees what the expert does
+    values["env_kwargs"] = {**values.get("env_kwargs", {}), **given.env_kwargs}
+    values |= {"env_wrapper": list(given.wrappers), "frame_stack": given.frame_stack}
     if args.train_expert is not None:
         values["n_timesteps"] = check_positive_int("train_expert", args.train_expert)
     elif not known:
@@ -315,7 +317,8 @@ def new_expert(args: Args, env: VecEnv) -> ExpertAgent:
             "number of steps."
         )
     hyperparameters = resolve_hyperparameters(values, algorithm)
-    options = OnPolicyArgs(env=args.env, seed=args.seed, device=args.device, vectorization=args.vectorization)
+    names = ("env", "gym_packages", "seed", "device", "vectorization")
+    options = OnPolicyArgs(**{name: getattr(args, name) for name in names})
     train_env = training_envs(options, hyperparameters)
     saved = None if args.resume is None else args.resume / EXPERT_CHECKPOINTS
     if saved is not None and checkpoint_steps(saved):
@@ -335,7 +338,7 @@ def evaluate_expert(args: Args, agent: Any) -> float:
 
     n_envs = min(args.eval_episodes, N_EVAL_ENVS)
     how = evaluation_vectorization(args.vectorization)
-    played = make_envs(args.env, n_envs, args.seed, env_kwargs=environment_kwargs(args), vectorization=how)
+    played = make_envs(environment_settings(args, evaluation=True), n_envs, args.seed, vectorization=how)
     normalizer = agent.get_vec_normalize_env()
     returns, _ = play_episodes(
         agent if normalizer is None else NormalisedAgent(agent, normalizer),

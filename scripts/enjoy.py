@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from rlsmooth.checks import check_finite_observations, check_positive_int
+from rlsmooth.scripts.arguments import PlayArgs, environment_settings
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run
 
@@ -28,16 +29,12 @@ alias = tyro.conf.arg
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(PlayArgs):
     """Show or film a saved agent."""
 
     agent: Annotated[tyro.conf.Positional[Path], alias(metavar="AGENT.zip")]
     """The agent.zip, or the folder of the run that wrote it; of an interrupted run, its last checkpoint."""
-    env: str | None = None
-    """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment, as key=value. Default: those of the agent's run."""
-    episodes: int = 1
+    episodes: Annotated[int, alias(aliases=["--eval-episodes"])] = 1
     """How many episodes to play."""
     deterministic: bool = False
     """Take the most probable actions; otherwise they are sampled."""
@@ -65,7 +62,8 @@ def main(args: Args) -> dict[str, list[float]]:
         ImportError: an .mp4 without imageio-ffmpeg.
     """
     path = agent_file("agent", args.agent, or_checkpoints=True)
-    env, env_kwargs = env_of_run(path, args.env, args.env_kwargs)
+    settings = env_of_run(path, environment_settings(args, evaluation=True))
+    env = settings.env
     check_positive_int("episodes", args.episodes)
     if args.max_steps is not None:
         check_positive_int("max_steps", args.max_steps)
@@ -83,8 +81,8 @@ def main(args: Args) -> dict[str, list[float]]:
     if args.video is not None:
         check_film(args.video)
     limit_threads(args.num_threads)
-    envs = make_envs(env, 1, args.seed, env_kwargs=env_kwargs)
-    agent, envs = load_to_play(path, envs, check_device(args.device))
+    envs = make_envs(settings, 1, args.seed, vectorization=args.vectorization)
+    agent, envs = load_to_play(path, envs, check_device(args.device), trust=args.algo if args.trust else None)
     # Loading has seeded both with the training's own seed.
     set_random_seed(args.seed)
     envs.seed(args.seed)

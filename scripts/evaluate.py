@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import Vectorization, number_of
+from rlsmooth.scripts.arguments import PlayArgs, environment_settings, number_of
 from rlsmooth.scripts.card import shareable, write_card
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
@@ -24,23 +24,16 @@ alias = tyro.conf.arg
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(PlayArgs):
     """Play a saved agent of any kind; measure the calibration of a cloned one if demonstrations are given. The card
     in the folder of the agent's run is renewed."""
 
     trained_agent: Annotated[Path, alias(aliases=["-i"])]
     """The agent.zip or best_agent.zip, or the folder of the run that wrote it (then agent.zip, or of an interrupted run
     its last checkpoint)."""
-    env: str | None = None
-    """The environment's id, or module:id. Default: the one that the config.json beside the agent names."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment, as key=value. Default: those of the agent's run."""
-    vectorization: Vectorization | None = None
-    """Step all environments in one call: by the environment's own vector form, by Gymnasium one after the other (sync)
-    or each in a process of its own (async), or by EnvPool, with its ids. Default: SB3's."""
     eval_episodes: int = 20
     """How many episodes to play deterministically, and how many sampled."""
-    n_envs: int = 20
+    n_envs: Annotated[int, alias(aliases=["--n-eval-envs"])] = 20
     """How many environments to play in."""
     seed: int = 0
     """Seeds the environments and the sampled actions."""
@@ -63,7 +56,8 @@ def main(args: Args) -> dict[str, dict[str, float]]:
         ValueError: an argument is wrong, or names something that is not there, does not fit, or can't be written to.
     """
     path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
-    env, env_kwargs = env_of_run(path, args.env, args.env_kwargs)
+    settings = env_of_run(path, environment_settings(args, evaluation=True))
+    env = settings.env
     check_positive_int("eval_episodes", args.eval_episodes)
     if args.json is not None:
         check_writable_folder("json", args.json.parent)
@@ -79,8 +73,8 @@ def main(args: Args) -> dict[str, dict[str, float]]:
 
     limit_threads(args.num_threads)
     n_envs = min(check_positive_int("n_envs", args.n_envs), args.eval_episodes)
-    envs = make_envs(env, n_envs, args.seed, env_kwargs=env_kwargs, vectorization=args.vectorization)
-    agent, envs = load_to_play(path, envs, check_device(args.device))
+    envs = make_envs(settings, n_envs, args.seed, vectorization=args.vectorization)
+    agent, envs = load_to_play(path, envs, check_device(args.device), trust=args.algo if args.trust else None)
     if args.demonstrations is not None and not isinstance(agent, BC):
         raise ValueError(f"--demonstrations is for cloned agents, and {str(path)!r} is none: leave it out.")
     given = None if args.demonstrations is None else load_demonstrations(args.demonstrations)

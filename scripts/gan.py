@@ -77,7 +77,7 @@ class Args(RunArgs):
     """Measure samples each time that so many steps are done, and at the end; -1: only at the end."""
     eval_samples: int = 2_500
     """How many."""
-    checkpoint_freq: int = 1_000
+    checkpoint_freq: Annotated[int, alias(aliases=["--save-freq"])] = 1_000
     """Write a checkpoint each time that so many steps are done; -1: none."""
     seed: int = 0
     """Decides points, initial weights, noise and the order of the data."""

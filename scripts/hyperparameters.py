@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from rlsmooth.agents.files.policy_file import ACTIVATIONS, EXTRACTORS, OPTIMIZERS
 from rlsmooth.checks import check_positive_int
 from rlsmooth.schedules import linear_start
-from rlsmooth.untrusted import read_regular, refused
+from rlsmooth.scripts.run_folder import read_pair, read_yaml, with_numbers
 
 FOLDER = Path(__file__).parent / "hyperparams"
-OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs")
-NOT_SUPPORTED = ("env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "monitor_kwargs")
+OF_THE_RUN = ("n_timesteps", "n_envs", "policy", "normalize", "env_kwargs", "env_wrapper", "frame_stack")
+NOT_SUPPORTED = ("vec_env_wrapper", "callback", "monitor_kwargs")
 """RL Zoo's names for things that are imported or built; an agent file could not bring them back."""
 SET_ELSEWHERE = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "policy", "_init_setup_model")
 MAY_BE_WORDS = ("smoothing", "exploration_floor")
@@ -38,6 +38,8 @@ class Hyperparameters:
         policy: SB3's alias, or None: the one that fits the observations.
         normalize: the arguments of `VecNormalize`, or None: no normalisation.
         env_kwargs: arguments of the environment.
+        env_wrapper: of `wrapper_words`.
+        frame_stack: how many of the latest observations are seen at once; None: one.
         arguments: those of the algorithm's constructor, schedules and classes in place.
     """
 
@@ -46,13 +48,15 @@ class Hyperparameters:
     policy: str | None = None
     normalize: Mapping[str, Any] | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    env_wrapper: tuple[str, ...] = ()
+    frame_stack: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_hyperparameters(
     command: str, env: str, conf_file: Path | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The plain values of `env` (else of `default`) in a file, with the overrides on top.
+    """The plain values of `env` (else of `atari`, where it is such, or `default`) in a file, with the overrides on top.
 
     Args:
         command: names the package's own file, `hyperparams/<command>.yml`.
@@ -65,13 +69,17 @@ def read_hyperparameters(
     """
     path = FOLDER / f"{command.replace('-', '_')}.yml" if conf_file is None else conf_file
     table = read_table("conf_file", path, "environment ids to hyperparameters")
-    found = table.get(env, table.get(env.rpartition(":")[2], table.get("default")))
+    name = env.rpartition(":")[2]
+    group = "atari" if name.startswith("ALE/") or "NoFrameskip-v" in name else "default"
+    found = table.get(env, table.get(name, table.get(group, table.get("default"))))
     if not isinstance(found, dict):
         raise ValueError(f"conf_file={str(path)!r} has hyperparameters neither for {env!r} nor by `default`.")
     values = {str(name): with_numbers(value) for name, value in found.items()}
     for word in overrides:
         name, value = read_pair("hyperparams", word)
         values[name] = value
+    if "env_wrapper" in values:
+        values["env_wrapper"] = wrapper_words(values["env_wrapper"])
     return values
 
 
@@ -87,8 +95,7 @@ def read_table(option: str, path: Path, what: str) -> dict[Any, Any]:
         ValueError: the file can't be read, or holds something else.
     """
     try:
-        with refused(path, ValueError, f"Name a YAML file, a mapping of {what}.", "can't be read"):
-            table = yaml.safe_load(read_regular(path))
+        table = read_yaml(path, f"Name a YAML file, a mapping of {what}.")
     except ValueError as error:
         raise ValueError(f"{option}={error}") from error
     if not isinstance(table, dict):
@@ -132,8 +139,45 @@ def resolve_hyperparameters(values: Mapping[str, Any], algorithm: type) -> Hyper
         policy=policy,
         normalize=_normalize(values.get("normalize", False), float(gamma)),
         env_kwargs=_mapping("env_kwargs", values.get("env_kwargs", {})),
+        env_wrapper=tuple(wrapper_words(values.get("env_wrapper"))),
+        frame_stack=_frame_stack(values.get("frame_stack")),
         arguments=arguments,
     )
+
+
+def wrapper_words(value: Any) -> list[str]:
+    """RL Zoo's `env_wrapper` as a list of `module.Class` and `module.Class:{arguments}`.
+
+    Args:
+        value: such a word, `{module.Class: {arguments}}`, a list of either, or None.
+
+    Raises:
+        ValueError: it is something else; the message names it.
+
+    Examples:
+        >>> wrapper_words(["a.B", {"a.C": {"skip": 2}}]), wrapper_words("a.D:{shape: [8, 8]}")
+        (['a.B', 'a.C:{"skip": 2}'], ['a.D:{"shape": [8, 8]}'])
+    """
+    found = []
+    for word in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        if isinstance(word, dict) and len(word) == 1:
+            (name, arguments), *_ = word.items()
+        elif isinstance(word, str):
+            name, separator, text = word.partition(":")
+            arguments = read_pair("env_wrapper", f"{name}={text}")[1] if separator else {}
+        else:
+            name = arguments = None
+        if not (isinstance(name, str) and name.rpartition(".")[0] and isinstance(arguments or {}, dict)):
+            raise ValueError(
+                f'env_wrapper={word!r} must be such as gymnasium.wrappers.ClipAction, or with arguments "module.Class:'
+                '{key: value}".'
+            )
+        found.append(f"{name}:{json.dumps(arguments)}" if arguments else name)
+    return found
+
+
+def _frame_stack(value: Any) -> int | None:
+    return None if value is None else check_positive_int("frame_stack", _whole("frame_stack", value))
 
 
 @contextmanager
@@ -182,36 +226,6 @@ def _check_names(values: Mapping[str, Any], known: set[str], algorithm: str) -> 
         if name not in OF_THE_RUN and name not in known:
             listed = ", ".join([*OF_THE_RUN, *sorted(known)])
             raise ValueError(f"hyperparameter {name!r} is unknown to {algorithm}: choose of {listed}.")
-
-
-def read_pair(option: str, word: str) -> tuple[str, Any]:
-    """The name and the value of `key=value`, or RL Zoo's `key:value`; the value as in YAML.
-
-    Raises:
-        ValueError: `word` is malformed; the message names the option.
-    """
-    places = [place for place in (word.find("="), word.find(":")) if place > 0]
-    if not places:
-        raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
-    name, value = word[: min(places)], word[min(places) + 1 :]
-    try:
-        return name, with_numbers(yaml.safe_load(value))
-    except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
-        raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
-
-
-def with_numbers(value: Any) -> Any:
-    """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
-    if isinstance(value, dict):
-        return {name: with_numbers(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [with_numbers(part) for part in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _of_kind(name: str, value: Any, kind: type) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,69 @@ MEASURED = ("policy_entropy", "entropy_frac", "entropy_frac_min", "kl_uniform")
 
 def is_agent_file(path: Path) -> bool:
     """Whether it is a zip in our own form, to be checked when it is read; SB3's zips hold pickles."""
+    return "config.json" in _members(path)
+
+
+def _members(path: Path) -> set[str]:
     with refused(path, ValueError), open_regular(path) as file:
-        return zipfile.is_zipfile(file) and "config.json" in zipfile.ZipFile(file).namelist()
+        return {*zipfile.ZipFile(file).namelist()} if zipfile.is_zipfile(file) else set()
 
 
-def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
+CONTRIB = {
+    "maskable-ppo": "MaskablePPO",
+    "qrdqn": "QRDQN",
+    "recurrent-ppo": "RecurrentPPO",
+    "tqc": "TQC",
+    "trpo": "TRPO",
+}
+"""The algorithms of sb3-contrib (extra `contrib`)."""
+OFF_POLICY = ("ddpg", "dqn", "qrdqn", "sac", "td3", "tqc")
+
+
+def load_sb3(path: Path, algo: str, *, env: VecEnv | None = None, device: str = "auto") -> Any:
+    """The agent in a zip that SB3 or sb3-contrib has saved. It is unpickled: code in it runs.
+
+    Args:
+        path: of the zip.
+        algo: the algorithm, by the name of an option.
+        env: to play in.
+        device: where the agent runs.
+
+    Raises:
+        ValueError: it can't be loaded as one of that algorithm, or sb3-contrib is not installed.
+    """
+    if algo == "bc":
+        raise ValueError(
+            f"algo='bc' is none of SB3's, and {str(path)!r} is SB3's zip: name the algorithm that saved it."
+        )
+    package, name = ("sb3_contrib", CONTRIB[algo]) if algo in CONTRIB else ("stable_baselines3", algo.upper())
+    more = {"buffer_size": 1} if algo in OFF_POLICY and env is not None else {}  # nothing is stored in it
+    try:
+        return getattr(import_module(package), name).load(path, env=env, device=device, **more)
+    except ImportError as error:
+        raise ValueError(f'algo={algo!r} needs sb3-contrib: pip install "rlsmooth[contrib]".') from error
+    except Exception as error:  # unpickling can fail in any way
+        raise ValueError(f"trained_agent={str(path)!r} can't be loaded as {algo}: {error}") from error
+
+
+def _trusted(path: Path, env: VecEnv, device: str, algo: str) -> Any:
+    """SB3's agent, and the statistics that RL Zoo saves beside it, in a folder of the environment's name."""
+    print(f"{path} is a pickle: code in it runs now, since --trust was given.", flush=True)
+    found = [*path.parent.glob("vecnormalize.pkl"), *path.parent.glob("*/vecnormalize.pkl")]
+    if len(found) == 1:
+        print(f"Observations are normalised by {found[0]}, a pickle too.")
+        env = VecNormalize.load(str(found[0]), env)
+    return load_sb3(path, algo, env=env, device=device)
+
+
+def load_to_play(path: Path, env: VecEnv, device: str, *, trust: str | None = None) -> tuple[Any, VecEnv]:
     """The agent of a file, and the environments as it must see them.
 
     Args:
         path: an agent file of ours, or the folder of a run's checkpoints, whose last one is read then.
         env: with the agent's spaces.
         device: where the agent runs.
+        trust: the algorithm of SB3's own zip, which is then unpickled; None: such a zip is refused.
 
     Returns:
         A `BC` or an algorithm, and `env`, within a `VecNormalize` that neither learns nor touches rewards if the agent
@@ -50,20 +103,39 @@ def load_to_play(path: Path, env: VecEnv, device: str) -> tuple[Any, VecEnv]:
 
     Raises:
         SafeFileError: the file is damaged, or no agent of ours.
-        ValueError: spaces that differ.
+        ValueError: spaces that differ, or a zip of SB3's own that nobody trusts.
     """
+    is_foreign = path.is_file() and {"data", "policy.pth"} <= _members(path)
+    if is_foreign and trust is None:
+        raise ValueError(
+            f"{str(path)!r} is a zip of Stable-Baselines3's own, a pickle, which can run any code when it is loaded: "
+            "if you trust who made it, give --trust, and its algorithm by --algo."
+        )
     with warnings.catch_warnings():  # it need not train in as many environments as here
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
         if path.is_dir():
             agent, step = load_checkpointed_agent(path, env, device=device)
             print(f"The run in {path.parent} has not ended: this is its agent at checkpoint {step:,}.")
+        elif is_foreign and trust is not None:
+            agent = _trusted(path, env, device, trust)
         else:
             agent = load_agent(path, env=env, device=device)
     normalizer = agent.get_vec_normalize_env()
     if normalizer is None:
         return agent, env
     normalizer.training = normalizer.norm_reward = False
+    if normalizer.norm_obs:
+        normalizer.observation_space = _normalised_space(normalizer.observation_space, normalizer.clip_obs)
     return agent, normalizer
+
+
+def _normalised_space(space: spaces.Space[Any], clip: float) -> spaces.Space[Any]:
+    """The space of what `VecNormalize` makes of observations in `space`: SB3 leaves that of whole numbers as it was."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({name: _normalised_space(part, clip) for name, part in space.spaces.items()})
+    if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "ui":
+        return spaces.Box(-clip, clip, space.shape)
+    return space
 
 
 def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:

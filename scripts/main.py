@@ -40,6 +40,10 @@ GROUPS = {
         "pull": "fetch an agent that was published",
         "tune": "search for the settings of bc, classify or ppo, and train the best ones on fresh seeds",
     },
+    "look around": {
+        "list": "list algorithms, environments, data sets and shipped demonstrations",
+        "completion": "print the script by which a shell completes commands and options",
+    },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
 

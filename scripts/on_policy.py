@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from rlsmooth.agents.smoothed.algorithms import SmoothedTraining, layer_argument
 from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import EngineArgs, OnPolicyArgs, environment_kwargs, number_of, number_or_word
+from rlsmooth.scripts.arguments import EngineArgs, OnPolicyArgs, environment_settings, number_of, number_or_word
 from rlsmooth.scripts.environment import (
     check_device,
     evaluation_vectorization,
@@ -32,10 +33,11 @@ from rlsmooth.scripts.hyperparameters import (
     named_hyperparameters,
     read_hyperparameters,
     resolve_hyperparameters,
+    wrapper_words,
 )
 from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
-from rlsmooth.scripts.run_folder import agent_file, plain, read_settings
+from rlsmooth.scripts.run_folder import EnvironmentSettings, agent_file, plain, read_settings
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
 
@@ -47,6 +49,7 @@ KICKSTART = "lin_0.1"  # from the clone; `from_bc` has the same default
 GIVEN = (
     "n_timesteps",
     "n_envs",
+    "frame_stack",
     "smoothing",
     "ent_coef",
     "target_entropy_frac",
@@ -152,8 +155,11 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -
     values = read_hyperparameters(algorithm, args.env, args.conf_file, args.hyperparams)
     if args.from_bc is not None:
         values.setdefault("smoothing", KICKSTART)
-    if args.env_kwargs:
-        values["env_kwargs"] = {**values.get("env_kwargs", {}), **environment_kwargs(args)}
+    settings = environment_settings(args)
+    if settings.env_kwargs:
+        values["env_kwargs"] = {**values.get("env_kwargs", {}), **settings.env_kwargs}
+    if settings.wrappers:
+        values["env_wrapper"] = wrapper_words(settings.wrappers)
     return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
 
 
@@ -163,11 +169,10 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -
 def training_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEnv:
     """The environments to train in, normalised if the hyperparameters say so."""
     env = make_envs(
-        args.env,
+        _environment(args, hyperparameters),
         hyperparameters.n_envs,
         args.seed,
         vec_env=args.vec_env,
-        env_kwargs=hyperparameters.env_kwargs,
         vectorization=args.vectorization,
     )
     settings = _normalization(args, hyperparameters)
@@ -177,16 +182,28 @@ def training_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEn
 def evaluation_envs(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> VecEnv:
     """The environments to evaluate in; normalised by what training gathers, with rewards as they are."""
     env = make_envs(
-        args.env,
+        _environment(args, hyperparameters, evaluation=True),
         min(args.n_eval_envs, args.eval_episodes),
         evaluation_seed(args.seed),
-        env_kwargs=hyperparameters.env_kwargs,
         vectorization=evaluation_vectorization(args.vectorization),
     )
     settings = _normalization(args, hyperparameters)
     if settings is None:
         return env
     return VecNormalize(env, **{**settings, "training": False, "norm_reward": False})
+
+
+def _environment(
+    args: OnPolicyArgs, hyperparameters: Hyperparameters, *, evaluation: bool = False
+) -> EnvironmentSettings:
+    """What the options and the hyperparameters say of environments to train in, or to evaluate in."""
+    given = environment_settings(args, evaluation=evaluation)
+    return dataclasses.replace(
+        given,
+        env_kwargs=given.env_kwargs if evaluation and args.eval_env_kwargs else hyperparameters.env_kwargs,
+        wrappers=hyperparameters.env_wrapper,
+        frame_stack=hyperparameters.frame_stack,
+    )
 
 
 def evaluation_seed(seed: int) -> int:
@@ -228,7 +245,15 @@ def new_algorithm(
             raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
-        new: AlgorithmT = build(policy, env, **arguments)
+        try:
+            new: AlgorithmT = build(policy, env, **arguments)
+        except RuntimeError as error:
+            if "Kernel size" not in str(error):
+                raise
+            raise ValueError(
+                f"env={args.env!r} has images that are too small for the convolutions of {policy}: flatten them, "
+                "such as by --env-wrapper minigrid.wrappers.FlatObsWrapper or gymnasium.wrappers.FlattenObservation."
+            ) from error
         return _with_engine(args, new)
     path = agent_file("from_bc", args.from_bc)
     steps = args.value_warmup_steps

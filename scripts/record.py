@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import sys
 from contextlib import suppress
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
-from rlsmooth.scripts.arguments import EnvironmentArgs, environment_kwargs
+from rlsmooth.scripts.arguments import EnvironmentArgs, SavedAlgorithm, environment_settings
 from rlsmooth.scripts.card import shareable_command, write_card
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import agent_file, command_line, new_run_folder, plain, versions
+from rlsmooth.scripts.run_folder import (
+    EnvironmentSettings,
+    agent_file,
+    command_line,
+    env_of_run,
+    new_run_folder,
+    plain,
+    versions,
+)
 
-Algorithm = Literal[
-    "a2c", "bc", "ddpg", "dqn", "maskable-ppo", "ppo", "qrdqn", "recurrent-ppo", "sac", "td3", "tqc", "trpo"
-]
-CONTRIB = {
-    "maskable-ppo": "MaskablePPO",
-    "qrdqn": "QRDQN",
-    "recurrent-ppo": "RecurrentPPO",
-    "tqc": "TQC",
-    "trpo": "TRPO",
-}
-"""The algorithms of sb3-contrib (extra `contrib`)."""
 alias = tyro.conf.arg
 
 
@@ -42,7 +39,10 @@ alias = tyro.conf.arg
 class Args(EnvironmentArgs):
     """Record demonstrations of an agent as one .npz file."""
 
-    algo: Algorithm = "ppo"
+    env: str | None = None  # type: ignore[assignment]
+    """The environment's id, or module:id. Default: that of the agent's run, with its arguments and wrappers; where no
+    config.json beside the agent names one, CartPole-v1."""
+    algo: SavedAlgorithm = "ppo"
     """The algorithm of a trained agent in SB3's own zip; our files say it themselves. Experts are trained with ppo."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
     """The agent's file, or the folder of the run that wrote it. SB3's zips are pickles, which can run code: load only
@@ -80,6 +80,8 @@ def main(args: Args) -> Path:
     """
     if (args.trained_agent is None) == (args.n_timesteps == 0):
         raise ValueError("give either --trained-agent, or --train-expert with a number of steps.")
+    if args.trained_agent is not None and args.eval_env_kwargs:
+        raise ValueError("--eval-env-kwargs is for the evaluation of --train-expert: give --env-kwargs.")
     # Imported here: the arguments can be listed without waiting for torch.
     from rlsmooth.scripts.environment import check_device, check_env, check_seed
 
@@ -92,21 +94,40 @@ def main(args: Args) -> Path:
     check_device(args.device)
     if args.output is not None and (args.output.suffix != ".npz" or args.output.is_dir()):
         raise ValueError(f"output={str(args.output)!r} must be a file whose name ends in .npz.")
+    path = None
+    if args.trained_agent is not None:
+        path = agent_file("trained_agent", args.trained_agent, or_checkpoints=True)
+    settings = _settings(args, path)
     if args.vectorization != "envpool":  # which has ids of its own
-        check_env(args.env)
-    environment_kwargs(args)
-    loaded = None if args.trained_agent is None else _load_agent(args)
-    folder = new_run_folder(args.log_folder, "record", args.env) if args.output is None or args.n_timesteps else None
+        check_env(settings.env, settings.packages)
+    loaded = None if path is None else _load_agent(args, path, settings)
+    folder = None
+    if args.output is None or args.n_timesteps:
+        folder = new_run_folder(args.log_folder, "record", settings.env)
     try:
-        return _record(args, folder, loaded)
-    except BaseException:
+        return _record(args, settings, folder, loaded)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and args.n_timesteps:
+            own = shlex.join(["--env", settings.env, "-n", str(args.n_timesteps)])
+            print(
+                "\nNothing was recorded, and the expert is lost. One that can be resumed is trained by: rlsmooth ppo "
+                f"{own}; then: rlsmooth record -i FOLDER, with its folder"
+            )
         if folder is not None:
             with suppress(OSError):  # unless it holds an expert
                 folder.rmdir()
         raise
 
 
-def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
+def _settings(args: Args, path: Path | None) -> EnvironmentSettings:
+    """What the options say of the environment, and what they don't, of the agent's run."""
+    given = environment_settings(args)
+    if path is not None and (path.parent / "config.json").is_file():
+        given = env_of_run(path, given, evaluation=False)
+    return dataclasses.replace(given, env=given.env or "CartPole-v1")
+
+
+def _record(args: Args, settings: EnvironmentSettings, folder: Path | None, loaded: tuple[Any, str] | None) -> Path:
     from rlsmooth.agents import BC
     from rlsmooth.agents.acting import quick_actor
     from rlsmooth.agents.sb3 import is_maskable
@@ -116,7 +137,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
     check_writable_folder("output", output.parent)
     provenance: dict[str, Any] = {"command": _command(args), "versions": _versions()}
     if folder is not None and args.n_timesteps:
-        agent, scores = _train_expert(args)
+        agent, scores = _train_expert(args, settings)
         agent.save(folder / "expert.zip")
         provenance["expert"] = {"algo": "ppo", "n_timesteps": args.n_timesteps, "evaluation": scores}
         for name, score in scores.items():
@@ -129,7 +150,7 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
         provenance["expert"] = {"algo": algorithm}
     demonstrations = record(
         quick_actor(agent),
-        **_environments(args, provenance),
+        **_environments(args, settings, provenance),
         n_episodes=args.n_episodes,
         seed=args.seed,
         deterministic=not args.stochastic,
@@ -147,18 +168,20 @@ def _record(args: Args, folder: Path | None, loaded: tuple[Any, str] | None) -> 
     return output
 
 
-def _environments(args: Args, provenance: dict[str, Any]) -> dict[str, Any]:
+def _environments(args: Args, settings: EnvironmentSettings, provenance: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `record` that say where to play; what it can't know by itself is added to `provenance`."""
-    kwargs, n_envs = environment_kwargs(args), min(args.n_envs, args.n_episodes)
-    if args.vectorization is None:
-        return {"env": args.env, "n_envs": n_envs, "env_kwargs": kwargs}
+    n_envs, given = min(args.n_envs, args.n_episodes), dataclasses.asdict(settings)
+    env, kwargs, *more = given.values()
+    if args.vectorization is None and not any(more):
+        return {"env": env, "n_envs": n_envs, "env_kwargs": kwargs}
     from rlsmooth.scripts.environment import make_envs
 
-    provenance |= {"env_id": args.env, **({"env_kwargs": kwargs} if kwargs else {})}
-    return {"env": make_envs(args.env, n_envs, args.seed, env_kwargs=kwargs, vectorization=args.vectorization)}
+    names = {"env": "env_id", "wrappers": "env_wrapper", "packages": "gym_packages"}
+    provenance |= {names.get(name, name): plain(value) for name, value in given.items() if value}
+    return {"env": make_envs(settings, n_envs, args.seed, vectorization=args.vectorization)}
 
 
-def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
+def _train_expert(args: Args, settings: EnvironmentSettings) -> tuple[Any, dict[str, dict[str, float]]]:
     """PPO with RL Zoo's settings for CartPole: both rates fall to 0, so that it ends as a steady expert."""
     import numpy as np
     from gymnasium import spaces
@@ -170,7 +193,7 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
     from rlsmooth.scripts.environment import make_envs
 
     steps = check_positive_int("n_timesteps", args.n_timesteps)
-    env = make_envs(args.env, 8, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
+    env = make_envs(settings, 8, args.seed, vectorization=args.vectorization)
     algorithm = PPO if start_of(env.action_space) is None else SmoothedPPO  # PPO's actions count from 0
     agent = algorithm(
         "MlpPolicy" if not isinstance(env.observation_space, spaces.Dict) else "MultiInputPolicy",
@@ -186,11 +209,16 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
         device=args.device,
     )
     agent.learn(steps, progress_bar=args.progress)
+    eval_env = env
+    if args.eval_env_kwargs:
+        other = environment_settings(args, evaluation=True).env_kwargs
+        world = dataclasses.replace(settings, env_kwargs=other)
+        eval_env = make_envs(world, 8, args.seed, vectorization=args.vectorization)
     scores = {}
     for name, deterministic in (("deterministic", True), ("sampled", False)):
         returns, _ = play_episodes(
             agent,
-            env,
+            eval_env,
             n_episodes=args.eval_episodes,
             seed=args.seed + 1000,  # other episodes than those trained on
             use_masks=False,
@@ -203,6 +231,8 @@ def _train_expert(args: Args) -> tuple[Any, dict[str, dict[str, float]]]:
             "min_return": float(np.min(returns)),
         }
     env.close()
+    if eval_env is not env:
+        eval_env.close()
     return agent, scores
 
 
@@ -217,32 +247,21 @@ def _write_card(args: Args, folder: Path, scores: dict[str, dict[str, float]]) -
     write_card(folder, config, **facts)
 
 
-def _load_agent(args: Args) -> tuple[Any, str]:
+def _load_agent(args: Args, path: Path, settings: EnvironmentSettings) -> tuple[Any, str]:
     """The agent, and the name of its algorithm."""
-    path = args.trained_agent
-    assert path is not None
-    path = agent_file("trained_agent", path, or_checkpoints=True)
     from rlsmooth.agents import BC
-    from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_to_play
+    from rlsmooth.scripts.loading import NormalisedAgent, is_agent_file, load_sb3, load_to_play
 
     if args.algo == "bc" or path.is_dir() or is_agent_file(path):
         from rlsmooth.scripts.environment import make_envs
 
-        env = make_envs(args.env, 1, args.seed, env_kwargs=environment_kwargs(args), vectorization=args.vectorization)
+        env = make_envs(settings, 1, args.seed, vectorization=args.vectorization)
         agent, env = load_to_play(path, env, args.device)
         normalizer = agent.get_vec_normalize_env()
         env.close()
         name = "bc" if isinstance(agent, BC) else type(agent).__name__
         return (agent if normalizer is None else NormalisedAgent(agent, normalizer)), name
-    package, name = (
-        ("sb3_contrib", CONTRIB[args.algo]) if args.algo in CONTRIB else ("stable_baselines3", args.algo.upper())
-    )
-    try:
-        return getattr(import_module(package), name).load(path, device=args.device), args.algo
-    except ImportError as error:
-        raise ValueError(f'algo={args.algo!r} needs sb3-contrib: pip install "rlsmooth[contrib]".') from error
-    except Exception as error:  # unpickling can fail in any way
-        raise ValueError(f"trained_agent={str(path)!r} can't be loaded as {args.algo}: {error}") from error
+    return load_sb3(path, args.algo, device=args.device), args.algo
 
 
 def _command(args: Args) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import re
 import shlex
@@ -98,44 +99,77 @@ def read_settings(folder: Path, command: str, part: str = "arguments") -> dict[s
     return dict(settings[part])
 
 
-def env_of_run(path: Path, given: str | None = None, words: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The environment's id and its arguments, of the run that wrote the agent in `path`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvironmentSettings:
+    """What environments are made of; see `environment.make_envs`.
+
+    Attributes:
+        env: the id, or `module:id`; empty: none is given.
+        env_kwargs: arguments of each environment.
+        packages: modules that register environments, to be imported first.
+        wrappers: `module.Class`, or `module.Class:{key: value}`, from the inside out.
+        frame_stack: how many of the latest observations are seen at once; None: one.
+    """
+
+    env: str = ""
+    env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    frame_stack: int | None = None
+
+
+def env_of_run(path: Path, given: EnvironmentSettings | None = None, *, evaluation: bool = True) -> EnvironmentSettings:
+    """What environments are made of, of the run that wrote the agent in `path`.
 
     Args:
         path: the agent's file.
-        given: an id that comes first; the run's arguments are kept if it has the same.
-        words: arguments, as key=value, that come in place of the run's.
+        given: what comes first. Another id than the run's comes with arguments of its own, but with the run's wrappers
+            and frame stack, without which the agent could not see it.
+        evaluation: take the arguments of the run's evaluations, where it has such.
 
     Raises:
-        ValueError: no `config.json` beside it says so, or it has an id or arguments that a file from elsewhere must
-            not choose.
+        ValueError: no `config.json` beside it says so, or it has something that a file from elsewhere must not choose.
     """
-    config, own = path.parent / "config.json", read_kwargs(words)
+    own = given or EnvironmentSettings()
+    config = path.parent / "config.json"
     try:
         with refused(config, ValueError):
-            command = read_command(path.parent)
-            arguments = read_settings(path.parent, command)
+            arguments = read_settings(path.parent, read_command(path.parent))
             env = decode(str, arguments["env"], "env")
-            is_cloned = command in ("bc", "bco", "dagger")
-            stored = decode(list[str], arguments.get("env_kwargs", []), "env_kwargs") if is_cloned else []
+            names = ("env_kwargs", "eval_env_kwargs", "gym_packages", "env_wrapper")
+            lists = {name: decode(list[str], arguments.get(name, []), name) for name in names}
+            values = stored_hyperparameters(path.parent)
+            wrappers = decode(list[str], values.get("env_wrapper") or lists["env_wrapper"], "env_wrapper")
+            sizes = (values.get("frame_stack"), arguments.get("frame_stack"))
+            frame_stack = decode(int | None, next((size for size in sizes if size is not None), None), "frame_stack")
             kwargs = stored_kwargs(path.parent)
     except ValueError as error:
-        if given is not None:
-            return given, own
+        if own.env:
+            return own
         raise ValueError("no config.json beside the agent names an environment: give --env.") from error
-    if given is None and imports_module(env):
-        raise ValueError(
-            f"the config.json beside the agent imports a module, env={env!r}: if you trust it, give --env."
-        )
-    if given not in (None, env) or own:
-        return given or env, own
-    words = [*stored, *kwargs_words(kwargs)]
+    begin, trusted = "the config.json beside the agent", "if you trust it, give"
+    if not own.env and imports_module(env):
+        raise ValueError(f"{begin} imports a module, env={env!r}: {trusted} --env.")
+    packages, is_same = lists["gym_packages"], own.env in ("", env)
+    if is_same and packages and not own.packages:
+        raise ValueError(f"{begin} imports modules: {trusted} --gym-packages {shlex.join(packages)}.")
+    if not own.wrappers and choosing_wrappers(wrappers):
+        raise ValueError(f"{begin} has wrappers {CHOICE}: {trusted} --env-wrapper {shlex.join(wrappers)}.")
+    if own.frame_stack is None and (frame_stack or 0) > MOST_FRAMES:
+        raise ValueError(f"{begin} has frame_stack={frame_stack}: {trusted} --frame-stack {frame_stack}.")
+    found = dataclasses.replace(
+        own, env=own.env or env, wrappers=own.wrappers or tuple(wrappers), frame_stack=own.frame_stack or frame_stack
+    )
+    if own.env_kwargs or not is_same:
+        return found
+    words = [*lists["env_kwargs"], *kwargs_words(kwargs)]
+    if evaluation and lists["eval_env_kwargs"]:
+        words, kwargs = lists["eval_env_kwargs"], {}
     if choosing_kwargs(words):
         raise ValueError(
-            f"the config.json beside the agent has arguments of the environment {CHOICE}: if you trust it, give "
-            f"--env-kwargs {shlex.join(words)}."
+            f"{begin} has arguments of the environment {CHOICE}: {trusted} --env-kwargs {shlex.join(words)}."
         )
-    return env, {**read_kwargs(stored), **kwargs}
+    return dataclasses.replace(found, env_kwargs={**read_kwargs(words), **kwargs})
 
 
 def kwargs_words(kwargs: Mapping[str, Any]) -> list[str]:
@@ -167,6 +201,15 @@ def stored_hyperparameters(folder: Path) -> dict[str, Any]:
 
 
 CHOICE = "that may name code, a place or a window"
+MOST_FRAMES = 64
+KNOWN_MODULES = ("", "rlsmooth.envs", "minigrid", "ale_py")
+"""Whose environments a file may name: importing them only registers them."""
+KNOWN_WRAPPER = re.compile(
+    r"(gymnasium\.wrappers(\.\w+)?|minigrid\.wrappers|stable_baselines3\.common\.atari_wrappers|rl_zoo3\.wrappers)"
+    r"\.(?!HumanRendering)\w+(: ?\{(['\"\w\s\[\],:.+-]*)\})?"
+)
+MOST_OF_WRAPPERS = 2**20
+"""What the numbers in the arguments of a file's wrappers may multiply to: sizes of images, of stacks, of skips."""
 NO_CHOICE = re.compile(r"(?!render_mode)\w+[=:] ?([\w-]*|[-+]?[\d.]+(e[-+]?\d+)?)")
 
 
@@ -180,6 +223,31 @@ def choosing_kwargs(words: Sequence[str]) -> list[str]:
     return [word for word in words if not NO_CHOICE.fullmatch(word)]
 
 
+def choosing_wrappers(words: Sequence[str]) -> list[str]:
+    """Those of the wrappers that no file may choose: all but Gymnasium's, MiniGrid's, SB3's for Atari and RL Zoo's.
+
+    Their arguments are numbers, whose product is bounded, and switches: a name of a folder is none.
+
+    Examples:
+        >>> choosing_wrappers(["minigrid.wrappers.FlatObsWrapper", "rl_zoo3.wrappers.FrameSkip:{skip: 2}"])
+        []
+        >>> choosing_wrappers(["mine.Wrapper", "gymnasium.wrappers.RecordVideo:{video_folder: x}"])
+        ['mine.Wrapper', 'gymnasium.wrappers.RecordVideo:{video_folder: x}']
+    """
+    found, product = [], 1.0
+    for word in words:
+        match = KNOWN_WRAPPER.fullmatch(word)
+        values = re.split(r"[\s\[\],]+|['\"]?[A-Za-z_]\w*['\"]?\s*:", (match and match[4]) or "")
+        numbers = [value for value in values if value and value.lower() not in ("true", "false")]
+        if match is None or not all(re.fullmatch(r"[-+]?\d{1,9}(\.\d*)?", value) for value in numbers):
+            found.append(word)
+            continue
+        product *= math.prod(max(1.0, abs(float(value))) for value in numbers)
+        if product > MOST_OF_WRAPPERS:
+            found.append(word)
+    return found
+
+
 def imports_module(env: str) -> bool:
     """Whether making the environment of that id imports a module of its choice: `module:Env-v0`.
 
@@ -187,7 +255,7 @@ def imports_module(env: str) -> bool:
         >>> imports_module("CartPole-v1"), imports_module("rlsmooth.envs:DeepSea-v0"), imports_module("mine:Env-v0")
         (False, False, True)
     """
-    return env.rpartition(":")[0] not in ("", "rlsmooth.envs")
+    return env.rpartition(":")[0] not in KNOWN_MODULES
 
 
 def refuse_links(folder: Path) -> None:
@@ -199,17 +267,13 @@ def refuse_links(folder: Path) -> None:
             )
 
 
-def read_kwargs(words: Sequence[str]) -> dict[str, Any]:
+def read_kwargs(words: Sequence[str], option: str = "env_kwargs") -> dict[str, Any]:
     """The arguments of an environment from key=value words, with values as in YAML.
 
     Raises:
         ValueError: one is no key=value.
     """
-    if not words:
-        return {}
-    from rlsmooth.scripts.hyperparameters import read_pair  # imports torch
-
-    return dict(read_pair("env_kwargs", word) for word in words)
+    return dict(read_pair(option, word) for word in words)
 
 
 def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
@@ -259,6 +323,54 @@ def command_line(command: str, args: Any) -> str:
     if options := getattr(args, "options", ()):  # of the command that `rlsmooth tune` tunes
         words += ["--", *options]
     return shlex.join(words)
+
+
+def read_pair(option: str, word: str) -> tuple[str, Any]:
+    """The name and the value of `key=value`, or RL Zoo's `key:value`; the value as in YAML.
+
+    Raises:
+        ValueError: `word` is malformed; the message names the option.
+    """
+    places = [place for place in (word.find("="), word.find(":")) if place > 0]
+    if not places:
+        raise ValueError(f"{option}: {word!r} must be key=value, such as n_steps=64.")
+    name, value = word[: min(places)], word[min(places) + 1 :]
+    import yaml
+
+    try:
+        return name, with_numbers(yaml.safe_load(value))
+    except Exception as error:  # YAML's, Python's of a date that is none or of what is nested too deeply
+        raise ValueError(f"{option}: the value of {word!r} can't be read: {error}") from error
+
+
+def with_numbers(value: Any) -> Any:
+    """YAML's values, with `1e-3` as a number too: without a dot YAML takes it for a word."""
+    if isinstance(value, dict):
+        return {name: with_numbers(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(part) for part in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_yaml(path: Path, advice: str) -> Any:
+    """What a YAML file holds: plain values, no objects.
+
+    Args:
+        path: of a regular file.
+        advice: what errors say at their end.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    import yaml  # takes longer than all else that this module imports
+
+    with refused(path, ValueError, advice, "can't be read"):
+        return yaml.safe_load(read_regular(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

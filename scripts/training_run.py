@@ -21,11 +21,12 @@ from rlsmooth.atomic import (
     explained_disk_errors,
 )
 from rlsmooth.checks import check_writable_folder, lock_folder, unlock_folder
-from rlsmooth.scripts.arguments import RunArgs, resume_line
+from rlsmooth.scripts.arguments import RunArgs, evaluate_line, resume_line
 from rlsmooth.scripts.card import describe_used_data, write_card
 from rlsmooth.scripts.figures.kinds import new_report, publish_report
 from rlsmooth.scripts.metrics_file import Curve, MetricsFile, read_metrics
 from rlsmooth.scripts.run_folder import new_run_folder, plain, write_settings
+from rlsmooth.scripts.tracking import open_tracker
 from rlsmooth.training import checkpoint_steps
 from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.run import delete_temporary_files, handled_signals
@@ -89,10 +90,14 @@ class TrainingRun:
             self.discard()
         elif isinstance(error, (KeyboardInterrupt, OSError)) and self._resume_from:
             words = resume_line(self.command, self.folder, self.args)
-            first = f"{error or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
+            first = f"{str(error) or 'Interrupted.'} " if isinstance(error, KeyboardInterrupt) else ""
             has_any = any(self.checkpoints.rglob("checkpoint_*.zip"))
             start = f"To resume from the last {self._resume_from}" if has_any else "To begin again"
             print(f"\n{first}{start}: {words}")
+            if hasattr(self.args, "env") and any(self.checkpoints.glob("checkpoint_*.zip")):
+                newest = max(self.checkpoints.rglob("checkpoint_*.zip"), key=lambda path: path.stat().st_mtime_ns)
+                when = "is now" if newest.parent == self.checkpoints else "was when the round began"
+                print(f"To evaluate it as it {when}: {evaluate_line(self.folder, self.args)}")
         elif isinstance(error, KeyboardInterrupt):
             print("\nInterrupted. This run wrote no checkpoints, so it can't be resumed.")
         if isinstance(error, OSError) and error.errno in DISK_ERRORS and EXPLAINED not in str(error):
@@ -121,10 +126,18 @@ class TrainingRun:
         return file
 
     def logger(self, last_step: int | None) -> Logger:
-        """SB3's logger, to `metrics.csv` (see `metrics_file`), to TensorBoard, and with `--verbose` to the terminal."""
+        """SB3's logger: to `metrics.csv`, TensorBoard, what `--track` names, and with `--verbose` the terminal.
+
+        Raises:
+            ImportError: what `--track` names is not installed.
+        """
         events = self.events()
         self.metrics_file(last_step)
         self._outputs.append(TensorBoardOutputFormat(str(events)))
+        tool = getattr(self.args, "track", None)
+        if tool is not None and self._ranks.is_main:
+            settings = plain(dataclasses.asdict(self.args))
+            self._outputs.append(open_tracker(tool, settings["track_project"], self.folder, settings))
         return Logger(
             str(self.folder), [*self._outputs, *([HumanOutputFormat(sys.stdout)] if self.args.verbose else [])]
         )

@@ -29,7 +29,7 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder, lock_folder, unlock_folder
 from rlsmooth.scripts.arguments import alias
-from rlsmooth.scripts.command import EXPECTED, parse_arguments, run_command
+from rlsmooth.scripts.command import EXPECTED, parse, run_command
 from rlsmooth.scripts.run_folder import command_line, read_json, read_settings, write_json, write_settings
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def main(args: Args) -> Path:
     if check_positive_int("final_seeds", args.final_seeds, minimum=0) == 1:
         raise ValueError("final_seeds=1 shows no spread: give at least 2, or 0 for none.")
     module = importlib.import_module(f"rlsmooth.scripts.{args.command}")
-    base = parse_arguments(f"rlsmooth {args.command}", module.Args, list(args.options))
+    base, shared = parse(args.command, module.Args, list(args.options))
+    if shared.seeds or shared.save_conf:
+        raise ValueError("--seeds and --save-conf after -- are not for a search: leave them out.")
     for field in dataclasses.fields(base):
         if field.name in OF_ONE_RUN and getattr(base, field.name) != field.default:
             option = field.name.replace("_", "-")
@@ -165,7 +167,7 @@ def distribution(name: str, entry: Any) -> BaseDistribution:
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    from rlsmooth.scripts.hyperparameters import with_numbers
+    from rlsmooth.scripts.run_folder import with_numbers
 
     problem = f"space: {name}: {entry!r} must be {{low: number, high: number, log: true or false}} or {{choices: list}}"
     if not isinstance(entry, dict):
@@ -195,7 +197,7 @@ def with_settings(command: str, base: Any, settings: Mapping[str, Any]) -> Any:
         value, option = settings[name], name.replace("_", "-")
         is_switch = isinstance(value, bool)
         words += [f"--{'no-' if value is False else ''}{option}", *([] if is_switch else shlex.split(str(value)))]
-    read = parse_arguments(f"rlsmooth {command}", type(base), words)
+    read, _ = parse(command, type(base), words)
     changes: dict[str, Any] = {name: getattr(read, name) for name in names}
     if others := tuple(f"{name}={value}" for name, value in settings.items() if name not in names):
         changes["hyperparams"] = (*base.hyperparams, *others)

@@ -279,7 +279,7 @@ def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Compare a state, which torch would take as it is, with the optimiser's own. What only other torches have is dropped.
+    """Compare a state, which torch would take as it is, with the optimiser's own, and fit it to this torch's options.
 
     Raises:
         ValueError: groups or their options are others or of another type, or a tensor is of another shape or type than

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -114,6 +115,51 @@ def test_a_command_that_is_told_to_end_saves_first(
     assert f"A checkpoint of {unit} {step:,} was written. To resume" in printed.out
     assert f"rlsmooth {words[0]} --resume {folder}" in printed.out
     assert step > 0
+
+
+SAID = re.compile(r"rlsmooth ((?:[\w-]+ --resume|evaluate -i) .*)")
+LONG = {  # too long to end within the test
+    "bc": ("--epochs", "100000", "--checkpoint-freq", "640", *PLAY),
+    "bco": ("--transitions-per-round", "200", "--rounds", "2", "--epochs", "100000", "--eval-episodes", "2", *CPU),
+    "dagger": ("--train-expert", "256", "--epochs", "100000", "--eval-episodes", "1", *CPU),
+    "gail": ("-n", "100000000", "--n-episodes", "4", *OFTEN),
+    "airl": ("-n", "100000000", "--n-episodes", "4", *OFTEN),
+    "ppo": ("-n", "100000000", "--env", "Pendulum-v1", "--env-kwargs", "g:9.0", "--frame-stack", "2", *OFTEN),
+    "a2c": ("-n", "100000000", *OFTEN),
+    "maskable-ppo": ("-n", "100000000", *OFTEN),
+    "recurrent-ppo": ("-n", "100000000", *OFTEN, "-params", "n_steps=32"),
+    "classify": ("--data", "iris", "--epochs", "1000000", "--checkpoint-freq", "20", *CPU),
+    "self-train": ("--data", "iris", "--n-labels", "20", "--epochs", "100000", *CPU),
+    "gan": ("--steps", "1000000", "--eval-freq", "-1", "--checkpoint-freq", "20", *CPU),
+    "federated": ("--data", "iris", "--auxiliary", "20", "--rounds", "100000", *CPU),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LONG)
+def test_what_an_interrupted_command_says_can_be_typed(tmp_path: Path, capsys: Any, command: str) -> None:
+    """It is resumed, interrupted once more, and evaluated, by nothing but the lines that were printed."""
+
+    def interrupted(*words: str) -> list[str]:
+        begun = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/checkpoints/**/checkpoint_*.zip")}
+
+        def is_further() -> bool:
+            now = tmp_path.glob("*/*/checkpoints/**/checkpoint_*.zip")
+            return any(begun.get(path) != path.stat().st_mtime_ns for path in now if path.exists())
+
+        thread = send_when(is_further, lambda: (time.sleep(0.2), os.kill(os.getpid(), signal.SIGINT)))
+        assert main([*words]) == 130
+        thread.join()
+        return SAID.findall(capsys.readouterr().out)
+
+    said = interrupted(command, *LONG[command], "-f", str(tmp_path))
+    assert said[0].startswith(f"{command} --resume ")
+    said = interrupted(*shlex.split(said[0]))
+    assert said[0].startswith(f"{command} --resume ")
+    if command in ("classify", "self-train", "gan", "federated"):
+        return
+    assert said[1].startswith("evaluate -i ")
+    assert main([*shlex.split(said[1]), "--eval-episodes", "1", *CPU]) == 0
 
 
 def test_a_run_without_checkpoints_says_that_it_is_lost(tmp_path: Path, capsys: Any) -> None:

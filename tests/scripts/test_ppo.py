@@ -42,7 +42,7 @@ from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
 from rlsmooth.scripts.on_policy import steps_of
 from rlsmooth.scripts.reports import RunReport
-from rlsmooth.scripts.run_folder import env_of_run
+from rlsmooth.scripts.run_folder import EnvironmentSettings, env_of_run
 from support import assert_raises, read_events, same_parameters, same_tensors
 
 TINY = ("-n", "1024", "--eval-freq", "512", "--save-freq", "512", "--eval-episodes", "3", "--device", "cpu")
@@ -327,16 +327,21 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
         (tmp_path / "config.json").write_text(json.dumps(settings))
 
     agent = tmp_path / "agent.zip"
+
+    def found(env: str = "") -> tuple[str, Any]:
+        settings = env_of_run(agent, EnvironmentSettings(env=env))
+        return settings.env, settings.env_kwargs
+
     assert_raises(ValueError, "give --env", env_of_run, agent)
-    assert env_of_run(agent, "My-v0") == ("My-v0", {})
+    assert found("My-v0") == ("My-v0", {})
     say("My-v0", {"size": 3})
-    assert env_of_run(agent) == env_of_run(agent, "My-v0") == ("My-v0", {"size": 3})
-    assert env_of_run(agent, "Other-v0") == ("Other-v0", {})
+    assert found() == found("My-v0") == ("My-v0", {"size": 3})
+    assert found("Other-v0") == ("Other-v0", {})
     say("rlsmooth.envs:rlsmooth/Identity-v0")
-    assert env_of_run(agent) == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
+    assert found() == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
     say("evil:My-v0", {"size": 3})
     assert_raises(ValueError, "imports a module, env='evil:My-v0': if you trust it, give --env", env_of_run, agent)
-    assert env_of_run(agent, "evil:My-v0") == ("evil:My-v0", {"size": 3})
+    assert found("evil:My-v0") == ("evil:My-v0", {"size": 3})
 
 
 def test_the_hyperparameters_of_a_resumed_run_are_those_it_began_with(tmp_path: Path) -> None:

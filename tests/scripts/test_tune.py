@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from rlsmooth.scripts import bc, classify, ppo, tune
-from rlsmooth.scripts.command import parse_arguments
+from rlsmooth.scripts.command import parse
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.tune import compared, train_bc, train_classify, train_ppo, with_settings
 
@@ -181,7 +181,7 @@ def test_classify_reports_each_epoch_and_ends_where_pruned() -> None:
 
 def test_ppo_reports_the_returns_of_its_evaluations() -> None:
     words = ["n_steps=16", "batch_size=16"]
-    base = parse_arguments("ppo", ppo.Args, ["-params", *words])
+    base, _ = parse("ppo", ppo.Args, ["-params", *words])
     args = with_settings("ppo", base, {"smoothing": 0.05, "n_epochs": 1, "gamma": 0.9})
     assert (args.smoothing, args.hyperparams) == ("0.05", (*words, "n_epochs=1", "gamma=0.9"))
     args = dataclasses.replace(args, n_timesteps=96, n_envs=2, eval_freq=32, eval_episodes=1, device="cpu")

@@ -42,8 +42,8 @@ READERS = {
     "rlsmooth/data/arrays.py": 1,  # an opened file
     "rlsmooth/data/files.py": 2,  # an opened file; a folder's arrays, mapped
     "rlsmooth/training/safe_file.py": 2,  # an opened file; bytes
-    "scripts/hyperparameters.py": 2,  # bytes; a word
     "scripts/loading.py": 1,  # an opened file
+    "scripts/run_folder.py": 2,  # bytes; a word
 }
 MEASURING = ("scripts/bench/", "scripts/studies/")
 SELF_CAST = re.compile(r"""cast\(\s*["'][A-Z]\w*["'],\s*(self|cls)\s*\)""")

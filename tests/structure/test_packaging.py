@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from support import REPOSITORY
 
-EXTRAS = "contrib minari datasets envpool hub optuna privacy torchrl rllib flower docs video".split()  # noqa: SIM905
+EXTRAS = "contrib minari datasets envpool hub optuna privacy torchrl rllib flower docs envs wandb trackio video".split()  # noqa: SIM905
 
 # Stands in for a Python: notes each call, makes .venv by copying itself, and fails at the step that FAIL_AT names.
 FAKE_PYTHON = """#!/bin/sh

@@ -1,0 +1,166 @@
+"""Options of every command: groups, files of options, several seeds, lists and the shells' completions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from commands import COMMAND, assert_refused
+from rlsmooth.scripts import ppo
+from rlsmooth.scripts.command import grouped_options, option_sentences, parse, save_conf
+from rlsmooth.scripts.main import COMMANDS, main
+
+REQUIRED = {"evaluate": ["-i", "a.zip"], "enjoy": ["a.zip"], "completion": ["bash"], "audit": ["a.zip"], "plot": ["a"]}
+
+
+def args_of(command: str) -> Any:
+    return import_module(f"rlsmooth.scripts.{command.replace('-', '_')}").Args
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_one_group_and_comes_back_from_a_file(command: str, tmp_path: Path) -> None:
+    args_type = args_of(command)
+    *groups, shared = dataclasses.fields(grouped_options(command, args_type))
+    names = [
+        field.name
+        for group in groups
+        for field in dataclasses.fields(group.type.__origin__)  # type: ignore[union-attr]
+    ]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(args_type))
+    assert shared.name == "shared"
+    assert ("seeds" in [field.name for field in dataclasses.fields(shared.type.__origin__)]) is ("resume" in names)  # type: ignore[union-attr]
+    assert option_sentences(args_type).keys() >= set(names)
+    path = tmp_path / "own.yml"
+    words = REQUIRED.get(command, [])
+    given, _ = parse(command, args_type, words)
+    save_conf(command, given, path)
+    assert parse(command, args_type, [*words, "--conf", str(path)])[0] == given
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text(
+        "seed: 3\nnet-arch: []\nenv_kwargs: {g: 9.5, b: text}\nsmoothing: 0.25\nprogress: true\nmax_grad_norm: null"
+    )
+    for words in (["--conf", str(path)], [f"--conf={path}"]):
+        args, _ = parse("bc", args_of("bc"), [*words, "--env", "Pendulum-v1", "--seed", "5"])
+        expected = {"env": "Pendulum-v1", "seed": 5, "net_arch": (), "smoothing": "0.25", "progress": True}
+        assert {name: getattr(args, name) for name in expected} == expected
+        assert args.env_kwargs == ("g=9.5", "b=text")
+    settings = {"command": "ppo", "arguments": {"seed": 7, "hyperparams": ["n_steps=8"]}, "versions": {}}
+    path.write_text(json.dumps(settings))  # a run's config.json
+    assert parse("ppo", ppo.Args, ["--conf", str(path)])[0] == ppo.Args(seed=7, hyperparams=("n_steps=8",))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("smoothng: 1", "has 'smoothng', which is no option of rlsmooth ppo (did you mean smoothing?)"),
+        ("conf: x", "has 'conf', which is no option of rlsmooth ppo"),
+        ("[1]", "must be a mapping of options"),
+        ("a: [", "can't be read"),
+        ("{command: bc, arguments: {}}", "is of `rlsmooth bc`"),
+        ("!!python/object/apply:os.system [x]", "can't be read"),
+    ],
+)
+def test_a_wrong_file_of_options_is_named(content: str, says: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text(content)
+    assert_refused(f"conf={str(path)!r}", ["ppo", "--conf", str(path)], capsys)
+    assert_refused(says, ["ppo", "--conf", str(path)], capsys)
+    assert_refused("can't be read", ["ppo", "--conf", str(tmp_path / "no.yml")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "name", "value"),
+    [
+        *((command, ["--save-freq", "7"], "checkpoint_freq", 7) for command in ("bc", "classify", "gan")),
+        ("ppo", ["--checkpoint-freq", "7"], "save_freq", 7),
+        *((command, ["--n-eval-envs", "3"], "n_envs", 3) for command in ("bc", "evaluate")),
+        ("enjoy", ["--eval-episodes", "4"], "episodes", 4),
+        ("evaluate", ["--eval-env-kwargs", "g:9"], "eval_env_kwargs", ("g:9",)),
+    ],
+)
+def test_a_name_of_another_command_is_understood(command: str, words: list[str], name: str, value: Any) -> None:
+    args, _ = parse(command, args_of(command), [*REQUIRED.get(command, []), *words])
+    assert getattr(args, name) == value
+
+
+# ---- seeds
+
+
+def test_seeds_that_can_not_be_used_are_refused(tmp_path: Path, capsys: Any) -> None:
+    assert_refused("--seeds 1 1 names a seed twice", ["bc", "--seeds", "1", "1"], capsys)
+    assert_refused("--seeds starts new runs", ["ppo", "--seeds", "1", "--resume", "x"], capsys)
+    assert_refused("seed=-1", ["ppo", "--seeds", "-1"], capsys)
+
+
+@pytest.mark.slow
+def test_seeds_give_the_runs_that_they_give_alone_and_a_failed_one_is_told(programs: Any, tmp_path: Path) -> None:
+    (tmp_path / "falls.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Falls(CartPoleEnv):\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        if seed == 5:\n"
+        "            raise ValueError('no seed 5')\n"
+        "        return super().reset(seed=seed, options=options)\n"
+        "gym.register('Falls-v0', Falls, max_episode_steps=20)\n"
+    )
+    words = ("bc", "--env", "falls:Falls-v0", "--demonstrations", "cartpole-v1", "--n-episodes", "2", "--epochs", "1")
+    words = (*words, "--n-envs", "1", "--eval-episodes", "2", "--device", "cpu")
+    code = f"import os, sys; os.environ['PYTHONPATH'] = {str(tmp_path)!r}; sys.path.insert(0, {str(tmp_path)!r})"
+    done = programs.run(f"if __name__ == '__main__':\n    {code}; {COMMAND}", tmp_path, *words, "--seeds", *"2358")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "1 of 4 seeds failed, the others are kept. seed 5: rlsmooth bc: error:" in done.stderr
+    assert "no seed 5" in done.stderr
+    (folder,) = (tmp_path / "logs" / "bc").glob("*-seeds_1")
+    told = json.loads((folder / "seeds.json").read_text())
+    assert set(told["runs"]) == {"2", "3", "8"}
+    reports = [json.loads((tmp_path / path / "report.json").read_text()) for path in told["runs"].values()]
+    assert [report["settings"]["seed"] for report in reports] == [2, 3, 8]
+    values = [report["summary"]["accuracy"] for report in reports]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert told["summary"]["accuracy"] == pytest.approx({"mean": np.mean(values), "low": low, "high": high})
+    assert (folder / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- lists and completions
+
+
+def test_list_names_what_there_is(capsys: Any) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("recurrent-ppo", "rlsmooth/DeepSea-v0", "breast-cancer", "cartpole-v1-noisy", "ale_py:ALE/Pong-v5"):
+        assert word in printed
+    assert main(["list", "data-sets"]) == 0
+    assert "recurrent-ppo" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_takes_the_script_and_bash_completes_by_it(shell: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(["completion", shell]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    assert "maskable-ppo" in script.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    if shell != "bash":
+        subprocess.run([shell, "-n", str(script)], check=True)
+        return
+    asks = 'source "$0"; F=$(complete -p rlsmooth | sed "s/.*-F \\([^ ]*\\).*/\\1/")'
+    asks += (
+        "; COMP_WORDS=(rlsmooth bc --reference tri); COMP_CWORD=3; $F rlsmooth tri --reference; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-c", asks, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "triangular\n"
