@@ -22,7 +22,9 @@ from support import REPOSITORY, product_files
 
 README = REPOSITORY / "README.md"
 PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", README]
+COMMAND_PAGE = REPOSITORY / "docs" / "commands.md"
 TABLES = ("architecture.md", "claims.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
+NO_PYTHON = (*TABLES, "commands.md", "install.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -30,7 +32,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in TABLES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NO_PYTHON], ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs_as_one_program(page: Path, programs: Any, tmp_path: Path) -> None:
     program = "\n".join(blocks(page, "python"))
     assert program
@@ -44,7 +46,7 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     commands = re.findall(r"\brlsmooth ([a-z][a-z0-9-]*)\b", "\n".join(blocks(page, "console")))
     assert [name for name in commands if name not in COMMANDS] == []
-    assert page != README or {*commands} >= {"bc", "record", "evaluate", "plot"}
+    assert page != COMMAND_PAGE or {*commands} >= {"bc", "record", "evaluate", "plot"}
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links or page != README
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -52,6 +54,9 @@ def test_its_commands_and_links_exist(page: Path) -> None:
 
 # ---- README
 README_BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+FILES_PAGE = (REPOSITORY / "docs" / "files.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +72,18 @@ def readme_blocks(readme: str, language: str) -> list[tuple[str, bool]]:
 
 @pytest.mark.timeout(600)
 def test_the_python_blocks_run_as_programs_of_another_project(readme: str, wheel_programs: Any, tmp_path: Path) -> None:
-    found = readme_blocks(readme, "python")
+    found = [*readme_blocks(readme, "python"), *readme_blocks(FILES_PAGE, "python")]
     assert sum(runs for _, runs in found) >= 3
     for code, runs in found:
         compile(code, "block", "exec")
         if runs:
-            finished = wheel_programs.run(code, tmp_path)  # the first one saves the agent that the later ones load
+            finished = wheel_programs.run(code, tmp_path)  # what a block saves, later ones load
             assert finished.returncode == 0, f"{code}\n{finished.stderr}"
             assert "Warning" not in finished.stderr, f"{code}\n{finished.stderr}"
 
 
-def test_an_agent_is_loaded_and_acts_in_three_lines(readme: str) -> None:
-    loads = [code for code, _ in readme_blocks(readme, "python") if "BC.load(" in code]
+def test_an_agent_is_loaded_and_acts_in_three_lines() -> None:
+    loads = [code for code, _ in readme_blocks(FILES_PAGE, "python") if "BC.load(" in code]
     assert min(len([line for line in code.splitlines() if line.strip()]) for code in loads) == 3
 
 
@@ -289,7 +294,7 @@ def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
     for package in set(build.PACKAGES) - {"integrations"}:
         module = importlib.import_module(f"rlsmooth.{package}")
         assert set(module.__all__) <= {name.rpartition(".")[2] for name in shown}
-    pages = re.findall(r": ([a-z/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = re.findall(r"[:-] ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert [page for page in pages if not (tmp_path / page).exists()] == []
     left_out = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - set(pages)
     assert left_out == set()
