@@ -86,7 +86,12 @@ def write_reference(folder: Path) -> None:
 
 def write_results(site: Path) -> None:
     """Write the page that lists the pages of results, with their headings and what makes them."""
-    lines = ["# Results", "", "All numbers of this site come from these pages. Each was written by a program, which it names.", ""]
+    lines = [
+        "# Results",
+        "",
+        "All numbers of this site come from these pages. Each was written by a program, which it names.",
+        "",
+    ]
     for folder, title in RESULTS.items():
         lines += [f"## {title}", ""]
         for path in sorted((ROOT / folder).glob("*.md")):

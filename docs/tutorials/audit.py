@@ -3,12 +3,12 @@
 # %% [markdown]
 # # Audit a policy
 #
-# A policy is cloned from two demonstrators, a skilled one and one that slips. Before it is used, two questions: is it as
-# overconfident on the one as on the other, and what could somebody who sees its training's gradients learn of the data?
-# Would smoothing have helped?
+# A policy is cloned from two demonstrators, a skilled one and one that slips. Before it is used, two questions: is it
+# as overconfident on the one as on the other, and what could somebody who sees its training's gradients learn of the
+# data? Would smoothing have helped?
 #
-# Run it with `python audit.py`: half a minute, and one figure. The command is
-# `rlsmooth audit logs/bc/CartPole-v1_1 --demonstrations cartpole-v1 cartpole-v1-noisy`.
+# Run it with `python audit.py`: half a minute, and one figure. The command is `rlsmooth audit logs/bc/CartPole-v1_1
+# --demonstrations cartpole-v1 cartpole-v1-noisy`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,16 +26,19 @@ COLOURS = {"skilled": "#0072B2", "slips": "#D55E00"}
 # %% [markdown]
 # ## Two demonstrators, three parts
 #
-# The package's demonstrations are the skilled one's. The other one plays a clone of them, and a fifth of the moves are slips.
+# The package's demonstrations are the skilled one's. The other one plays a clone of them, and a fifth of the moves are
+# slips.
 #
-# Half of the episodes to train on, a quarter to fit corrections on, a quarter to measure on. The audited policy must not have
-# seen the last.
+# Half of the episodes to train on, a quarter to fit corrections on, a quarter to measure on. The audited policy must
+# not have seen the last.
 
 # %%
 skilled = cartpole_v1()
 player = BC("MlpPolicy", None, skilled, smoothing=0.0, seed=0, device="cpu").learn(10)
 random = np.random.default_rng(0)
-slips = record(lambda o: random.integers(2) if random.random() < 0.2 else player.predict(o)[0], "CartPole-v1", 24, seed=1)
+slips = record(
+    lambda o: random.integers(2) if random.random() < 0.2 else player.predict(o)[0], "CartPole-v1", 24, seed=1
+)
 
 parts = {"training": [], "tuning": [], "test": []}
 for demonstrator in (skilled, slips):
@@ -102,12 +105,13 @@ for size, shares in found.items():
 # %% [markdown]
 # ## What came out
 #
-# **The policy is underconfident on the skilled demonstrator and overconfident on the other** (-0.04 and +0.03), because the slips
-# can't be foreseen. Smoothing lowers both gaps and leaves their difference, +0.07, as it was: the policy is then wrong about both.
-# A temperature and a bias for each group, fitted on a quarter of the episodes, bring both within 0.01 of 0.
+# **The policy is underconfident on the skilled demonstrator and overconfident on the other** (-0.04 and +0.03), because
+# the slips can't be foreseen. Smoothing lowers both gaps and leaves their difference, +0.07, as it was: the policy is
+# then wrong about both. A temperature and a bias for each group, fitted on a quarter of the episodes, bring both within
+# 0.01 of 0.
 #
-# **Smoothing hides nothing.** The gradient of one transition gives its action away at every alpha. A minibatch of 8 or 32 hides
-# more, smoothed or not: hardly more is found than by somebody who only knows how frequent the actions are. See
+# **Smoothing hides nothing.** The gradient of one transition gives its action away at every alpha. A minibatch of 8 or
+# 32 hides more, smoothed or not: hardly more is found than by somebody who only knows how frequent the actions are. See
 # [what gradients give away](../privacy.md) for what does help.
 #
 # ![Gaps of two groups with intervals, and the actions that were found](../images/audit.png)
@@ -118,14 +122,22 @@ for place, (lines, _) in enumerate(measured.values()):
     for line in lines:
         x = place + (0.1 if line.group == "slips" else -0.1)
         interval = [[line.gap - line.gap_interval.low], [line.gap_interval.high - line.gap]]
-        gaps.errorbar([x], [line.gap], interval, fmt="o", color=COLOURS[line.group], label=line.group if place == 0 else "")
+        gaps.errorbar(
+            [x], [line.gap], interval, fmt="o", color=COLOURS[line.group], label=line.group if place == 0 else ""
+        )
 gaps.axhline(0, color="grey", linestyle=":")
 gaps.set_xticks(range(len(measured)), list(measured), fontsize=9)
 gaps.set(title="Confidence less accuracy, held-out episodes")
 gaps.legend(fontsize=8)
 for number, alpha in enumerate(ALPHAS):
     places = np.arange(3) + 0.25 * (number - 1)
-    attacks.bar(places, [found[size][number] for size in found], 0.23, color=["#444444", "#888888", "#bbbbbb"][number], label=f"alpha {alpha:g}")
+    attacks.bar(
+        places,
+        [found[size][number] for size in found],
+        0.23,
+        color=["#444444", "#888888", "#bbbbbb"][number],
+        label=f"alpha {alpha:g}",
+    )
 attacks.hlines(list(prior.values()), np.arange(3) - 0.37, np.arange(3) + 0.37, "red", label="without the gradient")
 attacks.set_xticks(range(3), ["one transition", "of 8 at once", "of 32 at once"], fontsize=9)
 attacks.set(title="Actions found in gradients", ylim=(0, 1.3))

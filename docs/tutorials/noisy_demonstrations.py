@@ -3,8 +3,8 @@
 # %% [markdown]
 # # Noisy demonstrations with masks
 #
-# A person walks through a maze, and a third of the steps are slips. Some moves are impossible, and the maze says which: it has
-# action masks. What does a clone learn from 20 such walks, and what do masks and smoothing change?
+# A person walks through a maze, and a third of the steps are slips. Some moves are impossible, and the maze says which:
+# it has action masks. What does a clone learn from 20 such walks, and what do masks and smoothing change?
 #
 # Needs `pip install "rlsmooth[contrib]"`. Run it with `python noisy_demonstrations.py`: a minute, and one figure.
 
@@ -154,13 +154,13 @@ found = {name: [probabilities(clone(seed, **arm), arm["masks"]) for seed in rang
 # %% [markdown]
 # ## What came out
 #
-# **Masks matter most.** Without them, an eighth of the clone's probability is on moves that don't exist, and the most probable
-# move is a good one in 85 % of the cells; with them in 94 %.
+# **Masks matter most.** Without them, an eighth of the clone's probability is on moves that don't exist, and the most
+# probable move is a good one in 85 % of the cells; with them in 94 %.
 #
-# **Smoothing makes the clone less sure, not more right.** Its most probable moves are as good (95 %), but it spreads more over
-# the others, so that sampled moves are worse (0.78 and 0.84). Act with `deterministic=True`, or smooth less. What it buys is seen
-# in the middle: the hard clones are surest (0.99) where they are not most right, the smoothed one has no such cells. That is worth
-# something if PPO is to continue from the clone, as in the next tutorial.
+# **Smoothing makes the clone less sure, not more right.** Its most probable moves are as good (95 %), but it spreads
+# more over the others, so that sampled moves are worse (0.78 and 0.84). Act with `deterministic=True`, or smooth less.
+# What it buys is seen in the middle: the hard clones are surest (0.99) where they are not most right, the smoothed one
+# has no such cells. That is worth something if PPO is to continue from the clone, as in the next tutorial.
 #
 # ![Bars of four measures, reliability, and the maze with arrows](../images/noisy_demonstrations.png)
 
@@ -180,13 +180,16 @@ for number, (name, values) in enumerate(table.items()):
     means, spread = np.mean(values, 1), np.std(values, 1)
     places = np.arange(len(measures)) + 0.27 * (number - 1)
     bars.bar(places, means, 0.25, yerr=spread, color=COLOURS[number], label=name)
-    print(f"{name:20}", *(f"{label.replace(chr(10), ' ')} {mean:.2f}  " for label, mean in zip(measures, means, strict=True)))
+    print(
+        f"{name:20}",
+        *(f"{label.replace(chr(10), ' ')} {mean:.2f}  " for label, mean in zip(measures, means, strict=True)),
+    )
 bars.set_xticks(range(len(measures)), measures, fontsize=8)
 bars.set_title("All cells of the maze, 5 sets of walks", loc="left", fontsize=10)
 bars.legend(fontsize=8, loc="upper left")
 bars.set_ylim(0, 1.35)
 
-for number, (name, policies) in enumerate(found.items()):
+for number, policies in enumerate(found.values()):
     confidence = np.concatenate([policy.max(1) for policy in policies])
     hit = np.concatenate([GOOD[np.arange(len(CELLS)), policy.argmax(1)] for policy in policies])
     groups = np.array_split(np.argsort(confidence), 4)

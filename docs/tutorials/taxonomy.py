@@ -3,8 +3,9 @@
 # %% [markdown]
 # # A taxonomy of classes
 #
-# Olive oils come from nine areas in three regions of Italy. To take an oil of North Apulia for one of South Apulia is a lesser
-# mistake than to take it for one of Sardinia; a hard label knows nothing of it. Does a target that does change the mistakes?
+# Olive oils come from nine areas in three regions of Italy. To take an oil of North Apulia for one of South Apulia is a
+# lesser mistake than to take it for one of Sardinia; a hard label knows nothing of it. Does a target that does change
+# the mistakes?
 #
 # Needs `pip install "rlsmooth[datasets]"`. Run it with `python taxonomy.py`: half a minute, and one figure.
 
@@ -58,12 +59,12 @@ found = {name: [train(seed, smoothing) for seed in range(5)] for name, smoothing
 # %% [markdown]
 # ## What came out
 #
-# **The tree decides where the rest goes.** Of the probability off the label, relatives get 91 % (hard: 86 %, flat: 55 %), and the
-# second class is nearly always of the same region: that counts where a person looks at the first few.
+# **The tree decides where the rest goes.** Of the probability off the label, relatives get 91 % (hard: 86 %, flat: 55
+# %), and the second class is nearly always of the same region: that counts where a person looks at the first few.
 #
-# **It hardly changes the first class.** Accuracy and the severity of mistakes are those of flat smoothing, within the spread of
-# five splits. [The study](../../scripts/studies/results/hierarchy.md) finds the same with ten seeds and two data sets, and
-# that smoothing of any kind makes 24 species of rodents a little harder.
+# **It hardly changes the first class.** Accuracy and the severity of mistakes are those of flat smoothing, within the
+# spread of five splits. [The study](../../scripts/studies/results/hierarchy.md) finds the same with ten seeds and two
+# data sets, and that smoothing of any kind makes 24 species of rodents a little harder.
 #
 # ![The share of relatives, the height of each rank, and severity against accuracy](../images/taxonomy.png)
 
@@ -93,7 +94,9 @@ for number, (name, runs) in enumerate(found.items()):
     print(f"{name:9} accuracy {means[0]:.3f}  severity {means[1]:.2f}  to relatives {np.mean(kin):.2f}")
 mass.set_xticks(range(3), list(found))
 mass.set(title="Of what leaves the label,\nthe share that relatives get")
-ranks.set(title="Height of the nth class in the tree\n(0: right, 1: its region, 2: another)", xlabel="rank by probability")
+ranks.set(
+    title="Height of the nth class in the tree\n(0: right, 1: its region, 2: another)", xlabel="rank by probability"
+)
 ranks.legend(fontsize=8)
 scores.set(title="Accuracy, and severity of mistakes", xlabel="accuracy", ylabel="1: right region, 2: wrong one")
 figure.savefig("taxonomy.png", dpi=90)

@@ -3,9 +3,9 @@
 # %% [markdown]
 # # A warm start that does not collapse
 #
-# A clone of two noisy episodes balances CartPole's pole for about 100 steps. PPO is to improve it. Copy the weights and train, and
-# the first updates follow the advantages of a critic that knows nothing: the policy gets worse before it gets better.
-# `from_bc` trains the critic first, and keeps the policy near the clone until then.
+# A clone of two noisy episodes balances CartPole's pole for about 100 steps. PPO is to improve it. Copy the weights and
+# train, and the first updates follow the advantages of a critic that knows nothing: the policy gets worse before it
+# gets better. `from_bc` trains the critic first, and keeps the policy near the clone until then.
 #
 # Run it with `python warm_start.py`: a minute, and one figure.
 
@@ -34,7 +34,7 @@ class Watch(BaseCallback):
     def look(self) -> None:
         mean, _ = evaluate_policy(self.model, self.env, n_eval_episodes=10, deterministic=False, warn=False)
         self.returns.append(mean)
-        seen = self.model._last_obs
+        seen = self.model.rollout_buffer.observations[-1]  # by all environments, at the end of the last rollout
         self.entropies.append(float(self.model.policy.entropy(seen).mean()) / np.log(2))
 
     def _on_rollout_start(self) -> None:
@@ -75,13 +75,13 @@ runs = {name: [train(seed, **start) for seed in range(SEEDS)] for name, start in
 # %% [markdown]
 # ## What came out
 #
-# **With the weights alone** the return falls in the first updates, one seed rises and falls again, and after 20,000 steps two of
-# three balance the pole for 200 steps. **`from_bc` falls less and ends at 500**, in all seeds. In
-# [the study](../../scripts/studies/results/bc_to_ppo.md), with 40 seeds, the lowest evaluation is 89 (83 to 96) with it and 49
-# (38 to 63) without, the last one 500 and 340.
+# **With the weights alone** the return falls in the first updates, one seed rises and falls again, and after 20,000
+# steps two of three balance the pole for 200 steps. **`from_bc` falls less and ends at 500**, in all seeds. In [the
+# study](../../scripts/studies/results/bc_to_ppo.md), with 40 seeds, the lowest evaluation is 89 (83 to 96) with it and
+# 49 (38 to 63) without, the last one 500 and 340.
 #
-# **The guarantee costs nothing here and keeps more entropy** at the end; the clone itself is a little more random under it (92
-# instead of 100), which is what it promises.
+# **The guarantee costs nothing here and keeps more entropy** at the end; the clone itself is a little more random under
+# it (92 instead of 100), which is what it promises.
 #
 # ![Returns and entropies of three starts](../images/warm_start.png)
 

@@ -8,6 +8,9 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
+import sys
+from html import unescape as html_entities
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,13 +284,19 @@ def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> No
     assert not [name for name in named if not (hasattr(module, name) or (folder / f"{name}.py").is_file())]
 
 
-# ---- the site
-def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
-    spec = spec_from_file_location("build", REPOSITORY / "docs" / "build.py")
+# ---- the site, and the tutorials
+def site_tools(name: str) -> Any:
+    """A script of `docs/`."""
+    spec = spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    build = module_from_spec(spec)
-    spec.loader.exec_module(build)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
+    build = site_tools("build")
     build.build(tmp_path)
     text = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "reference").glob("rlsmooth.*.md"))
     shown = set(re.findall(r"^::: (rlsmooth\.\S+)$", text, re.MULTILINE))
@@ -298,3 +307,75 @@ def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
     assert [page for page in pages if not (tmp_path / page).exists()] == []
     left_out = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - set(pages)
     assert left_out == set()
+    results = (tmp_path / "results.md").read_text(encoding="utf-8")
+    for path in REPOSITORY.glob("scripts/*/results/*.md"):
+        assert f"(source/{path.relative_to(REPOSITORY)})" in results
+
+
+TUTORIALS = site_tools("draw").SCRIPTS
+SAYS = {  # what a script prints, where its text has the number
+    "audit": ("skilled -0.041, slips +0.032; difference +0.072", "skilled +0.006, slips -0.006"),
+    "entropy_panels": (),
+    "noisy_demonstrations": ("illegal moves 0.13 ", "most probable 0.85", "most probable 0.94", "sampled 0.78 "),
+    "pseudo_labels": ("hard                 test accuracy 0.846", "smoothed by 0.1      test accuracy 0.927", "0.831"),
+    "taxonomy": ("to relatives 0.86", "to relatives 0.55", "to relatives 0.91"),
+    "warm_start": (
+        "from_bc                        first  100  lowest   80  last  500",
+        "first   92  lowest   77  last  500",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_has_a_figure_that_is_small(name: str) -> None:
+    figure = REPOSITORY / "docs" / "images" / f"{name}.png"
+    assert figure.stat().st_size < 120_000
+    place = TUTORIALS[name].read_text(encoding="utf-8") + (REPOSITORY / "docs/tensorboard.md").read_text(
+        encoding="utf-8"
+    )
+    assert f"images/{name}.png)" in place
+    compile(TUTORIALS[name].read_text(encoding="utf-8"), name, "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs_in_two_minutes(name: str, programs: Any, tmp_path: Path) -> None:
+    program = f"import runpy, sys\nsys.argv[1:] = [{str(tmp_path)!r}, {name!r}]\n"
+    program += f"runpy.run_path({str(REPOSITORY / 'docs' / 'draw.py')!r}, run_name='__main__')"
+    finished = programs.run(program, tmp_path, warnings_are_errors=True)
+    assert finished.returncode == 0, finished.stderr
+    assert [words for words in SAYS[name] if words not in finished.stdout] == [], finished.stdout
+    assert int(re.findall(r"(\d+) s$", finished.stdout)[-1]) < 120
+    drawn, kept = (folder / f"{name}.png" for folder in (tmp_path, REPOSITORY / "docs" / "images"))
+    assert abs(drawn.stat().st_size / kept.stat().st_size - 1) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_link_of_the_built_site_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    site_tools("build").build(tmp_path / "docs")
+    settings = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    for name, value in (("docs_dir", tmp_path / "docs"), ("site_dir", tmp_path / "site"), ("paths", f"[{REPOSITORY}]")):
+        settings = re.sub(rf"(?m)^( *){name}: .*$", rf"\g<1>{name}: {value}", settings)
+    (tmp_path / "mkdocs.yml").write_text(settings, encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(tmp_path / "mkdocs.yml")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    text = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', html)) for page, html in text.items()}
+    broken = []
+    for page, html in text.items():
+        for link in set(re.findall(r'\b(?:href|src)="([^"]+)"', html)):
+            place, _, anchor = html_entities(link).partition("#")
+            goal = (page.parent / place.partition("?")[0]).resolve() if place else page
+            if "://" not in link and not link.startswith(("mailto:", "data:", "/")) and page.name != "404.html":
+                goal = goal / "index.html" if goal.is_dir() else goal
+                if not goal.exists() or (
+                    anchor and goal in anchors and anchor not in anchors[goal] and anchor[:2] != "__"
+                ):
+                    broken.append((page.name, link))
+    assert broken == []
+    reference = [page for page in text if page.parent.name == "reference"]
+    assert max(page.stat().st_size for page in reference) < 150_000
