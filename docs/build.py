@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PACKAGES = {
     "targets": "Targets",
     "losses": "Losses",
@@ -75,7 +76,13 @@ def write_reference(folder: Path) -> None:
             links = []
             for shown in filter(None, pages):
                 page = folder / (f"{module}.{shown[0]}.md" if shown[0] in alone else f"{module}.md")
-                lines = [f"# `{page.stem}`", "", *(f"::: {module}.{name}\n" for name in shown)]
+                lines = [
+                    "[Reference](index.md)",
+                    "",
+                    f"# `{page.stem}`",
+                    "",
+                    *(f"::: {module}.{name}\n" for name in shown),
+                ]
                 page.parent.mkdir(parents=True, exist_ok=True)
                 page.write_text("\n".join(lines), encoding="utf-8")
                 links += [f"[`{name}`]({page.name}#{module}.{name})" for name in shown]
@@ -118,6 +125,8 @@ def copied(source: Path, goal: Path, site: Path) -> None:
     """Copy a page, and what it links to outside the documentation."""
     text = source.read_text(encoding="utf-8")
     text = cells(text) if source.suffix == ".py" else text
+    if source.parent.name == "results":
+        text = f"[Results]({os.path.relpath(site / 'results.md', goal.parent)})\n\n{text}"
 
     def follow(match: re.Match[str]) -> str:
         before, link, after = match.groups()
@@ -129,7 +138,12 @@ def copied(source: Path, goal: Path, site: Path) -> None:
         )
 
     goal.parent.mkdir(parents=True, exist_ok=True)
-    goal.write_text(LINK.sub(follow, text), encoding="utf-8")
+    goal.write_text(CONSOLE.sub(commands, LINK.sub(follow, text)), encoding="utf-8")
+
+
+def commands(block: re.Match[str]) -> str:
+    """A block of commands without their prompts, so that it can be copied."""
+    return f"```bash\n{re.sub(r'^[$] ', '', block[1], flags=re.MULTILINE)}```"
 
 
 def place_of(target: Path, site: Path) -> Path:
