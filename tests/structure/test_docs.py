@@ -289,6 +289,22 @@ def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> No
     assert not [name for name in named if not (hasattr(module, name) or (folder / f"{name}.py").is_file())]
 
 
+# ---- policies.md: which option, as the study measured
+def test_the_guide_to_exploration_has_the_numbers_of_the_study() -> None:
+    def table(page: str, first: str) -> dict[str, dict[str, str]]:
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        lines = text[text.index(f"| {first}") :].split("\n\n")[0].splitlines()
+        rows = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in lines]
+        return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+    guide = table("docs/policies.md", "less plain PPO's steps")
+    study = table("scripts/studies/results/exploration.md", "sooner?")
+    arms = {"`target_entropy_frac`": "target", "`smoothing`": "KL to uniform", "`ent_coef`": "ent_coef"}
+    for option, arm in {**arms, "`min_entropy_frac` alone": "guarantee"}.items():
+        assert guide[option].items() <= study[f"{arm}, less PPO"].items(), option
+    assert len(guide) == 4
+
+
 # ---- the site, and the tutorials
 def site_tools(name: str) -> Any:
     """A script of `docs/`."""
