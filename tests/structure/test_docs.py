@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html import unescape as html_entities
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -53,6 +54,13 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links or page != README
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_page_on_installing_has_every_extra() -> None:
+    section = (REPOSITORY / "docs" / "install.md").read_text(encoding="utf-8").split("## Extras")[1].split("\n## ")[0]
+    shown = re.findall(r"`([a-z]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line[:1] == "|"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(shown) == sorted(project["optional-dependencies"])
 
 
 # ---- README
