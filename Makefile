@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths test-oldest test-rllib test-flower fuzz lint types dist docs wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths test-oldest test-rllib test-flower fuzz lint types dist docs tutorials wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -95,6 +95,9 @@ dist: $(DEV)  ## build the sdist and the wheel in dist/, as they are released, a
 docs: $(DEV)  ## build the documentation's site in build/site, without the network
 	$(BIN)/python -P docs/build.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+tutorials: $(DEV)  ## run the tutorials, and draw their figures
+	$(BIN)/python -P docs/draw.py docs/images $(ARGS)
 
 coverage: $(DEV)  ## run the tests with branch coverage; the two libraries must reach 95 %
 	$(BIN)/python -P -m pytest --cov --cov-report=
@@ -227,5 +230,8 @@ study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of 
 study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
 	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
-study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+study-gap-tutorials: $(DEV)  ## run the tutorials, and draw their figures
+	$(BIN)/python -P docs/draw.py docs/images $(ARGS)
+
+coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

@@ -2,8 +2,9 @@
 
 python docs/build.py FOLDER
 
-Pages are copied to the folder. Links that leave `docs/` lead to copies: Markdown as it is, other files as listings. The
-reference has a page for each module that a public package exports names of, so that no page is too long.
+Pages are copied to the folder. Links that leave `docs/` lead to copies: Markdown as it is, other files as listings.
+Tutorials are scripts whose cells become text and code. The page of results lists all of them. The reference has a page
+for each module that a public package exports names of, or for each of its classes, so that no page is too long.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PACKAGES = {
     "targets": "Targets",
     "losses": "Losses",
@@ -28,6 +30,8 @@ PACKAGES = {
     "integrations": "Integrations",
 }
 LANGUAGES = {".py": "python", ".yml": "yaml", ".toml": "toml", ".json": "json"}
+CLASSES_A_PAGE = 2
+RESULTS = {"scripts/studies/results": "Studies", "scripts/bench/results": "Benchmarks"}
 TOP = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
 
@@ -42,7 +46,7 @@ def public_names(package: str) -> dict[str, list[str]]:
     tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
     homes: dict[str, str] = {}
     names: list[str] = []
-    for node in tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             homes |= {alias.asname or alias.name: node.module for alias in node.names}
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
@@ -66,20 +70,63 @@ def write_reference(folder: Path) -> None:
     for package, title in PACKAGES.items():
         contents += [f"## {title}: `rlsmooth.{package}`", ""]
         for module, names in sorted(public_names(package).items()):
-            page = folder / f"{module}.md"
-            lines = [f"# `{module}`", ""]
-            for name in names:
-                lines += [f"::: {module}.{name}", ""]
-            page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text("\n".join(lines), encoding="utf-8")
-            contents.append(f"- [`{module}`]({page.name}): " + ", ".join(f"`{name}`" for name in names))
+            classes = [name for name in names if name[0].isupper() and not name.isupper()]
+            alone = classes if len(classes) > CLASSES_A_PAGE else []  # their inherited members make long pages
+            pages = [[name] for name in alone] + [[name for name in names if name not in alone]]
+            links = []
+            for shown in filter(None, pages):
+                page = folder / (f"{module}.{shown[0]}.md" if shown[0] in alone else f"{module}.md")
+                lines = [
+                    "[Reference](index.md)",
+                    "",
+                    f"# `{page.stem}`",
+                    "",
+                    *(f"::: {module}.{name}\n" for name in shown),
+                ]
+                page.parent.mkdir(parents=True, exist_ok=True)
+                page.write_text("\n".join(lines), encoding="utf-8")
+                links += [f"[`{name}`]({page.name}#{module}.{name})" for name in shown]
+            contents.append(f"- `{module}`: " + ", ".join(links))
         contents.append("")
     (folder / "index.md").write_text("\n".join(contents), encoding="utf-8")
+
+
+def write_results(site: Path) -> None:
+    """Write the page that lists the pages of results, with their headings and what makes them."""
+    lines = [
+        "# Results",
+        "",
+        "All numbers of this site come from these pages. Each was written by a program, which it names.",
+        "",
+    ]
+    for folder, title in RESULTS.items():
+        lines += [f"## {title}", ""]
+        for path in sorted((ROOT / folder).glob("*.md")):
+            heading = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            link = os.path.relpath(place_of(path, site), site)
+            lines.append(f"- [{heading}]({link}) (`{path.stem}`)")
+        lines.append("")
+    (site / "results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def cells(script: str) -> str:
+    """The Markdown of a script whose cells begin with `# %%`, or with `# %% [markdown]` where they are text."""
+    parts = []
+    for cell in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            parts.append(re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE))
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def copied(source: Path, goal: Path, site: Path) -> None:
     """Copy a page, and what it links to outside the documentation."""
     text = source.read_text(encoding="utf-8")
+    text = cells(text) if source.suffix == ".py" else text
+    if source.parent.name == "results":
+        text = f"[Results]({os.path.relpath(site / 'results.md', goal.parent)})\n\n{text}"
 
     def follow(match: re.Match[str]) -> str:
         before, link, after = match.groups()
@@ -91,7 +138,13 @@ def copied(source: Path, goal: Path, site: Path) -> None:
         )
 
     goal.parent.mkdir(parents=True, exist_ok=True)
-    goal.write_text(LINK.sub(follow, text), encoding="utf-8")
+    text = re.sub(r"^```(\w+) \w+$", r"```\1", LINK.sub(follow, text), flags=re.MULTILINE)  # a second word is for tests
+    goal.write_text(CONSOLE.sub(commands, text), encoding="utf-8")
+
+
+def commands(block: re.Match[str]) -> str:
+    """A block of commands without their prompts, so that it can be copied."""
+    return f"```bash\n{re.sub(r'^[$] ', '', block[1], flags=re.MULTILINE)}```"
 
 
 def place_of(target: Path, site: Path) -> Path:
@@ -99,7 +152,12 @@ def place_of(target: Path, site: Path) -> Path:
     docs = ROOT / "docs"
     if target.is_relative_to(docs):
         inside = target.relative_to(docs)
-        return site / inside / "README.md" if target.is_dir() and (target / "README.md").exists() else site / inside
+        if target.is_dir() and (target / "README.md").exists():
+            return site / inside / "README.md"
+        if target.parent.name == "tutorials" and target.suffix == ".py":
+            return site / inside.with_suffix(".md")
+        if target.suffix != ".py":
+            return site / inside
     inside = target.relative_to(ROOT)
     if str(inside) == "README.md":
         return site / "index.md"
@@ -137,11 +195,14 @@ def build(site: Path) -> None:
         goal = site / path.relative_to(ROOT / "docs")
         if path.suffix == ".md":
             copied(path, goal, site)
+        elif path.parent.name == "tutorials" and path.suffix == ".py":
+            copied(path, goal.with_suffix(".md"), site)
         elif path.suffix in (".png", ".svg", ".css"):
             goal.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, goal)
     for name, page in TOP.items():
         copied(ROOT / name, site / page, site)
+    write_results(site)
     write_reference(site / "reference")
 
 

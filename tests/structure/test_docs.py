@@ -8,6 +8,10 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
+import sys
+import tomllib
+from html import unescape as html_entities
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +26,9 @@ from support import REPOSITORY, product_files
 
 README = REPOSITORY / "README.md"
 PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", README]
+COMMAND_PAGE = REPOSITORY / "docs" / "commands.md"
 TABLES = ("architecture.md", "claims.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
+NO_PYTHON = (*TABLES, "commands.md", "command-line.md", "install.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -30,7 +36,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in TABLES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NO_PYTHON], ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs_as_one_program(page: Path, programs: Any, tmp_path: Path) -> None:
     program = "\n".join(blocks(page, "python"))
     assert program
@@ -44,14 +50,24 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     commands = re.findall(r"\brlsmooth ([a-z][a-z0-9-]*)\b", "\n".join(blocks(page, "console")))
     assert [name for name in commands if name not in COMMANDS] == []
-    assert page != README or {*commands} >= {"bc", "record", "evaluate", "plot"}
+    assert page != COMMAND_PAGE or {*commands} >= {"bc", "record", "evaluate", "plot"}
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links or page != README
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_page_on_installing_has_every_extra() -> None:
+    section = (REPOSITORY / "docs" / "install.md").read_text(encoding="utf-8").split("## Extras")[1].split("\n## ")[0]
+    shown = re.findall(r"`([a-z]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line[:1] == "|"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(shown) == sorted(project["optional-dependencies"])
+
+
 # ---- README
 README_BLOCK = re.compile(r"(?P<not_run><!-- not run: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+FILES_PAGE = (REPOSITORY / "docs" / "files.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +83,24 @@ def readme_blocks(readme: str, language: str) -> list[tuple[str, bool]]:
 
 @pytest.mark.timeout(600)
 def test_the_python_blocks_run_as_programs_of_another_project(readme: str, wheel_programs: Any, tmp_path: Path) -> None:
-    found = readme_blocks(readme, "python")
+    saves, loads = "\n".join(code for code, _ in readme_blocks(FILES_PAGE, "python")), loading()
+    found = [*readme_blocks(readme, "python"), (saves, True), *((code, True) for code in loads)]
     assert sum(runs for _, runs in found) >= 3
     for code, runs in found:
         compile(code, "block", "exec")
         if runs:
-            finished = wheel_programs.run(code, tmp_path)  # the first one saves the agent that the later ones load
+            finished = wheel_programs.run(code, tmp_path)  # what one saves, later ones load
             assert finished.returncode == 0, f"{code}\n{finished.stderr}"
             assert "Warning" not in finished.stderr, f"{code}\n{finished.stderr}"
 
 
-def test_an_agent_is_loaded_and_acts_in_three_lines(readme: str) -> None:
-    loads = [code for code, _ in readme_blocks(readme, "python") if "BC.load(" in code]
-    assert min(len([line for line in code.splitlines() if line.strip()]) for code in loads) == 3
+def loading() -> list[str]:
+    """The blocks that load a saved agent, and nothing else."""
+    return [code for code, _ in readme_blocks(FILES_PAGE, "python") if "BC.load(" in code]
+
+
+def test_an_agent_is_loaded_and_acts_in_three_lines() -> None:
+    assert min(len([line for line in code.splitlines() if line.strip()]) for code in loading()) == 3
 
 
 def test_the_first_example_has_about_ten_lines(readme: str) -> None:
@@ -276,20 +297,114 @@ def test_the_docstring_of_a_package_names_modules_that_exist(package: str) -> No
     assert not [name for name in named if not (hasattr(module, name) or (folder / f"{name}.py").is_file())]
 
 
-# ---- the site
-def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
-    spec = spec_from_file_location("build", REPOSITORY / "docs" / "build.py")
+# ---- policies.md: which option, as the study measured
+def test_the_guide_to_exploration_has_the_numbers_of_the_study() -> None:
+    def table(page: str, first: str) -> dict[str, dict[str, str]]:
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        lines = text[text.index(f"| {first}") :].split("\n\n")[0].splitlines()
+        rows = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in lines]
+        return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+    guide = table("docs/policies.md", "less plain PPO's steps")
+    study = table("scripts/studies/results/exploration.md", "sooner?")
+    arms = {"`target_entropy_frac`": "target", "`smoothing`": "KL to uniform", "`ent_coef`": "ent_coef"}
+    for option, arm in {**arms, "`min_entropy_frac` alone": "guarantee"}.items():
+        assert guide[option].items() <= study[f"{arm}, less PPO"].items(), option
+    assert len(guide) == 4
+
+
+# ---- the site, and the tutorials
+def site_tools(name: str) -> Any:
+    """A script of `docs/`."""
+    spec = spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    build = module_from_spec(spec)
-    spec.loader.exec_module(build)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
+    build = site_tools("build")
     build.build(tmp_path)
     text = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "reference").glob("rlsmooth.*.md"))
     shown = set(re.findall(r"^::: (rlsmooth\.\S+)$", text, re.MULTILINE))
     for package in set(build.PACKAGES) - {"integrations"}:
         module = importlib.import_module(f"rlsmooth.{package}")
         assert set(module.__all__) <= {name.rpartition(".")[2] for name in shown}
-    pages = re.findall(r": ([a-z/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = re.findall(r"[:-] ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert [page for page in pages if not (tmp_path / page).exists()] == []
     left_out = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - set(pages)
     assert left_out == set()
+    results = (tmp_path / "results.md").read_text(encoding="utf-8")
+    for path in REPOSITORY.glob("scripts/*/results/*.md"):
+        assert f"(source/{path.relative_to(REPOSITORY)})" in results
+
+
+TUTORIALS = site_tools("draw").SCRIPTS
+SAYS = {  # what a script prints, where its text has the number
+    "audit": ("skilled -0.041, slips +0.032; difference +0.072", "skilled +0.006, slips -0.006"),
+    "entropy_panels": (),
+    "noisy_demonstrations": ("illegal moves 0.13 ", "most probable 0.85", "most probable 0.94", "sampled 0.78 "),
+    "pseudo_labels": ("hard                 test accuracy 0.846", "smoothed by 0.1      test accuracy 0.927", "0.831"),
+    "taxonomy": ("to relatives 0.86", "to relatives 0.55", "to relatives 0.91"),
+    "warm_start": (
+        "from_bc                        first  105  lowest   89  last  500",
+        "first   98  lowest   87  last  500",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_has_a_figure_that_is_small(name: str) -> None:
+    figure = REPOSITORY / "docs" / "images" / f"{name}.png"
+    assert figure.stat().st_size < 120_000
+    place = TUTORIALS[name].read_text(encoding="utf-8") + (REPOSITORY / "docs/tensorboard.md").read_text(
+        encoding="utf-8"
+    )
+    assert f"images/{name}.png)" in place
+    compile(TUTORIALS[name].read_text(encoding="utf-8"), name, "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs_in_two_minutes(name: str, programs: Any, tmp_path: Path) -> None:
+    program = f"import runpy, sys\nsys.argv[1:] = [{str(tmp_path)!r}, {name!r}]\n"
+    program += f"runpy.run_path({str(REPOSITORY / 'docs' / 'draw.py')!r}, run_name='__main__')"
+    finished = programs.run(program, tmp_path, warnings_are_errors=True)
+    assert finished.returncode == 0, finished.stderr
+    assert [words for words in SAYS[name] if words not in finished.stdout] == [], finished.stdout
+    assert int(re.findall(r"(\d+) s$", finished.stdout)[-1]) < 120
+    drawn, kept = (folder / f"{name}.png" for folder in (tmp_path, REPOSITORY / "docs" / "images"))
+    assert abs(drawn.stat().st_size / kept.stat().st_size - 1) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_link_of_the_built_site_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    site_tools("build").build(tmp_path / "docs")
+    settings = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    for name, value in (("docs_dir", tmp_path / "docs"), ("site_dir", tmp_path / "site"), ("paths", f"[{REPOSITORY}]")):
+        settings = re.sub(rf"(?m)^( *){name}: .*$", rf"\g<1>{name}: {value}", settings)
+    (tmp_path / "mkdocs.yml").write_text(settings, encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(tmp_path / "mkdocs.yml")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    text = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', html)) for page, html in text.items()}
+    broken = []
+    for page, html in text.items():
+        for link in set(re.findall(r'\b(?:href|src)="([^"]+)"', html)):
+            place, _, anchor = html_entities(link).partition("#")
+            goal = (page.parent / place.partition("?")[0]).resolve() if place else page
+            if "://" not in link and not link.startswith(("mailto:", "data:", "/")) and page.name != "404.html":
+                goal = goal / "index.html" if goal.is_dir() else goal
+                if not goal.exists() or (
+                    anchor and goal in anchors and anchor not in anchors[goal] and anchor[:2] != "__"
+                ):
+                    broken.append((page.name, link))
+    assert broken == []
+    reference = [page for page in text if page.parent.name == "reference"]
+    assert max(page.stat().st_size for page in reference) < 150_000
