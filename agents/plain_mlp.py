@@ -280,13 +280,13 @@ class PlainBernoulli:
 
 
 PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian | PlainBernoulli
-_MOST_VALUES = 64
+MOST_VALUES = 64
 """Of more outputs, Python's numbers are slower than torch's."""
 _SURE = 1e-4
 """Scores further apart than this are in the same order whatever torch's rounding of probabilities does."""
 
 
-def _sure_choice(scores: list[float]) -> int | None:
+def sure_choice(scores: list[float]) -> int | None:
     """The place of the largest score, or None where another is so close that rounding may decide."""
     best = max(scores)
     place = scores.index(best)
@@ -342,16 +342,16 @@ class PlainNetwork:
             return PlainGaussian()
         return PlainBernoulli() if self.is_binary else PlainCategorical(self.sizes, is_maskable=self.is_maskable)
 
-    def _distribution_at(self, outputs: Tensor, action_masks: Any) -> Any:
-        """The policy's distribution, or None where torch's own would refuse the outputs."""
-        found: Any = self.distribution()
+    def _distribution_at(self, outputs: Tensor, action_masks: Any, mixture: Any) -> Any:
+        """The behaviour policy's distribution, or None where torch's own would refuse the outputs."""
+        found: Any = self.distribution() if mixture is None else mixture
         found.proba_distribution(*((outputs,) if self.log_std is None else (outputs, self.log_std)))
         if action_masks is not None:
             found.apply_masking(action_masks)
-        return found if found.is_valid() else None
+        return found if mixture is not None or found.is_valid() else None
 
     def act(
-        self, observations: Tensor, action_masks: Any = None, *, deterministic: bool
+        self, observations: Tensor, action_masks: Any = None, *, deterministic: bool, mixture: Any = None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Actions, values and log-probabilities as the policy's `forward`; None for a graph, or what ends in an error.
 
@@ -359,19 +359,26 @@ class PlainNetwork:
             observations: `[B, ...]`.
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
+            mixture: the behaviour policy, without outputs, where it is another than the network's; else None.
         """
         if torch.is_grad_enabled():
             return None
         features = self.features(observations)
         values = self.critic(features)
-        distribution = self._distribution_at(self.actor(features), action_masks)
+        distribution = self._distribution_at(self.actor(features), action_masks, mixture)
         if distribution is None:
             return None
         actions = distribution.get_actions(deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def predict(
-        self, observation: Any, action_masks: Any = None, *, deterministic: bool, action_space: spaces.Space[Any]
+        self,
+        observation: Any,
+        action_masks: Any = None,
+        *,
+        deterministic: bool,
+        action_space: spaces.Space[Any],
+        mixture: Any = None,
     ) -> NDArray[Any] | None:
         """Actions as the policy's `predict`; None for what is no float array of the space's shape, or ends in an error.
 
@@ -380,6 +387,7 @@ class PlainNetwork:
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
             action_space: the policy's; a Box clips.
+            mixture: as `act`'s.
         """
         shape = self.vector_shape
         if shape is None or type(observation) is not np.ndarray or observation.dtype not in _FLOATS:
@@ -393,10 +401,13 @@ class PlainNetwork:
         if len(shape) == 2 or features.dtype != torch.float32:
             features = features.flatten(1).float()
         outputs = self.actor(features)
-        actions = self._one_action(outputs, action_masks, deterministic) if len(features) == 1 else None
+        actions = None
+        if len(features) == 1:
+            decide = self._one_action if mixture is None else mixture.one_action
+            actions = decide(outputs, action_masks, deterministic)
         if actions is None:
             with torch.no_grad():
-                distribution = self._distribution_at(outputs, action_masks)
+                distribution = self._distribution_at(outputs, action_masks, mixture)
                 if distribution is None:
                     return None
                 actions = distribution.get_actions(deterministic).numpy()
@@ -413,7 +424,7 @@ class PlainNetwork:
             action_masks: as `predict`'s.
             deterministic: as `predict`'s.
         """
-        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= _MOST_VALUES else [math.nan]
+        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
         if not sum(map(abs, values)) < 1e6:  # or one is NaN
             return None
         if self.log_std is not None:
@@ -438,10 +449,10 @@ class PlainNetwork:
                 part.exponential_()
             pairs = zip(values, noise.tolist()[0], strict=True)
             values = [one - (math.log(e) if e else -math.inf) for one, e in pairs]
-        chosen = [_sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
+        chosen = [sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
         if None not in chosen:
             return np.array(chosen, np.int64)
-        distribution = self._distribution_at(outputs, action_masks)
+        distribution = self._distribution_at(outputs, action_masks, None)
         return distribution.get_actions(deterministic, draws).numpy()  # type: ignore[no-any-return]
 
 

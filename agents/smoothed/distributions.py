@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
+from rlsmooth.agents.plain_mlp import MOST_VALUES, sure_choice
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.agents.spaces import shifted
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
@@ -43,6 +45,7 @@ from rlsmooth.losses import (
 from rlsmooth.targets import Smoothing
 
 _LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
+_MODERATE = 50.0  # where logits are larger, float32's log-probabilities may be further off than `sure_choice` allows
 
 
 def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = False) -> Tensor:
@@ -160,6 +163,12 @@ def _table(recipe: Smoothing, size: int, dtype: torch.dtype, device: torch.devic
     """The reference around each action, `[K, K]`, made once: a policy asks for it in every minibatch."""
     with torch.inference_mode(False), torch.no_grad():
         return recipe(torch.arange(size, device=device), size, validate=False).dense(dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _row(recipe: Smoothing, size: int, greedy: int) -> tuple[float, ...]:
+    """A row of that table as Python's numbers."""
+    return tuple(_table(_at_full_alpha(recipe), size, torch.float32, torch.device("cpu"))[greedy].tolist())
 
 
 @functools.lru_cache(maxsize=64)
@@ -317,6 +326,10 @@ class MixedGaussian(RegularisedDistribution):
     def mode(self) -> Tensor:
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
+
+    def one_action(self, outputs: Tensor, masks: None, deterministic: bool) -> NDArray[Any] | None:
+        """The deterministic action in one state, `[1, D]`, by the network's outputs; None: `sample` has to draw it."""
+        return outputs.numpy() if deterministic else None
 
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
@@ -538,6 +551,65 @@ class MixedCategorical(RegularisedDistribution):
     def mode(self) -> Tensor:
         """The most probable action of the mixture, in the form of `sample`."""
         return self._as_actions(self._mixture_log_probs().argmax(-1))
+
+    def one_action(self, outputs: Tensor, masks: Any, deterministic: bool) -> NDArray[Any] | None:
+        """The action in one state as `mode` and `sample` give it, drawn alike, by Python's numbers; None: they have to.
+
+        Args:
+            outputs: `[1, number of outputs]`, which `proba_distribution` has not taken.
+            masks: as `apply_masking`'s.
+            deterministic: the most probable action, else a drawn one.
+        """
+        scores = self._scores(outputs, masks)
+        if scores is None or deterministic:
+            chosen = [None] if scores is None else [sure_choice(each) for each in scores]
+            return None if None in chosen else self._as_array(chosen)
+        noise = torch.empty(len(self.dims), max(self.dims)).exponential_()  # as torch.multinomial draws one action
+        pairs = [zip(each, row, strict=False) for each, row in zip(scores, noise.tolist(), strict=True)]
+        chosen = [sure_choice([one - (math.log(e) if e else -math.inf) for one, e in each]) for each in pairs]
+        if None not in chosen:
+            return self._as_array(chosen)
+        with torch.no_grad():
+            self.proba_distribution(outputs).apply_masking(masks)
+            probabilities = self._mixture_log_probs().exp()
+            drawn = (probabilities.reshape(noise.shape) / noise).argmax(-1)
+            return self._as_actions(drawn.reshape(probabilities.shape[:-1])).numpy()
+
+    def _as_array(self, chosen: list[int | None]) -> NDArray[Any]:
+        return np.array(chosen, np.float32 if self._is_bernoulli else np.int64)
+
+    def _scores(self, outputs: Tensor, masks: Any) -> list[list[float]] | None:
+        """Each component's log-probabilities in one state, as Python's numbers; None: they may be too imprecise."""
+        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
+        if self.start is not None or not all(-_MODERATE < one < _MODERATE for one in values):
+            return None
+        self._is_bernoulli = self.kind == "multi_binary" and len(values) == len(self.dims)
+        if self._is_bernoulli:
+            values = [one for logit in values for one in (0.0, logit)]
+        if masks is not None:
+            if type(masks) is not np.ndarray or masks.size != len(values):
+                return None
+            legal = masks.ravel().tolist()
+            values = [one if is_legal else -math.inf for one, is_legal in zip(values, legal, strict=True)]
+        recipes = self.references or (None,) * len(self.dims)
+        parts = zip(recipes, pairwise((0, *accumulate(self.dims))), strict=True)
+        found = [self._mixed(values[start:end], recipe) for recipe, (start, end) in parts]
+        return None if None in found else found  # type: ignore[return-value]
+
+    def _mixed(self, logits: list[float], recipe: Smoothing | None) -> list[float] | None:
+        """Log-probabilities of a component by its logits, -inf where illegal; None: the reference is not known."""
+        largest, count = max(logits), len(logits) - logits.count(-math.inf)
+        weights = [math.exp(one - largest) for one in logits] if count else []
+        shares: Sequence[float] = [1 / count if one else 0.0 for one in weights] if count else []
+        if recipe is not None:
+            greedy = sure_choice(list(logits)) if count == len(logits) <= _LARGEST_TABLE else None
+            shares = () if greedy is None else _row(recipe, count, greedy)
+        if not shares:
+            return None
+        floor = self.floor or guaranteed_floor(self.min_entropy, count)
+        scale = (1 - floor) / sum(weights)
+        mixed = [scale * weight + floor * share for weight, share in zip(weights, shares, strict=True)]
+        return [math.log(one) if one else -math.inf for one in mixed]
 
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""
