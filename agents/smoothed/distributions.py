@@ -5,11 +5,9 @@ The mixture is the behaviour policy: it draws the actions and gives their log-pr
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +21,9 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.plain_mlp import MOST_VALUES, sure_choice
+from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, sure_choice
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
+from rlsmooth.agents.smoothed.references import reference_distributions, reference_row
 from rlsmooth.agents.spaces import shifted
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
@@ -44,7 +43,6 @@ from rlsmooth.losses import (
 )
 from rlsmooth.targets import Smoothing
 
-_LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
 _MODERATE = 50.0  # where logits are larger, float32's log-probabilities may be further off than `sure_choice` allows
 
 
@@ -116,64 +114,12 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
     return flat
 
 
-def reference_distributions(
-    references: Sequence[Smoothing | None], dims: tuple[int, ...], log_probs: Tensor, mask: Tensor | None
-) -> Tensor | None:
-    """The reference distribution of each state and component, shaped like `log_probs`; None: uniform over the legal.
-
-    It is the background of the recipe around the greedy action: the part of a target beside its label at alpha 1, or,
-    for a recipe of `alpha=None`, the whole target.
-
-    Args:
-        references: one recipe a component, None for uniform.
-        dims: number of choices of each component.
-        log_probs: `[B, K]` or `[B, D, max(dims)]`, of the network over the legal choices, without a graph.
-        mask: bool, broadcasts to `log_probs`, or None.
-    """
-    if all(recipe is None for recipe in references):
-        return None
-    greedy = log_probs.argmax(-1)
-    if greedy.ndim == 1:
-        assert references[0] is not None
-        return _reference_of(references[0], dims[0], greedy, log_probs.dtype, mask)
-    parts = []
-    for d, (recipe, size) in enumerate(zip(references, dims, strict=True)):
-        legal = None if mask is None else mask[..., d, :size]
-        if recipe is None:
-            recipe = _UNIFORM
-        part = _reference_of(recipe, size, greedy[:, d], log_probs.dtype, legal)
-        parts.append(torch.nn.functional.pad(part.expand(len(greedy), size), (0, log_probs.shape[-1] - size)))
-    return torch.stack(parts, dim=1)
-
-
-_UNIFORM = Smoothing(alpha=1.0)
-
-
-def _reference_of(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
-    recipe = _at_full_alpha(recipe)
-    # A mask of [K] that allows all is none: `component_masks` has it where only other components are smaller.
-    if (mask is None or mask.ndim == 1) and size <= _LARGEST_TABLE:
-        return _table(recipe, size, dtype, greedy.device).index_select(0, greedy)
-    legal = None if mask is None or mask.ndim == 1 else mask
-    return recipe(greedy, size, legal, validate=False).dense(dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _table(recipe: Smoothing, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The reference around each action, `[K, K]`, made once: a policy asks for it in every minibatch."""
-    with torch.inference_mode(False), torch.no_grad():
-        return recipe(torch.arange(size, device=device), size, validate=False).dense(dtype)
-
-
-@functools.lru_cache(maxsize=4096)
-def _row(recipe: Smoothing, size: int, greedy: int) -> tuple[float, ...]:
-    """A row of that table as Python's numbers."""
-    return tuple(_table(_at_full_alpha(recipe), size, torch.float32, torch.device("cpu"))[greedy].tolist())
-
-
-@functools.lru_cache(maxsize=64)
-def _at_full_alpha(recipe: Smoothing) -> Smoothing:
-    return recipe if recipe.alpha is None else dataclasses.replace(recipe, alpha=1.0)
+def _sure_place(values: list[float]) -> int | None:
+    """The place of the largest value, or None where another is so close that rounding may decide."""
+    best = max(values)
+    place = values.index(best)
+    values[place] = 0.0
+    return place if best > max(values) * (1 + SURE) else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -187,6 +133,14 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         exists = steps < sizes.unsqueeze(-1)
         places = torch.where(exists, starts.unsqueeze(-1) + steps, 0).flatten()
         return places.to(device), exists.to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
+    """Standard deviations, `[D]`, scaled up to an entropy of at least `least`; kept for predictions one by one."""
+    with torch.inference_mode(False), torch.no_grad():
+        values = torch.tensor(log_std)
+        return (values if least is None else widened_log_std(values, least)).exp()
 
 
 class MixedGaussian(RegularisedDistribution):
@@ -327,9 +281,22 @@ class MixedGaussian(RegularisedDistribution):
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
 
-    def one_action(self, outputs: Tensor, masks: None, deterministic: bool) -> NDArray[Any] | None:
-        """The deterministic action in one state, `[1, D]`, by the network's outputs; None: `sample` has to draw it."""
-        return outputs.numpy() if deterministic else None
+    def one_action(self, outputs: Tensor, log_std: Tensor, masks: None, deterministic: bool) -> NDArray[Any]:
+        """The action in one state, `[1, D]`, as `mode` and `sample` give it, drawn alike.
+
+        Args:
+            outputs: the network's, `[1, D]`.
+            log_std: `[D]`.
+            masks: none.
+            deterministic: the mean, else a drawn action.
+        """
+        if deterministic:
+            return outputs.numpy()
+        mean, std = outputs, _deviations(tuple(log_std.tolist()), self.min_entropy)
+        noise = torch.randn_like(mean)
+        if self.floor and torch.rand(1, 1).item() < np.float32(self.floor):
+            mean, std = self.reference_mean, self.reference_std
+        return noise.mul_(std).add_(mean).numpy()
 
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
@@ -552,21 +519,22 @@ class MixedCategorical(RegularisedDistribution):
         """The most probable action of the mixture, in the form of `sample`."""
         return self._as_actions(self._mixture_log_probs().argmax(-1))
 
-    def one_action(self, outputs: Tensor, masks: Any, deterministic: bool) -> NDArray[Any] | None:
+    def one_action(self, outputs: Tensor, log_std: None, masks: Any, deterministic: bool) -> NDArray[Any] | None:
         """The action in one state as `mode` and `sample` give it, drawn alike, by Python's numbers; None: they have to.
 
         Args:
             outputs: `[1, number of outputs]`, which `proba_distribution` has not taken.
+            log_std: none.
             masks: as `apply_masking`'s.
             deterministic: the most probable action, else a drawn one.
         """
-        scores = self._scores(outputs, masks)
-        if scores is None or deterministic:
-            chosen = [None] if scores is None else [sure_choice(each) for each in scores]
+        mixed = self._mixed(outputs, masks)
+        if mixed is None or deterministic:
+            chosen = [None] if mixed is None else [_sure_place(each) for each in mixed]
             return None if None in chosen else self._as_array(chosen)
         noise = torch.empty(len(self.dims), max(self.dims)).exponential_()  # as torch.multinomial draws one action
-        pairs = [zip(each, row, strict=False) for each, row in zip(scores, noise.tolist(), strict=True)]
-        chosen = [sure_choice([one - (math.log(e) if e else -math.inf) for one, e in each]) for each in pairs]
+        pairs = [zip(each, row, strict=False) for each, row in zip(mixed, noise.tolist(), strict=True)]
+        chosen = [_sure_place([one / e if e else math.inf for one, e in each]) for each in pairs]
         if None not in chosen:
             return self._as_array(chosen)
         with torch.no_grad():
@@ -578,8 +546,8 @@ class MixedCategorical(RegularisedDistribution):
     def _as_array(self, chosen: list[int | None]) -> NDArray[Any]:
         return np.array(chosen, np.float32 if self._is_bernoulli else np.int64)
 
-    def _scores(self, outputs: Tensor, masks: Any) -> list[list[float]] | None:
-        """Each component's log-probabilities in one state, as Python's numbers; None: they may be too imprecise."""
+    def _mixed(self, outputs: Tensor, masks: Any) -> list[list[float]] | None:
+        """Each component's mixture in one state, up to a factor, as numbers; None: they may be too imprecise."""
         values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
         if self.start is not None or not all(-_MODERATE < one < _MODERATE for one in values):
             return None
@@ -589,27 +557,28 @@ class MixedCategorical(RegularisedDistribution):
         if masks is not None:
             if type(masks) is not np.ndarray or masks.size != len(values):
                 return None
-            legal = masks.ravel().tolist()
-            values = [one if is_legal else -math.inf for one, is_legal in zip(values, legal, strict=True)]
-        recipes = self.references or (None,) * len(self.dims)
-        parts = zip(recipes, pairwise((0, *accumulate(self.dims))), strict=True)
-        found = [self._mixed(values[start:end], recipe) for recipe, (start, end) in parts]
-        return None if None in found else found  # type: ignore[return-value]
-
-    def _mixed(self, logits: list[float], recipe: Smoothing | None) -> list[float] | None:
-        """Log-probabilities of a component by its logits, -inf where illegal; None: the reference is not known."""
-        largest, count = max(logits), len(logits) - logits.count(-math.inf)
-        weights = [math.exp(one - largest) for one in logits] if count else []
-        shares: Sequence[float] = [1 / count if one else 0.0 for one in weights] if count else []
-        if recipe is not None:
-            greedy = sure_choice(list(logits)) if count == len(logits) <= _LARGEST_TABLE else None
-            shares = () if greedy is None else _row(recipe, count, greedy)
-        if not shares:
-            return None
-        floor = self.floor or guaranteed_floor(self.min_entropy, count)
-        scale = (1 - floor) / sum(weights)
-        mixed = [scale * weight + floor * share for weight, share in zip(weights, shares, strict=True)]
-        return [math.log(one) if one else -math.inf for one in mixed]
+            values = [
+                one if is_legal else -math.inf for one, is_legal in zip(values, masks.ravel().tolist(), strict=True)
+            ]
+        found, start, exp = [], 0, math.exp
+        for size, recipe in zip(self.dims, self.references or (None,) * len(self.dims), strict=True):
+            logits = values[start : start + size]
+            start, largest, count = start + size, max(logits), size - logits.count(-math.inf)
+            row: Sequence[float] | None = None
+            if recipe is not None:
+                greedy = sure_choice(list(logits)) if count == size else None
+                row = None if greedy is None else reference_row(recipe, size, greedy)
+            if not count or (row is None) != (recipe is None):
+                return None
+            weights = [exp(one - largest) for one in logits]
+            floor = self.floor or guaranteed_floor(self.min_entropy, count)
+            rest, beside = 1 - floor, floor * sum(weights)
+            if row is None:
+                each = beside / count
+                found.append([rest * one + each if one else 0.0 for one in weights])
+            else:
+                found.append([rest * one + beside * share for one, share in zip(weights, row, strict=True)])
+        return found
 
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""
