@@ -431,8 +431,8 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
     if len(roots) != 1:
         found = "none" if not roots else ", ".join(repr(names[place]) for place in roots)
         raise ValueError(f"A tree has one root (parent -1 or None), found {found}.")
-    reached = {roots[0]}
-    for start in range(len(names)):
+    reached, inner = {roots[0]}, set(parents)
+    for start in sorted(inner - {-1}):  # a circle has no leaves
         path: list[int] = []
         seen: set[int] = set()
         place = start
@@ -444,7 +444,6 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
             seen.add(place)
             place = parents[place]
         reached.update(path)
-    inner = set(parents)
     for place in classes:
         if place in inner:
             raise ValueError(f"Class {names[place]!r} is not a leaf: it has children.")
@@ -460,7 +459,8 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
 
 def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
     """The nodes in depth-first order, parents before children, and each node's children."""
-    children: list[list[int]] = [[] for _ in parents]
+    inner, none = set(parents), list[int]()
+    children = [[] if node in inner else none for node in range(len(parents))]  # most nodes are leaves
     for node, parent in enumerate(parents):
         if parent != -1:
             children[parent].append(node)
@@ -521,10 +521,13 @@ def _sums_of_others(
 ) -> tuple[Tensor, Tensor]:
     """For each class the edges to the nearest other one and the sum of all weights in units of that one's.
 
-    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down; all that is added is
-    positive, so that nothing cancels.
+    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down, over the inner nodes: all
+    classes right below one see the same. All that is added is positive, so that nothing cancels.
     """
     nodes, children = _top_down(parents)
+    inner = [node for node in nodes if children[node]]
+    if not inner:  # one class, which is the root
+        return torch.zeros(1, dtype=torch.int64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
 
     def joined(one: _Others, other: _Others) -> _Others:
         if one is None or other is None:
@@ -535,19 +538,29 @@ def _sums_of_others(
     def through_an_edge(others: _Others) -> _Others:
         return None if others is None else (others[0] + 1, others[1])
 
-    below: list[_Others] = [(0, 1.0)] * len(parents)  # of a class: itself
-    for node in reversed(nodes):
-        if children[node]:
-            below[node] = functools.reduce(joined, [through_an_edge(below[child]) for child in children[node]], None)
-    outside: list[_Others] = [None] * len(parents)
-    for node in nodes:
-        before = outside[node]
+    def some(count: int) -> _Others:
+        """So many classes right below a node, from there."""
+        return (1, float(count)) if count else None
+
+    groups = {node: [child for child in children[node] if children[child]] for node in inner}
+    leaves = {node: len(children[node]) - len(groups[node]) for node in inner}
+    below: dict[int, _Others] = {}
+    for node in reversed(inner):
+        parts = [through_an_edge(below[child]) for child in groups[node]]
+        below[node] = functools.reduce(joined, parts, some(leaves[node]))
+    outside: dict[int, _Others] = {inner[0]: None}
+    found: dict[int, tuple[int, float]] = {}  # what a class right below each node sees
+    for node in inner:
         after: list[_Others] = [None]
-        for child in reversed(children[node]):
+        for child in reversed(groups[node]):
             after.append(joined(after[-1], through_an_edge(below[child])))
-        for child, behind in zip(children[node], reversed(after[:-1]), strict=True):
+        if leaves[node]:
+            others = joined(joined(outside[node], after[-1]), some(leaves[node] - 1))
+            others = through_an_edge(others)
+            found[node] = (joined((0, 1.0), others) if include_label else others) or (0, 1.0)
+        before = joined(outside[node], some(leaves[node]))
+        for child, behind in zip(groups[node], reversed(after[:-1]), strict=True):
             outside[child] = through_an_edge(joined(before, behind))
             before = joined(before, through_an_edge(below[child]))
-    found = [joined((0, 1.0), outside[leaf]) if include_label else outside[leaf] for leaf in classes]
-    edges, sums = zip(*[one or (0, 1.0) for one in found], strict=True)
+    edges, sums = zip(*[found[parents[leaf]] for leaf in classes], strict=True)
     return torch.tensor(edges, device="cpu"), torch.tensor(sums, dtype=torch.float64, device="cpu")
