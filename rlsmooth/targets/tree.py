@@ -312,7 +312,10 @@ class Tree(ComparedByFields):
                     grow(below, add(str(name), parent), f"{path}/{name}")
             elif isinstance(part, Sequence) and part:
                 for place, below in enumerate(part):
-                    grow(below, parent if isinstance(below, str) else add(f"{path}[{place}]", parent), path)
+                    if isinstance(below, str):
+                        leaves.append(add(below, parent))
+                    else:
+                        grow(below, add(f"{path}[{place}]", parent), path)
             else:
                 raise ValueError(
                     f"nested: {path!r} holds {part!r}; it needs a name, or a non-empty mapping or sequence of names."
@@ -424,7 +427,7 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
     if not names or len(names) != len(parents):
         raise ValueError(f"A tree needs one parent a node: got {len(names)} names and {len(parents)} parents.")
     for what, pointers, lowest in (("parent", parents, -1), ("class", classes, 0)):
-        for pointer in pointers:
+        for pointer in (min(pointers, default=0), max(pointers, default=0)):
             if not lowest <= pointer < len(names):
                 raise ValueError(f"The {what} {pointer} is not a node: there are nodes 0 to {len(names) - 1}.")
     roots = [place for place, parent in enumerate(parents) if parent == -1]
@@ -444,11 +447,12 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
             seen.add(place)
             place = parents[place]
         reached.update(path)
-    for place in classes:
-        if place in inner:
-            raise ValueError(f"Class {names[place]!r} is not a leaf: it has children.")
-    missing = set(range(len(names))) - inner - set(classes)
-    if missing:
+    known = set(classes)
+    if not known.isdisjoint(inner):
+        place = next(place for place in classes if place in inner)
+        raise ValueError(f"Class {names[place]!r} is not a leaf: it has children.")
+    if len(known) + len(inner) - 1 < len(names):  # -1 is the root's parent
+        missing = set(range(len(names))) - inner - known
         raise ValueError(f"Leaf {names[min(missing)]!r} is not among the classes: every leaf must be one.")
     seen_names: set[str] = set()
     for place in classes:
@@ -475,41 +479,46 @@ def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
 def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[TreeIntervals, Tensor]:
     """The classes' intervals and, for each of their nodes, the edges down to the deepest class below it."""
     nodes, children = _top_down(parents)
-    depths, places, deepest, ends = ([0] * len(parents) for _ in range(4))
-    # A fork is the root or has several children. `above` is the lowest fork above each node.
-    number: dict[int, int] = {}
-    above, levels, seen = [nodes[0]] * len(parents), [0] * len(parents), 0
+    # A fork is the root or has several children. `fork` is the lowest one at or above each inner node.
+    depths, fork, levels, places, deepest = ([0] * len(parents) for _ in range(5))
+    forks, fork_parents, seen = list[int](), list[int](), 0
     for node in nodes:
-        parent = parents[node]
-        if parent != -1:
-            depths[node] = depths[parent] + 1
-            above[node] = parent if parent in number else above[parent]
-            levels[node] = levels[parent] + (parent in number)
+        parent, places[node] = parents[node], seen
+        if not children[node]:
+            seen += 1
+        elif parent != -1:
+            depths[node], fork[node], levels[node] = depths[parent] + 1, fork[parent], levels[parent]
         if parent == -1 or len(children[node]) > 1:
-            number[node] = len(number)
-        places[node] = seen
-        seen += not children[node]
+            fork_parents.append(fork[node])
+            fork[node] = len(forks)
+            forks.append(node)
+            levels[node] += bool(children[node])
+    counts = [1] * len(parents)  # of classes
     for node in reversed(nodes):
-        ends[node] = max((ends[child] for child in children[node]), default=places[node] + 1)
-        deepest[node] = max((deepest[child] for child in children[node]), default=depths[node])
+        if children[node]:
+            inner = [child for child in children[node] if children[child]]
+            leaves = len(children[node]) - len(inner)
+            counts[node] = leaves + sum([counts[child] for child in inner])
+            deepest[node] = max([deepest[child] + 1 for child in inner], default=1)
 
     def table(values: Iterable[int]) -> Tensor:
         return torch.tensor(list(values), dtype=torch.int64, device="cpu")  # whatever torch's default device
 
-    order, depth = table(places[leaf] for leaf in classes), table(depths[leaf] for leaf in classes)
+    above = table(parents[leaf] for leaf in classes)  # of a class that is the root: -1, the only node
+    order, depth = table(places[leaf] for leaf in classes), table(depths)[above] + (len(nodes) > 1)
     intervals = TreeIntervals(
         order,
         depth,
-        table(number[above[leaf]] for leaf in classes),
-        table(number[above[node]] for node in number),
-        table(places[node] for node in number),
-        table(ends[node] for node in number),
-        table(depths[node] for node in number),
-        max(levels[leaf] for leaf in classes),
+        table(fork)[above],
+        table(fork_parents),
+        table(places[node] for node in forks),
+        table(places[node] + counts[node] for node in forks),
+        table(depths[node] for node in forks),
+        int(table(levels)[above].max()),
         bool((order == torch.arange(len(classes), device="cpu")).all()),
         bool((depth == depth[0]).all()),
     )
-    return intervals, table(deepest[node] - depths[node] for node in number)
+    return intervals, table(deepest[node] for node in forks)
 
 
 _Others = tuple[int, float] | None
