@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -454,11 +455,9 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
     if len(known) + len(inner) - 1 < len(names):  # -1 is the root's parent
         missing = set(range(len(names))) - inner - known
         raise ValueError(f"Leaf {names[min(missing)]!r} is not among the classes: every leaf must be one.")
-    seen_names: set[str] = set()
-    for place in classes:
-        if names[place] in seen_names:
-            raise ValueError(f"Class {names[place]!r} stands twice.")
-        seen_names.add(names[place])
+    chosen = [names[place] for place in classes]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"Class {Counter(chosen).most_common(1)[0][0]!r} stands twice.")
 
 
 def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
@@ -523,6 +522,7 @@ def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[Tree
 
 _Others = tuple[int, float] | None
 """Some classes as seen from a node: the edges to the nearest, and the sum of all weights in units of its weight."""
+_NONE: _Others = None
 
 
 def _sums_of_others(
@@ -551,25 +551,25 @@ def _sums_of_others(
         """So many classes right below a node, from there."""
         return (1, float(count)) if count else None
 
-    groups = {node: [child for child in children[node] if children[child]] for node in inner}
-    leaves = {node: len(children[node]) - len(groups[node]) for node in inner}
-    below: dict[int, _Others] = {}
+    groups, leaves = [list[int]()] * len(parents), [0] * len(parents)  # lists by node: dicts of many miss the cache
+    below, outside = [_NONE] * len(parents), [_NONE] * len(parents)
+    edges, sums = [0] * len(parents), [1.0] * len(parents)  # what a class right below each node sees
     for node in reversed(inner):
+        groups[node] = [child for child in children[node] if children[child]]
+        leaves[node] = len(children[node]) - len(groups[node])
         parts = [through_an_edge(below[child]) for child in groups[node]]
         below[node] = functools.reduce(joined, parts, some(leaves[node]))
-    outside: dict[int, _Others] = {inner[0]: None}
-    found: dict[int, tuple[int, float]] = {}  # what a class right below each node sees
     for node in inner:
-        after: list[_Others] = [None]
+        after = [_NONE]
         for child in reversed(groups[node]):
             after.append(joined(after[-1], through_an_edge(below[child])))
         if leaves[node]:
             others = joined(joined(outside[node], after[-1]), some(leaves[node] - 1))
             others = through_an_edge(others)
-            found[node] = (joined((0, 1.0), others) if include_label else others) or (0, 1.0)
+            edges[node], sums[node] = (joined((0, 1.0), others) if include_label else others) or (0, 1.0)
         before = joined(outside[node], some(leaves[node]))
         for child, behind in zip(groups[node], reversed(after[:-1]), strict=True):
             outside[child] = through_an_edge(joined(before, behind))
             before = joined(before, through_an_edge(below[child]))
-    edges, sums = zip(*[found[parents[leaf]] for leaf in classes], strict=True)
-    return torch.tensor(edges, device="cpu"), torch.tensor(sums, dtype=torch.float64, device="cpu")
+    above = torch.tensor([parents[leaf] for leaf in classes], device="cpu")
+    return torch.tensor(edges, device="cpu")[above], torch.tensor(sums, dtype=torch.float64, device="cpu")[above]
