@@ -82,7 +82,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("rlsmooth.losses.closed_form", "_is_few", False),  # torch's own loss
         ("rlsmooth.losses.closed_form", "_is_small", False),
     ):
-        monkeypatch.setattr(f"{where}.{name}", lambda *given, answer=answer: answer)
+        monkeypatch.setattr(f"{where}.{name}", lambda *given, answer=answer, **named: answer)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -460,14 +461,24 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
         raise ValueError(f"Class {Counter(chosen).most_common(1)[0][0]!r} stands twice.")
 
 
-def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
+def _zeros(count: int, kind: Literal["q", "d"] = "q") -> array[Any]:
+    """Whole numbers, or floating-point ones. Python's collector goes through lists of many again and again."""
+    return array(kind, bytes(8 * count))
+
+
+def _tensor(values: array[Any]) -> Tensor:
+    """The same memory."""
+    return torch.frombuffer(values, dtype=torch.int64 if values.typecode == "q" else torch.float64)
+
+
+def _top_down(parents: tuple[int, ...]) -> tuple[array[int], list[list[int]]]:
     """The nodes in depth-first order, parents before children, and each node's children."""
     inner, none = set(parents), list[int]()
     children = [[] if node in inner else none for node in range(len(parents))]  # most nodes are leaves
     for node, parent in enumerate(parents):
         if parent != -1:
             children[parent].append(node)
-    nodes: list[int] = []
+    nodes: array[int] = array("q")
     waiting = [parents.index(-1)]
     while waiting:
         nodes.append(waiting.pop())
@@ -479,12 +490,13 @@ def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[Tree
     """The classes' intervals and, for each of their nodes, the edges down to the deepest class below it."""
     nodes, children = _top_down(parents)
     # A fork is the root or has several children. `fork` is the lowest one at or above each inner node.
-    depths, fork, levels, places, deepest = ([0] * len(parents) for _ in range(5))
-    forks, fork_parents, seen = list[int](), list[int](), 0
+    depths, fork, levels, places, deepest, counts = (_zeros(len(parents)) for _ in range(6))
+    forks, fork_parents, seen = array("q"), array("q"), 0
     for node in nodes:
         parent, places[node] = parents[node], seen
         if not children[node]:
             seen += 1
+            counts[node] = 1
         elif parent != -1:
             depths[node], fork[node], levels[node] = depths[parent] + 1, fork[parent], levels[parent]
         if parent == -1 or len(children[node]) > 1:
@@ -492,32 +504,32 @@ def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[Tree
             fork[node] = len(forks)
             forks.append(node)
             levels[node] += bool(children[node])
-    counts = [1] * len(parents)  # of classes
     for node in reversed(nodes):
         if children[node]:
             inner = [child for child in children[node] if children[child]]
             leaves = len(children[node]) - len(inner)
             counts[node] = leaves + sum([counts[child] for child in inner])
             deepest[node] = max([deepest[child] + 1 for child in inner], default=1)
-
-    def table(values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device="cpu")  # whatever torch's default device
-
-    above = table(parents[leaf] for leaf in classes)  # of a class that is the root: -1, the only node
-    order, depth = table(places[leaf] for leaf in classes), table(depths)[above] + (len(nodes) > 1)
+    above, of_classes, of_forks = _above(parents, classes), _tensor(array("q", classes)), _tensor(forks)
+    order, depth = _tensor(places)[of_classes], _tensor(depths)[above] + (len(nodes) > 1)
     intervals = TreeIntervals(
         order,
         depth,
-        table(fork)[above],
-        table(fork_parents),
-        table(places[node] for node in forks),
-        table(places[node] + counts[node] for node in forks),
-        table(depths[node] for node in forks),
-        int(table(levels)[above].max()),
+        _tensor(fork)[above],
+        _tensor(fork_parents),
+        _tensor(places)[of_forks],
+        (_tensor(places) + _tensor(counts))[of_forks],
+        _tensor(depths)[of_forks],
+        int(_tensor(levels)[above].max()),
         bool((order == torch.arange(len(classes), device="cpu")).all()),
         bool((depth == depth[0]).all()),
     )
-    return intervals, table(deepest[node] for node in forks)
+    return intervals, _tensor(deepest)[of_forks]
+
+
+def _above(parents: tuple[int, ...], classes: tuple[int, ...]) -> Tensor:
+    """The node above each class; of one that is the root -1, which is the last node, too: itself."""
+    return _tensor(array("q", parents))[_tensor(array("q", classes))]
 
 
 _Others = tuple[int, float] | None
@@ -553,7 +565,7 @@ def _sums_of_others(
 
     groups, leaves = [list[int]()] * len(parents), [0] * len(parents)  # lists by node: dicts of many miss the cache
     below, outside = [_NONE] * len(parents), [_NONE] * len(parents)
-    edges, sums = [0] * len(parents), [1.0] * len(parents)  # what a class right below each node sees
+    edges, sums = _zeros(len(parents)), _zeros(len(parents), "d")  # what a class right below each node sees
     for node in reversed(inner):
         groups[node] = [child for child in children[node] if children[child]]
         leaves[node] = len(children[node]) - len(groups[node])
@@ -571,5 +583,5 @@ def _sums_of_others(
         for child, behind in zip(groups[node], reversed(after[:-1]), strict=True):
             outside[child] = through_an_edge(joined(before, behind))
             before = joined(before, through_an_edge(below[child]))
-    above = torch.tensor([parents[leaf] for leaf in classes], device="cpu")
-    return torch.tensor(edges, device="cpu")[above], torch.tensor(sums, dtype=torch.float64, device="cpu")[above]
+    above = _above(parents, classes)
+    return _tensor(edges)[above], _tensor(sums)[above]
