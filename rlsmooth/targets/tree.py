@@ -471,10 +471,10 @@ def _tensor(values: array[Any]) -> Tensor:
     return torch.frombuffer(values, dtype=torch.int64 if values.typecode == "q" else torch.float64)
 
 
-def _top_down(parents: tuple[int, ...]) -> tuple[array[int], list[list[int]]]:
+def _top_down(parents: tuple[int, ...]) -> tuple[array[int], list[array[int]]]:
     """The nodes in depth-first order, parents before children, and each node's children."""
-    inner, none = set(parents), list[int]()
-    children = [[] if node in inner else none for node in range(len(parents))]  # most nodes are leaves
+    inner, none = set(parents), array("q")
+    children = [array("q") if node in inner else none for node in range(len(parents))]  # most nodes are leaves
     for node, parent in enumerate(parents):
         if parent != -1:
             children[parent].append(node)
@@ -546,7 +546,7 @@ def _sums_of_others(
     classes right below one see the same. All that is added is positive, so that nothing cancels.
     """
     nodes, children = _top_down(parents)
-    inner = [node for node in nodes if children[node]]
+    inner = array("q", [node for node in nodes if children[node]])
     if not inner:  # one class, which is the root
         return torch.zeros(1, dtype=torch.int64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
 
@@ -563,11 +563,11 @@ def _sums_of_others(
         """So many classes right below a node, from there."""
         return (1, float(count)) if count else None
 
-    groups, leaves = [list[int]()] * len(parents), [0] * len(parents)  # lists by node: dicts of many miss the cache
+    groups, leaves = [array("q")] * len(parents), _zeros(len(parents))  # by node: a dict of many misses the cache
     below, outside = [_NONE] * len(parents), [_NONE] * len(parents)
     edges, sums = _zeros(len(parents)), _zeros(len(parents), "d")  # what a class right below each node sees
     for node in reversed(inner):
-        groups[node] = [child for child in children[node] if children[child]]
+        groups[node] = array("q", [child for child in children[node] if children[child]])
         leaves[node] = len(children[node]) - len(groups[node])
         parts = [through_an_edge(below[child]) for child in groups[node]]
         below[node] = functools.reduce(joined, parts, some(leaves[node]))
