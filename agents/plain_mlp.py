@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu_, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
+from rlsmooth.losses.gaussian import widened_log_std
 from rlsmooth.losses.on_policy import bernoulli_entropy, bernoulli_log_prob, normal_entropy, normal_log_prob
 from rlsmooth.losses.policy import normalised_logits
 from rlsmooth.training.mlp_engine import why_not_served
@@ -294,6 +295,19 @@ def sure_choice(scores: list[float]) -> int | None:
     return place if best - max(scores) > SURE else None  # of NaN: None
 
 
+@lru_cache(maxsize=64)
+def deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
+    """Standard deviations, `[D]`, scaled up to an entropy of `least` nats; kept for predictions one by one.
+
+    Args:
+        log_std: their logarithms.
+        least: None: they are not scaled.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        values = torch.tensor(log_std)
+        return (values if least is None else widened_log_std(values, least)).exp()
+
+
 @dataclass(frozen=True, eq=False)
 class PlainNetwork:
     """The layers of a plain MLP policy.
@@ -430,11 +444,12 @@ class PlainNetwork:
         if not sum(map(abs, values)) < 1e6:  # or one is NaN
             return None
         if self.log_std is not None:
-            if not all(-87 < one < 88 for one in self.log_std.tolist()):  # exp of which is a float32 above 0
+            log_std = tuple(self.log_std.tolist())
+            if not all(-87 < one < 88 for one in log_std):  # exp of which is a float32 above 0
                 return None
             if deterministic:
                 return outputs.numpy()
-            return torch.randn_like(outputs).mul_(self.log_std.detach().exp()).add_(outputs).numpy()
+            return torch.randn_like(outputs).mul_(deviations(log_std, None)).add_(outputs).numpy()
         if self.is_binary:
             return PlainBernoulli().proba_distribution(outputs).get_actions(deterministic).numpy()
         if action_masks is not None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, sure_choice
+from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, deviations, sure_choice
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.agents.smoothed.references import reference_distributions, reference_row
 from rlsmooth.agents.spaces import shifted
@@ -133,14 +133,6 @@ def _padding(dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
         exists = steps < sizes.unsqueeze(-1)
         places = torch.where(exists, starts.unsqueeze(-1) + steps, 0).flatten()
         return places.to(device), exists.to(device)
-
-
-@functools.lru_cache(maxsize=64)
-def _deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
-    """Standard deviations, `[D]`, scaled up to an entropy of at least `least`; kept for predictions one by one."""
-    with torch.inference_mode(False), torch.no_grad():
-        values = torch.tensor(log_std)
-        return (values if least is None else widened_log_std(values, least)).exp()
 
 
 class MixedGaussian(RegularisedDistribution):
@@ -292,7 +284,7 @@ class MixedGaussian(RegularisedDistribution):
         """
         if deterministic:
             return outputs.numpy()
-        mean, std = outputs, _deviations(tuple(log_std.tolist()), self.min_entropy)
+        mean, std = outputs, deviations(tuple(log_std.tolist()), self.min_entropy)
         noise = torch.randn_like(mean)
         if self.floor and torch.rand(1, 1).item() < np.float32(self.floor):
             mean, std = self.reference_mean, self.reference_std

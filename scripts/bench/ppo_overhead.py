@@ -278,9 +278,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         for row in result["predictions"]
     ]  # fmt: skip
     lines += [markdown_table(["actions", "chosen", "agent", "median"], cells), ""]
-    own = [row["microseconds"]["median"] for row in result["predictions"] if "stable" not in row["contender"]]
-    most = f"at most {PREDICT_MOST:g} with SmoothedPPO and BC. Measured: at most {max(own, default=0.0):.1f}"
-    lines += [f"Required: {most}, {'met' if max(own, default=0.0) <= PREDICT_MOST else 'NOT met'}.", ""]
+    lines += [f"Required: at most {PREDICT_MOST:g} with SmoothedPPO and BC. Measured: {_predicted(result)}.", ""]
     lines += [f"**{result['verdict']}**", "", "## How", ""]
     lines += [
         f"- `{result['command']}`",
@@ -299,6 +297,20 @@ def to_markdown(result: dict[str, Any]) -> str:
             f" {own_run['load_before']}, after {own_run['load_after']}."
         )
     return "\n".join(lines)
+
+
+def _predicted(result: dict[str, Any]) -> str:
+    """The longest predictions of ours, without and with a floor or a guarantee."""
+    found = []
+    for words, with_knobs in (("at most", False), ("with a floor or a guarantee at most", True)):
+        own = [
+            row["microseconds"]["median"]
+            for row in result["predictions"]
+            if "stable" not in row["contender"] and bool(PREDICTED[row["actions"]][1]) == with_knobs
+        ]
+        most = max(own, default=0.0)
+        found.append(f"{words} {most:.1f}, {'met' if most <= PREDICT_MOST else 'NOT met'}")
+    return "; ".join(found)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
