@@ -522,7 +522,7 @@ class MixedCategorical(RegularisedDistribution):
         """
         mixed = self._mixed(outputs, masks)
         if mixed is None or deterministic:
-            chosen = [None] if mixed is None else [_sure_place(each) for each in mixed]
+            chosen: list[int | None] = [None] if mixed is None else [_sure_place(each) for each in mixed]
             return None if None in chosen else self._as_array(chosen)
         noise = torch.empty(len(self.dims), max(self.dims)).exponential_()  # as torch.multinomial draws one action
         pairs = [zip(each, row, strict=False) for each, row in zip(mixed, noise.tolist(), strict=True)]
