@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -28,16 +28,17 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
-from torch.nn.functional import elu_, linear, softmax
+from torch.nn.functional import elu_, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
+from rlsmooth.losses.gaussian import widened_log_std
 from rlsmooth.losses.on_policy import bernoulli_entropy, bernoulli_log_prob, normal_entropy, normal_log_prob
 from rlsmooth.losses.policy import normalised_logits
 from rlsmooth.training.mlp_engine import why_not_served
 
 
 class Activation(NamedTuple):
-    """A function in place, and its gradient from the gradient, which it may overwrite, and the value of its output."""
+    """A function in place, and its gradient from the gradient and the value of its output, which it overwrites."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -45,17 +46,17 @@ class Activation(NamedTuple):
 
 
 def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=output)
     return found
 
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=output)
     return found
 
 
 def _elu_backward(gradient: Tensor, value: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, value)
+    found: Tensor = torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, value, grad_input=value)
     return found
 
 
@@ -65,6 +66,11 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation(torch.relu_, _relu_backward),
     nn.ELU: Activation(elu_, _elu_backward, reads_input=True),
 }
+
+_KEPT_SIZES = 4
+"""Memory is kept for so many sizes of minibatches: an epoch's, its last one's, and another's."""
+_MOST_KEPT = 2**23
+"""And for at most so many outputs of all layers; where they are more, the products take far longer than the system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,27 +98,49 @@ class Layers:
         return [weight.data_ptr() for weight, _ in self.linears], layers
 
     def each(self, inputs: Tensor) -> list[Tensor]:
-        """The inputs of each layer, and last the outputs."""
-        values = [inputs]
-        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
-            inputs = linear(inputs, weight, bias)
+        """The inputs of each layer, and last the outputs; those between are overwritten by the next call."""
+        values, (buffers, _) = [inputs], self._memory(len(inputs))
+        for place, ((weight, bias), activation) in enumerate(zip(self.linears, self.activations, strict=True)):
+            inputs = torch.addmm(bias, inputs, weight.t(), out=buffers[place])
             values.append(inputs if activation is None else activation.forward(inputs))
-            inputs = values[-1]
         return values
 
     def gradients(self, values: Sequence[Tensor], gradient: Tensor) -> dict[Tensor, Tensor]:
-        """The gradient of each weight and bias, by `values` of `each` and the gradient of the outputs."""
+        """The gradient of each weight and bias, by `values` of `each`, which it spoils, and that of the outputs."""
         found: dict[Tensor, Tensor] = {}
+        _, buffers = self._memory(len(gradient))
         for place in reversed(range(len(self.linears))):
             weight, bias = self.linears[place]
             activation = self.activations[place]
             if activation is not None:
-                known = linear(values[place], weight, bias) if activation.reads_input else values[place + 1]
+                known = values[place + 1]
+                if activation.reads_input:
+                    torch.addmm(bias, values[place], weight.t(), out=known)
                 gradient = activation.backward(gradient, known)
             found[weight], found[bias] = gradient.t().mm(values[place]), gradient.sum(0)
             if place:
-                gradient = gradient.mm(weight)
+                gradient = torch.mm(gradient, weight, out=buffers.get(weight.shape[1]))
         return found
+
+    def _memory(self, size: int) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+        """Where passes of so many samples write: each layer's outputs, and by width gradients; None: to fresh memory.
+
+        The system clears each fresh megabyte, which takes as long as a layer of 64 units.
+        """
+        if size not in self._kept:
+            if len(self._kept) == _KEPT_SIZES:
+                self._kept.clear()
+            widths = [len(bias) for _, bias in self.linears[:-1]]
+            keeps = size * sum(widths) <= _MOST_KEPT
+            with torch.inference_mode(False):
+                hidden = [self.linears[0][1].new_empty(size, width) if keeps else None for width in widths]
+                below = {len(one[0]): torch.empty_like(one) for one in hidden if one is not None}
+            self._kept[size] = [*hidden, None], below
+        return self._kept[size]
+
+    @cached_property
+    def _kept(self) -> dict[int, tuple[list[Tensor | None], dict[int, Tensor]]]:
+        return {}
 
     def with_values(self, values: dict[Tensor, Tensor]) -> Self:
         """The same layers with other tensors in place of its parameters."""
@@ -253,18 +281,31 @@ class PlainBernoulli:
 
 
 PlainDistribution: TypeAlias = PlainCategorical | PlainGaussian | PlainBernoulli
-_MOST_VALUES = 64
+MOST_VALUES = 64
 """Of more outputs, Python's numbers are slower than torch's."""
-_SURE = 1e-4
+SURE = 1e-4
 """Scores further apart than this are in the same order whatever torch's rounding of probabilities does."""
 
 
-def _sure_choice(scores: list[float]) -> int | None:
+def sure_choice(scores: list[float]) -> int | None:
     """The place of the largest score, or None where another is so close that rounding may decide."""
     best = max(scores)
     place = scores.index(best)
     scores[place] = -math.inf
-    return place if best - max(scores) > _SURE else None  # of NaN: None
+    return place if best - max(scores) > SURE else None  # of NaN: None
+
+
+@lru_cache(maxsize=64)
+def deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
+    """Standard deviations, `[D]`, scaled up to an entropy of `least` nats; kept for predictions one by one.
+
+    Args:
+        log_std: their logarithms.
+        least: None: they are not scaled.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        values = torch.tensor(log_std)
+        return (values if least is None else widened_log_std(values, least)).exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,16 +356,16 @@ class PlainNetwork:
             return PlainGaussian()
         return PlainBernoulli() if self.is_binary else PlainCategorical(self.sizes, is_maskable=self.is_maskable)
 
-    def _distribution_at(self, outputs: Tensor, action_masks: Any) -> Any:
-        """The policy's distribution, or None where torch's own would refuse the outputs."""
-        found: Any = self.distribution()
+    def _distribution_at(self, outputs: Tensor, action_masks: Any, mixture: Any) -> Any:
+        """The behaviour policy's distribution, or None where torch's own would refuse the outputs."""
+        found: Any = self.distribution() if mixture is None else mixture
         found.proba_distribution(*((outputs,) if self.log_std is None else (outputs, self.log_std)))
         if action_masks is not None:
             found.apply_masking(action_masks)
-        return found if found.is_valid() else None
+        return found if mixture is not None or found.is_valid() else None
 
     def act(
-        self, observations: Tensor, action_masks: Any = None, *, deterministic: bool
+        self, observations: Tensor, action_masks: Any = None, *, deterministic: bool, mixture: Any = None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Actions, values and log-probabilities as the policy's `forward`; None for a graph, or what ends in an error.
 
@@ -332,19 +373,26 @@ class PlainNetwork:
             observations: `[B, ...]`.
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
+            mixture: the behaviour policy, without outputs, where it is another than the network's; else None.
         """
         if torch.is_grad_enabled():
             return None
         features = self.features(observations)
         values = self.critic(features)
-        distribution = self._distribution_at(self.actor(features), action_masks)
+        distribution = self._distribution_at(self.actor(features), action_masks, mixture)
         if distribution is None:
             return None
         actions = distribution.get_actions(deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def predict(
-        self, observation: Any, action_masks: Any = None, *, deterministic: bool, action_space: spaces.Space[Any]
+        self,
+        observation: Any,
+        action_masks: Any = None,
+        *,
+        deterministic: bool,
+        action_space: spaces.Space[Any],
+        mixture: Any = None,
     ) -> NDArray[Any] | None:
         """Actions as the policy's `predict`; None for what is no float array of the space's shape, or ends in an error.
 
@@ -353,6 +401,7 @@ class PlainNetwork:
             action_masks: of a maskable policy, or None.
             deterministic: the most probable actions, else drawn ones.
             action_space: the policy's; a Box clips.
+            mixture: as `act`'s.
         """
         shape = self.vector_shape
         if shape is None or type(observation) is not np.ndarray or observation.dtype not in _FLOATS:
@@ -366,16 +415,21 @@ class PlainNetwork:
         if len(shape) == 2 or features.dtype != torch.float32:
             features = features.flatten(1).float()
         outputs = self.actor(features)
-        actions = self._one_action(outputs, action_masks, deterministic) if len(features) == 1 else None
+        actions = None
+        if len(features) == 1:
+            if mixture is None:
+                actions = self._one_action(outputs, action_masks, deterministic)
+            else:
+                actions = mixture.one_action(outputs, self.log_std, action_masks, deterministic)
         if actions is None:
             with torch.no_grad():
-                distribution = self._distribution_at(outputs, action_masks)
+                distribution = self._distribution_at(outputs, action_masks, mixture)
                 if distribution is None:
                     return None
                 actions = distribution.get_actions(deterministic).numpy()
         actions = actions.reshape(-1, *(action_space.shape or ()))
         if isinstance(action_space, spaces.Box):
-            actions = actions.clip(action_space.low, action_space.high)
+            actions = np.minimum(np.maximum(actions, action_space.low), action_space.high)  # quicker than its clip
         return actions[0, ...] if is_single else actions
 
     def _one_action(self, outputs: Tensor, action_masks: Any, deterministic: bool) -> NDArray[Any] | None:
@@ -386,15 +440,16 @@ class PlainNetwork:
             action_masks: as `predict`'s.
             deterministic: as `predict`'s.
         """
-        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= _MOST_VALUES else [math.nan]
+        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
         if not sum(map(abs, values)) < 1e6:  # or one is NaN
             return None
         if self.log_std is not None:
-            if not all(-87 < one < 88 for one in self.log_std.tolist()):  # exp of which is a float32 above 0
+            log_std = tuple(self.log_std.tolist())
+            if not all(-87 < one < 88 for one in log_std):  # exp of which is a float32 above 0
                 return None
             if deterministic:
                 return outputs.numpy()
-            return torch.randn_like(outputs).mul_(self.log_std.detach().exp()).add_(outputs).numpy()
+            return torch.randn_like(outputs).mul_(deviations(log_std, None)).add_(outputs).numpy()
         if self.is_binary:
             return PlainBernoulli().proba_distribution(outputs).get_actions(deterministic).numpy()
         if action_masks is not None:
@@ -411,10 +466,10 @@ class PlainNetwork:
                 part.exponential_()
             pairs = zip(values, noise.tolist()[0], strict=True)
             values = [one - (math.log(e) if e else -math.inf) for one, e in pairs]
-        chosen = [_sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
+        chosen = [sure_choice(values[start:end]) for start, end in pairwise((0, *accumulate(sizes)))]
         if None not in chosen:
             return np.array(chosen, np.int64)
-        distribution = self._distribution_at(outputs, action_masks)
+        distribution = self._distribution_at(outputs, action_masks, None)
         return distribution.get_actions(deterministic, draws).numpy()  # type: ignore[no-any-return]
 
 

@@ -55,7 +55,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def quick_paths(request: pytest.FixtureRequest) -> None:
-    """For tests that ask whether a quick path was taken."""
+    """For tests of whether a quick path was taken, or of the bits of a run that a shared fixture made by one."""
     if request.config.getoption("--plain-paths"):
         pytest.skip("no quick path is taken with --plain-paths")
 
@@ -82,7 +82,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("rlsmooth.losses.closed_form", "_is_few", False),  # torch's own loss
         ("rlsmooth.losses.closed_form", "_is_small", False),
     ):
-        monkeypatch.setattr(f"{where}.{name}", lambda *given, answer=answer: answer)
+        monkeypatch.setattr(f"{where}.{name}", lambda *given, answer=answer, **named: answer)
 
 
 @pytest.fixture

@@ -39,7 +39,12 @@ def load_make() -> ModuleType:
 make: Any = load_make()
 
 # On another machine the last bits differ, which resumed runs warn of.
-pytestmark = pytest.mark.filterwarnings("ignore:The resumed run will not repeat the saved one bit for bit")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The resumed run will not repeat the saved one bit for bit"),
+    pytest.mark.usefixtures(
+        "quick_paths"
+    ),  # by which the losses were computed then; the plain ones round in another way
+]
 
 
 @pytest.fixture(autouse=True)

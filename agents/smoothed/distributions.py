@@ -5,7 +5,6 @@ The mixture is the behaviour policy: it draws the actions and gives their log-pr
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -22,7 +21,9 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
+from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, deviations, sure_choice
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
+from rlsmooth.agents.smoothed.references import reference_distributions, reference_row
 from rlsmooth.agents.spaces import shifted
 from rlsmooth.checks import check_choice, check_in_range, check_positive_int
 from rlsmooth.losses import (
@@ -42,7 +43,7 @@ from rlsmooth.losses import (
 )
 from rlsmooth.targets import Smoothing
 
-_LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
+_MODERATE = 50.0  # where logits are larger, float32's log-probabilities may be further off than `sure_choice` allows
 
 
 def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = False) -> Tensor:
@@ -113,58 +114,12 @@ def check_masks(masks: NDArray[Any], dims: tuple[int, ...]) -> NDArray[np.bool_]
     return flat
 
 
-def reference_distributions(
-    references: Sequence[Smoothing | None], dims: tuple[int, ...], log_probs: Tensor, mask: Tensor | None
-) -> Tensor | None:
-    """The reference distribution of each state and component, shaped like `log_probs`; None: uniform over the legal.
-
-    It is the background of the recipe around the greedy action: the part of a target beside its label at alpha 1, or,
-    for a recipe of `alpha=None`, the whole target.
-
-    Args:
-        references: one recipe a component, None for uniform.
-        dims: number of choices of each component.
-        log_probs: `[B, K]` or `[B, D, max(dims)]`, of the network over the legal choices, without a graph.
-        mask: bool, broadcasts to `log_probs`, or None.
-    """
-    if all(recipe is None for recipe in references):
-        return None
-    greedy = log_probs.argmax(-1)
-    if greedy.ndim == 1:
-        assert references[0] is not None
-        return _reference_of(references[0], dims[0], greedy, log_probs.dtype, mask)
-    parts = []
-    for d, (recipe, size) in enumerate(zip(references, dims, strict=True)):
-        legal = None if mask is None else mask[..., d, :size]
-        if recipe is None:
-            recipe = _UNIFORM
-        part = _reference_of(recipe, size, greedy[:, d], log_probs.dtype, legal)
-        parts.append(torch.nn.functional.pad(part.expand(len(greedy), size), (0, log_probs.shape[-1] - size)))
-    return torch.stack(parts, dim=1)
-
-
-_UNIFORM = Smoothing(alpha=1.0)
-
-
-def _reference_of(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
-    recipe = _at_full_alpha(recipe)
-    # A mask of [K] that allows all is none: `component_masks` has it where only other components are smaller.
-    if (mask is None or mask.ndim == 1) and size <= _LARGEST_TABLE:
-        return _table(recipe, size, dtype, greedy.device).index_select(0, greedy)
-    legal = None if mask is None or mask.ndim == 1 else mask
-    return recipe(greedy, size, legal, validate=False).dense(dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _table(recipe: Smoothing, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The reference around each action, `[K, K]`, made once: a policy asks for it in every minibatch."""
-    with torch.inference_mode(False), torch.no_grad():
-        return recipe(torch.arange(size, device=device), size, validate=False).dense(dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _at_full_alpha(recipe: Smoothing) -> Smoothing:
-    return recipe if recipe.alpha is None else dataclasses.replace(recipe, alpha=1.0)
+def _sure_place(values: list[float]) -> int | None:
+    """The place of the largest value, or None where another is so close that rounding may decide."""
+    best = max(values)
+    place = values.index(best)
+    values[place] = 0.0
+    return place if best > max(values) * (1 + SURE) else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -317,6 +272,23 @@ class MixedGaussian(RegularisedDistribution):
     def mode(self) -> Tensor:
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
+
+    def one_action(self, outputs: Tensor, log_std: Tensor, masks: None, deterministic: bool) -> NDArray[Any]:
+        """The action in one state, `[1, D]`, as `mode` and `sample` give it, drawn alike.
+
+        Args:
+            outputs: the network's, `[1, D]`.
+            log_std: `[D]`.
+            masks: none.
+            deterministic: the mean, else a drawn action.
+        """
+        if deterministic:
+            return outputs.numpy()
+        mean, std = outputs, deviations(tuple(log_std.tolist()), self.min_entropy)
+        noise = torch.randn_like(mean)
+        if self.floor and torch.rand(1, 1).item() < np.float32(self.floor):
+            mean, std = self.reference_mean, self.reference_std
+        return noise.mul_(std).add_(mean).numpy()
 
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
@@ -538,6 +510,67 @@ class MixedCategorical(RegularisedDistribution):
     def mode(self) -> Tensor:
         """The most probable action of the mixture, in the form of `sample`."""
         return self._as_actions(self._mixture_log_probs().argmax(-1))
+
+    def one_action(self, outputs: Tensor, log_std: None, masks: Any, deterministic: bool) -> NDArray[Any] | None:
+        """The action in one state as `mode` and `sample` give it, drawn alike, by Python's numbers; None: they have to.
+
+        Args:
+            outputs: `[1, number of outputs]`, which `proba_distribution` has not taken.
+            log_std: none.
+            masks: as `apply_masking`'s.
+            deterministic: the most probable action, else a drawn one.
+        """
+        mixed = self._mixed(outputs, masks)
+        if mixed is None or deterministic:
+            chosen: list[int | None] = [None] if mixed is None else [_sure_place(each) for each in mixed]
+            return None if None in chosen else self._as_array(chosen)
+        noise = torch.empty(len(self.dims), max(self.dims)).exponential_()  # as torch.multinomial draws one action
+        pairs = [zip(each, row, strict=False) for each, row in zip(mixed, noise.tolist(), strict=True)]
+        chosen = [_sure_place([one / e if e else math.inf for one, e in each]) for each in pairs]
+        if None not in chosen:
+            return self._as_array(chosen)
+        with torch.no_grad():
+            self.proba_distribution(outputs).apply_masking(masks)
+            probabilities = self._mixture_log_probs().exp()
+            drawn = (probabilities.reshape(noise.shape) / noise).argmax(-1)
+            return self._as_actions(drawn.reshape(probabilities.shape[:-1])).numpy()
+
+    def _as_array(self, chosen: list[int | None]) -> NDArray[Any]:
+        return np.array(chosen, np.float32 if self._is_bernoulli else np.int64)
+
+    def _mixed(self, outputs: Tensor, masks: Any) -> list[list[float]] | None:
+        """Each component's mixture in one state, up to a factor, as numbers; None: they may be too imprecise."""
+        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
+        if self.start is not None or not all(-_MODERATE < one < _MODERATE for one in values):
+            return None
+        self._is_bernoulli = self.kind == "multi_binary" and len(values) == len(self.dims)
+        if self._is_bernoulli:
+            values = [one for logit in values for one in (0.0, logit)]
+        if masks is not None:
+            if type(masks) is not np.ndarray or masks.size != len(values):
+                return None
+            values = [
+                one if is_legal else -math.inf for one, is_legal in zip(values, masks.ravel().tolist(), strict=True)
+            ]
+        found, start, exp = [], 0, math.exp
+        for size, recipe in zip(self.dims, self.references or (None,) * len(self.dims), strict=True):
+            logits = values[start : start + size]
+            start, largest, count = start + size, max(logits), size - logits.count(-math.inf)
+            row: Sequence[float] | None = None
+            if recipe is not None:
+                greedy = sure_choice(list(logits)) if count == size else None
+                row = None if greedy is None else reference_row(recipe, size, greedy)
+            if not count or (row is None) != (recipe is None):
+                return None
+            weights = [exp(one - largest) for one in logits]
+            floor = self.floor or guaranteed_floor(self.min_entropy, count)
+            rest, beside = 1 - floor, floor * sum(weights)
+            if row is None:
+                each = beside / count
+                found.append([rest * one + each if one else 0.0 for one in weights])
+            else:
+                found.append([rest * one + beside * share for one, share in zip(weights, row, strict=True)])
+        return found
 
     def network_entropy(self) -> Tensor:
         """Entropy of pi, `[B]`."""

@@ -441,9 +441,11 @@ class SmoothedPolicy(PolicyQueries):
     # ---- for the families of policies
 
     def _act(self, observations: Tensor, deterministic: bool, *masks: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What `forward` gives, if the policy is a plain MLP without a floor and the outputs are valid; else None."""
-        network = None if self.has_floor else self.plain_network()
-        found = None if network is None else network.act(observations, *masks, deterministic=deterministic)
+        """What `forward` gives, if the policy is a plain MLP and the outputs are valid; else None."""
+        network = self.plain_network()
+        if network is None:
+            return None
+        found = network.act(observations, *masks, deterministic=deterministic, mixture=self._behaviour())
         if found is None:
             return None
         actions, values, log_prob = found
@@ -451,12 +453,17 @@ class SmoothedPolicy(PolicyQueries):
 
     def _predict_plainly(self, observation: Any, deterministic: bool, *masks: Any) -> NDArray[Any] | None:
         """The actions that `predict` gives, on the same condition, and of a plain array; else None."""
-        network = None if self.has_floor else self.plain_network()
+        network = self.plain_network()
         if network is None:
             return None
         if self.training:
             self.set_training_mode(False)
-        return network.predict(observation, *masks, deterministic=deterministic, action_space=self.action_space)
+        given: dict[str, Any] = {"action_space": self.action_space, "mixture": self._behaviour()}
+        return network.predict(observation, *masks, deterministic=deterministic, **given)
+
+    def _behaviour(self) -> Mixture | None:
+        """The behaviour policy, which takes the network's outputs next, or None where it is the network's."""
+        return self.mixture(is_regularised=False) if self.has_floor else None
 
     @contextmanager
     def _regularising(self, observations: Any) -> Iterator[None]:

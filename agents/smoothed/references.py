@@ -7,6 +7,7 @@ in a state. A Box has a broad Gaussian.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +28,8 @@ PolicyReference: TypeAlias = (
 """Values of `reference=`; a sequence has one entry for each dimension of a MultiDiscrete space."""
 References: TypeAlias = tuple[Smoothing | None, ...]
 """One recipe a component of the action; None: uniform over the legal choices."""
+_LARGEST_TABLE = 512  # classes for which the reference around each action is kept, 1 MiB in float32
+_UNIFORM = Smoothing(alpha=1.0)
 
 
 def reference_recipes(value: Any, space: spaces.Space[Any]) -> References | None:
@@ -145,3 +148,68 @@ def _recipe(value: Any) -> Smoothing | None:
 def _number_of_outputs(policy: BasePolicy) -> int:
     network: Any = policy
     return int(network.action_net.out_features)
+
+
+def reference_distributions(
+    references: Sequence[Smoothing | None], dims: tuple[int, ...], log_probs: Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """The reference distribution of each state and component, shaped like `log_probs`; None: uniform over the legal.
+
+    It is the background of the recipe around the greedy action: the part of a target beside its label at alpha 1, or,
+    for a recipe of `alpha=None`, the whole target.
+
+    Args:
+        references: one recipe a component, None for uniform.
+        dims: number of choices of each component.
+        log_probs: `[B, K]` or `[B, D, max(dims)]`, of the network over the legal choices, without a graph.
+        mask: bool, broadcasts to `log_probs`, or None.
+    """
+    if all(recipe is None for recipe in references):
+        return None
+    greedy = log_probs.argmax(-1)
+    if greedy.ndim == 1:
+        assert references[0] is not None
+        return _reference_of(references[0], dims[0], greedy, log_probs.dtype, mask)
+    parts = []
+    for d, (recipe, size) in enumerate(zip(references, dims, strict=True)):
+        legal = None if mask is None else mask[..., d, :size]
+        if recipe is None:
+            recipe = _UNIFORM
+        part = _reference_of(recipe, size, greedy[:, d], log_probs.dtype, legal)
+        parts.append(torch.nn.functional.pad(part.expand(len(greedy), size), (0, log_probs.shape[-1] - size)))
+    return torch.stack(parts, dim=1)
+
+
+def _reference_of(recipe: Smoothing, size: int, greedy: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+    recipe = _at_full_alpha(recipe)
+    # A mask of [K] that allows all is none: `component_masks` has it where only other components are smaller.
+    if (mask is None or mask.ndim == 1) and size <= _LARGEST_TABLE:
+        return _table(recipe, size, dtype, greedy.device).index_select(0, greedy)
+    legal = None if mask is None or mask.ndim == 1 else mask
+    return recipe(greedy, size, legal, validate=False).dense(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(recipe: Smoothing, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The reference around each action, `[K, K]`, made once: a policy asks for it in every minibatch."""
+    with torch.inference_mode(False), torch.no_grad():
+        return recipe(torch.arange(size, device=device), size, validate=False).dense(dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def reference_row(recipe: Smoothing, size: int, greedy: int) -> tuple[float, ...] | None:
+    """The reference around one action among `size` legal ones as Python's numbers; None: there are many.
+
+    Args:
+        recipe: the component's.
+        size: number of choices.
+        greedy: the action.
+    """
+    if size > _LARGEST_TABLE:
+        return None
+    return tuple(_table(_at_full_alpha(recipe), size, torch.float32, torch.device("cpu"))[greedy].tolist())
+
+
+@functools.lru_cache(maxsize=64)
+def _at_full_alpha(recipe: Smoothing) -> Smoothing:
+    return recipe if recipe.alpha is None else dataclasses.replace(recipe, alpha=1.0)

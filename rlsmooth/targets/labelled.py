@@ -106,8 +106,8 @@ def uniform(
             background = level * (num_classes / (num_classes - 1) if num_classes > 1 else 0.0)
     else:
         legal = mask.sum(-1, dtype=torch.int32).to(level.dtype)  # a sum in int64 writes all of that
-        reference = Reference(num_classes, mask=mask, scale=1 / legal)
-        each = 1 / legal
+        each = legal.reciprocal()
+        reference = Reference(num_classes, mask=mask, scale=each)
         if spread == "others":
             background = torch.where(legal > 1, level * legal / (legal - 1), 0.0)
     if spread == "others":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -312,7 +314,10 @@ class Tree(ComparedByFields):
                     grow(below, add(str(name), parent), f"{path}/{name}")
             elif isinstance(part, Sequence) and part:
                 for place, below in enumerate(part):
-                    grow(below, parent if isinstance(below, str) else add(f"{path}[{place}]", parent), path)
+                    if isinstance(below, str):
+                        leaves.append(add(below, parent))
+                    else:
+                        grow(below, add(f"{path}[{place}]", parent), path)
             else:
                 raise ValueError(
                     f"nested: {path!r} holds {part!r}; it needs a name, or a non-empty mapping or sequence of names."
@@ -424,15 +429,15 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
     if not names or len(names) != len(parents):
         raise ValueError(f"A tree needs one parent a node: got {len(names)} names and {len(parents)} parents.")
     for what, pointers, lowest in (("parent", parents, -1), ("class", classes, 0)):
-        for pointer in pointers:
+        for pointer in (min(pointers, default=0), max(pointers, default=0)):
             if not lowest <= pointer < len(names):
                 raise ValueError(f"The {what} {pointer} is not a node: there are nodes 0 to {len(names) - 1}.")
     roots = [place for place, parent in enumerate(parents) if parent == -1]
     if len(roots) != 1:
         found = "none" if not roots else ", ".join(repr(names[place]) for place in roots)
         raise ValueError(f"A tree has one root (parent -1 or None), found {found}.")
-    reached = {roots[0]}
-    for start in range(len(names)):
+    reached, inner = {roots[0]}, set(parents)
+    for start in sorted(inner - {-1}):  # a circle has no leaves
         path: list[int] = []
         seen: set[int] = set()
         place = start
@@ -444,27 +449,36 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
             seen.add(place)
             place = parents[place]
         reached.update(path)
-    inner = set(parents)
-    for place in classes:
-        if place in inner:
-            raise ValueError(f"Class {names[place]!r} is not a leaf: it has children.")
-    missing = set(range(len(names))) - inner - set(classes)
-    if missing:
+    known = set(classes)
+    if not known.isdisjoint(inner):
+        place = next(place for place in classes if place in inner)
+        raise ValueError(f"Class {names[place]!r} is not a leaf: it has children.")
+    if len(known) + len(inner) - 1 < len(names):  # -1 is the root's parent
+        missing = set(range(len(names))) - inner - known
         raise ValueError(f"Leaf {names[min(missing)]!r} is not among the classes: every leaf must be one.")
-    seen_names: set[str] = set()
-    for place in classes:
-        if names[place] in seen_names:
-            raise ValueError(f"Class {names[place]!r} stands twice.")
-        seen_names.add(names[place])
+    chosen = [names[place] for place in classes]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"Class {Counter(chosen).most_common(1)[0][0]!r} stands twice.")
 
 
-def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
+def _zeros(count: int, kind: Literal["q", "d"] = "q") -> array[Any]:
+    """Whole numbers, or floating-point ones. Python's collector goes through lists of many again and again."""
+    return array(kind, bytes(8 * count))
+
+
+def _tensor(values: array[Any]) -> Tensor:
+    """The same memory."""
+    return torch.frombuffer(values, dtype=torch.int64 if values.typecode == "q" else torch.float64)
+
+
+def _top_down(parents: tuple[int, ...]) -> tuple[array[int], list[array[int]]]:
     """The nodes in depth-first order, parents before children, and each node's children."""
-    children: list[list[int]] = [[] for _ in parents]
+    inner, none = set(parents), array("q")
+    children = [array("q") if node in inner else none for node in range(len(parents))]  # most nodes are leaves
     for node, parent in enumerate(parents):
         if parent != -1:
             children[parent].append(node)
-    nodes: list[int] = []
+    nodes: array[int] = array("q")
     waiting = [parents.index(-1)]
     while waiting:
         nodes.append(waiting.pop())
@@ -475,45 +489,52 @@ def _top_down(parents: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
 def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[TreeIntervals, Tensor]:
     """The classes' intervals and, for each of their nodes, the edges down to the deepest class below it."""
     nodes, children = _top_down(parents)
-    depths, places, deepest, ends = ([0] * len(parents) for _ in range(4))
-    # A fork is the root or has several children. `above` is the lowest fork above each node.
-    number: dict[int, int] = {}
-    above, levels, seen = [nodes[0]] * len(parents), [0] * len(parents), 0
+    # A fork is the root or has several children. `fork` is the lowest one at or above each inner node.
+    depths, fork, levels, places, deepest, counts = (_zeros(len(parents)) for _ in range(6))
+    forks, fork_parents, seen = array("q"), array("q"), 0
     for node in nodes:
-        parent = parents[node]
-        if parent != -1:
-            depths[node] = depths[parent] + 1
-            above[node] = parent if parent in number else above[parent]
-            levels[node] = levels[parent] + (parent in number)
+        parent, places[node] = parents[node], seen
+        if not children[node]:
+            seen += 1
+            counts[node] = 1
+        elif parent != -1:
+            depths[node], fork[node], levels[node] = depths[parent] + 1, fork[parent], levels[parent]
         if parent == -1 or len(children[node]) > 1:
-            number[node] = len(number)
-        places[node] = seen
-        seen += not children[node]
+            fork_parents.append(fork[node])
+            fork[node] = len(forks)
+            forks.append(node)
+            levels[node] += bool(children[node])
     for node in reversed(nodes):
-        ends[node] = max((ends[child] for child in children[node]), default=places[node] + 1)
-        deepest[node] = max((deepest[child] for child in children[node]), default=depths[node])
-
-    def table(values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device="cpu")  # whatever torch's default device
-
-    order, depth = table(places[leaf] for leaf in classes), table(depths[leaf] for leaf in classes)
+        if children[node]:
+            inner = [child for child in children[node] if children[child]]
+            leaves = len(children[node]) - len(inner)
+            counts[node] = leaves + sum([counts[child] for child in inner])
+            deepest[node] = max([deepest[child] + 1 for child in inner], default=1)
+    above, of_classes, of_forks = _above(parents, classes), _tensor(array("q", classes)), _tensor(forks)
+    order, depth = _tensor(places)[of_classes], _tensor(depths)[above] + (len(nodes) > 1)
     intervals = TreeIntervals(
         order,
         depth,
-        table(number[above[leaf]] for leaf in classes),
-        table(number[above[node]] for node in number),
-        table(places[node] for node in number),
-        table(ends[node] for node in number),
-        table(depths[node] for node in number),
-        max(levels[leaf] for leaf in classes),
+        _tensor(fork)[above],
+        _tensor(fork_parents),
+        _tensor(places)[of_forks],
+        (_tensor(places) + _tensor(counts))[of_forks],
+        _tensor(depths)[of_forks],
+        int(_tensor(levels)[above].max()),
         bool((order == torch.arange(len(classes), device="cpu")).all()),
         bool((depth == depth[0]).all()),
     )
-    return intervals, table(deepest[node] - depths[node] for node in number)
+    return intervals, _tensor(deepest)[of_forks]
+
+
+def _above(parents: tuple[int, ...], classes: tuple[int, ...]) -> Tensor:
+    """The node above each class; of one that is the root -1, which is the last node, too: itself."""
+    return _tensor(array("q", parents))[_tensor(array("q", classes))]
 
 
 _Others = tuple[int, float] | None
 """Some classes as seen from a node: the edges to the nearest, and the sum of all weights in units of its weight."""
+_NONE: _Others = None
 
 
 def _sums_of_others(
@@ -521,10 +542,13 @@ def _sums_of_others(
 ) -> tuple[Tensor, Tensor]:
     """For each class the edges to the nearest other one and the sum of all weights in units of that one's.
 
-    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down; all that is added is
-    positive, so that nothing cancels.
+    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down, over the inner nodes: all
+    classes right below one see the same. All that is added is positive, so that nothing cancels.
     """
     nodes, children = _top_down(parents)
+    inner = array("q", [node for node in nodes if children[node]])
+    if not inner:  # one class, which is the root
+        return torch.zeros(1, dtype=torch.int64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
 
     def joined(one: _Others, other: _Others) -> _Others:
         if one is None or other is None:
@@ -535,19 +559,29 @@ def _sums_of_others(
     def through_an_edge(others: _Others) -> _Others:
         return None if others is None else (others[0] + 1, others[1])
 
-    below: list[_Others] = [(0, 1.0)] * len(parents)  # of a class: itself
-    for node in reversed(nodes):
-        if children[node]:
-            below[node] = functools.reduce(joined, [through_an_edge(below[child]) for child in children[node]], None)
-    outside: list[_Others] = [None] * len(parents)
-    for node in nodes:
-        before = outside[node]
-        after: list[_Others] = [None]
-        for child in reversed(children[node]):
+    def some(count: int) -> _Others:
+        """So many classes right below a node, from there."""
+        return (1, float(count)) if count else None
+
+    groups, leaves = [array("q")] * len(parents), _zeros(len(parents))  # by node: a dict of many misses the cache
+    below, outside = [_NONE] * len(parents), [_NONE] * len(parents)
+    edges, sums = _zeros(len(parents)), _zeros(len(parents), "d")  # what a class right below each node sees
+    for node in reversed(inner):
+        groups[node] = array("q", [child for child in children[node] if children[child]])
+        leaves[node] = len(children[node]) - len(groups[node])
+        parts = [through_an_edge(below[child]) for child in groups[node]]
+        below[node] = functools.reduce(joined, parts, some(leaves[node]))
+    for node in inner:
+        after = [_NONE]
+        for child in reversed(groups[node]):
             after.append(joined(after[-1], through_an_edge(below[child])))
-        for child, behind in zip(children[node], reversed(after[:-1]), strict=True):
+        if leaves[node]:
+            others = joined(joined(outside[node], after[-1]), some(leaves[node] - 1))
+            others = through_an_edge(others)
+            edges[node], sums[node] = (joined((0, 1.0), others) if include_label else others) or (0, 1.0)
+        before = joined(outside[node], some(leaves[node]))
+        for child, behind in zip(groups[node], reversed(after[:-1]), strict=True):
             outside[child] = through_an_edge(joined(before, behind))
             before = joined(before, through_an_edge(below[child]))
-    found = [joined((0, 1.0), outside[leaf]) if include_label else outside[leaf] for leaf in classes]
-    edges, sums = zip(*[one or (0, 1.0) for one in found], strict=True)
-    return torch.tensor(edges, device="cpu"), torch.tensor(sums, dtype=torch.float64, device="cpu")
+    above = _above(parents, classes)
+    return _tensor(edges)[above], _tensor(sums)[above]

@@ -256,6 +256,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         "within a round: below 1 is faster. 'By CPU time' is the same of the process's own CPU seconds, which other",
         "programs' work hardly enters; 'over label_smoothing' sets torch's plain label smoothing against all.",
         "Peak memory is in multiples of the logits, which are not counted themselves (their gradient is).",
+        "Rows 'made before' are what a trainer with a constant alpha pays, such as behaviour cloning, which",
+        "makes its targets once: they measure the loss. The others make a target anew each call, as one would",
+        "who draws labels or masks as they come; at 256x6 that costs as much as half a loss, in a dozen small",
+        "steps of torch, while torch's rows for masks and ordered classes get counts, complements and tables",
+        "made before.",
         "",
     ]
     header = ["contender", "ms", "quartiles", "over torch", "by CPU time", "quartiles", "over label_smoothing"]

@@ -147,7 +147,7 @@ def smoothed_and_evaluated() -> dict[str, Any]:
     return {**given, "eval_env": make_envs("CartPole-v1", 2, 0), "n_eval_episodes": 2}
 
 
-def test_the_run_is_that_of_bco(bco_run: tuple[Path, str]) -> None:
+def test_the_run_is_that_of_bco(bco_run: tuple[Path, str], quick_paths: None) -> None:
     folder, _ = bco_run
     summary = report_of(folder)["summary"]
     data = ObservationOnly.from_demonstrations(cartpole_v1().sample_episodes(1, 0))

@@ -274,7 +274,7 @@ def test_all_files_are_written_of_self_train(wine_run: tuple[Path, str], tmp_pat
     assert_drawn_again(wine_run[0], tmp_path)
 
 
-def test_the_rounds_are_those_of_self_training(wine_run: tuple[Path, str]) -> None:
+def test_the_rounds_are_those_of_self_training(wine_run: tuple[Path, str], quick_paths: None) -> None:
     wine = report_of(wine_run[0])
     rows, test = load_labelled("wine").split(0.25, 0)
     labels = np.full(len(rows), -1)

@@ -28,7 +28,7 @@ README = REPOSITORY / "README.md"
 PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", README]
 COMMAND_PAGE = REPOSITORY / "docs" / "commands.md"
 TABLES = ("architecture.md", "claims.md", "imitation-tests.md", "README.md")  # pages that have tests of their own
-NO_PYTHON = (*TABLES, "commands.md", "command-line.md", "install.md")
+NO_PYTHON = (*TABLES, "commands.md", "install.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -347,6 +347,51 @@ def test_predictions_equal_the_parents(env: str, scale: float) -> None:
     assert not mine.policy.training
 
 
+FLOORS: list[tuple[str, dict[str, Any]]] = [
+    ("discrete", {"exploration_floor": 0.3}),
+    ("discrete", {"exploration_floor": 0.2, "reference": "exponential"}),
+    ("components", {"min_entropy_frac": 0.6}),
+    ("components", {"exploration_floor": 1.0}),
+    ("switches", {"exploration_floor": 0.1}),
+    ("arm", {"exploration_floor": 0.5}),
+    ("arm", {"min_entropy_nats": 1.0}),
+    ("masked", {"min_entropy_frac": 0.3}),
+    ("masked components", {"exploration_floor": 0.05}),
+    ("masked switches", {"exploration_floor": 0.4}),
+]
+
+
+@pytest.mark.parametrize(("env", "knobs"), FLOORS)
+def test_actions_with_a_floor_equal_the_policys_own(
+    env: str, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_masked = env.startswith("masked")
+    venv = make("switches" if env == "masked switches" else env)
+    algorithm: Any = SmoothedMaskablePPO if is_masked else SmoothedPPO
+    model = algorithm("MlpPolicy", venv, seed=2, device="cpu", policy_kwargs=knobs, **SHORT)
+    policy, space = model.policy, model.observation_space
+    space.seed(1)
+    batch = np.stack([space.sample() for _ in range(30)])
+    more = {"action_masks": np.arange(policy.action_net.out_features) % 3 != 1} if is_masked else {}
+
+    def all_actions() -> list[Any]:
+        given = (*batch, batch[:2])
+        with torch.no_grad():
+            return [*predictions(model, [*given], **more), *policy(torch.from_numpy(batch), **more), torch.rand(())]
+
+    own = type(policy).plain_network
+    for scale in (1.0, 30.0, 1e4, 1e-9):  # among the outputs are large ones, ties, or almost
+        with torch.no_grad():
+            weight = policy.action_net.weight.mul_(scale)
+            if scale > 1:
+                weight.round_()
+        found = all_actions()
+        monkeypatch.setattr(type(policy), "plain_network", lambda policy: None)
+        for one, other in zip(found, all_actions(), strict=True):
+            np.testing.assert_array_equal(one, other, strict=True)
+        monkeypatch.setattr(type(policy), "plain_network", own)
+
+
 def test_hooks_of_all_modules_are_called() -> None:
     model, seen = SmoothedPPO("MlpPolicy", make("discrete"), device="cpu", **SHORT), []
     model.predict(np.ones(3, np.float32))
