@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.scripts.run_folder import read_json, write_json
 from rlsmooth.untrusted import read_regular
@@ -173,6 +171,8 @@ def card_text(config: Mapping[str, Any], report: Mapping[str, Any], known: Mappi
         report: its `report.json`; empty: it has none.
         known: the entries of `card.json`: `command_line`, `data`, `evaluations`.
     """
+    import yaml  # not needed by commands that only copy a card
+
     command, settings = str(config["command"]), shareable({**config["arguments"], **config.get("hyperparameters", {})})
     settings = {name: value for name, value in settings.items() if name not in HOW}
     subject = _plain_words(settings.get("env") or settings.get("data") or settings.get("case"))

@@ -20,6 +20,7 @@ from rlsmooth.scripts.command import grouped_options, option_sentences, parse, s
 from rlsmooth.scripts.main import COMMANDS, main
 
 REQUIRED = {"evaluate": ["-i", "a.zip"], "enjoy": ["a.zip"], "completion": ["bash"], "audit": ["a.zip"], "plot": ["a"]}
+REQUIRED |= {"tune": ["bc"], "push": ["a", "b/c"], "pull": ["b/c", "a"]}
 
 
 def args_of(command: str) -> Any:

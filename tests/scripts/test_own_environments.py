@@ -38,7 +38,7 @@ class Corridor(gym.Env):
 gym.register("Corridor-v0", Corridor)
 '''
 ENV = ("--env", "corridors:Corridor-v0", "--env-kwargs", "length=5")
-WITHOUT_SEED = ("enjoy", "plot", "evaluate", "audit", "list", "completion", "push", "pull")
+WITHOUT_SEED = ("enjoy", "plot", "evaluate", "audit", "list", "completion", "push", "pull", "tune")
 QUICK = ("--eval-episodes", "2", "--device", "cpu")
 
 
