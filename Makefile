@@ -230,8 +230,5 @@ study-claims: $(DEV)  ## study: ten claims about smoothing, from the results of 
 study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, beside RLlib's MARWIL
 	$(BIN)/python -P -m rlsmooth.scripts.studies.weighted_cloning $(ARGS)
 
-study-gap-tutorials: $(DEV)  ## run the tutorials, and draw their figures
-	$(BIN)/python -P docs/draw.py docs/images $(ARGS)
-
-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
+study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)

@@ -209,7 +209,7 @@ def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
     classes = [each for each in args_type.__mro__ if dataclasses.is_dataclass(each)]
     hints, sentences = get_type_hints(args_type, include_extras=True), option_sentences(args_type)
     groups: dict[str, list[dataclasses.Field[Any]]] = {}
-    titles = {each: _title(each) if each is not args_type else name.replace("-", "_") for each in classes}
+    titles = {each: _title(each) if each is not args_type else re.sub(r"\W", "_", name) for each in classes}
     for each in reversed(classes):  # from the environment to the command's own
         groups.setdefault(titles[each], [])
     abouts = {titles[each]: str(each.__doc__).partition("\n")[0] for each in classes if each is not args_type}
