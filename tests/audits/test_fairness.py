@@ -12,7 +12,7 @@ import pytest
 import torch
 from fairlearn.metrics import MetricFrame, mean_prediction
 from netcal.metrics import ECE
-from scipy import optimize, stats
+from scipy import integrate, optimize, stats
 from torch import Tensor
 
 from rlsmooth.audits import (
@@ -67,7 +67,9 @@ def test_the_smooth_error_is_the_width_at_which_the_papers_integral_is_that_widt
     def excess(width: float) -> float:
         images = [confidences + shift for shift in (-2, 0, 2)] + [shift - confidences for shift in (-2, 0, 2)]
         kernel = sum(stats.norm.pdf(places[:, None], image, width) for image in images)  # reflected at 0 and 1
-        return float(np.trapezoid(np.abs(kernel @ (weights * (confidences - hits))), places) / weights.sum() - width)
+        return float(
+            integrate.trapezoid(np.abs(kernel @ (weights * (confidences - hits))), places) / weights.sum() - width
+        )
 
     found = float(smooth_calibration_error(confidences, hits, weights=weights))
     assert excess(found - 1e-4) > 0 > excess(found + 1e-4)

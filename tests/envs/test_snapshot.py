@@ -29,7 +29,7 @@ ENVIRONMENTS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "Pendulum": lambda: Monitor(gym.make("Pendulum-v1")),
     "MountainCar": lambda: gym.make("MountainCar-v0"),
     "Acrobot": lambda: RecordEpisodeStatistics(gym.make("Acrobot-v1")),
-    "Taxi": lambda: gym.make("Taxi-v4"),
+    "Taxi": lambda: gym.make("Taxi-v4" if "Taxi-v4" in gym.registry else "Taxi-v3"),
     "Blackjack": lambda: gym.make("Blackjack-v1"),
     "FrozenLake": lambda: gym.make("FrozenLake-v1"),
     "Masked": lambda: gym.make("rlsmooth.envs:rlsmooth/IdentityMasked-v0"),

@@ -28,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlsmooth.data import Demonstrations
 
+RECOMPILE_LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+"""What torch calls it; the older name is that of versions that can't compile every recipe."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("rlsmooth", "agents", "envs", "scripts")
 FLAT = spaces.Box(-np.inf, np.inf, (3,))

@@ -28,7 +28,7 @@ from rlsmooth.losses import (
     statistics,
 )
 from rlsmooth.targets import Target, from_probs, gaussian, kernel, mixture, one_hot, prior, sparse, teacher, uniform
-from support import assert_raises
+from support import RECOMPILE_LIMIT, assert_raises
 
 INF, NAN = math.inf, math.nan
 F64 = torch.float64
@@ -51,7 +51,7 @@ def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def many_graphs() -> Iterator[None]:
     """Let every test add its graph to what one compiled function has; graphs are shared where shapes are alike."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=1000):
+    with torch._dynamo.config.patch({RECOMPILE_LIMIT: 1000}):
         yield
     torch._dynamo.reset()
 

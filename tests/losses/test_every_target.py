@@ -51,7 +51,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
-from support import NoWaiting, value_and_gradient
+from support import RECOMPILE_LIMIT, NoWaiting, value_and_gradient
 
 K = 6
 Make = Callable[[Tensor, Tensor | None], Target]
@@ -343,7 +343,7 @@ def rows(logits: Tensor, target: Target, mask: Tensor | None) -> Tensor:
 def compiled_rows() -> Iterator[Callable[[Tensor, Target, Tensor | None], Tensor]]:
     """One function for all targets: a graph for each structure, with values as its inputs."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=100):
+    with torch._dynamo.config.patch({RECOMPILE_LIMIT: 100}):
         yield torch.compile(rows, fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()
 

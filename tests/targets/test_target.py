@@ -39,7 +39,7 @@ from rlsmooth.targets import (
     uniform,
     visit_counts,
 )
-from support import NoWaiting, assert_raises
+from support import RECOMPILE_LIMIT, NoWaiting, assert_raises
 
 K = 5
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
@@ -428,6 +428,7 @@ def test_checks_are_skipped_while_compiling() -> None:
     torch.testing.assert_close(made, uniform(labels, CLASSES, 0.3).dense())
 
 
+@pytest.mark.skipif(RECOMPILE_LIMIT == "cache_size_limit", reason="torch can't compile dataclasses.replace yet")
 @pytest.mark.parametrize("name", ["hard", "linear", "alpha a row", "prior", "kernel", "tree whole", "exponential"])
 def test_prepared_recipes_compile(name: str, device: torch.device) -> None:
     recipe = RECIPES[name]

@@ -77,7 +77,7 @@ def test_config_groups_and_versions_come_back(tmp_path: Path) -> None:
     assert file.config == {**CONFIG, "pair": [1, 2], "inf": float("inf")}
     groups = {group: sorted(named) for group, named in file.tensors.items()}
     assert groups == {"net": ["bias", "weight"], "rng": ["torch"]}
-    assert file.versions["torch"] in (torch.__version__, torch.__version__.removesuffix("+cpu"))
+    assert torch.__version__.startswith(file.versions["torch"])  # with or without the build, such as +cpu
     assert file.format_version == 3
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from gymnasium import spaces
+from packaging.version import Version
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -488,6 +490,7 @@ def test_devices(device: torch.device, tmp_path: Path) -> None:
     model.learn(30, reset_num_timesteps=False)
 
 
+@pytest.mark.skipif(Version(stable_baselines3.__version__) < Version("2.9"), reason="older versions do not warn")
 def test_a_buffer_of_other_steps_than_the_algorithms_comes_back(tmp_path: Path) -> None:
     own: dict[str, Any] = {"replay_buffer_class": NStepReplayBuffer}
     own |= {"replay_buffer_kwargs": {"n_steps": 7, "gamma": 0.5}}
