@@ -444,6 +444,7 @@ def test_statistics(device: torch.device) -> None:
     )
 
 
+@pytest.mark.skipif(RECOMPILE_LIMIT == "cache_size_limit", reason="older versions of torch compile more often")
 def test_one_graph_serves_every_batch_size(device: torch.device) -> None:
     graphs = []
 

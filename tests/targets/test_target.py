@@ -464,6 +464,7 @@ def test_targets_pass_into_compiled_functions(name: str, device: torch.device) -
     torch.testing.assert_close(compiled(use)(target, given[3]), use(target, given[3]))
 
 
+@pytest.mark.skipif(RECOMPILE_LIMIT == "cache_size_limit", reason="older versions of torch compile more often")
 def test_one_compiled_function_takes_targets_of_one_kind(device: torch.device) -> None:
     """A new batch of the same shape must not compile anew: that would be once a training step."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
