@@ -291,9 +291,12 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group, mine in zip(state["param_groups"], own["param_groups"], strict=True):
         others = {name: (group | mine)[name] for name in group.keys() ^ mine.keys()}
-        if any(value not in (None, False) for value in others.values()) or group["params"] != mine["params"]:
+        implied = {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW)}  # by the class; else off
+        if group["params"] != mine["params"] or any(
+            value is not None and value is not implied.get(name, False) for name, value in others.items()
+        ):
             raise ValueError(f"the options {sorted(others)} of a parameter group differ")
-        for name in others.keys() & group.keys():  # another version of torch has them, and they are off
+        for name in others.keys() & group.keys():  # another version of torch has them
             del group[name]
         group.update({name: mine[name] for name in others.keys() & mine.keys()})
         for name, value in group.items():

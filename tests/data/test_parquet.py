@@ -119,11 +119,12 @@ def test_pyarrow_is_named_where_it_is_missing(call: Any, monkeypatch: Any) -> No
     assert_raises(ImportError, r'pip install "rlsmooth\[datasets\]"', call, "anything")
 
 
-def test_a_file_that_unfolds_without_end_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("names", [("observation", "action", "episode"), ("info",)])
+def test_a_file_that_unfolds_without_end_is_refused(names: tuple[str, ...], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("rlsmooth.untrusted.FREE_BYTES", 2**16)  # in place of 128 MiB
-    values = pa.array(np.zeros(10**5))  # all the same, which takes next to nothing in a file
-    table = pa.table(dict.fromkeys(("observation", "action", "episode"), values))
-    pa.parquet.write_table(table, tmp_path / "data.parquet")
+    # All the same, which takes next to nothing in a file.
+    values = pa.array(np.zeros(10**5)) if len(names) > 1 else pa.array(["x" * 600] * 4000)
+    pa.parquet.write_table(pa.table(dict.fromkeys(names, values)), tmp_path / "data.parquet")
     message = "unfold from .* to 2,400,000 bytes.*by pyarrow"
     assert_raises(DemonstrationsFileError, message, Demonstrations.from_parquet, tmp_path / "data.parquet")
 
