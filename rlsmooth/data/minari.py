@@ -88,9 +88,8 @@ def _check_folder(folder: Path) -> None:
         decode(Annotated[int, Within(0, size)], metadata.get(name), name)
     if (data := folder / "main_data.hdf5").is_file():
         _check_hdf5(data, size)
-    for file in files:
-        if metadata.get("data_format") == "parquet" and file.name != "metadata.json":
-            check_parquet(file)
+    if metadata.get("data_format") == "parquet":
+        check_parquet(*(file for file in files if file.name != "metadata.json"))
 
 
 def _check_hdf5(path: Path, size: int) -> None:

@@ -148,7 +148,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 
     with open_regular(path) as opened:
         try:
-            metadata = check_parquet(path)
+            check_parquet(path)
+            metadata = pq.read_metadata(opened)
             leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
             texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
             file = pq.ParquetFile(opened, metadata=metadata, read_dictionary=texts)  # one text, however often
@@ -164,24 +165,25 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
             raise DemonstrationsFileError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
-def check_parquet(path: Path) -> Any:
-    """The metadata of a Parquet file, unless its numbers unfold far beyond the file's size.
+def check_parquet(*paths: Path) -> None:
+    """Refuse Parquet files whose numbers unfold far beyond the files' size: repeated ones take next to nothing there.
 
     Raises:
-        FileRefusedError: it is no regular file, or unfolds too much: repeated numbers take next to nothing in it.
+        FileRefusedError: they do, or one is no regular file.
     """
     import pyarrow.parquet as pq
 
-    with open_regular(path) as opened:
-        found: Any = pq.read_metadata(opened)
-    kinds = [found.schema.column(place) for place in range(found.num_columns)]
-    sizes = [SIZES.get(kind.converted_type) or SIZES.get(kind.physical_type, 16) for kind in kinds]
-    sizes = [max(kind.length or 0, size) for kind, size in zip(kinds, sizes, strict=True)]
-    groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    columns = [(group.column(place), size) for group in groups for place, size in enumerate(sizes)]
-    most = sum(max(column.num_values * size, column.total_uncompressed_size) for column, size in columns)
-    check_unfolded(most, path.stat().st_size, WAY)
-    return found
+    unfolded = 0
+    for path in paths:
+        with open_regular(path) as opened:
+            found: Any = pq.read_metadata(opened)
+        kinds = [found.schema.column(place) for place in range(found.num_columns)]
+        sizes = [SIZES.get(kind.converted_type) or SIZES.get(kind.physical_type, 16) for kind in kinds]
+        sizes = [max(kind.length or 0, size) for kind, size in zip(kinds, sizes, strict=True)]
+        groups = [found.row_group(number) for number in range(found.num_row_groups)]
+        columns = [(group.column(place), size) for group in groups for place, size in enumerate(sizes)]
+        unfolded += sum(max(column.num_values * size, column.total_uncompressed_size) for column, size in columns)
+    check_unfolded(unfolded, sum(path.stat().st_size for path in paths), WAY)
 
 
 def _length_of_texts(column: Any) -> int:
