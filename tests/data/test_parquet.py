@@ -13,6 +13,7 @@ import pytest
 from gymnasium import spaces
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, cartpole_v1
+from rlsmooth.data.parquet import check_parquet
 from support import assert_equal, assert_raises, draw, recorded, samples
 
 pa = pytest.importorskip("pyarrow")
@@ -225,6 +226,16 @@ def test_a_set_of_lerobots_is_read(tmp_path: Path) -> None:
     assert found.action_space == spaces.Box(-np.inf, np.inf, (1,))
     assert (found.next_observations, found.terminations, found.rewards) == (None, None, None)
     assert found.metadata == {"source": "lerobot", "name": "theirs", "fps": 10}
+
+
+def test_many_small_files_of_a_set_are_counted_together(tmp_path: Path, monkeypatch: Any) -> None:
+    write_old(tmp_path / "theirs")
+    monkeypatch.setattr("rlsmooth.untrusted.MOST_FOLDED", 0)
+    files = sorted((tmp_path / "theirs/data/chunk-000").iterdir())
+    monkeypatch.setattr("rlsmooth.untrusted.FREE_BYTES", 600)
+    for file in files:
+        check_parquet(file)
+    assert_raises(DemonstrationsFileError, "unfold from", Demonstrations.from_lerobot, tmp_path / "theirs")
 
 
 IMAGE = {"observation.images.top": {"dtype": "video", "shape": [64, 64, 3], "names": None}}
