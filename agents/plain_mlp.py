@@ -304,7 +304,7 @@ def deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
         least: None: they are not scaled.
     """
     with torch.inference_mode(False), torch.no_grad():
-        values = torch.tensor(log_std)
+        values = torch.tensor(log_std, dtype=torch.float32, device="cpu")
         return (values if least is None else widened_log_std(values, least)).exp()
 
 

@@ -24,7 +24,7 @@ from rlsmooth.agents.cloning.training_data import (
 )
 from rlsmooth.agents.heads import ActionHead, ActionTarget, ActionUnits, CategoricalHead, GaussianHead, TensorBatch
 from rlsmooth.agents.sb3 import RECURRENT, has_base
-from rlsmooth.agents.spaces import start_of
+from rlsmooth.agents.spaces import check_demonstrations, start_of
 from rlsmooth.audits import LastLayer, ReliabilityBins, calibration_error
 from rlsmooth.audits.calibration import diagram_bins
 from rlsmooth.audits.figures import draw_reliability, draw_target_matrix, new_figure
@@ -363,7 +363,8 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         smoothing: as `BC` takes it; None: a `BC`'s own, at the end of training.
 
     Raises:
-        TypeError: a Gaussian policy (Box actions), one without a linear `action_net`, a recurrent one.
+        TypeError: a Gaussian policy (Box actions), one without a linear `action_net`, a recurrent one; no
+            `Demonstrations`, such as a `Batch`.
         ValueError: no smoothing; demonstrations that do not fit it.
 
     Examples:
@@ -376,6 +377,7 @@ def action_layers(agent: Any, demonstrations: Demonstrations, smoothing: Any = N
         >>> attack_rows(layer)[0].success.estimate
         1.0
     """
+    check_demonstrations("demonstrations", demonstrations)
     policy = getattr(agent, "policy", agent)
     net = getattr(policy, "action_net", None)
     if isinstance(getattr(policy, "action_space", None), spaces.Box):

@@ -274,6 +274,7 @@ class NumpyTraining(OnPolicyAlgorithm):
         dones = self._last_episode_starts
         features = networks.features(new_obs)
         for n_steps in range(n_rollout_steps):  # names as in Stable-Baselines3, whose callbacks read some
+            buffer.pos = n_steps
             with np.errstate(all="ignore"):  # what is not finite is an error of its own
                 actions, log_probs = networks.act(features)
             actions = actions.reshape(-1, *(space.shape or ()))

@@ -28,7 +28,7 @@ from rlsmooth.atomic import atomic_file, write_bytes_atomically
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.data.arrays import AnyArray, Fields
 from rlsmooth.data.files import DemonstrationsFileError, file_path
-from rlsmooth.data.parquet import check_pyarrow, nested, read_table
+from rlsmooth.data.parquet import check_parquet, check_pyarrow, nested, read_table
 from rlsmooth.data.readers import nested_to_numpy
 from rlsmooth.data.space_json import space_from_json, space_to_json
 from rlsmooth.untrusted import Count, decode, parse_json, read_regular, refused
@@ -277,6 +277,7 @@ def _read_columns(folder: Path, names: list[str]) -> dict[str, AnyArray]:
     files = sorted((folder / "data").glob("chunk-*/*.parquet"))
     if not files:
         raise ValueError("there are no data/chunk-*/*.parquet")
+    check_parquet(*files)
     parts: dict[str, list[AnyArray]] = {name: [] for name in names}
     for file in files:
         table = read_table(file, names)

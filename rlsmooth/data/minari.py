@@ -15,6 +15,7 @@ import numpy as np
 
 from rlsmooth.data.arrays import AnyArray, Fields, breaks, join_observations, take
 from rlsmooth.data.files import DemonstrationsFileError, file_path
+from rlsmooth.data.parquet import check_parquet
 from rlsmooth.data.validation import check_spaces
 from rlsmooth.untrusted import (
     FileRefusedError,
@@ -72,7 +73,8 @@ def read_minari(source: str | Path) -> dict[str, Any]:
 def _check_folder(folder: Path) -> None:
     """Refuse what Minari would read at its word: code that makes the spaces, sizes without data, other files."""
     size = 0
-    for file in folder.glob("*.*"):
+    files = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    for file in files:
         open_regular(file).close()  # Git LFS may have left pointers, of which minari says nothing
         size += file.stat().st_size
     metadata = parse_json(read_regular(folder / "metadata.json"))
@@ -86,6 +88,8 @@ def _check_folder(folder: Path) -> None:
         decode(Annotated[int, Within(0, size)], metadata.get(name), name)
     if (data := folder / "main_data.hdf5").is_file():
         _check_hdf5(data, size)
+    if metadata.get("data_format") == "parquet":
+        check_parquet(*(file for file in files if file.name != "metadata.json"))
 
 
 def _check_hdf5(path: Path, size: int) -> None:

@@ -41,6 +41,7 @@ COLUMNS = {
 """The column of each field that has one array."""
 OBSERVATIONS = {"observations": "observation", "next_observations": "next_observation"}
 KEY = b"rlsmooth"
+WAY = "read it by pyarrow, and use Demonstrations.from_arrays"
 ROWS = 65_536
 SIZES = {
     "INT_8": 1,
@@ -147,27 +148,53 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 
     with open_regular(path) as opened:
         try:
-            file = pq.ParquetFile(opened)
-            check_unfolded(
-                _unfolded(file), path.stat().st_size, "read it by pyarrow, and use Demonstrations.from_arrays"
-            )
-            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            check_parquet(path)
+            metadata = pq.read_metadata(opened)
+            leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+            texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
+            file = pq.ParquetFile(opened, metadata=metadata, read_dictionary=texts)  # one text, however often
+            names = file.schema_arrow.names
+            missing = sorted(set(columns or ()) - set(names))
             if missing:
-                raise DemonstrationsFileError(f"{path} lacks the columns {missing}: it has {file.schema_arrow.names}.")
-            return file.read(columns)
+                raise DemonstrationsFileError(f"{path} lacks the columns {missing}: it has {names}.")
+            within = {text.split(".")[0] for text in texts - set(names)}  # lists of texts: none is demonstrations'
+            table = file.read([name for name in columns or names if name not in within])
+            check_unfolded(sum(map(_length_of_texts, table.columns)), path.stat().st_size, WAY)
+            return table
         except pa.ArrowException as error:
             raise DemonstrationsFileError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
-def _unfolded(file: Any) -> int:
-    """The bytes that the values of a Parquet file will take: repeated ones take next to nothing in the file."""
-    found, columns = file.metadata, range(file.metadata.num_columns)
-    kinds = [file.schema.column(place) for place in columns]
-    sizes = [SIZES.get(kind.converted_type) or SIZES.get(kind.physical_type, 16) for kind in kinds]
-    groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    return sum(
-        size * group.column(place).num_values for group in groups for place, size in zip(columns, sizes, strict=True)
-    )
+def check_parquet(*paths: Path) -> None:
+    """Refuse Parquet files whose numbers unfold far beyond the files' size: repeated ones take next to nothing there.
+
+    Raises:
+        FileRefusedError: they do, or one is no regular file.
+    """
+    import pyarrow.parquet as pq
+
+    unfolded = 0
+    for path in paths:
+        with open_regular(path) as opened:
+            found: Any = pq.read_metadata(opened)
+        kinds = [found.schema.column(place) for place in range(found.num_columns)]
+        sizes = [SIZES.get(kind.converted_type) or SIZES.get(kind.physical_type, 16) for kind in kinds]
+        sizes = [max(kind.length or 0, size) for kind, size in zip(kinds, sizes, strict=True)]
+        groups = [found.row_group(number) for number in range(found.num_row_groups)]
+        columns = [(group.column(place), size) for group in groups for place, size in enumerate(sizes)]
+        unfolded += sum(max(column.num_values * size, column.total_uncompressed_size) for column, size in columns)
+    check_unfolded(unfolded, sum(path.stat().st_size for path in paths), WAY)
+
+
+def _length_of_texts(column: Any) -> int:
+    """The bytes of a column's texts, each as often as it is there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+    return sum(pc.sum(one.cast("int64")).as_py() or 0 for one in lengths)
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:

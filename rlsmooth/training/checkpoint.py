@@ -24,8 +24,6 @@ NOT_NEGATIVE = ("lr", "eps", "weight_decay", "betas", "alpha", "momentum")
 """Options of optimisers that are never below 0."""
 CHOSEN = ("foreach", "fused")
 """Switches of optimisers that are None where torch chooses."""
-OF_THE_CLASS = "decoupled_weight_decay"
-"""A switch that the optimiser's class sets; versions of torch before 2.7 lack it."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "momentum_buffer", "sum")
 """What optimisers keep in the shape of each parameter; the last but one may be None."""
 FILE_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.zip")
@@ -292,13 +290,15 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None
         raise ValueError(f"it has {len(state['param_groups'])} parameter groups")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group, mine in zip(state["param_groups"], own["param_groups"], strict=True):
-        others = group.keys() ^ mine.keys()
-        unknown = [name for name in others - {OF_THE_CLASS} if (group | mine)[name] not in (None, False)]
-        if unknown or group["params"] != mine["params"]:
-            raise ValueError(f"the options {sorted(unknown)} of a parameter group differ")
-        for name in others & group.keys():  # of another version of torch, and off
+        others = {name: (group | mine)[name] for name in group.keys() ^ mine.keys()}
+        implied = {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW)}  # by the class; else off
+        if group["params"] != mine["params"] or any(
+            value is not None and value is not implied.get(name, False) for name, value in others.items()
+        ):
+            raise ValueError(f"the options {sorted(others)} of a parameter group differ")
+        for name in others.keys() & group.keys():  # another version of torch has them
             del group[name]
-        group.update({name: mine[name] for name in others & mine.keys()})
+        group.update({name: mine[name] for name in others.keys() & mine.keys()})
         for name, value in group.items():
             _check_option(name, value, mine[name])
     names = {frozenset(kept) for kept in state["state"].values()}

@@ -360,7 +360,7 @@ class FederatedClient:
         """
         set_parameters(self.module, parameters)
         summary = classification_summary(logits_of(self.module, self.inputs, self.mask, self.batch_size), self.labels)
-        return summary["nll"], self.size, {"accuracy": summary["accuracy"]}
+        return summary["nll"], len(self), {"accuracy": summary["accuracy"]}
 
     # ---- local training
 

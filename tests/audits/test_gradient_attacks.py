@@ -472,6 +472,7 @@ def test_policies_that_have_no_label_layer_are_named() -> None:
     )
     plain = BC("MlpPolicy", None, draw(), seed=0, device="cpu")
     assert_raises(ValueError, "give the smoothing", action_layers, plain.policy, draw())
+    assert_raises(TypeError, "demonstrations must be .*Demonstrations, got Batch", action_layers, plain, draw()[:5])
     (layer,) = action_layers(plain.policy, draw(), 0.3)
     close(layer.target.dense().amax(-1), torch.full((40,), 0.8), 1e-6)
 

@@ -13,6 +13,7 @@ import pytest
 from gymnasium import spaces
 
 from rlsmooth.data import Demonstrations, DemonstrationsFileError, cartpole_v1
+from rlsmooth.data.parquet import check_parquet
 from support import assert_equal, assert_raises, draw, recorded, samples
 
 pa = pytest.importorskip("pyarrow")
@@ -119,11 +120,12 @@ def test_pyarrow_is_named_where_it_is_missing(call: Any, monkeypatch: Any) -> No
     assert_raises(ImportError, r'pip install "rlsmooth\[datasets\]"', call, "anything")
 
 
-def test_a_file_that_unfolds_without_end_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("names", [("observation", "action", "episode"), ("info",)])
+def test_a_file_that_unfolds_without_end_is_refused(names: tuple[str, ...], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("rlsmooth.untrusted.FREE_BYTES", 2**16)  # in place of 128 MiB
-    values = pa.array(np.zeros(10**5))  # all the same, which takes next to nothing in a file
-    table = pa.table(dict.fromkeys(("observation", "action", "episode"), values))
-    pa.parquet.write_table(table, tmp_path / "data.parquet")
+    # All the same, which takes next to nothing in a file.
+    values = pa.array(np.zeros(10**5)) if len(names) > 1 else pa.array(["x" * 600] * 4000)
+    pa.parquet.write_table(pa.table(dict.fromkeys(names, values)), tmp_path / "data.parquet")
     message = "unfold from .* to 2,400,000 bytes.*by pyarrow"
     assert_raises(DemonstrationsFileError, message, Demonstrations.from_parquet, tmp_path / "data.parquet")
 
@@ -224,6 +226,16 @@ def test_a_set_of_lerobots_is_read(tmp_path: Path) -> None:
     assert found.action_space == spaces.Box(-np.inf, np.inf, (1,))
     assert (found.next_observations, found.terminations, found.rewards) == (None, None, None)
     assert found.metadata == {"source": "lerobot", "name": "theirs", "fps": 10}
+
+
+def test_many_small_files_of_a_set_are_counted_together(tmp_path: Path, monkeypatch: Any) -> None:
+    write_old(tmp_path / "theirs")
+    monkeypatch.setattr("rlsmooth.untrusted.MOST_FOLDED", 0)
+    files = sorted((tmp_path / "theirs/data/chunk-000").iterdir())
+    monkeypatch.setattr("rlsmooth.untrusted.FREE_BYTES", 600)
+    for file in files:
+        check_parquet(file)
+    assert_raises(DemonstrationsFileError, "unfold from", Demonstrations.from_lerobot, tmp_path / "theirs")
 
 
 IMAGE = {"observation.images.top": {"dtype": "video", "shape": [64, 64, 3], "names": None}}

@@ -274,11 +274,31 @@ def test_a_state_that_does_not_fit_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="groups of shapes"):
         load_optimizer(torch.optim.Adam([{"params": p} for p in module.parameters()]), tensors, config)
     assert_raises(ValueError, "lacks 'class'", load_optimizer, optimizer, tensors, {})
+    for name, value in {"newer": True, "new": 0, "weight_decay": ...}.items():
+        group = dict(config["state_dict"]["param_groups"][0])
+        group.pop(name, None)
+        forged = group if value is ... else {**group, name: value}
+        changed = {**config, "state_dict": {**config["state_dict"], "param_groups": [forged]}}
+        assert_raises(ValueError, name, load_optimizer, optimizer, tensors, changed)
     assert_raises(ValueError, r"no tensor named 'optimizer\.state\.0\.step'", load_optimizer, optimizer, {}, config)
     malformed: list[Any] = [3, [], {"state": {}}, {"state": 3, "param_groups": [{}]}, {"param_groups": [], "state": {}}]
     for broken in malformed:
         with pytest.raises(ValueError, match=r"malformed|different number of parameter groups"):
             load_optimizer(optimizer, tensors, {**config, "state_dict": broken})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_state_of_another_version_of_torch_is_fitted_to_this_one(kind: Any) -> None:
+    optimizer = kind([nn.Parameter(torch.ones(1))])
+    tensors, config = optimizer_to_tensors(optimizer)
+    (group,) = config["state_dict"]["param_groups"]
+    group.pop("decoupled_weight_decay")  # which torch 2.6 does not have, for AdamW either
+    load_optimizer(other := kind([nn.Parameter(torch.ones(1))]), tensors, config)
+    assert_equal(other.state_dict(), optimizer.state_dict(), types=True)
+    group.update(newer=False, decoupled_weight_decay=kind is torch.optim.AdamW)
+    for each in other.param_groups:
+        each.pop("decoupled_weight_decay")
+    load_optimizer(other, tensors, config)
 
 
 def test_a_state_with_code_in_it_is_an_error() -> None:

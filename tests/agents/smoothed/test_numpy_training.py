@@ -214,15 +214,18 @@ def test_what_is_replaced_between_and_within_rollouts_counts() -> None:
     ]
     assert 0 < max(moved) < 3e-3  # Adam would have moved each by more
     values: list[Any] = []
+    places: list[int] = []
 
     def replace(own: dict[str, Any], _: Any) -> bool:
         values.append(own["values"])
+        places.append(own["rollout_buffer"].pos)
         own["self"].policy.load_from_vector(np.zeros(sum(one.numel() for one in own["self"].policy.parameters())))
         return True
 
     model.learn(64, callback=replace, reset_num_timesteps=False)
     assert values[0] != 0
     assert not np.any(values[1:])
+    assert places == list(range(model.n_steps)) * (64 // model.n_steps)
 
 
 def shares(model: Any) -> None:
