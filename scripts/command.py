@@ -177,9 +177,9 @@ def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, S
     named = next((place for place, word in enumerate(own) if word.partition("=")[0] == "--conf"), None)
     if named is None or not (file := own[named].partition("=")[2] or "".join(own[named + 1 : named + 2])):
         return _parse(name, args_type, words)
-    before, after, is_run = conf_words(Path(file), name, args_type)
+    stored, after, is_run = conf_words(Path(file), name, args_type)
     # In between, an option that takes one word: a list of words would take the positional arguments too.
-    args, shared = _parse(name, args_type, [*before, "--conf", file, *words, *(after if own is words else [])])
+    args, shared = _parse(name, args_type, [*stored, "--conf", file, *words, *(after if own is words else [])])
     if is_run:
         from rlsmooth.scripts.arguments import check_chosen
 
