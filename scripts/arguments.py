@@ -22,6 +22,7 @@ from rlsmooth.scripts.run_folder import (
     imports_module,
     kwargs_words,
     read_kwargs,
+    read_pair,
     read_settings,
     refuse_links,
     stored_hyperparameters,
@@ -409,6 +410,29 @@ def resumed(args: ArgsT, command: str) -> ArgsT:
         lock_folder(args.resume)  # before anything else in it is read
     device = began.device if args.device == "auto" else args.device
     return dataclasses.replace(began, resume=args.resume, progress=args.progress, verbose=args.verbose, device=device)
+
+
+def check_chosen(args: Any, typed: Any, path: str) -> None:
+    """Raise ValueError if the `config.json` of a run, given as `--conf`, chooses what no file may.
+
+    Args:
+        args: of the command line and the file.
+        typed: of the command line alone.
+        path: of the file.
+    """
+    found = to_give_again(args) if isinstance(args, RunArgs) else {}
+    for name in ("conf_file", "log_folder", "resume"):
+        found[name] = None, "names a place"
+    pairs = dict(read_pair("hyperparams", word) for word in getattr(args, "hyperparams", ()))
+    if any(name in ("env_kwargs", "env_wrapper") or _too_large(name, value) for name, value in pairs.items()):
+        found["hyperparams"] = None, "may name code, or exceed what a file may ask for"
+    for name, (_, danger) in found.items():
+        value = getattr(args, name, None)
+        if value != getattr(typed, name, None):
+            raise ValueError(
+                f"conf={path!r} is of a run and has {name}={_words(value)}, which {danger}: if you trust it, give "
+                f"{_option(name)} {_words(value)} too."
+            )
 
 
 def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any, str]]:

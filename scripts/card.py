@@ -27,7 +27,7 @@ HOW = ("device", "num_threads", "progress", "verbose")
 """Options that say how a run was made, and not what it is."""
 NAMES = ("env", "data", "policy", "source")
 """Options whose values may have a slash and be no path."""
-PAIRS = ("env_kwargs", "hyperparams")
+PAIRS = ("env_kwargs", "eval_env_kwargs", "hyperparams")
 PLACE = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[/\\]|~$|\.{1,2}$")
 INSIDE = re.compile(r"(?<![\w.])(~\w*|[A-Za-z]:)?[/\\][^\s'\"(),\[\]]+")
 CALIBRATION = {
@@ -127,6 +127,8 @@ def shareable(value: Any, name: str = "") -> Any:
     Examples:
         >>> shareable({"demonstrations": "/home/me/a.npz", "env": "ALE/Pong-v5", "env_kwargs": ["a=/b/c", "n=3"]})
         {'demonstrations': 'a.npz', 'env': 'ALE/Pong-v5', 'env_kwargs': ['a=c', 'n=3']}
+        >>> shareable({"eval_env_kwargs": ["a:/b/c"], "env_wrapper": ["m.W:{folder: /b/c}"]})
+        {'eval_env_kwargs': ['a:c'], 'env_wrapper': ['m.W:{folder: c}']}
     """
     if isinstance(value, dict):
         return {key: shareable(part, key) for key, part in value.items() if key not in PLACES}
@@ -134,10 +136,12 @@ def shareable(value: Any, name: str = "") -> Any:
         return [shareable(part, name) for part in value]
     if not isinstance(value, str):
         return value
-    head, equals, tail = value.partition("=") if name in PAIRS else ("", "", value)
-    if PLACE.match(tail) or (name not in (*NAMES, *PAIRS) and re.search(r"[/\\]", tail)):
-        return head + equals + _last(tail)
-    return head + equals + INSIDE.sub(lambda found: _last(found[0]), tail)
+    found = re.match(r"\w+[=:]\s*", value) if name in PAIRS else None
+    head = found[0] if found else ""
+    tail = value.removeprefix(head)
+    if PLACE.match(tail) or (name not in (*NAMES, *PAIRS, "env_wrapper") and re.search(r"[/\\]", tail)):
+        return head + _last(tail)
+    return head + INSIDE.sub(lambda place: _last(place[0]), tail)
 
 
 def _last(path: str) -> str:

@@ -65,7 +65,7 @@ def run_command(
     except BrokenPipeError:
         return _without_reader()
     if shared.save_conf is not None:
-        return call(name, lambda _: save_conf(name, args, shared.save_conf), args, words)
+        return call(name, lambda _: save_conf(name, args, shared.save_conf, shared.seeds), args, words)
     if shared.seeds:
         from rlsmooth.scripts.seeds import train_seeds
 
@@ -168,16 +168,27 @@ def parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, S
     Raises:
         ValueError: that file can't be read, or has an option that the command lacks.
     """
-    program = f"rlsmooth {name}"
     for place, word in enumerate(words):  # RL Zoo's names of algorithms are understood too
         before = words[place - 1] if place else ""
         option, separator, value = word.rpartition("=")
         if before == "--algo" or option == "--algo":
             words[place] = f"{option}{separator}{RL_ZOO.get(value, value)}"
-    named = next((place for place, word in enumerate(words) if word.partition("=")[0] == "--conf"), None)
-    if named is not None and (path := words[named].partition("=")[2] or "".join(words[named + 1 : named + 2])):
-        words = [*conf_words(Path(path), name, args_type), *words]
-    box = io.StringIO()
+    own = words[: words.index("--")] if "--" in words else words  # what follows is of another command
+    named = next((place for place, word in enumerate(own) if word.partition("=")[0] == "--conf"), None)
+    if named is None or not (file := own[named].partition("=")[2] or "".join(own[named + 1 : named + 2])):
+        return _parse(name, args_type, words)
+    stored, after, is_run = conf_words(Path(file), name, args_type)
+    # In between, an option that takes one word: a list of words would take the positional arguments too.
+    args, shared = _parse(name, args_type, [*stored, "--conf", file, *words, *(after if own is words else [])])
+    if is_run:
+        from rlsmooth.scripts.arguments import check_chosen
+
+        check_chosen(args, _parse(name, args_type, words)[0], file)
+    return args, shared
+
+
+def _parse(name: str, args_type: type[ArgsT], words: list[str]) -> tuple[ArgsT, SharedArgs]:
+    program, box = f"rlsmooth {name}", io.StringIO()
     own_type: Any = args_type
     grouped = grouped_options(name, own_type)
     try:
@@ -272,13 +283,16 @@ def _sentences_of_module(module: str) -> dict[str, dict[str, str]]:
 # ---- options in files
 
 
-def conf_words(path: Path, command: str, args_type: type[Any]) -> list[str]:
+def conf_words(path: Path, command: str, args_type: type[Any]) -> tuple[list[str], list[str], bool]:
     """The options in a YAML file, or in the `config.json` of a run of the command, as words of a command line.
 
     Args:
         path: of the file.
         command: that is to understand them.
         args_type: its dataclass.
+
+    Returns:
+        Options, what follows them after --, and whether the file is of a run.
 
     Raises:
         ValueError: the file can't be read, or has an option that the command lacks.
@@ -289,23 +303,28 @@ def conf_words(path: Path, command: str, args_type: type[Any]) -> list[str]:
         values = read_yaml(path, "Name a YAML file of options.")
     except ValueError as error:
         raise ValueError(f"conf={error}") from error
-    if isinstance(values, dict) and {"command", "arguments"} <= values.keys():
+    is_run = isinstance(values, dict) and {"command", "arguments"} <= values.keys()
+    if is_run:
         if values["command"] != command:
             raise ValueError(f"conf={str(path)!r} is of `rlsmooth {values['command']}`: name one of this command.")
         values = values["arguments"]
     if not isinstance(values, dict):
         raise ValueError(f"conf={str(path)!r} must be a mapping of options, such as {{seed: 3}}.")
-    fields = {field.name: field for field in dataclasses.fields(args_type)}
+    fields = {field.name for field in dataclasses.fields(args_type)}
+    fields |= {"seeds"} if {"seed", "resume"} <= fields else set()
     positional = {name for name, hint in get_type_hints(args_type, include_extras=True).items() if _is_positional(hint)}
-    words = []
+    words, after = [], []
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        if name == "options" and name in fields:  # of the command that `rlsmooth tune` tunes
+            after = ["--", *map(str, value if isinstance(value, list) else [value])]
+            continue
         if name not in fields or name in positional:
-            near = difflib.get_close_matches(name, fields.keys() - positional, n=1)
+            near = difflib.get_close_matches(name, fields - positional, n=1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(f"conf={str(path)!r} has {str(key)!r}, which is no option of rlsmooth {command}{meant}.")
         words += option_words(name, value)
-    return words
+    return words, after, is_run
 
 
 def _is_positional(hint: Any) -> bool:
@@ -327,7 +346,7 @@ def option_words(name: str, value: Any) -> list[str]:
     return [f"--{option}", *(str(part) for part in (value if isinstance(value, (list, tuple)) else (value,)))]
 
 
-def save_conf(command: str, args: Any, path: Path | None) -> None:
+def save_conf(command: str, args: Any, path: Path | None, seeds: Sequence[int] = ()) -> None:
     """Write all options to a file that `--conf` reads."""
     import yaml
 
@@ -338,7 +357,8 @@ def save_conf(command: str, args: Any, path: Path | None) -> None:
     assert path is not None
     check_writable_folder("save_conf", path.parent)
     hints = get_type_hints(type(args), include_extras=True)
-    values = {name: value for name, value in vars(args).items() if not _is_positional(hints[name])}
+    values = {name: value for name, value in vars(args).items() if not _is_positional(hints[name]) or name == "options"}
+    values |= {"seeds": seeds} if seeds else {}
     text = f"# rlsmooth {command} --conf {path.name}\n{yaml.safe_dump(plain(values), sort_keys=False)}"
     write_bytes_atomically(path, text.encode())
     print(f"written to {path}")

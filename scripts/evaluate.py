@@ -18,7 +18,7 @@ from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.arguments import PlayArgs, environment_settings, number_of
 from rlsmooth.scripts.card import shareable, write_card
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import agent_file, env_of_run, plain, versions, write_json
+from rlsmooth.scripts.run_folder import agent_file, env_of_run, kwargs_words, plain, versions, write_json
 
 alias = tyro.conf.arg
 
@@ -107,7 +107,8 @@ def main(args: Args) -> dict[str, dict[str, float]]:
     print_evaluation(f"{path}, {number_of(args.eval_episodes, 'episode')} of {env}", found, counts)
     if path.is_file() and (path.parent / "config.json").is_file():
         facts = {"seed": args.seed, "episodes": args.eval_episodes, "on": shareable(args.demonstrations)}
-        name = f"{path.name} in {shareable(env, 'env')}"
+        words = [*kwargs_words(settings.env_kwargs), *args.env_wrapper]  # another world gives another row
+        name = " ".join([f"{path.name} in {shareable(env, 'env')}", *shareable(words, "env_kwargs")])
         write_card(path.parent, evaluations={name: {**facts, "columns": found}})
     if args.json is not None:
         write_json(args.json, {"arguments": plain(dataclasses.asdict(args)), "versions": versions(), **found})

@@ -20,7 +20,7 @@ import tyro
 
 from rlsmooth.checks import check_positive_int, check_writable_folder
 from rlsmooth.scripts.arguments import EnvironmentArgs, SavedAlgorithm, environment_settings
-from rlsmooth.scripts.card import shareable_command, write_card
+from rlsmooth.scripts.card import shareable, shareable_command, write_card
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.run_folder import (
     EnvironmentSettings,
@@ -163,6 +163,7 @@ def _record(args: Args, settings: EnvironmentSettings, folder: Path | None, load
             f"an episode returned {lowest:g}, less than min_return={args.min_return:g}: nothing was written."
         )
     metadata = {**demonstrations.metadata, **provenance, "policy": type(agent).__name__}
+    metadata |= {name: shareable(metadata[name], name) for name in {"env_kwargs", "env_wrapper"} & metadata.keys()}
     dataclasses.replace(demonstrations, metadata=metadata).save(output)
     print(f"{demonstrations}\nwritten to {output} ({output.stat().st_size / 1024:.0f} KiB)")
     return output
@@ -271,7 +272,8 @@ def _command(args: Args) -> str:
         value = getattr(args, field.name)
         if field.name not in ("output", "log_folder", "trained_agent", "progress") and value != field.default:
             parts = value if isinstance(value, tuple) else () if value is True else (value,)
-            words.append(" ".join([f"--{field.name.replace('_', '-')}", *(str(part) for part in parts)]))
+            said = shareable([str(part) for part in parts], field.name)
+            words.append(" ".join([f"--{field.name.replace('_', '-')}", *said]))
     return " ".join(words)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from rlsmooth.audits.intervals import student_quantile
+from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.environment import check_seed
 from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
 from rlsmooth.scripts.figures.page import save_figure
 from rlsmooth.scripts.reports import print_table
 from rlsmooth.scripts.run_folder import new_run_folder, versions, write_json
+from rlsmooth.training.run import handled_signals
 from rlsmooth.untrusted import read_regular
 
 CONFIDENCE = 0.95
@@ -51,15 +53,16 @@ def train_seeds(name: str, args: Any, seeds: Sequence[int], train_alone: TrainAl
     named = (getattr(args, name, None) for name in ("env", "data", "case"))
     subject = Path(str(next(filter(None, named), "all"))).stem
     folder = new_run_folder(args.log_folder, name, f"{subject}-seeds")
-    print(f"Training {len(seeds)} seeds; what each prints is in {folder}", flush=True)
+    print(f"Training {number_of(len(seeds), 'seed')}; what each prints is in {folder}", flush=True)
     runs = _Runs(name, args, folder, train_alone)
-    try:
-        runs.train(list(seeds))
-    except KeyboardInterrupt:
-        runs.interrupt()
-        raise
-    finally:
-        report(name, runs.folders, folder)
+    with handled_signals():  # SIGTERM must not leave the processes behind
+        try:
+            runs.train(list(seeds))
+        except KeyboardInterrupt:
+            runs.interrupt()
+            raise
+        finally:
+            report(name, runs.folders, folder)
     if runs.failed:
         said = "; ".join(f"seed {seed}: {why}" for seed, why in runs.failed.items())
         raise ValueError(f"{len(runs.failed)} of {len(seeds)} seeds failed, the others are kept. {said}")

@@ -116,6 +116,8 @@ def main(args: Args) -> Path:
     base, shared = parse(args.command, module.Args, list(args.options))
     if shared.seeds or shared.save_conf:
         raise ValueError("--seeds and --save-conf after -- are not for a search: leave them out.")
+    if shared.conf:  # what it says now: a file that changes is another study
+        args = dataclasses.replace(args, options=tuple(shlex.split(command_line(args.command, base))[2:]))
     for field in dataclasses.fields(base):
         if field.name in OF_ONE_RUN and getattr(base, field.name) != field.default:
             option = field.name.replace("_", "-")

@@ -13,6 +13,7 @@ from scipy import stats
 
 from rlsmooth.data import cartpole_v1
 from rlsmooth.data.shipped import describe_data
+from rlsmooth.scripts import record
 from rlsmooth.scripts.card import CARD, MARK, card_text, describe_used_data, write_card
 from rlsmooth.scripts.main import main
 
@@ -139,6 +140,12 @@ def test_the_data_are_named_with_their_hash(tmp_path: Path) -> None:
     config = {"command": "bc", "arguments": {"env": "CartPole-v1"}}
     text = card_text(config, {}, {"data": [facts]})
     assert f"| jane.npz | 2 episodes, 1,000 transitions |\n| SHA-256 | `{digest}` |" in text
+
+
+def test_the_command_in_a_recording_has_no_paths() -> None:
+    args = record.Args(env="ALE/A-v0", env_kwargs=("a:/home/jane/b", "n=3"), env_wrapper=("m.W:{to: /home/jane/c}",))
+    expected = "rlsmooth record --env ALE/A-v0 --env-kwargs a:b n=3 --env-wrapper m.W:{to: c}"
+    assert record._command(args) == expected
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 from scipy import stats
 
 from commands import COMMAND, assert_refused
-from rlsmooth.scripts import ppo
-from rlsmooth.scripts.command import grouped_options, option_sentences, parse, save_conf
+from rlsmooth.scripts import ppo, seeds
+from rlsmooth.scripts.command import grouped_options, option_sentences, option_words, parse, save_conf
 from rlsmooth.scripts.main import COMMANDS, main
 
 REQUIRED = {"evaluate": ["-i", "a.zip"], "enjoy": ["a.zip"], "completion": ["bash"], "audit": ["a.zip"], "plot": ["a"]}
@@ -62,6 +64,44 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert parse("ppo", ppo.Args, ["--conf", str(path)])[0] == ppo.Args(seed=7, hyperparams=("n_steps=8",))
 
 
+def test_a_file_of_options_keeps_the_seeds_and_the_words_of_a_tuned_command(tmp_path: Path) -> None:
+    path, inner = tmp_path / "own.yml", tmp_path / "inner.yml"
+    inner.write_text("epochs: 3")
+    assert main(["bc", "--seeds", "4", "2", "--save-conf", str(path)]) == 0
+    assert parse("bc", args_of("bc"), ["--conf", str(path)])[1].seeds == (4, 2)
+    words = ["--conf", str(inner), "--net-arch", "8", "4"]  # after --, the file is of bc
+    assert main(["tune", "bc", "--trials", "3", "--save-conf", str(path), "--", *words]) == 0
+    args, _ = parse("tune", args_of("tune"), ["bc", "--conf", str(path)])
+    assert (args.trials, args.options) == (3, tuple(words))
+    args, _ = parse("tune", args_of("tune"), ["bc", "--conf", str(path), "--", "--seed", "1"])
+    assert args.options == ("--seed", "1")
+    path.write_text("env_wrapper: [a.B, c.D]")  # a list last, before the positional argument
+    args, _ = parse("enjoy", args_of("enjoy"), ["a.zip", "--conf", str(path)])
+    assert (args.agent, args.env_wrapper) == (Path("a.zip"), ("a.B", "c.D"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("env_wrapper", ["mine.Wrapper"]),
+        ("gym_packages", ["mine"]),
+        ("env_kwargs", ["size=8", "xml_file=/a.xml"]),
+        ("hyperparams", ["env_wrapper=mine.Wrapper"]),
+        ("hyperparams", ["n_steps=1e12"]),
+        ("env", "mine:A-v0"),
+        ("track", "wandb"),
+        ("log_folder", "/elsewhere"),
+        ("conf_file", "other.yml"),
+    ],
+)
+def test_a_runs_settings_as_options_choose_no_code_or_place(name: str, value: Any, tmp_path: Path, capsys: Any) -> None:
+    path, typed = tmp_path / "config.json", option_words(name, value)
+    path.write_text(json.dumps({"command": "ppo", "arguments": {"seed": 7, name: value}}))
+    assert_refused(f"is of a run and has {name}=", ["ppo", "--conf", str(path)], capsys)
+    assert_refused(f"give {typed[0]}", ["ppo", "--conf", str(path)], capsys)
+    assert parse("ppo", ppo.Args, ["--conf", str(path), *typed])[0].seed == 7
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -103,6 +143,14 @@ def test_seeds_that_can_not_be_used_are_refused(tmp_path: Path, capsys: Any) -> 
     assert_refused("--seeds 1 1 names a seed twice", ["bc", "--seeds", "1", "1"], capsys)
     assert_refused("--seeds starts new runs", ["ppo", "--seeds", "1", "--resume", "x"], capsys)
     assert_refused("seed=-1", ["ppo", "--seeds", "-1"], capsys)
+
+
+def test_a_signal_to_several_seeds_is_passed_on(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    passed: list[bool] = []
+    monkeypatch.setattr(seeds._Runs, "train", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(seeds._Runs, "interrupt", lambda _: passed.append(True))
+    assert main(["bc", "--seeds", "1", "2", "--log-folder", str(tmp_path)]) == 143
+    assert passed == [True]
 
 
 @pytest.mark.slow

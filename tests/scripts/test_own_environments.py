@@ -78,6 +78,8 @@ def test_record_train_resume_evaluate_and_enjoy_an_environment_of_ones_own(
         words = ["evaluate", "-i", str(folder), "--env", ENV[1], *extra, "--json", "out.json", *QUICK]
         assert main(words) == 0
         assert json.loads((own / "out.json").read_text())["deterministic"]["mean_reward"] == expected
+    card = (clone / "README.md").read_text()  # another world's row is another one
+    assert all(f"agent.zip in corridors:Corridor-v0 length={length}, seed 0" in card for length in (5, 7))
     capsys.readouterr()
     assert main(["enjoy", str(clone), "--env", ENV[1], "--no-render", "--device", "cpu"]) == 0
     assert "return 5" in capsys.readouterr().out

@@ -67,6 +67,9 @@ def test_the_report_says_what_training_by_hand_gives(tmp_path: Path, capsys: pyt
     words[2:2] = ["--seed", "1"]
     assert main(words) == 2
     assert "holds a study with seed=0, not 1" in capsys.readouterr().err
+    (tmp_path / "own.yml").write_text("n_episodes: 3")  # what a file says is compared, not its name
+    assert main([*words[:2], *words[4 : words.index("--") + 1], "--conf", str(tmp_path / "own.yml")]) == 2
+    assert "not ['--env', 'CartPole-v1', '--n-episodes', '3'" in capsys.readouterr().err
 
 
 def quadratic(calls: list[float], kills: list[int]) -> Callable[..., dict[str, float]]:
