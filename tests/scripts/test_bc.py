@@ -34,7 +34,7 @@ from rlsmooth.data import Demonstrations, ObservationOnly, cartpole_v1, record
 from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from support import read_events, same_tensors
+from support import mostly_slow, read_events, same_tensors
 
 FEW = ("--n-episodes", "3", "--validation-fraction", "0.34", "--device", "cpu")
 TINY = (*FEW, "--epochs", "2", "--eval-episodes", "2")
@@ -183,7 +183,7 @@ def test_observations_without_actions_soft_guesses_and_another_tensorboard_folde
     assert "demonstrated_return" not in summary
 
 
-@pytest.mark.parametrize("run", ["finished", "bco_run", pytest.param("dagger_run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", mostly_slow(["finished", "bco_run", "dagger_run"], "finished"))
 def test_a_finished_run_resumes_unchanged_and_is_drawn_evaluated_and_filmed(
     run: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -287,7 +287,7 @@ WITH_EXPERT = (*SMALL, "--train-expert", "512", "-n", "100", "--round-min-timest
         pytest.param("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy", marks=pytest.mark.slow),
         pytest.param("bco", "IdentityBox", ONE_ROUND, "pseudo_label_error", marks=pytest.mark.slow),
         pytest.param("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy", marks=pytest.mark.slow),
-        ("dagger", "IdentityMasked", WITH_EXPERT, "expert_agreement"),
+        pytest.param("dagger", "IdentityMasked", WITH_EXPERT, "expert_agreement", marks=pytest.mark.slow),
         pytest.param("dagger", "IdentityBox", WITH_EXPERT, "expert_error", marks=pytest.mark.slow),
     ],
 )

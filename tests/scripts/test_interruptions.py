@@ -210,7 +210,7 @@ def test_temporary_files_of_kills_are_deleted(small: Path) -> None:
     ("number", "words"),
     [
         (errno.ENOSPC, ("ppo", "-n", "512", *OFTEN)),
-        (errno.EDQUOT, ("bc", "--epochs", "1", "--checkpoint-freq", "640", *PLAY)),
+        pytest.param(errno.EDQUOT, ("bc", "--epochs", "1", "--checkpoint-freq", "640", *PLAY), marks=pytest.mark.slow),
         (errno.EIO, ("gan", "--steps", "20", "--checkpoint-freq", "5", "--eval-freq", "-1", *CPU)),
         (errno.ENOSPC, ("classify", "--data", "iris", "--epochs", "2", *CPU)),
     ],
@@ -238,6 +238,7 @@ def test_a_full_disk_is_explained(
     assert main([words[0], "--resume", str(folder)]) == 0
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_named_whether_it_is_found_when_sending_or_receiving() -> None:
     env: Any = make_envs("CartPole-v1", 2, 0, vec_env="subproc")
     env.reset()
@@ -273,7 +274,7 @@ def test_only_a_reader_that_has_gone_ends_a_command_without_a_word(
     "words",
     [
         ("ppo", "--env", "Pendulum-v1", "-n", "512", *OFTEN, "-params", "normalize=True", "use_sde=False"),
-        ("bc", "--epochs", "1", *PLAY),
+        pytest.param(("bc", "--epochs", "1", *PLAY), marks=pytest.mark.slow),
         pytest.param(
             ("dagger", "-n", "200", "--train-expert", "256", "--epochs", "1", "--eval-episodes", "1", *CPU),
             marks=pytest.mark.slow,

@@ -36,7 +36,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NO_PYTHON], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem == "from-imitation" else ())  # five seconds
+        for page in PAGES
+        if page.name not in NO_PYTHON
+    ],
+    ids=lambda page: page.stem,
+)
 def test_the_python_of_a_page_runs_as_one_program(page: Path, programs: Any, tmp_path: Path) -> None:
     program = "\n".join(blocks(page, "python"))
     assert program
@@ -248,7 +256,10 @@ def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("example", "pattern"),
-    [("act_with_agent", r"return (\d+)"), ("ppo_from_agent", r"return before (\d+), after (\d+)")],
+    [
+        ("act_with_agent", r"return (\d+)"),
+        pytest.param("ppo_from_agent", r"return before (\d+), after (\d+)", marks=pytest.mark.slow),
+    ],
 )
 def test_an_example_runs_with_the_wheel_alone(
     example: str, pattern: str, agent_file: Path, repository: Path, wheel_programs: Any, tmp_path: Path
