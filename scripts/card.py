@@ -43,6 +43,7 @@ CALIBRATION = {
 ENTROPY = {
     "policy_entropy": "policy entropy, nats",
     "entropy_frac": "share of the largest entropy",
+    "entropy_frac_min": "the same of the lowest state",
     "kl_uniform": "KL(uniform‖policy), nats",
 }
 RETURNS = {"mean_reward": "return", "mean_reward_sampled": "return, sampled actions"}

@@ -207,7 +207,7 @@ def _wrapper(word: str) -> tuple[Callable[..., gym.Env[Any, Any]], dict[str, Any
 def _bridge(
     name: str, n_envs: int, seed: int, env_kwargs: dict[str, Any], vectorization: Vectorization, wrappers: list[Any]
 ) -> VecEnv:
-    wrappers += [_without_interrupts] if vectorization == "async" else []
+    wrappers = [*wrappers, *([_without_interrupts] if vectorization == "async" else [])]
     made = VectorEnvBridge(name, n_envs, vectorization=vectorization, env_kwargs=env_kwargs, wrappers=wrappers)
     base: Any = made.vector.unwrapped
     if vectorization == "async":

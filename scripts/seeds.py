@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsmooth.audits.intervals import student_quantile
+from rlsmooth.audits.intervals import mean_interval
 from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.environment import check_seed
 from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
@@ -25,7 +24,6 @@ from rlsmooth.scripts.run_folder import new_run_folder, versions, write_json
 from rlsmooth.training.run import handled_signals
 from rlsmooth.untrusted import read_regular
 
-CONFIDENCE = 0.95
 TrainAlone = Callable[[str, Any, Callable[[str], object]], int]
 
 
@@ -153,15 +151,13 @@ def report(name: str, folders: dict[int, Path], folder: Path) -> None:
     for key in reports[0].summary:
         values = np.array([each.summary[key] for each in reports if key in each.summary])
         if len(values) == len(reports):
-            reach = math.nan
+            numbers[key] = {"mean": float(values.mean())}
             if len(values) > 1:
-                spread = values.std(ddof=1) / math.sqrt(len(values))
-                reach = student_quantile(CONFIDENCE, len(values) - 1) * float(spread)
-            low, high = float(values.mean()) - reach, float(values.mean()) + reach
-            numbers[key] = {"mean": float(values.mean())} | ({"low": low, "high": high} if len(values) > 1 else {})
+                found = mean_interval(values)
+                numbers[key] |= {"low": found.low, "high": found.high}
     rows = [
-        (key, f"{found['mean']:.4g}", f"{found['low']:.4g} to {found['high']:.4g}" if "low" in found else "")
-        for key, found in numbers.items()
+        (key, f"{row['mean']:.4g}", f"{row['low']:.4g} to {row['high']:.4g}" if "low" in row else "")
+        for key, row in numbers.items()
     ]
     seeds = sorted(folders)
     print_table(
