@@ -28,7 +28,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
-from torch.nn.functional import elu_, softmax
+from torch.nn.functional import elu_, linear, softmax
 
 from rlsmooth.agents.sb3 import ModuleWatch
 from rlsmooth.losses.gaussian import widened_log_std
@@ -38,7 +38,7 @@ from rlsmooth.training.mlp_engine import why_not_served
 
 
 class Activation(NamedTuple):
-    """A function in place, and its gradient from the gradient and the value of its output, which it overwrites."""
+    """A function in place, and its gradient from the gradient, which it may overwrite, and the value of its output."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -46,17 +46,17 @@ class Activation(NamedTuple):
 
 
 def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=output)
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
     return found
 
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=output)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
     return found
 
 
 def _elu_backward(gradient: Tensor, value: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, value, grad_input=value)
+    found: Tensor = torch.ops.aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, value)
     return found
 
 
@@ -66,11 +66,6 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation(torch.relu_, _relu_backward),
     nn.ELU: Activation(elu_, _elu_backward, reads_input=True),
 }
-
-_KEPT_SIZES = 4
-"""Memory is kept for so many sizes of minibatches: an epoch's, its last one's, and another's."""
-_MOST_KEPT = 2**23
-"""And for at most so many outputs of all layers; where they are more, the products take far longer than the system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,49 +93,27 @@ class Layers:
         return [weight.data_ptr() for weight, _ in self.linears], layers
 
     def each(self, inputs: Tensor) -> list[Tensor]:
-        """The inputs of each layer, and last the outputs; those between are overwritten by the next call."""
-        values, (buffers, _) = [inputs], self._memory(len(inputs))
-        for place, ((weight, bias), activation) in enumerate(zip(self.linears, self.activations, strict=True)):
-            inputs = torch.addmm(bias, inputs, weight.t(), out=buffers[place])
+        """The inputs of each layer, and last the outputs."""
+        values = [inputs]
+        for (weight, bias), activation in zip(self.linears, self.activations, strict=True):
+            inputs = linear(inputs, weight, bias)
             values.append(inputs if activation is None else activation.forward(inputs))
+            inputs = values[-1]
         return values
 
     def gradients(self, values: Sequence[Tensor], gradient: Tensor) -> dict[Tensor, Tensor]:
-        """The gradient of each weight and bias, by `values` of `each`, which it spoils, and that of the outputs."""
+        """The gradient of each weight and bias, by `values` of `each` and the gradient of the outputs."""
         found: dict[Tensor, Tensor] = {}
-        _, buffers = self._memory(len(gradient))
         for place in reversed(range(len(self.linears))):
             weight, bias = self.linears[place]
             activation = self.activations[place]
             if activation is not None:
-                known = values[place + 1]
-                if activation.reads_input:
-                    torch.addmm(bias, values[place], weight.t(), out=known)
+                known = linear(values[place], weight, bias) if activation.reads_input else values[place + 1]
                 gradient = activation.backward(gradient, known)
             found[weight], found[bias] = gradient.t().mm(values[place]), gradient.sum(0)
             if place:
-                gradient = torch.mm(gradient, weight, out=buffers.get(weight.shape[1]))
+                gradient = gradient.mm(weight)
         return found
-
-    def _memory(self, size: int) -> tuple[list[Tensor | None], dict[int, Tensor]]:
-        """Where passes of so many samples write: each layer's outputs, and by width gradients; None: to fresh memory.
-
-        The system clears each fresh megabyte, which takes as long as a layer of 64 units.
-        """
-        if size not in self._kept:
-            if len(self._kept) == _KEPT_SIZES:
-                self._kept.clear()
-            widths = [len(bias) for _, bias in self.linears[:-1]]
-            keeps = size * sum(widths) <= _MOST_KEPT
-            with torch.inference_mode(False):
-                hidden = [self.linears[0][1].new_empty(size, width) if keeps else None for width in widths]
-                below = {len(one[0]): torch.empty_like(one) for one in hidden if one is not None}
-            self._kept[size] = [*hidden, None], below
-        return self._kept[size]
-
-    @cached_property
-    def _kept(self) -> dict[int, tuple[list[Tensor | None], dict[int, Tensor]]]:
-        return {}
 
     def with_values(self, values: dict[Tensor, Tensor]) -> Self:
         """The same layers with other tensors in place of its parameters."""
