@@ -242,6 +242,7 @@ def test_the_run_is_that_of_dagger(dagger_run: tuple[Path, str], expert: Path) -
     assert sum(len(Demonstrations.load(path)) for path in kept) == len(agent.demonstrations)
 
 
+@pytest.mark.slow
 def test_an_expert_is_trained_and_gives_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--train-expert", "256", "--expert-targets", "probabilities", "--demonstrations", "cartpole-v1"]
     words += ["--smoothing", "lin_0.2", "--beta-schedule", "1"]
@@ -283,7 +284,7 @@ WITH_EXPERT = (*SMALL, "--train-expert", "512", "-n", "100", "--round-min-timest
         ("bc", "IdentityBox", (*SHORT, "--action-bins", "5", "--reference", "triangular"), "accuracy"),
         ("bc", "IdentityMultiDiscrete", (*SHORT, "--kl-coef", "0.1"), "accuracy"),
         pytest.param("bc", "IdentityMultiBinary", SHORT, "accuracy", marks=pytest.mark.slow),
-        ("bc", "IdentityMasked", SHORT, "accuracy"),
+        pytest.param("bc", "IdentityMasked", SHORT, "accuracy", marks=pytest.mark.slow),
         pytest.param("bc", "IdentityMasked", (*SHORT, "--policy", "MlpPolicy"), "accuracy", marks=pytest.mark.slow),
         pytest.param("bco", "IdentityBox", ONE_ROUND, "pseudo_label_error", marks=pytest.mark.slow),
         pytest.param("bco", "IdentityMasked", ONE_ROUND, "pseudo_label_accuracy", marks=pytest.mark.slow),

@@ -208,7 +208,7 @@ SMALL = ("--eval-episodes", "2", "--eval-freq", "-1", "--save-freq", "-1", "--de
             "SmoothedMaskablePPO",
             marks=pytest.mark.slow,
         ),
-        ("recurrent-ppo -n 512 --target-entropy-frac 0.8", "SmoothedRecurrentPPO"),
+        pytest.param("recurrent-ppo -n 512 --target-entropy-frac 0.8", "SmoothedRecurrentPPO", marks=pytest.mark.slow),
         pytest.param(
             "ppo --env rlsmooth/IdentityBox-v0 -n 256 --target-entropy-nats 1.0", "SmoothedPPO", marks=pytest.mark.slow
         ),
@@ -387,6 +387,7 @@ def test_a_floor_that_was_never_on_is_not_in_the_legend(floor: float, shown: boo
     assert "of KL (alpha)" in drawn
 
 
+@pytest.mark.slow
 def test_an_agent_with_functions_of_its_writers_own_is_played_by_the_commands(programs: Any, tmp_path: Path) -> None:
     own: Any = {
         "learning_rate": lambda left: 1e-3 * left,
