@@ -269,8 +269,10 @@ def sure_choice(scores: list[float]) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
+def deviations(log_std: tuple[float, ...], least: float | None) -> NDArray[np.float32] | None:
     """Standard deviations, `[D]`, scaled up to an entropy of `least` nats; kept for predictions one by one.
+
+    None where torch has to decide: one is not above 0, or so large that numpy might warn of what it draws.
 
     Args:
         log_std: their logarithms.
@@ -278,7 +280,8 @@ def deviations(log_std: tuple[float, ...], least: float | None) -> Tensor:
     """
     with torch.inference_mode(False), torch.no_grad():
         values = torch.tensor(log_std, dtype=torch.float32, device="cpu")
-        return (values if least is None else widened_log_std(values, least)).exp()
+        found = (values if least is None else widened_log_std(values, least)).exp().numpy()
+        return found if ((found > 0) & (found < 1e30)).all() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,7 +392,7 @@ class PlainNetwork:
             features = features.flatten(1).float()
         outputs = self.actor(features)
         actions = None
-        if len(features) == 1:
+        if is_single or len(observation) == 1:
             if mixture is None:
                 actions = self._one_action(outputs, action_masks, deterministic)
             else:
@@ -400,10 +403,11 @@ class PlainNetwork:
                 if distribution is None:
                     return None
                 actions = distribution.get_actions(deterministic).numpy()
-        actions = actions.reshape(-1, *(action_space.shape or ()))
+        shape = action_space.shape or ()
+        actions = actions.reshape(shape if is_single else (-1, *shape))
         if isinstance(action_space, spaces.Box):
             actions = np.minimum(np.maximum(actions, action_space.low), action_space.high)  # quicker than its clip
-        return actions[0, ...] if is_single else actions
+        return actions
 
     def _one_action(self, outputs: Tensor, action_masks: Any, deterministic: bool) -> NDArray[Any] | None:
         """What the policy's distribution gives for one observation, by Python's numbers; None: it has to decide itself.
@@ -417,12 +421,11 @@ class PlainNetwork:
         if not sum(map(abs, values)) < 1e6:  # or one is NaN
             return None
         if self.log_std is not None:
-            log_std = tuple(self.log_std.tolist())
-            if not all(-87 < one < 88 for one in log_std):  # exp of which is a float32 above 0
-                return None
-            if deterministic:
-                return outputs.numpy()
-            return torch.randn_like(outputs).mul_(deviations(log_std, None)).add_(outputs).numpy()
+            std = deviations(tuple(self.log_std.tolist()), None)
+            if std is None or deterministic:
+                return None if std is None else outputs.numpy()
+            drawn: NDArray[Any] = torch.randn_like(outputs).numpy() * std + outputs.numpy()
+            return drawn
         if self.is_binary:
             return PlainBernoulli().proba_distribution(outputs).get_actions(deterministic).numpy()
         if action_masks is not None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from itertools import repeat
+from operator import truediv
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
-from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, deviations, sure_choice
+from rlsmooth.agents.plain_mlp import MOST_VALUES, SURE, deviations
 from rlsmooth.agents.smoothed.entropy import EntropyTerm, RegularisedDistribution
 from rlsmooth.agents.smoothed.references import reference_distributions, reference_row
 from rlsmooth.agents.spaces import shifted
@@ -43,7 +44,7 @@ from rlsmooth.losses import (
 )
 from rlsmooth.targets import Smoothing
 
-_MODERATE = 50.0  # where logits are larger, float32's log-probabilities may be further off than `sure_choice` allows
+_MODERATE = 50.0  # where logits are larger, float32's log-probabilities may be further off than `_sure_place` allows
 
 
 def component_logits(outputs: Tensor, dims: tuple[int, ...], bernoulli: bool = False) -> Tensor:
@@ -273,8 +274,8 @@ class MixedGaussian(RegularisedDistribution):
         """The network's mean, `[B, D]`, with a floor too."""
         return self.mean
 
-    def one_action(self, outputs: Tensor, log_std: Tensor, masks: None, deterministic: bool) -> NDArray[Any]:
-        """The action in one state, `[1, D]`, as `mode` and `sample` give it, drawn alike.
+    def one_action(self, outputs: Tensor, log_std: Tensor, masks: None, deterministic: bool) -> NDArray[Any] | None:
+        """The action in one state, `[1, D]`, as `mode` and `sample` give it, drawn alike; None: they have to.
 
         Args:
             outputs: the network's, `[1, D]`.
@@ -284,11 +285,14 @@ class MixedGaussian(RegularisedDistribution):
         """
         if deterministic:
             return outputs.numpy()
-        mean, std = outputs, deviations(tuple(log_std.tolist()), self.min_entropy)
-        noise = torch.randn_like(mean)
-        if self.floor and torch.rand(1, 1).item() < np.float32(self.floor):
-            mean, std = self.reference_mean, self.reference_std
-        return noise.mul_(std).add_(mean).numpy()
+        std = deviations(tuple(log_std.tolist()), self.min_entropy)
+        if std is None:
+            return None
+        noise = torch.randn_like(outputs)
+        if self.floor and torch.rand(1).item() < float(np.float32(self.floor)):
+            return noise.mul_(self.reference_std).add_(self.reference_mean).numpy()
+        drawn: NDArray[Any] = noise.numpy() * std + outputs.numpy()  # numpy's calls take half the time of torch's
+        return drawn
 
     def network_entropy(self) -> Tensor:
         """Differential entropy of `N(mean, std²)`, `[B]`."""
@@ -525,8 +529,8 @@ class MixedCategorical(RegularisedDistribution):
             chosen: list[int | None] = [None] if mixed is None else [_sure_place(each) for each in mixed]
             return None if None in chosen else self._as_array(chosen)
         noise = torch.empty(len(self.dims), max(self.dims)).exponential_()  # as torch.multinomial draws one action
-        pairs = [zip(each, row, strict=False) for each, row in zip(mixed, noise.tolist(), strict=True)]
-        chosen = [_sure_place([one / e if e else math.inf for one, e in each]) for each in pairs]
+        pairs = zip(mixed, noise.tolist(), strict=True)
+        chosen = [_sure_place(list(map(truediv, each, row))) if all(row) else None for each, row in pairs]
         if None not in chosen:
             return self._as_array(chosen)
         with torch.no_grad():
@@ -540,36 +544,34 @@ class MixedCategorical(RegularisedDistribution):
 
     def _mixed(self, outputs: Tensor, masks: Any) -> list[list[float]] | None:
         """Each component's mixture in one state, up to a factor, as numbers; None: they may be too imprecise."""
-        values: list[float] = outputs.tolist()[0] if outputs.shape[1] <= MOST_VALUES else [math.nan]
-        if self.start is not None or not all(-_MODERATE < one < _MODERATE for one in values):
+        if self.start is not None or outputs.shape[1] > MOST_VALUES:
+            return None
+        values: list[float] = outputs.tolist()[0]
+        if not math.hypot(*values) < _MODERATE:  # or one is NaN
             return None
         self._is_bernoulli = self.kind == "multi_binary" and len(values) == len(self.dims)
+        weights = list(map(math.exp, values))
         if self._is_bernoulli:
-            values = [one for logit in values for one in (0.0, logit)]
+            weights = [one for weight in weights for one in (1.0, weight)]
         if masks is not None:
-            if type(masks) is not np.ndarray or masks.size != len(values):
+            if type(masks) is not np.ndarray or masks.size != len(weights):
                 return None
-            values = [
-                one if is_legal else -math.inf for one, is_legal in zip(values, masks.ravel().tolist(), strict=True)
-            ]
-        found, start, exp = [], 0, math.exp
-        for size, recipe in zip(self.dims, self.references or (None,) * len(self.dims), strict=True):
-            logits = values[start : start + size]
-            start, largest, count = start + size, max(logits), size - logits.count(-math.inf)
-            row: Sequence[float] | None = None
-            if recipe is not None:
-                greedy = sure_choice(list(logits)) if count == size else None
-                row = None if greedy is None else reference_row(recipe, size, greedy)
-            if not count or (row is None) != (recipe is None):
-                return None
-            weights = [exp(one - largest) for one in logits]
+            weights = [one if legal else 0.0 for one, legal in zip(weights, masks.ravel().tolist(), strict=True)]
+        found, start = [], 0
+        for size, recipe in zip(self.dims, self.references or repeat(None), strict=False):
+            own = weights[start : start + size]
+            start, count = start + size, size - own.count(0.0)
             floor = self.floor or guaranteed_floor(self.min_entropy, count)
-            rest, beside = 1 - floor, floor * sum(weights)
-            if row is None:
+            rest, beside = 1 - floor, floor * sum(own)
+            if recipe is None and count:
                 each = beside / count
-                found.append([rest * one + each if one else 0.0 for one in weights])
-            else:
-                found.append([rest * one + beside * share for one, share in zip(weights, row, strict=True)])
+                found.append([rest * one + each if one else 0.0 for one in own])
+                continue
+            greedy = _sure_place(list(own)) if count == size else None
+            row = None if greedy is None or recipe is None else reference_row(recipe, size, greedy)
+            if row is None:
+                return None
+            found.append([rest * one + beside * share for one, share in zip(own, row, strict=True)])
         return found
 
     def network_entropy(self) -> Tensor:

@@ -421,15 +421,14 @@ class SmoothedPolicy(PolicyQueries):
         Args:
             is_regularised: whether its `entropy()` is the entropy term, or the regulariser if there is none.
         """
-        network: Any = self
         shared: dict[str, Any] = {
             "floor": self._exploration_floor,
             "entropy_term": self.entropy_term if is_regularised else None,
             "regularised": is_regularised,
         }
         if self._components is None:
-            least = self._min_entropy_nats
-            return MixedGaussian(network.reference_mean, network.reference_stds, min_entropy=least, **shared)
+            buffers, least = vars(self)["_buffers"], self._min_entropy_nats  # torch's own look-up is slow
+            return MixedGaussian(buffers["reference_mean"], buffers["reference_stds"], min_entropy=least, **shared)
         kind, sizes = self._components
         shared["min_entropy"] = self._min_entropy_frac
         return MixedCategorical(kind, sizes, references=self.references, start=self._start, **shared)

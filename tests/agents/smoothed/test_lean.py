@@ -392,6 +392,32 @@ def test_actions_with_a_floor_equal_the_policys_own(
         monkeypatch.setattr(type(policy), "plain_network", own)
 
 
+@pytest.mark.parametrize("knobs", [{}, {"exploration_floor": 0.5}, {"min_entropy_nats": 1.0}])
+def test_deviations_near_float32s_largest_number_are_drawn_as_by_the_policy(
+    knobs: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = Wandering(BOX, spaces.Box(-1e38, 1e38, (2,)))
+    model = SmoothedPPO("MlpPolicy", env, seed=2, device="cpu", policy_kwargs=knobs, **SHORT)
+    observations = [np.full(3, number, np.float32) for number in np.linspace(-1, 1, 40)]
+    own = type(model.policy).plain_network
+    for log_std in (0.0, 69.0, 70.0, 88.5):  # numpy would warn of draws with the last
+        with torch.no_grad():
+            model.policy.log_std[0] = log_std
+        found = predictions(model, observations)
+        monkeypatch.setattr(type(model.policy), "plain_network", lambda policy: None)
+        np.testing.assert_array_equal(found, predictions(model, observations))
+        monkeypatch.setattr(type(model.policy), "plain_network", own)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"exploration_floor": 0.1}])
+def test_noise_that_is_zero_decides(knobs: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SmoothedPPO("MlpPolicy", make("discrete"), device="cpu", policy_kwargs=knobs, **SHORT)
+    for place in range(4):
+        noise = (torch.arange(4) != place).float().unsqueeze(0)
+        monkeypatch.setattr(torch.Tensor, "exponential_", lambda drawn, noise=noise: drawn.copy_(noise))
+        assert model.predict(np.ones(3, np.float32))[0] == place
+
+
 def test_hooks_of_all_modules_are_called() -> None:
     model, seen = SmoothedPPO("MlpPolicy", make("discrete"), device="cpu", **SHORT), []
     model.predict(np.ones(3, np.float32))
