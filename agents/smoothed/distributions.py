@@ -289,7 +289,7 @@ class MixedGaussian(RegularisedDistribution):
         if std is None:
             return None
         noise = torch.randn_like(outputs)
-        if self.floor and torch.rand(1).item() < float(np.float32(self.floor)):
+        if self.floor and torch.rand(1).item() < float(np.float32(self.floor)):  # rounded as in `sample`
             return noise.mul_(self.reference_std).add_(self.reference_mean).numpy()
         drawn: NDArray[Any] = noise.numpy() * std + outputs.numpy()  # numpy's calls take half the time of torch's
         return drawn
