@@ -13,7 +13,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rlsmooth.checks import check_positive_int
+from rlsmooth.scripts.processes import end_with_parent
 from rlsmooth.training.distributed import process_group
+
+LAUNCHER = "RLSMOOTH_LAUNCHER"
+"""In the environment of the processes that `launch` starts: the process id of the one that does."""
 
 
 def launch(name: str, words: Sequence[str], devices: int) -> int:
@@ -23,6 +27,7 @@ def launch(name: str, words: Sequence[str], devices: int) -> int:
     """
     check_positive_int("devices", devices)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's launcher sets it too, with a warning
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -39,12 +44,16 @@ def launch(name: str, words: Sequence[str], devices: int) -> int:
         return codes[0] if codes else 1
     except SignalException as error:
         return 128 + error.sigval
+    finally:
+        del os.environ[LAUNCHER]
     return 0
 
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
     """Join the processes that a launcher has started; only the first of them prints."""
+    if launcher := os.environ.get(LAUNCHER):  # torchrun and others see to their processes themselves
+        end_with_parent(int(launcher))
     with process_group() as ranks:
         if ranks.is_main:
             yield

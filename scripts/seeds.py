@@ -19,6 +19,7 @@ from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.environment import check_seed
 from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
 from rlsmooth.scripts.figures.page import save_figure
+from rlsmooth.scripts.processes import end_with_parent
 from rlsmooth.scripts.reports import print_table
 from rlsmooth.scripts.run_folder import new_run_folder, versions, write_json
 from rlsmooth.training.run import handled_signals
@@ -133,6 +134,7 @@ class _Runs:
 
 def _train(train_alone: TrainAlone, name: str, args: Any, log: Path, sender: Any) -> None:
     """Called in a process of its own, apart from the terminal's group: an interruption is passed on to it once."""
+    end_with_parent()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 
 from rlsmooth.atomic import write_bytes_atomically
 from rlsmooth.audits.intervals import Interval
+from rlsmooth.scripts.processes import end_with_parent
 from rlsmooth.scripts.run_folder import versions
 
 Result: TypeAlias = dict[str, Any]
@@ -123,15 +123,8 @@ def _is_done(job: Job, folder: Path) -> bool:
 
 
 def _begin_worker() -> None:
-    """Use one thread, and end when the study is killed: a worker would compute on, for nobody."""
+    """Use one thread, and end when the study is killed."""
     import torch
 
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,28 @@ def kill(process: subprocess.Popen[bytes], is_there: Callable[[], bool]) -> None
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+
+
+def children(process: subprocess.Popen[Any]) -> Iterator[tuple[int, dict[bytes, bytes]]]:
+    """The process ids of those that a process has started, and their environments."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            entries = dict(part.partition(b"=")[::2] for part in path.read_bytes().split(b"\0"))
+            parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if parent == process.pid:
+            yield int(path.parent.name), entries
+
+
+def assert_ended(pids: Collection[int], seconds: float = 60) -> None:
+    """Processes end within that time by themselves; those that do not are killed here."""
+    end = time.monotonic() + seconds
+    while (there := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in there:
+        os.kill(pid, signal.SIGKILL)
+    assert not there
 
 
 def kill_command(

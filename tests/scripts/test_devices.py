@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from commands import parameters
+from killing import assert_ended, children
 from support import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -39,20 +40,10 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """The processes that train, in the order of their ranks."""
-    while True:
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                entries = dict(part.partition(b"=")[::2] for part in path.read_bytes().split(b"\0"))
-                parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            if parent == process.pid and b"RANK" in entries:
-                found[int(entries[b"RANK"])] = int(path.parent.name)
-        if len(found) == 2:
-            return [found[0], found[1]]
+    while len(found := {entries[b"RANK"]: pid for pid, entries in children(process) if b"RANK" in entries}) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    return [found[b"0"], found[b"1"]]
 
 
 def wait_for_checkpoints(folder: Path, count: int) -> None:
@@ -103,6 +94,15 @@ def test_all_end_soon_after_one_is_killed_and_its_run_can_be_resumed(rank: int, 
     from rlsmooth.training import latest_checkpoint
 
     assert latest_checkpoint(folder / "checkpoints") is not None
+
+
+def test_processes_save_and_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    process = start(tmp_path, *BC, "--epochs", "100000", "--devices", "2")
+    pids = workers(process)
+    wait_for_checkpoints(tmp_path / "logs/bc/CartPole-v1_1/checkpoints", 32)
+    process.kill()
+    assert_ended(pids)
+    assert "rlsmooth bc --resume" in process.communicate()[0]
 
 
 FAILS = """

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from scipy import stats
 
 from commands import COMMAND, assert_refused
+from killing import assert_ended, children
 from rlsmooth.scripts import ppo, seeds
 from rlsmooth.scripts.command import grouped_options, option_sentences, option_words, parse, save_conf
 from rlsmooth.scripts.main import COMMANDS, main
@@ -181,6 +184,24 @@ def test_seeds_give_the_runs_that_they_give_alone_and_a_failed_one_is_told(progr
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert told["summary"]["accuracy"] == pytest.approx({"mean": np.mean(values), "low": low, "high": high})
     assert (folder / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_seeds_save_and_end_when_their_command_is_killed(tmp_path: Path) -> None:
+    words = ("bc", "--epochs", "100000", "--checkpoint-freq", "100", "--num-threads", "1", "--device", "cpu")
+    words = (*words, "--eval-freq", "-1", "--seeds", "1", "2")
+    command = [sys.executable, "-P", "-m", "rlsmooth", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len([*tmp_path.glob("logs/bc/CartPole-v1_?/checkpoints/checkpoint_*.zip")]) < min(2, os.cpu_count() or 1):
+        assert process.poll() is None
+        time.sleep(0.02)
+    pids = [pid for pid, _ in children(process)]
+    process.kill()
+    process.wait()
+    assert_ended(pids)
+    logs = [path.read_text() for path in tmp_path.glob("logs/bc/CartPole-v1-seeds_1/seed_*.log")]
+    assert logs
+    assert all("rlsmooth bc --resume" in text for text in logs)
 
 
 # ---- lists and completions

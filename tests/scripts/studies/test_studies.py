@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from commands import written, zoo_file
+from killing import assert_ended, children
 from rlsmooth.agents import GAIL
 from rlsmooth.data import Demonstrations, load_labelled, record
 from rlsmooth.scripts.studies import (
@@ -162,6 +164,21 @@ def test_a_failed_run_keeps_what_is_done(tmp_path: Path) -> None:
         {"number": 2},
     ]
     assert (tmp_path / "good.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_killed_study_end(tmp_path: Path) -> None:
+    jobs = "[Job(str(number), 10 ** 6) for number in range(2)]"
+    code = "import time; from pathlib import Path; from rlsmooth.scripts.studies.runner import Job, run_jobs\n"
+    code += f"if __name__ == '__main__': run_jobs({jobs}, time.sleep, folder=Path('runs'), workers=2)"
+    (tmp_path / "study.py").write_text(code)
+    process = subprocess.Popen([sys.executable, "-P", "study.py"], cwd=tmp_path, stdout=subprocess.PIPE)
+    while len(pids := [pid for pid, _ in children(process)]) < 3:  # one sees to the others' semaphores
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert_ended(pids)
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
