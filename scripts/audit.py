@@ -21,7 +21,15 @@ import tyro
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.scripts.arguments import alias
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import agent_file, new_run_folder, plain, read_command, read_settings, write_settings
+from rlsmooth.scripts.run_folder import (
+    agent_file,
+    new_run_folder,
+    plain,
+    read_command,
+    read_settings,
+    refuse_several,
+    write_settings,
+)
 from rlsmooth.untrusted import refused
 
 if TYPE_CHECKING:
@@ -143,6 +151,7 @@ def audit_of_classifier(args: Args) -> Audited:
     from rlsmooth.targets import uniform
     from rlsmooth.targets.smoothing import as_smoothing
 
+    refuse_several(args.file)
     path = args.file / "classifier.zip" if args.file.is_dir() else args.file
     if not path.is_file():
         raise ValueError(f"file={str(args.file)!r} is neither a classifier's file nor a run's folder that has one.")

@@ -3,6 +3,7 @@
 rlsmooth plot logs/bc/CartPole-v1_1
 rlsmooth plot logs/bc/CartPole-v1_* --output comparison.png
 rlsmooth plot logs/ppo/CartPole-v1_1 logs/a2c/CartPole-v1_1
+rlsmooth plot logs/ppo/CartPole-v1-seeds_1 logs/a2c/CartPole-v1-seeds_1
 
 Runs that differ in their seed alone are drawn as one line, with the interval of its mean.
 """
@@ -25,9 +26,9 @@ class Args:
     """Draw the report of one run, or one figure that compares several."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The runs' folders. A run that has not ended is drawn as far as it is."""
+    """The runs' folders, or that of --seeds for all its runs. A run that has not ended is drawn as far as it is."""
     output: Path | None = None
-    """The figure: .png, .svg or .pdf. Default: report.png in the run's folder, or comparison.png here."""
+    """The figure: .png, .svg or .pdf. Default: report.png, of --seeds seeds.png, in the folder; or comparison.png."""
 
 
 def main(args: Args) -> Path:
@@ -42,9 +43,12 @@ def main(args: Args) -> Path:
     # Imported here, so that the arguments can be listed, and a wrong one reported, without waiting for torch.
     from rlsmooth.scripts.figures.kinds import draw_reports, load_reports
     from rlsmooth.scripts.figures.page import save_figure
+    from rlsmooth.scripts.run_folder import runs_in
 
-    figure = draw_reports(load_reports(args.folders))
-    output = args.output or (args.folders[0] / "report.png" if len(args.folders) == 1 else Path("comparison.png"))
+    runs = [run for folder in args.folders for run in runs_in(folder)]
+    figure = draw_reports(load_reports(runs))
+    name = "report.png" if args.folders[0] in runs else "seeds.png"
+    output = args.output or (args.folders[0] / name if len(args.folders) == 1 else Path("comparison.png"))
     check_writable_folder("output", output.parent)
     save_figure(output, figure)
     print(f"drawn to {output}")

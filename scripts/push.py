@@ -20,7 +20,7 @@ import tyro
 
 from rlsmooth.scripts.card import CARD, FACTS, START, shareable
 from rlsmooth.scripts.command import run_command
-from rlsmooth.scripts.run_folder import read_json
+from rlsmooth.scripts.run_folder import read_json, refuse_several
 from rlsmooth.untrusted import read_regular
 
 ABOUT = (CARD, FACTS, "config.json", "report.json")
@@ -85,6 +85,7 @@ def published_files(path: Path) -> dict[str, Path | bytes]:
     """
     from rlsmooth.scripts.loading import is_agent_file  # imports torch
 
+    refuse_several(path)
     folder = path if path.is_dir() else path.parent
     found = sorted(path.glob("*.zip")) if path.is_dir() else [path]
     files: dict[str, Path | bytes] = {file.name: file for file in found if file.is_file() and is_agent_file(file)}

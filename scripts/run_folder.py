@@ -287,6 +287,7 @@ def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
     Raises:
         ValueError: there is no such file.
     """
+    refuse_several(path)
     file = path / "agent.zip" if path.is_dir() else path
     if path.is_dir() and not file.is_file() and list(path.glob("checkpoints/checkpoint_*.zip")):
         if or_checkpoints:
@@ -297,7 +298,32 @@ def agent_file(name: str, path: Path, *, or_checkpoints: bool = False) -> Path:
     return file
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of the runs that a folder of `--seeds` reports; of another folder, itself.
+
+    They are beside it: of the places in its file only the names count, since it may be moved, or a stranger's.
+
+    Raises:
+        ValueError: its `seeds.json` is malformed.
+    """
+    path = folder / "seeds.json"
+    if not path.is_file():
+        return [folder]
+    with refused(path, ValueError):
+        runs = decode(dict[str, str], read_json(path)["runs"], "runs")
+        return [folder.parent / Path(run).name for run in runs.values()]
+
+
+def refuse_several(folder: Path) -> None:
+    """Raise ValueError if a folder is one of `--seeds`, where that of one run is needed; the message names the runs."""
+    if (runs := runs_in(folder)) != [folder]:
+        raise ValueError(f"{str(folder)!r} reports several runs: name one of {', '.join(map(str, runs))}.")
+    if not (folder / "config.json").exists() and list(folder.glob("seed_*.log")):
+        raise ValueError(f"{str(folder)!r} is of --seeds that have not ended: name the folder of a run beside it.")
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
+    refuse_several(folder)
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{str(folder)!r} is no folder of a run: it has no config.json.")

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import sb3_contrib
 import stable_baselines3
+from matplotlib.image import imread
 
 from commands import assert_refused
 from rlsmooth.audits import interquartile_mean_band
+from rlsmooth.scripts import seeds
 from rlsmooth.scripts.figures.kinds import KINDS, draw_reports, load_reports, new_report, publish_report
 from rlsmooth.scripts.figures.on_policy import DEFAULT_RATES
 from rlsmooth.scripts.figures.seeds import HIGH, LOW, merge_seeds
+from rlsmooth.scripts.main import main
 from rlsmooth.scripts.reports import RunReport, return_words, share_words, with_unit
 from support import assert_raises
 
@@ -269,6 +272,37 @@ def test_the_learning_rate_of_an_algorithm_is_a_number() -> None:
         assert inspect.signature(algorithm).parameters["learning_rate"].default == DEFAULT_RATES[command]
     words = [text.get_text() for ax in draw_reports([load("ppo")]).axes for text in ax.texts]
     assert not [word for word in words if "default" in word]
+
+
+def test_the_folder_of_several_seeds_stands_for_its_runs(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {}
+    for seed, name in ((0, "bc"), (3, "bc")):
+        folders[seed] = Path(f"logs/bc/CartPole-v1_{seed + 1}")
+        shutil.copytree(FROZEN / name, folders[seed])
+        settings = json.loads((folders[seed] / "config.json").read_text())
+        settings["arguments"]["seed"] = seed
+        (folders[seed] / "config.json").write_text(json.dumps(settings))
+    whole = Path("logs/bc/CartPole-v1-seeds_1")
+    whole.mkdir()
+    (whole / "seed_0.log").write_text("begun")
+    assert_refused("seeds_1' is of --seeds that have not ended", ["plot", str(whole)], capsys)
+    seeds.report("bc", folders, whole)
+    drawn = imread(whole / "seeds.png")
+    (whole / "seeds.png").unlink()
+    moved = (tmp_path / "logs").rename(tmp_path / "moved") / "bc"
+    whole = moved / whole.name
+    assert main(["plot", str(whole)]) == 0
+    assert (imread(whole / "seeds.png") == drawn).all()
+    assert main(["plot", str(whole), str(FROZEN / "bc")]) == 0
+    assert Path("comparison.png").exists()
+    says = f"{str(whole)!r} reports several runs: name one of {moved}/CartPole-v1_1, {moved}/CartPole-v1_4."
+    for words in ("evaluate -i", "enjoy", "bc --resume", "audit --data iris", "push me/agent", "dagger --expert"):
+        command = words.split()
+        place = 1 if command[0] in ("audit", "push") else len(command)
+        assert_refused(says, [*command[:place], str(whole), *command[place:]], capsys)
+    (whole / "seeds.json").write_text('{"runs": ["CartPole-v1_1"]}')
+    assert_refused("seeds.json", ["plot", str(whole)], capsys)
 
 
 def test_a_report_has_the_entries_of_its_command() -> None:
