@@ -303,14 +303,13 @@ def conf_words(path: Path, command: str, args_type: type[Any]) -> tuple[list[str
         values = read_yaml(path, "Name a YAML file of options.")
     except ValueError as error:
         raise ValueError(f"conf={error}") from error
+    fields = {field.name for field in dataclasses.fields(args_type)}
     is_run = isinstance(values, dict) and {"command", "arguments"} <= values.keys()
     if is_run:
-        if values["command"] != command:
-            raise ValueError(f"conf={str(path)!r} is of `rlsmooth {values['command']}`: name one of this command.")
+        _check_run(path, values["command"], command, trains="resume" in fields)
         values = values["arguments"]
     if not isinstance(values, dict):
         raise ValueError(f"conf={str(path)!r} must be a mapping of options, such as {{seed: 3}}.")
-    fields = {field.name for field in dataclasses.fields(args_type)}
     fields |= {"seeds"} if {"seed", "resume"} <= fields else set()
     positional = {name for name, hint in get_type_hints(args_type, include_extras=True).items() if _is_positional(hint)}
     words, after = [], []
@@ -325,6 +324,19 @@ def conf_words(path: Path, command: str, args_type: type[Any]) -> tuple[list[str
             raise ValueError(f"conf={str(path)!r} has {str(key)!r}, which is no option of rlsmooth {command}{meant}.")
         words += option_words(name, value)
     return words, after, is_run
+
+
+def _check_run(path: Path, made_by: Any, command: str, *, trains: bool) -> None:
+    """Raise ValueError unless a `config.json` was written by a run of the command, and has options that it may have."""
+    if made_by == command and trains:
+        return
+    if made_by == "tune":  # its options are words of a third command, in which a stranger could name code
+        fix = "the settings that the study chose are in its report.md, and the command that resumes it in command.txt"
+    elif command == "tune":
+        fix = f"give options of {made_by} after --, as in `rlsmooth tune {made_by} -- --conf {path}`"
+    else:
+        fix = f"name {'the config.json of such a run, or ' if trains else ''}a file that --save-conf wrote"
+    raise ValueError(f"conf={str(path)!r} is of `rlsmooth {made_by}`, not of a run of `rlsmooth {command}`: {fix}.")
 
 
 def _is_positional(hint: Any) -> bool:

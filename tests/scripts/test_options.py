@@ -23,6 +23,7 @@ from killing import assert_ended, children
 from rlsmooth.scripts import ppo, seeds
 from rlsmooth.scripts.command import grouped_options, option_sentences, option_words, parse, save_conf
 from rlsmooth.scripts.main import COMMANDS, main
+from rlsmooth.scripts.run_folder import plain, write_json
 
 REQUIRED = {"evaluate": ["-i", "a.zip"], "enjoy": ["a.zip"], "completion": ["bash"], "audit": ["a.zip"], "plot": ["a"]}
 REQUIRED |= {"tune": ["bc"], "push": ["a", "b/c"], "pull": ["b/c", "a"]}
@@ -122,6 +123,27 @@ def test_a_wrong_file_of_options_is_named(content: str, says: str, tmp_path: Pat
     assert_refused(f"conf={str(path)!r}", ["ppo", "--conf", str(path)], capsys)
     assert_refused(says, ["ppo", "--conf", str(path)], capsys)
     assert_refused("can't be read", ["ppo", "--conf", str(tmp_path / "no.yml")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "words", "fix"),
+    [
+        ("tune", ["bc"], "the settings that the study chose are in its report.md"),
+        ("tune", ["tune", "bc"], "the command that resumes it in command.txt"),
+        ("bc", ["tune", "bc"], "after --, as in `rlsmooth tune bc -- --conf FILE`"),
+        ("bc", ["classify"], "name the config.json of such a run, or a file that --save-conf wrote"),
+        ("bc", ["evaluate", "-i", "a.zip"], "name a file that --save-conf wrote"),
+        ("audit", ["audit", "a.zip"], "name a file that --save-conf wrote"),
+    ],
+)
+def test_the_settings_of_another_command_or_of_a_study_are_refused(
+    made_by: str, words: list[str], fix: str, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = vars(parse(made_by, args_of(made_by), REQUIRED.get(made_by, []))[0])
+    write_json(path := tmp_path / "config.json", {"command": made_by, "arguments": plain(arguments)})
+    says = f"conf={str(path)!r} is of `rlsmooth {made_by}`, not of a run of `rlsmooth {words[0]}`: "
+    assert_refused(says, [*words, "--conf", str(path)], capsys)
+    assert_refused(fix.replace("FILE", str(path)), [*words, "--conf", str(path)], capsys)
 
 
 @pytest.mark.parametrize(
