@@ -127,7 +127,8 @@ def check_same_spaces(
     observations = (policy_space(given[0]), policy_space(own[0]))
     for kind, (theirs, ours) in (("observation_space", observations), ("action_space", (given[1], own[1]))):
         if not _fits(theirs, ours, bounds=kind == "action_space"):
-            raise ValueError(f"{name} has {kind}={theirs!r}, but the agent has {ours!r}: they must be the same.")
+            fix = f"they must be the same.{_stacking(*observations)}"
+            raise ValueError(f"{name} has {kind}={theirs!r}, but the agent has {ours!r}: {fix}")
 
 
 def check_all_spaces(
@@ -181,6 +182,33 @@ def _fits(theirs: spaces.Space[Any], ours: spaces.Space[Any], *, bounds: bool) -
         same_bounds = np.allclose(theirs.low, ours.low) and np.allclose(theirs.high, ours.high) if bounds else True
         return theirs.shape == ours.shape and same_kind and same_bounds
     return bool(theirs == ours)
+
+
+def _stacking(theirs: spaces.Space[Any], ours: spaces.Space[Any]) -> str:
+    """What to do where observations differ by a frame stack; nothing where they don't."""
+    if frames := _frames(theirs, ours):
+        return (
+            f" These look like single observations, and the agent's like {frames} at once, in a frame stack: record or "
+            f"make these with one too (`rlsmooth record --frame-stack {frames}`, SB3's VecFrameStack), or leave it out."
+        )
+    if frames := _frames(ours, theirs):
+        return (
+            f" These look like {frames} observations at once, in a frame stack, and the agent's like single ones: give "
+            f"its environment one too (--frame-stack {frames}, SB3's VecFrameStack), or record or make these without."
+        )
+    return ""
+
+
+def _frames(single: spaces.Space[Any], stacked: spaces.Space[Any]) -> int:
+    """How many observations of one space `VecFrameStack` stacks to one of the other; 0: they are others."""
+    if isinstance(single, spaces.Dict) and isinstance(stacked, spaces.Dict) and set(single) == set(stacked):
+        found = {_frames(single[key], stacked[key]) for key in single}
+        return found.pop() if len(found) == 1 else 0
+    if not isinstance(single, spaces.Box) or not isinstance(stacked, spaces.Box):
+        return 0
+    frames, axis = stacked.low.size // single.low.size, 0 if is_image_space(single) else -1
+    low, high = (np.repeat(bounds, frames, axis) for bounds in (single.low, single.high))
+    return frames if frames > 1 and np.array_equal(low, stacked.low) and np.array_equal(high, stacked.high) else 0
 
 
 @dataclass(frozen=True, eq=False)

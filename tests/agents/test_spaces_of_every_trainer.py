@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from rlsmooth.agents import (
     AIRL,
@@ -104,8 +105,8 @@ def test_the_log_probability_of_a_box_does_not_depend_on_its_axes(algorithm: Any
         torch.testing.assert_close(found[0].double(), oracle, rtol=1e-5, atol=1e-5)
 
 
-TRAINERS: dict[str, Callable[[gym.Env[Any, Any], Demonstrations], Any]] = {
-    "BC": lambda env, given: BC(alias_of(env.observation_space), None, given, device="cpu"),
+TRAINERS: dict[str, Callable[[Any, Demonstrations], Any]] = {
+    "BC": lambda env, given: BC(alias_of(env.observation_space), env, given, device="cpu"),
     "BCO": lambda env, given: BCO(alias_of(env.observation_space), env, ObservationOnly.from_demonstrations(given)),
     "DAgger": lambda env, _: DAgger(alias_of(env.observation_space), env, lambda _: env.action_space.sample()),
     "GAIL": lambda env, given: GAIL(given, PPO(alias_of(env.observation_space), env, device="cpu", **SHORT[PPO])),
@@ -145,6 +146,24 @@ def test_shapes_that_no_network_takes_are_named(
     env = Random(observation, action)
     given = record(lambda _: env.action_space.sample(), env, 2, seed=0)
     assert_raises(ValueError, message, TRAINERS[trainer], env, given)
+
+
+IMAGE = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+
+@pytest.mark.parametrize("trainer", ["BC", "BCO", "GAIL"])
+@pytest.mark.parametrize("space", [VECTOR, IMAGE, spaces.Dict({"camera": IMAGE, "speed": VECTOR})], ids=str)
+def test_demonstrations_with_and_without_a_frame_stack_are_named(trainer: str, space: spaces.Space[Any]) -> None:
+    def venv(*frames: int) -> VecEnv:
+        one: VecEnv = DummyVecEnv([lambda: Random(space, spaces.Discrete(2))])
+        return VecFrameStack(one, *frames) if frames else one
+
+    single, stacked = (record(lambda _: np.zeros(1, np.int64), env, 2, seed=0) for env in (venv(), venv(4)))
+    says = r"(?s)demonstrations has .*must be the same\. These look like single observations.*record --frame-stack 4"
+    assert_raises(ValueError, says, TRAINERS[trainer], venv(4), single)
+    says = r"(?s)must be the same\. These look like 4 observations at once.*give its environment one.*--frame-stack 4"
+    assert_raises(ValueError, says, TRAINERS[trainer], venv(), stacked)
+    TRAINERS[trainer](venv(4), stacked)
 
 
 @pytest.mark.parametrize("algorithm", SMOOTHED)

@@ -202,6 +202,7 @@ MISTAKES = [  # the commands, words, and what is reported
     ("bc ppo", "--gym-packages nowhere", "gym_packages: the module 'nowhere' can't be imported"),
     ("bc ppo", "--env FrozenLake-v1 --frame-stack 2", "frame_stack=2 stacks arrays of numbers"),
     ("ppo", "--frame-stack 0", "frame_stack=0"),
+    ("bc", "--frame-stack 4", "look like single observations, and the agent's like 4 at once"),
     ("record", "-i x.zip --train-expert 5", "give either"),
     ("record", "-i missing.zip", "trained_agent='missing.zip' is neither an agent's file nor a run's folder"),
     ("record", "--train-expert -1", "n_timesteps=-1"),
