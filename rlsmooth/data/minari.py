@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from rlsmooth.data.arrays import AnyArray, Fields, breaks, join_observations, take
+from rlsmooth.data.arrow import check_arrow
 from rlsmooth.data.files import DemonstrationsFileError, file_path
 from rlsmooth.data.parquet import check_parquet
 from rlsmooth.data.validation import check_spaces
@@ -30,6 +31,8 @@ from rlsmooth.untrusted import (
 
 NEEDED = ("next_observations", "rewards", "terminations", "truncations")
 NO_PLACE = ("action_masks", "weights", "groups", "action_probs", "infos")
+IGNORED = ("_", ".", "metadata.json")
+"""How the names of files begin that Minari does not take for data."""
 WAY = "read it by minari, and use Demonstrations.from_arrays"
 
 
@@ -88,8 +91,9 @@ def _check_folder(folder: Path) -> None:
         decode(Annotated[int, Within(0, size)], metadata.get(name), name)
     if (data := folder / "main_data.hdf5").is_file():
         _check_hdf5(data, size)
-    if metadata.get("data_format") == "parquet":
-        check_parquet(*(file for file in files if file.name != "metadata.json"))
+    checks = {"arrow": check_arrow, "parquet": check_parquet}
+    if check := checks.get(metadata.get("data_format")):
+        check(*(file for file in files if not file.name.startswith(IGNORED)))
 
 
 def _check_hdf5(path: Path, size: int) -> None:

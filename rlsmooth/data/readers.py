@@ -19,8 +19,9 @@ from gymnasium import spaces
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.data.arrays import AnyArray, breaks, join_observations, read_plain_npz, take
+from rlsmooth.data.arrow import read_arrow
 from rlsmooth.data.files import DemonstrationsFileError, file_path
-from rlsmooth.untrusted import open_regular, parse_json, read_regular, refused
+from rlsmooth.untrusted import parse_json, read_regular, refused
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
@@ -210,7 +211,7 @@ def _read_folder(path: Path) -> list[Parts]:
         names = [entry["filename"] for entry in state["_data_files"]]
         if any(Path(name).name != name for name in names):
             raise ValueError(f"state.json names a file outside the folder: {names}")
-        tables = [_read_table(path / name) for name in names]
+        tables = [read_arrow(path / name) for name in names]
         trajectories: list[Parts] = []
         for table in tables:
             missing = [name for name in ("obs", "acts", "terminal") if name not in table.column_names]
@@ -220,19 +221,6 @@ def _read_folder(path: Path) -> list[Parts]:
             rews = _column(table, "rews") if "rews" in table.column_names else [None] * len(table)
             trajectories.extend(zip(*columns, table["terminal"].to_pylist(), rews, strict=True))
     return trajectories
-
-
-def _read_table(path: Path) -> Any:
-    """HuggingFace writes Arrow's stream format; older versions and other writers its file format."""
-    import pyarrow as pa
-
-    open_regular(path).close()
-    with pa.memory_map(str(path)) as file:
-        try:
-            return pa.ipc.open_stream(file).read_all()
-        except pa.ArrowInvalid:
-            file.seek(0)
-            return pa.ipc.open_file(file).read_all()
 
 
 def _column(table: Any, name: str) -> list[AnyArray]:

@@ -258,6 +258,33 @@ def test_a_minari_set_by_id_and_by_folder(data_format: str, minari_folder: Path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("source", ["minari", "datasets"])
+def test_compressed_arrow_files_are_bounded(
+    source: str, compression: str, minari_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    if source == "minari":
+        write_minari("tiny/box-v0", BOX, lambda obs: obs, data_format="arrow")
+        folder, read = minari_folder / "tiny/box-v0/data", Demonstrations.from_minari
+        (folder / "0" / ".DS_Store").write_text("none of Minari's")
+    else:
+        folder, read = write_with_pyarrow(minari_folder / "set", columns(two_trajectories())), from_imitation
+    read(folder)
+    path = next(folder.rglob("*.arrow"))
+    reader = pa.ipc.open_file(str(path)) if source == "minari" else pa.ipc.open_stream(str(path))
+    table = reader.read_all()
+    many = pa.concat_tables([table.slice(0, 1)] * 20_000).combine_chunks()
+    open_writer = pa.ipc.new_file if source == "minari" else pa.ipc.new_stream
+    with open_writer(str(path), many.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(many)
+    monkeypatch.setattr("rlsmooth.untrusted.FREE_BYTES", 2**16)  # in place of 128 MiB
+    monkeypatch.setattr("rlsmooth.untrusted.MOST_FOLDED", 4)
+    assert_raises(DemonstrationsFileError, "unfold from", read, folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
 def test_a_pointer_of_git_lfs_in_a_minari_folder_is_named(name: str, minari_folder: Path) -> None:
     write_minari("tiny/box-v0", BOX, lambda obs: obs)
