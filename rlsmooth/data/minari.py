@@ -5,7 +5,9 @@ Minari keeps T + 1 observations of an episode of T actions, and all of the rewar
 
 from __future__ import annotations
 
+import json
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,8 +148,9 @@ def write_minari(dataset_id: str, fields: Fields, details: dict[str, Any]) -> Pa
     ends = np.asarray(fields["episode_ends"])
     _check_writable(fields, ends)
     folder = Path(get_dataset_path(dataset_id))
+    taken = ValueError(f"dataset_id={dataset_id!r} is in {str(folder)!r} already: name another one.")
     if folder.exists():
-        raise ValueError(f"dataset_id={dataset_id!r} is in {str(folder)!r} already: name another one.")
+        raise taken
 
     def episodes() -> Iterator[Any]:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
@@ -158,13 +161,21 @@ def write_minari(dataset_id: str, fields: Fields, details: dict[str, Any]) -> Pa
 
     given = {name: fields[name] for name in ("observation_space", "action_space")}
     options = {"jpeg_encoding": False, **details}  # Minari's default would not keep images as they are
+    place = f"rlsmooth-{uuid.uuid4().hex}"  # a namespace of this call alone: another may write the same id meanwhile
+    own = Path(get_dataset_path(place))
     try:
         with warnings.catch_warnings():  # six, about an author and the like, which whoever publishes gives
             warnings.filterwarnings("ignore", ".* is set to None|env_spec is None", UserWarning)
-            minari.create_dataset_from_buffers(dataset_id, episodes(), **given, **options)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # made by this call
-        raise
+            minari.create_dataset_from_buffers(f"{place}/{dataset_id}", episodes(), **given, **options)
+        metadata = own / dataset_id / "data" / "metadata.json"
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"dataset_id": dataset_id}))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (own / dataset_id).rename(folder)  # whole, or not at all
+        except OSError as error:
+            raise (taken if folder.exists() else error) from error
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
     return folder
 
 

@@ -379,6 +379,25 @@ def test_a_minari_set_that_was_written_is_read_by_minari_and_by_us(
         given.to_minari("ours/set-v0")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_minari_set_that_another_process_writes_meanwhile_is_kept(
+    minari_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import minari
+
+    create, others = minari.create_dataset_from_buffers, minari_folder / "ours/set-v0/data/metadata.json"
+
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        others.parent.mkdir(parents=True)
+        others.write_text("theirs")
+        return create(*args, **named)
+
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", meanwhile)
+    assert_raises(ValueError, "set-v0' already: name another", whole_episodes(BOX, TWO).to_minari, "ours/set-v0")
+    assert others.read_text() == "theirs"
+    assert [path.name for path in minari_folder.iterdir()] == ["ours"]
+
+
 def test_what_a_minari_set_can_not_hold_is_refused(minari_folder: Path) -> None:
     given = whole_episodes(BOX, TWO)
     for change, message in (
