@@ -246,7 +246,7 @@ def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, 
             "the network has BatchNorm, which would normalise each process's share of a minibatch by itself: use "
             "LayerNorm or GroupNorm, on GPUs SyncBatchNorm, or one process."
         )
-    has_dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in parts)
+    has_dropout = any(_drops(part) for part in parts)
     if has_dropout:
         warnings.warn(
             f"the network has dropout: with {ranks.size} processes it drops other units than with one, so that the "
@@ -257,6 +257,12 @@ def join_ranks(module: nn.Module, *, engine: str = "torch", mixup: float = 0.0, 
     parameters = nn.utils.parameters_to_vector(module.parameters()).detach().cpu().view(torch.uint8)
     ranks.check_same(**same, parameters=zlib.crc32(parameters.numpy().tobytes()))
     return replace(ranks, has_dropout=has_dropout)
+
+
+def _drops(part: nn.Module) -> bool:
+    """Whether a layer has dropout: as one of its own, or, as recurrent layers and attention, inside."""
+    share = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0)
+    return isinstance(share, (int, float)) and share > 0
 
 
 def _choose_gpu() -> str:

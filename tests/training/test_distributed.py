@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlsmooth.agents import BC, BCO
 from rlsmooth.data import Demonstrations
 from rlsmooth.training import Classifier
-from rlsmooth.training.distributed import RankFailedError, Ranks, process_group
+from rlsmooth.training.distributed import RankFailedError, Ranks, join_ranks, process_group
 from support import draw, recorded, samples
 
 Job = Callable[[], Any]
@@ -350,6 +350,13 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
         Experts.kind = kind
         fitted(model=Experts)
 
+    def drops_inside() -> None:
+        for layer in (nn.LSTM(3, 4, 2, dropout=0.5), nn.MultiheadAttention(4, 2, dropout=0.5)):
+            with pytest.warns(UserWarning, match="the network has dropout"):
+                assert join_ranks(layer).has_dropout
+        assert not join_ranks(nn.LSTM(3, 4, 2)).has_dropout
+        raise ValueError("warned")
+
     def drops() -> None:
         with pytest.warns(UserWarning, match="the network has dropout"):
             fitted(model=lambda f, k: nn.Sequential(nn.Dropout(0.5), nn.Linear(f, k)), max_epochs=1)
@@ -361,7 +368,7 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
     def all_of_them() -> list[str]:
         found = []
         choices = [partial(chooses, kind) for kind in Experts.forwards]
-        for job in (seeds_differ, mixes, normalises, *choices, in_numpy, drops):
+        for job in (seeds_differ, mixes, normalises, *choices, in_numpy, drops, drops_inside):
             with pytest.raises(ValueError) as error:
                 job()
             found.append(str(error.value))
@@ -369,7 +376,15 @@ def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
 
     first, second = together(all_of_them, 2, tmp_path)
     assert first == second
-    expected = ("seed differs", "mixup=0.2", "BatchNorm", *["chooses by its input"] * 3, "engine='numpy'", "warned")
+    expected = (
+        "seed differs",
+        "mixup=0.2",
+        "BatchNorm",
+        *["chooses by its input"] * 3,
+        "engine='numpy'",
+        "warned",
+        "warned",
+    )
     for says, words in zip(first, expected, strict=True):
         assert words in says
 
