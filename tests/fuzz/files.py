@@ -225,6 +225,30 @@ def save_imitation(folder: Path) -> Path:
     return folder / "data.npz"
 
 
+def save_lerobot(folder: Path) -> Path:
+    demonstrations().to_lerobot(folder / "data", fps=10)
+    return folder / "data"
+
+
+def save_parquet(folder: Path) -> Path:
+    demonstrations().to_parquet(folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+def save_arrow(folder: Path) -> Path:
+    """As `datasets` writes imitation's trajectories, but compressed."""
+    import pyarrow as pa
+
+    path = folder / "set"
+    path.mkdir()
+    rows = {"obs": [[[0.5] * 3] * 6, [[0.25] * 3] * 8], "acts": [[0, 1] * 2 + [0], [1] * 7], "terminal": [True, False]}
+    table, options = pa.table(rows), pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(str(path / "data.arrow"), table.schema, options=options) as writer:
+        writer.write_table(table)
+    (path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    return path
+
+
 def save_labelled(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     np.savez(
@@ -370,6 +394,18 @@ FORMATS = {
         of_demonstrations(lambda path: Demonstrations.from_imitation(path, observation_space=BOX, action_space=TWO)),
         ValueError,
         is_checked=False,
+    ),
+    "arrow": Format(
+        save_arrow,
+        of_demonstrations(lambda path: Demonstrations.from_imitation(path, observation_space=BOX, action_space=TWO)),
+        ValueError,
+        is_checked=False,
+    ),
+    "lerobot": Format(
+        save_lerobot, of_demonstrations(Demonstrations.from_lerobot), DemonstrationsFileError, is_checked=False
+    ),
+    "parquet": Format(
+        save_parquet, of_demonstrations(Demonstrations.from_parquet), DemonstrationsFileError, is_checked=False
     ),
     "labelled": Format(save_labelled, read_labelled, ValueError),
     "dagger": Format(
@@ -578,6 +614,10 @@ def forged(path: Path, rng: random.Random) -> str:
         tree, what = changed(json.loads(path.read_bytes()), rng)
         path.write_text(json.dumps(tree))
         return what
+    if path.suffix in (".parquet", ".arrow"):  # without hashes
+        new, what = damaged(path.read_bytes(), rng)
+        path.write_bytes(new)
+        return what
     if path.suffix == ".csv":
         cell = rng.choice(["nan", "inf", "1e999", "x", '"', "\0", "9" * 5000, ",", "\n"])
         path.write_text(path.read_text().replace(rng.choice(["step", "0.5", "2", "\n", ","]), cell, 1))
@@ -648,7 +688,9 @@ def test_deflated_members_do_not_unfold_without_end(originals: Any, tmp_path: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX's")
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("folder", "checkpoint", "report", *RUNS)])
+@pytest.mark.parametrize(
+    "name", [name for name in FORMATS if name not in ("folder", "checkpoint", "report", "arrow", "lerobot", *RUNS)]
+)
 def test_only_regular_files_are_opened(name: str, tmp_path: Path, originals: Any) -> None:
     form, original = FORMATS[name], originals(name)[0]
     path = tmp_path / original.name
