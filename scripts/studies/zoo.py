@@ -5,7 +5,7 @@ the one with the best evaluation is kept, with its card. The experts of the resu
 
     python -m rlsmooth.scripts.studies.zoo      # build/zoo, and build/rlsmooth-zoo.tar.gz of it
 
-Play one: `rlsmooth evaluate -i build/zoo/CartPole-v1`.
+Play one: `rlsmooth enjoy build/zoo/CartPole-v1/best_agent.zip`.
 """
 
 from __future__ import annotations
