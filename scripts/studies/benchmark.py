@@ -13,7 +13,9 @@ cloned actions is 0.1, and 0 for a Box.
 
 With smoothing off, SmoothedPPO's torch engine must be SB3's PPO to the bit: reported is the greatest difference of any
 parameter after two rollouts and updates with the same seed. The numpy engine draws other numbers for the same seed, so
-that runs of it are compared, as a column.
+that runs of it are compared, as a column. Changed after a first look: in MiniGrid no agent learned, since
+rollout buffers of SB3 2.8 and 2.9 cut normalised observations to whole numbers where the environment's are such. Ours
+no longer do, and SB3's PPO is given a buffer of floats.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from rlsmooth.agents import BC, GAIL, DAgger, SmoothedA2C, SmoothedPPO
 from rlsmooth.agents.acting import play_episodes
 from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
+from rlsmooth.agents.spaces import normalised_space
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.data import Demonstrations, record
 from rlsmooth.scripts.arguments import OnPolicyArgs
@@ -57,7 +60,7 @@ STEPS = {
     "MountainCar-v0": 200_000,
     "MountainCarContinuous-v0": 10_000,
     "Pendulum-v1": 100_000,
-    "minigrid:MiniGrid-Empty-Random-5x5-v0": 30_000,
+    "minigrid:MiniGrid-Empty-Random-5x5-v0": 20_000,
     "Swimmer-v5": 100_000,
     "LunarLander-v3": 150_000,
     "minigrid:MiniGrid-DoorKey-5x5-v0": 60_000,
@@ -139,6 +142,9 @@ def make(column: str, env: str, steps: int, seed: int, **more: Any) -> Any:
     if column == GUARANTEE:
         arguments |= GUARANTEED[isinstance(envs.action_space, spaces.Box)]
     agent = algorithm(hyperparameters.policy or "MlpPolicy", envs, **arguments | more)
+    normalizer = agent.get_vec_normalize_env()
+    if column == SB3 and normalizer is not None:
+        agent.rollout_buffer.observation_space = normalised_space(envs.observation_space, normalizer)
     if column != SB3 and hasattr(agent, "engine") and why_not_numpy(agent) is None:
         agent.engine = "numpy"
     return agent
