@@ -12,7 +12,7 @@ CORE := $(VENV)/.installed-core-$(HERE)
 DEV := $(VENV)/.installed-dev-$(HERE)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train train-ppo test test-slow test-paths test-oldest test-rllib test-flower fuzz lint types dist docs tutorials wheel-check coverage bench clean
+.PHONY: help train train-ppo test test-slow test-paths test-oldest test-rllib test-flower fuzz lint types dist docs tutorials zoo wheel-check coverage bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -99,6 +99,9 @@ docs: $(DEV)  ## build the documentation's site in build/site, without the netwo
 tutorials: $(DEV)  ## run the tutorials, and draw their figures
 	$(BIN)/python -P docs/draw.py docs/images $(ARGS)
 
+zoo: $(DEV)  ## train an agent for each row of the results table, with its card, in build/zoo, and pack them
+	$(BIN)/python -P -m rlsmooth.scripts.studies.zoo $(ARGS)
+
 coverage: $(DEV)  ## run the tests with branch coverage; the two libraries must reach 95 %
 	$(BIN)/python -P -m pytest --cov --cov-report=
 	$(BIN)/python -m coverage report --skip-covered
@@ -153,7 +156,7 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 .PHONY: study-value-targets study-ordinal-bins study-distil-dqn study-gan-modes
 .PHONY: study-variable-horizon study-gail-smoothing study-gap-coverage
 .PHONY: study-ordinal-classes study-pseudo-gradients study-hybrid-digits study-fairness
-.PHONY: study-privacy study-policies study-claims study-weighted-cloning
+.PHONY: study-privacy study-policies study-claims study-weighted-cloning study-benchmark
 
 study-cartpole: $(CORE)  ## study: CartPole-v1 with smoothing on, 10 seeds
 	$(BIN)/python -P -m rlsmooth.scripts.studies.cartpole $(ARGS)
@@ -232,3 +235,6 @@ study-weighted-cloning: $(DEV)  ## study: demonstrations of mixed quality, besid
 
 study-gap-coverage: $(DEV)  ## study: how often intervals of groups' calibration hold the truth
 	$(BIN)/python -P -m rlsmooth.scripts.studies.gap_coverage $(ARGS)
+
+study-benchmark: $(DEV)  ## study: the results table: eight kinds of agent in eleven environments
+	$(BIN)/python -P -m rlsmooth.scripts.studies.benchmark $(ARGS)

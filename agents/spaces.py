@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 from torch import Tensor
 
 from rlsmooth.agents.sb3 import wrap_in_vec_env
@@ -118,6 +118,29 @@ def policy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
         return VecTransposeImage.transpose_space(space)
     return space
+
+
+def normalised_space(space: spaces.Space[Any], normalizer: VecNormalize) -> spaces.Space[Any]:
+    """The space of what a `VecNormalize` makes of observations: SB3 leaves that of whole numbers as it was.
+
+    Args:
+        space: of the observations, a Box or a Dict.
+        normalizer: the environments' own.
+    """
+    if not normalizer.norm_obs:
+        return space
+    if isinstance(space, spaces.Dict):
+        parts = {
+            name: _in_floats(part, normalizer.clip_obs) if name in (normalizer.norm_obs_keys or ()) else part
+            for name, part in space.spaces.items()
+        }
+        return spaces.Dict(parts)
+    return _in_floats(space, normalizer.clip_obs)
+
+
+def _in_floats(space: spaces.Space[Any], clip: float) -> spaces.Space[Any]:
+    is_whole = isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "ui"
+    return spaces.Box(-clip, clip, space.shape) if is_whole else space
 
 
 def check_same_spaces(

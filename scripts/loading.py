@@ -20,7 +20,7 @@ from rlsmooth.agents.sb3 import is_maskable
 from rlsmooth.agents.smoothed.distributions import MixedCategorical, MixedGaussian
 from rlsmooth.agents.smoothed.measures import MEASURED_BYTES, entropy_bound, read_distribution
 from rlsmooth.agents.smoothed.policies import initial_lstm_states
-from rlsmooth.agents.spaces import box_reference
+from rlsmooth.agents.spaces import box_reference, normalised_space
 from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.measure import measure
 from rlsmooth.untrusted import open_regular, refused
@@ -124,18 +124,8 @@ def load_to_play(path: Path, env: VecEnv, device: str, *, trust: str | None = No
     if normalizer is None:
         return agent, env
     normalizer.training = normalizer.norm_reward = False
-    if normalizer.norm_obs:
-        normalizer.observation_space = _normalised_space(normalizer.observation_space, normalizer.clip_obs)
+    normalizer.observation_space = normalised_space(normalizer.observation_space, normalizer)
     return agent, normalizer
-
-
-def _normalised_space(space: spaces.Space[Any], clip: float) -> spaces.Space[Any]:
-    """The space of what `VecNormalize` makes of observations in `space`: SB3 leaves that of whole numbers as it was."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({name: _normalised_space(part, clip) for name, part in space.spaces.items()})
-    if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "ui":
-        return spaces.Box(-clip, clip, space.shape)
-    return space
 
 
 def measure_on_states(agent: Any, played: Demonstrations) -> dict[str, float]:

@@ -46,7 +46,13 @@ from rlsmooth.agents.smoothed.policies import (
     SmoothedPolicy,
 )
 from rlsmooth.agents.smoothed.references import has_default_reference
-from rlsmooth.agents.spaces import check_counts_from_start, check_network_space, check_same_spaces, wrap_env
+from rlsmooth.agents.spaces import (
+    check_counts_from_start,
+    check_network_space,
+    check_same_spaces,
+    normalised_space,
+    wrap_env,
+)
 from rlsmooth.checks import check_in_range, check_positive_int
 from rlsmooth.schedules import ScheduleLike, check_schedule, is_zero, linear_start, value_at
 from rlsmooth.targets import Smoothing, as_smoothing
@@ -550,6 +556,9 @@ class SmoothedTraining(NumpyTraining):
             total = self._total_timesteps
             progress = 1.0 - self.num_timesteps / total if total else self._current_progress_remaining
             self._set_floor(name, None, max(progress, 0.0))
+        normalizer = self.get_vec_normalize_env()
+        if normalizer is not None:  # SB3 2.8 and 2.9 would cut normalised observations of whole numbers to whole ones
+            rollout_buffer.observation_space = normalised_space(rollout_buffer.observation_space, normalizer)
         more: Any = () if use_masking is None else (use_masking,)
         with quick_steps(env):
             if self.engine != "torch":

@@ -329,6 +329,9 @@ def comparable(value: Any) -> Any:
     ("command", "zoo", "ours", "theirs"),
     [
         *((command, command, env, env) for command in ("ppo", "a2c", "trpo") for env in CLASSIC),
+        *((command, command, "Swimmer-v5", "Swimmer-v4") for command in ("ppo", "a2c")),
+        *((command, command, *2 * ("MountainCarContinuous-v0",)) for command in ("ppo", "a2c")),
+        *(("ppo", "ppo", *2 * (f"MiniGrid-{name}-v0",)) for name in ("Empty-Random-5x5", "DoorKey-5x5")),
         *(("dqn", "dqn", env, env) for env in CLASSIC if env != "Pendulum-v1"),
         *(("sac", "sac", env, env) for env in ("Pendulum-v1", "LunarLanderContinuous-v3")),
         ("recurrent-ppo", "ppo_lstm", "Acrobot-v1", "Acrobot-v1"),
@@ -341,7 +344,7 @@ def comparable(value: Any) -> Any:
 def test_they_are_rl_zoos(command: str, zoo: str, ours: str, theirs: str) -> None:
     mine, its = resolved(command, ours), resolved(command, theirs, zoo_file(zoo))
     assert (mine.n_timesteps, mine.n_envs, mine.policy) == (its.n_timesteps, its.n_envs, its.policy)
-    assert mine.normalize == its.normalize
+    assert (mine.normalize, mine.env_wrapper) == (its.normalize, its.env_wrapper)
     assert comparable(dict(mine.arguments)) == comparable(dict(its.arguments))
 
 
