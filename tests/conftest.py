@@ -124,8 +124,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not folder.is_dir():
             home = tmp_path_factory.mktemp("sources")
             tree, built = home / "tree", home / "built"
-            ignored = (".git", ".venv", "build", "dist", "logs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
-            shutil.copytree(REPOSITORY, tree, symlinks=True, ignore=shutil.ignore_patterns(*ignored))
+            ignored = shutil.ignore_patterns(
+                ".git", ".venv*", "build", "dist", "logs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+            )
+            shutil.copytree(REPOSITORY, tree, symlinks=True, ignore=ignored)
             run_checked(
                 [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(built), str(tree)], tree.parent
             )

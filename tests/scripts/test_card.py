@@ -35,7 +35,7 @@ def card_of(folder: Path, **facts: Any) -> str:
 
 @pytest.mark.parametrize("name", [run for command, run in COMMANDS.items() if command != "audit"])
 def test_the_card_of_every_command_is_read_by_the_hubs_own_reader(name: str, tmp_path: Path) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    hub = pytest.importorskip("huggingface_hub", minversion="1.0")
     folder = Path(shutil.copytree(FROZEN / name, tmp_path / "run"))
     text = card_of(folder)
     data = hub.ModelCard(text).data

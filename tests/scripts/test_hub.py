@@ -20,7 +20,7 @@ from rlsmooth.scripts.card import write_card
 from rlsmooth.scripts.figures.kinds import load_reports
 from rlsmooth.scripts.main import main
 
-pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub", minversion="1.0")
 FROZEN = next(folder / "frozen" for folder in Path(__file__).parents if (folder / "frozen").is_dir())
 SHA = "0123456789" * 4
 PLACE = "/home/jane/x.npz"

@@ -121,6 +121,7 @@ def test_every_function_of_the_walk_exists() -> None:
             value = getattr(value, part)
 
 
+@pytest.mark.usefixtures("quick_paths")  # the page walks the quick way
 def test_a_label_takes_the_walk_of_the_page() -> None:
     with calls_of_own_files() as calls:
         BC("MlpPolicy", None, cartpole_v1(), smoothing="lin_0.1", seed=0, device="cpu").learn(total_batches=1)
