@@ -39,6 +39,7 @@ _SHORT = 32  # classes; torch's softmax and its sums take each row by itself: sl
 _INTEGERS = {torch.float32: (torch.int32, -(1 << 23)), torch.float64: (torch.int64, -(1 << 52))}  # and -inf's bits
 _FEW_ELEMENTS = 1 << 17
 _softmax_backward = torch.ops.aten._log_softmax_backward_data.default  # noqa: SLF001 - what autograd calls
+_NARROW, _MANY_ROWS = 15, 128  # classes at most, and rows at least, from which torch's softmax is quicker across rows
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ROWS = 2048  # torch takes each row by itself in log_softmax: slow where rows are many and short
 
@@ -523,14 +524,15 @@ def reduced_cross_entropy(
         weight: `[...]`, or None.
         reduction: as `reduce`.
     """
-    classes, batch_shape = logits.shape[-1], logits.shape[:-1]
     if is_traced():
         if weight is not None:
             logits = torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
         return reduce(_fusible_rows(logits, target, mask), weight, reduction)
     if weight is None and mask is None and target.is_positive_probabilities and _is_small(logits):
         return reduce(_probability_rows(logits, target), None, reduction)
-    if logits.ndim != 2:
+    batch_shape = logits.shape[:-1]
+    if len(batch_shape) != 1:
+        classes = logits.shape[-1]
         logits, target = logits.reshape(-1, classes), target.reshape(batch_shape.numel())
         mask = None if mask is None else mask.reshape(-1, classes)
     weight = None if weight is None else weight.reshape(-1).to(compute_dtype(logits.dtype))
@@ -601,7 +603,7 @@ def _is_few(logits: Tensor, mask: Tensor | None) -> bool:
     """Whether `_written_out_loss` is the quickest for these `[B, K]` logits; only on the CPU, which may be read."""
     rows, classes = logits.shape
     most = _FEW_ELEMENTS if mask is None else _FEW_ELEMENTS >> 2
-    return 0 < logits.numel() <= most and (rows <= 1024 or classes >= 16) and logits.device.type == "cpu"
+    return 0 < rows * classes <= most and (rows <= 1024 or classes >= 16) and logits.is_cpu
 
 
 def _written_out_loss(
@@ -612,38 +614,65 @@ def _written_out_loss(
     The result is read, which waits for nothing on the CPU. It is read through numpy, so that a search for what waits
     for a device finds only that.
     """
-    values = logits.to(compute_dtype(logits.dtype))
-    q = _kept_or_written_out(target, values.dtype, _reduction_factor(len(logits), weight, reduction))
+    values, across = logits.to(compute_dtype(logits.dtype)), _is_narrow(logits)
+    q = _kept_or_written_out(target, values.dtype, _reduction_factor(logits.shape[0], weight, reduction), across)
     if mask is not None:
-        illegal = ~mask
-        if torch.logical_and(q, illegal).any().numpy():
+        if not _is_within(target, mask, q, across):
             return None
-        values = values.masked_fill(illegal, torch.finfo(values.dtype).min / 2)  # times 0, which must not be NaN
-    products = values.log_softmax(-1) * q
-    loss = products.sum(-1) if reduction == "none" else products.sum()
+        values = values.masked_fill(~mask, torch.finfo(values.dtype).min / 2)  # times 0, which must not be NaN
+    products = (values.t().log_softmax(0) if across else values.log_softmax(-1)) * q
+    loss = products.sum(0 if across else -1) if reduction == "none" else products.sum()
     number = loss.detach()
     return loss if math.isfinite((number.sum() if number.ndim else number).numpy()) else None
 
 
-def _kept_or_written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
+def _is_narrow(logits: Tensor) -> bool:
+    """Whether torch's softmax is quicker across the rows, one class after the other, than a short row at a time."""
+    rows, classes = logits.shape
+    return classes <= _NARROW and rows >= _MANY_ROWS
+
+
+def _is_within(target: Target, mask: Tensor, q: Tensor, across: bool) -> bool:
+    """Whether `q` is 0 on all illegal classes."""
+    reference = target.reference
+    only_atoms = reference is None or (reference.mask is not None and _is_same_memory(mask, reference.mask))
+    if only_atoms and mask.gather(-1, target.atom_indices).all().numpy():
+        return True  # an atom without weight may be outside, and is seen below
+    return not torch.logical_and(q.t() if across else q, ~mask).any().numpy()
+
+
+def _kept_or_written_out(target: Target, dtype: torch.dtype, factor: Tensor | float, across: bool) -> Tensor:
     """`_written_out` of `-factor`; kept with the target, whose next loss is often of the same kind.
 
     A tensor that was changed in place since has another version, and is read again.
     """
-    reference = target.reference
-    given = [target.atom_indices, target.atom_weights]
-    if reference is not None:
-        given += [part for part in (target.background_weight, reference.values, reference.mask) if part is not None]
-    if isinstance(factor, Tensor) or torch.is_inference_mode_enabled() or any(part.is_inference() for part in given):
-        return _written_out(target, dtype, -factor)
-    key = (dtype, factor, *[part._version for part in given])  # noqa: SLF001 - torch has no other name for it
-    kept: tuple[Any, Tensor] | None = vars(target).get("_kept")
-    if kept is not None and kept[0] == key:
-        return kept[1]
-    q = _looked_up(target, dtype, -factor)
-    if q is None:
-        q = _written_out(target, dtype, -factor)
-    vars(target)["_kept"] = key, q
+    reference, places = target.reference, target.atom_indices
+    values, mask = (None, None) if reference is None else (reference.values, reference.mask)
+    parts = [target.atom_weights, target.background_weight, values, mask]
+    given = [part for part in parts if part is not None]
+    if (
+        isinstance(factor, Tensor)
+        or torch.is_inference_mode_enabled()
+        or places.is_inference()
+        or any(part.is_inference() for part in given)
+    ):
+        return _written_out(target, dtype, -factor, across)
+    key = (dtype, factor, across, *[part._version for part in given])  # noqa: SLF001 - torch has no other name for it
+    own, version = vars(target), places._version  # noqa: SLF001
+    kept: tuple[Any, int, Tensor] | None = own.get("_kept")
+    if kept is not None and kept[0] == key and kept[1] == version:
+        return kept[2]
+    alike = own.get("alike")  # of all targets with the same weights around other labels
+    table = None if alike is None else alike.get(key)
+    if table is None:
+        table = _table(target, dtype, -factor, across)
+        if table is not None and alike is not None:
+            alike[key] = table
+    if table is None:
+        q = _written_out(target, dtype, -factor, across)
+    else:
+        q = table.index_select(int(across), places.squeeze(-1))
+    own["_kept"] = key, version, q
     return q
 
 
@@ -651,20 +680,22 @@ _tables: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = {}
 _KEPT_TABLES, _LARGEST_TABLE = 64, 64
 
 
-def _looked_up(target: Target, dtype: torch.dtype, factor: float) -> Tensor | None:
-    """`_written_out` to the bit, in one lookup: of labels smoothed by one number, each in the same way.
+def _table(target: Target, dtype: torch.dtype, factor: float, across: bool) -> Tensor | None:
+    """`_written_out` of every label, to be looked up: of labels smoothed by one number, each in the same way.
 
-    None: the target is of another kind, or new. A table of all labels' targets is made when it is wanted again.
+    None: the target is of another kind, or new. The table is made when it is wanted again.
     """
     background, reference, places = target.background_weight, target.reference, target.atom_indices
-    if background is None or reference is None or background.stride() != (0,) or places.shape[1] != 1:
+    if background is None or reference is None or reference.mask is not None:
+        return None
+    if background.stride() != (0,) or places.shape[1] != 1:
         return None
     atoms, classes = target.atom_weights, target.num_classes
     if classes > _LARGEST_TABLE or atoms.stride()[0] or not reference.is_of_labels(places):
         return None
     on_label, beside, values = float(atoms.numpy()[0, 0]), float(background.numpy()[0]), reference.values
     version = None if values is None else values._version  # noqa: SLF001
-    key = (id(values), version, classes, on_label, beside, factor, dtype, reference.kind)
+    key = (id(values), version, classes, on_label, beside, factor, dtype, reference.kind, across)
     kept = _tables.get(key)
     if kept is None or kept[0] is not values:
         if len(_tables) >= _KEPT_TABLES:
@@ -677,13 +708,18 @@ def _looked_up(target: Target, dtype: torch.dtype, factor: float) -> Tensor | No
         every = replace(reference, rows=None if reference.rows is None else labels)
         weights = atoms[:1].expand(classes, 1), background[:1].expand(classes)
         whole = Target(classes, labels[:, None], *weights, every, weights_may_cancel=target.weights_may_cancel)
-        table = _written_out(whole, dtype, factor)
+        table = _written_out(whole, dtype, factor, across)
         _tables[key] = values, table
-    return table.index_select(0, places[:, 0])
+    return table
 
 
-def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
-    """`q` times `factor`, one number or one a row, `[B, K]`."""
+def _written_out(target: Target, dtype: torch.dtype, factor: Tensor | float, across: bool) -> Tensor:
+    """`q` times `factor`, one number or one a row, `[B, K]`; `across`: `[K, B]`."""
+    q = _rows_written_out(target, dtype, factor)
+    return q.t().contiguous() if across else q
+
+
+def _rows_written_out(target: Target, dtype: torch.dtype, factor: Tensor | float) -> Tensor:
     reference, background, atoms = target.reference, target.background_weight, target.atom_weights
     shape = (*target.batch_shape, target.num_classes)
     column = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor

@@ -94,17 +94,18 @@ def check_alpha(alpha: Alpha, batch_shape: torch.Size, *, values: bool) -> None:
 
 def broadcast_alpha(alpha: Alpha, labels: Tensor) -> Tensor:
     """`alpha` as weights of the labels' shape; no copy is made and the host waits for nothing."""
-    dtype = weight_dtype(labels.device)
+    device = labels.device
     if isinstance(alpha, Tensor):
-        return alpha.detach().to(labels.device, dtype).expand(labels.shape)
-    return torch.full((), float(alpha), dtype=dtype, device=labels.device).expand(labels.shape)
+        return alpha.detach().to(device, weight_dtype(device)).expand(labels.shape)
+    # In the fewest steps: where labels are few, they are what a target costs. A shape to expand to is read slowly.
+    return torch.full((), float(alpha), dtype=weight_dtype(device), device=device).expand_as(labels)
 
 
-def rest_of_alpha(alpha: Alpha, level: Tensor) -> Tensor:
-    """`1 - alpha` as weights of the labels' shape; `level` is what `broadcast_alpha` made of alpha."""
+def rest_of_alpha(alpha: Alpha, level: Tensor, places: Tensor) -> Tensor:
+    """`1 - alpha` as weights of the atoms `places`, `[..., 1]`; `level` is what `broadcast_alpha` made of alpha."""
     if isinstance(alpha, Tensor):
-        return 1 - level
-    return torch.full((), 1 - float(alpha), dtype=level.dtype, device=level.device).expand(level.shape)
+        return (1 - level).unsqueeze(-1)
+    return torch.full((), 1 - float(alpha), dtype=level.dtype, device=level.device).expand_as(places)
 
 
 def broadcast_mask(mask: Tensor, batch_shape: torch.Size, num_classes: int) -> Tensor:
@@ -119,6 +120,8 @@ def broadcast_mask(mask: Tensor, batch_shape: torch.Size, num_classes: int) -> T
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a bool tensor (True = legal), got {kind}: use mask.bool() for 0/1 masks.")
     goal = (*batch_shape, num_classes)
+    if mask.shape == goal:
+        return mask
     fits = 0 < mask.ndim <= len(goal) and mask.shape[-1] == num_classes and all(
         size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(goal), strict=False)
     )  # fmt: skip

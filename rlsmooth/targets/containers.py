@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def _as_pytree(kind: type, names_of: Callable[[Any], tuple[str, ...]]) -> None:
 
     def changed(value: Any, fields: dict[str, Any]) -> Any:
         made: Any = object.__new__(kind)  # unchecked: the children of a pytree may be anything
-        vars(made).update(vars(value), **fields)
+        kept = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        vars(made).update(kept, **fields)  # and nothing that was found out of other tensors
         return made
 
     pytree.register_pytree_node(kind, flatten, unflatten)

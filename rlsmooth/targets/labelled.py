@@ -97,25 +97,31 @@ def uniform(
         check_labels(labels, num_classes)
         if mask is not None:
             check_mask(mask, labels)
-    level = broadcast_alpha(alpha, labels)
-    background, on_label = level, rest_of_alpha(alpha, level)
+    level, places = broadcast_alpha(alpha, labels), labels.unsqueeze(-1)
+    background, on_label = level, rest_of_alpha(alpha, level, places)
     if mask is None:
         reference = Reference(num_classes)
         each: Tensor | float = 1 / num_classes
         if spread == "others":
             background = level * (num_classes / (num_classes - 1) if num_classes > 1 else 0.0)
     else:
-        legal = mask.sum(-1, dtype=torch.int32).to(level.dtype)  # a sum in int64 writes all of that
-        each = legal.reciprocal()
-        reference = Reference(num_classes, mask=mask, scale=each)
+        legal, reference = uniform_over(mask)
+        assert reference.scale is not None
+        each = reference.scale
         if spread == "others":
             background = torch.where(legal > 1, level * legal / (legal - 1), 0.0)
     if spread == "others":
         # The background's share on the label is taken off exactly, so that alpha 1 leaves 0 there and not -1e-17.
-        on_label = torch.where(background == 0, 1.0, on_label) - background * each
+        taken = (background * each).unsqueeze(-1)
+        on_label = torch.where((background == 0).unsqueeze(-1), 1.0, on_label) - taken
     may_cancel = spread == "others" or not _is_share(alpha)
-    atoms = labels.unsqueeze(-1), on_label.unsqueeze(-1)
-    return Target(num_classes, *atoms, background, reference, weights_may_cancel=may_cancel)
+    return Target(num_classes, places, on_label, background, reference, weights_may_cancel=may_cancel)
+
+
+def uniform_over(mask: Tensor) -> tuple[Tensor, Reference]:
+    """How many classes a mask, bool `[..., K]`, leaves each row, and the even distribution over them."""
+    legal = mask.sum(-1, dtype=torch.int32).to(weight_dtype(mask.device))  # a sum in int64 writes all of that
+    return legal, Reference(mask.shape[-1], mask=mask, scale=legal.reciprocal())
 
 
 def prior(
@@ -196,18 +202,18 @@ def around_label(
         check_labels(labels, num_classes)
         if mask is not None:
             check_mask(mask, labels)
-    background = broadcast_alpha(alpha, labels)
-    on_label = rest_of_alpha(alpha, background)
-    if mask is not None:
+    background, places = broadcast_alpha(alpha, labels), labels.unsqueeze(-1)
+    if mask is None:
+        on_label = rest_of_alpha(alpha, background, places)
+    else:
         reference, has_mass = reference.restricted(mask, in_logarithms)
         if check_values and empty_is_an_error:
             bad = first_row(~has_mass)
             if bad is not None:
                 raise ValueError(f"mask{at(bad)} leaves only classes of prior 0: give them some prior.")
         background = torch.where(has_mass, background, 0.0)
-        on_label = 1 - background
-    atoms = labels.unsqueeze(-1), on_label.unsqueeze(-1)
-    return Target(num_classes, *atoms, background, reference, weights_may_cancel=not _is_share(alpha))
+        on_label = (1 - background).unsqueeze(-1)
+    return Target(num_classes, places, on_label, background, reference, weights_may_cancel=not _is_share(alpha))
 
 
 def _is_share(alpha: Alpha) -> bool:

@@ -12,13 +12,25 @@ from torch import Tensor
 
 from rlsmooth.checks import check_choice
 from rlsmooth.schedules import Schedule, start_of
-from rlsmooth.targets.arguments import Labels, check_alpha, check_ordinal_parameters, check_probabilities, to_labels
+from rlsmooth.targets.arguments import (
+    Labels,
+    broadcast_mask,
+    check_alpha,
+    check_labels,
+    check_mask,
+    check_ordinal_parameters,
+    check_probabilities,
+    to_labels,
+)
 from rlsmooth.targets.fields import ComparedByFields
 from rlsmooth.targets.kernels import ORDINAL_SCHEMES, OrdinalScheme, is_steep, off_label_rows
-from rlsmooth.targets.labelled import from_prior, one_hot, uniform
+from rlsmooth.targets.labelled import from_prior, one_hot, uniform, uniform_over
+from rlsmooth.targets.pattern import TargetPattern
 from rlsmooth.targets.structured import cached_ordinal_kernel, from_rows, hierarchical
 from rlsmooth.targets.target import Target, from_array, is_traced, weight_dtype
 from rlsmooth.targets.tree import Tree
+
+_KEPT_PATTERNS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +73,7 @@ class Smoothing(ComparedByFields):
         default_factory=dict, init=False, repr=False, compare=False
     )
     _steepness: dict[tuple[int, bool], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _patterns: dict[tuple[Any, ...], TargetPattern] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("spread", self.spread, ("all", "others"))
@@ -136,6 +149,33 @@ class Smoothing(ComparedByFields):
         """
         labels = self.reference.to_labels(labels) if isinstance(self.reference, Tree) else to_labels(labels)
         alpha = self.alpha_at(progress)
+        if isinstance(alpha, Tensor) or self.spread != "all" or type(num_classes) is not int or labels.numel() < 2:
+            return self._make(labels, num_classes, mask, alpha, validate)
+        is_uniform = isinstance(self.reference, str) and self.reference == "uniform" and alpha != 0
+        if (mask is not None and not is_uniform) or is_traced():
+            return self._make(labels, num_classes, mask, alpha, validate)
+        key = (num_classes, alpha, labels.shape, labels.device)
+        pattern = self._patterns.get(key)
+        if pattern is None or not pattern.is_untouched():
+            made = self._make(labels, num_classes, None, alpha, validate)
+            pattern = TargetPattern.of(made)
+            if pattern is not None:
+                while len(self._patterns) >= _KEPT_PATTERNS:  # the oldest goes
+                    self._patterns.pop(next(iter(self._patterns)))
+                self._patterns[key] = pattern
+            return made if mask is None else self._make(labels, num_classes, mask, alpha, validate)
+        if validate:
+            check_labels(labels, num_classes)
+        if mask is None:
+            return pattern.around(labels)
+        mask = broadcast_mask(mask, labels.shape, num_classes)
+        if validate:
+            check_mask(mask, labels)
+        return pattern.around(labels, uniform_over(mask)[1])
+
+    def _make(
+        self, labels: Tensor, num_classes: int, mask: Tensor | None, alpha: float | Tensor | None, validate: bool
+    ) -> Target:
         if not isinstance(alpha, Tensor) and alpha == 0:
             return one_hot(labels, num_classes, mask=mask, validate=validate)
         if isinstance(self.reference, str) and self.reference == "uniform":

@@ -222,7 +222,8 @@ def from_rows(
     The rows are normalised, or `in_logarithms`, for masks: each row up to a constant.
     """
     table = rows.to(labels.device, weight_dtype(labels.device))
-    if len(table) == 1:  # no other class to smooth to
+    classes = table.shape[0]
+    if classes == 1:  # no other class to smooth to
         table = torch.zeros_like(table) if in_logarithms else torch.ones_like(table)
-    reference = Reference(len(table), "rows", table, labels)
+    reference = Reference(classes, "rows", table, labels)
     return around_label(labels, reference, alpha, mask, validate=validate, in_logarithms=in_logarithms)

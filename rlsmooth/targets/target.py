@@ -64,10 +64,10 @@ class Reference(ComparedByFields):
         return self.kind == "uniform" and self.mask is None
 
     def is_of_labels(self, labels: Tensor) -> bool:
-        """Whether `r` of a row is known to depend on its label, int64 `[B, 1]`, alone."""
+        """Whether `r` of a row is known to depend on its label, int64 `[..., 1]`, alone."""
         if self.kind == "rows":
             rows = self.rows
-            if rows is None or rows.data_ptr() != labels.data_ptr() or rows.stride() != labels.stride()[:1]:
+            if rows is None or rows.data_ptr() != labels.data_ptr() or rows.stride() != labels.stride()[:-1]:
                 return False
         elif self.kind not in ("uniform", "vector"):
             return False

@@ -86,6 +86,33 @@ def test_a_target_made_again_has_the_same_loss_to_the_bit(recipe: str, monkeypat
         assert torch.equal(cross_entropy(logits, target), value)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_many_short_rows(recipe: str, masked: bool, reduction: Literal["none", "mean", "sum"]) -> None:
+    """Which torch's softmax takes across the rows: value, gradient and second derivative are the oracle's."""
+    logits, labels = draw(150, torch.float64, torch.device("cpu"))
+    mask = (torch.rand(150, CLASSES) > 0.3).scatter(-1, labels.unsqueeze(-1), True) if masked else None
+    direction = torch.randn_like(logits)
+    logits.requires_grad_()
+    found = []
+    for loss in (cross_entropy, cross_entropy, reference.cross_entropy):  # the second time from a table
+        value = loss(logits, RECIPES[recipe](labels, CLASSES, mask), mask=mask, reduction=reduction)
+        (gradient,) = torch.autograd.grad(value.sum(), logits, create_graph=True)
+        found.append((value, gradient, torch.autograd.grad((gradient * direction).sum(), logits)[0]))
+    for again in found[:2]:
+        torch.testing.assert_close(again, found[2], rtol=1e-12, atol=1e-12)
+
+
+def test_an_illegal_label_is_infinite_in_short_rows() -> None:
+    logits, labels = draw(150, torch.float32, torch.device("cpu"))
+    mask = torch.ones(150, CLASSES, dtype=torch.bool)
+    mask[3, labels[3]] = False
+    target = Smoothing(0.2)(labels, CLASSES, mask, validate=False)
+    rows = cross_entropy(logits, target, mask=mask, reduction="none")
+    assert rows.isinf().tolist() == [row == 3 for row in range(150)]
+
+
 def test_targets_of_an_evaluation_serve_a_training() -> None:
     logits, labels = draw(50, torch.float32, torch.device("cpu"))
     expected = value_and_gradient(lambda x: cross_entropy(x, uniform(labels, CLASSES)), logits)

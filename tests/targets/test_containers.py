@@ -315,3 +315,12 @@ def test_masked_rows_inside_a_transform() -> None:
     leaf = logits.clone().requires_grad_()
     rows = cross_entropy(leaf, Smoothing(0.1, TREE)(labels, K, mask), mask=mask, reduction="sum")
     torch.testing.assert_close(found, torch.autograd.grad(rows, leaf)[0])
+
+
+def test_a_mapped_target_has_its_own_loss() -> None:
+    """Not what was kept of the target that it was made of."""
+    logits, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    target = Smoothing(0.2)(labels, 3)
+    cross_entropy(logits, target)
+    turned = pytree.tree_map(lambda each: each.flip(0), target)
+    torch.testing.assert_close(cross_entropy(logits, turned), cross_entropy(logits, uniform(labels.flip(0), 3, 0.2)))

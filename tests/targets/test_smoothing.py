@@ -595,3 +595,41 @@ def test_ordered_schemes_fall_away_from_the_label(
     np.testing.assert_allclose(off.sum(-1), 1.0, atol=1e-13)
     if scheme != "poisson":
         torch.testing.assert_close(table, table.flip(0, 1), rtol=1e-10, atol=1e-15)
+
+
+MASK = torch.tensor([[True, True, False], [True, True, True]])
+ALIKE: dict[str, tuple[Smoothing, Callable[[Tensor, Tensor | None], Target]]] = {
+    "hard": (Smoothing(0.0), lambda labels, mask: one_hot(labels, 3, mask=mask)),
+    "uniform": (Smoothing(0.2), lambda labels, mask: uniform(labels, 3, 0.2, mask=mask)),
+    "others": (Smoothing(0.2, spread="others"), lambda labels, mask: uniform(labels, 3, 0.2, "others", mask=mask)),
+    "ordinal": (Smoothing(0.2, "exponential"), lambda labels, mask: ordinal(labels, 3, 0.2, mask=mask)),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_later_targets_are_the_builders_too(name: str, mask: Tensor | None) -> None:
+    """The first of a shape leaves a pattern behind; what is checked, checked it is each time."""
+    smoothing, build = ALIKE[name]
+    for numbers in ([0, 1], [1, 0], [1, 2]):
+        labels = torch.tensor(numbers)
+        made = smoothing(labels, 3, mask)
+        assert made == build(labels, mask)
+        torch.testing.assert_close(made.dense(), build(labels, mask).dense(), rtol=0, atol=0)
+    assert_raises(ValueError, r"labels\[1\]=3 is outside", smoothing, torch.tensor([0, 3]), 3, mask)
+    if mask is not None:
+        assert_raises(ValueError, r"labels\[0\]=2 is illegal", smoothing, torch.tensor([2, 0]), 3, mask)
+        assert_raises(
+            ValueError, r"mask\[0\] allows no class", smoothing, torch.tensor([1, 0]), 3, mask & MASK[:1] & False
+        )
+    if name != "ordinal":  # a table of 3 classes is found by 3.0 too
+        assert_raises(TypeError, "num_classes must be a whole number", smoothing, torch.tensor([0, 1]), 3.0, mask)
+
+
+def test_what_is_written_into_one_target_stays_out_of_the_next() -> None:
+    smoothing, labels = Smoothing(0.2), torch.tensor([0, 1])
+    for _ in range(2):
+        smoothing(labels, 3).atom_weights[0] = 5.0  # a view of one number, which all rows share
+        assert smoothing(labels, 3) == uniform(labels, 3, 0.2)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        smoothing(labels, 3).atom_weights.mul_(2.0)
