@@ -23,7 +23,7 @@ from rlsmooth.agents.plain_mlp import predict_plainly
 from rlsmooth.agents.sb3 import is_maskable, quick_steps
 from rlsmooth.agents.spaces import ActionBins, check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.checks import check_finite_observations
-from rlsmooth.data.arrays import forward
+from rlsmooth.data.arrays import action_dims, forward
 from rlsmooth.training import isolated_rng
 
 
@@ -80,6 +80,19 @@ class ActingModel:
         Raises:
             ValueError: masks for a policy that takes none, an observation of another shape.
         """
+        try:
+            return self._predict(observation, state, episode_start, deterministic, action_masks)
+        except RuntimeError as error:  # torch could not give the masks the shape of the logits
+            if action_masks is None:
+                raise
+            raise ValueError(
+                f"action_masks has shape {np.shape(action_masks)}, but each observation needs "
+                f"{int(action_dims(self.policy.action_space).sum())} Booleans, one for each choice ({error})."
+            ) from error
+
+    def _predict(
+        self, observation: Any, state: Any, episode_start: Any, deterministic: bool, action_masks: Any
+    ) -> tuple[NDArray[Any], Any]:
         policy: Any = self.policy
         found = predict_plainly(policy, observation, action_masks, deterministic=deterministic)
         if found is not None:

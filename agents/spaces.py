@@ -176,6 +176,8 @@ def check_all_spaces(
         ("eval_env", eval_env),
     ):
         if owner is not None:
+            recorded = owner.metadata.get("env_id") if isinstance(owner, Demonstrations) else None
+            name = f"{name}, recorded in {recorded!r}," if recorded else name
             check_same_spaces(name, (owner.observation_space, owner.action_space), own)
 
 

@@ -52,7 +52,7 @@ def start_of(name: str, text: str, *, end: float = 0.0) -> float:
     start = linear_start(text)
     if start is None:
         example = '"lin_0.1" (from 0.1 down to 0)' if end == 0 else f'"lin_0.9" (from 0.9 to {end:g})'
-        raise ValueError(f"{name}={text!r} is no schedule: write {example}, or give a callable.")
+        raise ValueError(f"{name}={text!r} is no schedule: give a number, {example} or a callable.")
     return start
 
 

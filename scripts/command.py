@@ -236,7 +236,7 @@ def grouped_options(name: str, args_type: type[Any]) -> type[Any]:
     )
     abouts["shared"] = str(SharedArgs.__doc__)
     members: list[Any] = []
-    for title in sorted(filter(groups.get, groups), key=lambda title: title in ("process", "run", "shared")):
+    for title in sorted(filter(groups.get, groups), key=lambda title: title in ("track", "process", "run", "shared")):
         entries = [(field.name, hints[field.name], _default(field)) for field in groups[title]]
         lines = "".join(f"\n    {field.name}: {sentences.get(field.name, '')}" for field in groups[title])
         namespace = {"__doc__": f"{abouts.get(title, '')}\n\nAttributes:{lines}"}
@@ -395,6 +395,8 @@ def _one_line(box: str, program: str) -> str:
         meant = difflib.get_close_matches(choice[1], re.findall(r"'(.+?)'", choice[2]), n=1, cutoff=0.5)
     if meant and (choice or words.startswith("Unrecognized options: ")):
         words += f" (did you mean {meant[0]}?)"
+    elif program.endswith(" tune") and words.startswith("Unrecognized options: "):
+        words += " (options of the command that is tuned come after --)"
     return f"{words or 'the arguments can not be read'}; {program} --help lists the options."
 
 

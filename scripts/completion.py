@@ -3,13 +3,16 @@
 rlsmooth completion bash > ~/.local/share/bash-completion/completions/rlsmooth
 rlsmooth completion zsh > ~/.zfunc/_rlsmooth
 rlsmooth completion fish > ~/.config/fish/completions/rlsmooth.fish
+
+The folders must be there: `mkdir -p` makes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -39,8 +42,11 @@ def main(args: Args) -> None:
         options = grouped_options(name, module.Args)
         choices.append(Annotated[options, tyro.conf.subcommand(name, description=what, prefix_name=False)])
     commands: Any = tyro.conf.OmitSubcommandPrefixes[reduce(or_, choices)]  # type: ignore[misc]
-    with suppress(SystemExit):  # it ends the process once it has printed
+    script = io.StringIO()
+    with suppress(SystemExit), redirect_stdout(script):  # it ends the process once it has printed
         tyro.cli(commands, prog="rlsmooth", args=["--tyro-print-completion", args.shell])
+    # For fish, tyro gives Python the program as one argument, and Linux allows no argument of more than 128 KiB.
+    print(script.getvalue().replace('$python_cmd -c "$pycode"', "printf '%s\\n' \"$pycode\" | $python_cmd -"), end="")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -64,7 +65,9 @@ def make_envs(
     wrap = partial(_wrapped, settings.wrappers)
     for word in settings.wrappers:
         _wrapper(word)  # found, or reported, in this process
-    venv = _make(settings, n_envs, seed, vec_env, vectorization, wrap)
+    with warnings.catch_warnings():  # SB3 asks each environment for images, also one that draws none
+        warnings.filterwarnings("ignore", ".*not in the possible render_modes")
+        venv = _make(settings, n_envs, seed, vec_env, vectorization, wrap)
     space = venv.observation_space
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if stack is not None and not all(isinstance(part, spaces.Box) for part in parts):
@@ -104,10 +107,12 @@ def _make(
         return _with_named_workers(made)
     except ImportError as error:
         module = env.rpartition(":")[0]
-        words = import_help(module, error) if module and error.name == module else f"it can't be made: {error}"
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # Gymnasium's names no module
+        is_own = bool(cause.name) and f"{module}.".startswith(f"{cause.name}.")
+        words = import_help(module, cause) if is_own else f"it can't be made: {error}"
         raise ValueError(f"env={env!r}: {words}") from error
     except gym.error.Error as error:
-        raise ValueError(f"env={env!r} can't be made: {error}{_known_form(env)}") from error
+        raise ValueError(f"env={env!r} can't be made: {error}{_known_form(env, error)}") from error
     except (TypeError, ValueError, AssertionError) as error:
         _refuse_spaces(settings, wrap)
         raise ValueError(f"env={env!r} can't be made with env_kwargs={kwargs}: {error}") from error
@@ -128,13 +133,16 @@ def _importing_name(env: str, packages: Sequence[str]) -> str:
     return env if not chosen or ":" in env else f"{chosen}:{env}"
 
 
-def _known_form(env: str) -> str:
-    """How to write the id of an environment of a package that registers them only when it is imported."""
+def _known_form(env: str, error: Exception) -> str:
+    """How to write the id of an environment that a package or a module registers only when it is imported."""
     name = env.rpartition(":")[2]
     packages = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
     package = next((package for start, package in packages.items() if name.startswith(start)), None)
-    if package is None or env != name:
+    if env != name:
         return ""
+    if package is None:
+        is_name = isinstance(error, (gym.error.NameNotFound, gym.error.NamespaceNotFound)) and "mean" not in str(error)
+        return f" Where a module registers it, write --env module:{env}." if is_name else ""
     return f' Write --env {package}:{env}; the package comes with pip install "rlsmooth[envs]".'
 
 
@@ -309,7 +317,7 @@ def check_env(env: str, packages: Sequence[str] = ()) -> str:
     except ImportError as error:
         raise ValueError(f"env={env!r}: {import_help(module, error)}") from error
     except (gym.error.Error, ValueError) as error:
-        raise ValueError(f"env={env!r} is not known: {error}{_known_form(env)}") from error
+        raise ValueError(f"env={env!r} is not known: {error}{_known_form(env, error)}") from error
     return env
 
 

@@ -132,6 +132,7 @@ def _record(args: Args, settings: EnvironmentSettings, folder: Path | None, load
     from rlsmooth.agents.acting import quick_actor
     from rlsmooth.agents.sb3 import is_maskable
     from rlsmooth.data import record
+    from rlsmooth.scripts.reports import return_words
 
     output = args.output or (folder or args.log_folder) / "demonstrations.npz"
     check_writable_folder("output", output.parent)
@@ -141,7 +142,7 @@ def _record(args: Args, settings: EnvironmentSettings, folder: Path | None, load
         agent.save(folder / "expert.zip")
         provenance["expert"] = {"algo": "ppo", "n_timesteps": args.n_timesteps, "evaluation": scores}
         for name, score in scores.items():
-            print(f"expert, {name}: return {score['mean_return']:.1f} ± {score['std_return']:.1f}")
+            print(f"expert, {name}: return {return_words(score['mean_return'], score['std_return'])}")
         print(f"expert saved in {folder / 'expert.zip'}")
         _write_card(args, folder, scores)
     else:

@@ -295,7 +295,7 @@ def print_table(title: str, rows: Sequence[Row], note: str, header: Sequence[str
 
 
 def with_unit(value: float, unit: str, count: int | None = None) -> str:
-    """A value in words: `92.3 %`, `0.412 nats`; `return`: with one digit and no unit.
+    """A value in words: `92.3 %`, `0.412 nats`; `return`: as `return_words`, without a unit.
 
     Args:
         value: the number.
@@ -303,7 +303,7 @@ def with_unit(value: float, unit: str, count: int | None = None) -> str:
         count: of how many; None: of many.
     """
     if unit == "return":
-        return f"{value:.1f}"
+        return return_words(value)
     if unit == "share":
         return share_words(value, count)
     return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f} {unit}".strip()

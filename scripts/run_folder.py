@@ -149,7 +149,7 @@ def env_of_run(path: Path, given: EnvironmentSettings | None = None, *, evaluati
         raise ValueError("no config.json beside the agent names an environment: give --env.") from error
     begin, trusted = "the config.json beside the agent", "if you trust it, give"
     if not own.env and imports_module(env):
-        raise ValueError(f"{begin} imports a module, env={env!r}: {trusted} --env.")
+        raise ValueError(f"{begin} imports a module, env={env!r}: {trusted} --env {shlex.quote(env)}.")
     packages, is_same = lists["gym_packages"], own.env in ("", env)
     if is_same and packages and not own.packages:
         raise ValueError(f"{begin} imports modules: {trusted} --gym-packages {shlex.join(packages)}.")

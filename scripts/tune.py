@@ -8,6 +8,7 @@ rlsmooth tune classify --space mine.yml -- --data digits --label-noise 0.2
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import io
 import itertools
@@ -150,7 +151,9 @@ def read_space(args: Args, base: Any) -> dict[str, dict[str, Any]]:
     given |= {re.split("[=:]", word)[0] for word in getattr(base, "hyperparams", ())}
     for name, entry in table.items():
         if (name not in fields and "hyperparams" not in fields) or name in OF_ONE_RUN:
-            raise ValueError(f"space: {name!r} is no option of rlsmooth {args.command} that can be searched.")
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"space: {name!r} is no option of rlsmooth {args.command} that can be searched{meant}.")
         if name == "seed":
             raise ValueError("space: seed can't be searched: luck does not carry over to other seeds. Leave it out.")
         if name in given:

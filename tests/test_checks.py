@@ -112,7 +112,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["lin", "lin_", "lin_x", "lin_0_1", "exp_0.1", "0.1", "", "_lin_1"])
 def test_other_words_are_no_schedule(text: str) -> None:
     assert linear_start(text) is None
-    example = r'is no schedule: write "lin_0\.1" \(from 0\.1 down to 0\), or give a callable\.$'
+    example = r'is no schedule: give a number, "lin_0\.1" \(from 0\.1 down to 0\) or a callable\.$'
     for call in (
         lambda: start_of("rate", text),
         lambda: as_schedule(text, "rate"),
@@ -120,7 +120,7 @@ def test_other_words_are_no_schedule(text: str) -> None:
         lambda: value_at("rate", text, 0.5, low=0, high=1),
     ):
         assert_raises(ValueError, rf"^rate={text!r} {example}", call)
-    with pytest.raises(ValueError, match=r'write "lin_0\.9" \(from 0\.9 to 1\), or give a callable'):
+    with pytest.raises(ValueError, match=r'give a number, "lin_0\.9" \(from 0\.9 to 1\) or a callable'):
         start_of("real_target", text, end=1.0)
 
 

@@ -516,7 +516,7 @@ def agent_from_safe_file(
     description = _checked_description(path, file.config, set(file.tensors))
     if kind is not None and file.config["kind"] != kind:
         raise SafeFileError(
-            f"{str(path)!r} holds a {file.config['kind']!r} agent, not {kind!r}. Load it with the class of that name."
+            f"{str(path)!r} holds a {file.config['kind']!r} agent, not {kind!r}: read it by load_agent(path, env=env)."
         )
     build = _policy_class(path, description["class"], policy_class)
     present = sum(tensor.numel() for named in file.tensors.values() for tensor in named.values())

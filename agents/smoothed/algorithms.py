@@ -397,13 +397,22 @@ class SmoothedTraining(NumpyTraining):
         """Stable-Baselines3's `load`, which unpickles: only for files that you trust.
 
         Raises:
-            ValueError: the file is a pointer of Git LFS, a pipe or a device; and as Stable-Baselines3 does.
+            ValueError: the file is one of `save_agent`, a pointer of Git LFS, a pipe or a device; and as
+                Stable-Baselines3 does.
         """
         if isinstance(path, (str, Path)):
             file = Path(path) if Path(path).exists() or Path(path).suffix else Path(f"{path}.zip")
             if file.exists():
                 open_regular(file).close()
-        return super().load(path, *arguments, **named)
+        try:
+            return super().load(path, *arguments, **named)
+        except AssertionError as error:
+            if "No data found" not in str(error):
+                raise
+            raise ValueError(
+                f"{path} is no zip of Stable-Baselines3's: what save_agent or a command has written is read by "
+                "load_agent(path, env=env)."
+            ) from error
 
     @classmethod
     def from_bc(

@@ -279,12 +279,12 @@ class SmoothedPolicy(PolicyQueries):
     def min_entropy_frac(self, value: float | None) -> None:
         frac = 0.0 if value is None else check_in_range("min_entropy_frac", value, 0.0, 1.0)
         if frac:
-            self._check_floor("min_entropy_frac", frac)
             if isinstance(self.action_space, spaces.Box):
                 raise ValueError(
                     f"min_entropy_frac={frac} can't be used for a Box, whose entropy has no greatest value: give "
                     "min_entropy_nats (differential entropy, which may be negative)."
                 )
+            self._check_floor("min_entropy_frac", frac)
             if any(recipe is not None for recipe in self.references or ()):
                 raise ValueError(
                     f"min_entropy_frac={frac} can't be used with reference={self.reference!r}: only mixing in the "
@@ -321,8 +321,8 @@ class SmoothedPolicy(PolicyQueries):
                 raise ValueError(f"{name}={value} and {other}={number} are both given: choose one.")
         if self._has_state_dependent_noise:
             raise ValueError(
-                f"{name}={value} can't be used with gSDE or squashed outputs: leave out use_sde and squash_output, or "
-                f"leave {name} out."
+                f"{name}={value} can't be used with gSDE or squashed outputs: give use_sde=False (of a command: "
+                f"--hyperparams use_sde=false) and squash_output=False, or leave {name} out."
             )
 
     @property

@@ -247,7 +247,9 @@ def _check_masks(masks: Array, actions: Array, space: spaces.Space[Any], dims: n
             f"{(len(actions), width)}: one Boolean for each choice of each dimension, end to end."
         )
     if array.dtype != np.bool_:
-        raise TypeError(f"action_masks has dtype {array.dtype}, but must hold Booleans (True = legal).")
+        raise TypeError(
+            f"action_masks has dtype {array.dtype}, but must hold Booleans (True = legal): convert with .astype(bool)."
+        )
     offsets = np.cumsum(dims) - dims
     shift = offsets - action_starts(space)
 
@@ -258,7 +260,10 @@ def _check_masks(masks: Array, actions: Array, space: spaces.Space[Any], dims: n
         return np.asarray(np.take_along_axis(mask, action.reshape(len(action), -1) + shift, axis=1))
 
     _require("action_masks", has_choice, "is {value}, which leaves a dimension with no legal action", array)
-    _require("actions", is_legal, "is {value}, which its action mask forbids", actions, array)
+    problem = (
+        "is {value}, which its action mask forbids: allow it in the mask, or leave out what nobody could have done"
+    )
+    _require("actions", is_legal, problem, actions, array)
     return array
 
 

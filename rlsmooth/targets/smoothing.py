@@ -302,6 +302,7 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
 
     Raises:
         TypeError: it is none of these.
+        ValueError: the number is above 1 or not finite, or the text is no schedule.
 
     Examples:
         >>> as_smoothing(0.1).alpha
@@ -311,7 +312,10 @@ def as_smoothing(value: float | str | Smoothing) -> Smoothing:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, str, numbers.Real)):
         raise TypeError(f'smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} {value!r}.')
-    return Smoothing(alpha=value)
+    try:
+        return Smoothing(alpha=value)
+    except ValueError as error:
+        raise ValueError(f"smoothing={value!r}: {error}") from error
 
 
 def _linear(text: str) -> float:

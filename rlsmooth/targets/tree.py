@@ -398,10 +398,9 @@ class Tree(ComparedByFields):
         place = dict(zip(self.class_names, self.classes, strict=True))
         wanted = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names]
         if sorted(wanted) != sorted(place):
-            odd = sorted(set(wanted) ^ set(place)) or sorted(wanted)
-            raise ValueError(
-                f"The tree's leaves and the classes must have the same names, once each; compare {odd[:5]}."
-            )
+            odd = {"it lacks": sorted({*place} - {*wanted}), "no leaf is": sorted({*wanted} - {*place})}
+            words = ", and ".join(f"{verb} {names[:5]}" for verb, names in odd.items() if names) or f"it is {wanted}"
+            raise ValueError(f"class_names must be the tree's leaves, once each: {words}.")
         return Tree(self.names, self.parents, tuple(place[name] for name in wanted))
 
     def to_config(self) -> dict[str, list[Any]]:

@@ -214,7 +214,11 @@ MISTAKES = [  # the commands, words, and what is reported
     ("tune", "bc -f {file}/below", "log_folder="),
     ("tune", "bc --space {file}", "must be a mapping of options"),
     ("tune", "bc --space nowhere.yml", "space='nowhere.yml'"),
-    ("tune", "bc --space {space}", "'lerning_rate' is no option of rlsmooth bc"),
+    (
+        "tune",
+        "bc --space {space}",
+        "'lerning_rate' is no option of rlsmooth bc that can be searched (did you mean learning_rate?)",
+    ),
     ("tune", "classify --space {range}", "epochs: low=5 must not be above high=2"),
     ("tune", "bc -- --smoothing 0.1", "smoothing is both searched and given after --"),
     ("tune", "ppo -- -params gamma=0.9", "gamma is both searched and given after --"),

@@ -240,15 +240,22 @@ def test_list_names_what_there_is(capsys: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_takes_the_script_and_bash_completes_by_it(shell: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_shell_takes_the_script_and_completes_by_it(shell: str, tmp_path: Path, capsys: Any) -> None:
     assert main(["completion", shell]) == 0
     script = tmp_path / "script"
     script.write_text(capsys.readouterr().out)
     assert "maskable-ppo" in script.read_text()
+    if shell == "fish":  # an argument of a program ends at 128 KiB
+        assert '"$pycode" | $python_cmd - $words' in script.read_text()
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    if shell != "bash":
+    if shell == "zsh":
         subprocess.run([shell, "-n", str(script)], check=True)
+        return
+    if shell == "fish":
+        asks = "source $argv; complete -C 'rlsmooth bc --reference tri'"
+        words = ["fish", "--no-config", "-c", asks, str(script)]
+        assert subprocess.run(words, check=True, capture_output=True, text=True).stdout.split() == ["triangular"] * 2
         return
     asks = 'source "$0"; F=$(complete -p rlsmooth | sed "s/.*-F \\([^ ]*\\).*/\\1/")'
     asks += (

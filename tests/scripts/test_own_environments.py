@@ -12,7 +12,7 @@ import gymnasium as gym
 import pytest
 
 from rlsmooth.data import Demonstrations, record
-from rlsmooth.scripts.environment import check_env
+from rlsmooth.scripts.environment import check_env, make_envs
 from rlsmooth.scripts.main import COMMANDS, main
 from support import assert_raises
 
@@ -22,10 +22,8 @@ import numpy as np
 from gymnasium import spaces
 
 class Corridor(gym.Env):
-    """Walk right for `length` steps; each pays 1."""
-    metadata = {"render_modes": ["rgb_array"]}
-    def __init__(self, length: int = 3, render_mode=None):
-        self.render_mode = render_mode
+    """Walk right for `length` steps; each pays 1. It draws nothing."""
+    def __init__(self, length: int = 3):
         self.length, self.observation_space, self.action_space = length, spaces.Box(0, 99, (1,)), spaces.Discrete(2)
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -66,6 +64,8 @@ def test_record_train_resume_evaluate_and_enjoy_an_environment_of_ones_own(
     words = ["record", *ENV, "-i", f"{run}/agent.zip", "--n-episodes", "3", "--output", "own.npz", "--device", "cpu"]
     assert main(words) == 0
     assert returns(own / "own.npz") == {5.0}
+    recorded = "demonstrations, recorded in 'corridors:Corridor-v0', has observation_space=Box"
+    assert recorded in failure(capsys, "bc", "--demonstrations", "own.npz")  # in CartPole-v1
     metadata = Demonstrations.load(own / "own.npz").metadata
     assert metadata["env_id"] == "corridors:Corridor-v0"
     assert metadata["env_kwargs"] == {"length": 5}
@@ -103,11 +103,13 @@ def test_every_command_that_trains_passes_the_arguments_on(
     [
         ("no_such_module:X-v0", "module 'no_such_module' can't be imported .*PYTHONPATH=. before the command"),
         ("corridors:Corridor-v9", "env='corridors:Corridor-v9' is not known"),
-        ("Nothing-v0", "env='Nothing-v0' is not known"),
+        ("Nothing-v0", "env='Nothing-v0' is not known.* write --env module:Nothing-v0"),
+        ("CartPole-v9", "env='CartPole-v9' is not known: .*`v1` \\]\\.$"),
     ],
 )
 def test_an_environment_that_is_not_there(env: str, says: str, own: Path) -> None:
     assert_raises(ValueError, says, check_env, env)
+    assert_raises(ValueError, says.replace("is not known", "can't be made"), make_envs, env, 1, 0)
 
 
 def test_record_takes_the_arguments_only_of_an_id(own: Path) -> None:
@@ -140,6 +142,10 @@ def test_both_names_of_an_algorithm_are_understood(
     (own / "agent.zip").write_text("")
     assert "can't be loaded as maskable-ppo" in failure(capsys, "record", *words, "-i", "agent.zip")
     assert "has no action_masks(): use ppo" in failure(capsys, other, "--env", "CartPole-v1")
+
+
+def test_options_of_what_is_tuned_come_after_two_hyphens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(options of the command that is tuned come after --)" in failure(capsys, "tune", "bc", "--n-episodes", "4")
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,9 @@ def test_the_run_of_an_agent_says_what_to_play_and_imports_nothing(tmp_path: Pat
     say("rlsmooth.envs:rlsmooth/Identity-v0")
     assert found() == ("rlsmooth.envs:rlsmooth/Identity-v0", {})
     say("evil:My-v0", {"size": 3})
-    assert_raises(ValueError, "imports a module, env='evil:My-v0': if you trust it, give --env", env_of_run, agent)
+    assert_raises(
+        ValueError, "imports a module, env='evil:My-v0': if you trust it, give --env evil:My-v0", env_of_run, agent
+    )
     assert found("evil:My-v0") == ("evil:My-v0", {"size": 3})
 
 

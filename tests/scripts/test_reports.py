@@ -340,6 +340,7 @@ def test_shares_have_the_digits_that_their_samples_can_tell_apart() -> None:
     expected = ["66.7 %", "66.7 %", "66.7 %", "67 %", "67 %", "67 % of 99", "67 % of 1"]
     assert [share_words(2 / 3, count) for count in counts] == expected
     assert [with_unit(1.0, unit, 1) for unit in ("share", "%", "nats")] == ["100 % of 1", "100.0 %", "1.000 nats"]
+    assert [with_unit(value, "return") for value in (0.86, 12.34, 0.0)] == ["0.860", "12.3", "0.0"]
     assert share_words(0.021, 38, "+") == "+2 %"
 
 

@@ -194,7 +194,7 @@ def test_as_smoothing() -> None:
             TypeError, match=rf'^smoothing must be a number, "lin_…" or a Smoothing, got {type(value).__name__} '
         ):
             as_smoothing(value)  # type: ignore[arg-type]
-    assert_raises(ValueError, r"^alpha=2 must be finite and at most 1", as_smoothing, 2)
+    assert_raises(ValueError, r"^smoothing=2: alpha=2 must be finite and at most 1", as_smoothing, 2)
 
 
 def test_one_recipe_serves_any_number_of_classes() -> None:
@@ -223,7 +223,7 @@ def test_frozen() -> None:
         ({"alpha": -math.inf}, ValueError, "alpha=-inf must be finite and at most 1"),
         ({"alpha": True}, TypeError, "alpha must be a number or a tensor, got bool True."),
         ({"alpha": [0.1]}, TypeError, "alpha must be a number or a tensor, got list [0.1]."),
-        ({"alpha": "0.1"}, ValueError, "alpha='0.1' is no schedule: write \"lin_0.1\""),
+        ({"alpha": "0.1"}, ValueError, "alpha='0.1' is no schedule: give a number, \"lin_0.1\""),
         ({"alpha": "lin"}, ValueError, "alpha='lin' is no schedule"),
         ({"alpha": "lin_"}, ValueError, "alpha='lin_' is no schedule"),
         ({"alpha": "lin_x"}, ValueError, "alpha='lin_x' is no schedule"),

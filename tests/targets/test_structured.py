@@ -621,6 +621,16 @@ def test_from_nested_says_what_is_wrong(nested: Any, message: str) -> None:
     assert_raises(ValueError, f"^{re.escape(message)}", Tree.from_nested, nested)
 
 
+def test_class_names_say_which_are_too_few_or_too_many() -> None:
+    for names, words in (
+        (["lion"], "it lacks ['tiger']."),
+        (["lion", "tiger", "wolf"], "no leaf is ['wolf']."),
+        (["lion", "wolf"], "it lacks ['tiger'], and no leaf is ['wolf']."),
+        (["lion", "lion", "tiger"], "it is ['lion', 'lion', 'tiger']."),
+    ):
+        assert_raises(ValueError, re.escape(words), Tree.from_nested, {"cats": ["lion", "tiger"]}, class_names=names)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -648,6 +648,9 @@ def test_maskable_ppo_starts_from_a_maskable_agent() -> None:
     one, _ = agent.predict(demonstrations.observations, deterministic=True, action_masks=masks)
     two, _ = model.predict(demonstrations.observations, deterministic=True, action_masks=masks)
     assert np.array_equal(one, two)
+    assert masks is not None
+    with pytest.raises(ValueError, match=r"action_masks has shape \(2, \d+\), but each observation needs \d+ Booleans"):
+        agent.predict(demonstrations.observations, action_masks=masks[:2])
 
 
 def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:

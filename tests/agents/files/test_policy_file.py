@@ -300,7 +300,7 @@ def test_sb3_contrib_is_needed_only_for_its_own_policies(programs: Any, tmp_path
 
 # ---- faults
 def test_another_kind_or_what_is_no_policy_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(SafeFileError, match="holds a 'bc' agent, not 'ppo'"):
+    with pytest.raises(SafeFileError, match="holds a 'bc' agent, not 'ppo': read it by load_agent"):
         load_agent_file(save(tmp_path / "b.zip", make()), kind="ppo")
     assert_raises(TypeError, "policy is a Linear", save, tmp_path / "a", nn.Linear(1, 1))
     dqn = DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")

@@ -178,10 +178,11 @@ def test_a_box_has_the_shape_of_its_deviations_and_their_gradient(device: torch.
         ({"min_entropy_frac": 0.3, "smoothing": Smoothing(0.1, "adjacent")}, ValueError, "reference="),
         ({"min_entropy_frac": 0.3, "policy_kwargs": {"reference": torch.tensor([0.4, 0.6])}}, ValueError, "uniform"),
         ({"env": "Pendulum-v1", "min_entropy_frac": 0.3}, ValueError, "min_entropy_nats"),
+        ({"env": "Pendulum-v1", "min_entropy_frac": 0.3, "use_sde": True}, ValueError, "min_entropy_nats"),
         ({"env": "Pendulum-v1", "min_entropy_nats": math.inf}, ValueError, "min_entropy_nats=inf"),
         ({"env": "Pendulum-v1", "min_entropy_nats": 0.0, "exploration_floor": 0.1}, ValueError, "both given"),
         ({"env": "Pendulum-v1", "min_entropy_nats": 1.0, "target_entropy_nats": 0.5}, ValueError, "at most the target"),
-        ({"env": "Pendulum-v1", "min_entropy_nats": 1.0, "use_sde": True}, ValueError, "gSDE"),
+        ({"env": "Pendulum-v1", "min_entropy_nats": 1.0, "use_sde": True}, ValueError, "gSDE.*use_sde=False"),
         ({"policy": "plain", "min_entropy_frac": 0.3}, TypeError, "ActorCriticPolicy can't be used with min_entropy"),
     ],
 )
@@ -201,6 +202,7 @@ def test_it_may_be_changed_between_two_learns_and_files_keep_it(tmp_path: Any) -
     path = save_agent(model, tmp_path / "agent.zip")
     for loaded in (load_agent(path), SmoothedPPO.load(tmp_path / "theirs.zip")):
         assert (loaded.min_entropy_frac, loaded.policy.min_entropy_frac) == ("lin_0.4", pytest.approx(0.1))
+    assert_raises(ValueError, r"read by load_agent\(path, env=env\)", SmoothedPPO.load, path)
     model.min_entropy_frac, model.exploration_floor = None, 0.2
     model.learn(32)
     assert (model.policy.min_entropy_frac, model.policy.exploration_floor) == (0.0, 0.2)
