@@ -82,8 +82,8 @@ class ActingModel:
         """
         try:
             return self._predict(observation, state, episode_start, deterministic, action_masks)
-        except RuntimeError as error:  # torch could not give the masks the shape of the logits
-            if action_masks is None:
+        except RuntimeError as error:
+            if action_masks is None or "shape" not in str(error):  # that torch can't give the masks
                 raise
             raise ValueError(
                 f"action_masks has shape {np.shape(action_masks)}, but each observation needs "

@@ -120,14 +120,14 @@ def policy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-def normalised_space(space: spaces.Space[Any], normalizer: VecNormalize) -> spaces.Space[Any]:
+def normalised_space(space: spaces.Space[Any], normalizer: VecNormalize | None) -> spaces.Space[Any]:
     """The space of what a `VecNormalize` makes of observations: SB3 leaves that of whole numbers as it was.
 
     Args:
         space: of the observations, a Box or a Dict.
-        normalizer: the environments' own.
+        normalizer: the environments' own; None: they have none.
     """
-    if not normalizer.norm_obs:
+    if normalizer is None or not normalizer.norm_obs:
         return space
     if isinstance(space, spaces.Dict):
         parts = {
@@ -231,7 +231,7 @@ def _frames(single: spaces.Space[Any], stacked: spaces.Space[Any]) -> int:
         return found.pop() if len(found) == 1 else 0
     if not isinstance(single, spaces.Box) or not isinstance(stacked, spaces.Box):
         return 0
-    frames, axis = stacked.low.size // single.low.size, 0 if is_image_space(single) else -1
+    frames, axis = stacked.low.size // max(1, single.low.size), 0 if is_image_space(single) else -1
     low, high = (np.repeat(bounds, frames, axis) for bounds in (single.low, single.high))
     return frames if frames > 1 and np.array_equal(low, stacked.low) and np.array_equal(high, stacked.high) else 0
 

@@ -397,8 +397,7 @@ class SmoothedTraining(NumpyTraining):
         """Stable-Baselines3's `load`, which unpickles: only for files that you trust.
 
         Raises:
-            ValueError: the file is one of `save_agent`, a pointer of Git LFS, a pipe or a device; and as
-                Stable-Baselines3 does.
+            ValueError: the file is one of `save_agent`, a pointer of Git LFS, a pipe or a device; and as SB3 does.
         """
         if isinstance(path, (str, Path)):
             file = Path(path) if Path(path).exists() or Path(path).suffix else Path(f"{path}.zip")
@@ -407,12 +406,8 @@ class SmoothedTraining(NumpyTraining):
         try:
             return super().load(path, *arguments, **named)
         except AssertionError as error:
-            if "No data found" not in str(error):
-                raise
-            raise ValueError(
-                f"{path} is no zip of Stable-Baselines3's: what save_agent or a command has written is read by "
-                "load_agent(path, env=env)."
-            ) from error
+            words = f"{path} is no zip of Stable-Baselines3's ({error}): read it by load_agent(path, env=env)"
+            raise ValueError(f"{words}, which reads what save_agent or a command has written.") from error
 
     @classmethod
     def from_bc(
@@ -565,9 +560,8 @@ class SmoothedTraining(NumpyTraining):
             total = self._total_timesteps
             progress = 1.0 - self.num_timesteps / total if total else self._current_progress_remaining
             self._set_floor(name, None, max(progress, 0.0))
-        normalizer = self.get_vec_normalize_env()
-        if normalizer is not None:  # SB3 2.8 and 2.9 would cut normalised observations of whole numbers to whole ones
-            rollout_buffer.observation_space = normalised_space(rollout_buffer.observation_space, normalizer)
+        # SB3 2.8 and 2.9 would cut normalised observations of whole numbers to whole ones.
+        rollout_buffer.observation_space = normalised_space(self.observation_space, self.get_vec_normalize_env())
         more: Any = () if use_masking is None else (use_masking,)
         with quick_steps(env):
             if self.engine != "torch":
