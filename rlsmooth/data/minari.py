@@ -168,7 +168,7 @@ def write_minari(dataset_id: str, fields: Fields, details: dict[str, Any]) -> Pa
             warnings.filterwarnings("ignore", ".* is set to None|env_spec is None", UserWarning)
             minari.create_dataset_from_buffers(f"{place}/{dataset_id}", episodes(), **given, **options)
         metadata = own / dataset_id / "data" / "metadata.json"
-        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"dataset_id": dataset_id}))
+        metadata.write_text(json.dumps(parse_json(read_regular(metadata)) | {"dataset_id": dataset_id}))
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             (own / dataset_id).rename(folder)  # whole, or not at all

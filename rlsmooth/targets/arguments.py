@@ -135,11 +135,14 @@ def check_mask(mask: Tensor, labels: Tensor | None = None, name: str = "labels")
 
     `labels` may have one more axis than the batch (the parents of a mixture).
     """
+    if labels is not None:
+        wanted = labels if labels.ndim == mask.ndim else labels.unsqueeze(-1)
+        if wanted.shape[-1] and mask.gather(-1, wanted).all():
+            return  # with its label, a row has a legal class
     bad = first_row(~mask.any(-1))
     if bad is not None:
         raise ValueError(f"mask{at(bad)} allows no class at all: every row needs at least one legal class.")
     if labels is not None:
-        wanted = labels if labels.ndim == mask.ndim else labels.unsqueeze(-1)
         illegal = ~mask.gather(-1, wanted)
         bad = first_row(illegal if labels.ndim == mask.ndim else illegal.squeeze(-1))
         if bad is not None:

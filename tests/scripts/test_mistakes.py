@@ -23,7 +23,7 @@ SHARED_IN_ENVIRONMENTS = [
 ]
 MISTAKES = [  # the commands, words, and what is reported
     ("bc bco airl", "--env Acrobot-v1", "no demonstrations of env='Acrobot-v1' ship"),
-    ("bc bco gail", "--env Acrobot-v1 --demonstrations cartpole-v1", "demonstrations has observation_space="),
+    ("bc bco gail", "--env Acrobot-v1 --demonstrations cartpole-v1", "has observation_space="),
     ("bc bco gail", "--demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
     ("bco gail", "--demonstrations {file}", "is not a .npz file"),
     ("bc bco gail", "--n-episodes 100", "n_episodes=100"),

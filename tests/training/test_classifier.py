@@ -503,7 +503,9 @@ def test_a_trees_leaves_are_matched_with_text_labels_by_name() -> None:
     assert probabilities["fox"] > 3 * probabilities["lion"]
     for name, value in expected.items():
         assert probabilities[name] == pytest.approx(value, abs=0.05)
-    assert_raises(ValueError, "same names", Classifier(nn.Linear, smoothing=given).fit, X, np.char.upper(y))
+    assert_raises(
+        ValueError, "leaves, once each: it lacks", Classifier(nn.Linear, smoothing=given).fit, X, np.char.upper(y)
+    )
 
 
 def test_a_warm_start_without_a_seed_holds_out_the_same_rows() -> None:
