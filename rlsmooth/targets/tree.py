@@ -222,8 +222,7 @@ class Tree(ComparedByFields):
     def _shares(self, decay: float, include_label: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The logarithm of each distance's weight, `[D]`, and each class's shift and scale, `[K]`, to normalise it."""
         values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=torch.float64, device="cpu"))
-        falls = [math.exp(-decay * edges) for edges in range(2 * self._deepest + 1)]
-        nearest, sums = _sums_of_others(self.parents, self.classes, falls, include_label=include_label)
+        nearest, sums = _sums_of_others(self.parents, self.classes, values.exp(), include_label=include_label)
         shift, scale = values[nearest], 1 / sums
         if not include_label:
             values[0] = -torch.inf
@@ -456,131 +455,140 @@ def _check(names: tuple[str, ...], parents: tuple[int, ...], classes: tuple[int,
         missing = set(range(len(names))) - inner - known
         raise ValueError(f"Leaf {names[min(missing)]!r} is not among the classes: every leaf must be one.")
     chosen = [names[place] for place in classes]
-    if len(set(chosen)) < len(chosen):
+    hashes = _tensor(map(hash, chosen)).sort().values  # a set of many names grows out of the cache
+    if (hashes[1:] == hashes[:-1]).any() and len(set(chosen)) < len(chosen):
         raise ValueError(f"Class {Counter(chosen).most_common(1)[0][0]!r} stands twice.")
 
 
-def _zeros(count: int, kind: Literal["q", "d"] = "q") -> array[Any]:
-    """Whole numbers, or floating-point ones. Python's collector goes through lists of many again and again."""
-    return array(kind, bytes(8 * count))
+def _tensor(values: Iterable[int]) -> Tensor:
+    """Some, as int64: sooner than torch reads them itself."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
-def _tensor(values: array[Any]) -> Tensor:
-    """The same memory."""
-    return torch.frombuffer(values, dtype=torch.int64 if values.typecode == "q" else torch.float64)
+def _jumps(up: Tensor) -> list[Tensor]:
+    """Where 1, 2, 4, ... steps up lead from each node; the last node is above all and its own parent.
+
+    So what is above or below each node is known after a few passes, however deep the tree is. Python's collector would
+    go through an object a node again and again.
+    """
+    jumps = []
+    while (up < len(up) - 1).any():
+        jumps.append(up)
+        up = up[up]
+    return jumps
 
 
-def _top_down(parents: tuple[int, ...]) -> tuple[array[int], list[array[int]]]:
-    """The nodes in depth-first order, parents before children, and each node's children."""
-    inner, none = set(parents), array("q")
-    children = [array("q") if node in inner else none for node in range(len(parents))]  # most nodes are leaves
-    for node, parent in enumerate(parents):
-        if parent != -1:
-            children[parent].append(node)
-    nodes: array[int] = array("q")
-    waiting = [parents.index(-1)]
-    while waiting:
-        nodes.append(waiting.pop())
-        waiting.extend(reversed(children[nodes[-1]]))
-    return nodes, children
+def _up(parents: tuple[int, ...]) -> Tensor:
+    """Each node's parent, `[N + 1]`; the root's is one more node, `N`, which is its own."""
+    return torch.cat((_tensor(parents), torch.tensor([-1], device="cpu"))) % (len(parents) + 1)
+
+
+def _on_the_way_up(values: Tensor, jumps: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The values of each node and all above it, joined."""
+    for jump in jumps:
+        values = join(values, values[jump])
+    return values
+
+
+def _at_or_below(values: Tensor, jumps: list[Tensor], reduce: str) -> Tensor:
+    """The values of each node and all below it, reduced; of the last node nothing that counts."""
+    for jump in jumps:
+        values = values.scatter_reduce(0, jump, values, reduce)
+    return values
 
 
 def _intervals(parents: tuple[int, ...], classes: tuple[int, ...]) -> tuple[TreeIntervals, Tensor]:
     """The classes' intervals and, for each of their nodes, the edges down to the deepest class below it."""
-    nodes, children = _top_down(parents)
-    # A fork is the root or has several children. `fork` is the lowest one at or above each inner node.
-    depths, fork, levels, places, deepest, counts = (_zeros(len(parents)) for _ in range(6))
-    forks, fork_parents, seen = array("q"), array("q"), 0
-    for node in nodes:
-        parent, places[node] = parents[node], seen
-        if not children[node]:
-            seen += 1
-            counts[node] = 1
-        elif parent != -1:
-            depths[node], fork[node], levels[node] = depths[parent] + 1, fork[parent], levels[parent]
-        if parent == -1 or len(children[node]) > 1:
-            fork_parents.append(fork[node])
-            fork[node] = len(forks)
-            forks.append(node)
-            levels[node] += bool(children[node])
-    for node in reversed(nodes):
-        if children[node]:
-            inner = [child for child in children[node] if children[child]]
-            leaves = len(children[node]) - len(inner)
-            counts[node] = leaves + sum([counts[child] for child in inner])
-            deepest[node] = max([deepest[child] + 1 for child in inner], default=1)
-    above, of_classes, of_forks = _above(parents, classes), _tensor(array("q", classes)), _tensor(forks)
-    order, depth = _tensor(places)[of_classes], _tensor(depths)[above] + (len(nodes) > 1)
+    up, of_classes = _up(parents), _tensor(classes)
+    jumps, children = _jumps(up), torch.bincount(up, minlength=len(up))
+    depths = _on_the_way_up((up < len(parents)).long(), jumps, torch.add)
+    deepest = _at_or_below(depths, jumps, "amax") - depths
+    counts = _at_or_below((children == 0).long(), jumps, "sum")
+    by_parent = up.argsort(stable=True)
+    before = torch.empty_like(counts)
+    before[by_parent] = counts[by_parent].cumsum(0) - counts[by_parent]  # classes, in the order of parents
+    before -= before.scatter_reduce(0, up, before, "amin", include_self=False)[up]  # below siblings that come first
+    before[-1] = 0
+    places = _on_the_way_up(before, jumps, torch.add)
+    # A fork is the root or has several children. `fork` is the number of the lowest one at or above each node.
+    is_fork = (children > 1) | (depths == 0)
+    is_fork[-1] = False
+    forks = is_fork.nonzero().squeeze(-1)
+    forks = forks[(places[forks] * len(up) + depths[forks]).argsort()]  # parents before children
+    fork = torch.zeros_like(up)
+    fork[forks] = torch.arange(len(forks), device="cpu")
+    fork = _on_the_way_up(fork, jumps, torch.maximum)
+    levels = _on_the_way_up((is_fork & (children > 0)).long(), jumps, torch.add)
+    order, depth = places[of_classes], depths[of_classes]
     intervals = TreeIntervals(
         order,
         depth,
-        _tensor(fork)[above],
-        _tensor(fork_parents),
-        _tensor(places)[of_forks],
-        (_tensor(places) + _tensor(counts))[of_forks],
-        _tensor(depths)[of_forks],
-        int(_tensor(levels)[above].max()),
+        fork[of_classes],
+        fork[up[forks]],
+        places[forks],
+        (places + counts)[forks],
+        depths[forks],
+        int(levels.max()),
         bool((order == torch.arange(len(classes), device="cpu")).all()),
         bool((depth == depth[0]).all()),
     )
-    return intervals, _tensor(deepest)[of_forks]
+    return intervals, deepest[forks]
 
 
-def _above(parents: tuple[int, ...], classes: tuple[int, ...]) -> Tensor:
-    """The node above each class; of one that is the root -1, which is the last node, too: itself."""
-    return _tensor(array("q", parents))[_tensor(array("q", classes))]
-
-
-_Others = tuple[int, float] | None
-"""Some classes as seen from a node: the edges to the nearest, and the sum of all weights in units of its weight."""
-_NONE: _Others = None
+_Others = tuple[Tensor, Tensor]
+"""Some classes as seen from each node: the edges to the nearest, and the sum of all weights in units of its weight."""
+_FAR = 1 << 40
+"""The edges to the nearest of no classes."""
 
 
 def _sums_of_others(
-    parents: tuple[int, ...], classes: tuple[int, ...], falls: list[float], *, include_label: bool
+    parents: tuple[int, ...], classes: tuple[int, ...], falls: Tensor, *, include_label: bool
 ) -> tuple[Tensor, Tensor]:
-    """For each class the edges to the nearest other one and the sum of all weights in units of that one's.
+    """For each of several classes the edges to the nearest other one and the sum of all weights in units of that one's.
 
-    `falls[d]` is how much a weight falls over `d` edges. One pass up the tree and one down, over the inner nodes: all
-    classes right below one see the same. All that is added is positive, so that nothing cancels.
+    `falls[d]` is how much a weight falls over `d` edges. It goes over the inner nodes: all classes right below one see
+    the same. All that is added is positive, so that nothing cancels.
     """
-    nodes, children = _top_down(parents)
-    inner = array("q", [node for node in nodes if children[node]])
-    if not inner:  # one class, which is the root
-        return torch.zeros(1, dtype=torch.int64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
+    up, of_classes = _up(parents), _tensor(classes)
+    inner, parent_numbers = up.unique(return_inverse=True)  # the one above all stays the last
+    up, above, last = parent_numbers[inner], parent_numbers[of_classes], len(inner) - 1
+    leaves, jumps, is_child = torch.bincount(above, minlength=len(up)), _jumps(up), up < last
+    depths = _on_the_way_up(is_child.long(), jumps, torch.add)
 
     def joined(one: _Others, other: _Others) -> _Others:
-        if one is None or other is None:
-            return other if one is None else one
-        near, far = (one, other) if one[0] <= other[0] else (other, one)
-        return near[0], near[1] + far[1] * falls[far[0] - near[0]]
+        near = torch.minimum(one[0], other[0])
+        return near, fallen(one, near) + fallen(other, near)
 
-    def through_an_edge(others: _Others) -> _Others:
-        return None if others is None else (others[0] + 1, others[1])
+    def fallen(others: _Others, near: Tensor) -> Tensor:
+        return others[1] * falls[(others[0] - near).clamp(max=len(falls) - 1)]
 
-    def some(count: int) -> _Others:
+    def some(count: Tensor) -> _Others:
         """So many classes right below a node, from there."""
-        return (1, float(count)) if count else None
+        return torch.where(count > 0, 1, _FAR), count.double()
 
-    groups, leaves = [array("q")] * len(parents), _zeros(len(parents))  # by node: a dict of many misses the cache
-    below, outside = [_NONE] * len(parents), [_NONE] * len(parents)
-    edges, sums = _zeros(len(parents)), _zeros(len(parents), "d")  # what a class right below each node sees
-    for node in reversed(inner):
-        groups[node] = array("q", [child for child in children[node] if children[child]])
-        leaves[node] = len(children[node]) - len(groups[node])
-        parts = [through_an_edge(below[child]) for child in groups[node]]
-        below[node] = functools.reduce(joined, parts, some(leaves[node]))
-    for node in inner:
-        after = [_NONE]
-        for child in reversed(groups[node]):
-            after.append(joined(after[-1], through_an_edge(below[child])))
-        if leaves[node]:
-            others = joined(joined(outside[node], after[-1]), some(leaves[node] - 1))
-            others = through_an_edge(others)
-            edges[node], sums[node] = (joined((0, 1.0), others) if include_label else others) or (0, 1.0)
-        before = joined(outside[node], some(leaves[node]))
-        for child, behind in zip(groups[node], reversed(after[:-1]), strict=True):
-            outside[child] = through_an_edge(joined(before, behind))
-            before = joined(before, through_an_edge(below[child]))
-    above = _above(parents, classes)
-    return _tensor(edges)[above], _tensor(sums)[above]
+    def gathered(others: _Others, jump: Tensor) -> _Others:
+        """What all nodes that jump to a node see, from there."""
+        edges = others[0] + depths - depths[jump]
+        near = torch.full_like(edges, _FAR).scatter_reduce(0, jump, edges, "amin")
+        return near, torch.zeros_like(others[1]).scatter_add(0, jump, fallen((edges, others[1]), near[jump]))
+
+    below = some(leaves)
+    for jump in jumps:
+        below = joined(below, gathered(below, jump))
+    outside = some(leaves[up])  # from the parent: its own classes, and what siblings on either side see
+    siblings = up[:-1].argsort(stable=True)
+    is_pair = up[siblings[1:]] == up[siblings[:-1]]
+    for one, other in ((siblings[1:], siblings[:-1]), (siblings[:-1], siblings[1:])):
+        beside = torch.full_like(up, last)
+        beside[one[is_pair]] = other[is_pair]
+        seen = torch.where(is_child, below[0] + 1, _FAR), below[1] * is_child
+        for jump in _jumps(beside):
+            seen = joined(seen, (seen[0][jump], seen[1][jump]))
+        outside = joined(outside, (seen[0][beside], seen[1][beside]))
+    outside = outside[0] + 1, outside[1]
+    for jump in jumps:
+        outside = joined(outside, (outside[0][jump] + depths - depths[jump], outside[1][jump]))
+    edges, sums = joined(joined(outside, gathered(below, up)), some(leaves - 1))
+    own = torch.zeros_like(edges), torch.ones_like(sums)
+    edges, sums = joined((edges + 1, sums), own) if include_label else (edges + 1, sums)
+    return edges[above], sums[above]
