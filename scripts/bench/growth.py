@@ -289,7 +289,7 @@ def _of_collector(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"- Python's collector takes {shares[0]:.0%} to {shares[-1]:.0%} of the tree's time: its full passes begin at"
         f" 70,000 objects, and each goes through all of the tree. The rest has the slope {found:.2f} ± {error:.2f}:"
-        " the set of names in which doubles are found grows out of the cache."
+        " nodes are sorted, and arrays grow out of the cache."
     ]
 
 
