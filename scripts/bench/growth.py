@@ -7,7 +7,7 @@ sizes: 1 is proportional growth, and more than 1 would be too much.
 
 The C library is set to keep what is freed. By default it gives blocks above 32 MiB back, and the system fills new
 pages with zeros for each of them: the loss then takes two to four times as long from that size on. Python's collector
-leaves out what is alive before (the libraries): where a tree makes many objects, it would go through those once more.
+leaves out what is alive before: the libraries, and what the work is given.
 """
 
 from __future__ import annotations
@@ -109,14 +109,13 @@ def tree(classes: int) -> Callable[[], object]:
     from rlsmooth.losses import cross_entropy
     from rlsmooth.targets import Tree, hierarchical
 
-    paths = [[f"{number // 100}", f"{number // 10}"] for number in range(classes)]
+    nested: dict[str, Any] = {}  # what one has: a mapping of names, as read from a file
+    for number in range(classes):
+        nested.setdefault(f"{number // 100}", {}).setdefault(f"{number // 10}", []).append(f"class {number}")
     logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.arange(64) * (classes // 64)
 
     def work() -> object:
-        nested: dict[str, Any] = {}
-        for number, (upper, lower) in enumerate(paths):
-            nested.setdefault(upper, {}).setdefault(lower, []).append(f"class {number}")
         made = Tree.from_nested(nested)
         return torch.autograd.grad(cross_entropy(logits, hierarchical(labels, made, 0.1)), logits)
 
@@ -173,20 +172,13 @@ def measure_here(axis: str, size: int) -> dict[str, float]:
     before = peak_mib()
     work()
     memory = peak_mib() - before
-    collecting, found = [0.0], []
-
-    def note(phase: str, _: object) -> None:
-        collecting[0] += time.process_time() * (1 if phase == "stop" else -1)
-
+    found = []
     for _ in range(REPETITIONS):
         gc.collect()
-        gc.callbacks.append(note)
-        collecting[0], start = 0.0, time.process_time()
+        start = time.process_time()
         work()
-        found.append((time.process_time() - start, collecting[0]))
-        gc.callbacks.remove(note)
-    seconds, collector = min(found)
-    return {"size": size, "seconds": seconds, "collector": collector, "mib": memory}
+        found.append(time.process_time() - start)
+    return {"size": size, "seconds": min(found), "mib": memory}
 
 
 def measure(axis: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
@@ -264,33 +256,16 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"- {where['date']}, {where['cpu']}, {where['cores']} cores, {where['system']}; load average before"
         f" {result['load_before']}, after {result['load_after']}.",
         f"- A process for each size, one thread; the least of {REPETITIONS} times, the peak of resident memory above"
-        " what was resident before (inputs of the loss and demonstrations are; what is made of them counts).",
+        " what was resident before (inputs of the loss, demonstrations and the mapping of a tree's names are; what is made of them counts).",
         "- The C library keeps what is freed. By default, blocks above 32 MiB are new pages each time, which the system"
         " fills with zeros: the loss then takes two to four times as long from that size on.",
         "- Slopes: least squares of logarithms over the larger half of the sizes, where what is constant weighs less,"
         " ± the standard error that the points' distances from the line give.",
-        *_of_collector(result["rows"]),
-        "- Python's collector leaves out what the process had before the work. Otherwise a tree of 32,768 classes takes"
-        " three times as long as one of 16,384, since its objects make the collector go through the libraries' too.",
+        "- Python's collector leaves out what the process had before the work.",
         "- Trees of at most 1,024 classes are not shown: their targets come from a table, which takes up to 63 MiB.",
         f"- {', '.join(f'{package} {version}' for package, version in result['versions'].items())}",
     ]
     return "\n".join(lines)
-
-
-def _of_collector(rows: list[dict[str, Any]]) -> list[str]:
-    """How much of a tree's time is Python's collector, and how the rest grows."""
-    points = [row["points"] for row in rows if row["axis"] == "tree"]
-    if not points or len(points[0]) < 4:
-        return []
-    own = [{**point, "own": point["seconds"] - point["collector"]} for point in points[0]]
-    shares = [point["collector"] / point["seconds"] for point in own]
-    found, error = slope(own, "own")
-    return [
-        f"- Python's collector takes {shares[0]:.0%} to {shares[-1]:.0%} of the tree's time: its full passes begin at"
-        f" 70,000 objects, and each goes through all of the tree. The rest has the slope {found:.2f} ± {error:.2f}:"
-        " nodes are sorted, and arrays grow out of the cache."
-    ]
 
 
 def main(args: Args) -> None:
