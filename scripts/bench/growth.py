@@ -256,7 +256,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"- {where['date']}, {where['cpu']}, {where['cores']} cores, {where['system']}; load average before"
         f" {result['load_before']}, after {result['load_after']}.",
         f"- A process for each size, one thread; the least of {REPETITIONS} times, the peak of resident memory above"
-        " what was resident before (inputs of the loss, demonstrations and the mapping of a tree's names are; what is made of them counts).",
+        " what was resident before (inputs of the loss, demonstrations and a tree's mapping of names are; what is made"
+        " of them counts).",
         "- The C library keeps what is freed. By default, blocks above 32 MiB are new pages each time, which the system"
         " fills with zeros: the loss then takes two to four times as long from that size on.",
         "- Slopes: least squares of logarithms over the larger half of the sizes, where what is constant weighs less,"
