@@ -320,11 +320,7 @@ def report(found: Found) -> list[str]:
     for env in found:
         form = form_of(scores(found, env, "expert"))
         cells = [
-            in_words(interquartile_mean_interval(values), form)
-            if values
-            else "as PPO (SB3)"
-            if column == OFF
-            else "none"
+            in_words(interquartile_mean_interval(values), form) if values else "not run" if column == OFF else "none"
             for column in (*IMITATING, *REWARDED)
             for values in [scores(found, env, column)]
         ]
