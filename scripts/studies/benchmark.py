@@ -311,7 +311,7 @@ def report(found: Found) -> list[str]:
     """The page."""
     paragraphs = (__doc__ or "").partition("\n\n")[2].strip()
     lines = [
-        "# The results table: eleven environments, eight kinds of agent, ten seeds\n",
+        f"# The results table: {len(found)} environments, eight kinds of agent, ten seeds\n",
         f"{paragraphs}\n",
         "Returns, interquartile means over seeds with 95 % intervals:\n",
         f"| environment | steps | expert | {' | '.join((*IMITATING, *REWARDED))} |",
@@ -396,6 +396,7 @@ def draw(path: Path, found: Found) -> None:
                 axes.fill_between(steps, band.low, band.high, color=COLOURS[column], alpha=0.15, linewidth=0)
             axes.axhline(runs["expert"][0]["final"], color="#888888", linestyle="--", linewidth=1)
             axes.set(title=zoo.short(env), xlabel="environment steps")
+            axes.locator_params(axis="x", nbins=4)
         for axes in places[len(found) :]:
             axes.axis("off")
         figure.legend(*places[0].get_legend_handles_labels(), loc="lower right", frameon=False)
