@@ -202,7 +202,7 @@ def test_it_may_be_changed_between_two_learns_and_files_keep_it(tmp_path: Any) -
     path = save_agent(model, tmp_path / "agent.zip")
     for loaded in (load_agent(path), SmoothedPPO.load(tmp_path / "theirs.zip")):
         assert (loaded.min_entropy_frac, loaded.policy.min_entropy_frac) == ("lin_0.4", pytest.approx(0.1))
-    assert_raises(ValueError, r"read by load_agent\(path, env=env\)", SmoothedPPO.load, path)
+    assert_raises(ValueError, r"read it by load_agent\(path, env=env\)", SmoothedPPO.load, path)
     model.min_entropy_frac, model.exploration_floor = None, 0.2
     model.learn(32)
     assert (model.policy.min_entropy_frac, model.policy.exploration_floor) == (0.0, 0.2)

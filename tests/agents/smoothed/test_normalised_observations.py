@@ -116,7 +116,10 @@ def test_of_a_dict_the_normalised_entries_are_stored_as_floats(name: str) -> Non
         assert sorted(np.ravel(value).tolist()) == sorted(seen.ravel().tolist())
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+LONGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "recurrent")]
+
+
+@pytest.mark.parametrize("name", ["PPO", "PPO, numpy", "A2C", *LONGER])
 def test_it_is_learned(name: str) -> None:
     more = {"n_steps": 32, "gamma": 0.0, "learning_rate": 0.003}
     if name != "A2C":
