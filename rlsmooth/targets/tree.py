@@ -550,7 +550,8 @@ def _sums_of_others(
     the same. All that is added is positive, so that nothing cancels.
     """
     up, of_classes = _up(parents), _tensor(classes)
-    inner, parent_numbers = up.unique(return_inverse=True)  # the one above all stays the last  # type: ignore[no-untyped-call]
+    # The one above all stays the last.
+    inner, parent_numbers = up.unique(return_inverse=True)  # type: ignore[no-untyped-call, unused-ignore]
     up, above, last = parent_numbers[inner], parent_numbers[of_classes], len(inner) - 1
     leaves, jumps, is_child = torch.bincount(above, minlength=len(up)), _jumps(up), up < last
     depths = _on_the_way_up(is_child.long(), jumps, torch.add)
