@@ -55,7 +55,7 @@ class TargetPattern:
             return None
         if reference is not None and not reference.is_of_labels(places):
             return None
-        own = {**vars(target), "alike": {}, "atom_indices": None}
+        own = {**vars(target), "alike": {}, "atom_indices": None}  # losses keep in `alike` what they look labels up in
         follows = reference is not None and reference.rows is not None
         return TargetPattern(own, {**vars(reference), "rows": None} if follows else None, shared)
 
