@@ -241,7 +241,8 @@ def difference(env: str, seed: int) -> float:
     made = []
     for column in (OFF, SB3):  # one after the other: SB3 seeds the global generators when an algorithm is made
         agent = make(column, env, 1, seed)
-        agent.engine = "torch"  # SB3's has no such attribute, and none that reads it
+        if column == OFF:
+            agent.engine = "torch"
         agent.learn(2 * agent.n_steps * agent.n_envs)
         made.append(agent.policy)
     with torch.no_grad():
