@@ -8,14 +8,16 @@ at the end, the mean of 20 episodes of deterministic actions, on the same episod
 
 BC, DAgger and GAIL imitate the zoo's agent of the environment (`zoo.py`, seed 100). BC: 10 of its episodes, drawn by
 the seed, 5,000 batches of 64. DAgger: its defaults, 10,000 steps. GAIL: the same 10 episodes and no rewards, the
-generator of the column SmoothedPPO, expert's target 0.9, as many steps as the row has, at most 50,000. Smoothing of the
-cloned actions is 0.1, and 0 for a Box.
+generator of the column SmoothedPPO, expert's target 0.9, as many steps as the row has, at most 50,000, and an update of
+the discriminator for each 64 of them, at least two a rollout. Smoothing of the cloned actions is 0.1, and 0 for a Box.
 
 With smoothing off, SmoothedPPO's torch engine must be SB3's PPO to the bit: reported is the greatest difference of any
 parameter after two rollouts and updates with the same seed. The numpy engine draws other numbers for the same
 seed: five rows have it as a column. Changed after a first look: in MiniGrid no agent learned, since rollout buffers of
 SB3 2.8 and 2.9 cut normalised observations to whole numbers where the environment's are such. Ours no longer do, and
-SB3's PPO is given a buffer of floats; MiniGrid's numbers of steps were then chosen on seed 50.
+SB3's PPO is given a buffer of floats; MiniGrid's numbers of steps were then chosen on seed 50. So was that of GAIL's
+updates (on Acrobot and Empty-Random), after a first run with its default of two a rollout: RL Zoo's rollouts are long,
+and on six rows GAIL had learned little or nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ GUARANTEED: dict[bool, dict[str, Any]] = {
     True: {"min_entropy_nats": 0.0, "use_sde": False, "sde_sample_freq": -1},
 }
 """By whether the actions are a Box."""
-GAIL_STEPS = 50_000
+GAIL_STEPS, GAIL_TRANSITIONS = 50_000, 64
 BC_BATCHES, DAGGER_STEPS, EPISODES = 5_000, 10_000, 10
 EVALUATED = 20
 POINTS = 25  # of a learning curve
@@ -212,7 +214,8 @@ def imitate(column: str, settings: Mapping[str, Any]) -> Any:
         agent = BC("MlpPolicy", None, demonstrations, **common)
         return agent.learn(total_batches=settings["batches"])
     generator = make(PLAIN, env, settings["steps"], seed)
-    trainer = GAIL(demonstrations, generator, real_target=0.9, seed=seed)
+    updates = max(2, generator.n_steps * generator.n_envs // settings["transitions"])
+    trainer = GAIL(demonstrations, generator, real_target=0.9, n_disc_updates_per_round=updates, seed=seed)
     trainer.learn(settings["steps"])
     return generator
 
@@ -272,7 +275,9 @@ def jobs_of(env: str, runs: Path, *, small: bool) -> list[Job]:
     jobs = [Job(f"{zoo.short(env)}_difference", {**common, "column": "difference", "seed": 0})]
     jobs += [Job(f"{zoo.short(env)}_expert", {**common, **imitation, "column": "expert", "seed": 0})]
     for column in (*(one for one in REWARDED if not left_out.get(one)), *IMITATING):
-        own = {"column": column, "steps": min(steps, GAIL_STEPS) if column == "GAIL" else steps}
+        own: dict[str, Any] = {"column": column, "steps": steps}
+        if column == "GAIL":
+            own |= {"steps": min(steps, GAIL_STEPS), "transitions": GAIL_TRANSITIONS}
         own |= imitation if column in IMITATING else {}
         for seed in range(3 if small else 10):
             name = f"{zoo.short(env)}_{column}_{seed}".replace(" ", "_").replace(",", "")
