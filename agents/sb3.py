@@ -227,6 +227,15 @@ def progress_remaining(algorithm: BaseAlgorithm) -> float:
     return algorithm._current_progress_remaining
 
 
+def check_has_env(algorithm: BaseAlgorithm) -> None:
+    """Raise ValueError if an algorithm is to learn and has no environment, which SB3 only asserts, without a word."""
+    if algorithm.env is None:
+        raise ValueError(
+            "the model has no environment to learn in: load it with one, such as load_agent(path, env=env), or give it "
+            "one by model.set_env(env)."
+        )
+
+
 def count_updates(algorithm: OnPolicyAlgorithm, n_epochs: int) -> int:
     """Count `n_epochs` more passes over a rollout, and give their total."""
     counting: Any = algorithm

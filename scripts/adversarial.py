@@ -79,7 +79,7 @@ def train(
     """
     check_numbers(args)
     algorithm = algorithm_class(args)
-    values = hyperparameter_values(command, args, algorithm=args.algo)
+    values = hyperparameter_values(command, args, algorithm, algorithm=args.algo)
     with named_hyperparameters(values, args.resume):
         hyperparameters = resolve_hyperparameters(values, algorithm)
         eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process

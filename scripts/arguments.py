@@ -256,6 +256,9 @@ class AlgorithmArgs(EnvironmentArgs, TrackArgs):
 
     from_bc: Path | None = None
     """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""
+    trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
+    """Train this agent further, an agent.zip or the folder of the run that wrote it. It keeps its network, the state of
+    its optimiser and its settings; what is given here takes their place."""
     value_warmup_steps: int | None = None
     """With --from-bc: train only the value function for so many steps first.
     Default: 4,096, but no more than a tenth of the training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,20 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from rlsmooth.agents import BC, ExactCheckpointCallback, load_checkpoint, save_agent
+from rlsmooth.agents import BC, ExactCheckpointCallback, load_agent, load_checkpoint, save_agent
+from rlsmooth.agents.files.algorithm_file import missing_arguments, read_training
 from rlsmooth.agents.smoothed.algorithms import SmoothedTraining, layer_arguments
 from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
-from rlsmooth.scripts.arguments import EngineArgs, OnPolicyArgs, environment_settings, number_of, number_or_word
+from rlsmooth.scripts.arguments import (
+    MOST,
+    EngineArgs,
+    OnPolicyArgs,
+    environment_settings,
+    number_of,
+    number_or_word,
+)
 from rlsmooth.scripts.environment import (
     check_device,
     evaluation_vectorization,
@@ -29,6 +38,7 @@ from rlsmooth.scripts.environment import (
     policy_alias,
 )
 from rlsmooth.scripts.hyperparameters import (
+    SET_ELSEWHERE,
     Hyperparameters,
     named_hyperparameters,
     read_hyperparameters,
@@ -37,7 +47,14 @@ from rlsmooth.scripts.hyperparameters import (
 )
 from rlsmooth.scripts.metrics_file import Curve
 from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal, ProgressBar
-from rlsmooth.scripts.run_folder import EnvironmentSettings, agent_file, plain, read_settings
+from rlsmooth.scripts.run_folder import (
+    EnvironmentSettings,
+    agent_file,
+    env_of_run,
+    plain,
+    read_pair,
+    read_settings,
+)
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
 
@@ -74,7 +91,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
-    values = hyperparameter_values(command, args, algorithm=command)
+    values = hyperparameter_values(command, args, algorithm, algorithm=command)
     with named_hyperparameters(values, args.resume):
         hyperparameters = resolve_hyperparameters(values, algorithm)
         eval_env = evaluation_envs(args, hyperparameters)  # first: it finds an unknown environment in this process
@@ -148,19 +165,71 @@ def check_numbers(args: OnPolicyArgs) -> None:
             check_positive_int(name, getattr(args, name))
 
 
-def hyperparameter_values(command: str, args: OnPolicyArgs, *, algorithm: str) -> dict[str, Any]:
-    """What the file of `algorithm` says, with the command line on top; of a resumed run, what it began with."""
+def hyperparameter_values(command: str, args: OnPolicyArgs, build: type, *, algorithm: str) -> dict[str, Any]:
+    """What the file of `algorithm` says, with the command line on top; of a resumed run, what it began with.
+
+    Args:
+        command: what follows `rlsmooth`.
+        args: of the command line, or those that the resumed run began with.
+        build: the class of the algorithm, which that of a saved agent must be.
+        algorithm: names the file of hyperparameters.
+
+    Raises:
+        ValueError: a file or an option can't be used.
+    """
     if args.resume is not None:
         return read_settings(args.resume, command, "hyperparameters")
     values = read_hyperparameters(algorithm, args.env, args.conf_file, args.hyperparams)
+    settings = environment_settings(args)
     if args.from_bc is not None:
         values.setdefault("smoothing", KICKSTART)
-    settings = environment_settings(args)
+    if args.trained_agent is not None:
+        values = values_to_go_on_with(args, args.trained_agent, build, values)
     if settings.env_kwargs:
         values["env_kwargs"] = {**values.get("env_kwargs", {}), **settings.env_kwargs}
     if settings.wrappers:
         values["env_wrapper"] = wrapper_words(settings.wrappers)
     return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
+
+
+def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a saved agent that is trained further, with `--hyperparams` on top.
+
+    Args:
+        args: of the command line.
+        path: of the agent's file, or of its run.
+        build: the class of the algorithm.
+        values: of the file of hyperparameters. How long to train is taken from it, and what environments are made of,
+            where the agent's run does not say it.
+
+    Raises:
+        ValueError: there is no such agent, it is of another class, or another option contradicts it.
+    """
+    file = agent_file("trained_agent", path)
+    for name in ("from_bc", "conf_file"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} can't be used with --trained-agent, which has a network and settings of "
+                "its own: leave one of them out."
+            )
+    changed = dict(read_pair("hyperparams", word) for word in args.hyperparams)
+    if fixed := sorted({"policy", "policy_kwargs", "normalize"} & {*changed}):
+        raise ValueError(f"--hyperparams can't change {', '.join(fixed)} of the --trained-agent: leave it out.")
+    saved = read_training(file)
+    if saved.kind != build.__name__:
+        raise ValueError(f"trained_agent={str(path)!r} is a {saved.kind}, and {build.__name__} is trained here.")
+    if saved.n_envs > MOST["n_envs"] and args.n_envs is None:
+        raise ValueError(f"trained_agent={str(path)!r} has n_envs={saved.n_envs}: if you trust it, give --n-envs.")
+    given = env_of_run(file, environment_settings(args), evaluation=False)
+    of_env = {"env_kwargs": given.env_kwargs, "env_wrapper": given.wrappers, "frame_stack": given.frame_stack}
+    return {
+        **{name: value for name, value in saved.arguments.items() if name not in (*SET_ELSEWHERE, "engine")},
+        "n_envs": saved.n_envs,
+        **({} if saved.normalize is None else {"normalize": saved.normalize}),
+        **{name: values[name] for name in ("n_timesteps", *of_env) if name in values},
+        **{name: value for name, value in of_env.items() if value},
+        **changed,
+    }
 
 
 # ---- environments and algorithm
@@ -229,7 +298,7 @@ def uses_masks(algorithm: str, env: VecEnv, name: str) -> bool:
 def new_algorithm(
     algorithm: type[AlgorithmT], args: OnPolicyArgs, hyperparameters: Hyperparameters, env: VecEnv
 ) -> AlgorithmT:
-    """A new algorithm, from scratch or from a cloned policy.
+    """A new algorithm, from scratch or from a cloned policy, or a saved one that is trained further.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -243,6 +312,11 @@ def new_algorithm(
     if args.from_bc is None:
         if args.value_warmup_steps is not None:
             raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
+        if args.trained_agent is not None:
+            if issubclass(algorithm, SmoothedTraining):
+                arguments["engine"] = "torch"  # for now: the one it was trained by need not serve it here
+            saved: AlgorithmT = _trained_further(args, args.trained_agent, env, arguments)
+            return _with_engine(args, saved)
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
         try:
@@ -271,6 +345,21 @@ def new_algorithm(
         arguments["policy_kwargs"] = {name: value for name, value in given.items() if name not in names}
     started: AlgorithmT = build.from_bc(clone, env, value_warmup_steps=steps, **arguments)
     return _with_engine(args, started)
+
+
+def _trained_further(args: OnPolicyArgs, path: Path, env: VecEnv, arguments: dict[str, Any]) -> Any:
+    """A saved agent that counts its steps from 0, with these arguments in place of its own."""
+    agent = load_agent(
+        agent_file("trained_agent", path), env=env, device=arguments.pop("device"), custom_objects=arguments
+    )
+    if missing := missing_arguments(agent):
+        raise ValueError(
+            f"trained_agent={str(path)!r} could not hold {', '.join(missing)}, functions of its writer's own: give "
+            f"others, such as --hyperparams {missing[0]}=..."
+        )
+    agent.num_timesteps = 0
+    agent.set_random_seed(args.seed)
+    return agent
 
 
 def _with_engine(args: OnPolicyArgs, algorithm: AlgorithmT) -> AlgorithmT:

@@ -580,7 +580,7 @@ def train_ppo(args: Any, report: Report, is_final: bool) -> dict[str, float]:
     from rlsmooth.scripts.on_policy_callbacks import Evaluations, Journal
 
     on_policy.check_numbers(args)
-    values = on_policy.hyperparameter_values("ppo", args, algorithm="ppo")
+    values = on_policy.hyperparameter_values("ppo", args, SmoothedPPO, algorithm="ppo")
     with ExitStack() as closing:
         with named_hyperparameters(values, None):
             hyperparameters = resolve_hyperparameters(values, SmoothedPPO)

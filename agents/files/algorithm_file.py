@@ -14,7 +14,8 @@ could name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -379,7 +380,9 @@ def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str,
     return names, tensors
 
 
-def load_extra_modules(path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor]) -> None:
+def load_extra_modules(
+    path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor], changed: Collection[str] = ()
+) -> None:
     """Restore `extra_modules`.
 
     Args:
@@ -387,11 +390,19 @@ def load_extra_modules(path: Path, algorithm: Algorithm, saved: Any, tensors: Ma
         algorithm: which names the attributes; the file does not.
         saved: the names in the file.
         tensors: by name.
+        changed: the arguments that the caller has changed. A target entropy that they turn on begins anew, and nothing
+            is left of one that they turn off.
 
     Raises:
         SafeFileError: the file holds others, or of other shapes.
     """
     names = _extra_names(algorithm)
+    if not {"target_entropy_frac", "target_entropy_nats"}.isdisjoint(changed):
+        of_one = {"_entropy_state"} - ({*names["variables"]} & {*saved["variables"]})
+        names, saved = (
+            {**found, "variables": [name for name in found["variables"] if name not in of_one]}
+            for found in (names, saved)
+        )
     if saved != names:
         raise SafeFileError(f"{str(path)!r} holds {saved}, and the algorithm has {names}. Use another copy.")
     for name in names["modules"]:
@@ -563,8 +574,8 @@ def load_agent(
         policy_class: built in place of the policy's class named in the file.
         custom_objects: argument to value, of the algorithm or the policy, taken in place of the file's: for classes of
             your own, for callables (`{"learning_rate": my_schedule}`, which only training needs), or to change an
-            argument; not to one that needs other parts than the file has: SAC's learnt ent_coef ("auto") can't become a
-            number here.
+            argument. A target entropy can be turned on and off; what else needs other parts than the file has can't be
+            changed: SAC's learnt ent_coef ("auto") can't become a number here.
         tensorboard_log: where to log; a file does not say it.
         verbose: as in Stable-Baselines3.
 
@@ -594,6 +605,56 @@ def load_agent(
             check_same_spaces("env", (venv.observation_space, venv.action_space), its_spaces)
         with refused(path, SafeFileError, problem="has malformed training state"):
             return _build(path, file, build, venv, device, custom, tensorboard_log, verbose)
+
+
+@dataclass(frozen=True)
+class SavedTraining:
+    """How the algorithm in an agent file was trained, as far as plain values say it.
+
+    Attributes:
+        kind: the algorithm's short name.
+        n_envs: in how many environments.
+        normalize: the arguments of its `VecNormalize`, or None.
+        arguments: those of its constructor that are numbers, words and switches.
+    """
+
+    kind: str
+    n_envs: int
+    normalize: dict[str, Any] | None
+    arguments: dict[str, Any]
+
+
+def read_training(path: str | Path) -> SavedTraining:
+    """How the algorithm in an agent file was trained; nothing is built.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        SafeFileError: it is no whole agent file.
+        ValueError: it holds a clone, which no algorithm has trained.
+
+    Examples:
+        >>> import tempfile
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64)
+        >>> saved = read_training(save_agent(model, f"{tempfile.mkdtemp()}/agent.zip"))
+        >>> saved.kind, saved.n_envs, saved.normalize, saved.arguments["n_steps"]
+        ('PPO', 1, None, 64)
+    """
+    path, content = read_agent_file(path)
+    if content.config.get("kind") == "bc":
+        raise ValueError(f"{str(path)!r} is a clone, without an algorithm: let one begin with it by from_bc.")
+    with refused(path, SafeFileError, problem="has malformed training state"):
+        config = decode(dict, content.config["config"], "config")
+        saved = config["normalization"]
+        settings = None if saved is None else decode(dict[str, Any], tree_from_json(saved["settings"], {}), "settings")
+        arguments = decode(dict[str, Any], config["arguments"], "arguments")
+        return SavedTraining(
+            kind=str(content.config["kind"]),
+            n_envs=decode(Annotated[int, Within(1, MAX_ENVS)], config["n_envs"], "n_envs"),
+            normalize=settings,
+            arguments={name: value for name, value in arguments.items() if isinstance(value, (bool, int, float, str))},
+        )
 
 
 def _kind_and_arguments(head: Mapping[str, Any]) -> tuple[str, set[str]]:
@@ -678,15 +739,15 @@ def _build(
         set_plain_attributes(algorithm, config["attributes"])
         set_up_model(algorithm)
     check_counts_from_start(f"the agent in {str(path)!r}", algorithm.policy)
-    _restore(path, file, algorithm)
+    _restore(path, file, algorithm, given)
     if absent:
         vars(algorithm)["learn"] = _RefusedLearn(tuple(absent))
     return algorithm
 
 
-def _restore(path: Path, file: AgentFile, algorithm: Algorithm) -> None:
+def _restore(path: Path, file: AgentFile, algorithm: Algorithm, changed: Collection[str]) -> None:
     load_parameters(path, algorithm.policy, file.policy.state_dict())
-    load_extra_modules(path, algorithm, file.config["modules"], file.tensors)
+    load_extra_modules(path, algorithm, file.config["modules"], file.tensors, changed)
     set_plain_attributes(algorithm, file.config["attributes"])
     with refused(path, SafeFileError, problem="has malformed training state"):
         load_optimizers(algorithm, file.config["optimizer"], file.tensors)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from rlsmooth.agents.acting import CRITIC, copy_actor
 from rlsmooth.agents.cloning.bc import BC
 from rlsmooth.agents.files.policy_file import constructor_arguments
-from rlsmooth.agents.sb3 import begin_update, count_updates, quick_steps
+from rlsmooth.agents.sb3 import begin_update, check_has_env, count_updates, quick_steps
 from rlsmooth.agents.smoothed.entropy import (
     EntropyTarget,
     EntropyTerm,
@@ -534,6 +534,7 @@ class SmoothedTraining(NumpyTraining):
 
     def learn(self, *args: Any, **kwargs: Any) -> Self:
         """Train; the arguments are the parent's. Small networks are trained on one thread: see `few_threads`."""
+        check_has_env(self)
         with few_threads(self.policy, batch_size=self._passes()[1] or self.n_steps * self.n_envs):
             return super().learn(*args, **kwargs)
 
@@ -633,8 +634,7 @@ class SmoothedTraining(NumpyTraining):
         """Record the measures of the policy before the update, and the current alpha and floor."""
         policy, steps = self.policy, self.num_timesteps
         self.logger.record("train/smoothing", self.alpha)
-        floor = policy.exploration_floor if isinstance(policy, SmoothedPolicy) else 0.0
-        self.logger.record("train/exploration_floor", floor)
+        self.logger.record("train/exploration_floor", getattr(policy, "exploration_floor", 0.0))
         for name in ("min_entropy_frac", "min_entropy_nats"):
             if getattr(self, name) is not None and getattr(policy, name) is not None:
                 self.logger.record(f"train/{name}", getattr(policy, name))
@@ -653,10 +653,10 @@ class SmoothedTraining(NumpyTraining):
         """Let the entropy target's feedback hold the set-point that follows from the rollout's entropy."""
         target, policy = self.entropy_target, self.policy
         # The feedback of a mixture of Gaussians and of squashed outputs sees another entropy than that of the measures.
-        is_box = isinstance(self.action_space, spaces.Box)
-        if target is None or (is_box and (policy.squash_output or policy.exploration_floor)):
+        mixes = isinstance(self.action_space, spaces.Box) and (policy.squash_output or policy.exploration_floor)
+        if target is None or mixes:
             return
-        if self._set_point is None and count_updates(self, 0) == 0:
+        if self._set_point is None and target.is_new():
             self._set_point = target.target
         if self._set_point is not None and self.value_warmup_left == 0:
             mean = measures.entropy_frac if target.is_fraction else measures.policy_entropy

@@ -88,6 +88,10 @@ class EntropyTarget:
         integral, error = self.state.unbind()
         return (integral + PROPORTIONAL * error).clamp(*LOG_RANGE).exp()
 
+    def is_new(self) -> bool:
+        """Whether it has seen no minibatch yet; waits for the device."""
+        return not self.state[1]
+
     def moved(self, set_point: float, measured: float) -> float:
         """A rollout's set-point from the last one and the mean entropy measured in its states; waits for the device."""
         error, reach = self.target - measured, FURTHEST * self.scale

@@ -159,7 +159,7 @@ def test_evaluations_have_arguments_of_their_own() -> None:
     args = OnPolicyArgs(
         env="Pendulum-v1", env_kwargs=("g=9",), eval_env_kwargs=("g:1.5",), n_eval_envs=1, frame_stack=2
     )
-    values = hyperparameter_values("ppo", args, algorithm="ppo")
+    values = hyperparameter_values("ppo", args, SmoothedPPO, algorithm="ppo")
     hyperparameters = resolve_hyperparameters(values, SmoothedPPO)
     for make, gravity in ((training_envs, 9), (evaluation_envs, 1.5)):
         venv = make(args, hyperparameters)

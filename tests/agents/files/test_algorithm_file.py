@@ -244,6 +244,42 @@ def test_what_is_ones_own_is_asked_for(
     assert all(kept[name]["__custom__"].endswith("halved") for name in ("learning_rate", "clip_range"))
 
 
+def test_a_target_entropy_is_turned_on_and_off_at_loading(tmp_path: Path) -> None:
+    target = {"target_entropy_frac": 0.9, "smoothing": 0.03}
+    plain = SmoothedPPO("MlpPolicy", CARTPOLE, **SHORT, seed=0).learn(SHORT["n_steps"])
+    path = save_agent(plain, tmp_path / "plain.zip")
+    on = load_agent(path, env=CARTPOLE, custom_objects=target)
+    assert_equal(on.policy.state_dict(), plain.policy.state_dict())
+    assert on.entropy_target.is_new()
+    assert on.alpha == pytest.approx(0.03)
+    on.learn(2 * SHORT["n_steps"])
+    assert not on.entropy_target.is_new()
+    # As in a run with a target from its beginning, the set-point moves with what the rollouts show.
+    whole = SmoothedPPO("MlpPolicy", CARTPOLE, **SHORT, seed=0, **target).learn(2 * SHORT["n_steps"])
+    for model in (on, whole):
+        assert 0 < abs(model.entropy_target.set_point - 0.9) < 0.2
+    path = save_agent(on, tmp_path / "on.zip")
+    assert load_agent(path, custom_objects={"target_entropy_frac": 0.5}).alpha == on.alpha  # another one goes on
+    off = load_agent(path, env=CARTPOLE, custom_objects={"target_entropy_frac": None, "smoothing": 0.02})
+    assert (off.entropy_target, off.alpha) == (None, 0.02)
+    off.learn(SHORT["n_steps"])
+    # A file that lacks the target's state, or has one that nobody asks for, is damaged if nobody changes the target.
+    for name, changed in (("plain", "on"), ("on", "plain")):
+        form = {"format_name": "rlsmooth-agent", "format_version": 1}
+        content, other = (read_safe_file(tmp_path / f"{one}.zip", **form) for one in (name, changed))
+        content.config["config"]["arguments"] = other.config["config"]["arguments"]
+        write_safe_file(tmp_path / "damaged.zip", content.config, tensors=content.tensors, **form)
+        assert_raises(SafeFileError, "Use another copy", load_agent, tmp_path / "damaged.zip")
+
+
+def test_an_agent_without_an_environment_says_that_it_can_not_learn(tmp_path: Path) -> None:
+    path = save_agent(SmoothedPPO("MlpPolicy", CARTPOLE, **SHORT), tmp_path / "agent.zip")
+    loaded = load_agent(path)
+    assert_raises(ValueError, r"no environment to learn in.*load_agent\(path, env=env\)", loaded.learn, 1)
+    loaded.set_env(make_vec_env(CARTPOLE))
+    loaded.learn(1)
+
+
 def test_an_agent_with_a_function_as_exploration_floor_acts_with_the_last_one(tmp_path: Path) -> None:
     model = SmoothedPPO("MlpPolicy", CARTPOLE, **SHORT, exploration_floor=halved, smoothing=halved, seed=0)
     for _ in range(2):
