@@ -45,8 +45,11 @@ def main(args: Args) -> None:
     script = io.StringIO()
     with suppress(SystemExit), redirect_stdout(script):  # it ends the process once it has printed
         tyro.cli(commands, prog="rlsmooth", args=["--tyro-print-completion", args.shell])
+    words = script.getvalue()
+    for name, what in COMMANDS.items():  # tyro describes a command by its name
+        words = words.replace(f"{name!r}: {{'description': {name!r}", f"{name!r}: {{'description': {what!r}")
     # For fish, tyro gives Python the program as one argument, and Linux allows no argument of more than 128 KiB.
-    print(script.getvalue().replace('$python_cmd -c "$pycode"', "printf '%s\\n' \"$pycode\" | $python_cmd -"), end="")
+    print(words.replace('$python_cmd -c "$pycode"', "printf '%s\\n' \"$pycode\" | $python_cmd -"), end="")
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_a_shell_takes_the_script_and_completes_by_it(shell: str, tmp_path: Path
     assert main(["completion", shell]) == 0
     script = tmp_path / "script"
     script.write_text(capsys.readouterr().out)
-    assert "maskable-ppo" in script.read_text()
+    assert "'maskable-ppo': {'description': 'train PPO with action masks" in script.read_text()
     if shell == "fish":  # an argument of a program ends at 128 KiB
         assert '"$pycode" | $python_cmd - $words' in script.read_text()
     if shutil.which(shell) is None:
