@@ -23,6 +23,7 @@ from rlsmooth.agents import (
     save_reward_net,
 )
 from rlsmooth.agents.adversarial.reward_nets import build_net
+from rlsmooth.agents.files.algorithm_file import read_training
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import AdversarialArgs, number_of, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
@@ -38,9 +39,10 @@ from rlsmooth.scripts.on_policy import (
     summarise_run,
     training_envs,
     uses_masks,
+    with_whole_places,
 )
 from rlsmooth.scripts.on_policy_callbacks import ProgressBar
-from rlsmooth.scripts.run_folder import plain
+from rlsmooth.scripts.run_folder import agent_file, plain
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 
 SMOOTHED = ("ppo", "a2c", "maskable-ppo")
@@ -78,6 +80,11 @@ def train(
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
+    args = with_whole_places(args)
+    if args.algo == "ppo" and args.trained_agent is not None and args.resume is None:
+        # Where there are masks, ppo stands for maskable-ppo: so it was when the agent was trained.
+        masked = read_training(agent_file("trained_agent", args.trained_agent)).kind == "SmoothedMaskablePPO"
+        args = dataclasses.replace(args, algo="maskable-ppo" if masked else "ppo")
     algorithm = algorithm_class(args)
     values = hyperparameter_values(command, args, algorithm, algorithm=args.algo)
     with named_hyperparameters(values, args.resume):

@@ -90,6 +90,7 @@ ADDED: dict[str, Any] = {
     "absorbing_reward": "learned",
     "min_entropy_frac": None,
     "min_entropy_nats": None,
+    "trained_agent": None,
 }
 """Options that runs of earlier versions do not have, with what these did."""
 
@@ -258,7 +259,7 @@ class AlgorithmArgs(EnvironmentArgs, TrackArgs):
     """Begin with the policy of this agent.zip of `rlsmooth bc`, which is then also the reference of KL."""
     trained_agent: Annotated[Path | None, alias(aliases=["-i"])] = None
     """Train this agent further, an agent.zip or the folder of the run that wrote it. It keeps its network, the state of
-    its optimiser and its settings; what is given here takes their place."""
+    its optimiser and its settings; what is given here takes their place. Default of --env: that of its run."""
     value_warmup_steps: int | None = None
     """With --from-bc: train only the value function for so many steps first.
     Default: 4,096, but no more than a tenth of the training."""
@@ -427,7 +428,7 @@ def check_chosen(args: Any, typed: Any, path: str) -> None:
     for name in ("conf_file", "log_folder", "resume"):
         found[name] = None, "names a place"
     pairs = dict(read_pair("hyperparams", word) for word in getattr(args, "hyperparams", ()))
-    if any(name in ("env_kwargs", "env_wrapper") or _too_large(name, value) for name, value in pairs.items()):
+    if any(name in ("env_kwargs", "env_wrapper") or too_large(name, value) for name, value in pairs.items()):
         found["hyperparams"] = None, "may name code, or exceed what a file may ask for"
     for name, (_, danger) in found.items():
         value = getattr(args, name, None)
@@ -452,7 +453,7 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
         value = getattr(args, field.name)
         if isinstance(value, (str, Path)) and str(value).startswith(("//", "\\\\")):
             found[field.name] = value, "may be a place on another machine"
-        if danger := _too_large(field.name, value):
+        if danger := too_large(field.name, value):
             found[field.name] = value, danger
     env = getattr(args, "env", None)
     if env is not None and imports_module(env):
@@ -470,7 +471,7 @@ def to_give_again(args: Any, folder: Path | None = None) -> dict[str, tuple[Any,
     large = {
         name: (value, danger)
         for name, value in sizes.items()
-        if getattr(args, name, None) != value and (danger := _too_large(name, value))
+        if getattr(args, name, None) != value and (danger := too_large(name, value))
     }
     if large:
         words = kwargs_words({name: value for name, (value, _) in large.items()})
@@ -488,10 +489,10 @@ def _stored_wrappers(folder: Path) -> list[str]:
         return list(decode(list[str], stored_hyperparameters(folder).get("env_wrapper") or [], "env_wrapper"))
 
 
-def _too_large(name: str, value: Any) -> str:
+def too_large(name: str, value: Any) -> str:
     """How a size exceeds what a file may ask for; empty: it does not."""
     if isinstance(value, dict):  # policy_kwargs, and a net_arch of several networks
-        return next(filter(None, (_too_large(key, part) for key, part in value.items())), "")
+        return next(filter(None, (too_large(key, part) for key, part in value.items())), "")
     if isinstance(value, str) and name == "policy_kwargs":  # as RL Zoo writes them: the sizes of all lists together
         value = [int(word) for word in re.findall(r"\d{1,18}", value)]
     if isinstance(value, (list, tuple)) and all(isinstance(one, (int, float)) for one in value):
@@ -500,7 +501,7 @@ def _too_large(name: str, value: Any) -> str:
             return f"has {len(value):,} layers, over {MOST_LAYERS}"
         return f"has layers whose squares add up to over {MOST_SQUARES:,}" if squares > MOST_SQUARES else ""
     if isinstance(value, (list, tuple)):
-        return next(filter(None, (_too_large(name, part) for part in value)), "")
+        return next(filter(None, (too_large(name, part) for part in value)), "")
     is_size = name in MOST if isinstance(value, float) else isinstance(value, int) and name not in FREE
     most = MOST.get(name, MOST_OF_OTHERS)
     return f"is over {most:,}, the most that a file may ask for" if is_size and value > most else ""

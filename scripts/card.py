@@ -21,7 +21,7 @@ from rlsmooth.untrusted import read_regular
 CARD, FACTS = "README.md", "card.json"
 MARK = "<!-- What you write below this line is kept. -->"
 START = "---\nlibrary_name: rlsmooth\n"
-PLACES = ("log_folder", "resume", "tensorboard_log", "trained_agent")
+PLACES = ("log_folder", "resume", "tensorboard_log")
 """Options that name places of this machine, and mean nothing elsewhere."""
 HOW = ("device", "num_threads", "progress", "verbose")
 """Options that say how a run was made, and not what it is."""

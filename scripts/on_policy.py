@@ -23,12 +23,12 @@ from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
 from rlsmooth.scripts.arguments import (
-    MOST,
     EngineArgs,
     OnPolicyArgs,
     environment_settings,
     number_of,
     number_or_word,
+    too_large,
 )
 from rlsmooth.scripts.environment import (
     check_device,
@@ -57,8 +57,10 @@ from rlsmooth.scripts.run_folder import (
 )
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 from rlsmooth.targets import Smoothing
+from rlsmooth.training import SafeFileError
 
 AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
+OnPolicyArgsT = TypeVar("OnPolicyArgsT", bound=OnPolicyArgs)
 
 EVALUATION_SEED = 1_000_000  # other episodes than those to train on
 MOST_ROWS = 500  # of metrics.csv: A2C would write one every 40 steps
@@ -76,6 +78,12 @@ GIVEN = (
     "min_entropy_nats",
 )
 """The options that are hyperparameters too: on the command line they come first."""
+EXCLUSIVE = (
+    ("target_entropy_frac", "target_entropy_nats"),
+    ("exploration_floor", "min_entropy_frac", "min_entropy_nats"),
+)
+KEPT = {"policy", "policy_kwargs", "normalize", "use_rms_prop", "rms_prop_eps"}
+"""Of an agent that is trained further: they are what its network, its optimiser and its observations are made of."""
 
 
 def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) -> Path:
@@ -91,6 +99,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
+    args = with_whole_places(args)
     values = hyperparameter_values(command, args, algorithm, algorithm=command)
     with named_hyperparameters(values, args.resume):
         hyperparameters = resolve_hyperparameters(values, algorithm)
@@ -192,6 +201,26 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, build: type, *, algo
     return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
 
 
+def with_whole_places(args: OnPolicyArgsT) -> OnPolicyArgsT:
+    """With the whole path of the agent to begin with, and the environment of its run where none is given.
+
+    Raises:
+        ValueError: there is no such agent, or its run's environment is none that a file may choose.
+    """
+    if args.resume is not None:
+        return args
+    if args.from_bc is not None:
+        args = dataclasses.replace(args, from_bc=args.from_bc.absolute())
+    if args.trained_agent is None:
+        return args
+    file = agent_file("trained_agent", args.trained_agent)
+    args = dataclasses.replace(args, trained_agent=args.trained_agent.absolute())
+    if args.env == type(args).env and (file.parent / "config.json").is_file():
+        given = dataclasses.replace(environment_settings(args), env="")
+        args = dataclasses.replace(args, env=env_of_run(file, given, evaluation=False).env)
+    return args
+
+
 def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a saved agent that is trained further, with `--hyperparams` on top.
 
@@ -203,7 +232,8 @@ def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Ma
             where the agent's run does not say it.
 
     Raises:
-        ValueError: there is no such agent, it is of another class, or another option contradicts it.
+        ValueError: there is no such agent, it is of another class, has sizes that no file may choose, or another option
+            contradicts it.
     """
     file = agent_file("trained_agent", path)
     for name in ("from_bc", "conf_file"):
@@ -212,20 +242,40 @@ def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Ma
                 f"--{name.replace('_', '-')} can't be used with --trained-agent, which has a network and settings of "
                 "its own: leave one of them out."
             )
-    changed = dict(read_pair("hyperparams", word) for word in args.hyperparams)
-    if fixed := sorted({"policy", "policy_kwargs", "normalize"} & {*changed}):
-        raise ValueError(f"--hyperparams can't change {', '.join(fixed)} of the --trained-agent: leave it out.")
+    changed = {name: values[name] for name in dict(read_pair("hyperparams", word) for word in args.hyperparams)}
+    if fixed := sorted(KEPT & {*changed}):
+        raise ValueError(f"--hyperparams can't change {', '.join(fixed)} of --trained-agent: leave that out.")
     saved = read_training(file)
     if saved.kind != build.__name__:
-        raise ValueError(f"trained_agent={str(path)!r} is a {saved.kind}, and {build.__name__} is trained here.")
-    if saved.n_envs > MOST["n_envs"] and args.n_envs is None:
-        raise ValueError(f"trained_agent={str(path)!r} has n_envs={saved.n_envs}: if you trust it, give --n-envs.")
-    given = env_of_run(file, environment_settings(args), evaluation=False)
-    of_env = {"env_kwargs": given.env_kwargs, "env_wrapper": given.wrappers, "frame_stack": given.frame_stack}
+        raise ValueError(
+            f"trained_agent={str(path)!r} is a {saved.kind}, and {build.__name__} is trained here: use the command (of "
+            f"gail and airl, the --algo) that trains a {saved.kind}."
+        )
+    own = {name: value for name, value in saved.arguments.items() if name not in (*SET_ELSEWHERE, "engine")}
+    given = {*changed, *(name for name in GIVEN if getattr(args, name) is not None)}
+    for name, value in {**own, "n_envs": saved.n_envs}.items():
+        if name not in given and (danger := too_large(name, value)):
+            raise ValueError(
+                f"trained_agent={str(path)!r} has {name}={value}, which {danger}: if you trust it, give --hyperparams "
+                f"{name}={value}."
+            )
+    for names in EXCLUSIVE:  # what is given turns off the others of its kind
+        if not given.isdisjoint(names):
+            own |= {name: 0.0 if name == "exploration_floor" else None for name in names}
+    normalize = saved.normalize
+    if normalize is not None:
+        follows = normalize["gamma"] == own.get("gamma") and "gamma" in changed
+        normalize |= {"training": True} | ({"gamma": changed["gamma"]} if follows else {})
+    settings = env_of_run(file, environment_settings(args), evaluation=False)
+    of_env = {
+        "env_kwargs": settings.env_kwargs,
+        "env_wrapper": wrapper_words(settings.wrappers),
+        "frame_stack": settings.frame_stack,
+    }
     return {
-        **{name: value for name, value in saved.arguments.items() if name not in (*SET_ELSEWHERE, "engine")},
+        **own,
         "n_envs": saved.n_envs,
-        **({} if saved.normalize is None else {"normalize": saved.normalize}),
+        **({} if normalize is None else {"normalize": normalize}),
         **{name: values[name] for name in ("n_timesteps", *of_env) if name in values},
         **{name: value for name, value in of_env.items() if value},
         **changed,
@@ -308,14 +358,13 @@ def new_algorithm(
     arguments = {"seed": args.seed, "device": check_device(args.device), **hyperparameters.arguments}
     if args.from_bc is not None and args.reference != "uniform":
         raise ValueError("--reference can't be used with --from-bc: there KL is measured from the cloned policy.")
-    _set_smoothing(args, arguments)
+    if args.trained_agent is None:
+        _set_smoothing(args, arguments)
     if args.from_bc is None:
         if args.value_warmup_steps is not None:
             raise ValueError("--value-warmup-steps is for --from-bc: leave it out.")
         if args.trained_agent is not None:
-            if issubclass(algorithm, SmoothedTraining):
-                arguments["engine"] = "torch"  # for now: the one it was trained by need not serve it here
-            saved: AlgorithmT = _trained_further(args, args.trained_agent, env, arguments)
+            saved: AlgorithmT = _trained_further(algorithm, args, args.trained_agent, env, arguments)
             return _with_engine(args, saved)
         recurrent = "Recurrent" in algorithm.__name__
         policy = hyperparameters.policy or policy_alias(env.observation_space, recurrent=recurrent)
@@ -347,18 +396,39 @@ def new_algorithm(
     return _with_engine(args, started)
 
 
-def _trained_further(args: OnPolicyArgs, path: Path, env: VecEnv, arguments: dict[str, Any]) -> Any:
+def _trained_further(algorithm: type, args: OnPolicyArgs, path: Path, env: VecEnv, arguments: dict[str, Any]) -> Any:
     """A saved agent that counts its steps from 0, with these arguments in place of its own."""
-    agent = load_agent(
-        agent_file("trained_agent", path), env=env, device=arguments.pop("device"), custom_objects=arguments
-    )
+    file, device, seed = agent_file("trained_agent", path), arguments.pop("device"), arguments.pop("seed")
+    saved = read_training(file)
+    if saved.smoothing is not None:
+        _set_smoothing(args, arguments, saved.smoothing)
+    own = {**saved.arguments, **({} if saved.smoothing is None else {"smoothing": saved.smoothing})}
+    changed = {name: value for name, value in arguments.items() if name not in own or own[name] != value}
+    holds = any(own.get(name) is not None and arguments.get(name, own[name]) is not None for name in EXCLUSIVE[0])
+    if holds and saved.smoothing is not None and arguments["smoothing"].alpha != saved.smoothing.alpha:
+        raise ValueError(
+            f"--smoothing does nothing here: the target entropy of trained_agent={str(path)!r} finds the coefficient. "
+            "Leave it out, or turn the target off by --hyperparams target_entropy_frac=null target_entropy_nats=null."
+        )
+    if issubclass(algorithm, SmoothedTraining):
+        changed["engine"] = "torch"  # for now: the one that it was trained by need not serve it here
+    try:
+        agent = load_agent(file, env=env, device=device, custom_objects=changed)
+    except SafeFileError as error:
+        words = str(error).replace("Check model_class and custom_objects", "Change these by --hyperparams NAME=VALUE")
+        raise ValueError(words) from error
     if missing := missing_arguments(agent):
         raise ValueError(
             f"trained_agent={str(path)!r} could not hold {', '.join(missing)}, functions of its writer's own: give "
             f"others, such as --hyperparams {missing[0]}=..."
         )
+    if args.reference != "uniform" and getattr(agent, "reference_policy", None) is not None:
+        raise ValueError(
+            "--reference can't be used with an agent that began with --from-bc: its reference is the clone."
+        )
     agent.num_timesteps = 0
-    agent.set_random_seed(args.seed)
+    agent.seed = seed
+    agent.set_random_seed(seed)
     return agent
 
 
@@ -372,18 +442,20 @@ def _with_engine(args: OnPolicyArgs, algorithm: AlgorithmT) -> AlgorithmT:
     return algorithm
 
 
-def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any]) -> None:
-    """Numbers in place of words, and the reference beside the coefficient."""
+def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any], own: Smoothing | None = None) -> None:
+    """Numbers in place of words, and beside the coefficient the reference, or what a saved agent's `own` has there."""
     for name in ("smoothing", "exploration_floor", "min_entropy_frac", "min_entropy_nats"):
         if isinstance(arguments.get(name), str):
             arguments[name] = number_or_word(arguments[name])
-    if args.reference == "uniform":
+    if args.reference == "uniform" and own is None:
         return
     has_target = any(arguments.get(name) is not None for name in ("target_entropy_frac", "target_entropy_nats"))
-    smoothing = arguments.get("smoothing", 0.0)
-    if smoothing == 0 and not has_target:
+    smoothing = arguments.get("smoothing", 0.0 if own is None else own.alpha)
+    if smoothing == 0 and not has_target and args.reference != "uniform":
         raise ValueError(f"--reference {args.reference} does nothing without --smoothing: give it a coefficient.")
-    arguments["smoothing"] = Smoothing(smoothing, args.reference)
+    if own is None or args.reference != "uniform":
+        own = Smoothing(smoothing, args.reference)
+    arguments["smoothing"] = dataclasses.replace(own, alpha=smoothing)
 
 
 def _normalization(args: OnPolicyArgs, hyperparameters: Hyperparameters) -> dict[str, Any] | None:

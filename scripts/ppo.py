@@ -2,7 +2,7 @@
 
 rlsmooth ppo --env CartPole-v1 --smoothing 0.01
 rlsmooth ppo --env CartPole-v1 --from-bc logs/bc/CartPole-v1_1/agent.zip --vec-env subproc
-rlsmooth ppo --env CartPole-v1 -i logs/ppo/CartPole-v1_1 -n 50000 --target-entropy-frac 0.3
+rlsmooth ppo -i logs/ppo/CartPole-v1_1 -n 50000 --target-entropy-frac 0.3
 rlsmooth ppo --resume logs/ppo/CartPole-v1_1
 """
 

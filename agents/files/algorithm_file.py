@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -46,6 +47,7 @@ from rlsmooth.agents.files.algorithm_state import (
     has_automatic_buffer,
     noise_from_plain,
     noise_to_plain,
+    normalization_settings,
     set_buffer_state,
 )
 from rlsmooth.agents.files.policy_file import (
@@ -381,7 +383,7 @@ def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str,
 
 
 def load_extra_modules(
-    path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor], changed: Collection[str] = ()
+    path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor], but: Collection[str] = ()
 ) -> None:
     """Restore `extra_modules`.
 
@@ -390,19 +392,15 @@ def load_extra_modules(
         algorithm: which names the attributes; the file does not.
         saved: the names in the file.
         tensors: by name.
-        changed: the arguments that the caller has changed. A target entropy that they turn on begins anew, and nothing
-            is left of one that they turn off.
+        but: variables that begin anew, in the file or not.
 
     Raises:
         SafeFileError: the file holds others, or of other shapes.
     """
-    names = _extra_names(algorithm)
-    if not {"target_entropy_frac", "target_entropy_nats"}.isdisjoint(changed):
-        of_one = {"_entropy_state"} - ({*names["variables"]} & {*saved["variables"]})
-        names, saved = (
-            {**found, "variables": [name for name in found["variables"] if name not in of_one]}
-            for found in (names, saved)
-        )
+    names, saved = (
+        {**found, "variables": [name for name in found["variables"] if name not in but]}
+        for found in (_extra_names(algorithm), saved)
+    )
     if saved != names:
         raise SafeFileError(f"{str(path)!r} holds {saved}, and the algorithm has {names}. Use another copy.")
     for name in names["modules"]:
@@ -481,6 +479,8 @@ def _is_optimizer(algorithm: Algorithm, name: str) -> bool:
 # ---- files
 
 PARTS = {"class", "arguments", "policy_kwargs", "n_envs", "attributes", "optimizer", "modules", "normalization"}
+ENTROPY_STATE = {"_entropy_state", "_set_point"}
+"""Of the feedback that holds an entropy target."""
 REPLAY_BUFFER = "replay_buffer"  # beside PARTS: files of on-policy algorithms lack it
 
 
@@ -589,7 +589,7 @@ def load_agent(
     """
     path, content = read_agent_file(path)
     custom = dict(custom_objects or {})
-    kind, own = _kind_and_arguments(content.config)
+    kind, own = _kind_and_arguments(content.config, model_class)
     if kind == "bc":
         return BC.load(path, env, device=device, policy_class=policy_class, custom_objects=custom)
     of_policy = {name: value for name, value in custom.items() if name not in own}
@@ -609,19 +609,22 @@ def load_agent(
 
 @dataclass(frozen=True)
 class SavedTraining:
-    """How the algorithm in an agent file was trained, as far as plain values say it.
+    """How the algorithm in an agent file was trained, as far as words and numbers say it.
 
     Attributes:
         kind: the algorithm's short name.
         n_envs: in how many environments.
         normalize: the arguments of its `VecNormalize`, or None.
-        arguments: those of its constructor that are numbers, words and switches.
+        arguments: those of its constructor that are numbers, words and switches; a schedule that falls to 0 is such as
+            `"lin_0.1"`, and of a smoothing this is the coefficient.
+        smoothing: the whole of it, or None.
     """
 
     kind: str
     n_envs: int
     normalize: dict[str, Any] | None
     arguments: dict[str, Any]
+    smoothing: Smoothing | None
 
 
 def read_training(path: str | Path) -> SavedTraining:
@@ -646,23 +649,38 @@ def read_training(path: str | Path) -> SavedTraining:
         raise ValueError(f"{str(path)!r} is a clone, without an algorithm: let one begin with it by from_bc.")
     with refused(path, SafeFileError, problem="has malformed training state"):
         config = decode(dict, content.config["config"], "config")
-        saved = config["normalization"]
-        settings = None if saved is None else decode(dict[str, Any], tree_from_json(saved["settings"], {}), "settings")
-        arguments = decode(dict[str, Any], config["arguments"], "arguments")
+        arguments, smoothing = {}, None
+        for name, value in decode(dict[str, Any], config["arguments"], "arguments").items():
+            if isinstance(value, dict) and set(value) in ({LINEAR}, {SMOOTHING}):
+                value = decode_algorithm_argument(name, value, {})
+            if isinstance(value, Smoothing):
+                smoothing, value = value, value.alpha
+            if isinstance(value, LinearSchedule) and (value.end, value.end_fraction) == (0.0, 1.0):
+                value = f"lin_{value.start}"
+            if isinstance(value, (bool, int, float, str)):
+                arguments[name] = value
         return SavedTraining(
             kind=str(content.config["kind"]),
             n_envs=decode(Annotated[int, Within(1, MAX_ENVS)], config["n_envs"], "n_envs"),
-            normalize=settings,
-            arguments={name: value for name, value in arguments.items() if isinstance(value, (bool, int, float, str))},
+            normalize=None if config["normalization"] is None else normalization_settings(config["normalization"]),
+            arguments=arguments,
+            smoothing=smoothing,
         )
 
 
-def _kind_and_arguments(head: Mapping[str, Any]) -> tuple[str, set[str]]:
+def _kind_and_arguments(head: Mapping[str, Any], given: type[Algorithm] | None) -> tuple[str, set[str]]:
     """The kind of agent, and which arguments are the algorithm's and not the policy's."""
-    config: Any = head.get("config")
+    kind, config = str(head.get("kind")), head.get("config")
     arguments = config.get("arguments") if isinstance(config, dict) else None
     own = set(arguments if isinstance(arguments, dict) else ())
-    return str(head.get("kind")), own - {"use_sde"}  # the policy's too
+    with suppress(ValueError):  # another check says what is wrong
+        own |= _constructor_arguments(given or algorithm_class_by_name(kind))
+    return kind, own - {"use_sde"}  # the policy's too
+
+
+def _constructor_arguments(algorithm: type[BaseAlgorithm]) -> set[str]:
+    """Also those that a file of an earlier version lacks."""
+    return {*constructor_names(algorithm)} - NOT_KEPT if isinstance(algorithm, type) else set()
 
 
 def _algorithm_class(path: Path, file: AgentFile, given: type[Algorithm] | None) -> type[Algorithm]:
@@ -696,7 +714,8 @@ def _build(
 ) -> Algorithm:
     config, tensors = file.config, file.tensors
     absent = _placeholders(config["arguments"], custom)
-    given = {name: value for name, value in custom.items() if name in config["arguments"]}
+    names = {*config["arguments"], *_constructor_arguments(build)}
+    given = {name: value for name, value in custom.items() if name in names}
     n_envs = decode(Annotated[int, Within(1, MAX_ENVS)], config["n_envs"], "n_envs")
     arguments = decode_arguments(
         path,
@@ -716,6 +735,9 @@ def _build(
         with refused(path, SafeFileError, problem="has statistics that don't fit env"):
             venv = apply_normalization(venv, config["normalization"], tensors)
         assert unwrap_vec_normalize(venv) is not None
+    # Feedback that has held an entropy of one kind knows nothing of another kind's.
+    anew = set() if _kind_of_target(config["arguments"]) == _kind_of_target(arguments) else ENTROPY_STATE
+    attributes = {name: value for name, value in config["attributes"].items() if name not in anew}
     constructor: Any = build
     # The arguments are the file's to fill, so any error of torch's or Stable-Baselines3's can come.
     fix = "Check model_class and custom_objects, or use another copy."
@@ -736,25 +758,32 @@ def _build(
             algorithm.observation_space = file.policy.observation_space
             algorithm.action_space = file.policy.action_space
             algorithm.n_envs = n_envs
-        set_plain_attributes(algorithm, config["attributes"])
+        set_plain_attributes(algorithm, attributes)
         set_up_model(algorithm)
     check_counts_from_start(f"the agent in {str(path)!r}", algorithm.policy)
-    _restore(path, file, algorithm, given)
+    _restore(path, file, algorithm, attributes, anew)
     if absent:
         vars(algorithm)["learn"] = _RefusedLearn(tuple(absent))
     return algorithm
 
 
-def _restore(path: Path, file: AgentFile, algorithm: Algorithm, changed: Collection[str]) -> None:
+def _restore(
+    path: Path, file: AgentFile, algorithm: Algorithm, attributes: Mapping[str, Any], anew: Collection[str]
+) -> None:
     load_parameters(path, algorithm.policy, file.policy.state_dict())
-    load_extra_modules(path, algorithm, file.config["modules"], file.tensors, changed)
-    set_plain_attributes(algorithm, file.config["attributes"])
+    load_extra_modules(path, algorithm, file.config["modules"], file.tensors, anew)
+    set_plain_attributes(algorithm, attributes)
     with refused(path, SafeFileError, problem="has malformed training state"):
         load_optimizers(algorithm, file.config["optimizer"], file.tensors)
     algorithm.policy.set_training_mode(False)
     resample_noise(algorithm.policy, algorithm.n_envs)  # of the fresh weights until now
     if file.config.get(REPLAY_BUFFER) is not None:
         _restore_buffer(path, file, algorithm)
+
+
+def _kind_of_target(arguments: Mapping[str, Any]) -> str | None:
+    names = ("target_entropy_frac", "target_entropy_nats")
+    return next((name for name in names if arguments.get(name) is not None), None)
 
 
 def _restore_buffer(path: Path, file: AgentFile, algorithm: Algorithm) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,10 +23,17 @@ from torch import Tensor
 
 from rlsmooth.agents.sb3 import noise_parameters
 from rlsmooth.training import tree_from_json, tree_to_json
+from rlsmooth.untrusted import Within, decode_fields
 
 # ---- VecNormalize
 
-SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("training", "norm_obs", "norm_reward"), bool),
+    **dict.fromkeys(("clip_obs", "clip_reward"), Annotated[float, Within(0, finite=False)]),
+    **dict.fromkeys(("gamma", "epsilon"), float),
+    "norm_obs_keys": list[str] | None,
+}
+"""The arguments of VecNormalize, with their kinds."""
 
 
 def encode_normalization(normalizer: VecNormalize | None) -> tuple[Any, dict[str, Tensor]]:
@@ -52,6 +59,21 @@ def encode_normalization(normalizer: VecNormalize | None) -> tuple[Any, dict[str
     )
 
 
+def normalization_settings(encoded: Any) -> dict[str, Any]:
+    """The arguments of `VecNormalize` in what `encode_normalization` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: the data is malformed.
+
+    Examples:
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> encoded, _ = encode_normalization(VecNormalize(make_vec_env("CartPole-v1"), gamma=0.9))
+        >>> normalization_settings(encoded)["gamma"]
+        0.9
+    """
+    return dict(decode_fields(SETTINGS, tree_from_json(encoded["settings"], {}), "settings"))
+
+
 def apply_normalization(env: VecEnv, encoded: Any, tensors: Mapping[str, Tensor]) -> VecEnv:
     """The environment with the statistics: in its own VecNormalize if it has one, else wrapped in a new one.
 
@@ -64,12 +86,12 @@ def apply_normalization(env: VecEnv, encoded: Any, tensors: Mapping[str, Tensor]
         KeyError, TypeError, ValueError: the data is malformed, or of other observations, or one of the two normalises
             observations and the other does not.
     """
+    settings = normalization_settings(encoded)
     state = tree_from_json(encoded, {name: tensor.cpu() for name, tensor in tensors.items()})
     layer: Any = env
     while not isinstance(layer, VecNormalize) and getattr(layer, "venv", None) is not None:
         layer = layer.venv
     if not isinstance(layer, VecNormalize):
-        settings = {name: state["settings"][name] for name in SETTINGS}
         env = layer = VecNormalize(env, **settings)
     _fill(layer.ret_rms, state["returns"])
     observations = state["observations"]

@@ -64,8 +64,8 @@ def _setting_rows(report: RunReport) -> list[Row]:
         for name, unit in (("min_entropy_frac", "of log n"), ("min_entropy_nats", "nats"))
         if values.get(name) is not None
     ]
-    if settings["from_bc"]:
-        path = Path(settings["from_bc"])
+    if begun_with := settings["from_bc"] or settings.get("trained_agent"):
+        path = Path(begun_with)
         rows.append(("begun with", (path.parent.name or path.name) if path.suffix == ".zip" else path.name))
     rows.append(("entropy coefficient", f"{values.get('ent_coef', 0.0):g}"))
     rows.append(("learning rate", _learning_rate(report)))
