@@ -79,12 +79,7 @@ def train(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
-    check_numbers(args)
-    args = with_whole_places(args)
-    if args.algo == "ppo" and args.trained_agent is not None and args.resume is None:
-        # Where there are masks, ppo stands for maskable-ppo: so it was when the agent was trained.
-        masked = read_training(agent_file("trained_agent", args.trained_agent)).kind == "SmoothedMaskablePPO"
-        args = dataclasses.replace(args, algo="maskable-ppo" if masked else "ppo")
+    args = completed(args)
     algorithm = algorithm_class(args)
     values = hyperparameter_values(command, args, algorithm, algorithm=args.algo)
     with named_hyperparameters(values, args.resume):
@@ -144,6 +139,16 @@ def train(
             summary=summary,
             demonstrated=size_words(demonstrations),
         )
+
+
+def completed(args: AdversarialArgs) -> AdversarialArgs:
+    """Check the numbers, and add what a saved agent says: its environment, and that ppo stands for maskable-ppo."""
+    check_numbers(args)
+    args = with_whole_places(args)
+    if args.algo != "ppo" or args.trained_agent is None or args.resume is not None:
+        return args
+    kind = read_training(agent_file("trained_agent", args.trained_agent)).kind
+    return dataclasses.replace(args, algo="maskable-ppo") if kind == "SmoothedMaskablePPO" else args
 
 
 def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:

@@ -236,29 +236,11 @@ def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Ma
             contradicts it.
     """
     file = agent_file("trained_agent", path)
-    for name in ("from_bc", "conf_file"):
-        if getattr(args, name) is not None:
-            raise ValueError(
-                f"--{name.replace('_', '-')} can't be used with --trained-agent, which has a network and settings of "
-                "its own: leave one of them out."
-            )
-    changed = {name: values[name] for name in dict(read_pair("hyperparams", word) for word in args.hyperparams)}
-    if fixed := sorted(KEPT & {*changed}):
-        raise ValueError(f"--hyperparams can't change {', '.join(fixed)} of --trained-agent: leave that out.")
     saved = read_training(file)
-    if saved.kind != build.__name__:
-        raise ValueError(
-            f"trained_agent={str(path)!r} is a {saved.kind}, and {build.__name__} is trained here: use the command (of "
-            f"gail and airl, the --algo) that trains a {saved.kind}."
-        )
     own = {name: value for name, value in saved.arguments.items() if name not in (*SET_ELSEWHERE, "engine")}
+    changed = {name: values[name] for name in dict(read_pair("hyperparams", word) for word in args.hyperparams)}
     given = {*changed, *(name for name in GIVEN if getattr(args, name) is not None)}
-    for name, value in {**own, "n_envs": saved.n_envs}.items():
-        if name not in given and (danger := too_large(name, value)):
-            raise ValueError(
-                f"trained_agent={str(path)!r} has {name}={value}, which {danger}: if you trust it, give --hyperparams "
-                f"{name}={value}."
-            )
+    _check_goes_on(args, path, saved.kind, build, {**own, "n_envs": saved.n_envs}, given)
     for names in EXCLUSIVE:  # what is given turns off the others of its kind
         if not given.isdisjoint(names):
             own |= {name: 0.0 if name == "exploration_floor" else None for name in names}
@@ -280,6 +262,31 @@ def values_to_go_on_with(args: OnPolicyArgs, path: Path, build: type, values: Ma
         **{name: value for name, value in of_env.items() if value},
         **changed,
     }
+
+
+def _check_goes_on(
+    args: OnPolicyArgs, path: Path, kind: str, build: type, own: Mapping[str, Any], given: set[str]
+) -> None:
+    """Raise ValueError if another option contradicts a saved agent, or it has sizes that no file may choose."""
+    for name in ("from_bc", "conf_file"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} can't be used with --trained-agent, which has a network and settings of "
+                "its own: leave one of them out."
+            )
+    if fixed := sorted(KEPT & given):
+        raise ValueError(f"--hyperparams can't change {', '.join(fixed)} of --trained-agent: leave that out.")
+    if kind != build.__name__:
+        raise ValueError(
+            f"trained_agent={str(path)!r} is a {kind}, and {build.__name__} is trained here: use the command (of gail "
+            f"and airl, the --algo) that trains a {kind}."
+        )
+    for name, value in own.items():
+        if name not in given and (danger := too_large(name, value)):
+            raise ValueError(
+                f"trained_agent={str(path)!r} has {name}={value}, which {danger}: if you trust it, give --hyperparams "
+                f"{name}={value}."
+            )
 
 
 # ---- environments and algorithm
@@ -400,8 +407,7 @@ def _trained_further(algorithm: type, args: OnPolicyArgs, path: Path, env: VecEn
     """A saved agent that counts its steps from 0, with these arguments in place of its own."""
     file, device, seed = agent_file("trained_agent", path), arguments.pop("device"), arguments.pop("seed")
     saved = read_training(file)
-    if saved.smoothing is not None:
-        _set_smoothing(args, arguments, saved.smoothing)
+    _set_smoothing(args, arguments, saved.smoothing)
     own = {**saved.arguments, **({} if saved.smoothing is None else {"smoothing": saved.smoothing})}
     changed = {name: value for name, value in arguments.items() if name not in own or own[name] != value}
     holds = any(own.get(name) is not None and arguments.get(name, own[name]) is not None for name in EXCLUSIVE[0])

@@ -83,6 +83,8 @@ def smoothing_words(report: RunReport) -> str:
     """How the policy was kept from certainty: `0.01 towards uniform`, `entropy target 30 % of log n`, `none`, ..."""
     values = report.extras["hyperparameters"]
     reference = "the clone" if report.settings["from_bc"] else report.settings["reference"]
+    if reference == "uniform" and report.settings.get("trained_agent"):
+        reference = "the agent's reference"
     if reference == "uniform" and "train/policy_entropy" in report.curves and "train/kl_uniform" not in report.curves:
         reference = "a Gaussian"  # a Box has no uniform policy
     if values.get("target_entropy_frac") is not None:
