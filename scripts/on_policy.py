@@ -210,6 +210,7 @@ def with_whole_places(args: OnPolicyArgsT) -> OnPolicyArgsT:
     if args.resume is not None:
         return args
     if args.from_bc is not None:
+        agent_file("from_bc", args.from_bc)
         args = dataclasses.replace(args, from_bc=args.from_bc.absolute())
     if args.trained_agent is None:
         return args
