@@ -11,6 +11,7 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import (
     AIRL,
@@ -25,6 +26,7 @@ from rlsmooth.agents import (
 from rlsmooth.agents.adversarial.reward_nets import build_net
 from rlsmooth.agents.files.algorithm_file import read_training
 from rlsmooth.checks import check_positive_int
+from rlsmooth.data import Demonstrations
 from rlsmooth.scripts.arguments import AdversarialArgs, number_of, read_demonstrations, size_words
 from rlsmooth.scripts.environment import check_device
 from rlsmooth.scripts.hyperparameters import named_hyperparameters, resolve_hyperparameters
@@ -45,6 +47,7 @@ from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 from rlsmooth.scripts.run_folder import agent_file, plain
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 
+STEPS_A_DISC_UPDATE = 64  # chosen in the study of the results table
 SMOOTHED = ("ppo", "a2c", "maskable-ppo")
 OF_SMOOTHED = (
     "smoothing",
@@ -102,6 +105,7 @@ def train(
         with named_hyperparameters(values, args.resume):
             generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
         net = build_net(lambda: make_net(generator), args.seed)
+        args = with_disc_updates(args, generator)
         trainer = trainer_class(demonstrations, generator, net, **own, **trainer_arguments(args))
         check_rounds(trainer, left)
     with TrainingRun(command, args, args.env) as run:
@@ -130,8 +134,7 @@ def train(
         eval_env.close()
         curves = run.curves()
         summary = summarise_run(agent, journal, curves, values, has_masks=args.algo == "maskable-ppo")
-        if demonstrations.rewards is not None:
-            summary["demonstrated_return"] = float(demonstrations.episode_returns().mean())
+        summary |= {} if demonstrations.rewards is None else {"demonstrated_return": mean_return(demonstrations)}
         return run.finish(
             "Agent, best agent, reward net, report and logs",
             hyperparameters=plain(values),
@@ -149,6 +152,20 @@ def completed(args: AdversarialArgs) -> AdversarialArgs:
         return args
     kind = read_training(agent_file("trained_agent", args.trained_agent)).kind
     return dataclasses.replace(args, algo="maskable-ppo") if kind == "SmoothedMaskablePPO" else args
+
+
+def with_disc_updates(args: AdversarialArgs, generator: BaseAlgorithm) -> AdversarialArgs:
+    """With the number of the discriminator's updates a round, if it is not given: it depends on the rollout."""
+    if args.n_disc_updates_per_round is not None:
+        return args
+    rollout = generator.n_steps * generator.n_envs if isinstance(generator, OnPolicyAlgorithm) else 0
+    steps = (args.gen_train_timesteps or rollout) if rollout else 0
+    return dataclasses.replace(args, n_disc_updates_per_round=max(2, steps // STEPS_A_DISC_UPDATE))
+
+
+def mean_return(demonstrations: Demonstrations) -> float:
+    """Of the expert's episodes."""
+    return float(demonstrations.episode_returns().mean())
 
 
 def algorithm_class(args: AdversarialArgs) -> type[BaseAlgorithm]:

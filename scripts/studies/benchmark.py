@@ -45,6 +45,7 @@ from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import normalised_space
 from rlsmooth.audits import interquartile_mean_band, interquartile_mean_difference, interquartile_mean_interval
 from rlsmooth.data import Demonstrations, record
+from rlsmooth.scripts.adversarial import STEPS_A_DISC_UPDATE
 from rlsmooth.scripts.arguments import OnPolicyArgs
 from rlsmooth.scripts.command import run_command
 from rlsmooth.scripts.figures.page import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, save_figure
@@ -80,7 +81,7 @@ GUARANTEED: dict[bool, dict[str, Any]] = {
     True: {"min_entropy_nats": 0.0, "use_sde": False, "sde_sample_freq": -1},
 }
 """By whether the actions are a Box."""
-GAIL_STEPS, GAIL_TRANSITIONS = 50_000, 64
+GAIL_STEPS = 50_000
 BC_BATCHES, DAGGER_STEPS, EPISODES = 5_000, 10_000, 10
 EVALUATED = 20
 POINTS = 25  # of a learning curve
@@ -277,7 +278,7 @@ def jobs_of(env: str, runs: Path, *, small: bool) -> list[Job]:
     for column in (*(one for one in REWARDED if not left_out.get(one)), *IMITATING):
         own: dict[str, Any] = {"column": column, "steps": steps}
         if column == "GAIL":
-            own |= {"steps": min(steps, GAIL_STEPS), "transitions": GAIL_TRANSITIONS}
+            own |= {"steps": min(steps, GAIL_STEPS), "transitions": STEPS_A_DISC_UPDATE}
         own |= imitation if column in IMITATING else {}
         for seed in range(3 if small else 10):
             name = f"{zoo.short(env)}_{column}_{seed}".replace(" ", "_").replace(",", "")

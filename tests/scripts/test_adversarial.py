@@ -33,6 +33,7 @@ from rlsmooth.scripts.environment import make_envs
 from rlsmooth.scripts.hyperparameters import read_hyperparameters, resolve_hyperparameters
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
+from rlsmooth.scripts.run_folder import read_settings
 from rlsmooth.training import checkpoint_steps
 from support import read_events, same_tensors
 
@@ -63,7 +64,9 @@ def test_the_run_is_that_of_gail(finished: tuple[Path, str]) -> None:
     spaces = generator.observation_space, generator.action_space
     net = build_net(lambda: RewardNet(*spaces, net_arch=[8, 8]), 0)
     demonstrations = cartpole_v1().sample_episodes(2, 0)
-    trainer = GAIL(demonstrations, generator, net, real_target=0.9, seed=0).learn(768)
+    # Rollouts have 256 steps, and each 64 of them are worth an update.
+    trainer = GAIL(demonstrations, generator, net, real_target=0.9, n_disc_updates_per_round=4, seed=0).learn(768)
+    assert read_settings(folder, "gail")["n_disc_updates_per_round"] == 4
     expected = {**generator.policy.state_dict(), **net.state_dict(prefix="reward_net.")}
     assert same_tensors(parameters(folder), expected)
     assert trainer.rounds == 3
