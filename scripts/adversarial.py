@@ -11,7 +11,6 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlsmooth.agents import (
     AIRL,
@@ -41,13 +40,12 @@ from rlsmooth.scripts.on_policy import (
     summarise_run,
     training_envs,
     uses_masks,
-    with_whole_places,
+    with_saved_agent,
 )
 from rlsmooth.scripts.on_policy_callbacks import ProgressBar
 from rlsmooth.scripts.run_folder import agent_file, plain
 from rlsmooth.scripts.training_run import TrainingRun, saved_checkpoints
 
-STEPS_A_DISC_UPDATE = 64  # chosen in the study of the results table
 SMOOTHED = ("ppo", "a2c", "maskable-ppo")
 OF_SMOOTHED = (
     "smoothing",
@@ -105,8 +103,8 @@ def train(
         with named_hyperparameters(values, args.resume):
             generator, left = new_algorithm(algorithm, args, hyperparameters, env), hyperparameters.n_timesteps
         net = build_net(lambda: make_net(generator), args.seed)
-        args = with_disc_updates(args, generator)
         trainer = trainer_class(demonstrations, generator, net, **own, **trainer_arguments(args))
+        args = dataclasses.replace(args, n_disc_updates_per_round=trainer.n_disc_updates_per_round)
         check_rounds(trainer, left)
     with TrainingRun(command, args, args.env) as run:
         agent, n_timesteps = trainer.gen_algo, hyperparameters.n_timesteps
@@ -147,20 +145,11 @@ def train(
 def completed(args: AdversarialArgs) -> AdversarialArgs:
     """Check the numbers, and add what a saved agent says: its environment, and that ppo stands for maskable-ppo."""
     check_numbers(args)
-    args = with_whole_places(args)
+    args = with_saved_agent(args)
     if args.algo != "ppo" or args.trained_agent is None or args.resume is not None:
         return args
     kind = read_training(agent_file("trained_agent", args.trained_agent)).kind
     return dataclasses.replace(args, algo="maskable-ppo") if kind == "SmoothedMaskablePPO" else args
-
-
-def with_disc_updates(args: AdversarialArgs, generator: BaseAlgorithm) -> AdversarialArgs:
-    """With the number of the discriminator's updates a round, if it is not given: it depends on the rollout."""
-    if args.n_disc_updates_per_round is not None:
-        return args
-    rollout = generator.n_steps * generator.n_envs if isinstance(generator, OnPolicyAlgorithm) else 0
-    steps = (args.gen_train_timesteps or rollout) if rollout else 0
-    return dataclasses.replace(args, n_disc_updates_per_round=max(2, steps // STEPS_A_DISC_UPDATE))
 
 
 def mean_return(demonstrations: Demonstrations) -> float:

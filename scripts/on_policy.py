@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rlsmooth.agents import BC, ExactCheckpointCallback, load_agent, load_checkpoint, save_agent
 from rlsmooth.agents.files.algorithm_file import missing_arguments, read_training
-from rlsmooth.agents.smoothed.algorithms import SmoothedTraining, layer_arguments
+from rlsmooth.agents.smoothed.algorithms import FLOORS, SmoothedTraining, layer_arguments
+from rlsmooth.agents.smoothed.entropy import TARGETS, target_in
 from rlsmooth.agents.smoothed.numpy_training import why_not_numpy
 from rlsmooth.agents.spaces import action_components
 from rlsmooth.checks import check_positive_int
@@ -78,10 +79,8 @@ GIVEN = (
     "min_entropy_nats",
 )
 """The options that are hyperparameters too: on the command line they come first."""
-EXCLUSIVE = (
-    ("target_entropy_frac", "target_entropy_nats"),
-    ("exploration_floor", "min_entropy_frac", "min_entropy_nats"),
-)
+EXCLUSIVE = (TARGETS, tuple(FLOORS))
+"""Of each, an agent has one at most."""
 KEPT = {"policy", "policy_kwargs", "normalize", "use_rms_prop", "rms_prop_eps"}
 """Of an agent that is trained further: they are what its network, its optimiser and its observations are made of."""
 
@@ -99,7 +98,7 @@ def train(command: str, algorithm: type[OnPolicyAlgorithm], args: OnPolicyArgs) 
         ValueError: an argument is wrong, or names something that is not there or can't be written to.
     """
     check_numbers(args)
-    args = with_whole_places(args)
+    args = with_saved_agent(args)
     values = hyperparameter_values(command, args, algorithm, algorithm=command)
     with named_hyperparameters(values, args.resume):
         hyperparameters = resolve_hyperparameters(values, algorithm)
@@ -201,7 +200,7 @@ def hyperparameter_values(command: str, args: OnPolicyArgs, build: type, *, algo
     return values | {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
 
 
-def with_whole_places(args: OnPolicyArgsT) -> OnPolicyArgsT:
+def with_saved_agent(args: OnPolicyArgsT) -> OnPolicyArgsT:
     """With the whole path of the agent to begin with, and the environment of its run where none is given.
 
     Raises:
@@ -411,7 +410,8 @@ def _trained_further(algorithm: type, args: OnPolicyArgs, path: Path, env: VecEn
     _set_smoothing(args, arguments, saved.smoothing)
     own = {**saved.arguments, **({} if saved.smoothing is None else {"smoothing": saved.smoothing})}
     changed = {name: value for name, value in arguments.items() if name not in own or own[name] != value}
-    holds = any(own.get(name) is not None and arguments.get(name, own[name]) is not None for name in EXCLUSIVE[0])
+    target = target_in(own)
+    holds = target is not None and arguments.get(target, own[target]) is not None
     if holds and saved.smoothing is not None and arguments["smoothing"].alpha != saved.smoothing.alpha:
         raise ValueError(
             f"--smoothing does nothing here: the target entropy of trained_agent={str(path)!r} finds the coefficient. "
@@ -456,9 +456,8 @@ def _set_smoothing(args: OnPolicyArgs, arguments: dict[str, Any], own: Smoothing
             arguments[name] = number_or_word(arguments[name])
     if args.reference == "uniform" and own is None:
         return
-    has_target = any(arguments.get(name) is not None for name in ("target_entropy_frac", "target_entropy_nats"))
     smoothing = arguments.get("smoothing", 0.0 if own is None else own.alpha)
-    if smoothing == 0 and not has_target and args.reference != "uniform":
+    if smoothing == 0 and target_in(arguments) is None and args.reference != "uniform":
         raise ValueError(f"--reference {args.reference} does nothing without --smoothing: give it a coefficient.")
     if own is None or args.reference != "uniform":
         own = Smoothing(smoothing, args.reference)

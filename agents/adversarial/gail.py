@@ -73,7 +73,8 @@ class GAIL(AdversarialImitation):
         demo_minibatch_size: transitions of each side per backward pass, a divisor of `demo_batch_size`; gradients are
             accumulated. The result equals that of one pass, except for rounding and the network's running
             statistics. None: all at once.
-        n_disc_updates_per_round: discriminator updates per round.
+        n_disc_updates_per_round: discriminator updates per round; None: one for each 64 steps of an on-policy
+            algorithm's round, and at least 2; 2 for an off-policy one.
         gen_train_timesteps: environment steps per round; None: one rollout for an on-policy algorithm, 1024 steps for
             an off-policy one (for which imitation's default is one per environment). A round ends with a rollout.
         gen_replay_buffer_capacity: how many of the generator's latest transitions the discriminator samples from; None:
@@ -121,7 +122,7 @@ class GAIL(AdversarialImitation):
         *,
         demo_batch_size: int = 256,
         demo_minibatch_size: int | None = None,
-        n_disc_updates_per_round: int = 2,
+        n_disc_updates_per_round: int | None = None,
         gen_train_timesteps: int | None = None,
         gen_replay_buffer_capacity: int | None = None,
         reward_form: RewardForm = "minus_log_one_minus_d",

@@ -31,6 +31,7 @@ from rlsmooth.agents.adversarial.generator import (
     num_masks,
     outer_stacklevel,
     round_timesteps,
+    round_updates,
     set_generator_state,
 )
 from rlsmooth.agents.adversarial.reward_envs import (
@@ -153,7 +154,7 @@ class AdversarialImitation(ABC):
         *,
         demo_batch_size: int = 256,
         demo_minibatch_size: int | None = None,
-        n_disc_updates_per_round: int = 2,
+        n_disc_updates_per_round: int | None = None,
         gen_train_timesteps: int | None = None,
         gen_replay_buffer_capacity: int | None = None,
         disc_learning_rate: float | None = None,
@@ -176,8 +177,9 @@ class AdversarialImitation(ABC):
         check_generator(self.gen_algo, demonstrations)
         self.demo_batch_size = check_positive_int("demo_batch_size", demo_batch_size)
         self.demo_minibatch_size = check_minibatch(demo_minibatch_size, self.demo_batch_size)
-        self.n_disc_updates_per_round = check_positive_int("n_disc_updates_per_round", n_disc_updates_per_round)
-        self.gen_train_timesteps = round_timesteps(self.gen_algo, gen_train_timesteps)
+        steps = round_timesteps(self.gen_algo, gen_train_timesteps)
+        self.gen_train_timesteps = steps
+        self.n_disc_updates_per_round = round_updates(self.gen_algo, n_disc_updates_per_round, steps)
         self.real_target, self.fake_target = check_targets(real_target, fake_target, stacklevel=outer_stacklevel() + 1)
         self.correct_offset = correct_offset
         check_choice("terminal_states", terminal_states, ("absorbing", "as_is"))

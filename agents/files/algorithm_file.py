@@ -64,6 +64,7 @@ from rlsmooth.agents.files.policy_file import (
 )
 from rlsmooth.agents.sb3 import set_up_model, torch_parts
 from rlsmooth.agents.smoothed.algorithms import SmoothedA2C, SmoothedPPO
+from rlsmooth.agents.smoothed.entropy import target_in
 from rlsmooth.agents.spaces import check_counts_from_start, check_same_spaces, wrap_env
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import (
@@ -383,7 +384,7 @@ def extra_modules(algorithm: Algorithm) -> tuple[dict[str, list[str]], dict[str,
 
 
 def load_extra_modules(
-    path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor], but: Collection[str] = ()
+    path: Path, algorithm: Algorithm, saved: Any, tensors: Mapping[str, Tensor], anew: Collection[str] = ()
 ) -> None:
     """Restore `extra_modules`.
 
@@ -392,13 +393,13 @@ def load_extra_modules(
         algorithm: which names the attributes; the file does not.
         saved: the names in the file.
         tensors: by name.
-        but: variables that begin anew, in the file or not.
+        anew: variables that are not restored, in the file or not.
 
     Raises:
         SafeFileError: the file holds others, or of other shapes.
     """
     names, saved = (
-        {**found, "variables": [name for name in found["variables"] if name not in but]}
+        {**found, "variables": [name for name in found["variables"] if name not in anew]}
         for found in (_extra_names(algorithm), saved)
     )
     if saved != names:
@@ -736,7 +737,7 @@ def _build(
             venv = apply_normalization(venv, config["normalization"], tensors)
         assert unwrap_vec_normalize(venv) is not None
     # Feedback that has held an entropy of one kind knows nothing of another kind's.
-    anew = set() if _kind_of_target(config["arguments"]) == _kind_of_target(arguments) else ENTROPY_STATE
+    anew = set() if target_in(config["arguments"]) == target_in(arguments) else ENTROPY_STATE
     attributes = {name: value for name, value in config["attributes"].items() if name not in anew}
     constructor: Any = build
     # The arguments are the file's to fill, so any error of torch's or Stable-Baselines3's can come.
@@ -779,11 +780,6 @@ def _restore(
     resample_noise(algorithm.policy, algorithm.n_envs)  # of the fresh weights until now
     if file.config.get(REPLAY_BUFFER) is not None:
         _restore_buffer(path, file, algorithm)
-
-
-def _kind_of_target(arguments: Mapping[str, Any]) -> str | None:
-    names = ("target_entropy_frac", "target_entropy_nats")
-    return next((name for name in names if arguments.get(name) is not None), None)
 
 
 def _restore_buffer(path: Path, file: AgentFile, algorithm: Algorithm) -> None:

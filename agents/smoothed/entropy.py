@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,19 @@ PROPORTIONAL = 10.0
 INTEGRAL = 0.2
 SLOWEST_FALL = 0.02
 MOVED, FURTHEST = 0.2, 0.2  # of the set-point: in a rollout, of the error; from the target, of the scale
+
+TARGETS = ("target_entropy_frac", "target_entropy_nats")
+"""The arguments that give an algorithm an entropy target, which exclude each other."""
+
+
+def target_in(arguments: Mapping[str, Any]) -> str | None:
+    """The one of `TARGETS` that is given, or None.
+
+    Examples:
+        >>> target_in({"target_entropy_frac": None, "target_entropy_nats": 0.5})
+        'target_entropy_nats'
+    """
+    return next((name for name in TARGETS if arguments.get(name) is not None), None)
 
 
 class EntropyTarget:

@@ -20,7 +20,7 @@ from rlsmooth.scripts import ppo
 from rlsmooth.scripts.hyperparameters import resolve_hyperparameters
 from rlsmooth.scripts.main import main
 from rlsmooth.scripts.metrics_file import read_metrics
-from rlsmooth.scripts.on_policy import hyperparameter_values, new_algorithm, training_envs, with_whole_places
+from rlsmooth.scripts.on_policy import hyperparameter_values, new_algorithm, training_envs, with_saved_agent
 from rlsmooth.scripts.run_folder import read_settings
 from rlsmooth.targets import Smoothing
 from rlsmooth.training import SafeFileError
@@ -155,7 +155,7 @@ def changed_file(path: Path, to: Path, change: Callable[[dict[str, Any]], object
 
 def made_further(path: Path, *words: str) -> Any:
     """The agent that `rlsmooth ppo -i path` would train, with its hyperparameters as `values`."""
-    args = with_whole_places(ppo.Args(**parsed(["-i", str(path), "--device", "cpu", *words])))
+    args = with_saved_agent(ppo.Args(**parsed(["-i", str(path), "--device", "cpu", *words])))
     values = hyperparameter_values("ppo", args, SmoothedPPO, algorithm="ppo")
     hyperparameters = resolve_hyperparameters(values, SmoothedPPO)
     agent = new_algorithm(SmoothedPPO, args, hyperparameters, training_envs(args, hyperparameters))
