@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from rlsmooth.scripts.arguments import number_of
 from rlsmooth.scripts.figures.page import (
@@ -140,6 +141,8 @@ def _draw_coefficients(ax: Axes, report: RunReport) -> None:
         ax.set_yscale("log")
     else:
         ax.set_ylim(bottom=0)
+        # A common exponent would lie on the legend.
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     AXIS.finish(ax, "Coefficients in force", "")
 
 
