@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_all_files_are_written(finished: tuple[Path, str]) -> None:
     settings = json.loads((folder / "config.json").read_text())
     assert settings["arguments"]["n_episodes"] == 3
     assert settings["arguments"]["smoothing"] == "0.1"
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["versions"]["torch"] == metadata.version("torch")
 
 
 def test_the_agent_acts(finished: tuple[Path, str]) -> None:

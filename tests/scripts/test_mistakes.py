@@ -57,7 +57,7 @@ MISTAKES = [  # the commands, words, and what is reported
     ("dagger", "{expert} --env Acrobot-v1", "observation_space="),
     ("dagger", "{expert} --train-expert 10", "--train-expert is for runs without --expert"),
     ("dagger", "--train-expert 0", "train_expert=0"),
-    ("dagger", "--env CliffWalking-v1", "nobody says how long to train an expert of env='CliffWalking-v1'"),
+    ("dagger", "--env FrozenLake8x8-v1", "nobody says how long to train an expert of env='FrozenLake8x8-v1'"),
     ("dagger", "--env Pendulum-v1 --expert-targets probabilities", "expert_targets='probabilities' needs a Discrete"),
     ("dagger", "{expert} --demonstrations nowhere.npz", "'nowhere.npz' is neither a file or folder nor"),
     ("dagger", "{expert} --demonstrations cartpole-v1 --n-episodes 100", "n_episodes=100"),

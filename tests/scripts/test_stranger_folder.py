@@ -100,10 +100,15 @@ def test_what_may_choose_is_no_number_switch_or_word(word: str) -> None:
     assert choosing_kwargs([word, "a=1", "b: 1e-3", "c=true", "d=8x8", "e=-0.5", "f="]) == [word]
 
 
-def test_numbers_switches_and_words_of_ones_own_run_need_not_be_given_again(tmp_path: Path) -> None:
-    own = ("--env", "FrozenLake-v1", "--env-kwargs", "map_name=8x8", "is_slippery=false", "success_rate=0.5")
+@pytest.mark.parametrize(
+    ("env", "kwargs"), [("FrozenLake-v1", ("map_name=8x8", "is_slippery=false")), ("Pendulum-v1", ("g=9.5",))]
+)
+def test_numbers_switches_and_words_of_ones_own_run_need_not_be_given_again(
+    env: str, kwargs: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = ("--env", env, "--env-kwargs", *kwargs)
     assert main(["ppo", *own, *SMALL.split(), str(tmp_path)]) == 0
-    folder = tmp_path / "ppo" / "FrozenLake-v1_1"
+    folder = tmp_path / "ppo" / f"{env}_1"
     assert main(["ppo", "--resume", str(folder)]) == 0
     assert main(["ppo", "--resume", str(folder), *own]) == 0  # what is equal may be given again
     assert main(["evaluate", "-i", str(folder), "--eval-episodes", "1"]) == 0
