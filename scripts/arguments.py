@@ -102,7 +102,7 @@ class RunArgs:
     device: str = "auto"
     """Where to train: auto, cpu, cuda."""
     num_threads: int = 1
-    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
+    """How many threads torch and numpy may use: small networks are fastest with one; -1: as many as they would."""
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
     """The run goes to <log folder>/<command>/<env>_<n>/."""
     tensorboard_log: Annotated[Path | None, alias(aliases=["-tb"])] = None

@@ -81,7 +81,7 @@ class Args:
     log_folder: Annotated[Path, alias(aliases=["-f"])] = Path("logs")
     """The report goes to <log folder>/audit/<data>_<n>/."""
     num_threads: int = 1
-    """How many threads torch may use; -1: as many as torch would."""
+    """How many threads torch and numpy may use; -1: as many as they would."""
 
 
 class Audited(NamedTuple):

@@ -51,7 +51,7 @@ class Args(PlayArgs):
     device: str = "auto"
     """Where the agent runs: auto, cpu, cuda."""
     num_threads: int = 1
-    """How many threads torch may use: small networks are fastest with one; -1: as many as torch would."""
+    """How many threads torch and numpy may use: small networks are fastest with one; -1: as many as they would."""
 
 
 def main(args: Args) -> dict[str, list[float]]:

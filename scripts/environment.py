@@ -28,6 +28,7 @@ from rlsmooth.scripts.hyperparameters import wrapper_words
 from rlsmooth.scripts.run_folder import EnvironmentSettings, read_pair
 from rlsmooth.training.distributed import Ranks
 from rlsmooth.training.mlp_engine import Engine
+from rlsmooth.training.seeding import set_threads
 
 assert rlsmooth.envs.ENVIRONMENTS
 Wrap = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
@@ -357,14 +358,14 @@ def check_device(device: str) -> str:
 
 
 def limit_threads(num_threads: int) -> None:
-    """Let torch use so many threads; -1 leaves it as it is.
+    """Let torch and numpy's matrix products use so many threads; -1 leaves them as they are.
 
     Raises:
         TypeError: no whole number.
         ValueError: neither -1 nor at least 1.
     """
     if num_threads != -1:
-        torch.set_num_threads(check_positive_int("num_threads", num_threads))
+        set_threads(check_positive_int("num_threads", num_threads))
 
 
 def cloning_engine(args: Any, policy: str, device: str) -> Engine:

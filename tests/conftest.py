@@ -23,7 +23,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
+from rlsmooth.training import seeding
 from support import REPOSITORY
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -43,13 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine of two cores, where the user has not set the number of threads."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    """As on a machine of two cores, where the user has not set the number of threads of torch and numpy."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     monkeypatch.setattr("rlsmooth.training.seeding._THREADS_AT_IMPORT", 2)
-    yield
+    with threadpool_limits(2, user_api="blas"):
+        monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", [2] * len(seeding._BLAS))
+        yield
     torch.set_num_threads(threads)
 
 

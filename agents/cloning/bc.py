@@ -352,7 +352,7 @@ class BC(ActingModel):
         listener = None if callback is None else init_callback(self, callback)
         with (
             isolated_rng(),
-            few_threads(self.policy, batch_size=self.batch_size),
+            few_threads(self.policy, batch_size=self.batch_size, engine=self.engine),
             safe_points(self.checkpoint_folder, shared=True),
             open_progress_bar(self.progress.end, self.num_timesteps, "batch", shown=shown) as bar,
         ):

@@ -246,7 +246,7 @@ class RoundsModel(ActingModel):
             run.check_free(self.round if self._kept_in == run.path.resolve() else None)
         # All have read what they resume from before the first one writes again.
         Ranks.current().check_same(seed=self.seed, round=self.round)
-        threads = few_threads(self.bc.policy, batch_size=self.bc.batch_size)
+        threads = few_threads(self.bc.policy, batch_size=self.bc.batch_size, engine=self.bc.engine)
         with threads, safe_points(None if run is None else run.path, shared=True):
             if run is not None and not self.is_resumed:
                 self._kept_in, self._collected = run.path.resolve(), None

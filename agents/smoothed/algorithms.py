@@ -535,7 +535,7 @@ class SmoothedTraining(NumpyTraining):
     def learn(self, *args: Any, **kwargs: Any) -> Self:
         """Train; the arguments are the parent's. Small networks are trained on one thread: see `few_threads`."""
         check_has_env(self)
-        with few_threads(self.policy, batch_size=self._passes()[1] or self.n_steps * self.n_envs):
+        with few_threads(self.policy, batch_size=self._passes()[1] or self.n_steps * self.n_envs, engine=self.engine):
             return super().learn(*args, **kwargs)
 
     def collect_rollouts(

@@ -31,7 +31,7 @@ from rlsmooth.losses.output_gradients import (
     squared_error_gradient,
 )
 from rlsmooth.training.flat import FlatAdam
-from rlsmooth.training.mlp_engine import ENGINES, MLP, Array, why_not_served
+from rlsmooth.training.mlp_engine import ENGINES, MLP, Array, Engine, why_not_served
 
 
 def critic_modules(policy: Any) -> list[nn.Module]:
@@ -241,7 +241,7 @@ class NumpyTraining(OnPolicyAlgorithm):
         engine: `"torch"` or `"numpy"`.
     """
 
-    engine: str = "torch"  # of files that were written before there was another
+    engine: Engine = "torch"  # of files that were written before there was another
 
     def check_engine(self) -> None:
         """Raise ValueError if the engine is unknown, or can't compute the policy."""

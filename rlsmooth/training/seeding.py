@@ -6,18 +6,20 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlsmooth.checks import check_positive_int
 from rlsmooth.training.distributed import Ranks
+from rlsmooth.training.mlp_engine import Engine
 
 CUDA_PREFIX = "cuda_"
 CPU_KEYS = ("torch", "numpy_words", "numpy_gauss", "python_words", "python_gauss")
@@ -287,6 +289,10 @@ def mean_weight(weights: ArrayLike | None) -> float | None:
 
 
 _THREADS_AT_IMPORT = torch.get_num_threads()
+_BLAS = ThreadpoolController().select(user_api="blas").lib_controllers
+_BLAS_THREADS_AT_IMPORT = [library.get_num_threads() for library in _BLAS]
+_BLAS_VARIABLES = {f"{name}_NUM_THREADS" for name in ("BLIS", "GOTO", "MKL", "OMP", "OPENBLAS")}
+_engines: list[str] = []  # those of each `few_threads` around
 _SPLIT_FROM = 32_768
 """Of so many numbers, torch begins to split an operation between threads."""
 _chosen: list[int] = []  # the numbers of threads that each `few_threads` around has set
@@ -300,8 +306,39 @@ def _chooses_threads() -> bool:
     return 1 < now == _THREADS_AT_IMPORT and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
 
 
+def set_threads(num_threads: int) -> None:
+    """Let torch and numpy's matrix products use so many threads, at least 1, until they are set again."""
+    torch.set_num_threads(num_threads)
+    for library in _BLAS:
+        library.set_num_threads(num_threads)
+
+
+def _blas_threads() -> list[int]:
+    """How many threads each library of matrix products has in `engine="numpy"`: one, or the user's number."""
+    now = [library.get_num_threads() for library in _BLAS]
+    is_ours = now == _BLAS_THREADS_AT_IMPORT and not _BLAS_VARIABLES & os.environ.keys()
+    return [1] * len(now) if is_ours else now
+
+
 @contextmanager
-def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
+def _few_blas_threads() -> Iterator[None]:
+    """Within it numpy's matrix products use one thread, if the user has not set the number.
+
+    They are divided from a batch of 256 on, and then the threads wait for each other longer than they compute.
+    """
+    before, wanted = [library.get_num_threads() for library in _BLAS], _blas_threads()
+    for library, number in zip(_BLAS, wanted, strict=True):
+        library.set_num_threads(number)
+    try:
+        yield
+    finally:
+        for library, number, own in zip(_BLAS, before, wanted, strict=True):
+            if library.get_num_threads() == own:  # a callback may have set another
+                library.set_num_threads(number)
+
+
+@contextmanager
+def few_threads(*networks: nn.Module, batch_size: int, engine: Engine = "torch") -> Iterator[None]:
     """Within it torch uses one thread if the networks are small, on the CPU, and the user has not set the number.
 
     A network is small if it has fewer parameters, and its widest layer gives fewer numbers for a minibatch, than torch
@@ -309,9 +346,13 @@ def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
     The number is the user's if `OMP_NUM_THREADS` or `MKL_NUM_THREADS` is set, or `torch.set_num_threads` was called
     after the import of this package, with another number than torch had.
 
+    In `engine="numpy"` networks of any size are trained on one thread of torch and of numpy's matrix products, each
+    unless the user has set its number (of the latter also by `OPENBLAS_NUM_THREADS` and its like, or `threadpoolctl`).
+
     Args:
         networks: all that are trained.
         batch_size: of their minibatches.
+        engine: what computes their updates.
 
     Examples:
         >>> before = torch.get_num_threads()
@@ -321,10 +362,23 @@ def few_threads(*networks: nn.Module, batch_size: int) -> Iterator[None]:
         True
     """
     parameters = [one for network in networks for one in network.parameters()]
-    are_small = sum(one.numel() for one in parameters) < _SPLIT_FROM and all(
-        one.device.type == "cpu" and one.ndim <= 2 and batch_size * max(one.shape, default=1) < _SPLIT_FROM
-        for one in parameters
+    are_small = engine == "numpy" or (
+        sum(one.numel() for one in parameters) < _SPLIT_FROM
+        and all(
+            one.device.type == "cpu" and one.ndim <= 2 and batch_size * max(one.shape, default=1) < _SPLIT_FROM
+            for one in parameters
+        )
     )
+    _engines.append(engine)
+    try:
+        with _few_blas_threads() if engine == "numpy" else nullcontext(), _few_torch_threads(are_small):
+            yield
+    finally:
+        _engines.pop()
+
+
+@contextmanager
+def _few_torch_threads(are_small: bool) -> Iterator[None]:
     before = torch.get_num_threads()
     wanted = before
     if _chooses_threads():
@@ -349,7 +403,7 @@ def execution_state() -> dict[str, Any]:
         `torch_version`, `num_threads` and `num_processes` (a sum is split by their number), `cpu_capability` (vector
         width), `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
         and `gpus` (names). Where `few_threads` chooses, `num_threads` is the number of larger networks, and
-        `num_threads_of_small_networks` is there too.
+        `num_threads_of_small_networks` is there too; so is `num_blas_threads` within it, in `engine="numpy"`.
 
     Examples:
         >>> execution_state()["num_threads"] == torch.get_num_threads()
@@ -360,6 +414,7 @@ def execution_state() -> dict[str, Any]:
         "torch_version": str(torch.__version__),
         "num_threads": _THREADS_AT_IMPORT if _chosen and _chooses_threads() else torch.get_num_threads(),
         **({"num_threads_of_small_networks": 1} if _chooses_threads() else {}),
+        **({"num_blas_threads": max(_blas_threads(), default=1)} if "numpy" in _engines else {}),
         "num_processes": Ranks.current().size,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -386,12 +441,17 @@ def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, An
     """
     current = execution_state() if current is None else current
     saved, current = ({"num_processes": 1, **state} for state in (saved, current))  # earlier versions did not say
+    if "num_blas_threads" in saved:
+        current.setdefault("num_blas_threads", max(_blas_threads(), default=1))
+    else:
+        current.pop("num_blas_threads", None)
     differing = sorted(key for key in {*saved, *current} if saved.get(key) != current.get(key))
     if differing:
         listed = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)
         warnings.warn(
             f"The resumed run will not repeat the saved one bit for bit: {listed}. "
-            "Set them as they were (for num_threads: torch.set_num_threads) if it has to.",
+            "Set them as they were if it has to (num_threads: torch.set_num_threads; num_blas_threads: the variable "
+            "OPENBLAS_NUM_THREADS).",
             RuntimeWarning,
             stacklevel=2,
         )

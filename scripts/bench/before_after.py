@@ -2,7 +2,8 @@
 
 A process for each checkout lives as long as the run. The driver asks them in turn for the same segment, which comes
 first changes from round to round, and ratios are taken within a round, so that a slow moment of the machine strikes
-both. Time is CPU time of the process, on one thread. Only public names of `rlsmooth` are used.
+both. Time is CPU time of the process, on one thread, or, with `--default-threads`, CPU and wall-clock time on as many
+threads as torch and numpy take. Only public names of `rlsmooth` are used.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class Args:
     """Timed segments of each process and task."""
     tasks: tuple[str, ...] = ()
     """Tasks to time, by the start of their names; none: all."""
+    default_threads: bool = False
+    """Leave the number of threads to torch, numpy and us, as a user does who says nothing."""
     output: Path | None = None
-    """Folder of `before_after.json` and `.md`; default: results/ beside this file, or nowhere with --quick."""
+    """Folder of `before_after` or `default_threads` (`.json`, `.md`); default: results/ here; --quick: none."""
     quick: bool = False
     """Two rounds of short segments: shows that the benchmark works, measures nothing worth keeping."""
 
@@ -60,21 +63,31 @@ class Args:
 # ---- what is timed
 
 
-def cloning(batch_size: int, batches: int) -> Step:
+def cloning(batch_size: int, batches: int, engine: Any = "torch") -> Step:
     """Updates of `BC`, its log lines to TensorBoard included."""
     from rlsmooth.agents import BC
     from rlsmooth.data import cartpole_v1
 
     folder = tempfile.mkdtemp()
-    agent = BC("MlpPolicy", None, cartpole_v1(), batch_size=batch_size, seed=0, device="cpu", tensorboard_log=folder)
+    agent = BC(
+        "MlpPolicy",
+        None,
+        cartpole_v1(),
+        batch_size=batch_size,
+        seed=0,
+        device="cpu",
+        tensorboard_log=folder,
+        engine=engine,
+    )
     return lambda: agent.learn(total_batches=batches, reset_num_timesteps=False)
 
 
-def ppo(smoothing: float) -> Step:
+def ppo(smoothing: float, engine: Any = "torch", batch_size: int = 64) -> Step:
     """Two rollouts and their updates with Stable-Baselines3's defaults on CartPole-v1."""
     from rlsmooth.agents import SmoothedPPO
 
-    algorithm = SmoothedPPO("MlpPolicy", "CartPole-v1", smoothing=smoothing, seed=0, device="cpu")
+    given: dict[str, Any] = {"smoothing": smoothing, "engine": engine, "batch_size": batch_size}
+    algorithm = SmoothedPPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **given)
     return lambda: algorithm.learn(4096, reset_num_timesteps=False)
 
 
@@ -101,8 +114,13 @@ TASKS: dict[str, Callable[[], Step]] = {
     "BC, batch 32": lambda: cloning(32, 2500),
     "BC, batch 256": lambda: cloning(256, 1500),
     "BC, batch 4096": lambda: cloning(4096, 200),
+    "BC, numpy, batch 32": lambda: cloning(32, 7500, "numpy"),
+    "BC, numpy, batch 256": lambda: cloning(256, 3000, "numpy"),
+    "BC, numpy, batch 4096": lambda: cloning(4096, 300, "numpy"),
     "SmoothedPPO, off": lambda: ppo(0.0),
     "SmoothedPPO, smoothing 0.1": lambda: ppo(0.1),
+    "SmoothedPPO, numpy": lambda: ppo(0.1, "numpy"),
+    "SmoothedPPO, numpy, batch 256": lambda: ppo(0.1, "numpy", 256),
     "cross-entropy [64, 4]": lambda: loss(64, 4, 6000),
     "cross-entropy [4096, 18]": lambda: loss(4096, 18, 600),
     "cross-entropy [1024, 1000]": lambda: loss(1024, 1000, 60),
@@ -110,30 +128,29 @@ TASKS: dict[str, Callable[[], Step]] = {
 
 
 def work() -> None:
-    """Answer the driver's requests: a task's name a line, its CPU seconds back."""
+    """Answer the driver's requests: a task's name a line, its CPU and wall-clock seconds back."""
     warnings.simplefilter("ignore")
-    import torch
-
     import rlsmooth
 
-    torch.set_num_threads(1)
     steps: dict[str, Step] = {}
     print(Path(rlsmooth.__file__).resolve().parent.parent, flush=True)
     for line in sys.stdin:
         name = line.strip()
         if name not in steps:
             steps[name] = TASKS[name]()
-        start = time.process_time()
+        start, begin = time.process_time(), time.perf_counter()
         steps[name]()
-        print(time.process_time() - start, flush=True)
+        print(time.process_time() - start, time.perf_counter() - begin, flush=True)
 
 
 # ---- the driver
 
 
-def start(checkout: Path) -> subprocess.Popen[str]:
+def start(checkout: Path, default_threads: bool) -> subprocess.Popen[str]:
     """A worker that runs the code of `checkout`."""
-    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(checkout.resolve()), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
+    environment |= {} if default_threads else ONE_THREAD
+    environment |= {"PYTHONPATH": str(checkout.resolve()), "CUDA_VISIBLE_DEVICES": ""}
     # The script's own folder must not be searched: it holds a module called `measure`.
     command = [sys.executable, "-P", str(Path(__file__).resolve()), WORKER]
     worker = subprocess.Popen(
@@ -146,20 +163,23 @@ def start(checkout: Path) -> subprocess.Popen[str]:
     return worker
 
 
-def ask(worker: subprocess.Popen[str], name: str) -> float:
-    """CPU seconds of one segment."""
+def ask(worker: subprocess.Popen[str], name: str) -> tuple[float, float]:
+    """CPU and wall-clock seconds of one segment."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     print(name, file=worker.stdin, flush=True)
-    return float(worker.stdout.readline())
+    cpu, wall = map(float, worker.stdout.readline().split())
+    return cpu, wall
 
 
-def measure(args: Args) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds of each segment, by task and checkout; a process's first round warms up and is not kept."""
+def measure(args: Args) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """`ask`'s seconds of each segment, by task and checkout; a process's first round warms up and is not kept."""
     names = [name for name in TASKS if name.startswith(args.tasks or "")]
-    found: dict[str, dict[str, list[float]]] = {name: {"before": [], "after": []} for name in names}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {"before": [], "after": []} for name in names}
     for process in range(1 if args.quick else args.processes):
-        workers = {"before": start(args.before), "after": start(args.after)}
+        workers = {
+            side: start(place, args.default_threads) for side, place in (("before", args.before), ("after", args.after))
+        }
         for number in range((2 if args.quick else args.rounds) + 1):
             for name in names:
                 for side in sorted(workers, reverse=(number + process) % 2 == 0):
@@ -178,15 +198,21 @@ def to_markdown(result: dict[str, Any]) -> str:
     def words(value: Spread, digits: int) -> str:
         return f"{value.median:.{digits}f} [{value.lower_quartile:.{digits}f}, {value.upper_quartile:.{digits}f}]"
 
-    rows = []
+    rows, header = [], ["task"]
+    clocks = ("CPU", "wall-clock") if result["default_threads"] else ("CPU",)
+    for clock in clocks:
+        header += [f"before, {clock} s", f"after, {clock} s", "after / before"]
     for name, sides in result["seconds"].items():
-        ratio = paired_ratio(sides["after"], sides["before"])
-        rows.append((name, words(spread(sides["before"]), 3), words(spread(sides["after"]), 3), words(ratio, 3)))
-    header = ("task", "before, CPU s", "after, CPU s", "after / before")
+        row = [name]
+        for place in range(len(clocks)):
+            before, after = ([seconds[place] for seconds in sides[side]] for side in ("before", "after"))
+            row += [words(spread(before), 3), words(spread(after), 3), words(paired_ratio(after, before), 3)]
+        rows.append(row)
+    threads = "As many threads as torch, numpy and we take" if result["default_threads"] else "One thread"
     return (
         f"# Speed before and after\n\n    {result['command']}\n\n"
         f"{markdown_table(header, rows)}\n\nMedians of {result['rounds']} interleaved rounds with their quartiles. "
-        f"Before: {result['before']}, after: {result['after']}. One thread, load average before and after the run "
+        f"Before: {result['before']}, after: {result['after']}. {threads}, load average before and after the run "
         f"{result['load_before']} and {result['load_after']}.\n"
     )
 
@@ -205,6 +231,7 @@ def main(args: Args) -> None:
         "command": command_line(SCRIPT, args),
         "before": commit(args.before),
         "after": commit(args.after),
+        "default_threads": args.default_threads,
         "rounds": 2 if args.quick else args.processes * args.rounds,
         "machine": machine(),
         "load_before": load,
@@ -215,7 +242,7 @@ def main(args: Args) -> None:
     print(markdown)
     folder = args.output or (None if args.quick else Path(__file__).with_name("results"))
     if folder is not None:
-        write_result(folder, "before_after", result, markdown)
+        write_result(folder, "default_threads" if args.default_threads else "before_after", result, markdown)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rlsmooth.training import (
     warn_if_execution_differs,
     write_safe_file,
 )
-from rlsmooth.training.seeding import few_threads
+from rlsmooth.training.seeding import few_threads, set_threads
 from support import assert_raises
 
 
@@ -230,6 +230,67 @@ def test_a_number_of_threads_that_the_user_sets_stays(
     with few_threads(SMALL, batch_size=1):
         torch.set_num_threads(5)  # as a callback may
     assert torch.get_num_threads() == 5
+
+
+class Library:
+    """A library of matrix products, as `threadpoolctl` controls it."""
+
+    def __init__(self) -> None:
+        self.number = 4
+
+    def get_num_threads(self) -> int:
+        return self.number
+
+    def set_num_threads(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> list[Library]:
+    """Two libraries, as with numpy and OpenCV, on a machine of four cores."""
+    for name in ("OMP", "MKL", "OPENBLAS"):
+        monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)
+    found = [Library(), Library()]
+    monkeypatch.setattr("rlsmooth.training.seeding._BLAS", found)
+    monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", [4, 4])
+    return found
+
+
+def test_numpys_engine_has_one_thread_for_networks_of_any_size(two_threads: None, libraries: list[Library]) -> None:
+    with few_threads(SMALL, batch_size=1):
+        assert [library.number for library in libraries] == [4, 4]  # numpy computes nothing
+        assert "num_blas_threads" not in execution_state()
+    with pytest.raises(KeyError), few_threads(WIDE, batch_size=1, engine="numpy"):  # noqa: PT012
+        assert torch.get_num_threads() == 1
+        assert [library.number for library in libraries] == [1, 1]
+        assert execution_state()["num_blas_threads"] == 1
+        raise KeyError
+    assert torch.get_num_threads() == 2
+    assert [library.number for library in libraries] == [4, 4]
+    with few_threads(SMALL, batch_size=1, engine="numpy"):
+        libraries[0].number = 3  # as a callback may
+    assert [library.number for library in libraries] == [3, 4]
+
+
+@pytest.mark.parametrize("way", ["variable", "set"])
+def test_a_number_of_numpys_threads_that_the_user_sets_stays(
+    way: str, two_threads: None, libraries: list[Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = execution_state()
+    with few_threads(SMALL, batch_size=1, engine="numpy"):
+        chosen = execution_state()
+    assert warn_if_execution_differs(chosen) == []
+    if way == "variable":
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
+    else:
+        set_threads(2)
+    number = libraries[0].number
+    with few_threads(SMALL, batch_size=1, engine="numpy"):
+        assert [library.number for library in libraries] == [number, number]
+        assert execution_state()["num_blas_threads"] == number
+        assert warn_if_execution_differs(before) == []  # of torch's engine, or of earlier versions
+    with pytest.warns(RuntimeWarning, match=f"num_blas_threads was 1, is {number}.*OPENBLAS_NUM_THREADS"):
+        warn_if_execution_differs(chosen)
 
 
 def test_a_number_that_a_callback_sets_stays_within_it_too(two_threads: None) -> None:

@@ -18,6 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
+from threadpoolctl import threadpool_info
 from torch import nn
 from torch.distributions import Distribution
 
@@ -535,10 +536,26 @@ def test_steps_in_a_rollout_are_as_independent_as_before() -> None:
     assert [step[0][0]["deep"]["count"][0] for step in seen[1]] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C])
-def test_small_networks_act_and_learn_on_one_thread(algorithm: Any, two_threads: None) -> None:
-    model = algorithm("MlpPolicy", make("discrete"), n_steps=4, seed=0, device="cpu")
-    seen = set()
-    model.learn(16, lambda *_: bool(seen.add(torch.get_num_threads())) or True)
-    assert seen == {1}
-    assert torch.get_num_threads() == 2
+@pytest.mark.parametrize("engine", ["torch", "numpy"])
+@pytest.mark.parametrize("algorithm", [SmoothedPPO, SmoothedA2C, BC])
+def test_small_networks_act_and_learn_on_one_thread(algorithm: Any, engine: Any, two_threads: None) -> None:
+    """Matrix products of numpy too, where they are its."""
+    seen = []
+
+    def note(*_: Any) -> bool:
+        seen.append((torch.get_num_threads(), blas_threads()))
+        return True
+
+    if algorithm is BC:
+        BC("MlpPolicy", None, cartpole_v1(), seed=0, device="cpu", engine=engine).learn(total_batches=16, callback=note)
+    else:
+        model = algorithm("MlpPolicy", make("discrete"), n_steps=4, seed=0, device="cpu", engine=engine)
+        model.learn(16, note)
+    assert len(seen) > 1
+    assert seen == [(1, {1 if engine == "numpy" else 2})] * len(seen)
+    assert (torch.get_num_threads(), blas_threads()) == (2, {2})
+
+
+def blas_threads() -> set[int]:
+    """Of numpy's library of matrix products."""
+    return {one["num_threads"] for one in threadpool_info() if "numpy" in one["filepath"]}
