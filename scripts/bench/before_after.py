@@ -116,6 +116,7 @@ TASKS: dict[str, Callable[[], Step]] = {
     "BC, batch 4096": lambda: cloning(4096, 200),
     "BC, numpy, batch 32": lambda: cloning(32, 7500, "numpy"),
     "BC, numpy, batch 256": lambda: cloning(256, 3000, "numpy"),
+    "BC, numpy, batch 1024": lambda: cloning(1024, 1000, "numpy"),
     "BC, numpy, batch 4096": lambda: cloning(4096, 300, "numpy"),
     "SmoothedPPO, off": lambda: ppo(0.0),
     "SmoothedPPO, smoothing 0.1": lambda: ppo(0.1),
