@@ -209,8 +209,11 @@ class Tree(ComparedByFields):
             form = (decay, include_label, in_logarithms, device)
             return Reference(size, "rows", self._kept(form, lambda: self._table(*form)), labels), in_logarithms
         key = (decay, include_label, device)
-        values, *shares = self._kept(key, lambda: self._shares(*key))
-        shift, scale = (take_rows(each, labels) for each in shares)
+        if is_traced() and key not in self._references:
+            values, shift, scale = self._shares_of(labels, decay, include_label)
+        else:
+            values, *shares = self._kept(key, lambda: self._shares(*key))
+            shift, scale = (take_rows(each, labels) for each in shares)
         return Reference(size, "tree", values, labels, None, scale, shift, tree=self._at(device)[0]), True
 
     def _table(self, decay: float, include_label: bool, in_logarithms: bool, device: torch.device) -> Tensor:
@@ -228,6 +231,20 @@ class Tree(ComparedByFields):
             values[0] = -torch.inf
         made = values, shift, scale
         return cast("tuple[Tensor, Tensor, Tensor]", tuple(each.to(device, weight_dtype(device)) for each in made))
+
+    def _shares_of(self, labels: Tensor, decay: float, include_label: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`_shares` of the classes `labels` [...], from rows `[..., K]`: the compiler can't trace the way up a tree."""
+        device = labels.device
+        edges = self.distance(labels.unsqueeze(-1), torch.arange(self.num_classes, device=device))
+        values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=torch.float64, device=device))
+        counts = torch.ones_like(edges, dtype=torch.bool) if include_label else edges > 0
+        nearest = edges.masked_fill(~counts, len(values) - 1).amin(-1)
+        falls = values.exp()[(edges - nearest.unsqueeze(-1)).clamp(min=0)]
+        shift, scale = values[nearest], 1 / falls.masked_fill(~counts, 0.0).sum(-1)
+        if not include_label:
+            values = values.masked_fill(torch.arange(len(values), device=device) == 0, -torch.inf)
+        dtype = weight_dtype(device)
+        return values.to(dtype), shift.to(dtype), scale.to(dtype)
 
     @staticmethod
     def from_parents(

@@ -407,12 +407,13 @@ def tree_rows(tree: Tree, labels: Array, decay: float, *, include_label: bool, m
     decay=st.sampled_from([0.0, 0.7, 30.0, 400.0, 1e5]),
     alpha=st.sampled_from([None, 0.3, 1.0]),
     masked=st.booleans(),
+    traced=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_rows_from_intervals_are_those_of_the_table(
-    choices: list[tuple[int, bool]], decay: float, alpha: float | None, masked: bool, seed: int
+    choices: list[tuple[int, bool]], decay: float, alpha: float | None, masked: bool, traced: bool, seed: int
 ) -> None:
-    """Any tree, long chains and duplicated depths among them, with its classes in any order."""
+    """Any tree, long chains and duplicated depths among them, with its classes in any order; as compiled, too."""
     rng = np.random.default_rng(seed)
     parents = [-1, *(place if deeper else choice % (place + 1) for place, (choice, deeper) in enumerate(choices))]
     names = [str(place) for place in range(len(parents)) if place not in parents]
@@ -425,6 +426,7 @@ def test_rows_from_intervals_are_those_of_the_table(
     given_mask = torch.from_numpy(mask) if masked else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_module, "TABLE_CLASSES", 1)  # with one class there is no other form
+        patch.setattr(tree_module, "is_traced", lambda: traced)
         target = hierarchical(torch.from_numpy(labels), tree, alpha, decay, mask=given_mask)
     share = np.where(rows.sum(-1) > 0, 1.0 if alpha is None else alpha, 0.0 if size > 1 else 1.0)[:, None]
     own = labels[:, None] == np.arange(size)
