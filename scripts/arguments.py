@@ -311,8 +311,8 @@ class AdversarialArgs(OnPolicyArgs, DemonstrationArgs):
     demo_batch_size: int = 256
     """How many transitions of the expert are in a batch of the discriminator, and how many of the generator."""
     n_disc_updates_per_round: int | None = None
-    """How often the discriminator is trained after each round of the generator. Default: once for each 64 steps, at
-    least twice; twice with sac and dqn."""
+    """How often the discriminator is trained after each round of the generator. Default: twice; gail with a
+    rollout of an on-policy algorithm once for each 64 steps, at least twice."""
     gen_train_timesteps: int | None = None
     """How many steps the generator makes in a round. Default: a rollout, or 1,024 for sac and dqn."""
     gen_replay_buffer_capacity: int | None = None

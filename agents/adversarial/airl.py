@@ -41,7 +41,7 @@ class AIRL(AdversarialImitation):
         reward_net: f of `Transitions`, `[B]`; None: a `ShapedRewardNet` with the algorithm's gamma.
         demo_batch_size: the expert's transitions in a discriminator update, and as many of the generator's.
         demo_minibatch_size: transitions of each side that one backward pass takes; None: all at once.
-        n_disc_updates_per_round: discriminator updates of a round; None: as in `GAIL`.
+        n_disc_updates_per_round: discriminator updates of a round; None: 2. GAIL's default makes AIRL fail.
         gen_train_timesteps: environment steps of a round; None: a rollout of an on-policy algorithm, 1024 of another.
         gen_replay_buffer_capacity: how many of the generator's latest transitions are drawn from; None: a round's.
         disc_learning_rate: None: 1e-3, or the `lr` of `disc_opt_kwargs`.

@@ -112,6 +112,9 @@ class GAIL(AdversarialImitation):
         (2, 256)
     """
 
+    # Rollouts differ by three orders of magnitude, and two updates of a long one teach GAIL next to nothing
+    # (a pilot of `scripts/studies/benchmark.py`). AIRL fails with so many where GAIL does not: see docs/adversarial.md.
+    STEPS_AN_UPDATE: ClassVar[int | None] = 64
     ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {"absorbing_reward": "learned"}
 
     def __init__(

@@ -33,8 +33,8 @@ from rlsmooth.data import Demonstrations
 from rlsmooth.data.arrays import action_dims
 from rlsmooth.training import SafeFileError
 
+LEAST_UPDATES = 2
 OFF_POLICY_ROUND = 1024
-LEAST_UPDATES, STEPS_AN_UPDATE = 2, 64  # the second by a pilot of `scripts/studies/benchmark.py`
 """Default of `gen_train_timesteps` for algorithms without rollouts."""
 ROOM = "rlsmooth.agents.adversarial."
 
@@ -110,13 +110,18 @@ def round_timesteps(algorithm: BaseAlgorithm, gen_train_timesteps: int | None) -
     return steps
 
 
-def round_updates(algorithm: BaseAlgorithm, n_disc_updates_per_round: int | None, gen_train_timesteps: int) -> int:
-    """Updates of the discriminator after a round of so many steps."""
+def round_updates(
+    algorithm: BaseAlgorithm,
+    n_disc_updates_per_round: int | None,
+    gen_train_timesteps: int,
+    steps_an_update: int | None,
+) -> int:
+    """Updates of the discriminator after a round of so many steps: two, or one for each `steps_an_update`."""
     if n_disc_updates_per_round is not None:
         return check_positive_int("n_disc_updates_per_round", n_disc_updates_per_round)
-    # Rollouts differ by three orders of magnitude, and two updates of a long one teach next to nothing.
-    is_measured = isinstance(algorithm, OnPolicyAlgorithm)
-    return max(LEAST_UPDATES, gen_train_timesteps // STEPS_AN_UPDATE) if is_measured else LEAST_UPDATES
+    if steps_an_update is None or not isinstance(algorithm, OnPolicyAlgorithm):
+        return LEAST_UPDATES
+    return max(LEAST_UPDATES, gen_train_timesteps // steps_an_update)
 
 
 def episode_horizon(algorithm: BaseAlgorithm, demonstrations: Demonstrations, given: int | None) -> int:

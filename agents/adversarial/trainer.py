@@ -143,6 +143,7 @@ class AdversarialImitation(ABC):
     that its schedules, callbacks and progress bar run over the whole budget. `GAIL` documents the arguments.
     """
 
+    STEPS_AN_UPDATE: ClassVar[int | None] = None
     ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {}  # arguments that older files lack, as their runs were trained
     _learns_absorbing = True  # whether steps in the absorbing state are in the discriminator's batches
 
@@ -179,7 +180,8 @@ class AdversarialImitation(ABC):
         self.demo_minibatch_size = check_minibatch(demo_minibatch_size, self.demo_batch_size)
         steps = round_timesteps(self.gen_algo, gen_train_timesteps)
         self.gen_train_timesteps = steps
-        self.n_disc_updates_per_round = round_updates(self.gen_algo, n_disc_updates_per_round, steps)
+        updates = round_updates(self.gen_algo, n_disc_updates_per_round, steps, self.STEPS_AN_UPDATE)
+        self.n_disc_updates_per_round = updates
         self.real_target, self.fake_target = check_targets(real_target, fake_target, stacklevel=outer_stacklevel() + 1)
         self.correct_offset = correct_offset
         check_choice("terminal_states", terminal_states, ("absorbing", "as_is"))
