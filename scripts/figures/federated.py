@@ -68,9 +68,11 @@ def _num_tested(report: RunReport) -> int | None:
 def _setting_rows(report: RunReport) -> list[Row]:
     settings = report.settings
     steps = f"{settings['local_epochs']} × batches of {settings['batch_size']}"
-    rows: list[Row] = [(f"samples, {name}", size) for name, size in report.extras["data"].items() if name != "clients"]
+    data = report.extras["data"]  # known once the run has ended
+    rows: list[Row] = [(f"samples, {name}", size) for name, size in data.items() if name != "clients"]
+    of_clients = f"{len(data['clients'].split(' + '))}, " if "clients" in data else ""
     rows += [
-        ("clients, split", f"{len(report.extras['data']['clients'].split(' + '))}, {settings['split']}"),
+        ("clients, split", f"{of_clients}{settings['split']}"),
         ("clients send", "gradients" if settings["share"] == "gradients" else f"weights after {steps}"),
         ("optimiser", f"{settings['optimizer']}, {settings['learning_rate']:g}"),
         ("defence", settings["defence"]),
