@@ -312,12 +312,13 @@ def task_table(task: str, arms: Mapping[str, Sequence[Result]], chosen: Mapping[
         solved = sum(run["solved"] for run in runs)
         share = proportion_interval(solved, len(runs))
         paired = [a["share"] - b["share"] for a, b in zip(runs, arms["PPO"], strict=True)]
+        sampled = [run["sampled"] for run in runs if run["sampled"] is not None]  # None: no episode has ended
         cells = [
             setting_words(task, arm, chosen[arm]),
             f"{solved} of {len(runs)} ({share.low:.2f} to {share.high:.2f})",
             in_words(mean_interval([run["share"] for run in runs]), ".2f"),
             "" if arm == "PPO" else in_words(mean_interval(paired), "+.2f"),
-            in_words(mean_interval([run["sampled"] for run in runs if run["sampled"] is not None]), ".2f"),
+            in_words(mean_interval(sampled), ".2f") if sampled else "",
             f"{np.mean([run['entropy_frac'] for run in runs]):.3f}",
             f"{min(run['lowest'] for run in runs):.3f}",
         ]
