@@ -159,7 +159,7 @@ def steps_of(algorithm: BaseAlgorithm, steps: int) -> int:
 
 
 def check_numbers(args: OnPolicyArgs) -> None:
-    """Check those that no library does, and limit torch's threads.
+    """Check those that no library does, and limit the threads.
 
     Raises:
         TypeError: one is no whole number.

@@ -52,7 +52,8 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(2)
     monkeypatch.setattr("rlsmooth.training.seeding._THREADS_AT_IMPORT", 2)
     with threadpool_limits(2, user_api="blas"):
-        monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", [2] * len(seeding._BLAS))
+        numbers = dict.fromkeys(seeding._BLAS_THREADS_AT_IMPORT, 2)
+        monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", numbers)
         yield
     torch.set_num_threads(threads)
 

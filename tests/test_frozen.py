@@ -63,12 +63,13 @@ MEASURED = {"history", "evaluations", "metrics", "curves", "summary", "seen"}
 WEIGHTED = "bc_masks bc_callables bc_early_stopping classifier run_bc_masks run_bc_early_stopping run_classifier"
 CHANGED = {
     **dict.fromkeys([*WEIGHTED.split(), "run_self_training"], r"(?!kept|answers)"),
+    "command_classify": r"curves\.classifier/loss",
     "command_airl": r"curves\.train/(policy_entropy|entropy_frac|kl_)",
     **dict.fromkeys(("gan", "run_gan"), r"(trained/)?(average\..*running|evaluations\.mean)"),
 }
 """What is computed otherwise since version 0.1.0, by case. Weights are divided by the mean weight of the data set, and
-no longer by the minibatch's; the averaged generator has averaged running statistics, and a row's
-entropy is that of the policy after its update. Of the former there are
+no longer by the minibatch's; mean losses weigh a minibatch by its samples; the averaged generator has averaged running
+statistics, and a row's entropy is that of the policy after its update. Of the first there are
 `..._unweighted` cases, which are the same to the bit."""
 
 

@@ -289,10 +289,10 @@ def mean_weight(weights: ArrayLike | None) -> float | None:
 
 
 _THREADS_AT_IMPORT = torch.get_num_threads()
-_BLAS = ThreadpoolController().select(user_api="blas").lib_controllers
-_BLAS_THREADS_AT_IMPORT = [library.get_num_threads() for library in _BLAS]
-_BLAS_VARIABLES = {f"{name}_NUM_THREADS" for name in ("BLIS", "GOTO", "MKL", "OMP", "OPENBLAS")}
-_engines: list[str] = []  # those of each `few_threads` around
+_BLAS = ThreadpoolController().select(user_api="blas")
+_BLAS_THREADS_AT_IMPORT = {library.filepath: library.get_num_threads() for library in _BLAS.lib_controllers}
+_BLAS_VARIABLES = {"openblas": ("OPENBLAS", "GOTO", "OMP"), "mkl": ("MKL", "OMP"), "blis": ("BLIS", "OMP")}
+_engines: list[Engine] = []  # those of each `few_threads` around
 _SPLIT_FROM = 32_768
 """Of so many numbers, torch begins to split an operation between threads."""
 _chosen: list[int] = []  # the numbers of threads that each `few_threads` around has set
@@ -309,32 +309,28 @@ def _chooses_threads() -> bool:
 def set_threads(num_threads: int) -> None:
     """Let torch and numpy's matrix products use so many threads, at least 1, until they are set again."""
     torch.set_num_threads(num_threads)
-    for library in _BLAS:
+    for library in _BLAS.lib_controllers:
         library.set_num_threads(num_threads)
+        # Else threadpoolctl (from 3.8 on) lets no other thread of the process set it as long as this one lives.
+        getattr(library, "clear_controlling_thread", lambda: None)()
 
 
-def _blas_threads() -> list[int]:
-    """How many threads each library of matrix products has in `engine="numpy"`: one, or the user's number."""
-    now = [library.get_num_threads() for library in _BLAS]
-    is_ours = now == _BLAS_THREADS_AT_IMPORT and not _BLAS_VARIABLES & os.environ.keys()
-    return [1] * len(now) if is_ours else now
+def _blas_to_limit() -> list[str]:
+    """The libraries of matrix products whose number of threads is not the user's, by path."""
+    return [
+        library.filepath
+        for library in _BLAS.lib_controllers
+        if library.get_num_threads() == _BLAS_THREADS_AT_IMPORT[library.filepath]
+        and not any(f"{name}_NUM_THREADS" in os.environ for name in _BLAS_VARIABLES.get(library.internal_api, ()))
+    ]
 
 
-@contextmanager
-def _few_blas_threads() -> Iterator[None]:
-    """Within it numpy's matrix products use one thread, if the user has not set the number.
-
-    They are divided from a batch of 256 on, and then the threads wait for each other longer than they compute.
-    """
-    before, wanted = [library.get_num_threads() for library in _BLAS], _blas_threads()
-    for library, number in zip(_BLAS, wanted, strict=True):
-        library.set_num_threads(number)
-    try:
-        yield
-    finally:
-        for library, number, own in zip(_BLAS, before, wanted, strict=True):
-            if library.get_num_threads() == own:  # a callback may have set another
-                library.set_num_threads(number)
+def _num_blas_threads() -> int:
+    """How many threads matrix products have in `engine="numpy"`: what is set within it, what would be set outside."""
+    ours = [] if "numpy" in _engines else _blas_to_limit()
+    return max(
+        (1 if library.filepath in ours else library.get_num_threads() for library in _BLAS.lib_controllers), default=1
+    )
 
 
 @contextmanager
@@ -347,7 +343,9 @@ def few_threads(*networks: nn.Module, batch_size: int, engine: Engine = "torch")
     after the import of this package, with another number than torch had.
 
     In `engine="numpy"` networks of any size are trained on one thread of torch and of numpy's matrix products, each
-    unless the user has set its number (of the latter also by `OPENBLAS_NUM_THREADS` and its like, or `threadpoolctl`).
+    unless the user has set its number (of the latter by `OPENBLAS_NUM_THREADS` or what else its library reads, or by
+    `threadpoolctl` or `set_threads` to another number than it had at the import). Numbers hold for the whole process:
+    trainings in two threads of one process change each other's.
 
     Args:
         networks: all that are trained.
@@ -371,7 +369,10 @@ def few_threads(*networks: nn.Module, batch_size: int, engine: Engine = "torch")
     )
     _engines.append(engine)
     try:
-        with _few_blas_threads() if engine == "numpy" else nullcontext(), _few_torch_threads(are_small):
+        with (
+            _few_torch_threads(are_small),  # first: a library may share its threads with torch
+            _BLAS.select(filepath=_blas_to_limit()).limit(limits=1) if engine == "numpy" else nullcontext(),
+        ):
             yield
     finally:
         _engines.pop()
@@ -402,8 +403,8 @@ def execution_state() -> dict[str, Any]:
     Returns:
         `torch_version`, `num_threads` and `num_processes` (a sum is split by their number), `cpu_capability` (vector
         width), `deterministic_algorithms`, `cudnn_deterministic`, `cudnn_benchmark`, `float32_matmul_precision`,
-        and `gpus` (names). Where `few_threads` chooses, `num_threads` is the number of larger networks, and
-        `num_threads_of_small_networks` is there too; so is `num_blas_threads` within it, in `engine="numpy"`.
+        and `gpus` (names). Where `few_threads` chooses, `num_threads` is the number of networks that get more than one,
+        and `num_threads_of_small_networks` is there too; so is `num_blas_threads` within it, in `engine="numpy"`.
 
     Examples:
         >>> execution_state()["num_threads"] == torch.get_num_threads()
@@ -414,7 +415,7 @@ def execution_state() -> dict[str, Any]:
         "torch_version": str(torch.__version__),
         "num_threads": _THREADS_AT_IMPORT if _chosen and _chooses_threads() else torch.get_num_threads(),
         **({"num_threads_of_small_networks": 1} if _chooses_threads() else {}),
-        **({"num_blas_threads": max(_blas_threads(), default=1)} if "numpy" in _engines else {}),
+        **({"num_blas_threads": _num_blas_threads()} if "numpy" in _engines else {}),
         "num_processes": Ranks.current().size,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -442,7 +443,7 @@ def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, An
     current = execution_state() if current is None else current
     saved, current = ({"num_processes": 1, **state} for state in (saved, current))  # earlier versions did not say
     if "num_blas_threads" in saved:
-        current.setdefault("num_blas_threads", max(_blas_threads(), default=1))
+        current.setdefault("num_blas_threads", _num_blas_threads())
     else:
         current.pop("num_blas_threads", None)
     differing = sorted(key for key in {*saved, *current} if saved.get(key) != current.get(key))
@@ -450,8 +451,8 @@ def warn_if_execution_differs(saved: Mapping[str, Any], current: Mapping[str, An
         listed = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differing)
         warnings.warn(
             f"The resumed run will not repeat the saved one bit for bit: {listed}. "
-            "Set them as they were if it has to (num_threads: torch.set_num_threads; num_blas_threads: the variable "
-            "OPENBLAS_NUM_THREADS).",
+            "Set them as they were if it has to (num_threads: torch.set_num_threads; num_blas_threads: "
+            "OPENBLAS_NUM_THREADS before the start; both: --num-threads of a command).",
             RuntimeWarning,
             stacklevel=2,
         )

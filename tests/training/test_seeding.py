@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from rlsmooth.training import (
@@ -235,8 +238,8 @@ def test_a_number_of_threads_that_the_user_sets_stays(
 class Library:
     """A library of matrix products, as `threadpoolctl` controls it."""
 
-    def __init__(self) -> None:
-        self.number = 4
+    def __init__(self, name: str, number: int) -> None:
+        self.filepath, self.internal_api, self.number = name, "openblas", number
 
     def get_num_threads(self) -> int:
         return self.number
@@ -245,34 +248,64 @@ class Library:
         self.number = number
 
 
+class Controller:
+    def __init__(self, libraries: list[Library]) -> None:
+        self.lib_controllers = libraries
+
+    def select(self, filepath: list[str]) -> Controller:
+        return Controller([library for library in self.lib_controllers if library.filepath in filepath])
+
+    @contextlib.contextmanager
+    def limit(self, limits: int) -> Iterator[None]:
+        before = [library.number for library in self.lib_controllers]
+        for library in self.lib_controllers:
+            library.set_num_threads(limits)
+        yield
+        for library, number in zip(self.lib_controllers, before, strict=True):
+            library.set_num_threads(number)
+
+
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> list[Library]:
     """Two libraries, as with numpy and OpenCV, on a machine of four cores."""
     for name in ("OMP", "MKL", "OPENBLAS"):
         monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)
-    found = [Library(), Library()]
-    monkeypatch.setattr("rlsmooth.training.seeding._BLAS", found)
-    monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", [4, 4])
+    found = [Library("numpy", 4), Library("opencv", 3)]
+    monkeypatch.setattr("rlsmooth.training.seeding._BLAS", Controller(found))
+    monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", {"numpy": 4, "opencv": 3})
     return found
 
 
 def test_numpys_engine_has_one_thread_for_networks_of_any_size(two_threads: None, libraries: list[Library]) -> None:
     with few_threads(SMALL, batch_size=1):
-        assert [library.number for library in libraries] == [4, 4]  # numpy computes nothing
+        assert [library.number for library in libraries] == [4, 3]  # numpy computes nothing
         assert "num_blas_threads" not in execution_state()
-    with pytest.raises(KeyError), few_threads(WIDE, batch_size=1, engine="numpy"):  # noqa: PT012
+    with few_threads(WIDE, batch_size=1, engine="numpy"):
         assert torch.get_num_threads() == 1
         assert [library.number for library in libraries] == [1, 1]
-        assert execution_state()["num_blas_threads"] == 1
-        raise KeyError
+        with few_threads(SMALL, batch_size=1):  # as of BCO's inverse dynamics
+            assert execution_state()["num_blas_threads"] == 1
+        libraries[0].number = 2  # as a callback may
+        assert execution_state()["num_blas_threads"] == 2
     assert torch.get_num_threads() == 2
-    assert [library.number for library in libraries] == [4, 4]
+    assert [library.number for library in libraries] == [4, 3]
+
+
+def test_a_library_that_shares_its_threads_with_torch_gives_no_false_alarm(
+    two_threads: None, libraries: list[Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Library, "get_num_threads", lambda _: torch.get_num_threads())
+    monkeypatch.setattr(Library, "set_num_threads", lambda _, number: torch.set_num_threads(number))
+    monkeypatch.setattr("rlsmooth.training.seeding._BLAS_THREADS_AT_IMPORT", {"numpy": 2, "opencv": 2})
+    for library in libraries:
+        library.number = 2
     with few_threads(SMALL, batch_size=1, engine="numpy"):
-        libraries[0].number = 3  # as a callback may
-    assert [library.number for library in libraries] == [3, 4]
+        saved = execution_state()
+    torch.set_num_threads(2)
+    assert warn_if_execution_differs(saved) == []
 
 
-@pytest.mark.parametrize("way", ["variable", "set"])
+@pytest.mark.parametrize("way", ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "set", "one"])
 def test_a_number_of_numpys_threads_that_the_user_sets_stays(
     way: str, two_threads: None, libraries: list[Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,17 +313,38 @@ def test_a_number_of_numpys_threads_that_the_user_sets_stays(
     with few_threads(SMALL, batch_size=1, engine="numpy"):
         chosen = execution_state()
     assert warn_if_execution_differs(chosen) == []
-    if way == "variable":
-        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
-    else:
+    if way == "set":
         set_threads(2)
-    number = libraries[0].number
+    elif way == "one":
+        libraries[1].number = 2
+    else:
+        monkeypatch.setenv(way, "4")
+    expected = {"OPENBLAS_NUM_THREADS": [4, 3], "MKL_NUM_THREADS": [1, 1], "set": [2, 2], "one": [1, 2]}[way]
     with few_threads(SMALL, batch_size=1, engine="numpy"):
-        assert [library.number for library in libraries] == [number, number]
-        assert execution_state()["num_blas_threads"] == number
-        assert warn_if_execution_differs(before) == []  # of torch's engine, or of earlier versions
-    with pytest.warns(RuntimeWarning, match=f"num_blas_threads was 1, is {number}.*OPENBLAS_NUM_THREADS"):
-        warn_if_execution_differs(chosen)
+        assert [library.number for library in libraries] == expected
+        assert execution_state()["num_blas_threads"] == max(expected)
+        if way != "MKL_NUM_THREADS":  # which is torch's too
+            assert warn_if_execution_differs(before) == []  # of torch's engine, or of earlier versions
+    if way != "MKL_NUM_THREADS":
+        with pytest.warns(RuntimeWarning, match=f"num_blas_threads was 1, is {max(expected)}.*OPENBLAS_NUM_THREADS"):
+            warn_if_execution_differs(chosen)
+
+
+def test_another_thread_may_set_numpys_number_afterwards() -> None:
+    """Of the real libraries."""
+    set_threads(torch.get_num_threads())
+    with few_threads(SMALL, batch_size=1, engine="numpy"):
+        pass
+    seen = []
+
+    def work() -> None:
+        with threadpool_limits(2, user_api="blas"):
+            seen.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert set(seen) <= {2}
 
 
 def test_a_number_that_a_callback_sets_stays_within_it_too(two_threads: None) -> None:
