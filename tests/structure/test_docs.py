@@ -377,6 +377,20 @@ def test_a_tutorial_has_a_figure_that_is_small(name: str) -> None:
     compile(TUTORIALS[name].read_text(encoding="utf-8"), name, "exec")
 
 
+def is_said(words: str, printed: str) -> bool:
+    """Whether it is printed, with numbers within 0.02 or 5 %: on other processors training rounds in another way."""
+    number = r"[+-]?\d+(?:\.\d+)?"
+    stored = [float(one) for one in re.findall(number, words)]
+    pattern = re.sub(r"(\\ )+", r"\\s+", number.join(re.escape(part) for part in re.split(number, words)))
+    found = ([float(one) for one in re.findall(number, text)] for text in re.findall(pattern, printed))
+    return any(one == pytest.approx(stored, rel=0.05, abs=0.02) for one in found)
+
+
+def test_numbers_are_said_within_rounding() -> None:
+    assert is_said("hard   accuracy 0.846, slips -0.041", "a hard  accuracy 0.841, slips -0.039 b")
+    assert not is_said("hard accuracy 0.846", "hard accuracy 0.746, soft accuracy 0.846")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_in_two_minutes(name: str, programs: Any, tmp_path: Path) -> None:
@@ -384,7 +398,7 @@ def test_a_tutorial_runs_in_two_minutes(name: str, programs: Any, tmp_path: Path
     program += f"runpy.run_path({str(REPOSITORY / 'docs' / 'draw.py')!r}, run_name='__main__')"
     finished = programs.run(program, tmp_path, warnings_are_errors=True)
     assert finished.returncode == 0, finished.stderr
-    assert [words for words in SAYS[name] if words not in finished.stdout] == [], finished.stdout
+    assert [words for words in SAYS[name] if not is_said(words, finished.stdout)] == [], finished.stdout
     assert int(re.findall(r"(\d+) s$", finished.stdout)[-1]) < 120
     drawn, kept = (folder / f"{name}.png" for folder in (tmp_path, REPOSITORY / "docs" / "images"))
     assert abs(drawn.stat().st_size / kept.stat().st_size - 1) < 0.2
