@@ -143,7 +143,7 @@ class AdversarialImitation(ABC):
     that its schedules, callbacks and progress bar run over the whole budget. `GAIL` documents the arguments.
     """
 
-    STEPS_AN_UPDATE: ClassVar[int | None] = None
+    STEPS_AN_UPDATE: ClassVar[int | None] = None  # of an on-policy round, by default; None: two updates a round
     ADDED_ARGUMENTS: ClassVar[dict[str, Any]] = {}  # arguments that older files lack, as their runs were trained
     _learns_absorbing = True  # whether steps in the absorbing state are in the discriminator's batches
 

@@ -234,17 +234,16 @@ class Tree(ComparedByFields):
 
     def _shares_of(self, labels: Tensor, decay: float, include_label: bool) -> tuple[Tensor, Tensor, Tensor]:
         """`_shares` of the classes `labels` [...], from rows `[..., K]`: the compiler can't trace the way up a tree."""
-        device = labels.device
+        device, dtype = labels.device, weight_dtype(labels.device)
         edges = self.distance(labels.unsqueeze(-1), torch.arange(self.num_classes, device=device))
-        values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=torch.float64, device=device))
+        values = minus_exponents(decay, torch.arange(2 * self._deepest + 1, dtype=dtype, device=device))
         counts = torch.ones_like(edges, dtype=torch.bool) if include_label else edges > 0
         nearest = edges.masked_fill(~counts, len(values) - 1).amin(-1)
         falls = values.exp()[(edges - nearest.unsqueeze(-1)).clamp(min=0)]
         shift, scale = values[nearest], 1 / falls.masked_fill(~counts, 0.0).sum(-1)
         if not include_label:
             values = values.masked_fill(torch.arange(len(values), device=device) == 0, -torch.inf)
-        dtype = weight_dtype(device)
-        return values.to(dtype), shift.to(dtype), scale.to(dtype)
+        return values, shift, scale
 
     @staticmethod
     def from_parents(

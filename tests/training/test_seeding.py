@@ -344,7 +344,7 @@ def test_another_thread_may_set_numpys_number_afterwards() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert set(seen) <= {2}
+    assert seen == [2] * len([one for one in threadpool_info() if one["user_api"] == "blas"])
 
 
 def test_a_number_that_a_callback_sets_stays_within_it_too(two_threads: None) -> None:

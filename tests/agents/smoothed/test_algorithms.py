@@ -471,7 +471,7 @@ SLOW = {"batch_size": 256, "n_epochs": 10, "gae_lambda": 0.8, "gamma": 0.98, "le
     ("env", "target", "steps", "fallen", "given"),
     [
         (lambda: IdentityEnv(4), 0.6, (2_000, 7_000), 0.2, QUICK),  # solved within a few updates
-        pytest.param("CartPole-v1", 0.9, (10_000, 20_000), 0.85, SLOW, marks=pytest.mark.slow),
+        pytest.param("CartPole-v1", 0.9, (20_000, 20_000), 0.81, SLOW, marks=pytest.mark.slow),
     ],
 )
 def test_a_target_holds_where_entropy_would_fall(
